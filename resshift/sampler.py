@@ -1,0 +1,89 @@
+"""The reverse loop: from the degraded latent y0 to a clean one in T steps.
+
+    x_T     = y0 + kappa sqrt(eta_T) noise(T)
+    x0_pred = denoise(x_t, t)
+    x_{t-1} = (eta_{t-1} / eta_t) x_t + (alpha_t / eta_t) x0_pred + sqrt(kappa^2 (eta_{t-1} / eta_t) alpha_t) noise(t - 1)
+
+The variance of the last step is zero, so the result is the last x0_pred. What denoises, and where noise comes from, is the caller's:
+a network over the whole latent, the same network tile by tile (`resshift.tiling`), or in tests a function that knows the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from resshift.diffusion import Target, predict_x0, prior_sample, q_posterior, scale_input
+from resshift.schedule import ShiftSchedule
+
+
+class Denoise(Protocol):
+    """Predict x0 from x_t: both (B, Z, h, w), x_t not scaled; t is int64 (B,), index i = the paper's t = i + 1."""
+
+    def __call__(self, x_t: Tensor, t: Tensor, /) -> Tensor: ...
+
+
+class SamplingStep(NamedTuple):
+    """State after one reverse step: `t` is the index that was denoised, `x_prev` the latent handed to the next step."""
+
+    t: int
+    x0_pred: Tensor
+    x_prev: Tensor
+
+
+def trajectory(denoise: Denoise, y0: Tensor, schedule: ShiftSchedule, noise: Callable[[int], Tensor]) -> Iterator[SamplingStep]:
+    """Walk the reverse chain and yield after every step, so that a caller can show progress or stop.
+
+    Args:
+        denoise: prediction of x0.
+        y0: degraded latent, (B, Z, h, w).
+        schedule: shifting sequence of T steps.
+        noise: `noise(step)` returns standard normal noise of y0's shape. It is asked once for each of T (the prior), T - 1, ..., 0, in this
+            order; the last draw has weight zero and is there so that a sequential generator advances as the released code does.
+    """
+    x_t = prior_sample(y0, noise(schedule.steps), schedule)
+    for i in range(schedule.steps - 1, -1, -1):
+        t = torch.full((y0.shape[0],), i, dtype=torch.int64, device=y0.device)
+        x0_pred = denoise(x_t, t)
+        posterior = q_posterior(x0_pred, x_t, t, schedule)
+        x_t = posterior.mean + posterior.variance.sqrt() * noise(i)
+        yield SamplingStep(i, x0_pred, x_t)
+
+
+def sample(denoise: Denoise, y0: Tensor, schedule: ShiftSchedule, noise: Callable[[int], Tensor]) -> Tensor:
+    """Run the whole reverse chain and return the clean latent, same shape as y0. Arguments as in `trajectory`."""
+    x_prev = y0
+    for step in trajectory(denoise, y0, schedule, noise):
+        x_prev = step.x_prev
+    return x_prev
+
+
+def network_denoiser(
+    network: Callable[..., Tensor],
+    lq: Tensor,
+    y0: Tensor,
+    schedule: ShiftSchedule,
+    target: Target | str = Target.X0,
+    mask: Tensor | None = None,
+    latent: bool = True,
+) -> Denoise:
+    """Wrap a network that sees the scaled x_t and the low-quality picture into a `Denoise`.
+
+    Args:
+        network: `network(x_scaled, t, lq, mask)`, for example `resshift.unet.UNetSwin`.
+        lq: low-quality picture in [-1, 1], (B, 3, h_lq, w_lq), at the resolution that the network was built for.
+        y0: degraded latent, (B, Z, h, w).
+        schedule: shifting sequence.
+        target: what the network's output means.
+        mask: 1 = hole and -1 = kept, (B, 1, h_lq, w_lq), for inpainting.
+        latent: rule of `scale_input`.
+    """
+
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        output = network(scale_input(x_t, t, schedule, latent), t, lq, mask)
+        return predict_x0(output, x_t, y0, t, schedule, target)
+
+    return denoise

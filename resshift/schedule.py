@@ -1,0 +1,150 @@
+"""The shifting sequence eta_1 < ... < eta_T and everything that follows from it.
+
+    sqrt(eta_t) = sqrt(eta_1) * b0 ** beta_t
+    beta_t      = ((t - 1) / (T - 1)) ** p * (T - 1)
+    b0          = exp(log(eta_T / eta_1) / (2 (T - 1)))
+    alpha_t     = eta_t - eta_{t-1},  eta_0 = 0                                (Yue, Wang and Loy, "ResShift", NeurIPS 2023)
+
+which is the same as `sqrt(eta_t) = sqrt(eta_1) * (sqrt(eta_T) / sqrt(eta_1)) ** (((t - 1) / (T - 1)) ** p)`.
+
+Index rule, stated once: every array has length T and entry i belongs to the paper's t = i + 1. The network receives i.
+
+A name that contains `sqrt_` holds a root and nothing else does. (The released code calls sqrt(eta_T) `etas_end`: its 0.99 is a root,
+so eta_T = 0.9801 there and 0.999 in the paper. Released weights need the released form.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as config_dataclass
+
+Float64Array = NDArray[np.float64]
+
+
+@config_dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
+class ScheduleConfig:
+    """Which shifting sequence a model was trained with.
+
+    `min_noise` and `sqrt_eta_end` are read by the released form only.
+    """
+
+    form: Literal["released", "paper"] = "released"
+    steps: int = 4
+    kappa: float = 2.0
+    power: float = 0.3
+    min_noise: float = 0.2
+    sqrt_eta_end: float = 0.99
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"schedule.steps must be at least 1, got {self.steps}")
+        for name in ("kappa", "power", "min_noise"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"schedule.{name} must be positive, got {getattr(self, name)}")
+        if not 0 < self.sqrt_eta_end <= 1:
+            raise ValueError(f"schedule.sqrt_eta_end must lie in (0, 1], got {self.sqrt_eta_end}")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ShiftSchedule:
+    """A shifting sequence with its posterior coefficients, all float64 of length T.
+
+        q(x_t | x0, y0)         = N(x0 + eta_t (y0 - x0), kappa^2 eta_t I)
+        q(x_{t-1} | x_t, x0, y0) : mean = (eta_{t-1} / eta_t) x_t + (alpha_t / eta_t) x0,  variance = kappa^2 (eta_{t-1} / eta_t) alpha_t
+
+    Args:
+        sqrt_eta: increasing, in (0, 1], shape (T,).
+        kappa: noise level at eta = 1, in units of the latent.
+    """
+
+    sqrt_eta: Float64Array
+    kappa: float
+
+    def __post_init__(self) -> None:
+        if self.sqrt_eta.ndim != 1 or not len(self.sqrt_eta):
+            raise ValueError(f"sqrt_eta must be a non-empty vector, got shape {self.sqrt_eta.shape}")
+        if self.sqrt_eta[0] <= 0 or self.sqrt_eta[-1] > 1 or np.any(np.diff(self.sqrt_eta) <= 0):
+            raise ValueError(f"sqrt_eta must increase strictly within (0, 1], got {self.sqrt_eta.tolist()}")
+        self.sqrt_eta.setflags(write=False)
+
+    @classmethod
+    def released(
+        cls, steps: int = 4, kappa: float = 2.0, min_noise: float = 0.2, power: float = 0.3, sqrt_eta_end: float = 0.99
+    ) -> ShiftSchedule:
+        """Return the sequence of the released weights: sqrt(eta_1) = min(min_noise / kappa, min_noise), sqrt(eta_T) = sqrt_eta_end."""
+        return cls(_powered_curve(min(min_noise / kappa, min_noise), sqrt_eta_end, steps, power), kappa)
+
+    @classmethod
+    def paper(cls, steps: int = 15, kappa: float = 2.0, power: float = 0.3) -> ShiftSchedule:
+        """Return the sequence of the paper: eta_1 = min((0.04 / kappa)^2, 0.001), eta_T = 0.999."""
+        return cls(_powered_curve(np.sqrt(min((0.04 / kappa) ** 2, 0.001)), np.sqrt(0.999), steps, power), kappa)
+
+    @classmethod
+    def from_config(cls, config: ScheduleConfig) -> ShiftSchedule:
+        """Return the sequence that `config` names."""
+        if config.form == "paper":
+            return cls.paper(config.steps, config.kappa, config.power)
+        return cls.released(config.steps, config.kappa, config.min_noise, config.power, config.sqrt_eta_end)
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return len(self.sqrt_eta)
+
+    @property
+    def eta(self) -> Float64Array:
+        """eta_t."""
+        return self.sqrt_eta**2
+
+    @property
+    def eta_prev(self) -> Float64Array:
+        """eta_{t-1}, with eta_0 = 0."""
+        return np.concatenate([[0.0], self.eta[:-1]])
+
+    @property
+    def alpha(self) -> Float64Array:
+        """alpha_t = eta_t - eta_{t-1}."""
+        return self.eta - self.eta_prev
+
+    @property
+    def noise_std(self) -> Float64Array:
+        """kappa sqrt(eta_t), the standard deviation of the noise in x_t."""
+        return self.kappa * self.sqrt_eta
+
+    @property
+    def latent_input_std(self) -> Float64Array:
+        """sqrt(1 + kappa^2 eta_t), the standard deviation of x_t when the latent has unit variance."""
+        return np.sqrt(1 + self.noise_std**2)
+
+    @property
+    def pixel_input_range(self) -> Float64Array:
+        """1 + 3 kappa sqrt(eta_t), the range of [-1, 1] plus three standard deviations of the noise."""
+        return 1 + 3 * self.noise_std
+
+    @property
+    def posterior_coef_xt(self) -> Float64Array:
+        """eta_{t-1} / eta_t, the weight of x_t in the posterior mean."""
+        return self.eta_prev / self.eta
+
+    @property
+    def posterior_coef_x0(self) -> Float64Array:
+        """alpha_t / eta_t, the weight of x0 in the posterior mean."""
+        return self.alpha / self.eta
+
+    @property
+    def posterior_variance(self) -> Float64Array:
+        """kappa^2 (eta_{t-1} / eta_t) alpha_t; zero at t = 1, so the last step returns x0 exactly."""
+        return self.kappa**2 * self.posterior_coef_xt * self.alpha
+
+
+def _powered_curve(sqrt_eta_1: float, sqrt_eta_end: float, steps: int, power: float) -> Float64Array:
+    if steps == 1:
+        # The formula divides by T - 1. One step goes from eta_T to x0, so only the end of the curve is left.
+        return np.array([sqrt_eta_end], dtype=np.float64)
+    fraction = np.arange(steps, dtype=np.float64) / (steps - 1)
+    return sqrt_eta_1 * (sqrt_eta_end / sqrt_eta_1) ** (fraction**power)

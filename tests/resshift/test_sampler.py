@@ -1,0 +1,68 @@
+"""The reverse loop with denoisers that know the answer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from resshift.sampler import network_denoiser, sample, trajectory
+from resshift.schedule import ShiftSchedule
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kappa", [0.1, 1.0, 2.0])
+@pytest.mark.parametrize("steps", [1, 2, 4, 15])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_oracle_denoiser_gives_x0_exactly(kappa: float, steps: int, seed: int) -> None:
+    x0, y0 = normal(2, 3, 8, 6, seed=10), normal(2, 3, 8, 6, seed=11)
+    schedule = ShiftSchedule.released(steps, kappa)
+    out = sample(lambda x_t, t: x0, y0, schedule, lambda step: normal(2, 3, 8, 6, seed=100 * seed + step))
+    assert torch.equal(out, x0)
+
+
+def test_noise_is_asked_for_in_the_order_of_the_released_code() -> None:
+    asked: list[int] = []
+
+    def noise(step: int) -> Tensor:
+        asked.append(step)
+        return torch.zeros(1, 1, 2, 2)
+
+    y0 = torch.zeros(1, 1, 2, 2)
+    sample(lambda x_t, t: x_t, y0, ShiftSchedule.released(4), noise)
+    assert asked == [4, 3, 2, 1, 0]
+
+
+def test_chain_has_the_marginals_of_the_forward_process() -> None:
+    """With the true x0 as prediction, x_{t-1} is distributed as q(x_{t-1} | x0, y0) when x_T is; checked by mean and variance."""
+    schedule = ShiftSchedule.released(4, kappa=1.0, min_noise=0.1)
+    x0, y0 = torch.full((1, 1, 200, 200), 0.5, dtype=torch.float64), torch.full((1, 1, 200, 200), -0.5, dtype=torch.float64)
+    # Starting from the exact marginal instead of the prior's approximation: the mean of x_T is x0 + eta_T (y0 - x0).
+    start = x0 + float(schedule.eta[-1]) * (y0 - x0)
+    for step in trajectory(lambda x_t, t: x0, start, schedule, lambda i: normal(1, 1, 200, 200, seed=i)):
+        if step.t == 0:
+            continue
+        eta = float(schedule.eta[step.t - 1])
+        assert step.x_prev.mean().item() == pytest.approx(0.5 - eta, abs=0.02)
+        assert step.x_prev.var().item() == pytest.approx(schedule.kappa**2 * eta, rel=0.05)
+
+
+def test_network_sees_scaled_input_and_unscaled_condition() -> None:
+    schedule = ShiftSchedule.released(4)
+    lq, y0, x_t = normal(1, 3, 4, 4, seed=0), normal(1, 3, 4, 4, seed=1), normal(1, 3, 4, 4, seed=2)
+    seen: dict[str, Tensor | None] = {}
+
+    def network(x: Tensor, t: Tensor, lq: Tensor, mask: Tensor | None) -> Tensor:
+        seen.update(x=x, lq=lq, mask=mask)
+        return torch.ones_like(x)
+
+    denoise = network_denoiser(network, lq, y0, schedule, "residual")
+    out = denoise(x_t, torch.tensor([3]))
+    expected = x_t / (1 + schedule.kappa**2 * schedule.eta[3]) ** 0.5
+    assert seen["x"] is not None
+    torch.testing.assert_close(seen["x"], expected)
+    assert seen["lq"] is lq
+    torch.testing.assert_close(out, y0 - 1)
