@@ -1,0 +1,236 @@
+"""Shifted-window attention on convolutional feature maps (Liu et al., "Swin Transformer", ICCV 2021), as ResShift's U-Net uses it.
+
+What differs from the classification Swin: GroupNorm over the map instead of LayerNorm over channels, 1x1 convolutions instead of linear
+layers outside the attention, and no residual around the whole layer: `BasicLayer` replaces the feature map.
+
+Shapes: B batch, C channels, H W the map, n windows in a picture, N = window^2 tokens in a window (row-major), k heads.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from einops import rearrange
+from timm.layers.mlp import Mlp
+from timm.layers.pos_embed_rel import gen_relative_position_index
+from timm.layers.weight_init import trunc_normal_
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class GroupNorm32(nn.GroupNorm):
+    """GroupNorm whose statistics are always float32, cast back to the input's dtype."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.group_norm(input.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps).to(input.dtype)
+
+
+MaskRule = Literal["released", "swin"]
+
+
+@lru_cache(maxsize=64)
+def shifted_window_mask(
+    height: int, width: int, window: int, shift: int, rule: MaskRule = "released", device: torch.device | None = None
+) -> Tensor:
+    """Return the additive mask of attention on a cyclically shifted map: 0, or -100 between tokens that must not see each other.
+
+        swin:     tokens that the shift brought together from opposite borders are separated, on both axes, as in the Swin paper.
+        released: what the released ResShift code computes. It cuts a channels-first map with channels-last slices, so only the windows of
+                  the last row get a mask, and it separates their right from their left part. Weights trained with it need it.
+
+    Args:
+        height: of the map, a multiple of `window`.
+        width: of the map, a multiple of `window`.
+        window: side of a window.
+        shift: how far the map was rolled, in (0, window).
+        rule: which of the two.
+        device: where the mask lives. It is cached for every size and device: building it at each call costs more than the attention.
+
+    Returns:
+        (n, N, N) float32. Shared by all callers: not to be written to.
+    """
+    if rule == "swin":
+        row_region = _region_of_each_position(height, window, shift)
+        column_region = _region_of_each_position(width, window, shift)
+        region = 3 * row_region[:, None] + column_region[None, :]
+    else:
+        in_last_row = torch.arange(height) >= height - window
+        in_right_part = torch.arange(width) % window >= window - shift
+        region = (in_last_row[:, None] & in_right_part[None, :]).long()
+    tokens = rearrange(region, "(a h) (b w) -> (a b) (h w)", h=window, w=window)
+    return torch.where(tokens[:, None, :] != tokens[:, :, None], -100.0, 0.0).to(device)
+
+
+def _region_of_each_position(length: int, window: int, shift: int) -> Tensor:
+    position = torch.arange(length)
+    return (position >= length - window).long() + (position >= length - shift).long()
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention inside windows, with a learned bias for each relative position.
+
+    Args:
+        dim: channels C.
+        window: side of a window.
+        num_heads: k; must divide C.
+    """
+
+    relative_position_index: Tensor
+
+    def __init__(self, dim: int, window: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, num_heads))
+        self.register_buffer("relative_position_index", gen_relative_position_index((window, window)))
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def position_bias(self) -> Tensor:
+        """Return the bias of every pair of tokens, (k, N, N)."""
+        return rearrange(self.relative_position_bias_table[self.relative_position_index], "i j k -> k i j")
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend inside each window.
+
+        Args:
+            x: (B, n, N, C).
+            mask: additive, (n, N, N), or None.
+
+        Returns:
+            (B, n, N, C).
+        """
+        q, k, v = rearrange(self.qkv(x), "b n i (three k d) -> three b n k i d", three=3, k=self.num_heads)
+        bias = self.position_bias().to(q.dtype)  # (k, N, N)
+        if mask is not None:
+            bias = bias + mask[:, None].to(q.dtype)  # (n, k, N, N)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.proj(rearrange(attended, "b n k i d -> b n i (k d)"))
+
+
+class SwinBlock(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)), on windows rolled by `shift`.
+
+    Args:
+        dim: channels C.
+        num_heads: of the attention.
+        window: side of a window.
+        shift: 0, or half a window.
+        mlp_ratio: hidden channels of the MLP over C.
+        mask_size: side of the map whose mask is kept as a buffer, as released checkpoints have it; masks of other sizes are cached.
+        mask_rule: see `shifted_window_mask`.
+        dropout: inside the MLP.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_heads: int,
+        window: int,
+        shift: int,
+        mlp_ratio: float,
+        mask_size: int,
+        mask_rule: MaskRule = "released",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.window = window
+        self.shift = shift
+        self.mask_rule: MaskRule = mask_rule
+        self.norm1 = GroupNorm32(32, dim)
+        self.attn = WindowAttention(dim, window, num_heads)
+        self.norm2 = GroupNorm32(32, dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=nn.GELU, drop=dropout, use_conv=True)
+        if shift:
+            self.register_buffer("attn_mask", shifted_window_mask(mask_size, mask_size, window, shift, mask_rule).clone())
+
+    def _attend(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        if self.shift:
+            x = torch.roll(x, (-self.shift, -self.shift), dims=(2, 3))
+        windows = rearrange(x, "b c (a h) (e w) -> b (a e) (h w) c", h=self.window, w=self.window)
+        mask = shifted_window_mask(height, width, self.window, self.shift, self.mask_rule, x.device) if self.shift else None
+        windows = self.attn(windows, mask)
+        x = rearrange(windows, "b (a e) (h w) c -> b c (a h) (e w)", a=height // self.window, h=self.window)
+        return torch.roll(x, (self.shift, self.shift), dims=(2, 3)) if self.shift else x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> same; H and W are multiples of the window."""
+        x = x + self._attend(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class _ChannelProjection(nn.Module):
+    """A 1x1 convolution, named as in released checkpoints."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x)
+
+
+class BasicLayer(nn.Module):
+    """Project to `embed_dim`, run `depth` Swin blocks (every second one shifted), project back. No residual around the layer.
+
+    Args:
+        channels: C of the feature map.
+        embed_dim: channels inside the blocks.
+        num_heads: of the attention.
+        depth: number of blocks.
+        window: side of a window.
+        map_size: side of the map at the training resolution. Where it is not larger than the window, the window is the whole map and
+            nothing is shifted; this is fixed at construction and holds for every input size, as in released weights.
+        mlp_ratio: hidden channels of the MLPs.
+        mask_rule: see `shifted_window_mask`.
+        dropout: inside the MLPs.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        embed_dim: int,
+        num_heads: int,
+        depth: int,
+        window: int,
+        map_size: int,
+        mlp_ratio: float = 4.0,
+        mask_rule: MaskRule = "released",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        shift = window // 2 if map_size > window else 0
+        self.window = min(window, map_size)
+        self.patch_embed = _ChannelProjection(channels, embed_dim)
+        self.blocks = nn.ModuleList(
+            SwinBlock(
+                dim=embed_dim,
+                num_heads=num_heads,
+                window=self.window,
+                shift=shift if i % 2 else 0,
+                mlp_ratio=mlp_ratio,
+                mask_size=map_size,
+                mask_rule=mask_rule,
+                dropout=dropout,
+            )
+            for i in range(depth)
+        )
+        self.patch_unembed = _ChannelProjection(embed_dim, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> same.
+
+        Raises:
+            ValueError: H or W is not a multiple of the window.
+        """
+        if x.shape[-2] % self.window or x.shape[-1] % self.window:
+            raise ValueError(f"a {x.shape[-2]}x{x.shape[-1]} map cannot be cut into {self.window}x{self.window} windows")
+        x = self.patch_embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.patch_unembed(x)

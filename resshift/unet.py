@@ -1,0 +1,287 @@
+"""The U-Net with Swin layers that predicts x0 from the scaled x_t, the step and the low-quality picture.
+
+Keys of `state_dict()` are those of the released checkpoints, so weights travel both ways with no conversion (118,593,583 parameters for
+realsr-x4). Groups of blocks are numbered as there: `input_blocks.0` is the first convolution, then for each level its residual blocks and a
+downsampling; `output_blocks` mirror them with skip connections.
+
+Shapes: B batch, Z latent channels, h w the latent, h_lq w_lq the low-quality picture (the latent's size for x4 with an f = 4 first stage).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resshift.swin import BasicLayer, GroupNorm32, MaskRule
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
+class UNetConfig:
+    """Shape of the network. The defaults are realsr-x4.
+
+    `attention_resolutions` name the sides of the feature maps, at the training size `image_size`, that get a Swin layer. `lq_size` is the
+    side of the low-quality picture that belongs to a latent of side `image_size`; when larger, a small strided extractor brings it down.
+    `shift_mask` is "released" for weights trained by the released code and "swin" for new training (`resshift.swin.shifted_window_mask`).
+    """
+
+    image_size: int = 64
+    in_channels: int = 3
+    out_channels: int = 3
+    model_channels: int = 160
+    channel_mult: tuple[int, ...] = (1, 2, 2, 4)
+    num_res_blocks: int | tuple[int, ...] = 2
+    attention_resolutions: tuple[int, ...] = (64, 32, 16, 8)
+    num_head_channels: int = 32
+    swin_embed_dim: int = 192
+    swin_depth: int = 2
+    window_size: int = 8
+    mlp_ratio: float = 4.0
+    shift_mask: MaskRule = "released"
+    cond_lq: bool = True
+    cond_mask: bool = False
+    lq_size: int = 64
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        levels = len(self.channel_mult)
+        if not levels:
+            raise ValueError("model.channel_mult must name at least one level")
+        if not isinstance(self.num_res_blocks, int) and len(self.num_res_blocks) != levels:
+            raise ValueError(f"model.num_res_blocks must be one number or {levels} numbers, got {self.num_res_blocks}")
+        if any(self.model_channels * mult % 32 for mult in self.channel_mult) or self.swin_embed_dim % 32:
+            raise ValueError(
+                f"model.model_channels x channel_mult and swin_embed_dim must be multiples of 32 (GroupNorm has 32 groups), "
+                f"got {self.model_channels} x {self.channel_mult} and {self.swin_embed_dim}"
+            )
+        if self.swin_embed_dim % self.num_head_channels:
+            raise ValueError(
+                f"model.swin_embed_dim ({self.swin_embed_dim}) must be a multiple of num_head_channels ({self.num_head_channels})"
+            )
+        if self.image_size % self.size_multiple and self.image_size >= self.size_multiple:
+            raise ValueError(f"model.image_size must be a multiple of {self.size_multiple}, got {self.image_size}")
+        ratio = self.lq_size / self.image_size
+        if ratio < 1 or not math.log2(ratio).is_integer():
+            raise ValueError(
+                f"model.lq_size must be image_size times a power of two ({self.image_size}, {2 * self.image_size}, ...), got {self.lq_size}"
+            )
+        if self.cond_mask and not self.cond_lq:
+            raise ValueError("model.cond_mask needs cond_lq: the mask is concatenated to the low-quality picture")
+
+    @property
+    def res_blocks(self) -> tuple[int, ...]:
+        """Number of residual blocks of each level."""
+        return (self.num_res_blocks,) * len(self.channel_mult) if isinstance(self.num_res_blocks, int) else self.num_res_blocks
+
+    @property
+    def size_multiple(self) -> int:
+        """Sides of the latent must be multiples of this: every level with attention must be cut into whole windows."""
+        deepest = len(self.channel_mult) - 1
+        multiple = 2**deepest
+        for i_level in range(deepest + 1):
+            side = self.image_size >> i_level
+            if side in self.attention_resolutions or i_level == deepest:  # the middle always attends
+                multiple = max(multiple, min(self.window_size, side) << i_level)
+        return multiple
+
+    @property
+    def lq_ratio(self) -> int:
+        """Side of the low-quality picture over side of the latent."""
+        return self.lq_size // self.image_size
+
+
+def timestep_embedding(t: Tensor, dim: int) -> Tensor:
+    """Return [cos(t f_k) | sin(t f_k)], f_k = 10000^(-k / (dim // 2)); an odd dim is padded with a zero.
+
+    Args:
+        t: step indices, (B,).
+        dim: length of the embedding.
+
+    Returns:
+        (B, dim) float32.
+    """
+    half = dim // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angle = t.float()[:, None] * frequencies
+    return F.pad(torch.cat([angle.cos(), angle.sin()], dim=1), (0, dim % 2))
+
+
+class ResBlock(nn.Module):
+    """Two normalised 3x3 convolutions with a residual; the step's embedding scales and shifts the second normalisation."""
+
+    def __init__(self, in_channels: int, out_channels: int, embed_channels: int, dropout: float) -> None:
+        super().__init__()
+        self.in_layers = nn.Sequential(GroupNorm32(32, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embed_channels, 2 * out_channels))
+        last = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)  # a new block starts as the identity (or as its 1x1 skip)
+        self.out_layers = nn.Sequential(GroupNorm32(32, out_channels), nn.SiLU(), nn.Dropout(dropout), last)
+        self.skip_connection = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """(B, C_in, h, w), (B, E) -> (B, C_out, h, w)."""
+        h = self.in_layers(x)
+        scale, shift = self.emb_layers(embedding).to(h.dtype)[:, :, None, None].chunk(2, dim=1)
+        norm, *rest = self.out_layers
+        h = norm(h) * (1 + scale) + shift
+        for layer in rest:
+            h = layer(h)
+        return self.skip_connection(x) + h
+
+
+class Downsample(nn.Module):
+    """Halve the sides by a strided 3x3 convolution with symmetric padding."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """Double the sides by nearest neighbour and a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class Stage(nn.Sequential):
+    """Layers run in turn; residual blocks also receive the step's embedding."""
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:  # type: ignore[override]
+        for layer in self:
+            x = layer(x, embedding) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+class UNetSwin(nn.Module):
+    """Predict x0 (or another target) from the scaled x_t, the step, the low-quality picture and, for inpainting, a mask."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        base = config.model_channels
+        embed_channels = 4 * base
+        self.time_embed = nn.Sequential(nn.Linear(base, embed_channels), nn.SiLU(), nn.Linear(embed_channels, embed_channels))
+
+        cond_channels = (3 + config.cond_mask) if config.cond_lq else 0
+        if config.lq_ratio > 1 and config.cond_lq:
+            self.feature_extractor, cond_channels = _feature_extractor(cond_channels, config.lq_ratio)
+        else:
+            self.feature_extractor = nn.Identity()
+
+        def swin_layer(channels: int, side: int) -> BasicLayer:
+            return BasicLayer(
+                channels=channels,
+                embed_dim=config.swin_embed_dim,
+                num_heads=config.swin_embed_dim // config.num_head_channels,
+                depth=config.swin_depth,
+                window=config.window_size,
+                map_size=side,
+                mlp_ratio=config.mlp_ratio,
+                mask_rule=config.shift_mask,
+                dropout=config.dropout,
+            )
+
+        channels = base * config.channel_mult[0]
+        side = config.image_size
+        self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(config.in_channels + cond_channels, channels, 3, padding=1))])
+        skip_channels = [channels]
+        last_level = len(config.channel_mult) - 1
+        for i_level, (mult, num_blocks) in enumerate(zip(config.channel_mult, config.res_blocks, strict=True)):
+            for i_block in range(num_blocks):
+                layers: list[nn.Module] = [ResBlock(channels, base * mult, embed_channels, config.dropout)]
+                channels = base * mult
+                if side in config.attention_resolutions and i_block == 0:
+                    layers.append(swin_layer(channels, side))
+                self.input_blocks.append(Stage(*layers))
+                skip_channels.append(channels)
+            if i_level < last_level:
+                self.input_blocks.append(Stage(Downsample(channels, channels)))
+                skip_channels.append(channels)
+                side //= 2
+
+        self.middle_block = Stage(
+            ResBlock(channels, channels, embed_channels, config.dropout),
+            swin_layer(channels, side),
+            ResBlock(channels, channels, embed_channels, config.dropout),
+        )
+
+        self.output_blocks = nn.ModuleList()
+        for i_level in range(last_level, -1, -1):
+            out_channels = base * config.channel_mult[i_level]
+            for i_block in range(config.res_blocks[i_level] + 1):
+                layers = [ResBlock(channels + skip_channels.pop(), out_channels, embed_channels, config.dropout)]
+                channels = out_channels
+                if side in config.attention_resolutions and i_block == 0:
+                    layers.append(swin_layer(channels, side))
+                if i_level and i_block == config.res_blocks[i_level]:
+                    layers.append(Upsample(channels))
+                    side *= 2
+                self.output_blocks.append(Stage(*layers))
+
+        self.out = nn.Sequential(GroupNorm32(32, channels), nn.SiLU(), nn.Conv2d(channels, config.out_channels, 3, padding=1))
+
+    def forward(self, x: Tensor, t: Tensor, lq: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Predict the target.
+
+        Args:
+            x: scaled noisy latent, (B, Z, h, w); h and w are multiples of `config.size_multiple`.
+            t: step indices in [0, T), (B,).
+            lq: low-quality picture in [-1, 1], (B, 3, h_lq, w_lq) with h_lq = h * config.lq_ratio. Needed when `cond_lq`.
+            mask: 1 = hole, -1 = kept, (B, 1, h_lq, w_lq). Needed when `cond_mask`.
+
+        Returns:
+            (B, out_channels, h, w).
+
+        Raises:
+            ValueError: a condition is missing, unexpected, or of the wrong shape.
+        """
+        embedding = self.time_embed(timestep_embedding(t, self.config.model_channels))  # (B, E)
+        condition = self._condition(x, lq, mask)
+        h = x if condition is None else torch.cat([x, self.feature_extractor(condition.to(x.dtype))], dim=1)
+        skips: list[Tensor] = []
+        for stage in self.input_blocks:
+            h = stage(h, embedding)
+            skips.append(h)
+        h = self.middle_block(h, embedding)
+        for stage in self.output_blocks:
+            h = stage(torch.cat([h, skips.pop()], dim=1), embedding)
+        return self.out(h)
+
+    def _condition(self, x: Tensor, lq: Tensor | None, mask: Tensor | None) -> Tensor | None:
+        config = self.config
+        if x.ndim != 4 or x.shape[1] != config.in_channels or x.shape[2] % config.size_multiple or x.shape[3] % config.size_multiple:
+            raise ValueError(
+                f"x must be (B, {config.in_channels}, h, w) with h and w multiples of {config.size_multiple}, got {tuple(x.shape)}"
+            )
+        for name, value, needed, channels in (("lq", lq, config.cond_lq, 3), ("mask", mask, config.cond_mask, 1)):
+            if (value is not None) != needed:
+                raise ValueError(f"this network {'needs' if needed else 'takes no'} {name}, got {'nothing' if value is None else 'one'}")
+            expected = (x.shape[0], channels, x.shape[2] * config.lq_ratio, x.shape[3] * config.lq_ratio)
+            if value is not None and tuple(value.shape) != expected:
+                raise ValueError(f"{name} must have shape {expected} for x of shape {tuple(x.shape)}, got {tuple(value.shape)}")
+        if lq is None:
+            return None
+        return lq if mask is None else torch.cat([lq, mask], dim=1)
+
+
+def _feature_extractor(in_channels: int, ratio: int) -> tuple[nn.Sequential, int]:
+    """Bring the condition down by `ratio` with strided convolutions of 16, 32, 64 ... channels; return it and its output channels."""
+    layers: list[nn.Module] = []
+    width = 16
+    for _ in range(int(math.log2(ratio))):
+        layers += [nn.Conv2d(in_channels, width, 3, padding=1), nn.SiLU(), Downsample(width, 2 * width)]
+        in_channels = width = 2 * width
+    return nn.Sequential(*layers), width
