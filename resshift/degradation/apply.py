@@ -1,0 +1,83 @@
+"""Apply a drawn degradation to a picture: a pure function of (pixels, parameters).
+
+`DegradationParams` is a list of operations, applied in order to a float32 picture in [0, 1]. Only noise and JPEG clip; blur and bicubic may
+leave [0, 1] in between, as in the official chain. The last step rounds to 8 bits. Nothing here draws choices: see `recipe.draw`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from resshift.degradation.jpeg import Jpeg, compress, to_u8
+from resshift.degradation.kernels import Blur, blur
+from resshift.degradation.noise import Noise, add_noise
+from resshift.degradation.resize import Resize, imresize, resize
+
+Operation = Annotated[Blur | Resize | Noise | Jpeg, Field(discriminator="op")]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
+class DegradationParams:
+    """Everything that was drawn for one sample. Stored beside the pair, it reproduces the low-quality picture byte for byte."""
+
+    scale: int
+    ops: tuple[Operation, ...]
+
+    def __post_init__(self) -> None:
+        if self.scale < 1:
+            raise ValueError(f"scale {self.scale}: must be at least 1")
+
+    def to_json(self) -> str:
+        """Return the parameters as one line of JSON; floats survive the round trip exactly."""
+        return TypeAdapter(type(self)).dump_json(self).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Read what `to_json` wrote; unknown fields and impossible values are errors."""
+        return TypeAdapter(cls).validate_json(text)
+
+
+def _resized(image: NDArray[np.float32], op: Resize, hq_shape: tuple[int, int], scale: int) -> NDArray[np.float32]:
+    if op.mode == "matlab_bicubic":
+        return imresize(image, 1 / scale)
+    divisor = scale if op.of == "lq" else 1
+    height, width = (max(1, int(side // divisor * op.factor)) for side in hq_shape)
+    return resize(image, height, width, op.mode)
+
+
+def degrade(hq_u8: NDArray[np.uint8], params: DegradationParams) -> NDArray[np.uint8]:
+    """Return the low-quality picture of a clean one.
+
+    Args:
+        hq_u8: (H, W, 3) uint8 RGB; H and W are multiples of `params.scale`. Not modified.
+        params: from `draw`, or read back with `DegradationParams.from_json`.
+
+    Returns:
+        (H / scale, W / scale, 3) uint8 RGB. Equal arguments give equal bytes.
+    """
+    if hq_u8.dtype != np.uint8 or hq_u8.ndim != 3 or hq_u8.shape[2] != 3:
+        raise ValueError(f"hq_u8 of shape {hq_u8.shape} and dtype {hq_u8.dtype}: must be (H, W, 3) uint8")
+    height, width = hq_u8.shape[:2]
+    scale = params.scale
+    if height % scale or width % scale or min(height, width) == 0:
+        raise ValueError(f"hq_u8 of {height}x{width} pixels (height x width): both sides must be multiples of the scale {scale}")
+    image = hq_u8.astype(np.float32) * np.float32(1 / 255)
+    for op in params.ops:
+        match op:
+            case Blur():
+                image = blur(image, op.kernel)
+            case Resize():
+                image = _resized(image, op, (height, width), scale)
+            case Noise():
+                image = add_noise(image, op)
+            case Jpeg():
+                image = compress(image, op.quality)
+    target = (height // scale, width // scale)
+    if image.shape[:2] != target:
+        raise ValueError(f"params.ops end at {image.shape[0]}x{image.shape[1]} pixels: must end at {target[0]}x{target[1]}")
+    return to_u8(image)

@@ -1,0 +1,149 @@
+"""Blur kernels of the Real-ESRGAN degradation, from their closed formulas.
+
+With p = (x, y) the offset from the centre in pixels (x to the right, y downwards), Sigma = U diag(sigma_x^2, sigma_y^2) U^T,
+U = [[cos theta, -sin theta], [sin theta, cos theta]] and q = p^T Sigma^-1 p:
+
+    Gaussian             k(p) ~ exp(-q / 2)
+    generalised Gaussian k(p) ~ exp(-q^beta / 2)          (beta = 1 is the Gaussian; smaller is sharper, larger is flatter)
+    plateau              k(p) ~ 1 / (1 + q^beta)
+    sinc                 k(p) ~ omega J1(omega r) / (2 pi r),  r = |p|,  k(0) = omega^2 / (4 pi)
+    pulse                k(p) = 1 at the centre, else 0
+
+Every kernel is sampled at the pixel centres and divided by its sum. J1 is the Bessel function of the first kind and order one: the
+sinc kernel is the ideal low-pass filter with a circular pass band of radius omega rad/pixel, cut to size x size, and rings.
+
+References: Wang et al., "Real-ESRGAN: Training Real-World Blind Super-Resolution with Pure Synthetic Data", ICCVW 2021 (blur and sinc
+sections); Liu, Zhang and Liu, "Estimating Generalized Gaussian Blur Kernels for Out-of-Focus Image Deblurring", IEEE TCSVT 2021.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Literal, cast
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+_RECORD = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+GaussianType = Literal["iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso"]
+
+
+def _check_size(size: int) -> None:
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"kernel size {size}: must be odd and at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
+class GaussianKernel:
+    """A Gaussian, generalised Gaussian or plateau kernel; `_iso` types need sigma_x == sigma_y, `iso` and `aniso` need beta == 1."""
+
+    type: GaussianType
+    size: int
+    sigma_x: float
+    sigma_y: float
+    theta: float = 0.0
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+        if min(self.sigma_x, self.sigma_y, self.beta) <= 0:
+            raise ValueError(f"sigma_x {self.sigma_x}, sigma_y {self.sigma_y}, beta {self.beta}: all must be above 0")
+        if self.type in ("iso", "generalized_iso", "plateau_iso") and self.sigma_x != self.sigma_y:
+            raise ValueError(f"kernel type {self.type} with sigma_x {self.sigma_x} and sigma_y {self.sigma_y}: must be equal")
+        if self.type in ("iso", "aniso") and self.beta != 1:
+            raise ValueError(f"kernel type {self.type} with beta {self.beta}: must be 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
+class SincKernel:
+    """A circular low-pass filter with cut-off `omega` in rad/pixel, in (0, pi]."""
+
+    type: Literal["sinc"] = "sinc"
+    size: int
+    omega: float
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+        if not 0 < self.omega <= math.pi:
+            raise ValueError(f"omega {self.omega}: must be in (0, pi]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
+class PulseKernel:
+    """The identity."""
+
+    type: Literal["pulse"] = "pulse"
+    size: int = 1
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+
+
+KernelSpec = Annotated[GaussianKernel | SincKernel | PulseKernel, Field(discriminator="type")]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
+class Blur:
+    """One operation of a degradation: correlation with a kernel, borders reflected without repeating the edge pixel."""
+
+    op: Literal["blur"] = "blur"
+    kernel: KernelSpec
+
+
+def _offsets(size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    axis = np.arange(size, dtype=np.float64) - size // 2
+    return axis[None, :], axis[:, None]  # x along the columns, y along the rows
+
+
+def _gaussian(spec: GaussianKernel) -> NDArray[np.float64]:
+    x, y = _offsets(spec.size)
+    cos, sin = math.cos(spec.theta), math.sin(spec.theta)
+    # U^T p are the coordinates along the two axes of the ellipse
+    q = ((cos * x + sin * y) / spec.sigma_x) ** 2 + ((-sin * x + cos * y) / spec.sigma_y) ** 2
+    if spec.type in ("plateau_iso", "plateau_aniso"):
+        return 1.0 / (1.0 + q**spec.beta)
+    return np.exp(-0.5 * q**spec.beta)
+
+
+def _sinc(spec: SincKernel) -> NDArray[np.float64]:
+    x, y = _offsets(spec.size)
+    r = np.hypot(x, y)
+    i_centre = spec.size // 2
+    r[i_centre, i_centre] = 1.0  # replaced below by the limit of J1(omega r) / r at r -> 0
+    bessel_j1 = cast("Callable[[Tensor], Tensor]", torch.special.bessel_j1)  # pyright: ignore[reportUnknownMemberType]  # untyped in torch
+    j1 = bessel_j1(torch.as_tensor(spec.omega * r))
+    k = spec.omega * j1.numpy() / (2 * math.pi * r)
+    k[i_centre, i_centre] = spec.omega**2 / (4 * math.pi)
+    return k
+
+
+def kernel(spec: GaussianKernel | SincKernel | PulseKernel) -> NDArray[np.float32]:
+    """Return the kernel of a specification, (size, size) float32 with sum 1."""
+    match spec:
+        case GaussianKernel():
+            k = _gaussian(spec)
+        case SincKernel():
+            k = _sinc(spec)
+        case PulseKernel():
+            k = np.zeros((spec.size, spec.size))
+            k[spec.size // 2, spec.size // 2] = 1.0
+    return (k / k.sum()).astype(np.float32)
+
+
+def blur(image: NDArray[np.float32], spec: GaussianKernel | SincKernel | PulseKernel) -> NDArray[np.float32]:
+    """Correlate every channel of an (H, W, 3) picture with a kernel; borders are reflected (101), the range is not clipped."""
+    if isinstance(spec, PulseKernel):
+        return image
+    k = kernel(spec)
+    if spec.type == "iso":
+        # exp(-(x^2 + y^2) / 2 sigma^2) is a product of two profiles: ten times cheaper than the full sum at size 19
+        profile = k.sum(axis=0)
+        return np.asarray(cv2.sepFilter2D(image, -1, profile, profile, borderType=cv2.BORDER_REFLECT_101), dtype=np.float32)
+    return np.asarray(cv2.filter2D(image, -1, k, borderType=cv2.BORDER_REFLECT_101), dtype=np.float32)
