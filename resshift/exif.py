@@ -1,0 +1,88 @@
+"""EXIF: the orientation, and the tags worth carrying to an upscaled picture.
+
+Descriptive tags (camera, lens, exposure, dates, author, GPS) are kept. Tags that describe the old file and would lie about the new one
+are dropped: strip offsets, thumbnails, sub-pictures, geographic pixel scales. The orientation is applied to the pixels once, by the caller,
+and then says 1.
+
+Blocks are serialised again by Pillow, so maker notes that contain absolute offsets (some Canon bodies) keep their bytes but not their
+meaning. XMP and IPTC are not carried.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+ORIENTATION = 0x0112
+_EXIF_IFD, _GPS_IFD = 0x8769, 0x8825
+_PIXEL_WIDTH, _PIXEL_HEIGHT = 0xA002, 0xA003
+_INTEROP_IFD = 0xA005
+# TIFF 6.0 and Exif 3.0 section 4.6.5: text, resolution, date, rights; Windows rating and XP* comment fields.
+_KEPT_TAGS = (
+    *(0x010D, 0x010E, 0x010F, 0x0110, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749, 0x8298),
+    *(0x9C9B, 0x9C9C, 0x9C9D, 0x9C9E, 0x9C9F),
+)
+# What Pillow was seen to raise, or can raise by its code, on damaged blocks, when reading and when writing them again.
+_EXIF_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, struct.error, RuntimeError)
+
+_TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a.swapaxes(0, 1)[:, ::-1],
+    7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda a: a.swapaxes(0, 1)[::-1],
+}
+
+
+def upright(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn stored pixels (H, W) or (H, W, C) the way EXIF orientation 1-8 says they are to be seen; contiguous, (W, H, ...) for 5-8."""
+    return np.ascontiguousarray(_TURNS[orientation](array))
+
+
+def read_orientation(image: Image.Image) -> int:
+    """Return the orientation of an opened or loaded picture, 1 when it is absent, damaged or outside 1-8."""
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except _EXIF_ERRORS:
+        return 1
+    return value if isinstance(value, int) and value in _TURNS else 1
+
+
+def descriptive_exif(image: Image.Image) -> tuple[bytes | None, tuple[str, ...]]:
+    """Return the descriptive tags of a loaded picture, as bytes that start with `Exif\\0\\0`, and notes. None when there is none."""
+    try:
+        old = image.getexif()
+        new = Image.Exif()
+        new.endian = old.endian
+        for tag in _KEPT_TAGS:
+            if tag in old:
+                new[tag] = old[tag]
+        for pointer in (_EXIF_IFD, _GPS_IFD):
+            inner = {tag: value for tag, value in old.get_ifd(pointer).items() if tag != _INTEROP_IFD}
+            if inner:
+                new[pointer] = inner
+        if not len(new):
+            return None, ()
+        new[ORIENTATION] = 1
+        return new.tobytes(), ()
+    except _EXIF_ERRORS as error:
+        return None, (f"EXIF dropped, it is damaged: {str(error)[:120]}",)
+
+
+def resize_exif(exif: bytes, width: int, height: int) -> bytes:
+    """Return the block with its pixel-size tags set to the picture it is written into."""
+    old = Image.Exif()
+    old.load(exif)
+    new = Image.Exif()
+    new.endian = old.endian
+    for tag in old:
+        new[tag] = old.get_ifd(tag) if tag in (_EXIF_IFD, _GPS_IFD) else old[tag]
+    if _EXIF_IFD in new:
+        new[_EXIF_IFD] = {**new[_EXIF_IFD], _PIXEL_WIDTH: width, _PIXEL_HEIGHT: height}
+    return new.tobytes()

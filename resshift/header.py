@@ -1,0 +1,171 @@
+"""Identify an encoded picture and read its header, without decoding a pixel.
+
+What a file is, is decided by its first bytes, never by its name. The allow-list is JPEG, PNG, WebP, TIFF, GIF and BMP: Pillow's other
+plugins never see a user's bytes. `refusals` is the one place that turns what a decoder raises into an `ImageError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+import zlib
+from collections.abc import Callable, Generator
+from typing import Any
+
+import cv2
+from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+
+from resshift.picture import ImageError, ImageHeader, ImageLimits, Reason
+
+_FACTORIES: dict[str, Callable[[io.BytesIO], Image.Image]] = {
+    "JPEG": lambda fp: JpegImagePlugin.jpeg_factory(fp, ""),
+    "PNG": lambda fp: PngImagePlugin.PngImageFile(fp, ""),
+    "WEBP": lambda fp: WebPImagePlugin.WebPImageFile(fp, ""),
+    "TIFF": lambda fp: TiffImagePlugin.TiffImageFile(fp, ""),
+    "GIF": lambda fp: GifImagePlugin.GifImageFile(fp, ""),
+    "BMP": lambda fp: BmpImagePlugin.BmpImageFile(fp, ""),
+}
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_FOREIGN_MAGIC = {
+    b"\0\0\x01\0": "ICO",
+    b"8BPS": "PSD",
+    b"qoif": "QOI",
+    b"%PDF": "PDF",
+    b"P4": "PPM",
+    b"P5": "PPM",
+    b"P6": "PPM",
+    b"v/1\x01": "EXR",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+}
+_MAX_COUNTED_PAGES = 1000  # Pillow's walk along the pages of a TIFF takes quadratic time
+_MAX_COUNTED_BYTES = 8 << 20  # its walk along the frames of a GIF takes 0.2 s per megabyte at worst
+
+# Everything Pillow 13 and OpenCV 5 were seen to raise, or can raise by their code, on hostile bytes.
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    cv2.error,
+    Image.DecompressionBombError,
+    Warning,  # when the application turns warnings into errors
+)
+
+
+@contextlib.contextmanager
+def refusals(what: str) -> Generator[None]:
+    """Turn what a decoder raises into an ImageError, the cause kept."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
+        raise ImageError(Reason.TOO_LARGE, f"{what}: {error or 'out of memory'}") from error
+    except _DECODER_ERRORS as error:
+        text = f"{type(error).__name__}: {error}"[:200]
+        raise ImageError(_reason(error, text.lower()), f"{what}: {text}") from error
+
+
+def _reason(error: BaseException, text: str) -> Reason:
+    if isinstance(error, EOFError) or any(words in text for words in ("truncated", "not enough", "end of data")):
+        return Reason.TRUNCATED
+    if "unknown pixel mode" in text or "unknown data organization" in text:
+        return Reason.UNSUPPORTED_MODE
+    return Reason.CORRUPT
+
+
+def identify(data: bytes) -> str:
+    """Return the format of encoded bytes by their first bytes."""
+    if not data:
+        raise ImageError(Reason.EMPTY, "the file has 0 bytes")
+    head = data[:16]
+    if head.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head.startswith(_TIFF_MAGIC):
+        return "TIFF"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    if head.startswith(b"BM"):
+        return "BMP"
+    allowed = ", ".join(_FACTORIES)
+    name = next(
+        (name for magic, name in _FOREIGN_MAGIC.items() if head.startswith(magic)), "AVIF or HEIF" if head[4:8] == b"ftyp" else None
+    )
+    if name is not None:
+        raise ImageError(Reason.UNSUPPORTED_FORMAT, f"the file is {name}, allowed are {allowed}")
+    raise ImageError(Reason.NOT_AN_IMAGE, f"the file starts with {head!r}, which is none of {allowed}")
+
+
+def read_header(data: bytes, limits: ImageLimits) -> Image.Image:
+    """Read the header only; sizes are within the limits when this returns."""
+    if len(data) > limits.max_bytes:
+        raise ImageError(Reason.TOO_LARGE, f"the file has {len(data)} bytes, at most {limits.max_bytes} are allowed")
+    name = identify(data)
+    with refusals(f"{name} header"):
+        # The plugin is called directly: Image.open applies the process-wide MAX_IMAGE_PIXELS, and ours is a value of the call.
+        image = _FACTORIES[name](io.BytesIO(data))
+    limits.check_size(*image.size)
+    return image
+
+
+def count_frames(data: bytes) -> tuple[int, bool]:
+    """Return the number of frames or pages, and whether it is exact: counting stops early in a file made to be slow."""
+    name = identify(data)
+    try:
+        image: Any = _FACTORIES[name](io.BytesIO(data))  # opened anew: counting moves along the file
+        if name == "GIF" and len(data) > _MAX_COUNTED_BYTES:
+            return (2, False) if image.is_animated else (1, True)
+        if name == "TIFF":
+            num_pages = next((i for i in range(1, _MAX_COUNTED_PAGES) if not _has_page(image, i)), _MAX_COUNTED_PAGES)
+            return num_pages, num_pages < _MAX_COUNTED_PAGES
+        return int(getattr(image, "n_frames", 1)), True
+    except _DECODER_ERRORS:
+        return 1, True  # a damaged later frame does not condemn the first
+
+
+def _has_page(image: Image.Image, i_page: int) -> bool:
+    try:
+        image.seek(i_page)
+    except EOFError:
+        return False
+    return True
+
+
+def sample_bits(image: Image.Image, data: bytes) -> int:
+    """Return the bits per sample in the file, which Pillow's mode does not tell."""
+    if image.format == "PNG":
+        return data[24]
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits: tuple[int, ...] = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+        return max(bits)
+    return 8
+
+
+def probe(data: bytes, limits: ImageLimits | None = None) -> ImageHeader:
+    """Read a header, without decoding a pixel.
+
+    Raises:
+        ImageError: empty, not an accepted format, damaged, or outside the limits.
+    """
+    image = read_header(data, limits or ImageLimits())
+    with refusals("header"):
+        name, bits = identify(data), sample_bits(image, data)
+        width, height = image.size
+        return ImageHeader(format=name, width=width, height=height, mode=image.mode, num_frames=count_frames(data)[0], sample_bits=bits)

@@ -1,0 +1,119 @@
+"""What a picture is, what is accepted, and why one is refused: the types of `images`.
+
+Everyone imports them from `resshift.images`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+Array = np.ndarray
+SAMPLE_DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16))
+
+
+def check_pixels(pixels: Array) -> None:
+    """Raise ValueError unless this is (H, W, 1 or 3) uint8 or uint16 and not empty."""
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or pixels.dtype not in SAMPLE_DTYPES or not pixels.size:
+        raise ValueError(f"pixels must be (H, W, 1 or 3) uint8 or uint16 and not empty, got {pixels.shape} {pixels.dtype}")
+
+
+class Reason(StrEnum):
+    """Why a picture was refused. The vocabulary is closed: the ledger and the HTTP errors use these words."""
+
+    EMPTY = "empty"
+    NOT_AN_IMAGE = "not_an_image"
+    UNSUPPORTED_FORMAT = "unsupported_format"
+    UNSUPPORTED_MODE = "unsupported_mode"
+    TRUNCATED = "truncated"
+    CORRUPT = "corrupt"
+    TOO_LARGE = "too_large"
+
+
+class ImageError(ValueError):
+    """A picture that cannot be read or written; `reason` is one of `Reason`, the message names the value and what is allowed."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[ImageError], tuple[Reason, str]]:
+        return ImageError, (self.reason, str(self))  # survives the trip from a worker
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageLimits:
+    """What is accepted for decoding. `max_side_px` is the largest side JPEG can hold."""
+
+    max_pixels: int = 100_000_000
+    max_side_px: int = 65_500
+    max_bytes: int = 1 << 30
+
+    def __post_init__(self) -> None:
+        for name in ("max_pixels", "max_side_px", "max_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raise `ImageError` (too_large) unless a picture of this size is accepted."""
+        if max(width, height) > self.max_side_px:
+            raise ImageError(Reason.TOO_LARGE, f"the picture is {width}x{height}, the longest side allowed is {self.max_side_px} px")
+        if width * height > self.max_pixels:
+            count = f"{width}x{height} = {width * height} pixels"
+            raise ImageError(Reason.TOO_LARGE, f"the picture is {count}, at most {self.max_pixels} are allowed")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageHeader:
+    """What the header says.
+
+    Fields:
+        format: JPEG, PNG, WEBP, TIFF, GIF or BMP.
+        width, height: as stored, before the EXIF orientation (TIFF: after it).
+        mode: Pillow's name.
+        num_frames: frames or pages; counted up to 1000 pages of a TIFF, and 2 stands for "several" in a GIF above 8 MB.
+        sample_bits: bits per sample in the file.
+    """
+
+    format: str
+    width: int
+    height: int
+    mode: str
+    num_frames: int
+    sample_bits: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Picture:
+    """A decoded picture, upright, in RGB order or grey.
+
+    Fields:
+        pixels: (H, W, 1) grey or (H, W, 3) RGB, uint8 or uint16.
+        alpha: (H, W) of the same dtype, not premultiplied, or None.
+        icc: profile to embed. None means sRGB.
+        exif: descriptive tags, bytes that start with `Exif\\0\\0`, orientation already applied; or None.
+        format: where it came from: JPEG, PNG, WEBP, TIFF, GIF, BMP, or empty.
+        notes: what a user may want to know ("first of 12 frames", "orientation 6 applied", ...).
+    """
+
+    pixels: Array
+    alpha: Array | None = None
+    icc: bytes | None = None
+    exif: bytes | None = None
+    format: str = ""
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_pixels(self.pixels)
+        if self.alpha is not None and (self.alpha.shape != self.pixels.shape[:2] or self.alpha.dtype != self.pixels.dtype):
+            raise ValueError(f"alpha must be {self.pixels.shape[:2]} {self.pixels.dtype}, got {self.alpha.shape} {self.alpha.dtype}")
+
+    @property
+    def height(self) -> int:
+        return self.pixels.shape[0]
+
+    @property
+    def width(self) -> int:
+        return self.pixels.shape[1]

@@ -1,0 +1,404 @@
+"""Files and objects: plain paths, file:// and s3://, one set of functions.
+
+Listing streams: one page of a bucket or one directory at a time, so ten million keys cost no memory and work starts with the first page.
+Keys come in the order of their UTF-8 bytes from both kinds of store. Writing is atomic: a reader sees the whole new file or what was there
+before (local: temporary name, fsync, rename; S3: one PUT).
+
+S3 goes through s3fs, made per process on first use (clients do not survive a fork); credentials, region and `AWS_ENDPOINT_URL` come from
+the environment, never from a URI. URIs are taken literally: nothing is percent-decoded. What it does not do: other schemes, objects above
+5 GiB, deleting.
+"""
+
+# botocore, fsspec and s3fs ship no types: what they leave unknown is not an error of ours.
+# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import posixpath
+import re
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import IO, Any, TypeAlias, TypeVar, cast
+
+from botocore.exceptions import BotoCoreError, ClientError
+from fsspec.asyn import sync
+from s3fs import S3FileSystem
+from s3fs.core import S3_RETRYABLE_ERRORS
+
+_TEMPORARY = re.compile(r"\.resshift-[0-9a-f]{16}\.partial")
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+_READ_ATTEMPTS = 4
+T = TypeVar("T")
+_S3Client: TypeAlias = Any  # what is inferred for the synchronous calls of S3FileSystem is wrong: they return the answer, not None
+
+
+class StorageReason(StrEnum):
+    """Why a file could not be read or written. The vocabulary is closed."""
+
+    MISSING = "missing"
+    DENIED = "denied"
+    IRREGULAR = "irregular"
+    TOO_LARGE = "too_large"
+    INVALID = "invalid"
+    UNAVAILABLE = "unavailable"
+
+
+class StorageError(OSError):
+    """A failed access: `uri`, `reason` (one of `StorageReason`) and a message without credentials."""
+
+    def __init__(self, uri: str, reason: StorageReason, detail: str) -> None:
+        super().__init__(f"{printable(uri)}: {reason}: {detail}")
+        self.uri = uri
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type[StorageError], tuple[str, StorageReason, str]]:
+        return StorageError, (self.uri, self.reason, self.detail)  # survives the trip from a worker
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One listed file.
+
+    Fields:
+        key: POSIX path relative to the listed root (the file's name when the root is the file). Not UTF-8 on disk: surrogate escapes.
+        uri: what `read_bytes` takes.
+        size_bytes: 0 when irregular.
+        etag: changes when the content does; local: from modification time and size.
+        modified: aware, UTC.
+        irregular: why it cannot be read (FIFO, broken link, unreadable directory, ...), None for a regular file.
+    """
+
+    key: str
+    uri: str
+    size_bytes: int
+    etag: str
+    modified: datetime
+    irregular: str | None = None
+
+
+def printable(uri: str) -> str:
+    """Return the URI for a message: undecodable bytes escaped, user information (s3://key:secret@bucket) masked."""
+    shown = uri.encode("utf-8", "backslashreplace").decode()
+    return re.sub(r"^([a-z0-9+.-]+://)[^/]*@", r"\1***@", shown, flags=re.IGNORECASE)
+
+
+def is_s3(uri: str) -> bool:
+    return uri.startswith("s3://")
+
+
+def _split_s3(uri: str) -> tuple[str, str]:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not _BUCKET.fullmatch(bucket):
+        raise StorageError(uri, StorageReason.INVALID, "the URI must be s3://BUCKET/KEY; credentials come from the environment")
+    return bucket, key
+
+
+def _split_object(uri: str) -> tuple[str, str]:
+    bucket, key = _split_s3(uri)
+    if not key or key.endswith("/"):
+        raise StorageError(uri, StorageReason.INVALID, "an object needs a key that does not end in /")
+    return bucket, key
+
+
+def _local_path(uri: str) -> str:
+    if uri.startswith("file://"):
+        path = uri.removeprefix("file://")
+        if not path.startswith("/"):
+            raise StorageError(uri, StorageReason.INVALID, "a file URI must be file:///ABSOLUTE/PATH")
+    else:
+        path = uri
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", uri):
+            raise StorageError(uri, StorageReason.INVALID, "allowed are plain paths, file:// and s3://")
+    if not path or "\0" in path:
+        raise StorageError(uri, StorageReason.INVALID, "an empty path or one with a NUL byte")
+    return path
+
+
+def _s3() -> _S3Client:
+    """Return this process's client. fsspec keeps one per process, thread and endpoint, and forgets them after a fork."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return S3FileSystem(endpoint_url=endpoint, use_listings_cache=False)
+
+
+def _failure(uri: str, error: BaseException) -> StorageError:
+    """Name the reason of a failed access. Server texts are cut to one line; they carry no secrets (AWS error reference)."""
+    detail = " ".join(str(error).split())[:200] or type(error).__name__
+    if isinstance(error, FileNotFoundError):
+        return StorageError(uri, StorageReason.MISSING, "no such file or bucket")
+    if isinstance(error, PermissionError):
+        return StorageError(uri, StorageReason.DENIED, error.strerror or detail)
+    if isinstance(error, IsADirectoryError):
+        return StorageError(uri, StorageReason.IRREGULAR, "it is a directory")
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        return StorageError(uri, StorageReason.INVALID, "a file is in the place of a directory")
+    if isinstance(error, OSError) and error.strerror:
+        invalid = error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
+        return StorageError(uri, StorageReason.INVALID if invalid else StorageReason.UNAVAILABLE, error.strerror)
+    if isinstance(error, UnicodeError):
+        return StorageError(uri, StorageReason.INVALID, "the key is not valid UTF-8")
+    return StorageError(uri, StorageReason.UNAVAILABLE, detail)
+
+
+def _attempt(uri: str, access: Callable[[], T]) -> T:
+    """Run one access and turn what the operating system, s3fs or botocore raise into a StorageError, the cause kept."""
+    try:
+        return access()
+    except StorageError:
+        raise
+    except (OSError, BotoCoreError, ClientError, UnicodeError, *S3_RETRYABLE_ERRORS) as error:
+        raise _failure(uri, error) from error
+
+
+def _call_s3(uri: str, method: str, **arguments: object) -> dict[str, Any]:
+    return _attempt(uri, lambda: _s3().call_s3(method, **arguments))
+
+
+def list_entries(root: str) -> Iterator[Entry]:
+    """List every file below `root`, recursively, in the order of the UTF-8 bytes of the keys.
+
+    Keys that end in "/" (directory markers) and our own temporary files are skipped. Irregular files and directories that cannot be read
+    are yielded with `irregular` set and are never opened; links are followed unless they lead back to a directory above them.
+
+    Args:
+        root: a directory, a prefix, or one single file or object.
+
+    Raises:
+        StorageError: the root itself is missing (an empty prefix of an existing bucket is not) or cannot be read.
+    """
+    return _list_s3(root) if is_s3(root) else _list_local(root)
+
+
+def _list_s3(root: str) -> Iterator[Entry]:
+    bucket, prefix = _split_s3(root)
+    folder = prefix if not prefix or prefix.endswith("/") else prefix + "/"
+    is_empty, token = True, {}
+    while True:
+        page = _call_s3(root, "list_objects_v2", Bucket=bucket, Prefix=folder, **token)
+        for item in page.get("Contents", ()):
+            is_empty = False
+            if not item["Key"].endswith("/"):
+                yield _s3_entry(bucket, item["Key"], item["Key"][len(folder) :], item["Size"], item)
+        if not page.get("IsTruncated"):
+            break
+        token = {"ContinuationToken": page["NextContinuationToken"]}
+    if is_empty and prefix and not prefix.endswith("/"):
+        try:
+            head = _call_s3(root, "head_object", Bucket=bucket, Key=prefix)
+        except StorageError as error:
+            if error.reason is StorageReason.MISSING:
+                return
+            raise
+        yield _s3_entry(bucket, prefix, posixpath.basename(prefix), head["ContentLength"], head)
+
+
+def _s3_entry(bucket: str, key: str, relative: str, size_bytes: int, item: dict[str, Any]) -> Entry:
+    return Entry(relative, f"s3://{bucket}/{key}", size_bytes, item["ETag"].strip('"'), item["LastModified"])
+
+
+def _list_local(root: str) -> Iterator[Entry]:
+    path = _local_path(root)
+    status = _attempt(root, lambda: os.stat(path))
+    if stat.S_ISDIR(status.st_mode):
+        _attempt(root, lambda: os.scandir(path).close())  # an unreadable root is an error, not an empty listing
+        yield from _walk(root.rstrip("/") or "/", path, "", ((status.st_dev, status.st_ino),))
+    else:
+        yield _local_entry(os.path.basename(path), root, path)
+
+
+def _walk(root: str, directory: str, prefix: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
+    try:
+        with os.scandir(directory) as scan:
+            children = [(os.fsencode(child.name) + (b"/" if _is_directory(child) else b""), child.name) for child in scan]
+    except OSError as error:
+        yield _irregular(prefix.rstrip("/"), f"{root}/{prefix}".rstrip("/"), f"unreadable directory: {error.strerror}")
+        return
+    for encoded, name in sorted(children):
+        key, path = prefix + name, os.path.join(directory, name)
+        uri = f"/{key}" if root == "/" else f"{root}/{key}"
+        if not encoded.endswith(b"/"):
+            if not _TEMPORARY.fullmatch(name):
+                yield _local_entry(key, uri, path)
+            continue
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            yield _irregular(key, uri, f"unreadable directory: {error.strerror}")
+            continue
+        identity = (status.st_dev, status.st_ino)
+        if identity in ancestors:
+            yield _irregular(key, uri, "link to a directory above it")
+        else:
+            yield from _walk(root, path, f"{key}/", (*ancestors, identity))
+
+
+def _is_directory(child: os.DirEntry[str]) -> bool:
+    try:
+        return child.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _irregular(key: str, uri: str, why: str) -> Entry:
+    return Entry(key, uri, 0, "", datetime.fromtimestamp(0, UTC), why)
+
+
+def _local_entry(key: str, uri: str, path: str) -> Entry:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return _irregular(key, uri, f"broken link: {error.strerror}" if os.path.islink(path) else str(error.strerror))
+    if not stat.S_ISREG(status.st_mode):
+        return _irregular(key, uri, f"not a regular file: {_kind(status.st_mode)}")
+    modified = datetime.fromtimestamp(status.st_mtime_ns / 1e9, UTC)
+    return Entry(key, uri, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}", modified)
+
+
+def _kind(mode: int) -> str:
+    names = {stat.S_IFDIR: "directory", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
+    return names.get(stat.S_IFMT(mode), "unknown kind")
+
+
+def read_bytes(uri: str, max_bytes: int | None = None) -> bytes:
+    """Read a whole file or object. Anything but a regular file is refused without being opened.
+
+    Raises:
+        StorageError: with the reason; too_large before a byte is read when the size is above `max_bytes`.
+    """
+    if is_s3(uri):
+        bucket, key = _split_object(uri)
+        filesystem = _s3()
+        wait: Callable[..., bytes] = cast(Any, sync)
+        return _attempt(uri, lambda: wait(filesystem.loop, _get_object, filesystem, uri, bucket, key, max_bytes))
+    path = _local_path(uri)
+    return _attempt(uri, lambda: _read_local(uri, path, max_bytes))
+
+
+def _check_size(uri: str, size_bytes: int, max_bytes: int | None) -> None:
+    if max_bytes is not None and size_bytes > max_bytes:
+        raise StorageError(uri, StorageReason.TOO_LARGE, f"{size_bytes} bytes, at most {max_bytes} are allowed")
+
+
+async def _get_object(filesystem: _S3Client, uri: str, bucket: str, key: str, max_bytes: int | None) -> bytes:
+    for i_attempt in range(_READ_ATTEMPTS):
+        response = await filesystem._call_s3("get_object", Bucket=bucket, Key=key)  # retries the request itself
+        try:
+            _check_size(uri, response["ContentLength"], max_bytes)
+            return await response["Body"].read()
+        except S3_RETRYABLE_ERRORS:  # the connection broke in the body, which s3fs does not retry for a plain call
+            if i_attempt == _READ_ATTEMPTS - 1:
+                raise
+            await asyncio.sleep(0.1 * 2**i_attempt)
+        finally:
+            response["Body"].close()
+    raise AssertionError("unreachable")
+
+
+def _read_local(uri: str, path: str, max_bytes: int | None) -> bytes:
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise StorageError(uri, StorageReason.IRREGULAR, f"it is not a regular file but a {_kind(mode)}")
+    # Non-blocking, so that a FIFO put in its place a moment ago cannot hang the reader.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise StorageError(uri, StorageReason.IRREGULAR, f"it is not a regular file but a {_kind(status.st_mode)}")
+        _check_size(uri, status.st_size, max_bytes)
+        return file.read()
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a whole file or object atomically; local directories are created."""
+    if is_s3(uri):
+        bucket, key = _split_object(uri)
+        _call_s3(uri, "put_object", Bucket=bucket, Key=key, Body=data)
+    else:
+        path = _local_path(uri)
+        _attempt(uri, lambda: _write_local(path, data))
+
+
+def _write_local(path: str, data: bytes) -> None:
+    directory = os.path.dirname(path) or "."
+    if os.path.isdir(path):
+        raise IsADirectoryError(path)
+    os.makedirs(directory, exist_ok=True)
+    temporary = os.path.join(directory, f".resshift-{secrets.token_hex(8)}.partial")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
+        raise
+
+
+def exists(uri: str) -> bool:
+    """Return whether a file or object is there (a prefix or a bucket is not an object).
+
+    Raises:
+        StorageError: the answer is not known: access denied, store unreachable.
+    """
+    if is_s3(uri):
+        bucket, key = _split_object(uri)
+        try:
+            _call_s3(uri, "head_object", Bucket=bucket, Key=key)
+        except StorageError as error:
+            if error.reason is StorageReason.MISSING:
+                return False
+            raise
+        return True
+    return os.path.exists(_local_path(uri))
+
+
+def join(root: str, key: str) -> str:
+    """Return the URI of a relative key below a root.
+
+    Raises:
+        StorageError: invalid, when the key is empty, absolute, has a NUL byte or a ".." segment, or (local) segments that would make two
+            keys one file ("." and "//").
+    """
+    segments = key.split("/")
+    refused = {".."} if is_s3(root) else {"..", ".", ""}
+    if not key or key.startswith("/") or "\0" in key or refused & set(segments):
+        raise StorageError(f"{root.rstrip('/')}/{key}", StorageReason.INVALID, "the key must be a relative path inside the root")
+    return f"{root.rstrip('/')}/{key}"
+
+
+def is_inside(child: str, parent: str) -> bool:
+    """Return whether `child` is `parent` or lies below it; links, "..", "." and trailing slashes resolved. Nothing needs to exist."""
+    if is_s3(child) != is_s3(parent):
+        return False
+    if not is_s3(child):
+        inner, outer = os.path.realpath(_local_path(child)), os.path.realpath(_local_path(parent))
+        return os.path.commonpath([inner, outer]) == outer
+    (child_bucket, child_key), (parent_bucket, parent_key) = _split_s3(child), _split_s3(parent)
+    if child_bucket != parent_bucket:
+        return False
+    # Keys are literal for S3, but a ".." typed by a user means what it means in a path: inside by either reading is inside.
+    plain, parent_plain = child_key.strip("/"), parent_key.strip("/")
+    resolved, parent_resolved = (posixpath.normpath(f"/{key}").strip("/") for key in (child_key, parent_key))
+    readings = ((plain, parent_plain), (resolved, parent_resolved))
+    return any(not outer or inner == outer or inner.startswith(f"{outer}/") for inner, outer in readings)
+
+
+def open_input(uri: str) -> IO[bytes]:
+    """Open a file or object for random access; only the parts that are read travel.
+
+    Raises:
+        StorageError: it cannot be opened.
+    """
+    if is_s3(uri):
+        bucket, key = _split_object(uri)
+        return cast(IO[bytes], _attempt(uri, lambda: _s3().open(f"{bucket}/{key}", "rb", block_size=8 << 20)))
+    path = _local_path(uri)
+    return _attempt(uri, lambda: open(path, "rb"))

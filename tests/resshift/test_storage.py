@@ -1,0 +1,292 @@
+"""Storage: the same claims for a directory and for a bucket, then what only one of them can do wrong."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pickle
+import socket
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import s3fs
+
+from resshift import storage
+from resshift.storage import StorageError, StorageReason, exists, is_inside, join, list_entries, read_bytes, write_bytes
+
+AWKWARD_KEYS = (
+    "a.png",
+    "a/b.png",
+    "a/b/c.png",
+    "a-b.png",
+    "a b/c d.png",
+    "-rf.png",
+    ".hidden.png",
+    "emoji 🖼️.png",
+    "日本語/写真.png",
+    "percent%20#?.png",
+    "plus+and&amp;.png",
+    "quote'\"<x>.png",
+)
+
+
+@pytest.fixture(params=["local", "file", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "s3":
+        return f"{request.getfixturevalue('bucket')}/pre fix"
+    (tmp_path / "pre fix").mkdir()
+    return f"{'file://' if request.param == 'file' else ''}{tmp_path}/pre fix"
+
+
+def reason_of(action: Callable[[], object]) -> StorageReason:
+    with pytest.raises(StorageError) as caught:
+        action()
+    return caught.value.reason
+
+
+def test_listing_is_complete_in_byte_order_and_readable(root: str) -> None:
+    for key in AWKWARD_KEYS:
+        write_bytes(join(root, key), key.encode())
+    entries = list(list_entries(root))
+    assert [entry.key for entry in entries] == sorted(AWKWARD_KEYS, key=str.encode)
+    for entry in entries:
+        assert read_bytes(entry.uri) == entry.key.encode()
+        assert entry.uri == join(root, entry.key)
+        assert entry.size_bytes == len(entry.key.encode())
+        assert entry.etag
+        assert entry.irregular is None
+        assert entry.modified.tzinfo is not None
+    assert list(list_entries(f"{root}/")) == entries
+
+
+def test_listing_one_file_gives_its_name(root: str) -> None:
+    write_bytes(join(root, "x/y.png"), b"abc")
+    (entry,) = list_entries(join(root, "x/y.png"))
+    assert (entry.key, entry.size_bytes, read_bytes(entry.uri)) == ("y.png", 3, b"abc")
+
+
+def test_etag_changes_with_the_content(root: str) -> None:
+    uri = join(root, "a.png")
+    write_bytes(uri, b"one")
+    before = next(list_entries(root)).etag
+    write_bytes(uri, b"two, longer")
+    assert next(list_entries(root)).etag != before
+
+
+def test_write_replaces_and_exists_tells(root: str) -> None:
+    uri = join(root, "deep/er/a.bin")
+    assert not exists(uri)
+    write_bytes(uri, b"old")
+    write_bytes(uri, b"")
+    assert exists(uri)
+    assert read_bytes(uri) == b""
+
+
+def test_read_limits_are_checked_before_reading(root: str) -> None:
+    uri = join(root, "a.bin")
+    write_bytes(uri, b"x" * 100)
+    assert len(read_bytes(uri, max_bytes=100)) == 100
+    assert reason_of(lambda: read_bytes(uri, max_bytes=99)) is StorageReason.TOO_LARGE
+
+
+def test_missing_file_is_missing(root: str) -> None:
+    assert reason_of(lambda: read_bytes(join(root, "no.png"))) is StorageReason.MISSING
+
+
+def test_missing_root_is_missing(s3: dict[str, str], tmp_path: Path) -> None:
+    assert reason_of(lambda: list(list_entries("s3://no-such-bucket-here/x"))) is StorageReason.MISSING
+    assert reason_of(lambda: list(list_entries(str(tmp_path / "no")))) is StorageReason.MISSING
+
+
+def test_empty_root_lists_nothing(bucket: str, tmp_path: Path) -> None:
+    assert list(list_entries(bucket)) == []
+    assert list(list_entries(f"{bucket}/nothing")) == []
+    assert list(list_entries(str(tmp_path))) == []
+
+
+def test_bucket_listing_streams_page_by_page(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(7):
+        write_bytes(f"{bucket}/p/{i}.png", b"x")
+    pages: list[int] = []
+    original = storage._call_s3
+
+    def small_pages(uri: str, method: str, **arguments: object) -> dict[str, Any]:
+        page = original(uri, method, MaxKeys=3, **arguments)
+        pages.append(len(page["Contents"]))
+        return page
+
+    monkeypatch.setattr(storage, "_call_s3", small_pages)
+    entries = list_entries(f"{bucket}/p")
+    assert [entry.key for entry in itertools.islice(entries, 2)] == ["0.png", "1.png"]
+    assert pages == [3]
+    assert len(list(entries)) == 5
+    assert pages == [3, 3, 1]
+
+
+def test_bucket_listing_skips_markers_and_neighbouring_prefixes(bucket: str) -> None:
+    filesystem = s3fs.S3FileSystem(endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+    for key in ("a/", "a/x.png", "ab/y.png", "a/sub/"):
+        filesystem.call_s3("put_object", Bucket=bucket[5:], Key=key, Body=b"")
+    assert [entry.key for entry in list_entries(f"{bucket}/a")] == ["x.png"]
+
+
+def test_unreachable_store_is_unavailable_and_says_no_secret(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden-secret")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    with pytest.raises(StorageError) as caught:
+        read_bytes("s3://some-bucket/a.png")
+    assert caught.value.reason is StorageReason.UNAVAILABLE
+    assert "hidden-secret" not in str(caught.value)
+
+
+def test_credentials_in_a_uri_are_refused_and_masked() -> None:
+    with pytest.raises(StorageError) as caught:
+        read_bytes("s3://AKIA:hidden@bucket/a.png")
+    assert caught.value.reason is StorageReason.INVALID
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", ["", "gs://b/a", "https://host/a.png", "file://relative", "s3://", "s3://x", "a\0b"])
+def test_unknown_uri_is_invalid(uri: str) -> None:
+    assert reason_of(lambda: read_bytes(uri)) is StorageReason.INVALID
+
+
+def test_irregular_files_are_listed_but_never_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.png")
+    (tmp_path / "directory.png").mkdir()
+    (tmp_path / "broken.png").symlink_to("nowhere")
+    (tmp_path / "itself.png").symlink_to("itself.png")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "up").symlink_to("..")
+    (tmp_path / "sub" / "file.png").write_bytes(b"x")
+    (tmp_path / "link.png").symlink_to("sub/file.png")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(tmp_path / "socket.png"))
+    with server:
+        found = {entry.key: entry.irregular for entry in list_entries(str(tmp_path))}
+        for key in ("fifo.png", "socket.png", "sub"):
+            assert reason_of(lambda key=key: read_bytes(str(tmp_path / key))) is StorageReason.IRREGULAR
+    assert found.keys() == {"fifo.png", "broken.png", "itself.png", "sub/up", "sub/file.png", "link.png", "socket.png"}
+    assert found["sub/file.png"] is None
+    assert found["link.png"] is None
+    assert found["fifo.png"] == "not a regular file: FIFO"
+    assert found["socket.png"] == "not a regular file: socket"
+    assert found["sub/up"] == "link to a directory above it"
+    assert str(found["broken.png"]).startswith("broken link")
+    assert str(found["itself.png"]).startswith("broken link")
+    assert reason_of(lambda: read_bytes(str(tmp_path / "broken.png"))) is StorageReason.MISSING
+
+
+def test_unreadable_directory_is_one_irregular_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "z.png").write_bytes(b"x")
+    original = os.scandir
+
+    def refuse(path: str) -> os._ScandirIterator[str]:  # chmod does not stop root, who runs the tests in CI
+        if path.endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    entries = list(list_entries(str(tmp_path)))
+    assert [(entry.key, entry.irregular) for entry in entries] == [("closed", "unreadable directory: Permission denied"), ("z.png", None)]
+    assert reason_of(lambda: list(list_entries(str(tmp_path / "closed")))) is StorageReason.DENIED
+
+
+def test_undecodable_names_are_listed_and_read(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    (tmp_path / name).write_bytes(b"x")
+    (entry,) = list_entries(str(tmp_path))
+    assert entry.key == name
+    assert read_bytes(entry.uri) == b"x"
+    str(StorageError(entry.uri, StorageReason.MISSING, "x")).encode()  # printable whatever the name
+
+
+def test_undecodable_key_is_invalid_for_a_bucket(bucket: str) -> None:
+    assert reason_of(lambda: write_bytes(f"{bucket}/{os.fsdecode(b'caf' + bytes([0xE9]))}", b"x")) is StorageReason.INVALID
+
+
+def test_local_write_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "a.bin"
+    target.write_bytes(b"old")
+
+    def fail(source: str, destination: str) -> None:
+        assert Path(source).read_bytes() == b"new"
+        assert target.read_bytes() == b"old"
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    assert reason_of(lambda: write_bytes(str(target), b"new")) is StorageReason.UNAVAILABLE
+    assert target.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_left_over_temporary_files_are_not_listed(tmp_path: Path) -> None:
+    (tmp_path / ".resshift-0123456789abcdef.partial").write_bytes(b"x")
+    assert list(list_entries(str(tmp_path))) == []
+
+
+def test_local_write_keeps_the_usual_permissions_and_long_names(tmp_path: Path) -> None:
+    target = tmp_path / ("n" * 251 + ".png")
+    write_bytes(str(target), b"x")
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o666 & ~umask
+    assert reason_of(lambda: write_bytes(str(tmp_path / ("n" * 300)), b"x")) is StorageReason.INVALID
+    assert reason_of(lambda: write_bytes(str(tmp_path), b"x")) is StorageReason.IRREGULAR
+    assert reason_of(lambda: write_bytes(str(target / "below"), b"x")) is StorageReason.INVALID
+
+
+@pytest.mark.parametrize("key", ["", "/etc/passwd", "..", "../x", "a/../../x", "a/..", "a\0b"])
+def test_join_refuses_keys_that_escape(key: str) -> None:
+    for root in ("/data", "s3://bucket/x", "relative"):
+        assert reason_of(lambda root=root: join(root, key)) is StorageReason.INVALID
+
+
+def test_join_refuses_two_names_for_one_file() -> None:
+    assert join("s3://bucket/x/", "a//b") == "s3://bucket/x/a//b"
+    for key in ("a//b", "./a", "a/"):
+        assert reason_of(lambda key=key: join("/data", key)) is StorageReason.INVALID
+
+
+@pytest.mark.parametrize(
+    ("child", "parent", "expected"),
+    [
+        ("s3://b/a/x", "s3://b/a", True),
+        ("s3://b/a", "s3://b/a/", True),
+        ("s3://b/a", "s3://b", True),
+        ("s3://b/ab", "s3://b/a", False),
+        ("s3://b/a", "s3://b/a/x", False),
+        ("s3://c/a", "s3://b", False),
+        ("s3://b/c/../a/x", "s3://b/a", True),
+        ("s3://b/a/../c", "s3://b/a", True),
+        ("/d/a/x", "/d/a", True),
+        ("/d/a/", "/d/a", True),
+        ("/d/ab", "/d/a", False),
+        ("/d/b/../a/x", "/d/a/", True),
+        ("file:///d/a/x", "/d/a", True),
+        ("/d", "/", True),
+        ("/d/a", "s3://b/d", False),
+    ],
+)
+def test_is_inside(child: str, parent: str, expected: bool) -> None:
+    assert is_inside(child, parent) is expected
+
+
+def test_is_inside_resolves_links_and_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "alias").symlink_to("src")
+    assert is_inside(str(tmp_path / "alias" / "new" / "out"), str(tmp_path / "src"))
+    monkeypatch.chdir(tmp_path)
+    assert is_inside("src/out", str(tmp_path / "src"))
+    assert not is_inside("out", "src")
+
+
+def test_errors_survive_pickling() -> None:
+    error = pickle.loads(pickle.dumps(StorageError("s3://b/x", StorageReason.DENIED, "no")))
+    assert (error.uri, error.reason, str(error)) == ("s3://b/x", StorageReason.DENIED, "s3://b/x: denied: no")
