@@ -1,0 +1,256 @@
+"""A run as one frozen value: model, degradation, objective, optimiser, data, training.
+
+Parts that belong to one module live there; this one gathers them, changes one field from the command line, and compares a run with the one
+that a directory already holds. Unknown keys and wrong types are errors that name the key, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any, Literal, TypeVar, cast
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from resshift.autoencoder import FirstStageConfig
+from resshift.degradation import DegradationRecipe
+from resshift.diffusion import Target
+from resshift.schedule import ScheduleConfig
+from resshift.unet import UNetConfig
+
+STRICT = ConfigDict(extra="forbid")
+T = TypeVar("T")
+
+# These may change when a run is continued: how long it goes on, how often it reports, and where files lie. Everything else is the run.
+MUTABLE_FIELDS = frozenset(
+    {
+        "train.steps",
+        "train.checkpoint_every",
+        "train.log_every",
+        "train.keep_last",
+        "train.micro_batch",
+        "train.first_stage_weights",
+        "loss.lpips_trunk",
+    }
+)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message is one line for the user."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
+class ModelConfig:
+    """Everything that inference needs to know; stored beside the weights.
+
+    `scale` is side of the output over side of the low-quality picture. `latent_scaling` chooses the rule of `diffusion.scale_input`.
+    """
+
+    scale: int = 4
+    target: Target = Target.X0
+    latent_scaling: bool = True
+    unet: UNetConfig = UNetConfig()
+    first_stage: FirstStageConfig = FirstStageConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+
+    def __post_init__(self) -> None:
+        factor, unet = self.first_stage.factor, self.unet
+        if unet.in_channels != self.first_stage.channels or unet.out_channels != self.first_stage.channels:
+            raise ValueError(
+                f"model.unet channels ({unet.in_channels} in, {unet.out_channels} out) must equal the latent's {self.first_stage.channels}"
+            )
+        if unet.cond_lq and unet.lq_size * self.scale != unet.image_size * factor:
+            raise ValueError(
+                f"model.unet.lq_size must be image_size x {factor} / scale = {unet.image_size * factor // self.scale}, got {unet.lq_size}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
+class LossConfig:
+    """Objective: `mse` x MSE on the target + `lpips` x LPIPS between the decoded prediction of x0 and the clean picture.
+
+    `lpips_trunk` is a file with the weights of the LPIPS trunk; without it torchvision downloads them.
+    """
+
+    mse: float = 1.0
+    mse_weighting: Literal["plain", "weighted"] = "plain"
+    lpips: float = 0.0
+    lpips_net: Literal["vgg", "alex", "squeeze"] = "vgg"
+    lpips_trunk: str | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.mse, self.lpips) < 0 or self.mse + self.lpips == 0:
+            raise ValueError(f"loss.mse and loss.lpips must not be negative and not both zero, got {self.mse} and {self.lpips}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
+class OptimConfig:
+    """AdamW with linear warm-up, then a constant or cosine learning rate."""
+
+    lr: float = 5e-5
+    lr_end: float = 2e-5
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = 5000
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lr_end <= self.lr and self.lr_schedule == "cosine":
+            raise ValueError(f"optim.lr_end must lie in (0, optim.lr = {self.lr}], got {self.lr_end}")
+        if self.lr <= 0 or self.warmup_steps < 0:
+            raise ValueError(f"optim.lr must be positive and warmup_steps not negative, got {self.lr} and {self.warmup_steps}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
+class DataConfig:
+    """How a clean crop is cut: `short_side` takes the largest square, shrunk to `crop_px`; `random` cuts at native resolution."""
+
+    crop: Literal["short_side", "random"] = "short_side"
+    crop_px: int = 256
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if self.crop_px < 8:
+            raise ValueError(f"data.crop_px must be at least 8, got {self.crop_px}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
+class TrainConfig:
+    """Length, batch and bookkeeping of a run.
+
+    `batch_size` is over all workers; `micro_batch` is what one worker holds at a time. `first_stage_weights` is a file with the weights of
+    the VQ autoencoder, for presets that have one.
+    """
+
+    steps: int = 400_000
+    batch_size: int = 64
+    micro_batch: int = 16
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    ema_decay: float = 0.999
+    checkpoint_every: int = 5000
+    keep_last: int = 3
+    log_every: int = 100
+    max_skipped_steps: int = 10
+    first_stage_weights: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "micro_batch", "checkpoint_every", "keep_last", "log_every", "max_skipped_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"train.ema_decay must lie in [0, 1), got {self.ema_decay}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
+class RunConfig:
+    """A complete training run."""
+
+    preset: str
+    model: ModelConfig
+    degradation: DegradationRecipe
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+
+    def __post_init__(self) -> None:
+        if self.degradation.scale != self.model.scale:
+            raise ValueError(f"degradation.scale ({self.degradation.scale}) must equal model.scale ({self.model.scale})")
+        multiple = self.model.unet.size_multiple * self.model.first_stage.factor
+        if self.data.crop_px % multiple:
+            raise ValueError(f"data.crop_px must be a multiple of {multiple} for this network, got {self.data.crop_px}")
+
+
+def to_dict(config: Any) -> dict[str, Any]:  # noqa: ANN401 - any of the dataclasses above
+    """Return a configuration as plain JSON-ready values."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
+    """Build a configuration of type `kind`, strictly.
+
+    Raises:
+        ConfigError: unknown key, wrong type or value out of range, each named by its dotted path.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_one_line(kind, detail) for detail in error.errors())) from None
+
+
+def _one_line(kind: type[Any], detail: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
+    path = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"unknown setting {path!r}; allowed here: {', '.join(_siblings(kind, path))}"
+    message = detail["msg"].removeprefix("Value error, ")
+    return message if detail["type"] == "value_error" else f"{path}: {message}, got {detail['input']!r}"
+
+
+def _siblings(kind: type[Any], path: str) -> list[str]:
+    names: object = kind
+    for part in path.split(".")[:-1]:
+        names = next((field.type for field in fields(cast(Any, names)) if field.name == part), None)
+        if isinstance(names, str):
+            names = globals().get(names)
+        if not is_dataclass(names):
+            return []
+    return sorted(field.name for field in fields(cast(Any, names)))
+
+
+def with_settings(config: T, settings: Iterable[str]) -> T:
+    """Return `config` with `section.field=value` settings applied in order; the dataclass gives each value its type.
+
+    Args:
+        config: any configuration above.
+        settings: as typed after `--set`, for example "train.steps=1000", "model.unet.channel_mult=[1,2]" or "loss.lpips_trunk=null".
+
+    Raises:
+        ConfigError: malformed setting, unknown key, or a value that the field does not take.
+    """
+    values = to_dict(config)
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"a setting looks like section.field=value, got {setting!r}")
+        *sections, name = path.split(".")
+        section = values
+        for part in sections:
+            if not isinstance(section.get(part), dict):
+                raise ConfigError(f"unknown setting {path!r}: there is no section {part!r}; allowed: {', '.join(sorted(section))}")
+            section = section[part]
+        if isinstance(section.get(name), dict):
+            raise ConfigError(f"{path!r} is a section, not a setting; it has: {', '.join(sorted(section[name]))}")
+        try:
+            section[name] = json.loads(text)
+        except json.JSONDecodeError:
+            section[name] = text
+    return from_dict(type(config), values)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested sections into {"section.field": value}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(cast(Mapping[str, Any], value), f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def fingerprint(config: Any) -> str:  # noqa: ANN401 - any of the dataclasses above
+    """Return 16 hexadecimal digits that change when a field that defines the run changes (not those in MUTABLE_FIELDS)."""
+    flat = {key: value for key, value in flatten(to_dict(config)).items() if key not in MUTABLE_FIELDS}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Return one "field: theirs -> ours" a field that defines the run and differs, for the message that refuses to resume."""
+    a, b = flatten(ours), flatten(theirs)
+    names = sorted((a.keys() | b.keys()) - MUTABLE_FIELDS)
+    return [f"{name}: {b.get(name)!r} -> {a.get(name)!r}" for name in names if a.get(name) != b.get(name)]

@@ -1,0 +1,45 @@
+"""The clean side of a training pair: a square cut from a photo."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from resshift.config import DataConfig
+
+Image = NDArray[np.uint8]
+
+
+def training_crop(rgb_u8: Image, rng: np.random.Generator, data: DataConfig) -> Image:
+    """Cut a training square, flipped left to right half of the time when `data.flip`.
+
+    `short_side`: a random square of side max(min(H, W), crop_px), brought to crop_px by area averaging (what released models saw).
+    `random`: a random square of side crop_px at native resolution.
+
+    A photo that is too small is extended by reflection first.
+
+    Args:
+        rgb_u8: photo, (H, W, 3) uint8, at least 1 x 1.
+        rng: generator of this sample; the number of draws does not depend on the photo.
+        data: which rule, and the side.
+
+    Returns:
+        (crop_px, crop_px, 3) uint8, contiguous.
+    """
+    side = max(min(rgb_u8.shape[:2]), data.crop_px) if data.crop == "short_side" else data.crop_px
+    across, down, flip = rng.random(3)
+    rgb_u8 = _extended_to(rgb_u8, side)
+    top = int(down * (rgb_u8.shape[0] - side + 1))
+    left = int(across * (rgb_u8.shape[1] - side + 1))
+    crop = rgb_u8[top : top + side, left : left + side]
+    if side != data.crop_px:
+        crop = cv2.resize(crop, (data.crop_px, data.crop_px), interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(crop[:, ::-1] if data.flip and flip < 0.5 else crop)  # type: ignore[return-value]
+
+
+def _extended_to(image: Image, side: int) -> Image:
+    missing = [max(0, side - length) for length in image.shape[:2]]
+    if not any(missing):
+        return image
+    return np.pad(image, [(n // 2, n - n // 2) for n in missing] + [(0, 0)], mode="reflect" if min(image.shape[:2]) > 1 else "edge")

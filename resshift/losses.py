@@ -1,0 +1,166 @@
+"""The training objective: MSE on the network's target, and LPIPS on the decoded prediction of x0.
+
+    mse_b  = mean over (Z, h, w) of (target - output)^2            divided by kappa^2 eta_t when the target is epsilon_scale
+    loss_b = c_mse w_t mse_b + c_lpips LPIPS(clamp(D(x0_pred)), hq)
+
+w_t is 1 ("plain") or the weight of the variational bound ("weighted"):
+
+    x0, residual:            w_t = (alpha_t / eta_t)^2 / (2 var_t)
+    epsilon, epsilon_scale:  w_t = (kappa alpha_t / ((1 - eta_t) sqrt(eta_t)))^2 / (2 var_t)
+
+with var_t the posterior variance, at t = 1 replaced by that of t = 2 because it is zero there. LPIPS is Zhang et al., CVPR 2018.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resshift.autoencoder import FirstStage
+from resshift.config import LossConfig, ModelConfig
+from resshift.diffusion import Target, at_step, predict_x0, q_sample, scale_input, target_of
+from resshift.schedule import Float64Array, ShiftSchedule
+
+
+def step_weights(schedule: ShiftSchedule, target: Target | str) -> Float64Array:
+    """Return w_t of the variational bound, float64 (T,).
+
+    Raises:
+        ValueError: the schedule has one step, whose bound has no variance.
+    """
+    if schedule.steps < 2:
+        raise ValueError(f"loss.mse_weighting=weighted needs at least 2 steps, got {schedule.steps}")
+    variance = schedule.posterior_variance
+    variance[0] = variance[1]
+    if Target(target) in (Target.X0, Target.RESIDUAL):
+        return 0.5 / variance * schedule.posterior_coef_x0**2
+    return 0.5 / variance * (schedule.kappa * schedule.alpha / ((1 - schedule.eta) * schedule.sqrt_eta)) ** 2
+
+
+def mse_per_sample(output: Tensor, wanted: Tensor, t: Tensor, schedule: ShiftSchedule, target: Target | str, weighted: bool) -> Tensor:
+    """Return the MSE term of each sample, (B,).
+
+    Args:
+        output: of the network, (B, ...).
+        wanted: `diffusion.target_of`, same shape.
+        t: step indices in [0, T), int64 (B,).
+        schedule: shifting sequence.
+        target: what `output` means.
+        weighted: multiply by w_t.
+    """
+    mse = (wanted - output).float().square().flatten(1).mean(1)
+    if Target(target) is Target.EPSILON_SCALE:
+        mse = mse / at_step(schedule, "noise_std", t, mse).square()
+    if weighted:
+        mse = mse * torch.from_numpy(step_weights(schedule, target)).to(mse)[t]
+    return mse
+
+
+class Lpips(nn.Module):
+    """Learned perceptual distance with frozen weights, always in float32.
+
+    Args:
+        net: trunk, "vgg" (papers' training loss), "alex" (papers' metric) or "squeeze" (small).
+        trunk: file with the torchvision state dict of the trunk. Without it torchvision downloads it.
+
+    Raises:
+        FileNotFoundError: `trunk` does not exist.
+        ConnectionError: no `trunk` was given and the download failed.
+        ImportError: the package lpips is not installed.
+    """
+
+    def __init__(self, net: str = "vgg", trunk: str | Path | None = None) -> None:
+        super().__init__()
+        try:
+            import lpips
+        except ImportError as error:
+            raise ImportError("the LPIPS term needs the package lpips: pip install 'resshift[metrics]'") from error
+        if trunk is not None and not Path(trunk).is_file():
+            raise FileNotFoundError(f"no LPIPS trunk at {trunk}")
+        try:
+            self.distance = lpips.LPIPS(net=net, pnet_rand=trunk is not None, verbose=False)
+        except (URLError, OSError) as error:
+            raise ConnectionError(
+                f"the {net} trunk of LPIPS could not be downloaded ({error}). Give a file with its weights (loss.lpips_trunk, or "
+                "--lpips-trunk), or train without the term (loss.lpips=0)"
+            ) from error
+        if trunk is not None:
+            self._load_trunk(Path(trunk))
+        self.eval().requires_grad_(False)
+
+    def _load_trunk(self, path: Path) -> None:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        ours = self.distance.net.state_dict()
+        # lpips cuts the trunk into slices and keeps each layer's index: slice2.3.weight is features.3.weight in torchvision.
+        names = {key: "features." + key.split(".", 1)[1] for key in ours}
+        missing = [name for key, name in names.items() if name not in state or state[name].shape != ours[key].shape]
+        if missing:
+            raise ValueError(f"{path} does not hold the weights of this trunk; missing or of another shape: {', '.join(missing[:5])}")
+        self.distance.net.load_state_dict({key: state[name].float() for key, name in names.items()}, strict=True)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the distance of each pair, (B, 3, H, W) in [-1, 1] twice -> (B,) float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.distance(x.float(), y.float()).flatten()
+
+
+class LossTerms(NamedTuple):
+    """Means over the batch: `total` has the gradient, `mse` and `lpips` are for the log."""
+
+    total: Tensor
+    mse: Tensor
+    lpips: Tensor
+
+
+class Objective:
+    """The loss of a batch of pictures, from bicubic upsampling to LPIPS.
+
+    Args:
+        model: what is trained.
+        loss: coefficients.
+        first_stage: frozen, in evaluation mode, on the device of the batches.
+        lpips: on the same device; needed when `loss.lpips` is not zero.
+    """
+
+    def __init__(self, model: ModelConfig, loss: LossConfig, first_stage: FirstStage, lpips: Lpips | None = None) -> None:
+        if loss.lpips and lpips is None:
+            raise ValueError(f"loss.lpips is {loss.lpips} but no LPIPS network was given")
+        self.model = model
+        self.loss = loss
+        self.first_stage = first_stage
+        self.lpips = lpips
+        self.schedule = ShiftSchedule.from_config(model.schedule)
+
+    def __call__(self, network: nn.Module, hq: Tensor, lq: Tensor, generator: torch.Generator) -> LossTerms:
+        """Compute the loss.
+
+        Args:
+            network: predicts the target, `network(x_scaled, t, lq)`.
+            hq: clean pictures in [-1, 1], (B, 3, H, W).
+            lq: degraded pictures in [-1, 1], (B, 3, H / scale, W / scale).
+            generator: where t and the noise come from, on the device of the batch.
+        """
+        with torch.no_grad():
+            x0, y0 = self.first_stage.encode(hq), self.first_stage.encode(upsample(lq, self.model.scale))
+            t = torch.randint(self.schedule.steps, (hq.shape[0],), generator=generator, device=hq.device)
+            noise = torch.randn(x0.shape, generator=generator, device=hq.device, dtype=x0.dtype)
+            x_t = q_sample(x0, y0, t, noise, self.schedule)
+            wanted = target_of(x0, y0, noise, t, self.schedule, self.model.target)
+        output = network(scale_input(x_t, t, self.schedule, self.model.latent_scaling), t, lq).float()
+        mse = mse_per_sample(output, wanted, t, self.schedule, self.model.target, self.loss.mse_weighting == "weighted").mean()
+        perceptual = torch.zeros_like(mse)
+        if self.lpips is not None and self.loss.lpips:
+            x0_pred = predict_x0(output, x_t, y0, t, self.schedule, self.model.target)
+            perceptual = self.lpips(self.first_stage.decode(x0_pred).clamp(-1, 1), hq).mean()
+        total = self.loss.mse * mse + self.loss.lpips * perceptual
+        return LossTerms(total, mse.detach(), perceptual.detach())
+
+
+def upsample(lq: Tensor, scale: int) -> Tensor:
+    """Bring (B, 3, h, w) to the output size as released models expect: bicubic with a = -0.75, aligned by pixel areas, not clamped."""
+    return lq if scale == 1 else F.interpolate(lq, scale_factor=scale, mode="bicubic")

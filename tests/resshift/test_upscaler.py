@@ -1,0 +1,185 @@
+"""Picture in, picture out, with networks whose answer is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from resshift import weights
+from resshift.autoencoder import FirstStageConfig, VQAutoencoder, VQConfig
+from resshift.config import ModelConfig
+from resshift.losses import upsample
+from resshift.presets import test_x4 as toy_preset
+from resshift.presets import tiny_x4
+from resshift.training import build_network
+from resshift.unet import UNetConfig, UNetSwin
+from resshift.upscaler import Upscaler
+from resshift.weights import WeightsError
+
+Load = Callable[[str], dict[str, np.ndarray]]
+Fill = Callable[[nn.Module], nn.Module]
+BIGGEST = np.iinfo(np.uint16).max
+
+
+class ZeroResidual(nn.Module):
+    """Answers "the residual is zero": the result must be the bicubic upsampling, whatever the noise."""
+
+    def forward(self, x: Tensor, t: Tensor, lq: Tensor, mask: Tensor | None = None) -> Tensor:
+        return torch.zeros_like(x)
+
+
+@pytest.fixture
+def bicubic() -> Upscaler:
+    return Upscaler(tiny_x4().model, ZeroResidual(), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def toy() -> Upscaler:
+    return Upscaler(toy_preset().model, build_network(toy_preset()), device="cpu")
+
+
+def rgb(height: int, width: int, dtype: type = np.uint8) -> np.ndarray:
+    return np.random.default_rng(height * 1000 + width).integers(0, np.iinfo(dtype).max, (height, width, 3), dtype, endpoint=True)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (33, 31), (64, 64), (65, 130), (140, 50)])
+@pytest.mark.parametrize("tile_px", [None, 32])
+def test_zero_residual_is_bicubic_for_any_size(size: tuple[int, int], tile_px: int | None, bicubic: Upscaler) -> None:
+    lq = torch.from_numpy(rgb(*size)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    out = bicubic.upscale_tensor(lq, tile_px=tile_px)
+    assert out.shape == (1, 3, size[0] * 4, size[1] * 4)
+    expected = upsample(lq, 4).clamp(-1, 1)
+    # The last two columns and rows see the reflection instead of a repeated edge: padding is part of the method.
+    inside = (..., slice(0, -8), slice(0, -8))
+    torch.testing.assert_close(out[inside], expected[inside], atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [0, 1, 3, 4])
+def test_arrays_keep_their_kind(dtype: type, channels: int, bicubic: Upscaler) -> None:
+    shape = (9, 7) if channels == 0 else (9, 7, channels)
+    out = bicubic(np.full(shape, 77 if dtype is np.uint8 else 20_000, dtype))
+    assert out.dtype == dtype
+    assert out.shape == (36, 28, *shape[2:])
+    assert set(np.unique(out)) == {77 if dtype is np.uint8 else 20_000}  # a flat picture stays flat, alpha too
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "1", "I;16"])
+def test_pil_images_come_back_as_pil_images(mode: str, bicubic: Upscaler) -> None:
+    image = Image.new(mode, (6, 5), 1 if mode in ("1", "P") else None) if mode != "I;16" else Image.new("I;16", (6, 5), 900)
+    out = bicubic(image)
+    assert isinstance(out, Image.Image)
+    assert out.size == (24, 20)
+    assert ("A" in out.getbands()) == ("A" in mode)
+
+
+def test_16_bit_is_not_reduced_to_8(bicubic: Upscaler) -> None:
+    image = np.full((16, 16, 3), 12_345, np.uint16)
+    assert np.all(bicubic(image) == 12_345)
+
+
+@pytest.mark.parametrize(("outscale", "size"), [(2.5, (25, 18)), (1, (10, 7)), (4, (40, 28)), (6, (60, 42)), (0.01, (1, 1))])
+def test_outscale_sets_the_size(outscale: float, size: tuple[int, int], bicubic: Upscaler) -> None:
+    assert bicubic(rgb(10, 7), outscale=outscale).shape[:2] == size
+
+
+def test_seed_decides_the_pixels(toy: Upscaler) -> None:
+    image = rgb(20, 12)
+    assert np.array_equal(toy(image, seed=3), toy(image, seed=3))
+    assert not np.array_equal(toy(image, seed=3), toy(image, seed=4))
+
+
+def test_result_does_not_depend_on_the_tile_batch(toy: Upscaler) -> None:
+    image = rgb(40, 56)
+    one, many = (toy(image, tile_px=16, tile_batch=n) for n in (1, 5))
+    assert np.abs(one.astype(int) - many.astype(int)).max() <= 1  # kernels may sum in another order for another batch
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"outscale": 0}, "outscale"),
+        ({"outscale": 17.0}, "outscale"),
+        ({"tile_px": 4}, "tile_px must be at least 8"),
+        ({"tile_batch": 0}, "tile_batch"),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, float], message: str, toy: Upscaler) -> None:
+    with pytest.raises(ValueError, match=message):
+        toy(rgb(8, 8), **options)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4, 2), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)])
+def test_bad_arrays_are_named(image: np.ndarray, toy: Upscaler) -> None:
+    with pytest.raises(ValueError, match="an array must be"):
+        toy(image)
+
+
+@torch.no_grad()
+def test_whole_composition_against_official(parity: Load, recipe_weights: Fill) -> None:
+    """The e2e fixture again, now through the composition users call: padding, bicubic, VQ, four steps, quantised decoding, clamp."""
+    arrays = parity("e2e_x4_64")
+    stage_config = FirstStageConfig(vq=VQConfig(ch=32, n_embed=256))
+    config = ModelConfig(unet=UNetConfig(model_channels=32, swin_embed_dim=64), first_stage=stage_config)
+    vq = recipe_weights(VQAutoencoder(stage_config.vq))
+    assert isinstance(vq, VQAutoencoder)
+    up = Upscaler(config, recipe_weights(UNetSwin(config.unet)), vq, device="cpu", dtype="float32")
+    generator = torch.Generator().manual_seed(700)
+    out = up.upscale_tensor(torch.from_numpy(arrays["lq"]), noise=lambda step: torch.randn((1, 3, 64, 64), generator=generator))
+    difference = (out - torch.from_numpy(arrays["out"]).float()).abs()
+    # Stored as float16; the few pixels near a latent on a codebook tie may differ.
+    assert (difference > 2e-3).float().mean() < 0.02
+    assert difference.median() < 2e-3
+
+
+def test_model_directory_round_trip(tmp_path: Path, toy: Upscaler) -> None:
+    weights.save_model(tmp_path / "model", "toy", toy.config, toy.unet)
+    image = rgb(10, 10)
+    for source in (tmp_path / "model", tmp_path / "model" / "model.safetensors"):
+        loaded = Upscaler.from_pretrained(source, device="cpu")
+        assert loaded.name == "toy"
+        assert np.array_equal(loaded(image), toy(image))
+
+
+def test_a_weight_file_is_complete_in_itself(tmp_path: Path, toy: Upscaler) -> None:
+    weights.save_model(tmp_path / "model", "toy", toy.config, toy.unet)
+    alone = (tmp_path / "model" / "model.safetensors").rename(tmp_path / "alone.safetensors")
+    assert Upscaler.from_pretrained(alone, device="cpu").config == toy.config
+
+
+def test_identity_changes_with_a_weight_and_with_a_setting(tmp_path: Path, toy: Upscaler) -> None:
+    other = build_network(replace(toy_preset(), train=replace(toy_preset().train, seed=1)))
+    slower = replace(toy.config, schedule=replace(toy.config.schedule, steps=3))
+    for name, config, unet in (("a", toy.config, toy.unet), ("b", toy.config, other), ("c", slower, toy.unet), ("d", toy.config, toy.unet)):
+        weights.save_model(tmp_path / name, "toy", config, unet)
+    identities = [Upscaler.from_pretrained(tmp_path / name, device="cpu").identity for name in "abcd"]
+    assert len(set(identities)) == 3
+    assert identities[0] == identities[3]
+
+
+def test_unknown_model_lists_those_that_exist() -> None:
+    with pytest.raises(WeightsError, match=r"no model 'tiny-x5'.*realsr-x4-s4"):
+        Upscaler.from_pretrained("tiny-x5")
+
+
+def test_published_weights_need_their_licence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESSHIFT_CACHE", str(tmp_path))
+    monkeypatch.delenv("RESSHIFT_ACCEPT_LICENCE", raising=False)
+    with pytest.raises(WeightsError, match=r"S-Lab.*RESSHIFT_ACCEPT_LICENCE"):
+        Upscaler.from_pretrained("realsr-x4-s4")
+
+
+def test_bare_weight_file_must_say_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "mine.pth"
+    torch.save({"out.0.weight": torch.zeros(3)}, path)
+    with pytest.raises(WeightsError, match="give preset_name"):
+        Upscaler.from_pretrained(path)
+    with pytest.raises(WeightsError, match="do not fit"):
+        Upscaler.from_pretrained(path, preset_name="tiny-x4")
