@@ -81,9 +81,9 @@ def _is_derived(key: str) -> bool:
     return key.rsplit(".", 1)[-1] in _DERIVED
 
 
-def state_to_store(module: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict of a module on the CPU, contiguous, without derived buffers."""
-    return {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items() if not _is_derived(key)}
+def state_to_store(module: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Return the state dict of a module on the CPU, contiguous, without derived buffers, cast to `dtype` when one is given."""
+    return {key: value.detach().to("cpu", dtype).contiguous() for key, value in module.state_dict().items() if not _is_derived(key)}
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -125,13 +125,29 @@ def save_safetensors(state: Mapping[str, Tensor], path: str | Path, metadata: Ma
     temporary.replace(path)
 
 
-def save_model(directory: str | Path, name: str, config: ModelConfig, unet: nn.Module, first_stage: nn.Module | None = None) -> None:
-    """Write a model directory that `load_model_config` and `Upscaler.from_pretrained` read; the configuration comes last."""
+def save_model(
+    directory: str | Path,
+    name: str,
+    config: ModelConfig,
+    unet: nn.Module,
+    first_stage: nn.Module | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a model directory that `Upscaler.from_pretrained` reads; the configuration comes last.
+
+    Args:
+        directory: created when absent.
+        name: for reports.
+        config: of the model.
+        unet: stored as model.safetensors.
+        first_stage: stored as first_stage.safetensors when it has parameters.
+        dtype: of the stored weights, for example torch.float16 for half the size; default as they are.
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    save_safetensors(state_to_store(unet), directory / "model.safetensors", model_metadata(name, config))
+    save_safetensors(state_to_store(unet, dtype), directory / "model.safetensors", model_metadata(name, config))
     if first_stage is not None and any(True for _ in first_stage.parameters()):
-        save_safetensors(state_to_store(first_stage), directory / "first_stage.safetensors")
+        save_safetensors(state_to_store(first_stage, dtype), directory / "first_stage.safetensors")
     write_model_config(directory, name, config)
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import socket
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 
 def free_port() -> int:
@@ -74,3 +79,45 @@ def bucket(s3: dict[str, str]) -> str:
     name = f"b-{uuid.uuid4().hex[:12]}"
     s3fs.S3FileSystem(endpoint_url=s3["AWS_ENDPOINT_URL"]).mkdir(name)
     return f"s3://{name}"
+
+
+# Read by Ray when a test starts its cluster: a short poll instead of two seconds, no bars, no telemetry, no token file at home.
+os.environ.update(
+    RAY_AUTH_MODE="disabled",
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",
+    RAY_DATA_DISABLE_PROGRESS_BARS="1",
+    RAY_DEDUP_LOGS="0",
+    RAY_worker_niceness="0",
+)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3: dict[str, str]) -> Iterator[None]:
+    """Start the one local cluster of the run; S3 comes first because workers inherit the environment."""
+    import ray
+
+    # The dashboard stays on: without it Ray Train's placement group cleaner fills the log.
+    ray.init(num_cpus=6, num_gpus=0, object_store_memory=300 << 20, log_to_driver=False, dashboard_port=free_port())
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def job() -> Callable[..., int]:
+    """Return a function that runs a command in this process: `job("upscale", "SRC", "DST", "--plan")` gives its exit code."""
+
+    def run(name: str, *arguments: str) -> int:
+        return int(load_job(name).main(arguments))
+
+    return run
+
+
+def load_job(name: str) -> Any:  # noqa: ANN401 - a module
+    """Import jobs/NAME.py, which is a script and not part of a package."""
+    spec = importlib.util.spec_from_file_location(f"resshift_job_{name}", ROOT / "jobs" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,82 @@
+"""Dependencies point one way, and the library draws no global random numbers."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# The rooms that each room may import from, besides itself.
+ALLOWED = {"resshift": set[str](), "pipelines": {"resshift"}, "jobs": {"resshift", "pipelines"}}
+ROOMS = set(ALLOWED) | {"serve", "tests", "benchmarks"}
+
+
+def sources(room: str) -> list[Path]:
+    return sorted((ROOT / room).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_dependencies_point_one_way(room: str) -> None:
+    forbidden = ROOMS - ALLOWED[room] - {room}
+    found = [f"{path.relative_to(ROOT)}: {name}" for path in sources(room) for name in imports(path) if name.split(".")[0] in forbidden]
+    assert sources(room)
+    assert found == []
+
+
+def test_the_method_never_imports_ray() -> None:
+    found = [f"{path.name}: {name}" for path in sources("resshift") for name in imports(path) if name.split(".")[0] == "ray"]
+    assert found == []
+
+
+def test_the_method_works_with_ray_out_of_reach() -> None:
+    """Importing every module of the library in a process where `import ray` fails."""
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in sources("resshift")]
+    code = "import sys; sys.modules['ray'] = None\n" + "\n".join(f"import {name}" for name in modules)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+GLOBAL_RANDOM = {"random", "np.random.seed", "np.random.rand", "np.random.randn", "np.random.randint", "np.random.uniform"}
+TORCH_DRAWS = {"torch.randn", "torch.rand", "torch.randint", "torch.randperm"}
+
+
+@pytest.mark.parametrize("room", ["resshift", "pipelines"])
+def test_no_global_random_numbers(room: str) -> None:
+    found: list[str] = []
+    for path in sources(room):
+        found += [f"{path.name}: import random" for name in imports(path) if name == "random"]
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                has_generator = any(keyword.arg == "generator" for keyword in node.keywords)
+                if name in GLOBAL_RANDOM or (name in TORCH_DRAWS and not has_generator):
+                    found.append(f"{path.name}:{node.lineno}: {name}")
+    assert found == []
+
+
+def test_bgr_is_spoken_of_in_one_module_only() -> None:
+    speakers = {path.name for room in ("resshift", "pipelines", "jobs") for path in sources(room) if "BGR" in path.read_text()}
+    assert speakers <= {"images.py"}
+
+
+@pytest.mark.parametrize("name", ["utils", "helpers", "common", "misc", "base"])
+def test_no_attic(name: str) -> None:
+    assert [path for room in ALLOWED for path in sources(room) if path.stem == name] == []
+
+
+def test_jobs_shadow_no_installed_module() -> None:
+    """`python jobs/x.py` puts jobs/ first on sys.path; Ray imports a great deal by top-level name."""
+    needed = {"ray", "torch", "numpy", "pyarrow", "PIL", "cv2", "rich", "pydantic", "s3fs", "fsspec", "timm", "einops", "lpips"}
+    assert {path.stem for path in sources("jobs")} & (needed | set(sys.stdlib_module_names)) == set()
