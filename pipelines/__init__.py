@@ -1,0 +1,1 @@
+"""Ray Data flows: shards, training pairs, bulk upscaling, evaluation."""

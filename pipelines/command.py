@@ -1,0 +1,79 @@
+"""What all commands share: exit codes, one-line errors, and the connection to Ray."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes of every command."""
+
+    COMPLETE = 0
+    FAILED = 1
+    USAGE = 2
+    FINISHED_WITH_FAILED_ITEMS = 3
+
+
+class UsageError(ValueError):
+    """The command cannot do what it was asked; the message is one line for the user."""
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+    """Return a parser whose help is the module docstring of the command, examples included."""
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+
+def run(command: Callable[[argparse.Namespace], Exit], arguments: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    """Parse, run, and turn expected errors into one line on standard error and an exit code."""
+    options = arguments.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", datefmt="%H:%M:%S")
+    # Imported here so that --help does not wait for torch.
+    from resshift.checkpoint import ResumeRefused
+    from resshift.config import ConfigError
+    from resshift.storage import StorageError
+    from resshift.weights import WeightsError
+
+    try:
+        return int(command(options))
+    except (UsageError, ConfigError, WeightsError, ResumeRefused) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return int(Exit.USAGE)
+    except StorageError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return int(Exit.FAILED)
+
+
+def connect_to_ray(num_cpus: int | None = None) -> None:
+    """Join the cluster that started this job (RAY_ADDRESS), or start one on this machine.
+
+    Logical CPUs of a local cluster: two more than there are cores. Ray Data's own actors hold a CPU each, and a pipeline whose CPUs are all
+    held stops without a word.
+
+    Args:
+        num_cpus: logical CPUs of a local cluster.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level=logging.WARNING)
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(num_cpus=num_cpus or max(4, (os.cpu_count() or 2) + 2), logging_level=logging.WARNING)
+
+
+def quiet_ray_data() -> None:
+    """Leave progress to the command: Ray Data's plan lines and bars off."""
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that the bars are off, which is what was asked
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False

@@ -1,0 +1,203 @@
+"""The command line is a contract: flags, exit codes, one clear line for every kind of bad input, nothing written when nothing was done."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+Job = Callable[..., int]
+
+FLAGS = {
+    "prepare": {"--help", "--min-side", "--shard-mb", "--dry-run"},
+    "train": {"--help", "--preset", "--data", "--out", "--set", "--workers", "--gpus-per-worker", "--dry-run"},
+    "upscale": {
+        *("--help", "--model", "--outscale", "--format", "--quality", "--name", "--seed", "--tile", "--max-megapixels", "--replicas"),
+        *("--plan", "--dry-run", "--status", "--retry-failed", "--verify"),
+    },
+    "evaluate": {
+        *(
+            "--help",
+            "--model",
+            "--data",
+            "--out",
+            "--seed",
+            "--tile",
+            "--border",
+            "--lpips-net",
+            "--lpips-trunk",
+            "--replicas",
+            "--dry-run",
+        ),
+    },
+    "demo": {"--help", "--out", "--model"},
+}
+
+
+def module(name: str) -> Any:  # noqa: ANN401 - a module
+    spec = importlib.util.spec_from_file_location(f"resshift_command_{name}", ROOT / "jobs" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_flags_are_frozen(name: str) -> None:
+    """A new knob belongs into a configuration, for `--set`; a flag is a promise."""
+    actions = module(name).arguments()._actions
+    assert {flag for action in actions for flag in action.option_strings if flag.startswith("--")} == FLAGS[name]
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_every_job_is_listed_and_short(name: str) -> None:
+    assert {path.stem for path in (ROOT / "jobs").glob("*.py")} == set(FLAGS)
+    assert len((ROOT / "jobs" / f"{name}.py").read_text().splitlines()) <= 200
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_help_shows_examples_and_exit_codes(name: str) -> None:
+    shown = subprocess.run([sys.executable, f"jobs/{name}.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f"python jobs/{name}.py" in shown
+    assert "Exit codes: 0 complete" in shown
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_unknown_flag_is_usage(name: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        module(name).main(["--no-such-flag"])
+    assert stop.value.code == 2
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "a.png"), np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    return folder
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """A data set of no pictures, enough for what is checked before training."""
+    from pipelines.imagenet import write_manifest
+
+    write_manifest(str(tmp_path / "shards"), "nowhere", [])
+    return tmp_path / "shards"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "realsr-x5"], "unknown preset 'realsr-x5'; allowed: realsr-x4-s15"),
+        (["--set", "train.stepz=5"], "unknown setting 'train.stepz'; allowed here: batch_size"),
+        (["--set", "trian.steps=5"], "there is no section 'trian'; allowed: data"),
+        (["--set", "train.steps=many"], "train.steps: Input should be a valid integer"),
+        (["--set", "train.steps"], "a setting looks like section.field=value"),
+        (["--set", "data.crop_px=33"], "data.crop_px must be a multiple of 32"),
+        (["--set", "train.batch_size=0"], "train.batch_size must be at least 1, got 0"),
+    ],
+)
+def test_bad_configuration_is_one_line(
+    arguments: list[str], message: str, job: Job, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = job("train", "--preset", "test-x4", "--data", str(shards), "--out", str(tmp_path / "run"), *arguments)
+    error = capsys.readouterr().err
+    assert code == 2
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_without_shards_is_said(job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert job("train", "--preset", "test-x4", "--data", str(tmp_path), "--out", str(tmp_path / "run")) == 1
+    assert "manifest.json" in capsys.readouterr().err
+
+
+def test_dry_run_of_training_prints_the_configuration(job: Job, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--data", str(shards), "--out", str(tmp_path / "run"), "--set", "train.steps=7", "--dry-run")
+    assert job("train", "--preset", "test-x4", *arguments) == 0
+    assert '"steps": 7' in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "tiny-x5"], "no model 'tiny-x5': give one of"),
+        (["--replicas", "two"], "--replicas must be MIN:MAX"),
+        (["--replicas", "3:1"], "1 <= MIN <= MAX"),
+        (["--outscale", "0"], "--outscale must lie in (0, 16]"),
+        (["--quality", "101"], "--quality must lie in 1 to 100"),
+        (["--tile", "7"], "--tile must be at least"),
+        (["--max-megapixels", "0"], "--max-megapixels must be positive"),
+        (["--name", "{stem}_{when}.png"], "allowed: {dir}, {stem}, {ext}, {scale}"),
+    ],
+)
+def test_bad_upscale_options_are_one_line(
+    arguments: list[str], message: str, job: Job, photos: Path, toy_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = [] if "--model" in arguments else ["--model", str(toy_model)]
+    code = job("upscale", str(photos), str(tmp_path / "out"), *model, *arguments)
+    error = capsys.readouterr().err
+    assert code == 2
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("target", ["", "inner", "inner/../deep"])
+def test_target_inside_source_is_refused(target: str, job: Job, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("upscale", "prepare"):
+        assert job(name, str(photos), str(photos / target)) == 2
+        assert "lies inside SRC" in capsys.readouterr().err
+
+
+def test_empty_source_is_said(job: Job, toy_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    assert job("upscale", str(tmp_path / "empty"), str(tmp_path / "out"), "--model", str(toy_model)) == 2
+    assert "no files under" in capsys.readouterr().err
+    assert job("upscale", str(tmp_path / "absent"), str(tmp_path / "out"), "--model", str(toy_model)) == 1
+    assert "missing" in capsys.readouterr().err
+
+
+def test_plan_writes_nothing_and_names_collisions(
+    job: Job, photos: Path, toy_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "a.jpg").write_bytes((photos / "a.png").read_bytes())
+    assert job("upscale", str(photos), str(tmp_path / "out"), "--model", str(toy_model), "--plan") == 0
+    shown = capsys.readouterr().out
+    assert "2 inputs" in shown
+    assert "1 to do, 0 done, 1 refused" in shown
+    assert "name_collision" in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluation_names_pictures_without_truth(
+    job: Job, photos: Path, toy_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gt").mkdir()
+    data = f"{photos}:{tmp_path / 'gt'}"
+    assert job("evaluate", "--model", str(toy_model), "--data", data, "--out", str(tmp_path / "report")) == 2
+    assert "1 pictures" in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.fixture(scope="session")
+def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from resshift.presets import test_x4
+    from resshift.training import build_network
+    from resshift.weights import save_model
+
+    directory = tmp_path_factory.mktemp("toy")
+    save_model(directory, "toy", test_x4().model, build_network(test_x4()))
+    return directory
