@@ -56,15 +56,15 @@ def shifted_window_mask(
         column_region = _region_of_each_position(width, window, shift)
         region = 3 * row_region[:, None] + column_region[None, :]
     else:
-        in_last_row = torch.arange(height) >= height - window
-        in_right_part = torch.arange(width) % window >= window - shift
+        in_last_row = torch.arange(height, device="cpu") >= height - window
+        in_right_part = torch.arange(width, device="cpu") % window >= window - shift
         region = (in_last_row[:, None] & in_right_part[None, :]).long()
     tokens = rearrange(region, "(a h) (b w) -> (a b) (h w)", h=window, w=window)
     return torch.where(tokens[:, None, :] != tokens[:, :, None], -100.0, 0.0).to(device)
 
 
 def _region_of_each_position(length: int, window: int, shift: int) -> Tensor:
-    position = torch.arange(length)
+    position = torch.arange(length, device="cpu")  # also inside `torch.device("meta")`: the result is cached
     return (position >= length - window).long() + (position >= length - shift).long()
 
 
@@ -102,12 +102,16 @@ class WindowAttention(nn.Module):
         Returns:
             (B, n, N, C).
         """
-        q, k, v = rearrange(self.qkv(x), "b n i (three k d) -> three b n k i d", three=3, k=self.num_heads)
-        bias = self.position_bias().to(q.dtype)  # (k, N, N)
-        if mask is not None:
-            bias = bias + mask[:, None].to(q.dtype)  # (n, k, N, N)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return self.proj(rearrange(attended, "b n k i d -> b n i (k d)"))
+        # Fused kernels take four axes. Windows that share one bias join the batch; with a mask each has its own, so they join the heads.
+        num_windows = x.shape[1]
+        bias = self.position_bias().to(x.dtype)  # (k, N, N)
+        if mask is None:
+            bias, axes = bias[None], "(b n) k i d"
+        else:
+            bias, axes = rearrange(bias + mask[:, None].to(x.dtype), "n k i j -> 1 (n k) i j"), "b (n k) i d"
+        q, k, v = rearrange(self.qkv(x), f"b n i (three k d) -> three {axes}", three=3, k=self.num_heads)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        return self.proj(rearrange(attended, f"{axes} -> b n i (k d)", n=num_windows, k=self.num_heads))
 
 
 class SwinBlock(nn.Module):

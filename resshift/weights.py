@@ -19,7 +19,7 @@ from urllib.error import URLError
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from resshift.config import ConfigError, ModelConfig, from_dict, to_dict
@@ -121,7 +121,8 @@ def save_safetensors(state: Mapping[str, Tensor], path: str | Path, metadata: Ma
     """Write tensors to a file through a temporary name, so that a half-written file never has the final one."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(dict(state), temporary, metadata=dict(metadata or {}))
+    # Not save_file: it makes the file readable by its owner only.
+    temporary.write_bytes(save(dict(state), metadata=dict(metadata or {})))
     temporary.replace(path)
 
 
@@ -260,6 +261,9 @@ def fetch(file: RemoteFile, *, accept_licence: bool, cache: Path | None = None, 
         with os.fdopen(handle, "wb") as out, urllib.request.urlopen(file.url, timeout=timeout_s) as response:
             while chunk := response.read(1 << 20):
                 out.write(chunk)
+            promised = response.headers.get("Content-Length")
+        if promised is not None and temporary.stat().st_size != int(promised):
+            raise WeightsError(f"{file.url} ended after {temporary.stat().st_size} of {promised} bytes; try again")
         digest = _check(temporary, expected, file.name)
         seen.write_text(digest + "\n")
         temporary.replace(target)

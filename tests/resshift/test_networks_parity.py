@@ -100,6 +100,16 @@ def test_shift_mask_against_official(parity: Load) -> None:
     np.testing.assert_array_equal(layer.state_dict()["blocks.0.attn.relative_position_index"].numpy(), arrays["relative_position_index"])
 
 
+def test_network_built_without_memory_leaves_real_masks_behind() -> None:
+    """Masks are cached by size: one made inside torch.device("meta") must not reach the next network."""
+    shifted_window_mask.cache_clear()
+    with torch.device("meta"):
+        BasicLayer(channels=32, embed_dim=32, num_heads=1, depth=2, window=8, map_size=16)
+    layer = BasicLayer(channels=32, embed_dim=32, num_heads=1, depth=2, window=8, map_size=16)
+    assert layer(torch.zeros(1, 32, 16, 16)).shape == (1, 32, 16, 16)
+    assert {buffer.device.type for buffer in layer.buffers()} == {"cpu"}
+
+
 @pytest.mark.parametrize("dim", [32, 160, 33])
 def test_timestep_embedding_against_official(dim: int, parity: Load) -> None:
     arrays = parity("timestep_embedding")

@@ -1,0 +1,130 @@
+"""What every benchmark leans on: the timing helper, the record, and the JSON line at the end."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+def load(name: str) -> ModuleType:
+    """Import a module of benchmarks/, which is a folder of scripts and no package."""
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+timing, record = load("timing"), load("record")
+
+
+def scripted(seconds: list[float]) -> tuple[Callable[[Callable[[], object]], float], list[int]]:
+    """Return a stopwatch that runs the call and reports `seconds` in turn, and the list of how often it ran."""
+    remaining = iter(seconds)
+    runs: list[int] = []
+
+    def stopwatch(call: Callable[[], object]) -> float:
+        call()
+        runs.append(1)
+        return next(remaining)
+
+    return stopwatch, runs
+
+
+def test_median_leaves_out_the_warm_up_and_resists_an_outlier() -> None:
+    calls: list[int] = []
+    stopwatch, _ = scripted([90.0, 80.0, 1.0, 2.0, 3.0, 2.0, 100.0])
+    result = timing.measure(lambda: calls.append(1), stopwatch, warmup=2, min_calls=5, max_calls=5, limit_s=1000.0)
+    assert len(calls) == 7
+    assert (result.median_s, result.lower_quartile_s, result.upper_quartile_s, result.num_calls) == (2.0, 2.0, 3.0, 5)
+    assert result.spread == 0.5
+
+
+@pytest.mark.parametrize(
+    ("seconds_a_call", "expected_calls"),
+    [pytest.param(10.0, 3, id="slow: the least"), pytest.param(0.3, 4, id="until the limit"), pytest.param(0.001, 8, id="fast: the most")],
+)
+def test_number_of_calls_follows_the_limits(seconds_a_call: float, expected_calls: int) -> None:
+    stopwatch, runs = scripted([seconds_a_call] * 20)
+    result = timing.measure(lambda: None, stopwatch, warmup=1, min_calls=3, max_calls=8, limit_s=1.0)
+    assert result.num_calls == expected_calls
+    assert len(runs) == expected_calls + 1
+
+
+def test_host_stopwatch_runs_the_call_once() -> None:
+    calls: list[int] = []
+    assert timing.host_stopwatch(lambda: calls.append(1)) >= 0
+    assert len(calls) == 1
+
+
+def test_one_call_has_no_spread() -> None:
+    assert timing.Timing.of([2.0]).spread == 0.0
+
+
+def test_machine_has_the_documented_keys() -> None:
+    where = record.machine(torch.device("cpu"), commit="abc")
+    assert set(where) == {
+        *("date", "command", "commit", "dirty", "python", "torch", "cuda", "cudnn", "driver", "gpu", "gpu_memory_gib"),
+        *("cpu", "num_cores", "num_threads", "platform"),
+    }
+    assert where["commit"]
+    assert where["gpu"] is None
+    json.dumps(where)
+
+
+def test_file_name_holds_benchmark_date_and_machine() -> None:
+    where = {"date": "2026-02-03T04:05:06Z", "gpu": "NVIDIA H100 80GB HBM3", "cpu": "any"}
+    assert record.file_name("gpu", where) == "gpu-2026-02-03-nvidia-h100-80gb-hbm3.json"
+    assert record.file_name("pairs", where | {"gpu": None, "cpu": "Intel(R) Xeon(R)"}) == "pairs-2026-02-03-intel-r-xeon-r.json"
+
+
+def test_written_figures_are_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "results" / "a.json"
+    record.write(path, {"x": [1, None]})
+    assert json.loads(path.read_text()) == {"x": [1, None]}
+    assert [file.name for file in path.parent.iterdir()] == ["a.json"]
+
+
+def test_table_aligns_numbers_to_the_right_and_shows_what_is_missing() -> None:
+    assert record.table(("name", "ms"), [["a", 1.5], ["long name", None], ["b", 1234.0]]).splitlines() == [
+        "name         ms",
+        "---------  ----",
+        "a           1.5",
+        "long name     -",
+        "b          1234",
+    ]
+
+
+def run_gpu(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--device", "cpu", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+
+
+def test_unknown_section_is_a_usage_error() -> None:
+    done = run_gpu("--sections", "parity,speed")
+    assert done.returncode == 2
+    assert "unknown section speed" in done.stderr
+
+
+@pytest.mark.slow
+def test_last_line_is_one_json_object_and_parity_holds() -> None:
+    done = run_gpu("--quick", "--sections", "parity")
+    assert done.returncode == 0, done.stderr
+    assert "No GPU is used" in done.stdout
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert last["benchmark"] == "gpu"
+    assert last["parity_passed"] is True
+    assert last["parity_failed"] == last["failed"] == []
+    assert last["file"] is None

@@ -1,0 +1,104 @@
+"""Configurations: typed settings, errors that name what is allowed, and what makes two runs the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from resshift.config import ConfigError, ModelConfig, RunConfig, differing_fields, fingerprint, from_dict, to_dict, with_settings
+from resshift.presets import PRESETS, preset
+from resshift.schedule import ShiftSchedule
+from resshift.unet import UNetSwin
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_json(name: str) -> None:
+    assert from_dict(RunConfig, to_dict(preset(name))) == preset(name)
+    assert preset(name).preset == name
+
+
+@pytest.mark.parametrize(
+    ("setting", "section", "field", "value"),
+    [
+        ("train.steps=7", "train", "steps", 7),
+        ("optim.lr=1e-3", "optim", "lr", 1e-3),
+        ("optim.clip_norm=null", "optim", "clip_norm", None),
+        ("optim.betas=[0.8, 0.9]", "optim", "betas", (0.8, 0.9)),
+        ("loss.lpips_trunk=/weights/a=b.pth", "loss", "lpips_trunk", "/weights/a=b.pth"),
+        ("data.flip=false", "data", "flip", False),
+        ("data.crop=short_side", "data", "crop", "short_side"),
+    ],
+)
+def test_settings_take_the_type_of_their_field(setting: str, section: str, field: str, value: object) -> None:
+    assert getattr(getattr(with_settings(preset("tiny-x4"), [setting]), section), field) == value
+
+
+def test_settings_reach_nested_sections_and_the_last_one_wins() -> None:
+    config = with_settings(preset("tiny-x4"), ["model.unet.dropout=0.1", "train.steps=1", "train.steps=2"])
+    assert (config.model.unet.dropout, config.train.steps) == (0.1, 2)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.stepz=1", "unknown setting 'train.stepz'; allowed here: batch_size, checkpoint_every"),
+        ("model.unet.depth=1", "allowed here: attention_resolutions, channel_mult"),
+        ("trian.steps=1", "no section 'trian'; allowed: data, degradation"),
+        ("train=1", "'train' is a section"),
+        ("train.steps", "looks like section.field=value"),
+        ("train.steps=1.5", "train.steps: .*got 1.5"),
+        ("train.precision=fp8", "train.precision: .*'fp32' or 'bf16'.*got 'fp8'"),
+        ("train.ema_decay=1", "train.ema_decay must lie in"),
+        ("loss.mse=-1", "loss.mse and loss.lpips must not be negative"),
+        ("degradation.scale=2", r"degradation.scale \(2\) must equal model.scale \(4\)"),
+        ("data.crop_px=100", "data.crop_px must be a multiple of 128"),
+        ("model.unet.in_channels=3", r"must equal the latent's 48"),
+        ("model.unet.swin_embed_dim=33", "multiples of 32"),
+    ],
+)
+def test_bad_settings_are_one_clear_error(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        with_settings(preset("tiny-x4"), [setting])
+    assert "\n" not in str(error.value)
+
+
+def test_fingerprint_is_about_the_run_not_its_length() -> None:
+    config = preset("tiny-x4")
+    longer = with_settings(config, ["train.steps=99", "train.checkpoint_every=3", "loss.lpips_trunk=/elsewhere"])
+    other = with_settings(config, ["optim.lr=1e-3"])
+    assert fingerprint(longer) == fingerprint(config) != fingerprint(other)
+    assert differing_fields(to_dict(longer), to_dict(config)) == []
+    assert differing_fields(to_dict(other), to_dict(config)) == ["optim.lr: 0.0005 -> 0.001"]
+
+
+def test_unknown_preset_lists_those_that_exist() -> None:
+    with pytest.raises(ConfigError, match=r"unknown preset 'x'; allowed: realsr-x4-s15, realsr-x4-s4"):
+        preset("x")
+
+
+def test_released_presets_have_the_released_numbers() -> None:
+    v1, v3 = preset("realsr-x4-s15"), preset("realsr-x4-s4")
+    assert (v1.train.batch_size, v1.train.steps, v1.optim.lr, v1.optim.lr_schedule, v1.loss.lpips) == (64, 300_000, 5e-5, "constant", 0)
+    assert (v3.train.batch_size, v3.train.steps, v3.optim.lr_end, v3.optim.lr_schedule, v3.loss.lpips) == (96, 400_000, 2e-5, "cosine", 1)
+    assert (v1.optim.warmup_steps, v1.train.ema_decay, v1.optim.weight_decay) == (5000, 0.999, 0)
+    assert ShiftSchedule.from_config(v3.model.schedule).sqrt_eta.tolist() == pytest.approx([0.1, 0.52009637, 0.76138199, 0.99], abs=1e-8)
+    assert ShiftSchedule.from_config(v1.model.schedule).sqrt_eta[:3].tolist() == pytest.approx([0.02, 0.117165, 0.176305], abs=1e-6)
+    x2 = preset("realsr-x2-s4")
+    assert (x2.model.scale, x2.model.unet.lq_size, x2.degradation.scale) == (2, 128, 2)
+    assert preset("bicubic-x4-s4").degradation.kind == "bicubic"
+
+
+def test_shipped_model_is_small() -> None:
+    model = preset("tiny-x4").model
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in UNetSwin(model.unet).parameters())
+    assert parameters <= 8_000_000
+    assert (model.schedule.steps, model.first_stage.kind) == (4, "pixel_unshuffle")
+
+
+def test_condition_must_have_the_size_that_the_scale_gives() -> None:
+    base = preset("realsr-x4-s4").model
+    with pytest.raises(ValueError, match=r"lq_size must be image_size x 4 / scale = 64, got 128"):
+        ModelConfig(unet=replace(base.unet, lq_size=128))

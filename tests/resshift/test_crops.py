@@ -1,0 +1,46 @@
+"""Training crops."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from resshift.config import DataConfig
+from resshift.crops import training_crop
+from resshift.seeds import philox
+
+RANDOM = DataConfig(crop="random", crop_px=16, flip=False)
+
+
+def photo(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(height + width).integers(0, 256, (height, width, 3), np.uint8)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_crop_is_a_piece_of_the_photo(seed: int) -> None:
+    image = photo(40, 60)
+    crop = training_crop(image, philox(seed), RANDOM)
+    windows = np.lib.stride_tricks.sliding_window_view(image, (16, 16), axis=(0, 1)).transpose(0, 1, 3, 4, 2)
+    assert (windows == crop).all((2, 3, 4)).sum() == 1
+
+
+def test_half_of_the_crops_are_flipped() -> None:
+    image = photo(16, 16)
+    crops = [training_crop(image, philox("flip", i), DataConfig(crop="random", crop_px=16)) for i in range(200)]
+    flipped = sum(np.array_equal(crop, image[:, ::-1]) for crop in crops)
+    assert flipped + sum(np.array_equal(crop, image) for crop in crops) == 200
+    assert 70 < flipped < 130
+
+
+def test_short_side_takes_the_whole_short_side() -> None:
+    image = photo(48, 48)
+    crop = training_crop(image, philox(0), DataConfig(crop="short_side", crop_px=16, flip=False))
+    np.testing.assert_array_equal(crop, cv2.resize(image, (16, 16), interpolation=cv2.INTER_AREA))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 300), (300, 5), (15, 15), (16, 17)])
+@pytest.mark.parametrize("rule", ["random", "short_side"])
+def test_small_photos_are_extended(size: tuple[int, int], rule: str) -> None:
+    crop = training_crop(photo(*size), philox(1), DataConfig(crop=rule, crop_px=16))  # pyright: ignore[reportArgumentType]
+    assert (crop.shape, crop.dtype, crop.flags.c_contiguous) == ((16, 16, 3), np.uint8, True)

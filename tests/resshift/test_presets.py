@@ -1,0 +1,93 @@
+"""Presets: the numbers of the released runs, and the size of the model that ships."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from resshift.config import ConfigError
+from resshift.diffusion import Target
+from resshift.presets import PRESETS, preset
+from resshift.schedule import ScheduleConfig, ShiftSchedule
+from resshift.unet import UNetSwin
+
+VQ_PRESETS = ["realsr-x4-s15", "realsr-x4-s4", "realsr-x2-s4", "bicubic-x4-s4"]
+
+
+def num_parameters(name: str) -> int:
+    """Count without allocating: a released network is half a gigabyte."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in UNetSwin(preset(name).model.unet).parameters())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_carries_its_own_name_and_is_the_same_every_time(name: str) -> None:
+    assert preset(name).preset == name
+    assert preset(name) == preset(name)
+
+
+def test_s15_is_the_released_v1() -> None:
+    config = preset("realsr-x4-s15")
+    expected = ScheduleConfig(form="released", steps=15, kappa=2.0, power=0.3, min_noise=0.04, sqrt_eta_end=0.99)
+    assert config.model.schedule == expected
+    assert (config.model.scale, config.model.target) == (4, Target.X0)
+    assert (config.train.steps, config.train.batch_size) == (300_000, 64)
+    assert (config.optim.lr, config.optim.lr_schedule, config.optim.warmup_steps) == (5e-5, "constant", 5000)
+    assert (config.loss.mse, config.loss.lpips, config.loss.mse_weighting) == (1.0, 0.0, "plain")
+    assert (config.optim.weight_decay, config.optim.clip_norm, config.train.ema_decay) == (0.0, None, 0.999)
+
+
+def test_s4_is_the_released_v3() -> None:
+    config = preset("realsr-x4-s4")
+    expected = ScheduleConfig(form="released", steps=4, kappa=2.0, power=0.3, min_noise=0.2, sqrt_eta_end=0.99)
+    assert config.model.schedule == expected
+    assert (config.train.steps, config.train.batch_size) == (400_000, 96)
+    assert (config.optim.lr, config.optim.lr_end, config.optim.lr_schedule, config.optim.warmup_steps) == (5e-5, 2e-5, "cosine", 5000)
+    assert (config.loss.mse, config.loss.lpips) == (1.0, 1.0)
+
+
+def test_four_steps_shift_as_released() -> None:
+    sqrt_eta = ShiftSchedule.from_config(preset("realsr-x4-s4").model.schedule).sqrt_eta
+    assert sqrt_eta.tolist() == pytest.approx([0.1, 0.52009637, 0.76138199, 0.99], abs=1e-8)
+
+
+def test_fifteen_steps_begin_and_end_as_released() -> None:
+    sqrt_eta = ShiftSchedule.from_config(preset("realsr-x4-s15").model.schedule).sqrt_eta
+    assert (len(sqrt_eta), sqrt_eta[0], sqrt_eta[-1]) == (15, pytest.approx(0.02), pytest.approx(0.99))
+
+
+def test_x2_has_a_condition_twice_as_large() -> None:
+    config = preset("realsr-x2-s4")
+    assert (config.model.scale, config.model.unet.lq_size, config.model.unet.image_size) == (2, 128, 64)
+    assert (config.degradation.kind, config.degradation.scale) == ("realesrgan", 2)
+    assert config.model.schedule == preset("realsr-x4-s4").model.schedule
+
+
+def test_bicubic_differs_from_realsr_in_its_pictures_alone() -> None:
+    config, base = preset("bicubic-x4-s4"), preset("realsr-x4-s4")
+    assert (config.degradation.kind, config.degradation.scale) == ("bicubic", 4)
+    assert (config.data.crop, config.data.crop_px) == ("random", 256)
+    assert (config.model, config.loss, config.optim, config.train) == (base.model, base.loss, base.optim, base.train)
+
+
+@pytest.mark.parametrize("name", VQ_PRESETS)
+def test_released_presets_use_the_autoencoder(name: str) -> None:
+    stage = preset(name).model.first_stage
+    assert (stage.kind, stage.factor, stage.channels) == ("vq", 4, 3)
+
+
+def test_released_network_has_its_published_number_of_parameters() -> None:
+    assert num_parameters("realsr-x4-s15") == num_parameters("realsr-x4-s4") == 118_593_583
+
+
+def test_shipped_model_is_small_and_needs_no_autoencoder() -> None:
+    model = preset("tiny-x4").model
+    assert num_parameters("tiny-x4") <= 8_000_000
+    assert (model.scale, model.schedule.steps, model.target) == (4, 4, Target.RESIDUAL)
+    assert (model.first_stage.kind, model.first_stage.factor, model.first_stage.channels) == ("pixel_unshuffle", 4, 48)
+
+
+def test_unknown_preset_lists_every_name() -> None:
+    with pytest.raises(ConfigError, match="unknown preset 'tiny'") as error:
+        preset("tiny")
+    assert str(error.value).endswith("allowed: " + ", ".join(PRESETS))
