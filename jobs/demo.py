@@ -53,8 +53,7 @@ def demo(options: argparse.Namespace) -> Exit:
     job = Path(__file__).with_name("upscale.py")
     command = [sys.executable, str(job), str(lq_root), str(hq_root), "--model", options.model]
     print(f"$ python jobs/upscale.py {lq_root} {hq_root} --model {options.model}", flush=True)
-    # Ray's core logs an error about actors with arguments for every actor pool (ray issue 53727); it means nothing here.
-    code = subprocess.run(command, check=False, env=os.environ | {"RAY_BACKEND_LOG_LEVEL": "fatal"}).returncode
+    code = subprocess.run(command, check=False).returncode
     if code != Exit.COMPLETE:
         print(f"jobs/upscale.py ended with exit code {code}")
         return Exit.FAILED

@@ -45,6 +45,11 @@ def test_equal_pictures_are_perfect() -> None:
     assert compare(picture, picture, 0, None) == {"psnr_y": float("inf"), "ssim_y": pytest.approx(1), "psnr_rgb": float("inf")}
 
 
+def test_pictures_of_different_sizes_are_not_compared() -> None:
+    with pytest.raises(ValueError, match=r"of one shape.*\(20, 20\).*\(20, 21\)"):
+        compare(np.zeros((20, 20, 3), np.uint8), np.zeros((20, 21, 3), np.uint8), 0, None)
+
+
 def test_bicubic_of_a_flat_picture_is_flat() -> None:
     for scale, size in ((4, (28, 20)), (0.25, (2, 2))):
         out = bicubic_resized(np.full((7, 5, 3), 200, np.uint8), scale)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -63,6 +64,14 @@ def test_shard_is_written_once_and_again_when_an_input_changes(tree: Path, tmp_p
     assert build() == [False]
     (tmp_path / "shards" / "shard-00000.parquet").write_bytes(b"not parquet")
     assert build() == [False]
+
+
+def test_a_foreign_parquet_file_of_the_same_name_is_replaced(tree: Path, tmp_path: Path) -> None:
+    (task,) = plan_shards(list(storage.list_entries(str(tree))), OPTIONS)
+    (tmp_path / "shards").mkdir()
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "shards" / task.name)
+    assert not write_shard(task, str(tmp_path / "shards"), OPTIONS).reused
+    assert pq.read_table(tmp_path / "shards" / task.name).num_rows == 11
 
 
 def test_manifest_counts_what_the_files_hold(tree: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from resshift.presets import test_x4 as toy_preset
         (4, None, {"CPU": 16.0, "GPU": 4.0}, Workers(num=4, gpus=1, cpus=1)),
         (4, None, {"CPU": 16.0, "GPU": 2.0}, Workers(num=4, gpus=0, cpus=1)),
         (4, 0.5, {"CPU": 16.0, "GPU": 2.0}, Workers(num=4, gpus=0.5, cpus=1)),
+        (1, None, {"CPU": 2.0}, Workers(num=1, gpus=0, cpus=0.5)),
         (2, None, {"CPU": 2.0}, Workers(num=2, gpus=0, cpus=0.25)),
     ],
 )

@@ -119,6 +119,25 @@ def test_a_model_that_fails_is_a_row_with_its_traceback(tmp_path: Path, encode: 
     assert "in upscale" in row["message"]
 
 
+def test_a_model_that_fails_leaves_its_neighbours_alone(tmp_path: Path, encode: Encode) -> None:
+    widths = (7, 13, 7)
+    for i, width in enumerate(widths):
+        (tmp_path / f"{i}.png").write_bytes(encode(i, 5, width))
+    assert [through(tmp_path / f"{i}.png", tmp_path / "out")["status"] for i in range(3)] == ["ok", "failed", "ok"]
+    for i in (0, 2):
+        expected = images.decode((tmp_path / f"{i}.png").read_bytes()).pixels.repeat(4, axis=0).repeat(4, axis=1)
+        np.testing.assert_array_equal(images.decode((tmp_path / "out" / f"{i}_x4.png").read_bytes()).pixels, expected)
+
+
+def test_failed_rows_never_reach_the_model(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"")
+    (row,) = plan_work([Entry("x.png", str(tmp_path / "x.png"), 0, "e", datetime(2026, 1, 1, tzinfo=UTC))], {}, OPTIONS).pending
+    failed = fetch(row, OPTIONS)
+    no_model: Any = None
+    assert upscale(failed, no_model, OPTIONS) == failed
+    assert failed["payload"] == b""
+
+
 def test_destination_that_cannot_be_written_is_a_row(tmp_path: Path, encode: Encode) -> None:
     (tmp_path / "x.png").write_bytes(encode(0, 5, 5))
     (tmp_path / "out" / "x_x4.png").mkdir(parents=True)
