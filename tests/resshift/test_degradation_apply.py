@@ -291,7 +291,7 @@ def assert_fills(values: list[float], low: float, high: float) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_draw_follows_the_official_numbers(name: str) -> None:
     all_params = draws(RECIPES[name], 2000, "official")
-    expected = OFFICIAL[name]
+    expected: dict[str, Any] = dict(OFFICIAL[name])
     low, high, up_prob, down_prob = expected["resize1"]
     first = [ops_of(params, Resize)[0] for params in all_params]
     share([op.factor > 1 for op in first], up_prob)

@@ -111,7 +111,7 @@ def test_bucket_listing_streams_page_by_page(bucket: str, monkeypatch: pytest.Mo
     for i in range(7):
         write_bytes(f"{bucket}/p/{i}.png", b"x")
     pages: list[int] = []
-    original = storage._call_s3
+    original = storage._call_s3  # pyright: ignore[reportPrivateUsage]
 
     def small_pages(uri: str, method: str, **arguments: object) -> dict[str, Any]:
         page = original(uri, method, MaxKeys=3, **arguments)
@@ -187,7 +187,7 @@ def test_unreadable_directory_is_one_irregular_entry(tmp_path: Path, monkeypatch
     (tmp_path / "z.png").write_bytes(b"x")
     original = os.scandir
 
-    def refuse(path: str) -> os._ScandirIterator[str]:  # chmod does not stop root, who runs the tests in CI
+    def refuse(path: str) -> Any:  # noqa: ANN401 - an iterator type that os keeps private;  # chmod does not stop root, who runs the tests in CI
         if path.endswith("closed"):
             raise PermissionError(13, "Permission denied")
         return original(path)
