@@ -122,7 +122,7 @@ def upscale(options: argparse.Namespace) -> Exit:
     entries = list(storage.list_entries(options.source))
     if not entries:
         raise UsageError(f"no files under {options.source}")
-    work = plan_work(entries, done, job)
+    work = plan_work(entries, done, job, ledger.written_outputs(known))
     size_mb = sum(entry.size_bytes for entry in entries) / 1e6
     print(f"{len(entries)} inputs, {size_mb:.1f} MB: {len(work.pending)} to do, {work.num_done} done, {len(work.refused)} refused")
     if options.plan:

@@ -160,7 +160,7 @@ def _existing_summary(uri: str, fingerprint: str) -> ShardSummary | None:
     try:
         metadata = pq.read_schema(io.BytesIO(data)).metadata or {}
         found = json.loads(metadata[_SUMMARY_KEY])
-    except (pa.ArrowInvalid, KeyError, json.JSONDecodeError):
+    except (pa.ArrowException, OSError, KeyError, json.JSONDecodeError):
         return None  # not one of ours: it is written again
     if found["fingerprint"] != fingerprint:
         return None

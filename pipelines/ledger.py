@@ -132,6 +132,12 @@ def done_keys(table: pa.Table, *, retry_failed: bool) -> dict[str, str]:
     return {key: etag for key, etag, status in zip(*columns, strict=True) if status == "ok" or not retry_failed}
 
 
+def written_outputs(table: pa.Table) -> dict[str, str]:
+    """Return {output: key} of the inputs whose output is in place."""
+    columns = (table[name].to_pylist() for name in ("key", "output", "status"))
+    return {output: key for key, output, status in zip(*columns, strict=True) if status == "ok"}
+
+
 def counts(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
     """Count rows by status, and failures by reason ("failed: truncated")."""
     result: Counter[str] = Counter()

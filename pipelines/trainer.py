@@ -1,7 +1,8 @@
 """`resshift.training` on Ray Train: where workers, shards, checkpoints and restarts meet the plain loop.
 
 Ray restarts the workers after a failure and calls the dataset factory again; both start from the last committed checkpoint. Running the
-same command again does the same from a new driver. `ray.train.report` blocks for up to two seconds, so it is called for checkpoints only.
+same command again does the same from a new driver. With one worker the rows consumed are a prefix of the stream, and resuming is exact. With more, Ray
+deals whole blocks to workers, so a restart may repeat or miss rows of the blocks (256 at most) that were in their hands. `ray.train.report` blocks for up to two seconds, so it is called for checkpoints only.
 """
 
 from __future__ import annotations
@@ -206,11 +207,11 @@ def _batches(config: RunConfig, state: TrainState, num_ranks: int, device: torch
     """Yield this worker's batches until the run has all its steps; executions of the dataset follow one another."""
     shard: Any = ray.train.get_dataset_shard("train")
     while state.step < config.train.steps:
-        before = state.step
+        before, first_row = state.step, state.rows
         for batch in shard.iter_batches(
             batch_size=config.train.batch_size // num_ranks, batch_format="numpy", drop_last=True, prefetch_batches=2
         ):
-            _check_position(batch["row"], state)
+            _check_position(batch["row"], first_row)
             # Copied: the arrays lie in Ray's shared memory, which is read-only.
             tensors = {name: torch.from_numpy(batch[name].copy()).to(device) for name in ("hq", "lq")}
             yield _Batch(tensors, [str(key) for key in batch["key"]], float(batch["substituted"].sum()))
@@ -220,10 +221,10 @@ def _batches(config: RunConfig, state: TrainState, num_ranks: int, device: torch
             raise RuntimeError("the training data ended without giving a single batch")
 
 
-def _check_position(rows: NDArray[Any], state: TrainState) -> None:
+def _check_position(rows: NDArray[Any], first_row: int) -> None:
     # The dataset was built by the controller and the state loaded by this worker: a disagreement would train on the same rows twice.
-    if rows.min() < state.rows:
-        raise RuntimeError(f"the data starts at row {rows.min()}, but the state has consumed {state.rows} rows")
+    if rows.min() < first_row:
+        raise RuntimeError(f"the data holds row {rows.min()}, but all below {first_row} were consumed before")
 
 
 def _report(config: RunConfig, state: TrainState, rank: int, log: list[dict[str, float]], out: str) -> None:

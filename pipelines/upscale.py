@@ -16,7 +16,7 @@ import pickle
 import posixpath
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -59,15 +59,18 @@ class UpscaleOptions:
         """Return the key of the output of an input, relative to DST.
 
         Raises:
-            ValueError: the template uses an unknown field.
+            ValueError: the template uses an unknown field, or leads out of DST or into the job's own records.
         """
         directory, base = posixpath.split(key)
         stem = posixpath.splitext(base)[0] or base
         fields = {"dir": directory or ".", "stem": stem, "ext": _EXTENSIONS[self.format], "scale": f"{self.scale:g}"}
         try:
-            return posixpath.normpath(self.name.format(**fields))
-        except (KeyError, IndexError) as error:
+            output = posixpath.normpath(self.name.format(**fields))
+        except (KeyError, IndexError, AttributeError) as error:
             raise ValueError(f"the name {self.name!r} uses {error}; allowed: {{dir}}, {{stem}}, {{ext}}, {{scale}}") from None
+        if output.split("/")[0] in ("", "..", ".", ledger.DIRECTORY):
+            raise ValueError(f"the name {self.name!r} gives {output!r}: it must lie inside DST and outside {ledger.DIRECTORY}/")
+        return output
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,28 +82,29 @@ class Work:
     num_done: int
 
 
-def plan_work(entries: Iterable[Entry], done: dict[str, str], options: UpscaleOptions) -> Work:
+def plan_work(entries: Iterable[Entry], done: Mapping[str, str], options: UpscaleOptions, written: Mapping[str, str] | None = None) -> Work:
     """Divide a listing into work, refusals and what the ledger has already.
 
-    The first input, in listing order, owns an output name; others that map to it are refused with reason name_collision.
+    An output name belongs to the input that has written it, else to the first in listing order; others that map to it are refused with
+    reason name_collision.
 
     Args:
         entries: listing of SRC.
         done: key -> etag of inputs that the ledger has; an input whose etag changed is done again.
         options: of the job.
+        written: output -> key of inputs whose output is there.
     """
-    owner: dict[str, str] = {}
+    owner = dict(written or {})
     work = Work([], [], 0)
     num_done = 0
     for entry in entries:
         key = storage.printable(entry.key)
         output = options.output_key(key)
-        first = owner.setdefault(output, key)
         if done.get(key) == entry.etag:
             num_done += 1
         elif entry.irregular is not None:
             work.refused.append(ledger.row(key, entry.etag, "failed", reason=str(StorageReason.IRREGULAR), message=entry.irregular))
-        elif first != key:
+        elif (first := owner.setdefault(output, key)) != key:
             message = f"{first} is written to {output} already; rename one, or choose another --name"
             work.refused.append(ledger.row(key, entry.etag, "failed", reason="name_collision", message=message))
         else:

@@ -62,8 +62,12 @@ def test_shard_is_written_once_and_again_when_an_input_changes(tree: Path, tmp_p
     assert build() == [True]
     (tree / "class0/0.png").write_bytes(encode(50, 64, 64))
     assert build() == [False]
-    (tmp_path / "shards" / "shard-00000.parquet").write_bytes(b"not parquet")
-    assert build() == [False]
+    shard = tmp_path / "shards" / "shard-00000.parquet"
+    data = bytearray(shard.read_bytes())
+    data[-200:-8] = bytes(192)  # the footer, between intact markers
+    for damaged in (b"not parquet", bytes(data)):
+        shard.write_bytes(damaged)
+        assert build() == [False]
 
 
 def test_a_foreign_parquet_file_of_the_same_name_is_replaced(tree: Path, tmp_path: Path) -> None:

@@ -69,8 +69,20 @@ def test_work_is_the_listing_minus_the_ledger() -> None:
 
 
 def test_an_input_that_is_done_still_owns_its_name() -> None:
-    work = plan_work([entry("c.jpg"), entry("c.png")], {"c.jpg": "e"}, OPTIONS)
-    assert (work.num_done, len(work.pending), work.refused[0]["key"]) == (1, 0, "c.png")
+    for done, late in (("c.jpg", "c.png"), ("c.png", "c.jpg")):  # whichever comes first in the listing
+        work = plan_work([entry("c.jpg"), entry("c.png")], {done: "e"}, OPTIONS, {"c_x4.png": done})
+        assert (work.num_done, len(work.pending), work.refused[0]["key"]) == (1, 0, late)
+
+
+def test_an_input_that_cannot_be_read_owns_nothing() -> None:
+    work = plan_work([entry("c.jpg", irregular="FIFO"), entry("c.png")], {}, OPTIONS)
+    assert [json.loads(row["record"])["key"] for row in work.pending] == ["c.png"]
+
+
+@pytest.mark.parametrize("name", ["../{stem}.{ext}", "/abs/{stem}.{ext}", "_resshift/{stem}.{ext}", "{dir}", "{stem.foo}"])
+def test_names_stay_inside_the_destination(name: str) -> None:
+    with pytest.raises(ValueError, match="the name"):
+        replace(OPTIONS, name=name).output_key("a.png")
 
 
 def through(path: Path, out: Path, options: UpscaleOptions = OPTIONS) -> Row:
