@@ -1,8 +1,10 @@
 """`resshift.training` on Ray Train: where workers, shards, checkpoints and restarts meet the plain loop.
 
 Ray restarts the workers after a failure and calls the dataset factory again; both start from the last committed checkpoint. Running the
-same command again does the same from a new driver. With one worker the rows consumed are a prefix of the stream, and resuming is exact. With more, Ray
-deals whole blocks to workers, so a restart may repeat or miss rows of the blocks (256 at most) that were in their hands. `ray.train.report` blocks for up to two seconds, so it is called for checkpoints only.
+same command again does the same from a new driver. `ray.train.report` blocks for up to two seconds, so it is called for checkpoints only.
+
+With one worker the rows consumed are a prefix of the stream, and resuming is exact. With more, Ray deals whole blocks to workers, so a
+restart may repeat or miss rows of the blocks (256 rows at most) that were in their hands.
 """
 
 from __future__ import annotations
