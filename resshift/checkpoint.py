@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -31,8 +32,8 @@ class ResumeRefused(ValueError):
 
 def run_record(config: RunConfig, **extra: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON values
     """Return what `run.json` says about a run: configuration, fingerprint, versions, and `extra`."""
-    versions = {name: version(name) for name in ("torch", "numpy", "opencv-python-headless")}
-    versions |= {"resshift": __version__, "python": platform.python_version()}
+    versions = {name: version(name) for name in ("numpy", "opencv-python-headless")}
+    versions |= {"torch": str(torch.__version__), "resshift": __version__, "python": platform.python_version()}
     return {"preset": config.preset, "fingerprint": fingerprint(config), "config": to_dict(config), "versions": versions} | extra
 
 
@@ -71,7 +72,19 @@ def load(directory: str | Path, state: TrainState, config: RunConfig) -> None:
         record = json.loads((directory / "run.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise WeightsError(f"{directory} is not a checkpoint: {error}") from error
+    if not isinstance(record, dict) or "config" not in record:
+        raise WeightsError(f"{directory} is not a checkpoint: its run.json holds no configuration")
     check_same_run(config, record, str(directory))
-    load_into(state.plain, read_state_dict(directory / "model.safetensors"))
-    load_into(state.ema.module, read_state_dict(directory / "ema.safetensors"))
-    state.load_state_dict(torch.load(directory / "state.pt", map_location="cpu", weights_only=True))
+    # Every file is read before the state is touched.
+    weights, averaged = (read_state_dict(directory / f"{name}.safetensors") for name in ("model", "ema"))
+    rest = _read_rest(directory / "state.pt")
+    load_into(state.plain, weights)
+    load_into(state.ema.module, averaged)
+    state.load_state_dict(rest)
+
+
+def _read_rest(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}") from error

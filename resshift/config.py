@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -21,7 +21,8 @@ from resshift.diffusion import Target
 from resshift.schedule import ScheduleConfig
 from resshift.unet import UNetConfig
 
-STRICT = ConfigDict(extra="forbid")
+# NaN passes every comparison that should refuse it, and equals nothing: a run with it could never be resumed.
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 T = TypeVar("T")
 
 # These may change when a run is continued: how long it goes on, how often it reports, and where files lie. Everything else is the run.
@@ -103,6 +104,10 @@ class OptimConfig:
             raise ValueError(f"optim.lr_end must lie in (0, optim.lr = {self.lr}], got {self.lr_end}")
         if self.lr <= 0 or self.warmup_steps < 0:
             raise ValueError(f"optim.lr must be positive and warmup_steps not negative, got {self.lr} and {self.warmup_steps}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas must lie in [0, 1), got {self.betas}")
+        if self.weight_decay < 0 or (self.clip_norm is not None and self.clip_norm <= 0):
+            raise ValueError(f"optim.clip_norm must be positive and weight_decay not negative, got {self.clip_norm} and {self.weight_decay}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
@@ -194,9 +199,7 @@ def _one_line(kind: type[Any], detail: Any) -> str:  # noqa: ANN401 - pydantic's
 def _siblings(kind: type[Any], path: str) -> list[str]:
     names: object = kind
     for part in path.split(".")[:-1]:
-        names = next((field.type for field in fields(cast(Any, names)) if field.name == part), None)
-        if isinstance(names, str):
-            names = globals().get(names)
+        names = get_type_hints(names).get(part)
         if not is_dataclass(names):
             return []
     return sorted(field.name for field in fields(cast(Any, names)))

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -247,7 +247,7 @@ def fetch(file: RemoteFile, *, accept_licence: bool, cache: Path | None = None, 
     seen = target.with_name(target.name + ".sha256")
     expected = file.sha256 or (seen.read_text().strip() if seen.is_file() else None)
     if target.is_file():
-        _check(target, expected, file.name)
+        _check(target, expected, file.name, f"delete {target} and try again")
         return target
     if not accept_licence:
         raise WeightsError(
@@ -255,28 +255,29 @@ def fetch(file: RemoteFile, *, accept_licence: bool, cache: Path | None = None, 
             "or pass accept_licence=True"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary_name = tempfile.mkstemp(dir=target.parent, prefix=f".{file.name}.")
-    temporary = Path(temporary_name)
+    # Not mkstemp: it makes the file readable by its owner only, and a cache may be shared.
+    temporary = target.with_name(f".{file.name}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "wb") as out, urllib.request.urlopen(file.url, timeout=timeout_s) as response:
+        with temporary.open("xb") as out, urllib.request.urlopen(file.url, timeout=timeout_s) as response:
             while chunk := response.read(1 << 20):
                 out.write(chunk)
             promised = response.headers.get("Content-Length")
         if promised is not None and temporary.stat().st_size != int(promised):
             raise WeightsError(f"{file.url} ended after {temporary.stat().st_size} of {promised} bytes; try again")
-        digest = _check(temporary, expected, file.name)
+        remedy = "try again" if file.sha256 else f"if you trust the source, delete {seen} and try again"
+        digest = _check(temporary, expected, file.name, remedy)
         seen.write_text(digest + "\n")
         temporary.replace(target)
-    except (URLError, TimeoutError, ConnectionError) as error:
+    except (OSError, HTTPException) as error:  # URLError is an OSError; a broken chunk is an HTTPException
         raise WeightsError(f"{file.url} could not be downloaded: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
     return target
 
 
-def _check(path: Path, expected: str | None, name: str) -> str:
+def _check(path: Path, expected: str | None, name: str, remedy: str) -> str:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if expected is not None and digest != expected:
-        raise WeightsError(f"{name} has sha256 {digest}, expected {expected}: delete {path} if you trust the source, and try again")
+        raise WeightsError(f"{name} has sha256 {digest}, expected {expected}: {remedy}")
     return digest

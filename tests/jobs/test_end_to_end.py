@@ -18,7 +18,8 @@ from pipelines import ledger
 from resshift import images, storage
 from resshift.upscaler import Upscaler
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+# Two trainings stand behind the first test that needs a model; starting Ray workers takes minutes on a busy machine.
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200), pytest.mark.usefixtures("ray_cluster")]
 Job = Callable[..., int]
 NUM_PHOTOS = 24
 
