@@ -107,7 +107,9 @@ class OptimConfig:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas must lie in [0, 1), got {self.betas}")
         if self.weight_decay < 0 or (self.clip_norm is not None and self.clip_norm <= 0):
-            raise ValueError(f"optim.clip_norm must be positive and weight_decay not negative, got {self.clip_norm} and {self.weight_decay}")
+            raise ValueError(
+                f"optim.clip_norm must be positive and weight_decay not negative, got {self.clip_norm} and {self.weight_decay}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)

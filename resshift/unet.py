@@ -69,6 +69,8 @@ class UNetConfig:
             raise ValueError(
                 f"model.lq_size must be image_size times a power of two ({self.image_size}, {2 * self.image_size}, ...), got {self.lq_size}"
             )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout must lie in [0, 1), got {self.dropout}")
         if self.cond_mask and not self.cond_lq:
             raise ValueError("model.cond_mask needs cond_lq: the mask is concatenated to the low-quality picture")
 

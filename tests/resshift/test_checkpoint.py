@@ -122,9 +122,21 @@ def test_missing_file_is_named(name: str, trained: TrainState, tmp_path: Path) -
         checkpoint.load(tmp_path, start(toy()), toy())
 
 
-def test_cut_record_is_not_a_checkpoint(trained: TrainState, tmp_path: Path) -> None:
+@pytest.mark.parametrize("data", [b"", b"garbage", b"PK\x03\x04 cut"])
+def test_damaged_state_is_named_and_nothing_is_half_loaded(data: bytes, trained: TrainState, tmp_path: Path) -> None:
     checkpoint.save(tmp_path, trained, toy())
-    (tmp_path / "run.json").write_text('{"preset": "te')
+    (tmp_path / "state.pt").write_bytes(data)
+    fresh = start(toy())
+    before = {key: value.clone() for key, value in fresh.plain.state_dict().items()}
+    with pytest.raises(WeightsError, match=r"state\.pt cannot be read"):
+        checkpoint.load(tmp_path, fresh, toy())
+    assert_equal(dict(fresh.plain.state_dict()), before)
+
+
+@pytest.mark.parametrize("text", ['{"preset": "te', "{}", "[]"])
+def test_cut_record_is_not_a_checkpoint(text: str, trained: TrainState, tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, trained, toy())
+    (tmp_path / "run.json").write_text(text)
     with pytest.raises(WeightsError, match="is not a checkpoint"):
         checkpoint.load(tmp_path, start(toy()), toy())
 
@@ -136,6 +148,7 @@ def test_record_says_what_ran(trained: TrainState, tmp_path: Path) -> None:
     assert from_dict(RunConfig, record["config"]) == toy()
     assert record["versions"].keys() == {"torch", "numpy", "opencv-python-headless", "resshift", "python"}
     assert (record["versions"]["resshift"], record["versions"]["numpy"]) == (__version__, np.__version__)
+    assert record["versions"]["torch"] == torch.__version__  # with the build (+cpu, +cu132): numerics depend on it
     assert all(record["versions"].values())
 
 

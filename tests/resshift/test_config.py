@@ -7,7 +7,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from resshift.config import ConfigError, ModelConfig, RunConfig, differing_fields, fingerprint, from_dict, to_dict, with_settings
+from resshift.config import (
+    MUTABLE_FIELDS,
+    ConfigError,
+    ModelConfig,
+    RunConfig,
+    differing_fields,
+    fingerprint,
+    flatten,
+    from_dict,
+    to_dict,
+    with_settings,
+)
 from resshift.presets import PRESETS, preset
 from resshift.schedule import ShiftSchedule
 from resshift.unet import UNetSwin
@@ -29,6 +40,7 @@ def test_presets_survive_json(name: str) -> None:
         ("loss.lpips_trunk=/weights/a=b.pth", "loss", "lpips_trunk", "/weights/a=b.pth"),
         ("data.flip=false", "data", "flip", False),
         ("data.crop=short_side", "data", "crop", "short_side"),
+        ("optim.lr=1", "optim", "lr", 1.0),
     ],
 )
 def test_settings_take_the_type_of_their_field(setting: str, section: str, field: str, value: object) -> None:
@@ -56,6 +68,23 @@ def test_settings_reach_nested_sections_and_the_last_one_wins() -> None:
         ("data.crop_px=100", "data.crop_px must be a multiple of 128"),
         ("model.unet.in_channels=3", r"must equal the latent's 48"),
         ("model.unet.swin_embed_dim=33", "multiples of 32"),
+        ("model.unet.dropout=1", r"model.dropout must lie in \[0, 1\), got 1"),
+        ("degradation.kernel1.sise=3", "'degradation.kernel1.sise'; allowed here: .*sigma.*size"),
+        ("model.first_stage.vq.chh=3", "'model.first_stage.vq.chh'; allowed here: ch, ch_mult"),
+        ("optim.lr=NaN", "finite|must"),
+        ("optim.lr=Infinity", "optim.lr: .*finite number, got inf"),
+        ("loss.mse=NaN", "loss.mse: .*finite number, got nan"),
+        ("optim.lr=0", "optim.lr"),
+        ("optim.lr_end=1", r"optim.lr_end must lie in \(0, optim.lr = 0.0005\], got 1"),
+        ("optim.betas=[0.9, 1]", r"optim.betas must lie in \[0, 1\), got \(0.9, 1.0\)"),
+        ("optim.betas=[0.9]", "optim.betas"),
+        ("optim.clip_norm=0", "optim.clip_norm must be positive"),
+        ("optim.weight_decay=-1", "weight_decay not negative"),
+        ("optim.warmup_steps=-1", "warmup_steps not negative"),
+        ("train.batch_size=0", "train.batch_size must be at least 1, got 0"),
+        ("data.flip=maybe", "data.flip: .*got 'maybe'"),
+        ("data.crop_px=4", "data.crop_px must be at least 8"),
+        ("=1", "looks like section.field=value"),
     ],
 )
 def test_bad_settings_are_one_clear_error(setting: str, message: str) -> None:
@@ -71,6 +100,45 @@ def test_fingerprint_is_about_the_run_not_its_length() -> None:
     assert fingerprint(longer) == fingerprint(config) != fingerprint(other)
     assert differing_fields(to_dict(longer), to_dict(config)) == []
     assert differing_fields(to_dict(other), to_dict(config)) == ["optim.lr: 0.0005 -> 0.001"]
+
+
+def test_every_mutable_field_exists_and_leaves_the_fingerprint_alone() -> None:
+    """A misspelt name in the list would make the field a defining one in silence."""
+    config = preset("tiny-x4")
+    values = flatten(to_dict(config))
+    assert values.keys() >= MUTABLE_FIELDS
+    for name in MUTABLE_FIELDS:
+        changed = with_settings(config, [f"{name}={'7' if isinstance(values[name], int) else '/elsewhere'}"])
+        assert changed != config
+        assert fingerprint(changed) == fingerprint(config)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "train.seed=1",
+        "train.batch_size=8",
+        "train.precision=bf16",
+        "data.flip=false",
+        "degradation.kernel1.sinc_prob=0.2",
+        "model.schedule.steps=5",
+    ],
+)
+def test_every_other_field_changes_the_fingerprint(setting: str) -> None:
+    config = preset("tiny-x4")
+    changed = with_settings(config, [setting])
+    assert fingerprint(changed) != fingerprint(config)
+    (difference,) = differing_fields(to_dict(changed), to_dict(config))
+    assert difference.startswith(setting.split("=")[0] + ": ")
+
+
+def test_fields_that_one_side_does_not_have_are_named() -> None:
+    """A run that an older version wrote."""
+    ours = to_dict(preset("tiny-x4"))
+    theirs = to_dict(preset("tiny-x4"))
+    del theirs["optim"]["clip_norm"]
+    theirs["old"] = {"field": 3}
+    assert differing_fields(ours, theirs) == ["old.field: 3 -> None", "optim.clip_norm: None -> 1.0"]
 
 
 def test_unknown_preset_lists_those_that_exist() -> None:

@@ -39,6 +39,33 @@ def test_short_side_takes_the_whole_short_side() -> None:
     np.testing.assert_array_equal(crop, cv2.resize(image, (16, 16), interpolation=cv2.INTER_AREA))
 
 
+def test_random_crops_reach_every_corner() -> None:
+    image = photo(17, 18)
+    corners: set[tuple[int, int]] = set()
+    for i in range(200):
+        crop = training_crop(image, philox("corner", i), RANDOM)
+        corners |= {(y, x) for y in range(2) for x in range(3) if np.array_equal(image[y : y + 16, x : x + 16], crop)}
+    assert corners == {(y, x) for y in range(2) for x in range(3)}
+
+
+@pytest.mark.parametrize("rule", ["random", "short_side"])
+def test_crop_draws_the_same_count_whatever_the_photo(rule: str) -> None:
+    """What is drawn after the crop, the degradation, must not depend on the size of the photo."""
+    data = DataConfig(crop=rule, crop_px=16)  # pyright: ignore[reportArgumentType]
+    following: set[float] = set()
+    for size in ((1, 1), (16, 16), (40, 60), (5, 300)):
+        rng = philox("draws")
+        training_crop(photo(*size), rng, data)
+        following.add(rng.random())
+    assert len(following) == 1
+
+
+def test_a_photo_that_is_too_small_is_reflected_about_its_middle() -> None:
+    image = photo(16, 14)
+    crop = training_crop(image, philox(0), RANDOM)
+    np.testing.assert_array_equal(crop, np.concatenate([image[:, 1:2], image, image[:, -2:-1]], axis=1))
+
+
 @pytest.mark.parametrize("size", [(1, 1), (5, 300), (300, 5), (15, 15), (16, 17)])
 @pytest.mark.parametrize("rule", ["random", "short_side"])
 def test_small_photos_are_extended(size: tuple[int, int], rule: str) -> None:

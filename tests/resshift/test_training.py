@@ -85,13 +85,15 @@ def test_learning_rate_has_its_closed_form() -> None:
     assert learning_rate(99, OptimConfig(lr=1.0, warmup_steps=10), 100) == 1.0
 
 
-@pytest.mark.parametrize(("rows", "limit"), [(1, 1), (7, 3), (16, 16), (16, 5), (3, 100)])
-def test_micro_batches_are_a_partition(rows: int, limit: int) -> None:
-    parts = micro_batches(rows, limit)
-    assert [row for part in parts for row in range(part.start, part.stop)] == list(range(rows))
-    sizes = [part.stop - part.start for part in parts]
-    assert max(sizes) <= limit
-    assert max(sizes) - min(sizes) <= 1
+@pytest.mark.parametrize("rows", range(1, 34))
+def test_micro_batches_are_a_partition(rows: int) -> None:
+    for limit in range(1, 35):
+        parts = micro_batches(rows, limit)
+        assert [row for part in parts for row in range(part.start, part.stop)] == list(range(rows))
+        sizes = [part.stop - part.start for part in parts]
+        assert len(parts) == -(-rows // limit)
+        assert max(sizes) <= limit
+        assert max(sizes) - min(sizes) <= 1
 
 
 def test_gradients_are_averaged_over_micro_batches() -> None:
@@ -110,6 +112,66 @@ def test_gradients_are_averaged_over_micro_batches() -> None:
         objective: Any = Linear()
         norms.append(train_step(state, objective, batch(0, 7), config)["grad_norm"])
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-4)
+
+
+def test_averaged_weights_follow_their_formula() -> None:
+    """ema <- decay ema + (1 - decay) weights, from the first update on a copy of the first weights."""
+    config = toy("train.ema_decay=0.9")
+    state, objective = start(config)
+    key = "out.2.weight"
+    weights: list[Tensor] = []
+    for i in range(3):
+        train_step(state, objective, batch(i), config)
+        weights.append(state.plain.state_dict()[key].clone())
+    expected = 0.9 * (0.9 * weights[0] + 0.1 * weights[1]) + 0.1 * weights[2]
+    torch.testing.assert_close(state.ema.module.state_dict()[key], expected)
+
+
+def test_unequal_micro_batches_weigh_by_their_rows() -> None:
+    """7 rows as 2 + 3 + 2: a mean of means would give every row of the pairs more."""
+    pictures = batch(0, 7)
+    pictures["hq"][:] = torch.tensor([0, 0, 255, 255, 255, 0, 0], dtype=torch.uint8)[:, None, None, None]
+
+    class Brightness:
+        def __call__(self, network: torch.nn.Module, hq: Tensor, lq: Tensor, generator: torch.Generator) -> LossTerms:
+            loss = hq.mean() + 0 * next(network.parameters()).sum()
+            return LossTerms(loss, 2 * loss.detach(), 3 * loss.detach())
+
+    config = toy("train.micro_batch=3")
+    state, _ = start(config)
+    objective: Any = Brightness()
+    metrics = train_step(state, objective, pictures, config)
+    mean = (3 - 4) / 7
+    assert [metrics[name] for name in ("loss", "mse", "lpips")] == pytest.approx([mean, 2 * mean, 3 * mean])
+
+
+def test_gradient_is_cut_at_its_limit_and_reported_as_it_was() -> None:
+    free, limited = toy(), toy("optim.clip_norm=0.001")
+    norms: list[float] = []
+    for config in (free, limited):
+        state, objective = start(config)
+        norms.append(train_step(state, objective, batch(0), config)["grad_norm"])
+        first = sum(float((entry["exp_avg"] / 0.1).square().sum()) for entry in state.optimizer.state_dict()["state"].values()) ** 0.5
+        wanted = min(norms[0], config.optim.clip_norm or norms[0])
+        assert first == pytest.approx(wanted, rel=1e-3)  # Adam's first moment is (1 - beta1) times the gradient it was given
+    assert norms[0] == norms[1] > 0.001
+
+
+def test_a_finite_step_ends_a_series_of_skipped_ones() -> None:
+    config = toy("train.max_skipped_steps=2")
+    state, good = start(config)
+
+    class Broken:
+        def __call__(self, network: torch.nn.Module, hq: Tensor, lq: Tensor, generator: torch.Generator) -> LossTerms:
+            loss = next(network.parameters()).sum() * float("inf")
+            return LossTerms(loss, loss.detach(), loss.detach())
+
+    bad: Any = Broken()
+    skipped = [train_step(state, objective, batch(i), config)["skipped"] for i, objective in enumerate((bad, good, bad, good))]
+    assert skipped == [1, 0, 1, 0]
+    assert (state.step, state.skipped, state.skipped_in_a_row) == (4, 2, 0)
+    assert int(state.ema.n_averaged) == 2  # a skipped step is no update
+    assert all(bool(torch.isfinite(value).all()) for value in state.plain.state_dict().values() if value.is_floating_point())
 
 
 def test_initial_weights_follow_from_the_seed_alone() -> None:

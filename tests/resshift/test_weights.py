@@ -92,6 +92,28 @@ def test_loading_is_strict_both_ways_and_all_or_nothing() -> None:
     assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
 
 
+def test_stored_bytes_do_not_change_on_a_round_trip(tmp_path: Path) -> None:
+    save_safetensors(STATE, tmp_path / "a.safetensors", {"z": "1", "a": "2"})
+    read = read_state_dict(tmp_path / "a.safetensors")
+    assert all(torch.equal(read[key], STATE[key]) and read[key].dtype == STATE[key].dtype for key in STATE)
+    save_safetensors(dict(reversed(read.items())), tmp_path / "b.safetensors", {"a": "2", "z": "1"})
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+
+
+def test_long_lists_of_problems_are_cut() -> None:
+    extra = {f"x{i}": torch.zeros(1) for i in range(20)}
+    with pytest.raises(WeightsError, match=r"20 unexpected \(x0, .*, \.\.\.\)") as error:
+        load_into(small(), {**STATE, **extra})
+    assert "x9" not in str(error.value)
+
+
+def test_a_key_twice_is_refused(tmp_path: Path) -> None:
+    torch.save({**STATE, "module.a.bias": torch.zeros(2)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="with and without a wrapper prefix"):
+        read_state_dict(tmp_path / "w.pth")
+
+
 def test_half_precision_weights_fill_a_float32_module(tmp_path: Path) -> None:
     module = small()
     save_safetensors({key: value.half() for key, value in STATE.items()}, tmp_path / "w.safetensors")
@@ -137,10 +159,25 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/absent":
             self.send_error(404)
             return
+        if self.path == "/chunked":  # a proxy that dies in the middle: no length was promised
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"1000\r\n" + DATA[:100])
+            return
+        if self.path == "/nonsense":
+            self.wfile.write(b"SSH-2.0-OpenSSH\r\n")
+            return
         self.send_response(200)
         self.send_header("Content-Length", str(len(DATA)))
         self.end_headers()
         self.wfile.write(DATA[:100] if self.path == "/cut" else DATA)
+
+    protocol_version = "HTTP/1.1"
+
+    def handle(self) -> None:
+        """Answer one request and hang up."""
+        self.handle_one_request()
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
@@ -174,7 +211,16 @@ def test_licence_comes_before_the_download(server: Server, tmp_path: Path) -> No
     assert server.requests == 0
 
 
-@pytest.mark.parametrize(("path", "sha256"), [("/w.pth", "0" * 64), ("/absent", None), ("/cut", hashlib.sha256(DATA).hexdigest())])
+@pytest.mark.parametrize(
+    ("path", "sha256"),
+    [
+        ("/w.pth", "0" * 64),
+        ("/absent", None),
+        ("/cut", hashlib.sha256(DATA).hexdigest()),
+        ("/chunked", None),
+        ("/nonsense", None),
+    ],
+)
 def test_failed_download_leaves_nothing(path: str, sha256: str | None, server: Server, tmp_path: Path) -> None:
     with pytest.raises(WeightsError):
         fetch(remote(server, path, sha256), accept_licence=True, cache=tmp_path)
@@ -191,5 +237,16 @@ def test_truncated_download_without_a_known_checksum_leaves_nothing(server: Serv
 def test_first_seen_checksum_is_remembered(server: Server, tmp_path: Path) -> None:
     path = fetch(remote(server), accept_licence=True, cache=tmp_path)
     path.write_bytes(b"changed behind our back")
-    with pytest.raises(WeightsError, match="has sha256"):
+    with pytest.raises(WeightsError, match=rf"has sha256.*delete {path} and"):
         fetch(remote(server), accept_licence=True, cache=tmp_path)
+    path.unlink()
+    (tmp_path / "w.pth.sha256").write_text("0" * 64)  # as if the publisher had put another file there since
+    with pytest.raises(WeightsError, match=r"expected 0+: if you trust the source, delete \S+\.sha256 and"):
+        fetch(remote(server), accept_licence=True, cache=tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["w.pth.sha256"]
+
+
+def test_download_can_be_read_by_others(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    path = fetch(remote(server), accept_licence=True, cache=tmp_path)
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
