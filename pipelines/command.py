@@ -65,7 +65,8 @@ def connect_to_ray(num_cpus: int | None = None) -> None:
         ray.init(logging_level=logging.WARNING)
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(num_cpus=num_cpus or max(4, (os.cpu_count() or 2) + 2), logging_level=logging.WARNING)
+    # "local": without it, init would find a cluster that somebody started on this machine, and refuse num_cpus.
+    ray.init(address="local", num_cpus=num_cpus or max(4, (os.cpu_count() or 2) + 2), logging_level=logging.WARNING)
 
 
 def quiet_ray_data() -> None:
