@@ -4,7 +4,7 @@
 decided by its content, never by its name. Sizes are checked in the header, before anything is allocated. Whatever a hostile file makes
 Pillow or OpenCV raise becomes an `ImageError` with a reason from a closed vocabulary.
 
-Pillow reads everything but 16-bit colour, which it would reduce to 8 bit: that goes through OpenCV. OpenCV writes PNG (15x faster than
+Pillow reads everything but 16-bit colour, which it would reduce to 8 bit: that goes through OpenCV. OpenCV writes PNG (7x faster than
 Pillow's default). OpenCV's channel order is BGR: nowhere outside this module.
 
 Value ranges: uint8 0-255 or uint16 0-65535 in arrays, [-1, 1] float32 in tensors.
