@@ -2,8 +2,9 @@
 
 What a pair is depends on (seed, epoch, key) alone; where it stands in the stream on (seed, row number) alone (`pipelines.epoch`).
 
-Columns of a batch: hq (H, W, 3) and lq (H / scale, W / scale, 3) uint8; key; epoch; row, its number in the stream; substituted, 1 when the
-picture could not be decoded any more and its neighbour stands in, so that no other pair moves.
+Columns of a batch: hq (H, W, 3) and lq (H / scale, W / scale, 3) uint8; mask (H, W) uint8, 255 in a hole, with inpainting only; key; epoch;
+row, its number in the stream; substituted, 1 when the picture could not be decoded any more and its neighbour stands in, so that no other
+pair moves.
 """
 
 from __future__ import annotations
@@ -23,32 +24,12 @@ from ray.data.datasource import Datasource, ReadTask
 
 from pipelines.epoch import RowGroup, Window, row_groups, stream
 from pipelines.imagenet import read_manifest
-from resshift import degradation, seeds, storage
+from resshift import degradation, storage
 from resshift.config import DataConfig, RunConfig
-from resshift.crops import training_crop
-from resshift.images import ImageError, decode
+from resshift.images import ImageError
+from resshift.pair import Pair, make_pair
 
 Batch = dict[str, NDArray[Any]]
-
-
-def make_pair(
-    data: bytes, key: str, epoch: int, seed: int, crop: DataConfig, recipe: degradation.DegradationRecipe
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Decode a photo, cut a crop and degrade it; a pure function of its arguments.
-
-    Returns:
-        hq (crop_px, crop_px, 3) and lq (crop_px / scale, crop_px / scale, 3), uint8 RGB.
-
-    Raises:
-        ImageError: the photo cannot be decoded.
-    """
-    pixels = decode(data).pixels
-    if pixels.dtype == np.uint16:
-        pixels = (pixels / 257 + 0.5).astype(np.uint8)
-    rgb = pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
-    rng = seeds.philox(seed, "pair", epoch, key)
-    hq = training_crop(rgb, rng, crop)
-    return hq, degradation.degrade(hq, degradation.draw(rng, recipe))
 
 
 def make_pairs(batch: Batch, seed: int, crop: DataConfig, recipe: degradation.DegradationRecipe) -> Batch:
@@ -57,7 +38,7 @@ def make_pairs(batch: Batch, seed: int, crop: DataConfig, recipe: degradation.De
     Raises:
         ImageError: not one picture of the batch can be decoded.
     """
-    made: list[tuple[NDArray[np.uint8], NDArray[np.uint8]] | None] = []
+    made: list[Pair | None] = []
     failure: ImageError | None = None
     for data, key, epoch in zip(batch["bytes"], batch["key"], batch["epoch"], strict=True):
         try:
@@ -70,9 +51,11 @@ def make_pairs(batch: Batch, seed: int, crop: DataConfig, recipe: degradation.De
         raise failure or ValueError("an empty batch has no pairs")
     source = [i if made[i] is not None else min(good, key=lambda j, i=i: abs(j - i)) for i in range(len(made))]
     pairs = [pair for i in source if (pair := made[i]) is not None]
+    masks = [pair.mask_u8 for pair in pairs if pair.mask_u8 is not None]
     return {
-        "hq": np.stack([hq for hq, _ in pairs]),
-        "lq": np.stack([lq for _, lq in pairs]),
+        "hq": np.stack([pair.hq_u8 for pair in pairs]),
+        "lq": np.stack([pair.lq_u8 for pair in pairs]),
+        **({"mask": np.stack(masks)} if masks else {}),
         "key": batch["key"],
         "epoch": batch["epoch"],
         "row": batch["row"],

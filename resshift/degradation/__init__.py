@@ -1,11 +1,13 @@
 """Synthetic degradations: `draw` the parameters of one sample, then `degrade` the clean picture with them."""
 
-from resshift.degradation.apply import DegradationParams, degrade
+from resshift.degradation.apply import DegradationParams, degrade, hole_mask, target
+from resshift.degradation.drawing import draw
 from resshift.degradation.recipe import (
     DegradationRecipe,
     bicubic_x4,
-    draw,
+    face,
     imagenet_test_x4,
+    inpainting,
     realesrgan_x2,
     realesrgan_x4,
 )
@@ -17,8 +19,12 @@ __all__ = [
     "bicubic_x4",
     "degrade",
     "draw",
+    "face",
+    "hole_mask",
     "imagenet_test_x4",
     "imresize",
+    "inpainting",
     "realesrgan_x2",
     "realesrgan_x4",
+    "target",
 ]

@@ -1,13 +1,17 @@
 """Apply a drawn degradation to a picture: a pure function of (pixels, parameters).
 
 `DegradationParams` is a list of operations, applied in order to a float32 picture in [0, 1]. Only noise and JPEG clip; blur and bicubic may
-leave [0, 1] in between, as in the official chain. The last step rounds to 8 bits. Nothing here draws choices: see `recipe.draw`.
+leave [0, 1] in between, as in the official chain. The last step rounds to 8 bits. Nothing here draws choices: see `drawing.draw`.
+
+Two operations concern more of a pair than its low-quality picture: `Gray` makes the clean one grey too (`target`), and `Mask` has an array
+of its own (`hole_mask`).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Literal, Self
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, TypeAdapter
@@ -15,10 +19,19 @@ from pydantic.dataclasses import dataclass
 
 from resshift.degradation.jpeg import Jpeg, compress, to_u8
 from resshift.degradation.kernels import Blur, blur
+from resshift.degradation.masks import Mask, render
 from resshift.degradation.noise import Noise, add_noise
 from resshift.degradation.resize import Resize, imresize, resize
 
-Operation = Annotated[Blur | Resize | Noise | Jpeg, Field(discriminator="op")]
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
+class Gray:
+    """One operation of a degradation: three equal channels, the luma of Rec. 601. The clean picture of the pair becomes grey as well."""
+
+    op: Literal["gray"] = "gray"
+
+
+Operation = Annotated[Blur | Resize | Noise | Jpeg | Gray | Mask, Field(discriminator="op")]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
@@ -40,6 +53,21 @@ class DegradationParams:
     def from_json(cls, text: str | bytes) -> Self:
         """Read what `to_json` wrote; unknown fields and impossible values are errors."""
         return TypeAdapter(cls).validate_json(text)
+
+
+def _grey(image: NDArray[Any]) -> NDArray[Any]:
+    return np.asarray(cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB))
+
+
+def target(hq_u8: NDArray[np.uint8], params: DegradationParams) -> NDArray[np.uint8]:
+    """Return the picture that is to be restored: the clean one, in grey if the degradation takes its colour."""
+    return _grey(hq_u8) if any(isinstance(op, Gray) for op in params.ops) else hq_u8
+
+
+def hole_mask(params: DegradationParams, height: int, width: int) -> NDArray[np.uint8] | None:
+    """Return the mask of the low-quality picture, (height, width) uint8 with 255 in a hole; None when the degradation cuts no holes."""
+    masks = [render(op, height, width) for op in params.ops if isinstance(op, Mask)]
+    return np.maximum.reduce(masks) if masks else None
 
 
 def _resized(image: NDArray[np.float32], op: Resize, hq_shape: tuple[int, int], scale: int) -> NDArray[np.float32]:
@@ -77,6 +105,10 @@ def degrade(hq_u8: NDArray[np.uint8], params: DegradationParams) -> NDArray[np.u
                 image = add_noise(image, op)
             case Jpeg():
                 image = compress(image, op.quality)
+            case Gray():
+                image = _grey(image)
+            case Mask():
+                image[render(op, *image.shape[:2]) > 0] = 0
     target = (height // scale, width // scale)
     if image.shape[:2] != target:
         raise ValueError(f"params.ops end at {image.shape[0]}x{image.shape[1]} pixels: must end at {target[0]}x{target[1]}")

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +15,7 @@ import ray.data
 
 from pipelines.epoch import Window, row_groups, stream
 from pipelines.imagenet import ShardOptions, plan_shards, read_manifest, write_manifest, write_shard
-from pipelines.pairs import Batch, PairSource, default_rows_per_execution, make_pair, make_pairs, read_window
+from pipelines.pairs import Batch, PairSource, default_rows_per_execution, make_pairs, read_window
 from resshift import degradation, storage
 from resshift.config import DataConfig
 from resshift.images import ImageError
@@ -39,28 +38,6 @@ def batch(data: list[bytes], epoch: int = 0) -> Batch:
     numbers = np.arange(len(data))
     keys = np.array([f"k{i}" for i in numbers], dtype=object)
     return {"bytes": np.array(data, dtype=object), "key": keys, "epoch": np.full(len(data), epoch), "row": numbers}
-
-
-def test_pair_is_a_function_of_seed_epoch_and_key(encode: Encode) -> None:
-    data = encode()
-
-    def pair(key: str, epoch: int, seed: int) -> bytes:
-        hq, lq = make_pair(data, key, epoch, seed, CROP, RECIPE)
-        assert (hq.shape, lq.shape, hq.dtype, lq.dtype) == ((32, 32, 3), (8, 8, 3), np.uint8, np.uint8)
-        return hq.tobytes() + lq.tobytes()
-
-    variants = [pair(*arguments) for arguments in (("a", 0, 0), ("b", 0, 0), ("a", 1, 0), ("a", 0, 1))]
-    assert len(set(variants)) == 4
-    assert pair("a", 0, 0) == variants[0]
-
-
-@pytest.mark.parametrize("shape", [(40, 40), (40, 40, 4)])
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_grey_alpha_and_16_bit_photos_become_rgb(shape: tuple[int, ...], dtype: type) -> None:
-    flat = np.full(shape, 100 * (257 if dtype is np.uint16 else 1), dtype)
-    hq, _ = make_pair(cv2.imencode(".png", flat)[1].tobytes(), "k", 0, 0, CROP, degradation.bicubic_x4())
-    assert hq.shape == (32, 32, 3)
-    assert np.all(hq == 100)
 
 
 def test_rows_do_not_depend_on_their_batch(encode: Encode) -> None:

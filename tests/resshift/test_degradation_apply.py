@@ -357,6 +357,8 @@ def test_every_branch_is_reached_and_runs() -> None:
                     reached.add((op.kind, op.gray))
                 case Jpeg():
                     reached.add("jpeg")
+                case _:
+                    pytest.fail(f"the real-world chain has no {op.op}")
         assert degrade(hq_u8, params).shape == (8, 12, 3)
         assert degrade(tiny_u8, params).shape == (1, 2, 3)
     kernel_types = {"iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso", "sinc", "pulse"}

@@ -11,8 +11,10 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import chi2_contingency, ks_2samp
 
+from resshift.degradation.drawing import draw_final_kernel, draw_kernel
 from resshift.degradation.kernels import GaussianKernel, PulseKernel, SincKernel, blur, kernel
-from resshift.degradation.recipe import KernelRecipe, draw_final_kernel, draw_kernel, imagenet_test_x4, realesrgan_x4
+from resshift.degradation.ranges import Draws
+from resshift.degradation.recipe import KernelRecipe, imagenet_test_x4, realesrgan_x4
 from resshift.seeds import philox
 
 Load = Callable[[str], dict[str, np.ndarray]]
@@ -59,13 +61,13 @@ def statistics(spec: AnyKernel) -> list[float]:
 
 
 def drawn(name: str, num_draws: int) -> NDArray[np.float64]:
-    recipe, rng = realesrgan_x4(), philox("test", "kernels", name)
-    draws: dict[str, Callable[[], AnyKernel]] = {
-        "kernel1": lambda: draw_kernel(rng, recipe.kernel1),
-        "kernel2": lambda: draw_kernel(rng, recipe.kernel2),
-        "kernel3": lambda: draw_final_kernel(rng, recipe),
+    recipe, draws = realesrgan_x4(), Draws(philox("test", "kernels", name))
+    draw_by_name: dict[str, Callable[[], AnyKernel]] = {
+        "kernel1": lambda: draw_kernel(draws, recipe.kernel1),
+        "kernel2": lambda: draw_kernel(draws, recipe.kernel2),
+        "kernel3": lambda: draw_final_kernel(draws, recipe),
     }
-    return np.array([statistics(draws[name]()) for _ in range(num_draws)])
+    return np.array([statistics(draw_by_name[name]()) for _ in range(num_draws)])
 
 
 @pytest.mark.parametrize("name", ["kernel1", "kernel2", "kernel3"])
@@ -92,9 +94,9 @@ def test_all_sizes_of_the_training_recipe_are_drawn_and_21_is_not() -> None:
 
 
 def test_gaussian_parameters_fill_the_official_ranges() -> None:
-    recipe, rng = realesrgan_x4(), philox("test", "ranges")
+    recipe, draws = realesrgan_x4(), Draws(philox("test", "ranges"))
     for kernel_recipe, sigma_max in ((recipe.kernel1, 3.0), (recipe.kernel2, 1.5)):
-        specs = [spec for spec in (draw_kernel(rng, kernel_recipe) for _ in range(3000)) if isinstance(spec, GaussianKernel)]
+        specs = [spec for spec in (draw_kernel(draws, kernel_recipe) for _ in range(3000)) if isinstance(spec, GaussianKernel)]
         aniso = [spec for spec in specs if "aniso" in spec.type]
         for values, low, high in (
             ([spec.sigma_x for spec in specs], 0.2, sigma_max),
@@ -112,9 +114,9 @@ def test_gaussian_parameters_fill_the_official_ranges() -> None:
 
 
 def test_sinc_cutoff_depends_on_the_size() -> None:
-    recipe, rng = realesrgan_x4().kernel1, philox("test", "sinc")
+    recipe, draws = realesrgan_x4().kernel1, Draws(philox("test", "sinc"))
     always_sinc = KernelRecipe(size=recipe.size, sigma=recipe.sigma, sinc_prob=1.0)
-    specs = [draw_kernel(rng, always_sinc) for _ in range(2000)]
+    specs = [draw_kernel(draws, always_sinc) for _ in range(2000)]
     small = [spec.omega for spec in specs if isinstance(spec, SincKernel) and spec.size < 13]
     large = [spec.omega for spec in specs if isinstance(spec, SincKernel) and spec.size >= 13]
     assert len(small) + len(large) == len(specs)
@@ -124,14 +126,14 @@ def test_sinc_cutoff_depends_on_the_size() -> None:
 
 
 def test_test_recipe_draws_mild_plain_gaussians_or_sinc() -> None:
-    recipe, rng = imagenet_test_x4(), philox("test", "mild")
-    specs = [draw_kernel(rng, recipe.kernel1) for _ in range(1000)]
+    recipe, draws = imagenet_test_x4(), Draws(philox("test", "mild"))
+    specs = [draw_kernel(draws, recipe.kernel1) for _ in range(1000)]
     gaussians = [spec for spec in specs if isinstance(spec, GaussianKernel)]
     assert {spec.type for spec in specs} == {"iso", "aniso", "sinc"}
     assert {spec.size for spec in specs} == {3, 5, 7, 9, 11}
     assert 0.2 <= min(spec.sigma_x for spec in gaussians) <= max(spec.sigma_x for spec in gaussians) <= 0.8
     assert sum(spec.type == "iso" for spec in gaussians) / len(gaussians) == pytest.approx(0.6, abs=0.06)
-    assert not any(isinstance(draw_kernel(rng, recipe.kernel2), SincKernel) for _ in range(200))
+    assert not any(isinstance(draw_kernel(draws, recipe.kernel2), SincKernel) for _ in range(200))
 
 
 def test_blur_against_official_filter2d(parity: Load) -> None:

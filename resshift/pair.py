@@ -1,0 +1,61 @@
+"""One training pair: decode a photo, cut the clean side, degrade it.
+
+What a pair is depends on (seed, epoch, key) and on the bytes of the photo alone: not on the batch, the worker, the order of work or a
+restart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resshift import seeds
+from resshift.config import DataConfig
+from resshift.crops import training_crop
+from resshift.degradation import DegradationParams, DegradationRecipe, degrade, draw, hole_mask, target
+from resshift.images import decode
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Pair:
+    """One training sample.
+
+    Fields:
+        hq_u8: clean, (crop_px, crop_px, 3) uint8 RGB.
+        lq_u8: degraded, (crop_px / scale, crop_px / scale, 3) uint8 RGB.
+        mask_u8: (crop_px / scale, crop_px / scale) uint8, 255 in a hole; None unless the recipe cuts holes.
+        params: what was drawn; `degrade(hq_u8, params)` is `lq_u8` again.
+    """
+
+    hq_u8: NDArray[np.uint8]
+    lq_u8: NDArray[np.uint8]
+    mask_u8: NDArray[np.uint8] | None
+    params: DegradationParams
+
+
+def make_pair(data: bytes, key: str, epoch: int, seed: int, crop: DataConfig, recipe: DegradationRecipe) -> Pair:
+    """Decode a photo, cut a crop and degrade it; a pure function of its arguments.
+
+    Args:
+        data: the encoded photo.
+        key: its name, unique in the data set.
+        epoch: how often it has been seen before.
+        seed: of the run.
+        crop: how the clean side is cut.
+        recipe: how it is degraded.
+
+    Raises:
+        ImageError: the photo cannot be decoded.
+    """
+    pixels = decode(data).pixels
+    if pixels.dtype == np.uint16:
+        pixels = (pixels / 257 + 0.5).astype(np.uint8)
+    rgb = pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
+    rng = seeds.philox(seed, "pair", epoch, key)
+    hq_u8 = training_crop(rgb, rng, crop)
+    params = draw(rng, recipe)
+    hq_u8 = target(hq_u8, params)
+    lq_u8 = degrade(hq_u8, params)
+    return Pair(hq_u8=hq_u8, lq_u8=lq_u8, mask_u8=hole_mask(params, *lq_u8.shape[:2]), params=params)
