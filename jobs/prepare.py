@@ -34,7 +34,8 @@ def prepare(options: argparse.Namespace) -> Exit:
     """Plan the shards, write those that are missing, then the manifest."""
     from rich.progress import track
 
-    from pipelines.imagenet import ShardOptions, plan_shards, write_manifest, write_shards
+    from pipelines.imagenet import ShardOptions, plan_shards, write_shards
+    from pipelines.shards import write_manifest
     from resshift import storage
 
     if storage.is_inside(options.target, options.source):

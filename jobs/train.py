@@ -37,7 +37,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def train(options: argparse.Namespace) -> Exit:
     """Build the configuration, check it against the data and the run directory, train."""
-    from pipelines.imagenet import read_manifest
+    from pipelines.shards import read_manifest
     from resshift.config import to_dict, with_settings
     from resshift.presets import preset
 

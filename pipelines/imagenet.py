@@ -1,43 +1,22 @@
 """Photos -> Parquet shards of their original bytes, with a status for every input.
 
-A shard is the unit of work: its Parquet file carries the fingerprint of what went into it and is written in one piece, so that a re-run
-does only what is missing. `manifest.json`, written last, names the shards that belong to the data set.
-
-Columns: key, label, bytes (null unless ok), width, height, mode, sha256, status (ok, failed), reason (empty when ok), message.
+A shard is the unit of work: its file carries the fingerprint of what went into it and is written in one piece, so that a re-run does only
+what is missing. The format is that of `pipelines.shards`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from pipelines import shards
+from pipelines.shards import SCHEMA, ShardSummary
 from resshift import seeds, storage
 from resshift.images import ImageError, ImageLimits, decode, probe
 from resshift.storage import Entry, StorageError
-
-FORMAT = 1
-SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("label", pa.string()),
-        ("bytes", pa.binary()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("mode", pa.string()),
-        ("sha256", pa.string()),
-        ("status", pa.string()),
-        ("reason", pa.string()),
-        ("message", pa.string()),
-    ]
-)
-_SUMMARY_KEY = b"resshift.shard"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +24,7 @@ class ShardOptions:
     """How a data set is cut. `min_side_px` refuses smaller pictures; `row_group_rows` is the unit of random access."""
 
     shard_bytes: int = 128 << 20
-    row_group_rows: int = 64
+    row_group_rows: int = 16
     min_side_px: int = 32
     max_pixels: int = 100_000_000
 
@@ -58,28 +37,6 @@ class ShardTask:
     keys: tuple[str, ...]
     uris: tuple[str, ...]
     fingerprint: str
-
-
-@dataclass(frozen=True, slots=True)
-class ShardSummary:
-    """What a shard holds. `row_groups` are (rows, rows that are ok) of each; `reasons` counts failures."""
-
-    name: str
-    fingerprint: str
-    row_groups: tuple[tuple[int, int], ...]
-    size_bytes: int
-    reasons: dict[str, int]
-    reused: bool = False
-
-    @property
-    def num_rows(self) -> int:
-        """All rows."""
-        return sum(rows for rows, _ in self.row_groups)
-
-    @property
-    def num_ok(self) -> int:
-        """Rows that hold a picture."""
-        return sum(ok for _, ok in self.row_groups)
 
 
 def plan_shards(entries: list[Entry], options: ShardOptions) -> list[ShardTask]:
@@ -103,7 +60,8 @@ def plan_shards(entries: list[Entry], options: ShardOptions) -> list[ShardTask]:
 
 
 def _task(i_shard: int, entries: list[Entry], options: ShardOptions) -> ShardTask:
-    described = json.dumps([FORMAT, options.row_group_rows, options.min_side_px, options.max_pixels, [(e.key, e.etag) for e in entries]])
+    inputs = [(e.key, e.etag) for e in entries]
+    described = json.dumps([shards.FORMAT, options.row_group_rows, options.min_side_px, options.max_pixels, inputs])
     digest = hashlib.sha256(described.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     return ShardTask(f"shard-{i_shard:05d}.parquet", tuple(e.key for e in entries), tuple(e.uri for e in entries), digest)
 
@@ -131,41 +89,11 @@ def row_of(key: str, uri: str, options: ShardOptions) -> dict[str, Any]:
 def write_shard(task: ShardTask, root: str, options: ShardOptions) -> ShardSummary:
     """Build a shard and write it in one piece, unless it is there already with the same fingerprint."""
     uri = storage.join(root, task.name)
-    existing = _existing_summary(uri, task.fingerprint)
+    existing = shards.existing_summary(uri, task.fingerprint)
     if existing is not None:
         return existing
     rows = [row_of(key, item, options) for key, item in zip(task.keys, task.uris, strict=True)]
-    groups = [rows[start : start + options.row_group_rows] for start in range(0, len(rows), options.row_group_rows)]
-    reasons: dict[str, int] = {}
-    for row in rows:
-        if row["status"] != "ok":
-            reasons[row["reason"]] = reasons.get(row["reason"], 0) + 1
-    counts = tuple((len(group), sum(row["status"] == "ok" for row in group)) for group in groups)
-    summary = {"name": task.name, "fingerprint": task.fingerprint, "row_groups": counts, "reasons": reasons}
-    sink = io.BytesIO()
-    schema = SCHEMA.with_metadata({_SUMMARY_KEY: json.dumps(summary)})
-    # Encoded pictures do not compress again.
-    with pq.ParquetWriter(sink, schema, compression="NONE", use_dictionary=False) as writer:
-        for group in groups:
-            writer.write_table(pa.Table.from_pylist(group, schema=schema))
-    data = sink.getvalue()
-    storage.write_bytes(uri, data)
-    return ShardSummary(task.name, task.fingerprint, counts, len(data), reasons)
-
-
-def _existing_summary(uri: str, fingerprint: str) -> ShardSummary | None:
-    if not storage.exists(uri):
-        return None
-    data = storage.read_bytes(uri)
-    try:
-        metadata = pq.read_schema(io.BytesIO(data)).metadata or {}
-        found = json.loads(metadata[_SUMMARY_KEY])
-    except (pa.ArrowException, OSError, KeyError, json.JSONDecodeError):
-        return None  # not one of ours: it is written again
-    if found["fingerprint"] != fingerprint:
-        return None
-    groups = tuple((int(rows), int(ok)) for rows, ok in found["row_groups"])
-    return ShardSummary(found["name"], fingerprint, groups, len(data), found["reasons"], reused=True)
+    return shards.write_rows(uri, task.name, task.fingerprint, rows, options.row_group_rows)
 
 
 def write_shards(tasks: list[ShardTask], root: str, options: ShardOptions) -> Iterator[ShardSummary]:
@@ -174,41 +102,7 @@ def write_shards(tasks: list[ShardTask], root: str, options: ShardOptions) -> It
 
     items = [{"task": i} for i in range(len(tasks))]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        lambda row: {"i": row["task"], "summary": _summary_json(write_shard(tasks[row["task"]], root, options))}
+        lambda row: {"i": row["task"], "summary": shards.summary_to_json(write_shard(tasks[row["task"]], root, options))}
     )
     for row in dataset.iter_rows():
-        yield _summary_from_json(row["summary"])
-
-
-def _summary_json(summary: ShardSummary) -> str:
-    return json.dumps({name: getattr(summary, name) for name in ShardSummary.__dataclass_fields__})
-
-
-def _summary_from_json(text: str) -> ShardSummary:
-    values = json.loads(text)
-    groups = tuple((int(rows), int(ok)) for rows, ok in values.pop("row_groups"))
-    return ShardSummary(row_groups=groups, **values)
-
-
-def write_manifest(root: str, source: str, summaries: list[ShardSummary]) -> None:
-    """Name the shards of the data set; readers trust only what stands here."""
-    shards = [
-        {"name": s.name, "fingerprint": s.fingerprint, "row_groups": s.row_groups, "size_bytes": s.size_bytes, "reasons": s.reasons}
-        for s in sorted(summaries, key=lambda summary: summary.name)
-    ]
-    totals = {"rows": sum(s.num_rows for s in summaries), "ok": sum(s.num_ok for s in summaries)}
-    manifest = {"format": FORMAT, "source": storage.printable(source), "totals": totals, "shards": shards}
-    storage.write_bytes(storage.join(root, "manifest.json"), (json.dumps(manifest, indent=1) + "\n").encode())
-
-
-def read_manifest(root: str) -> list[ShardSummary]:
-    """Return the shards of a data set.
-
-    Raises:
-        StorageError: there is no manifest.
-        ValueError: it is of a format that this version does not know.
-    """
-    manifest = json.loads(storage.read_bytes(storage.join(root, "manifest.json")))
-    if manifest.get("format") != FORMAT:
-        raise ValueError(f"{root} holds shards of format {manifest.get('format')!r}; this version reads {FORMAT}")
-    return [_summary_from_json(json.dumps(shard)) for shard in manifest["shards"]]
+        yield shards.summary_from_json(row["summary"])

@@ -1,153 +1,287 @@
-"""Shards -> training pairs on CPUs: read, decode, crop, degrade; uint8 columns.
+"""Shards -> training pairs on CPUs, in the order of the plan: read, decode, crop, degrade; uint8 columns.
 
-What a pair is depends on (seed, epoch, key) alone; where it stands in the stream on (seed, row number) alone (`pipelines.epoch`).
+What a pair is depends on (seed, epoch, key) alone; where it stands in the stream on (seed, batch size, row number) alone
+(`pipelines.epoch`). Every rank runs a dataset of its own over its slots of the batches, so nothing is dealt out by timing:
+`rank_batches` is what a worker calls in its own process. Reading and degrading are one task, whose result is one block.
 
 Columns of a batch: hq (H, W, 3) and lq (H / scale, W / scale, 3) uint8; mask (H, W) uint8, 255 in a hole, with inpainting only; key; epoch;
-row, its number in the stream; substituted, 1 when the picture could not be decoded any more and its neighbour stands in, so that no other
-pair moves.
+row, its number in the stream; substituted, 1 when the picture could not be decoded any more. Then the next good picture of its row group
+stands in, cropped and degraded as the broken one would have been: no other pair moves, and the stand-in is the same whoever reads it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 import ray.data
 from numpy.typing import NDArray
-from ray.data.block import BlockMetadata
+from ray.data import ExecutionResources
+from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from pipelines.epoch import RowGroup, Window, row_groups, stream
-from pipelines.imagenet import read_manifest
+from pipelines.epoch import Piece, RowGroup, row_groups, stream
+from pipelines.retry import retried
+from pipelines.shards import read_manifest, read_row_group
 from resshift import degradation, storage
-from resshift.config import DataConfig, RunConfig
+from resshift.config import ConfigError, DataConfig, RunConfig
 from resshift.images import ImageError
 from resshift.pair import Pair, make_pair
 
+logger = logging.getLogger(__name__)
 Batch = dict[str, NDArray[Any]]
+_TASK_BYTES = 32 << 20  # of pairs: 160 of 256 px. Smaller tasks spend their time on starting, larger ones wait for each other
+_READERS = 8  # requests to a bucket at a time
 
 
-def make_pairs(batch: Batch, seed: int, crop: DataConfig, recipe: degradation.DegradationRecipe) -> Batch:
-    """Turn rows of the reader (key, bytes, epoch, row) into pairs; see the module docstring for the columns.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """What the dataset of one rank may use, so that those of all ranks fit beside each other and beside the workers.
+
+    Fields:
+        cpus: logical; below 1, a task asks for that fraction.
+        object_store_bytes: for pairs that wait to be consumed.
+        labels: of the nodes that read and degrade, for example {"role": "data"}; None takes any node.
+    """
+
+    cpus: float
+    object_store_bytes: int
+    labels: Mapping[str, str] | None = None
+
+
+def fair_share(num_ranks: int, held_cpus: float, labels: Mapping[str, str] | None = None) -> Share:
+    """Divide what the cluster has by the number of ranks.
+
+    Args:
+        num_ranks: datasets that run at the same time.
+        held_cpus: logical CPUs, on these nodes, that workers hold for as long as they live.
+        labels: of the nodes to count and to use; None counts all.
 
     Raises:
-        ImageError: not one picture of the batch can be decoded.
+        ConfigError: no node has the labels, or no logical CPU would be left for data: the run would wait for ever, without a word.
     """
-    made: list[Pair | None] = []
-    failure: ImageError | None = None
-    for data, key, epoch in zip(batch["bytes"], batch["key"], batch["epoch"], strict=True):
-        try:
-            made.append(make_pair(data, str(key), int(epoch), seed, crop, recipe))
-        except ImageError as error:
-            failure = error
-            made.append(None)
-    good = [i for i, pair in enumerate(made) if pair is not None]
-    if not good:
-        raise failure or ValueError("an empty batch has no pairs")
-    source = [i if made[i] is not None else min(good, key=lambda j, i=i: abs(j - i)) for i in range(len(made))]
-    pairs = [pair for i in source if (pair := made[i]) is not None]
-    masks = [pair.mask_u8 for pair in pairs if pair.mask_u8 is not None]
-    return {
-        "hq": np.stack([pair.hq_u8 for pair in pairs]),
-        "lq": np.stack([pair.lq_u8 for pair in pairs]),
-        **({"mask": np.stack(masks)} if masks else {}),
-        "key": batch["key"],
-        "epoch": batch["epoch"],
-        "row": batch["row"],
-        "substituted": np.array([int(made[i] is None) for i in range(len(made))], dtype=np.uint8),
-    }
+    wanted = dict(labels or {})
+    nodes = [node for node in ray.nodes() if node["Alive"] and wanted.items() <= dict(node.get("Labels") or {}).items()]
+    if not nodes:
+        raise ConfigError(f"no node of the cluster has the labels {wanted}")
+    have: dict[str, float] = {name: sum(node["Resources"].get(name, 0.0) for node in nodes) for name in ("CPU", "object_store_memory")}
+    if have["CPU"] - held_cpus < 0.1:
+        raise ConfigError(f"{held_cpus:g} of {have['CPU']:g} logical CPUs are held by workers, none is left to make training pairs")
+    # Ray Data itself keeps to half of the object store.
+    return Share(
+        cpus=(have["CPU"] - held_cpus) / num_ranks, object_store_bytes=int(have["object_store_memory"] / 2 / num_ranks), labels=labels
+    )
 
 
-def read_window(root: str, window: Window) -> pa.Table:
-    """Read the rows of a window in stream order: key, bytes, epoch, row. Only the row groups it names are fetched."""
-    tables = [_read_group(root, group) for group in window.groups]
-    table = pa.concat_tables(tables).take(pa.array(window.order, pa.int64()))
-    rows = np.arange(window.first_row, window.first_row + len(window.order))
-    return table.append_column("epoch", pa.array(np.full(len(rows), window.epoch))).append_column("row", pa.array(rows))
+@dataclass(frozen=True, slots=True)
+class PairMaker:
+    """Everything that a task needs besides the rows: where the shards are, and what a pair is."""
+
+    root: str
+    seed: int
+    crop: DataConfig
+    recipe: degradation.DegradationRecipe
+
+    def __call__(self, pieces: Sequence[Piece]) -> Batch:
+        """Read the rows of some pieces and return their pairs in stream order; see the module docstring for the columns.
+
+        Raises:
+            ImageError: not one picture of a whole row group can be decoded any more.
+            StorageError: a shard cannot be read.
+        """
+        made = [pair for piece in pieces for pair in self._pairs(piece)]
+        masks = [pair.mask_u8 for _, pair, _ in made if pair.mask_u8 is not None]
+        return {
+            "hq": np.stack([pair.hq_u8 for _, pair, _ in made]),
+            "lq": np.stack([pair.lq_u8 for _, pair, _ in made]),
+            **({"mask": np.stack(masks)} if masks else {}),
+            "key": np.array([key for key, _, _ in made], dtype=object),
+            "epoch": np.concatenate([np.full(len(piece.rows), piece.epoch) for piece in pieces]),
+            "row": np.concatenate([piece.rows for piece in pieces]),
+            "substituted": np.array([is_substituted for _, _, is_substituted in made], dtype=np.uint8),
+        }
+
+    def _pairs(self, piece: Piece) -> Iterator[tuple[str, Pair, bool]]:
+        """Yield key, pair and whether another picture stands in."""
+        photos = read_groups(self.root, piece.groups)
+        members = [(i_group, i) for i_group, group in enumerate(piece.groups) for i in range(group.num_ok)]
+        for source in piece.sources.tolist():
+            i_group, i = members[source]
+            yield self._pair(photos[i_group], i, piece.epoch)
+
+    def _pair(self, group: pa.Table, i: int, epoch: int) -> tuple[str, Pair, bool]:
+        key = str(group["key"][i])
+        failure: ImageError | None = None
+        for step in range(len(group)):
+            try:
+                pair = make_pair(group["bytes"][(i + step) % len(group)].as_py(), key, epoch, self.seed, self.crop, self.recipe)
+            except ImageError as error:
+                failure = failure or error
+            else:
+                return key, pair, step > 0
+        raise failure or ValueError("an empty row group has no pairs")
 
 
-def _read_group(root: str, group: RowGroup) -> pa.Table:
-    with storage.open_input(storage.join(root, group.shard)) as file:
-        table = pq.ParquetFile(file).read_row_group(group.index, columns=["key", "bytes", "status"])
-    return table.filter(pc.field("status") == "ok").drop_columns(["status"])
+def read_groups(root: str, groups: Sequence[RowGroup]) -> list[pa.Table]:
+    """Read the good rows (key, bytes) of some row groups; a store that is away for a moment is asked again."""
+
+    def read(group: RowGroup) -> pa.Table:
+        table = retried(lambda: read_row_group(storage.join(root, group.shard), group.index, ("key", "bytes", "status")))
+        return table.filter(pc.field("status") == "ok").drop_columns(["status"])
+
+    if not storage.is_s3(root):
+        return [read(group) for group in groups]
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(read, groups))
 
 
 class PairSource(Datasource):
-    """The stream as a Ray Data source.
+    """Pieces of the stream as a Ray Data source: a task makes the pairs of consecutive pieces, `rows_per_task` rows or a little more."""
 
-    Every execution (one `iter_torch_batches` loop) covers the next `rows_per_execution` rows, so a run is a few long executions instead of
-    one an epoch: starting an execution costs a second or more.
-
-    Args:
-        root: directory or prefix of the shards.
-        groups: of all shards.
-        seed: of the run.
-        start_row: first row of the first execution.
-        rows_per_execution: length of each.
-    """
-
-    def __init__(self, root: str, groups: Sequence[RowGroup], seed: int, start_row: int, rows_per_execution: int) -> None:
+    def __init__(self, maker: PairMaker, pieces: Iterable[Piece], rows_per_task: int) -> None:
         super().__init__()
-        self.root = root
-        self.groups = tuple(groups)
-        self.seed = seed
-        self.start_row = start_row
-        self.rows_per_execution = rows_per_execution
+        self.tasks = [_read_task(maker, part) for part in _grouped(pieces, rows_per_task)]
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Unknown: rows are encoded pictures of any size."""
+        """Not needed: the number of blocks is given."""
         return None
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: ray.data.DataContext | None = None
     ) -> list[ReadTask]:
-        """Return one task a window; Ray calls this at every execution."""
-        # Ray counts executions of a dataset in a private field (2.60); tests/pipelines/test_pairs.py notices if that changes.
-        i_execution = data_context._execution_idx if data_context is not None else 0  # pyright: ignore[reportPrivateUsage]
-        start = self.start_row + i_execution * self.rows_per_execution
-        windows = stream(self.groups, self.seed, start, start + self.rows_per_execution)
-        return [_read_task(self.root, window) for window in windows]
+        """Return the tasks in stream order."""
+        return self.tasks
 
 
-def _read_task(root: str, window: Window) -> ReadTask:
+def _grouped(pieces: Iterable[Piece], rows_per_task: int) -> Iterator[list[Piece]]:
+    part: list[Piece] = []
+    for piece in pieces:
+        part.append(piece)
+        if sum(len(piece.rows) for piece in part) >= rows_per_task:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def _read_task(maker: PairMaker, pieces: list[Piece]) -> ReadTask:
     def read() -> Iterable[pa.Table]:
-        return [read_window(root, window)]
+        cv2.setNumThreads(1)  # Ray gives a task one CPU
+        return [BlockAccessor.batch_to_block(maker(pieces))]
 
-    return ReadTask(read, BlockMetadata(num_rows=len(window.order), size_bytes=None, exec_stats=None, input_files=None))
+    num_rows = sum(len(piece.rows) for piece in pieces)
+    return ReadTask(read, BlockMetadata(num_rows=num_rows, size_bytes=None, exec_stats=None, input_files=None))
 
 
-def pair_dataset(root: str, config: RunConfig, start_row: int = 0, rows_per_execution: int | None = None) -> ray.data.Dataset:
-    """Return the dataset of training pairs from stream row `start_row` on.
+def pair_dataset(
+    root: str,
+    config: RunConfig,
+    start_row: int,
+    stop_row: int,
+    *,
+    rank: int = 0,
+    num_ranks: int = 1,
+    share: Share | None = None,
+    rows_per_task: int | None = None,
+) -> ray.data.Dataset:
+    """Return the dataset of one rank's pairs of stream rows [start_row, stop_row), in stream order.
+
+    Args:
+        root: directory or prefix that `jobs/prepare.py` wrote.
+        config: of the run; `train.seed` and `train.batch_size` make the order.
+        start_row: rows that the run has consumed already.
+        stop_row: where to end.
+        rank: of the reader.
+        num_ranks: readers that share each batch.
+        share: what the dataset may use; None leaves it to Ray Data.
+        rows_per_task: default `default_rows_per_task`.
+    """
+    train = config.train
+    maker = PairMaker(root, train.seed, config.data, config.degradation)
+    pieces = stream(row_groups(read_manifest(root)), train.seed, train.batch_size, start_row, stop_row, rank=rank, num_ranks=num_ranks)
+    source = PairSource(maker, pieces, rows_per_task or default_rows_per_task(config))
+    num_cpus = 1.0 if share is None else min(1.0, math.floor(share.cpus * 100) / 100)
+    # Asking for more blocks than there are tasks would split each into single rows (Ray 2.60).
+    dataset = ray.data.read_datasource(source, override_num_blocks=max(1, len(source.tasks)), num_cpus=num_cpus)
+    context = dataset.context
+    context.enable_progress_bars = False  # workers have no terminal: bars would fill the log
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+    if share is not None:
+        context.execution_options.resource_limits = ExecutionResources.for_limits(
+            cpu=max(share.cpus, num_cpus), object_store_memory=share.object_store_bytes
+        )
+        context.execution_options.label_selector = dict(share.labels) if share.labels else None
+    return dataset
+
+
+def default_rows_per_task(config: RunConfig) -> int:
+    """Return how many pairs a task makes at least: 32 MiB of them, 16 to 256. A window of the stream is not cut, so it may be more."""
+    hq_px = config.data.crop_px**2
+    pair_bytes = 3 * (hq_px + hq_px // config.degradation.scale**2)
+    return max(16, min(256, _TASK_BYTES // pair_bytes))
+
+
+def rank_batches(
+    root: str,
+    config: RunConfig,
+    start_row: int,
+    *,
+    rank: int = 0,
+    num_ranks: int = 1,
+    share: Share | None = None,
+    rows_per_execution: int | None = None,
+    prefetch_batches: int = 2,
+) -> Iterator[Batch]:
+    """Yield the batches of one rank, for ever, each of `train.batch_size / num_ranks` rows; called in the process that consumes them.
+
+    The batch of step s holds the rank's slots of stream rows [s B, (s + 1) B): the sequence does not depend on the cluster, on `share`, or
+    on where the run was interrupted. Executions of Ray Data follow one another behind it, each over many batches, because starting one
+    costs a second. Arrays lie in Ray's shared memory and are read-only. Close the iterator to stop the tasks behind it.
 
     Args:
         root: directory or prefix that `jobs/prepare.py` wrote.
         config: of the run.
-        start_row: rows that the run has consumed already.
-        rows_per_execution: default `default_rows_per_execution`.
+        start_row: rows that all ranks together have consumed, a multiple of the batch size.
+        rank: of this process.
+        num_ranks: processes that share each batch.
+        share: what this rank's tasks may use, see `fair_share`; None only where one rank runs alone.
+        rows_per_execution: of the stream; default 32 768 for every rank.
+        prefetch_batches: made ahead of the consumer, besides what the object store holds.
+
+    Raises:
+        ValueError: `start_row` is not where a batch begins, or the ranks cannot share a batch.
+        ImageError: a whole row group is broken; single pictures are only counted (`substituted`) and logged.
+        StorageError: the shards cannot be read; outages of less than half a minute are waited for.
     """
-    groups = row_groups(read_manifest(root))
-    rows = rows_per_execution or default_rows_per_execution(config)
-    source = PairSource(root, groups, config.train.seed, start_row, rows)
-    num_tasks = sum(1 for _ in stream(groups, config.train.seed, start_row, start_row + rows))
-    # Asking for more blocks than there are tasks would split each into single rows (Ray 2.60).
-    dataset = ray.data.read_datasource(source, override_num_blocks=num_tasks)
-    dataset.context.enable_progress_bars = False  # workers have no terminal: bars would fill the log
-    stage: Any = make_pairs  # Ray's types do not know functions with keyword arguments
-    return dataset.map_batches(
-        stage, batch_size=None, fn_kwargs={"seed": config.train.seed, "crop": config.data, "recipe": config.degradation}
-    )
-
-
-def default_rows_per_execution(config: RunConfig) -> int:
-    """Return the largest whole number of global batches within 32 768 rows (at least one batch): no batch straddles two executions."""
-    return config.train.batch_size * max(1, min(config.train.steps, 32_768 // config.train.batch_size))
-
-
-def dataset_factory(root: str, config: RunConfig, position: Callable[[], int]) -> Callable[[], ray.data.Dataset]:
-    """Return what Ray Train calls at every (re)start of its workers: the dataset from where the latest checkpoint stands."""
-    return lambda: pair_dataset(root, config, start_row=position())
+    batch_size = config.train.batch_size
+    if start_row % batch_size or batch_size % num_ranks:
+        raise ValueError(
+            f"start_row ({start_row}) must be a multiple of batch_size ({batch_size}), which must be a multiple of {num_ranks} ranks"
+        )
+    step = max(1, (rows_per_execution or 32_768 * num_ranks) // batch_size) * batch_size
+    slots = np.arange(rank * batch_size // num_ranks, (rank + 1) * batch_size // num_ranks)
+    expected = start_row
+    while True:
+        stop = expected + step
+        dataset = pair_dataset(root, config, expected, stop, rank=rank, num_ranks=num_ranks, share=share)
+        batches: Any = dataset.iter_batches(batch_size=len(slots), batch_format="numpy", prefetch_batches=prefetch_batches)
+        for batch in batches:
+            if not np.array_equal(batch["row"], expected + slots):
+                raise RuntimeError(f"rank {rank} was given rows {batch['row']} instead of {expected + slots}: Ray Data changed their order")
+            if batch["substituted"].any():
+                keys = batch["key"][batch["substituted"] > 0]
+                logger.warning("substituted=%d keys=%s: cannot be decoded any more", len(keys), ", ".join(map(str, keys)))
+            yield batch
+            expected += batch_size
+        if expected != stop:
+            raise RuntimeError(f"the training data of rank {rank} ended at row {expected} instead of {stop}")

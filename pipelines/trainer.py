@@ -1,10 +1,10 @@
 """`resshift.training` on Ray Train: where workers, shards, checkpoints and restarts meet the plain loop.
 
-Ray restarts the workers after a failure and calls the dataset factory again; both start from the last committed checkpoint. Running the
-same command again does the same from a new driver. `ray.train.report` blocks for up to two seconds, so it is called for checkpoints only.
+Ray restarts the workers after a failure; they start from the last committed checkpoint. Running the same command again does the same from a
+new driver. `ray.train.report` blocks for up to two seconds, so it is called for checkpoints only.
 
-With one worker the rows consumed are a prefix of the stream, and resuming is exact. With more, Ray deals whole blocks to workers, so a
-restart may repeat or miss rows of the blocks (256 rows at most) that were in their hands.
+Every worker runs a Ray Data pipeline of its own over its slots of each batch (`pipelines.pairs.rank_batches`): what a step holds depends on
+the seed and the step alone, so resuming is exact with any number of workers.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from numpy.typing import NDArray
 from ray.train.torch import TorchConfig, TorchTrainer, prepare_model
 from torch import Tensor
 
-from pipelines.pairs import dataset_factory
+from pipelines.command import quiet_ray_data
+from pipelines.pairs import Batch as PairBatch
+from pipelines.pairs import fair_share, rank_batches
 from resshift import checkpoint, storage, weights
 from resshift.autoencoder import build_first_stage
 from resshift.config import ConfigError, RunConfig, from_dict, to_dict
@@ -69,14 +70,6 @@ def plan_workers(num: int, gpus_per_worker: float | None, cluster: Mapping[str, 
     return Workers(num=num, gpus=gpus, cpus=cpus)
 
 
-def committed_rows(out: str) -> int:
-    """Return how many rows of the stream the latest committed checkpoint of a run has consumed; 0 when there is none."""
-    try:
-        return int((ray.train.Result.from_path(out).metrics or {}).get("rows", 0))
-    except RuntimeError:  # Ray's way of saying that the run has no checkpoint yet
-        return 0
-
-
 def begin_run(config: RunConfig, data: str, out: str) -> None:
     """Write `run.json` into a new run directory, or check that an existing one is this run.
 
@@ -110,16 +103,12 @@ def run_training(config: RunConfig, data: str, out: str, workers: Workers) -> di
     """
     if config.train.batch_size % workers.num:
         raise ConfigError(f"train.batch_size ({config.train.batch_size}) must be a multiple of --workers ({workers.num})")
-    out = out if storage.is_s3(out) else os.path.abspath(out.removeprefix("file://"))
+    data, out = (uri if storage.is_s3(uri) else os.path.abspath(uri.removeprefix("file://")) for uri in (data, out))
     begin_run(config, data, out)
-    ingest = ray.train.DataConfig.default_ingest_options()
-    ingest.preserve_order = True  # "rows consumed" is then a prefix of the stream
     parent, _, name = out.rstrip("/").rpartition("/")
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"config": to_dict(config), "out": out},
-        datasets={"train": dataset_factory(data, config, lambda: committed_rows(out))},
-        dataset_config=ray.train.DataConfig(execution_options=ingest),
+        train_loop_config={"config": to_dict(config), "data": data, "out": out, "held_cpus": workers.num * workers.cpus},
         torch_config=TorchConfig(backend="nccl" if workers.gpus and torch.cuda.is_available() else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.num,
@@ -149,6 +138,7 @@ def publish_model(checkpoint_directory: Path, out: str) -> None:
 
 def train_worker(settings: dict[str, Any]) -> None:
     """Run the loop on one worker; Ray Train calls this in every worker process."""
+    quiet_ray_data()
     config = from_dict(RunConfig, settings["config"])
     context = ray.train.get_context()
     rank, num_ranks = context.get_world_rank(), context.get_world_size()
@@ -168,7 +158,9 @@ def train_worker(settings: dict[str, Any]) -> None:
 
     log: list[dict[str, float]] = []
     started, first_step = time.monotonic(), state.step
-    for batch in _batches(config, state, num_ranks, device):
+    share = fair_share(num_ranks, settings["held_cpus"])
+    batches = rank_batches(settings["data"], config, state.rows, rank=rank, num_ranks=num_ranks, share=share)
+    for batch in _on_device(batches, config, state, device):
         metrics = train_step(state, objective, batch.tensors, config, rank=rank, keys=batch.keys)
         state.rows += config.train.batch_size
         if state.step % config.train.log_every == 0 or state.step == config.train.steps:
@@ -205,28 +197,13 @@ class _Batch:
     substituted: float
 
 
-def _batches(config: RunConfig, state: TrainState, num_ranks: int, device: torch.device) -> Iterator[_Batch]:
-    """Yield this worker's batches until the run has all its steps; executions of the dataset follow one another."""
-    shard: Any = ray.train.get_dataset_shard("train")
+def _on_device(batches: Iterator[PairBatch], config: RunConfig, state: TrainState, device: torch.device) -> Iterator[_Batch]:
+    """Yield this worker's batches until the run has all its steps."""
     while state.step < config.train.steps:
-        before, first_row = state.step, state.rows
-        for batch in shard.iter_batches(
-            batch_size=config.train.batch_size // num_ranks, batch_format="numpy", drop_last=True, prefetch_batches=2
-        ):
-            _check_position(batch["row"], first_row)
-            # Copied: the arrays lie in Ray's shared memory, which is read-only.
-            tensors = {name: torch.from_numpy(batch[name].copy()).to(device) for name in ("hq", "lq")}
-            yield _Batch(tensors, [str(key) for key in batch["key"]], float(batch["substituted"].sum()))
-            if state.step >= config.train.steps:
-                return
-        if state.step == before:
-            raise RuntimeError("the training data ended without giving a single batch")
-
-
-def _check_position(rows: NDArray[Any], first_row: int) -> None:
-    # The dataset was built by the controller and the state loaded by this worker: a disagreement would train on the same rows twice.
-    if rows.min() < first_row:
-        raise RuntimeError(f"the data holds row {rows.min()}, but all below {first_row} were consumed before")
+        batch = next(batches)
+        # Copied: the arrays lie in Ray's shared memory, which is read-only.
+        tensors = {name: torch.from_numpy(batch[name].copy()).to(device) for name in ("hq", "lq")}
+        yield _Batch(tensors, [str(key) for key in batch["key"]], float(batch["substituted"].sum()))
 
 
 def _report(config: RunConfig, state: TrainState, rank: int, log: list[dict[str, float]], out: str) -> None:

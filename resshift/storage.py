@@ -286,9 +286,9 @@ def _check_size(uri: str, size_bytes: int, max_bytes: int | None) -> None:
         raise StorageError(uri, StorageReason.TOO_LARGE, f"{size_bytes} bytes, at most {max_bytes} are allowed")
 
 
-async def _get_object(filesystem: _S3Client, uri: str, bucket: str, key: str, max_bytes: int | None) -> bytes:
+async def _get_object(filesystem: _S3Client, uri: str, bucket: str, key: str, max_bytes: int | None, **part: str) -> bytes:
     for i_attempt in range(_READ_ATTEMPTS):
-        response = await filesystem._call_s3("get_object", Bucket=bucket, Key=key)  # retries the request itself
+        response = await filesystem._call_s3("get_object", Bucket=bucket, Key=key, **part)  # retries the request itself
         try:
             _check_size(uri, response["ContentLength"], max_bytes)
             return await response["Body"].read()
@@ -301,17 +301,54 @@ async def _get_object(filesystem: _S3Client, uri: str, bucket: str, key: str, ma
     raise AssertionError("unreachable")
 
 
-def _read_local(uri: str, path: str, max_bytes: int | None) -> bytes:
+def _open_regular(uri: str, path: str) -> int:
+    """Return a descriptor of a regular file."""
     mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode):
-        raise StorageError(uri, StorageReason.IRREGULAR, f"it is not a regular file but a {_kind(mode)}")
-    # Non-blocking, so that a FIFO put in its place a moment ago cannot hang the reader.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise StorageError(uri, StorageReason.IRREGULAR, f"it is not a regular file but a {_kind(status.st_mode)}")
-        _check_size(uri, status.st_size, max_bytes)
+    if stat.S_ISREG(mode):
+        # Non-blocking, so that a FIFO put in its place a moment ago cannot hang the reader.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISREG(mode):
+            return descriptor
+        os.close(descriptor)
+    raise StorageError(uri, StorageReason.IRREGULAR, f"it is not a regular file but a {_kind(mode)}")
+
+
+def _read_local(uri: str, path: str, max_bytes: int | None) -> bytes:
+    with open(_open_regular(uri, path), "rb") as file:
+        _check_size(uri, os.fstat(file.fileno()).st_size, max_bytes)
         return file.read()
+
+
+def read_range(uri: str, offset: int, num_bytes: int) -> bytes:
+    """Read a part of a file or object, in one request.
+
+    Args:
+        uri: of the file.
+        offset: of the first byte; negative counts from the end, and a file shorter than that is read from its start.
+        num_bytes: how many.
+
+    Raises:
+        StorageError: with the reason; invalid when the file ends before the part does.
+    """
+    if is_s3(uri):
+        bucket, key = _split_object(uri)
+        part = f"bytes={offset}-{offset + num_bytes - 1}" if offset >= 0 else f"bytes={offset}"
+        filesystem = _s3()
+        wait: Callable[..., bytes] = cast(Any, sync)
+        data = _attempt(uri, lambda: wait(filesystem.loop, _get_object, filesystem, uri, bucket, key, None, Range=part))[:num_bytes]
+    else:
+        path = _local_path(uri)
+        data = _attempt(uri, lambda: _read_local_range(uri, path, offset, num_bytes))
+    if offset >= 0 and len(data) < num_bytes:
+        raise StorageError(uri, StorageReason.INVALID, f"it ends before byte {offset + num_bytes}")
+    return data
+
+
+def _read_local_range(uri: str, path: str, offset: int, num_bytes: int) -> bytes:
+    with open(_open_regular(uri, path), "rb") as file:
+        file.seek(offset if offset >= 0 else max(0, os.fstat(file.fileno()).st_size + offset))
+        return file.read(num_bytes)
 
 
 def write_bytes(uri: str, data: bytes) -> None:

@@ -1,46 +1,107 @@
-"""The order of training data is a function of seed and row number."""
+"""The order of training data is a function of seed and row number, and ranks share it without touching it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+import numpy as np
 import pytest
 
-from pipelines.epoch import RowGroup, Window, epoch_windows, row_groups, stream
-from pipelines.imagenet import ShardSummary
+from pipelines.epoch import Piece, RowGroup, Window, epoch_windows, row_groups, stream, window_order
+from pipelines.shards import ShardSummary
 
 GROUPS = [RowGroup("a", 0, 5), RowGroup("a", 1, 3), RowGroup("b", 0, 4), RowGroup("b", 1, 1), RowGroup("c", 0, 6)]
 PER_EPOCH = 19
+BATCH = 24
 Row = tuple[int, str, int, int]
 
 
-def rows(windows: Iterable[Window]) -> list[tuple[int, Row]]:
+def rows(pieces: Iterable[Piece]) -> list[tuple[int, Row]]:
     """Spell a stream out: (number in the stream, (epoch, shard, group, row in the group))."""
-    out: list[tuple[int, Row]] = []
-    for window in windows:
-        members = [(g.shard, g.index, i) for g in window.groups for i in range(g.num_ok)]
-        out += [(window.first_row + n, (window.epoch, *members[i])) for n, i in enumerate(window.order)]
-    return out
+    return list(spelled(pieces))
+
+
+def spelled(pieces: Iterable[Piece]) -> Iterator[tuple[int, Row]]:
+    for piece in pieces:
+        members = [(g.shard, g.index, i) for g in piece.groups for i in range(g.num_ok)]
+        for number, source in zip(piece.rows.tolist(), piece.sources.tolist(), strict=True):
+            yield number, (piece.epoch, *members[source])
+
+
+def many(num_groups: int, seed: int = 0) -> list[RowGroup]:
+    sizes = np.random.default_rng(seed).integers(1, 17, num_groups)
+    return [RowGroup(f"s{i // 7}", i % 7, int(size)) for i, size in enumerate(sizes)]
 
 
 @pytest.mark.parametrize("groups_per_window", [1, 2, 4, 100])
-def test_an_epoch_holds_every_picture_once(groups_per_window: int) -> None:
+@pytest.mark.parametrize("batch_size", [1, 3, 24, 64])
+def test_an_epoch_holds_every_picture_once(groups_per_window: int, batch_size: int) -> None:
     expected = sorted((7, g.shard, g.index, i) for g in GROUPS for i in range(g.num_ok))
-    found = rows(epoch_windows(GROUPS, seed=1, epoch=7, groups_per_window=groups_per_window))
+    start, stop = 7 * PER_EPOCH, 8 * PER_EPOCH
+    found = rows(stream(GROUPS, 1, batch_size, start, stop, groups_per_window=groups_per_window))
     assert sorted(row for _, row in found) == expected
-    assert [number for number, _ in found] == list(range(7 * PER_EPOCH, 8 * PER_EPOCH))
+    assert [number for number, _ in found] == list(range(start, stop))
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    orders = [[row[1:] for _, row in rows(epoch_windows(GROUPS, seed, epoch))] for seed, epoch in ((1, 0), (1, 1), (2, 0), (2, 1), (1, 2))]
+    def order(seed: int, epoch: int) -> list[tuple[str, int, int]]:
+        pieces = stream(GROUPS, seed, 4, epoch * PER_EPOCH, (epoch + 1) * PER_EPOCH)
+        return [row[1:] for _, row in rows(pieces)]
+
+    orders = [order(seed, epoch) for seed, epoch in ((1, 0), (1, 1), (2, 0), (2, 1), (1, 2))]
     assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("groups", [GROUPS, many(60)])
+def test_ranks_together_make_the_batches_of_one_rank(num_ranks: int, groups: list[RowGroup]) -> None:
+    num_batches, share = 40, BATCH // num_ranks
+    whole = rows(stream(groups, 5, BATCH, 0, num_batches * BATCH))
+    ranks = [rows(stream(groups, 5, BATCH, 0, num_batches * BATCH, rank=r, num_ranks=num_ranks)) for r in range(num_ranks)]
+    for i in range(num_batches):
+        together = [row for rank in ranks for row in rank[i * share : (i + 1) * share]]
+        assert together == whole[i * BATCH : (i + 1) * BATCH]
 
 
 @pytest.mark.parametrize("start", range(0, 2 * PER_EPOCH + 1, 3))
 @pytest.mark.parametrize("length", [1, 8, PER_EPOCH, 2 * PER_EPOCH + 3])
-def test_resuming_anywhere_gives_the_rest_of_the_same_stream(start: int, length: int) -> None:
-    whole = rows(stream(GROUPS, 3, 0, 6 * PER_EPOCH, groups_per_window=2))
-    assert rows(stream(GROUPS, 3, start, start + length, groups_per_window=2)) == whole[start : start + length]
+@pytest.mark.parametrize("num_ranks", [1, 4])
+def test_resuming_anywhere_gives_the_rest_of_the_same_stream(start: int, length: int, num_ranks: int) -> None:
+    options = {"rank": num_ranks - 1, "num_ranks": num_ranks, "groups_per_window": 2}
+    whole = rows(stream(GROUPS, 3, 8, 0, 6 * PER_EPOCH, **options))
+    found = rows(stream(GROUPS, 3, 8, start, start + length, **options))
+    assert found == [row for row in whole if start <= row[0] < start + length]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 8])
+def test_ranks_read_little_twice(num_ranks: int) -> None:
+    """A window of G row groups is cut at N - 1 places, each of which splits one row group at most."""
+    groups, num_read = many(160), 0
+    total = sum(g.num_ok for g in groups)
+    for rank in range(num_ranks):
+        for piece in stream(groups, 2, BATCH, 0, total, rank=rank, num_ranks=num_ranks):
+            assert len(set(piece.groups)) == len(piece.groups)
+            num_read += len(piece.groups)
+    assert len(groups) <= num_read <= len(groups) + (num_ranks - 1) * 10  # 160 groups are 10 windows
+
+
+def test_ranks_read_nothing_twice_when_row_groups_are_full() -> None:
+    groups = [RowGroup("s", i, 16) for i in range(32)]
+    pieces = [piece for rank in range(8) for piece in stream(groups, 0, 64, 0, 512, rank=rank, num_ranks=8)]
+    assert sorted(group.index for piece in pieces for group in piece.groups) == list(range(32))
+
+
+def test_a_batch_takes_its_rows_evenly_from_the_window() -> None:
+    groups = tuple(RowGroup("s", i, 16) for i in range(16))
+    order = window_order(Window(0, 0, groups, 1000 * 64), seed=0, batch_size=64)
+    for batch in order.reshape(4, 64):
+        assert np.bincount(batch // 16, minlength=16).tolist() == [4] * 16
+
+
+def test_windows_follow_one_another() -> None:
+    windows = list(epoch_windows(GROUPS, seed=1, epoch=3, groups_per_window=2))
+    assert [window.first_row for window in windows] == [3 * PER_EPOCH + n for n in np.cumsum([0, *(w.num_rows for w in windows[:-1])])]
+    assert sorted((group for window in windows for group in window.groups), key=repr) == sorted(GROUPS, key=repr)
 
 
 def test_failed_rows_are_not_in_the_plan() -> None:
@@ -50,4 +111,9 @@ def test_failed_rows_are_not_in_the_plan() -> None:
 
 def test_no_picture_at_all_is_said() -> None:
     with pytest.raises(ValueError, match="no picture with status ok"):
-        list(stream([], 0, 0, 10))
+        list(stream([], 0, 8, 0, 10))
+
+
+def test_a_batch_that_ranks_cannot_share_is_said() -> None:
+    with pytest.raises(ValueError, match="must be a multiple of the 5 ranks"):
+        list(stream(GROUPS, 0, 24, 0, 10, num_ranks=5))

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.imagenet import ShardOptions, plan_shards, read_manifest, row_of, write_manifest, write_shard
+from pipelines.imagenet import ShardOptions, plan_shards, row_of, write_shard
+from pipelines.shards import read_manifest, write_manifest
 from resshift import storage
 
 Encode = Callable[..., bytes]

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-import ray.data
+import ray
 
-from pipelines.epoch import Window, row_groups, stream
-from pipelines.imagenet import ShardOptions, plan_shards, read_manifest, write_manifest, write_shard
-from pipelines.pairs import Batch, PairSource, default_rows_per_execution, make_pairs, read_window
+from pipelines import pairs
+from pipelines.epoch import row_groups, stream
+from pipelines.imagenet import ShardOptions, plan_shards, write_shard
+from pipelines.pairs import Batch, PairMaker, Share, default_rows_per_task, fair_share, rank_batches, read_groups
+from pipelines.shards import read_manifest, write_manifest, write_rows
 from resshift import degradation, storage
-from resshift.config import DataConfig
+from resshift.config import ConfigError, DataConfig, RunConfig
 from resshift.images import ImageError
+from resshift.pair import make_pair
 from resshift.presets import test_x4 as toy_preset
+from resshift.storage import StorageError, StorageReason
 
 Encode = Callable[..., bytes]
 CROP = DataConfig(crop="random", crop_px=32)
@@ -34,71 +38,162 @@ def shards(tree: Path, tmp_path: Path) -> str:
     return str(tmp_path / "s")
 
 
-def batch(data: list[bytes], epoch: int = 0) -> Batch:
-    numbers = np.arange(len(data))
-    keys = np.array([f"k{i}" for i in numbers], dtype=object)
-    return {"bytes": np.array(data, dtype=object), "key": keys, "epoch": np.full(len(data), epoch), "row": numbers}
+def rotten(root: str, photos: list[bytes]) -> str:
+    """Return shards whose pictures were good when they were written, as the column says, and are what is given here."""
+    rows = [{"key": f"k{i}", "bytes": data, "status": "ok"} for i, data in enumerate(photos)]
+    summary = write_rows(f"{root}/shard-00000.parquet", "shard-00000.parquet", "f", rows, row_group_rows=4)
+    write_manifest(root, "nowhere", [summary])
+    return root
 
 
-def test_rows_do_not_depend_on_their_batch(encode: Encode) -> None:
-    whole = batch([encode(i) for i in range(4)])
-    together = make_pairs(whole, 5, CROP, RECIPE)
-    for i in range(4):
-        alone = make_pairs({name: column[i : i + 1] for name, column in whole.items()}, 5, CROP, RECIPE)
-        for name in ("hq", "lq", "row"):
-            np.testing.assert_array_equal(alone[name][0], together[name][i])
+def pieces_of(root: str, start: int, stop: int, batch_size: int = 4, **ranks: int) -> list[Any]:
+    return list(stream(row_groups(read_manifest(root)), 1, batch_size, start, stop, **ranks))
 
 
-def test_a_broken_picture_moves_no_neighbour(encode: Encode) -> None:
-    data = [encode(i) for i in range(4)]
-    expected = make_pairs(batch(data), 5, CROP, RECIPE)
-    found = make_pairs(batch([data[0], b"broken", data[2], data[3]]), 5, CROP, RECIPE)
-    assert found["substituted"].tolist() == [0, 1, 0, 0]
-    assert found["row"].tolist() == [0, 1, 2, 3]
-    for i in (0, 2, 3):
-        np.testing.assert_array_equal(found["hq"][i], expected["hq"][i])
-    np.testing.assert_array_equal(found["hq"][1], expected["hq"][0])
+def digest(batch: Batch) -> str:
+    """Return the hash of everything a batch holds."""
+    state = hashlib.sha256()
+    for name in sorted(batch):
+        state.update(name.encode() + ("\n".join(map(str, batch[name])).encode() if name == "key" else batch[name].tobytes()))
+    return state.hexdigest()
+
+
+def test_rows_do_not_depend_on_how_they_are_cut(shards: str) -> None:
+    make = PairMaker(shards, 5, CROP, RECIPE)
+    whole = make(pieces_of(shards, 0, 24))
+    assert whole["row"].tolist() == list(range(24))
+    for start, stop in ((0, 1), (3, 17), (23, 24)):
+        part = make(pieces_of(shards, start, stop))
+        for name, column in part.items():
+            np.testing.assert_array_equal(column, whole[name][start:stop])
+
+
+def test_groups_hold_the_rows_that_the_plan_names(shards: str) -> None:
+    for piece in pieces_of(shards, 7, 25):
+        tables = read_groups(shards, piece.groups)
+        assert [len(table) for table in tables] == [group.num_ok for group in piece.groups]
+    keys = [key for group in row_groups(read_manifest(shards)) for key in read_groups(shards, [group])[0]["key"].to_pylist()]
+    assert sorted(keys) == sorted(f"class{i % 2}/{i}.png" for i in range(10))
+
+
+def test_a_broken_picture_moves_no_neighbour(tmp_path: Path, encode: Encode) -> None:
+    photos = [encode(i) for i in range(8)]
+    good = rotten(str(tmp_path / "good"), photos)
+    bad = rotten(str(tmp_path / "bad"), [b"broken" if i in (2, 3) else data for i, data in enumerate(photos)])
+    whole = pieces_of(good, 0, 16)
+    expected, found = PairMaker(good, 5, CROP, RECIPE)(whole), PairMaker(bad, 5, CROP, RECIPE)(whole)
+    is_broken = np.isin(expected["key"], ["k2", "k3"])
+    np.testing.assert_array_equal(found["substituted"], is_broken)
+    for name in ("key", "row", "epoch"):
+        np.testing.assert_array_equal(found[name], expected[name])
+    for name in ("hq", "lq"):
+        np.testing.assert_array_equal(found[name][~is_broken], expected[name][~is_broken])
+    # The next good picture of the row group stands in for both, with the draws of the broken one, whatever the task holds besides.
+    for row in np.flatnonzero(is_broken):
+        expected = make_pair(photos[0], found["key"][row], int(found["epoch"][row]), 5, CROP, RECIPE)
+        np.testing.assert_array_equal(found["hq"][row], expected.hq_u8)
+        alone = PairMaker(bad, 5, CROP, RECIPE)(pieces_of(bad, int(row), int(row) + 1))
+        np.testing.assert_array_equal(alone["lq"][0], expected.lq_u8)
+
+
+def test_a_row_group_without_a_good_picture_is_an_error(tmp_path: Path) -> None:
+    root = rotten(str(tmp_path / "rotten"), [b"broken"] * 4)
     with pytest.raises(ImageError):
-        make_pairs(batch([b"broken", b""]), 5, CROP, RECIPE)
+        PairMaker(root, 5, CROP, RECIPE)(pieces_of(root, 0, 1))
 
 
-def test_window_reads_the_rows_that_the_plan_names(shards: str) -> None:
+def test_an_outage_is_waited_for_and_nothing_else(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[float] = []
+    original = pairs.read_row_group
+
+    def failing(reason: StorageReason, times: int) -> Callable[..., Any]:
+        def read(uri: str, *rest: Any) -> Any:  # noqa: ANN401
+            calls.append(0)
+            if len(calls) <= times:
+                raise StorageError(uri, reason, "try again")
+            return original(uri, *rest)
+
+        return read
+
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    groups = row_groups(read_manifest(shards))[:1]
+    monkeypatch.setattr(pairs, "read_row_group", failing(StorageReason.UNAVAILABLE, 3))
+    assert len(read_groups(shards, groups)[0]) == groups[0].num_ok
+    assert waits == [0.5, 1.0, 2.0]
+    for reason, num_calls in ((StorageReason.MISSING, 1), (StorageReason.UNAVAILABLE, 7)):
+        calls.clear()
+        monkeypatch.setattr(pairs, "read_row_group", failing(reason, 100))
+        with pytest.raises(StorageError, match=str(reason)):
+            read_groups(shards, groups)
+        assert len(calls) == num_calls
+
+
+def test_tasks_hold_a_few_dozen_megabytes() -> None:
+    toy = toy_preset()
+    assert default_rows_per_task(toy) == 256
+    assert default_rows_per_task(replace(toy, data=DataConfig(crop_px=256))) == 160
+    assert default_rows_per_task(replace(toy, data=DataConfig(crop_px=512))) == 40
+    assert default_rows_per_task(replace(toy, data=DataConfig(crop_px=2048))) == 16
+
+
+@pytest.mark.parametrize(("start_row", "num_ranks"), [(3, 1), (0, 3)])
+def test_batches_begin_where_a_batch_begins(shards: str, start_row: int, num_ranks: int) -> None:
+    with pytest.raises(ValueError, match="must be a multiple"):
+        next(rank_batches(shards, toy_preset(), start_row, num_ranks=num_ranks))
+
+
+def test_what_is_left_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    def node(cpus: float, role: str, alive: bool = True) -> dict[str, Any]:
+        return {"Alive": alive, "Labels": {"role": role}, "Resources": {"CPU": cpus, "object_store_memory": 1000.0}}
+
+    nodes = [node(4, "gpu"), node(16, "data"), node(16, "data", alive=False)]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    assert fair_share(4, 2) == Share(cpus=4.5, object_store_bytes=250)
+    assert fair_share(4, 0, {"role": "data"}) == Share(cpus=4, object_store_bytes=125, labels={"role": "data"})
+    with pytest.raises(ConfigError, match="no node of the cluster has the labels"):
+        fair_share(4, 0, {"role": "date"})
+    with pytest.raises(ConfigError, match="none is left to make training pairs"):
+        fair_share(4, 20)
+
+
+def config_of(batch_size: int) -> RunConfig:
+    toy = toy_preset()
+    return replace(toy, degradation=RECIPE, train=replace(toy.train, batch_size=batch_size))
+
+
+@ray.remote(num_cpus=1)
+class Consumer:
+    """A training worker as far as data goes: its own process with its own pipeline."""
+
+    def __init__(self, root: str, config: RunConfig, rank: int, num_ranks: int) -> None:
+        share = fair_share(num_ranks, held_cpus=num_ranks)
+        self.batches = rank_batches(root, config, 0, rank=rank, num_ranks=num_ranks, share=share, rows_per_execution=24)
+
+    def take(self, num: int) -> list[Batch]:
+        return list(itertools.islice(self.batches, num))
+
+
+def consumed(root: str, config: RunConfig, num_steps: int, num_ranks: int) -> list[Batch]:
+    """Return the global batches that `num_ranks` processes consume side by side."""
+    actor: Any = Consumer  # Ray's decorator hides `remote` from type checkers
+    workers = [actor.remote(root, config, rank, num_ranks) for rank in range(num_ranks)]
+    ranks = ray.get([worker.take.remote(num_steps) for worker in workers])
+    for worker in workers:
+        ray.kill(worker)
+    return [{name: np.concatenate([rank[i][name] for rank in ranks]) for name in ranks[0][i]} for i in range(num_steps)]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)  # processes that import torch take minutes to start on a busy machine
+@pytest.mark.usefixtures("ray_cluster")
+def test_consumers_side_by_side_see_what_one_sees_and_what_a_resumed_one_sees(shards: str) -> None:
+    """Nine steps over three executions of Ray Data and, with ten pictures, eight epochs."""
+    config, steps = config_of(8), 9
+    make = PairMaker(shards, config.train.seed, config.data, config.degradation)
     groups = row_groups(read_manifest(shards))
-    stored = {
-        (group.shard, group.index): [
-            row["key"] for row in pq.ParquetFile(f"{shards}/{group.shard}").read_row_group(group.index).to_pylist() if row["status"] == "ok"
-        ]
-        for group in groups
-    }
-    for window in stream(groups, 1, 7, 25, groups_per_window=2):
-        table = read_window(shards, window)
-        members = [key for group in window.groups for key in stored[group.shard, group.index]]
-        assert table["key"].to_pylist() == [members[i] for i in window.order]
-        assert table["row"].to_pylist() == list(range(window.first_row, window.first_row + len(window.order)))
-        assert set(table["epoch"].to_pylist()) == {window.epoch}
-
-
-def test_executions_follow_one_another(shards: str) -> None:
-    """Relies on a private field of Ray: if it goes, training would repeat its first rows in silence."""
-    assert ray.data.DataContext()._execution_idx == 0  # pyright: ignore[reportPrivateUsage]
-    source = PairSource(shards, row_groups(read_manifest(shards)), seed=1, start_row=4, rows_per_execution=8)
-    numbers: list[int] = []
-    for i in range(3):
-        context: Any = SimpleNamespace(_execution_idx=i)
-        for task in source.get_read_tasks(1, data_context=context):
-            for table in task():
-                numbers += table["row"].to_pylist()  # type: ignore[union-attr]
-    assert numbers == list(range(4, 28))
-
-
-def test_no_batch_straddles_two_executions() -> None:
-    config = toy_preset()
-    assert default_rows_per_execution(config) == config.train.batch_size * config.train.steps
-    longer = replace(config, train=replace(config.train, steps=10**6, batch_size=96))
-    assert default_rows_per_execution(longer) % 96 == 0
-    assert 30_000 < default_rows_per_execution(longer) <= 32_768
-
-
-def test_windows_are_small_enough_to_travel() -> None:
-    window = Window(0, (), tuple(range(256)), 0)
-    assert len(window.order) * (256 * 256 * 3 + 64 * 64 * 3) < 64 << 20
+    plain = [digest(make(list(stream(groups, config.train.seed, 8, i * 8, i * 8 + 8)))) for i in range(steps)]
+    assert len(set(plain)) == steps
+    assert [digest(batch) for batch in consumed(shards, config, steps, num_ranks=2)] == plain
+    resumed = rank_batches(shards, config, 4 * 8, rows_per_execution=24)
+    assert [digest(batch) for batch in itertools.islice(resumed, steps - 4)] == plain[4:]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.trainer import Workers, begin_run, committed_rows, plan_workers
+from pipelines.trainer import Workers, begin_run, plan_workers
 from resshift.checkpoint import ResumeRefused
 from resshift.config import ConfigError, with_settings
 from resshift.presets import test_x4 as toy_preset
@@ -48,7 +48,3 @@ def test_run_directory_belongs_to_one_configuration(tmp_path: Path) -> None:
     begin_run(with_settings(toy_preset(), ["train.steps=77"]), "shards", out)
     with pytest.raises(ResumeRefused, match=r"optim\.lr: 0\.0005 -> 0\.1"):
         begin_run(with_settings(toy_preset(), ["optim.lr=0.1"]), "shards", out)
-
-
-def test_new_run_starts_at_row_zero(tmp_path: Path) -> None:
-    assert committed_rows(str(tmp_path / "run")) == 0

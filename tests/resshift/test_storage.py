@@ -92,6 +92,18 @@ def test_read_limits_are_checked_before_reading(root: str) -> None:
     assert reason_of(lambda: read_bytes(uri, max_bytes=99)) is StorageReason.TOO_LARGE
 
 
+def test_a_part_is_read_and_nothing_else(root: str) -> None:
+    uri = join(root, "parts.bin")
+    write_bytes(uri, bytes(range(100)))
+    assert storage.read_range(uri, 0, 100) == bytes(range(100))
+    assert storage.read_range(uri, 17, 5) == bytes(range(17, 22))
+    assert storage.read_range(uri, -8, 8) == bytes(range(92, 100))
+    assert storage.read_range(uri, -8, 3) == bytes(range(92, 95))
+    assert storage.read_range(uri, -500, 500) == bytes(range(100))
+    assert reason_of(lambda: storage.read_range(uri, 90, 11)) is StorageReason.INVALID
+    assert reason_of(lambda: storage.read_range(join(root, "absent"), 0, 1)) is StorageReason.MISSING
+
+
 def test_missing_file_is_missing(root: str) -> None:
     assert reason_of(lambda: read_bytes(join(root, "no.png"))) is StorageReason.MISSING
 
