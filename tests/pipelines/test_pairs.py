@@ -137,9 +137,9 @@ def test_tasks_hold_a_few_dozen_megabytes() -> None:
     assert default_rows_per_task(replace(toy, data=DataConfig(crop_px=2048))) == 16
 
 
-@pytest.mark.parametrize(("start_row", "num_ranks"), [(3, 1), (0, 3)])
+@pytest.mark.parametrize(("start_row", "num_ranks"), [(3, 1), (0, 9)])
 def test_batches_begin_where_a_batch_begins(shards: str, start_row: int, num_ranks: int) -> None:
-    with pytest.raises(ValueError, match="must be a multiple"):
+    with pytest.raises(ValueError, match=r"must be a(t least| multiple)"):
         next(rank_batches(shards, toy_preset(), start_row, num_ranks=num_ranks))
 
 
