@@ -21,7 +21,7 @@ import socket
 import struct
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 
 from resshift.animation import FrameChoice, Frames, decode_frames
@@ -48,7 +48,7 @@ class DecoderLimits:
         memory_mb: above that of an idle decoder; None: 64 bytes for every pixel that `images` accepts, and 256 MB.
     """
 
-    images: ImageLimits = ImageLimits()
+    images: ImageLimits = field(default_factory=ImageLimits)
     seconds: float = 60.0
     memory_mb: int | None = None
 

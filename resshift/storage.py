@@ -31,6 +31,7 @@ from resshift.s3 import S3Options
 
 _TEMPORARY = re.compile(r"\.resshift-[0-9a-f]{16}\.partial")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+EPOCH = datetime.fromtimestamp(0, UTC)  # of entries that have no time
 T = TypeVar("T")
 
 
@@ -259,7 +260,7 @@ def _is_directory(child: os.DirEntry[str]) -> bool:
 
 
 def _irregular(key: str, uri: str, why: str) -> Entry:
-    return Entry(key, uri, 0, "", datetime.fromtimestamp(0, UTC), why)
+    return Entry(key, uri, 0, "", EPOCH, why)
 
 
 def _local_entry(key: str, uri: str, path: str) -> Entry:
