@@ -183,7 +183,7 @@ def _store(row: Row, frames: Frames, options: StageOptions) -> Row:
     started = time.monotonic()
     try:
         format, _ = output_format(row["key"], options.job.format)
-        fitted = fit_frames(frames, format)
+        fitted = fit_frames(frames.map(images.in_own_profile), format)
         data = encode_frames(fitted, format, options.job.quality)
         storage.write_bytes(storage.join(options.target, row["output"]), data, options.target_s3, CONTENT_TYPES[format])
     except (ImageError, StorageError) as error:

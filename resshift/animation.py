@@ -22,6 +22,7 @@ from resshift import images
 from resshift.header import identify, read_header, refusals
 from resshift.images import Format, ImageError, ImageLimits, Picture, Reason
 
+_PAGE_MS = 1000  # pages of a document have no time: in an animation each is shown for a second
 FrameChoice = Literal["first", "all", "fail"]
 
 
@@ -114,9 +115,10 @@ def encode_frames(frames: Frames, format: Format = "png", quality: int = 95) -> 
     mode = "RGBA" if any(image.has_transparency_data for image in converted) else "RGB"
     shown: list[Image.Image] = converted if format == "tiff" else [image.convert(mode) for image in converted]
     # A difference between frames is never blended over what was there before: a decoder shows exactly these pixels.
+    durations = list(frames.durations_ms) or [_PAGE_MS] * len(shown)
     options: dict[str, Any] = {
-        "png": {"duration": list(frames.durations_ms), "loop": frames.loop, "compress_level": 1, "blend": 0, "disposal": 0},
-        "webp": {"duration": list(frames.durations_ms), "loop": frames.loop, "quality": quality, "lossless": quality == 100, "method": 4},
+        "png": {"duration": durations, "loop": frames.loop, "compress_level": 1, "blend": 0, "disposal": 0},
+        "webp": {"duration": durations, "loop": frames.loop, "quality": quality, "lossless": quality == 100, "method": 4},
         "tiff": {"compression": "tiff_deflate"},
     }[format]
     out = io.BytesIO()

@@ -95,6 +95,7 @@ class Picture:
         pixels: (H, W, 1) grey or (H, W, 3) RGB, uint8 or uint16.
         alpha: (H, W) of the same dtype, not premultiplied, or None.
         icc: profile to embed. None means sRGB.
+        source_icc: RGB or grey profile of the file that the 8-bit pixels were converted from; `images.in_own_profile` converts them back.
         exif: descriptive tags, bytes that start with `Exif\\0\\0`, orientation already applied; or None.
         format: where it came from: JPEG, PNG, WEBP, TIFF, GIF, BMP, or empty.
         notes: what a user may want to know ("first of 12 frames", "orientation 6 applied", ...).
@@ -103,6 +104,7 @@ class Picture:
     pixels: Array
     alpha: Array | None = None
     icc: bytes | None = None
+    source_icc: bytes | None = None
     exif: bytes | None = None
     format: str = ""
     notes: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 from pipelines.engines import UNITS_PER_REPLICA, EngineError, EngineOptions
 from pipelines.replica import ReplicaOptions
 from serve.replica import app_name, model_app
+
+_PATIENCE_S = 90.0
 
 
 class ServeEngine:
@@ -59,26 +62,32 @@ class ServeEngine:
             serve.start(proxy_location="Disabled", logging_config=LoggingConfig(log_level="WARNING"))
             self._has_started_serve = True
         running = serve.status().applications.get(self._name)
-        if running is not None and running.status == ApplicationStatus.RUNNING:
-            self._handle = serve.get_app_handle(self._name)
-        else:
+        if running is None or running.status != ApplicationStatus.RUNNING:
             self._is_ours = True
-            try:
-                self._handle = serve.run(model_app(self.options), name=self._name, route_prefix=None)
-            except RuntimeError as error:
-                raise EngineError(f"the Serve application {self._name} could not be started: {error}") from error
-        self._handle = self._handle.options(stream=True)
+            app = serve.RunTarget(target=model_app(self.options), name=self._name, route_prefix=None)
+            # Not waited for: a replica that dies while others start is no failure of the application, and Serve says it is.
+            serve.run_many([app], wait_for_applications_running=False)
+        self._handle = serve.get_app_handle(self._name).options(stream=True)
 
-    def _look(self) -> tuple[int, EngineError | None]:
+    def _look(self) -> tuple[int, str]:
+        """Return the number of replicas that run, and, when there is none, what Serve says of it."""
         running = serve.status().applications.get(self._name)
-        if running is None or running.status == ApplicationStatus.DEPLOY_FAILED:
-            told = "it is gone" if running is None else " ".join(running.message.split())[-600:]
-            return 0, EngineError(f"the Serve application {self._name} does not run: {told}")
-        return sum(deployment.replica_states.get(ReplicaState.RUNNING, 0) for deployment in running.deployments.values()), None
+        if running is None:
+            return 0, "it is gone"
+        told = " ".join([running.message, *(deployment.message for deployment in running.deployments.values())])
+        number = sum(deployment.replica_states.get(ReplicaState.RUNNING, 0) for deployment in running.deployments.values())
+        is_failed = running.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
+        return number, " ".join(told.split())[-600:] if is_failed and not number else ""
 
     async def _watch(self) -> None:
+        failed_since: float | None = None
         while True:
-            self._num_replicas, self._error = await asyncio.to_thread(self._look)
+            self._num_replicas, told = await asyncio.to_thread(self._look)
+            now = time.monotonic()
+            failed_since = None if not told else failed_since or now
+            # Serve starts replicas again for as long as it has hope; an application stays failed when their start fails time after time.
+            if failed_since is not None and now - failed_since > _PATIENCE_S:
+                self._error = EngineError(f"the Serve application {self._name} does not run: {told}")
             async with self._changed:
                 self._changed.notify_all()
             await asyncio.sleep(0.5)

@@ -1,7 +1,7 @@
 """Kill workers, replicas and decoders at random, and the driver once; then run the same command again, and count.
 
-    python tests/chaos/kills.py                     600 pictures, kills every 3 s, the driver at a half
-    python tests/chaos/kills.py --quick             the short version of the test suite
+python tests/chaos/kills.py                     600 pictures, kills every 3 s, the driver at a half
+python tests/chaos/kills.py --quick             the short version of the test suite
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import harness
 
 
-def disturb(pid: int, every_s: float, stop: threading.Event, kills: Counter[str], seed: int) -> None:
+def disturb(pid: int, every_s: float, ready: Callable[[], bool], stop: threading.Event, kills: Counter[str], seed: int) -> None:
     """kill -9 a random process of the job from time to time."""
     rng = random.Random(seed)
+    while not ready() and not stop.wait(0.5):  # while everything starts there is nothing to lose
+        pass
     while not stop.wait(every_s * rng.uniform(0.7, 1.3)):
         found = harness.victims(pid)
         by_kind = {kind: [one for one, its in found if its == kind] for kind in ("replica", "worker", "decoder")}
@@ -48,11 +51,14 @@ def main() -> int:
         arguments = ["--model", "nearest-x4@24", "--engine", chosen.engine, "--replicas", "3:3"]
         print(f"{count} pictures, {chosen.engine}, a kill about every {chosen.every_s:g} s")
 
+        def begun(before: int) -> Callable[[], bool]:
+            return lambda: len(list(Path(target).glob("*/*.png"))) > before
+
         kills: Counter[str] = Counter()
         started = time.monotonic()
         process = harness.start(source, target, *arguments, log=log)
         stop = threading.Event()
-        disturber = threading.Thread(target=disturb, args=(process.pid, chosen.every_s, stop, kills, chosen.seed))
+        disturber = threading.Thread(target=disturb, args=(process.pid, chosen.every_s, begun(0), stop, kills, chosen.seed))
         disturber.start()
         try:
             harness.wait_for_rows(target, min(100, count // 2), process)
@@ -66,7 +72,9 @@ def main() -> int:
 
         process = harness.start(source, target, *arguments, log=log)
         stop = threading.Event()
-        disturber = threading.Thread(target=disturb, args=(process.pid, chosen.every_s, stop, kills, chosen.seed + 1))
+        disturber = threading.Thread(
+            target=disturb, args=(process.pid, chosen.every_s, begun(outputs_before), stop, kills, chosen.seed + 1)
+        )
         disturber.start()
         try:
             code = process.wait(600)
