@@ -1,15 +1,19 @@
 """Upscale every picture of a folder or bucket into another one.
 
     python jobs/upscale.py photos upscaled
-    python jobs/upscale.py s3://in/photos s3://out/x4 --model tiny-x4 --replicas 1:8
-    python jobs/upscale.py photos upscaled --plan              what would be done; writes nothing
-    python jobs/upscale.py photos upscaled --status            counts so far
-    python jobs/upscale.py photos upscaled --retry-failed      once more what failed
-    python jobs/upscale.py photos upscaled --verify            re-read the outputs and compare them with the ledger
+    python jobs/upscale.py s3://in/photos s3://out/x4 --replicas 1:8 --include '*.jpg' --exclude 'private/*'
+    python jobs/upscale.py photos upscaled --plan --price-per-hour 1.9     what would be done, hours, cost; writes nothing
+    python jobs/upscale.py photos upscaled --status                        counts so far
+    python jobs/upscale.py photos upscaled --retry-failed                  once more what failed
+    python jobs/upscale.py photos upscaled --verify                        re-read the outputs: missing, corrupt, extra
     ray job submit --working-dir . -- python jobs/upscale.py s3://in/photos s3://out/x4
 
 Every input gets one row in DST/_resshift/ledger (Parquet: key, status, reason, sizes, sha256, seconds, ...). A broken picture is a row
-with a reason, never a stopped job. Running the same command again continues; other options than before are refused.
+with a reason, never a stopped job. Running the same command again continues; other options than before are refused. At the end there is a
+report: DST/_resshift/report.html, .json, .csv. `--model nearest-x4` repeats pixels: for trying out a set-up without a network.
+
+Rarer settings are `--set section.field=value` (pipelines/settings.py): source.* and target.* (endpoint, region, profile, anonymous,
+requester_pays, sse, storage_class, attempts, ...), limits.* , select.*, output.frames=first|all|fail, work.*, engine.*.
 
 Exit codes: 0 complete, 1 failed, 2 usage, 3 finished with failed items.
 """
@@ -18,16 +22,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pipelines.command import Exit, UsageError, connect_to_ray, parser, quiet_ray_data, run
+from pipelines.command import Exit, connect_to_ray, parser, run
 
 if TYPE_CHECKING:
-    from collections import Counter
-
-    from pipelines.upscale import UpscaleOptions, Work
+    from pipelines.selection import Worklist
+    from pipelines.settings import BulkSettings
+    from pipelines.upscale import Job
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -37,13 +40,20 @@ def arguments() -> argparse.ArgumentParser:
     options.add_argument("target", metavar="DST", help="where outputs and the ledger go; must not lie inside SRC")
     options.add_argument("--model", default="tiny-x4", help="name, model directory or weight file (default tiny-x4)")
     options.add_argument("--outscale", type=float, help="scale of the result (default: the model's)")
-    options.add_argument("--format", default="png", choices=["png", "jpeg", "webp", "tiff"])
+    options.add_argument("--format", default="png", choices=["keep", "png", "jpeg", "webp", "tiff"], help="keep: as the input's extension")
     options.add_argument("--quality", type=int, default=95, help="of jpeg and webp (default 95)")
     options.add_argument("--name", default="{dir}/{stem}_x{scale}.{ext}", help="template of output names")
     options.add_argument("--seed", type=int, default=0, help="same seed, same bytes")
     options.add_argument("--tile", type=int, metavar="PX", help="side of a tile in input pixels (default 128)")
     options.add_argument("--max-megapixels", type=float, default=25.0, help="refuse larger inputs (default 25)")
+    options.add_argument("--include", action="append", default=[], metavar="GLOB", help="only these; * spans /; without / the file name")
+    options.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="not these; wins over --include")
+    options.add_argument("--keys", metavar="FILE", help="inputs are the keys of this list, one a line, instead of a listing")
+    options.add_argument("--if-exists", default="overwrite", choices=["skip", "verify", "overwrite"], help="outputs without a row")
+    options.add_argument("--engine", default="serve", choices=["serve", "actors"], help="replicas of Ray Serve, or of this job alone")
     options.add_argument("--replicas", default="1:1", metavar="MIN:MAX", help="replicas of the model (default 1:1)")
+    options.add_argument("--price-per-hour", type=float, metavar="PRICE", help="of one replica, for plan and report")
+    options.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="see above")
     mode = options.add_mutually_exclusive_group()
     mode.add_argument("--plan", "--dry-run", action="store_true", help="count and check, write nothing")
     mode.add_argument("--status", action="store_true", help="print what the ledger says")
@@ -52,124 +62,83 @@ def arguments() -> argparse.ArgumentParser:
     return options
 
 
-def job_options(options: argparse.Namespace) -> UpscaleOptions:
-    """Return the options of the job after checking them."""
-    from pipelines.upscale import UpscaleOptions
-    from resshift.upscaler import locate_model
-
-    model = locate_model(options.model)
-    if options.outscale is not None and not 0 < options.outscale <= 16:
-        raise UsageError(f"--outscale must lie in (0, 16], got {options.outscale}")
-    if not 1 <= options.quality <= 100:
-        raise UsageError(f"--quality must lie in 1 to 100, got {options.quality}")
-    if options.max_megapixels <= 0:
-        raise UsageError(f"--max-megapixels must be positive, got {options.max_megapixels}")
-    smallest = model.config.unet.size_multiple * model.config.unet.lq_ratio
-    if options.tile is not None and options.tile < smallest:
-        raise UsageError(f"--tile must be at least {smallest} for this model, got {options.tile}")
-    job = UpscaleOptions(
-        model=options.model,
-        identity=model.identity(),
-        scale=options.outscale or model.config.scale,
-        outscale=options.outscale,
-        format=options.format,
-        quality=options.quality,
-        name=options.name,
-        seed=options.seed,
-        tile_px=options.tile,
-        max_pixels=int(options.max_megapixels * 1e6),
-    )
-    try:
-        job.output_key("folder/picture.png")
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    return job
-
-
-def replica_range(text: str) -> tuple[int, int]:
-    """Parse MIN:MAX."""
-    try:
-        low, high = (int(part) for part in text.split(":"))
-    except ValueError:
-        raise UsageError(f"--replicas must be MIN:MAX, for example 1:8, got {text!r}") from None
-    if not 1 <= low <= high:
-        raise UsageError(f"--replicas needs 1 <= MIN <= MAX, got {text!r}")
-    return low, high
-
-
 def upscale(options: argparse.Namespace) -> Exit:
     """Run the job, or answer a question about it."""
-    from pipelines import ledger
-    from pipelines.upscale import options_record, plan_work, verify
-    from resshift import storage
+    from pipelines.request import check_places, replica_range, requested_job, requested_work, settings_of
 
-    if storage.is_inside(options.target, options.source):
-        raise UsageError(f"DST ({options.target}) lies inside SRC ({options.source}): outputs would become inputs of the next run")
-    replicas = replica_range(options.replicas)
-    known = ledger.read(options.target)
-    if options.status or options.verify:
-        rows = known.to_pylist()
-        problems = list(verify(rows, options.target)) if options.verify else []
-        for problem in problems:
-            print(problem)
-        if options.verify:
-            print(f"{len(problems)} outputs differ from the ledger")
-        summary = _summary(ledger.counts(rows))
-        return Exit.FINISHED_WITH_FAILED_ITEMS if problems else summary
-
-    job = job_options(options)
-    done = ledger.done_keys(known, retry_failed=options.retry_failed)
-    entries = list(storage.list_entries(options.source))
-    if not entries:
-        raise UsageError(f"no files under {options.source}")
-    work = plan_work(entries, done, job, ledger.written_outputs(known))
-    size_mb = sum(entry.size_bytes for entry in entries) / 1e6
-    print(f"{len(entries)} inputs, {size_mb:.1f} MB: {len(work.pending)} to do, {work.num_done} done, {len(work.refused)} refused")
+    check_places(options)
+    replicas, settings = replica_range(options.replicas), settings_of(options)
+    if options.status:
+        return summary(options, settings)
+    if options.verify:
+        return check(options, settings)
+    job = requested_job(options, settings)
+    worklist = requested_work(options, settings, job)
     if options.plan:
-        for item in work.refused:
-            print(f"  {item['key']}: {item['reason']}: {item['message']}")
-        return Exit.COMPLETE
-    try:
-        ledger.begin_job(options.target, options_record(job, options.source))
-    except ledger.JobMismatch as error:
-        raise UsageError(str(error)) from None
-    ledger.append(options.target, work.refused)
-    _run(work, job, options.target, replicas)
-    return _summary(ledger.counts(ledger.read(options.target).to_pylist()))
+        return plan(options, settings, job, worklist, replicas)
+    return work(options, settings, job, worklist, replicas)
 
 
-def _run(work: Work, job: UpscaleOptions, target: str, replicas: tuple[int, int]) -> None:
-    """Do the pending work; rows go to the ledger every 100 inputs or 10 seconds, and whatever happens at the end."""
-    if not work.pending:
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+def summary(options: argparse.Namespace, settings: BulkSettings) -> Exit:
+    """Print the counts of the ledger."""
+    from pipelines.ledger import total_counts
 
-    from pipelines import ledger
-
-    connect_to_ray(num_cpus=replicas[1] + 3)
-    quiet_ray_data()
-    from pipelines.upscale import run_work
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    part: list[dict[str, Any]] = []
-    last_append = time.monotonic()
-    with Progress(*columns) as progress:
-        bar = progress.add_task("upscaling", total=len(work.pending))
-        try:
-            for record in run_work(work.pending, target, job, replicas):
-                part.append(record)
-                progress.advance(bar)
-                if len(part) >= 100 or time.monotonic() - last_append > 10:
-                    ledger.append(target, part)
-                    part, last_append = [], time.monotonic()
-        finally:
-            ledger.append(target, part)
-
-
-def _summary(counts: Counter[str]) -> Exit:
+    counts = total_counts(options.target, settings.target)
     for name, count in sorted(counts.items()):
         print(f"{name}: {count}")
     return Exit.FINISHED_WITH_FAILED_ITEMS if counts["failed"] else Exit.COMPLETE
+
+
+def check(options: argparse.Namespace, settings: BulkSettings) -> Exit:
+    """Print what differs from the ledger."""
+    from pipelines.verify import recorded_scale, verify
+
+    num_problems = 0
+    for problem in verify(options.target, recorded_scale(options.target, settings.target), settings.target):
+        print(problem)
+        num_problems += 1
+    print(f"{num_problems} outputs differ from the ledger")
+    code = summary(options, settings)
+    return Exit.FINISHED_WITH_FAILED_ITEMS if num_problems else code
+
+
+def plan(options: argparse.Namespace, settings: BulkSettings, job: Job, worklist: Worklist, replicas: tuple[int, int]) -> Exit:
+    """Print what would be done."""
+    from pipelines.plan import describe, make_plan
+    from pipelines.report import summarise
+
+    made = make_plan(worklist, job.stages)
+    speed = summarise(options.target, options=settings.target)[0].replica_megapixels_per_s
+    for line in describe(made, worklist, mp_per_s=speed, replicas=replicas[1], price_per_hour=options.price_per_hour):
+        print(line)
+    return Exit.COMPLETE
+
+
+def work(options: argparse.Namespace, settings: BulkSettings, job: Job, worklist: Worklist, replicas: tuple[int, int]) -> Exit:
+    """Do what is to be done and write the report."""
+    from pipelines import ledger
+    from pipelines.engines import ActorEngine, EngineError
+    from pipelines.progress import Progress
+    from pipelines.report import write_report
+    from pipelines.upscale import engine_options, run_job
+    from serve.engine import ServeEngine
+
+    record = job.stages.job.record(options.source)
+    ledger.begin_job(options.target, record, settings.target)
+    connect_to_ray(num_cpus=replicas[1] + 4)
+    engines = {"serve": ServeEngine, "actors": ActorEngine}
+    engine = engines[options.engine](engine_options(job.stages.job, replicas, settings.engine))
+    try:
+        with Progress(worklist.tally) as progress:
+            run_job(job, worklist, engine, progress)
+    except EngineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return Exit.FAILED
+    tally = worklist.tally
+    print(f"{tally.listed} inputs: {tally.pending} to do, {tally.done} done before, {tally.refused} refused")
+    write_report(options.target, record, options.price_per_hour, settings.target)
+    print(f"report: {options.target.rstrip('/')}/{ledger.DIRECTORY}/report.html")
+    return summary(options, settings)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

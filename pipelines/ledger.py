@@ -1,10 +1,14 @@
 """The record of a bulk job: one row for every input, in append-only Parquet parts next to the outputs.
 
-    DST/_resshift/job.json             options of the job and their fingerprint
+    DST/_resshift/job.json             options of the job
     DST/_resshift/ledger/part-*.parquet
+    DST/_resshift/report.{html,json,csv}
 
-A part is written in one piece, after the outputs that it names. What is done is what the ledger says: a restart takes the listing minus the
-ledger. A later row for a key replaces an earlier one, so retrying failures appends.
+A part is one atomic write, made after the outputs that it names: it is there whole or not at all, and what it says is true. What is done is
+what the ledger says; a restart takes the listing minus the ledger. A later row for a key replaces an earlier one, so retrying failures
+appends and nothing is ever changed.
+
+Tables are read part by part; what is kept in memory of a ledger is 28 bytes a row (`Known`).
 """
 
 from __future__ import annotations
@@ -14,25 +18,34 @@ import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from resshift import storage
+from pipelines.digests import DigestSet, OwnerMap, digests
+from resshift import s3, storage
+from resshift.s3 import S3Options
 from resshift.storage import StorageError, StorageReason
 
 Status = Literal["ok", "failed", "skipped"]
 DIRECTORY = "_resshift"
+_READERS = 8
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
         ("etag", pa.string()),
+        ("size", pa.int64()),
         ("status", pa.string()),
         ("reason", pa.string()),
         ("message", pa.string()),
         ("output", pa.string()),
+        ("frames", pa.int32()),
         ("width_in", pa.int32()),
         ("height_in", pa.int32()),
         ("width_out", pa.int32()),
@@ -43,7 +56,10 @@ SCHEMA = pa.schema(
         ("sha256_out", pa.string()),
         ("notes", pa.string()),
         ("seconds", pa.float64()),
+        ("model_seconds", pa.float64()),
+        ("attempts", pa.int32()),
         ("model", pa.string()),
+        ("run", pa.string()),
         ("written_at", pa.float64()),
     ]
 )
@@ -58,28 +74,25 @@ def row(key: str, etag: str, status: Status, **values: Any) -> dict[str, Any]:  
     unknown = values.keys() - set(SCHEMA.names)
     if unknown:
         raise KeyError(f"not columns of the ledger: {sorted(unknown)}")
-    defaults = {field.name: "" if pa.types.is_string(field.type) else None for field in SCHEMA}
-    return defaults | {"key": key, "etag": etag, "status": status} | values
+    return dict.fromkeys(SCHEMA.names) | {"key": key, "etag": etag, "status": status} | values
 
 
 def _parts_root(root: str) -> str:
     return storage.join(root, f"{DIRECTORY}/ledger")
 
 
-def begin_job(root: str, options: Mapping[str, Any]) -> None:
-    """Write `job.json`, or check that the destination belongs to a job with the same options.
+def check_job(root: str, options: Mapping[str, Any], s3_options: S3Options = s3.DEFAULT) -> bool:
+    """Return whether the destination has a job, which then has these options.
 
     Raises:
         JobMismatch: it belongs to another; a changed model or option must not mix with earlier outputs.
     """
-    uri = storage.join(root, f"{DIRECTORY}/job.json")
     try:
-        found = json.loads(storage.read_bytes(uri))
+        found = json.loads(storage.read_bytes(storage.join(root, f"{DIRECTORY}/job.json"), options=s3_options))
     except StorageError as error:
         if error.reason is not StorageReason.MISSING:
             raise
-        storage.write_bytes(uri, (json.dumps(dict(options), indent=2, sort_keys=True) + "\n").encode())
-        return
+        return False
     differing = [
         f"{name}: {found.get(name)!r} -> {options.get(name)!r}"
         for name in sorted(found.keys() | options.keys())
@@ -89,9 +102,21 @@ def begin_job(root: str, options: Mapping[str, Any]) -> None:
         raise JobMismatch(
             f"{root} holds the outputs of a job with other options: {'; '.join(differing)}. Use another DST, or the same options"
         )
+    return True
 
 
-def append(root: str, rows: Sequence[Mapping[str, Any]]) -> None:
+def begin_job(root: str, options: Mapping[str, Any], s3_options: S3Options = s3.DEFAULT) -> None:
+    """Write `job.json`, or check that the destination belongs to a job with the same options.
+
+    Raises:
+        JobMismatch: see `check_job`.
+    """
+    if not check_job(root, options, s3_options):
+        text = json.dumps(dict(options), indent=2, sort_keys=True) + "\n"
+        storage.write_bytes(storage.join(root, f"{DIRECTORY}/job.json"), text.encode(), s3_options, "application/json")
+
+
+def append(root: str, rows: Sequence[Mapping[str, Any]], s3_options: S3Options = s3.DEFAULT) -> None:
     """Write one part. Call it after the outputs of its rows are in place."""
     if not rows:
         return
@@ -100,25 +125,28 @@ def append(root: str, rows: Sequence[Mapping[str, Any]]) -> None:
     pq.write_table(pa.Table.from_pylist(stamped, schema=SCHEMA), sink, compression="zstd")
     # Time first: parts sort in the order of writing. The random part keeps two writers apart.
     name = f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
-    storage.write_bytes(storage.join(_parts_root(root), name), sink.getvalue())
+    storage.write_bytes(storage.join(_parts_root(root), name), sink.getvalue(), s3_options)
 
 
-def read(root: str) -> pa.Table:
-    """Return the latest row of every key, (rows, columns of SCHEMA); empty when there is no ledger.
+def parts(root: str, columns: list[str] | None = None, s3_options: S3Options = s3.DEFAULT) -> Iterator[pa.Table]:
+    """Yield the parts in the order in which they were written, some read ahead; nothing when there is no ledger.
 
     Raises:
         StorageError: a part cannot be read.
     """
-    latest: dict[str, dict[str, Any]] = {}
-    for part in _part_uris(root):
-        for item in pq.read_table(io.BytesIO(storage.read_bytes(part)), schema=SCHEMA).to_pylist():
-            latest[item["key"]] = item
-    return pa.Table.from_pylist(list(latest.values()), schema=SCHEMA)
+
+    def load(uri: str) -> pa.Table:
+        return pq.read_table(io.BytesIO(storage.read_bytes(uri, options=s3_options)), columns=columns, schema=SCHEMA)
+
+    uris = _part_uris(root, s3_options)
+    with ThreadPoolExecutor(_READERS) as pool:
+        for start in range(0, len(uris), 4 * _READERS):
+            yield from pool.map(load, uris[start : start + 4 * _READERS])
 
 
-def _part_uris(root: str) -> list[str]:
+def _part_uris(root: str, s3_options: S3Options) -> list[str]:
     try:
-        entries = list(storage.list_entries(_parts_root(root)))
+        entries = list(storage.list_entries(_parts_root(root), s3_options))
     except StorageError as error:
         if error.reason is StorageReason.MISSING:
             return []
@@ -126,16 +154,58 @@ def _part_uris(root: str) -> list[str]:
     return [entry.uri for entry in sorted(entries, key=lambda entry: entry.key) if entry.key.endswith(".parquet")]
 
 
-def done_keys(table: pa.Table, *, retry_failed: bool) -> dict[str, str]:
-    """Return {key: etag} of inputs that need no more work: all that have a row, or without the failed ones when these are to be retried."""
-    columns = (table[name].to_pylist() for name in ("key", "etag", "status"))
-    return {key: etag for key, etag, status in zip(*columns, strict=True) if status == "ok" or not retry_failed}
+def latest(root: str, s3_options: S3Options = s3.DEFAULT) -> Iterator[pa.Table]:
+    """Yield the latest row of every key, part by part."""
+    masks = _latest_masks([digests(table["key"].to_pylist())[:, 0] for table in parts(root, ["key"], s3_options)])
+    for table, mask in zip(parts(root, None, s3_options), masks, strict=False):  # parts that came meanwhile are left out
+        yield table.filter(pa.array(mask))
 
 
-def written_outputs(table: pa.Table) -> dict[str, str]:
-    """Return {output: key} of the inputs whose output is in place."""
-    columns = (table[name].to_pylist() for name in ("key", "output", "status"))
-    return {output: key for key, output, status in zip(*columns, strict=True) if status == "ok"}
+def read(root: str, s3_options: S3Options = s3.DEFAULT) -> pa.Table:
+    """Return the latest row of every key as one table, (rows, columns of SCHEMA); empty when there is no ledger."""
+    return pa.concat_tables([SCHEMA.empty_table(), *latest(root, s3_options)])
+
+
+def _latest_masks(keys: Sequence[NDArray[np.uint64]]) -> list[NDArray[np.bool_]]:
+    """Return, for parts in order, which rows have no later row with the same key."""
+    if not keys:
+        return []
+    backwards = np.concatenate(keys)[::-1]
+    is_latest = np.zeros(len(backwards), dtype=bool)
+    is_latest[np.unique(backwards, return_index=True)[1]] = True
+    return np.split(is_latest[::-1], np.cumsum([len(part) for part in keys])[:-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a ledger says, as far as a restart needs it.
+
+    Fields:
+        done: digests of (key, etag) of inputs that need no more work.
+        owners: output name -> key, of outputs that are in place.
+        counts: of the latest rows by status.
+    """
+
+    done: DigestSet
+    owners: OwnerMap
+    counts: Counter[str]
+
+
+def load_known(root: str, *, retry_failed: bool = False, s3_options: S3Options = s3.DEFAULT) -> Known:
+    """Read what is done: everything that has a row, or, with `retry_failed`, everything that did not fail."""
+    columns = ["key", "etag", "status", "output"]
+    known = Known(DigestSet(), OwnerMap(), Counter())
+    tables: list[tuple[Any, ...]] = []
+    for table in parts(root, columns, s3_options):
+        keys, etags, statuses, outputs = (table[name].to_pylist() for name in columns)
+        is_ok = np.array([status != "failed" for status in statuses], dtype=bool)
+        tables.append((digests(keys), digests(list(zip(keys, etags, strict=True))), is_ok, digests([output or "" for output in outputs])))
+    masks = _latest_masks([part[0][:, 0] for part in tables])
+    for mask, (keys, versions, is_ok, outputs) in zip(masks, tables, strict=True):
+        known.done.add(versions[mask & is_ok] if retry_failed else versions[mask])
+        known.owners.claim(outputs[mask & is_ok], keys[mask & is_ok])
+        known.counts.update({"done": int((mask & is_ok).sum()), "failed": int((mask & ~is_ok).sum())})
+    return known
 
 
 def counts(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
@@ -146,3 +216,8 @@ def counts(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
         if item["status"] == "failed":
             result[f"failed: {item['reason']}"] += 1
     return result
+
+
+def total_counts(root: str, s3_options: S3Options = s3.DEFAULT) -> Counter[str]:
+    """Count the latest rows of a ledger as `counts` does."""
+    return counts(row for table in latest(root, s3_options) for row in table.select(["status", "reason"]).to_pylist())

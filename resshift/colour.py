@@ -1,8 +1,9 @@
 """Colour management: ICC profiles in, sRGB out.
 
 The network was trained on sRGB values, so an 8-bit picture with another profile (Display P3, Adobe RGB, a CMYK press, a grey gamma) is
-converted to sRGB before it is seen, relative colorimetric with black point compensation. A picture that is already sRGB keeps its bytes
-and its profile. A profile that is broken, or that belongs to another kind of picture, is ignored with a note.
+converted to sRGB before it is seen, relative colorimetric with black point compensation, and `from_srgb` converts what comes out back into
+the profile of the file. A picture that is already sRGB keeps its bytes and its profile. A profile that is broken, or that belongs to
+another kind of picture, is ignored with a note.
 
 What it does not do: convert 16-bit pictures (Pillow's LittleCMS binding has no 16-bit RGB). Those keep their own profile, which stays
 correct for the output because super-resolution does not leave the input's colour space.
@@ -17,6 +18,7 @@ import functools
 import io
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageCms
 
 # LittleCMS raises PyCMSError for a bad profile, the binding raises the others for one it cannot open or a mode it does not know.
@@ -89,4 +91,32 @@ def to_srgb(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, bytes |
     assert converted is not None
     if image.mode == "L":
         converted = converted.getchannel(0)
-    return converted, None, (f"converted from {name} to sRGB, written without a profile",)
+    return converted, None, (f"converted from {name} to sRGB",)
+
+
+def from_srgb(pixels: np.ndarray, icc: bytes) -> np.ndarray:
+    """Convert sRGB pixels back into the space of a profile that `to_srgb` has taken.
+
+    Colours outside sRGB were clipped on the way in; what is inside comes back within a level or two.
+
+    Args:
+        pixels: (H, W, 1) grey or (H, W, 3) RGB, uint8.
+        icc: a profile for that kind of picture.
+
+    Returns:
+        The same shape.
+    """
+    mode = "L" if pixels.shape[2] == 1 else "RGB"
+    srgb: Any = ImageCms.createProfile("sRGB")
+    transform = ImageCms.buildTransform(
+        srgb,
+        ImageCms.ImageCmsProfile(io.BytesIO(icc)),
+        "RGB",
+        mode,
+        renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+    )
+    image = Image.fromarray(np.ascontiguousarray(pixels if mode == "RGB" else pixels.repeat(3, axis=2)))
+    converted = ImageCms.applyTransform(image, transform)
+    assert converted is not None
+    return np.asarray(converted).reshape(pixels.shape)

@@ -16,19 +16,20 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image, TiffImagePlugin
-from torch import Tensor
 
-from resshift.colour import to_srgb
+from resshift.colour import from_srgb, to_srgb
 from resshift.containers import essential_png, grey_alpha_png, insert_png_chunks, tiff_bytes
 from resshift.exif import descriptive_exif, read_orientation, resize_exif, upright
 from resshift.header import count_frames, identify, probe, read_header, refusals, sample_bits
 from resshift.picture import Array, ImageError, ImageHeader, ImageLimits, Picture, Reason, check_pixels
+
+if TYPE_CHECKING:
+    from torch import Tensor  # imported by the two functions that need it: a process that only decodes starts in 0.3 s
 
 __all__ = [
     "Format",
@@ -42,6 +43,7 @@ __all__ = [
     "fit_format",
     "from_pil",
     "from_tensor",
+    "in_own_profile",
     "probe",
     "to_pil",
     "to_tensor",
@@ -163,9 +165,21 @@ def _eight_bit(image: Image.Image, icc: bytes | None) -> Picture:
         raise ImageError(Reason.UNSUPPORTED_MODE, f"pixel mode {image.mode!r}, allowed are {allowed}")
     alpha = np.array(image.getchannel("A")) if has_alpha else None
     image = image.convert(image.mode[:-1]) if has_alpha else image
-    image, icc, colour_notes = to_srgb(image, icc)
+    space, profile = image.mode, icc
+    image, icc, colour_notes = to_srgb(image, profile)
+    source = profile if profile and icc is None and space != "CMYK" and colour_notes[0].startswith("converted from") else None
     pixels = np.array(image)
-    return Picture(pixels=pixels if pixels.ndim == 3 else pixels[..., None], alpha=alpha, icc=icc, notes=notes + colour_notes)
+    pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+    return Picture(pixels=pixels, alpha=alpha, icc=icc, source_icc=source, notes=notes + colour_notes)
+
+
+def in_own_profile(picture: Picture) -> Picture:
+    """Return a picture that was converted to sRGB for the network in the profile of its file, embedded again; any other as it is."""
+    if picture.source_icc is None or picture.pixels.dtype != np.uint8:
+        return picture
+    pixels = from_srgb(picture.pixels, picture.source_icc)
+    notes = tuple(f"{note} and back" if note.startswith("converted from") else note for note in picture.notes)
+    return replace(picture, pixels=pixels, icc=picture.source_icc, source_icc=None, notes=notes)
 
 
 def _from_loaded(image: Image.Image, samples: Array | None) -> Picture:
@@ -284,6 +298,8 @@ def _png(picture: Picture) -> bytes:
 
 def to_tensor(pixels: Array) -> Tensor:
     """Convert (H, W, 1 or 3) uint8 or uint16 to (1, 3, H, W) float32 in [-1, 1]; grey becomes three equal channels."""
+    import torch
+
     check_pixels(pixels)
     planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32)
     planes /= np.float32(np.iinfo(pixels.dtype).max / 2)
@@ -297,6 +313,8 @@ def from_tensor(x: Tensor, dtype: type[np.uint8] | type[np.uint16] = np.uint8) -
     Raises:
         ValueError: another shape, or NaN or infinity among the values.
     """
+    import torch
+
     if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[0] != 1):
         raise ValueError(f"x must be (1, C, H, W) or (C, H, W), got {tuple(x.shape)}")
     planes = x.detach().to("cpu", torch.float32).reshape(x.shape[-3:])

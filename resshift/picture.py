@@ -30,6 +30,7 @@ class Reason(StrEnum):
     TRUNCATED = "truncated"
     CORRUPT = "corrupt"
     TOO_LARGE = "too_large"
+    ANIMATED = "animated"
 
 
 class ImageError(ValueError):
@@ -50,9 +51,10 @@ class ImageLimits:
     max_pixels: int = 100_000_000
     max_side_px: int = 65_500
     max_bytes: int = 1 << 30
+    max_frames: int = 1000
 
     def __post_init__(self) -> None:
-        for name in ("max_pixels", "max_side_px", "max_bytes"):
+        for name in ("max_pixels", "max_side_px", "max_bytes", "max_frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
@@ -93,6 +95,7 @@ class Picture:
         pixels: (H, W, 1) grey or (H, W, 3) RGB, uint8 or uint16.
         alpha: (H, W) of the same dtype, not premultiplied, or None.
         icc: profile to embed. None means sRGB.
+        source_icc: RGB or grey profile of the file that the 8-bit pixels were converted from; `images.in_own_profile` converts them back.
         exif: descriptive tags, bytes that start with `Exif\\0\\0`, orientation already applied; or None.
         format: where it came from: JPEG, PNG, WEBP, TIFF, GIF, BMP, or empty.
         notes: what a user may want to know ("first of 12 frames", "orientation 6 applied", ...).
@@ -101,6 +104,7 @@ class Picture:
     pixels: Array
     alpha: Array | None = None
     icc: bytes | None = None
+    source_icc: bytes | None = None
     exif: bytes | None = None
     format: str = ""
     notes: tuple[str, ...] = ()

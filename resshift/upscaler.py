@@ -28,6 +28,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from resshift import images, weights
+from resshift.alpha import fill_transparent
 from resshift.autoencoder import FirstStage, PixelUnshuffle, build_first_stage
 from resshift.config import ConfigError, ModelConfig, to_dict
 from resshift.images import Picture
@@ -167,6 +168,7 @@ class Upscaler:
         """Upscale a decoded picture; arguments as in `__call__`. ICC profile, EXIF and notes are handed on."""
         if outscale is not None and not 0 < outscale <= 16:
             raise ValueError(f"outscale must lie in (0, 16], got {outscale}")
+        picture = fill_transparent(picture)
         lq = images.to_tensor(picture.pixels).to(self.device)
         hq = self.upscale_tensor(lq, seed=seed, tile_px=tile_px, tile_batch=tile_batch)[0]
         if picture.pixels.shape[2] == 1:

@@ -25,7 +25,8 @@ FLAGS = {
     "train_autoencoder": TRAIN | {"--report"},
     "upscale": {
         *("--help", "--model", "--outscale", "--format", "--quality", "--name", "--seed", "--tile", "--max-megapixels", "--replicas"),
-        *("--plan", "--dry-run", "--status", "--retry-failed", "--verify"),
+        *("--plan", "--dry-run", "--status", "--retry-failed", "--verify", "--set"),
+        *("--include", "--exclude", "--keys", "--if-exists", "--engine", "--price-per-hour"),
     },
     "evaluate": {
         *(
@@ -145,6 +146,13 @@ def test_dry_run_of_training_prints_the_configuration(job: Job, shards: Path, tm
         (["--tile", "7"], "--tile must be at least"),
         (["--max-megapixels", "0"], "--max-megapixels must be positive"),
         (["--name", "{stem}_{when}.png"], "allowed: {dir}, {stem}, {ext}, {scale}"),
+        (["--price-per-hour", "-1"], "--price-per-hour must be at least 0"),
+        (["--keys", "no/such/list"], "--keys no/such/list: No such file"),
+        (["--include", "*.tif"], "that are selected"),
+        (["--set", "target.see=AES256"], "unknown setting"),
+        (["--set", "target.sse=rot13"], "target.sse: Input should be"),
+        (["--set", "limits.seconds=0"], "limits.seconds must be positive"),
+        (["--set", "output.frames=last"], "output.frames: Input should be"),
     ],
 )
 def test_bad_upscale_options_are_one_line(
@@ -181,7 +189,7 @@ def test_plan_writes_nothing_and_names_collisions(
     assert job("upscale", str(photos), str(tmp_path / "out"), "--model", str(toy_model), "--plan") == 0
     shown = capsys.readouterr().out
     assert "2 inputs" in shown
-    assert "1 to do, 0 done, 1 refused" in shown
+    assert "1 to do (0.0 MB), 0 done, 1 refused" in shown
     assert "name_collision" in shown
     assert not (tmp_path / "out").exists()
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines import ledger
+from pipelines.digests import digests
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -33,13 +36,38 @@ def test_options_of_a_job_cannot_change(root: str) -> None:
         ledger.begin_job(root, {"model": "tiny-x4", "seed": 0, "tile": 64})
 
 
-def test_failed_rows_are_done_unless_they_are_retried(tmp_path: Path) -> None:
-    rows = [ledger.row("a", "1", "ok"), ledger.row("b", "2", "failed", reason="empty"), ledger.row("c", "3", "failed", reason="empty")]
-    ledger.append(str(tmp_path), rows)
-    table = ledger.read(str(tmp_path))
-    assert ledger.done_keys(table, retry_failed=False) == {"a": "1", "b": "2", "c": "3"}
-    assert ledger.done_keys(table, retry_failed=True) == {"a": "1"}
-    assert ledger.counts(table.to_pylist()) == {"ok": 1, "failed": 2, "failed: empty": 2}
+def test_failed_rows_are_done_unless_they_are_retried(root: str) -> None:
+    ledger.append(root, [ledger.row("a", "1", "ok", output="a_x4"), ledger.row("b", "2", "failed", reason="empty")])
+    ledger.append(root, [ledger.row("c", "3", "failed", reason="empty"), ledger.row("d", "4", "skipped", output="d_x4")])
+    versions = digests([("a", "1"), ("b", "2"), ("c", "3"), ("d", "4"), ("a", "2")])
+    assert ledger.load_known(root).done.contains(versions).tolist() == [True, True, True, True, False]
+    assert ledger.load_known(root, retry_failed=True).done.contains(versions).tolist() == [True, False, False, True, False]
+    assert ledger.total_counts(root) == {"ok": 1, "failed": 2, "failed: empty": 2, "skipped": 1}
+
+
+def test_only_the_latest_row_of_a_key_counts(tmp_path: Path) -> None:
+    """An input that changed and changed back has the output of its second content."""
+    for etag in ("1", "2"):
+        ledger.append(str(tmp_path), [ledger.row("a", etag, "ok", output="a_x4")])
+    assert ledger.load_known(str(tmp_path)).done.contains(digests([("a", "1"), ("a", "2")])).tolist() == [False, True]
+    ledger.append(str(tmp_path), [ledger.row("a", "2", "failed", reason="empty")])
+    assert ledger.total_counts(str(tmp_path)) == {"failed": 1, "failed: empty": 1}
+    assert len(ledger.load_known(str(tmp_path)).owners) == 0
+
+
+def test_names_that_are_taken_are_known_after_a_restart(tmp_path: Path) -> None:
+    ledger.append(str(tmp_path), [ledger.row("a.png", "1", "ok", output="a_x4.png"), ledger.row("b.png", "1", "failed", output="b_x4.png")])
+    owners = ledger.load_known(str(tmp_path)).owners
+    wanted = digests(["a_x4.png", "a_x4.png", "b_x4.png"])
+    assert owners.claim(wanted, digests(["a.png", "a.jpg", "b.jpg"])).tolist() == [True, False, True]
+
+
+def test_a_part_from_before_a_column_came_can_be_read(tmp_path: Path) -> None:
+    old = pa.Table.from_pylist([{"key": "a", "etag": "1", "status": "ok"}])
+    (tmp_path / "_resshift" / "ledger").mkdir(parents=True)
+    pq.write_table(old, tmp_path / "_resshift" / "ledger" / "part-0.parquet")
+    (row,) = ledger.read(str(tmp_path)).to_pylist()
+    assert (row["key"], row["run"]) == ("a", None)
 
 
 def test_unknown_columns_are_refused() -> None:

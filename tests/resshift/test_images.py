@@ -27,6 +27,7 @@ from resshift.images import (
     fit_format,
     from_pil,
     from_tensor,
+    in_own_profile,
     probe,
     to_pil,
     to_tensor,
@@ -242,12 +243,23 @@ def test_display_p3_is_converted_to_srgb() -> None:
     pixels = np.array([[[128, 128, 128], [200, 100, 100], [255, 0, 0]]], dtype=np.uint8)
     picture = decode(saved(Image.fromarray(pixels), "PNG", icc_profile=DISPLAY_P3))
     assert picture.icc is None
-    assert picture.notes == ("converted from Test P3 to sRGB, written without a profile",)
+    assert picture.notes == ("converted from Test P3 to sRGB",)
     grey, pink, red = picture.pixels[0].astype(int)
     # The linear P3 to sRGB matrix applied by hand: (0.586, 0.127, 0.127) linear becomes (0.689, 0.108, 0.118); red is out of gamut.
     assert np.abs(grey - 128).max() <= 2
     assert np.abs(pink - (216, 93, 97)).max() <= 2
     assert tuple(red) == (255, 0, 0)
+
+
+def test_display_p3_is_converted_back_and_its_profile_kept() -> None:
+    pixels = smooth() // 4 + 96  # inside sRGB
+    picture = decode(saved(Image.fromarray(pixels), "PNG", icc_profile=DISPLAY_P3))
+    assert np.abs(picture.pixels.astype(int) - pixels).max() > 8  # what the network sees is sRGB
+    back = in_own_profile(picture)
+    assert np.abs(back.pixels.astype(int) - pixels).max() <= 2
+    assert (back.icc, back.notes) == (DISPLAY_P3, ("converted from Test P3 to sRGB and back",))
+    for untouched in (decode(saved(Image.fromarray(pixels), "PNG", icc_profile=SRGB)), decode(saved(Image.fromarray(pixels), "PNG"))):
+        assert in_own_profile(untouched) is untouched
 
 
 def test_sixteen_bit_keeps_its_profile() -> None:

@@ -1,0 +1,452 @@
+"""The bulk job: listing -> fetch and decode (CPU) -> upscale (engine) -> encode and put (CPU) -> ledger, all at once.
+
+A pull scheduler over Ray tasks and an engine, in one asyncio loop of the driver. Only references and rows pass through the driver; pictures
+stay in the object store, within a budget of bytes. Each stage takes what it can work on: CPU tasks scale with the cluster, replicas with
+the engine, and the listing is read as fast as work is done.
+
+Nothing lost, nothing twice: every input leaves through `_finish`, once. A worker or replica that ends takes its unit's unfinished items
+back to the queue. Whoever it was at is a suspect: it is tried alone, and after `max_deaths` workers that ended with it alone it is a row
+with reason killed_worker. Its neighbours are never charged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import ray
+from ray.exceptions import ObjectLostError, RayError, RayTaskError
+
+from pipelines.engines import Engine
+from pipelines.replica import ReplicaOptions, Started, Upscaled
+from pipelines.selection import Item
+from pipelines.stages import Row, StageOptions, prepare, store
+from resshift.animation import Frames
+
+_MAX_ATTEMPTS = 20  # of one item, whatever cut them off: a cluster that loses everything for ever must not be fed for ever
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BulkOptions:
+    """How the work is cut and how much of it is under way; nothing of it changes an output.
+
+    Fields:
+        unit_pictures, unit_megapixels: a unit for a replica is full with so many inputs, or so many megapixels of input.
+        fetch_pictures: inputs of one fetch task.
+        in_flight_mb: of pictures in the object store; None: 40 % of the cluster's store.
+        max_deaths: so many workers may end while they have an input alone.
+    """
+
+    unit_pictures: int = 8
+    unit_megapixels: float = 1.0
+    fetch_pictures: int = 8
+    in_flight_mb: float | None = None
+    max_deaths: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("unit_pictures", "fetch_pictures", "max_deaths"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.unit_megapixels <= 0 or (self.in_flight_mb is not None and self.in_flight_mb <= 0):
+            raise ValueError(f"unit_megapixels and in_flight_mb must be positive, got {self.unit_megapixels} and {self.in_flight_mb}")
+
+
+@dataclass(slots=True)
+class _Ready:
+    """A decoded input that waits for a replica."""
+
+    item: Item
+    row: Row
+    frames: ray.ObjectRef
+    num_pixels: int
+    reserved: int
+
+
+@dataclass(slots=True)
+class ReplicaTime:
+    """How a replica spent its time: wall clock from its first unit to its last result, and seconds in the model."""
+
+    first: float
+    last: float = 0.0
+    busy: float = 0.0
+
+
+@dataclass(slots=True)
+class Budget:
+    """Bytes of pictures that may be in the object store."""
+
+    limit: int
+    used: int = 0
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def reserve(self, num_bytes: int) -> None:
+        """Wait until there is room; one input always has, however large it is."""
+        async with self.changed:
+            await self.changed.wait_for(lambda: not self.used or self.used + num_bytes <= self.limit)
+            self.used += num_bytes
+
+    async def adjust(self, num_bytes: int) -> None:
+        """Correct a reservation (positive: more), or give it back (negative)."""
+        async with self.changed:
+            self.used += num_bytes
+            self.changed.notify_all()
+
+
+@ray.remote(max_retries=0, num_cpus=1)
+def _prepare(items: Sequence[Item], options: StageOptions) -> tuple[Any, ...]:
+    rows, frames = prepare(items, options)
+    return [(row, one.num_pixels, one.num_bytes) for row, one in zip(rows, frames, strict=True)], *frames
+
+
+@ray.remote(max_retries=0, num_cpus=1)
+def _store(rows: Sequence[Row], options: StageOptions, *results: Frames) -> list[Row]:
+    return store(rows, results, options)
+
+
+class BulkRun:
+    """One run of the job.
+
+    Args:
+        batches: of `Worklist`.
+        stages: options of the CPU stages.
+        engine: of the GPU stage, started.
+        options: how the work is cut.
+        finished: called once for every input with its ledger row, in the loop's thread.
+        num_cpus: of the cluster: so many tasks are submitted at a time.
+        object_store_bytes: of the cluster.
+    """
+
+    def __init__(
+        self,
+        batches: Iterator[tuple[list[Item], list[Row]]],
+        stages: StageOptions,
+        engine: Engine,
+        options: BulkOptions,
+        finished: Callable[[Row], None],
+        *,
+        num_cpus: int,
+        object_store_bytes: int,
+    ) -> None:
+        self.stages, self.engine, self.options = stages, engine, options
+        self.replica_times: dict[int, ReplicaTime] = {}
+        self._batches, self._finished = batches, finished
+        job = stages.job
+        self._replica_options = ReplicaOptions(
+            model=job.model, identity=job.identity, seed=job.seed, outscale=job.outscale, tile_px=job.tile_px
+        )
+        self._growth = 1 + max(job.scale, 1) ** 2
+        limit = options.in_flight_mb * 1e6 if options.in_flight_mb is not None else 0.4 * object_store_bytes
+        self._budget = Budget(int(limit))
+        self._num_tasks = max(1, num_cpus)
+        self._queue: collections.deque[Item] = collections.deque()
+        self._ready: collections.deque[_Ready] = collections.deque()
+        self._num_preparing = 0
+        self._num_open = 0
+        self._is_listed = False
+        self._changed = asyncio.Condition()
+        self._quarantine = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None
+        self._listing = ThreadPoolExecutor(1, thread_name_prefix="listing")
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether the listing has come to its end."""
+        return self._is_listed
+
+    async def run(self) -> None:
+        """Do all of it.
+
+        Raises:
+            EngineError: no replica can be started.
+            StorageError: the listing failed.
+        """
+        ticking = asyncio.get_running_loop().create_task(self._tick())
+        try:
+            await asyncio.gather(self._guarded(self._fetch()), self._guarded(self._dispatch()))
+        finally:
+            ticking.cancel()
+            for task in tuple(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._listing.shutdown(wait=False, cancel_futures=True)
+
+    async def _tick(self) -> None:
+        """Look again from time to time: replicas come and go without a word to this class."""
+        while True:
+            await asyncio.sleep(0.2)
+            await self._notify()
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let an error of one part end them all."""
+        try:
+            await work
+        except BaseException as error:
+            self._failure = self._failure or error
+            async with self._changed:
+                self._changed.notify_all()
+            raise
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(self._guarded(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _wait_for(self, condition: Callable[[], bool]) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._failure is not None or condition())
+        if self._failure is not None:
+            raise self._failure
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    def _is_done(self) -> bool:
+        return self._is_listed and not self._num_open
+
+    # Listing, fetch and decode.
+
+    async def _more(self) -> None:
+        """Take the next batch of the listing."""
+        batch = await asyncio.get_running_loop().run_in_executor(self._listing, next, self._batches, None)
+        if batch is None:
+            self._is_listed = True
+            await self._notify()
+            return
+        items, refused = batch
+        self._num_open += len(items)
+        self._queue.extend(items)
+        for row in refused:
+            self._finished(row)
+
+    def _wants_inputs(self) -> bool:
+        """Whether more should be decoded now: enough for every replica to find its next units full."""
+        ahead = self.options.unit_pictures * 2 * (self.engine.num_replicas + 1)
+        tasks = -(-self._num_preparing // self.options.fetch_pictures)
+        return tasks < self._num_tasks and self._num_preparing + len(self._ready) < ahead + self.options.fetch_pictures
+
+    async def _fetch(self) -> None:
+        while True:
+            await self._wait_for(lambda: self._is_done() or (self._wants_inputs() and bool(self._queue or not self._is_listed)))
+            if self._is_done():
+                return
+            if not self._queue:
+                await self._more()
+                continue
+            items = [self._queue.popleft()]
+            while not items[0].is_suspect and len(items) < self.options.fetch_pictures and self._queue and not self._queue[0].is_suspect:
+                items.append(self._queue.popleft())
+            self._num_preparing += len(items)
+            # What a file will take in memory is known when it is decoded; until then, twelve bytes for each of its own.
+            reserved = [int(12 * item.size * self._growth) for item in items]
+            await self._budget.reserve(min(sum(reserved), self._budget.limit))
+            self._spawn(self._prepare(items, min(sum(reserved), self._budget.limit)))
+
+    async def _prepare(self, items: list[Item], reserved: int) -> None:
+        refs: Any = _prepare.options(num_returns=1 + len(items)).remote(items, self.stages)  # Ray's types know one return
+        rows_ref, *frame_refs = refs
+        try:
+            answers: list[tuple[Row, int, int]] = await rows_ref
+        except RayError as error:
+            await self._budget.adjust(-reserved)
+            self._cut_off(items, error, suspects=items)
+        else:
+            await self._budget.adjust(-reserved)
+            for item, (row, num_pixels, num_bytes), frames in zip(items, answers, frame_refs, strict=True):
+                if row["status"] == "ok":
+                    needed = int(num_bytes * self._growth)
+                    await self._budget.adjust(needed)
+                    self._ready.append(_Ready(item, row, frames, num_pixels, needed))
+                else:
+                    self._finish(row)
+        self._num_preparing -= len(items)
+        await self._notify()
+
+    # Upscale.
+
+    def _has_unit(self) -> bool:
+        """Whether a unit can be sent: a full one, or what there is when nothing more comes or a replica has nothing to do."""
+        if not self._ready:
+            return False
+        full = len(self._ready) >= self.options.unit_pictures
+        full = full or sum(entry.num_pixels for entry in self._ready) >= self.options.unit_megapixels * 1e6
+        return full or not (self._num_preparing or self._queue) or self.engine.is_starving or self._ready[0].item.is_suspect
+
+    def _take_unit(self) -> list[_Ready]:
+        unit = [self._ready.popleft()]
+        num_pixels = unit[0].num_pixels
+        while self._ready and len(unit) < self.options.unit_pictures and not unit[0].item.is_suspect:
+            following = self._ready[0]
+            if following.item.is_suspect or num_pixels + following.num_pixels > self.options.unit_megapixels * 1e6:
+                break
+            num_pixels += following.num_pixels
+            unit.append(self._ready.popleft())
+        return unit
+
+    async def _dispatch(self) -> None:
+        while True:
+            await self._wait_for(lambda: self._is_done() or self._has_unit())
+            if self._is_done():
+                return
+            await self.engine.wait_for_slot()
+            if self._has_unit():
+                unit = self._take_unit()
+                if unit[0].item.is_suspect:
+                    self._spawn(self._upscale_alone(unit))
+                else:
+                    self._spawn(self._upscale(unit))
+                await self._notify()
+                await asyncio.sleep(0)  # the unit takes its slot before the next one asks for one
+
+    async def _upscale_alone(self, unit: list[_Ready]) -> None:
+        """One suspect at a time in the whole job: two at one replica could not be told apart when it ends."""
+        async with self._quarantine:
+            await self._upscale(unit)
+
+    async def _upscale(self, unit: list[_Ready]) -> None:
+        answered: list[tuple[_Ready, Upscaled, ray.ObjectRef]] = []
+        started: Started | None = None
+        keys = [entry.item.key for entry in unit]
+        stream = self.engine.upscale(self._replica_options, keys, [entry.frames for entry in unit])
+        try:
+            async with contextlib.aclosing(stream):
+                started = await (await anext(stream))
+                assert started is not None
+                times = self.replica_times.setdefault(started.replica, ReplicaTime(started.at))
+                for entry in unit:
+                    result = await anext(stream)
+                    try:
+                        upscaled: Upscaled = await (await anext(stream))
+                    except StopAsyncIteration:
+                        await result  # the stream ends with the error in the place of a result
+                        raise
+                    times.busy, times.last = times.busy + upscaled.seconds, upscaled.at
+                    answered.append((entry, upscaled, result))
+        except (RayError, StopAsyncIteration) as error:
+            left = unit[len(answered) :]
+            await self._budget.adjust(-sum(entry.reserved for entry in left))
+            self._cut_off(
+                [entry.item for entry in left], error, suspects=[left[0].item] if started is not None else [], alone=len(unit) == 1
+            )
+        good = [(entry, result, upscaled) for entry, upscaled, result in answered if not upscaled.reason]
+        for entry, upscaled, _ in answered:
+            if upscaled.reason:
+                await self._budget.adjust(-entry.reserved)
+                self._finish(entry.row | {"status": "failed", "reason": upscaled.reason, "message": upscaled.message})
+        if good:
+            self._spawn(self._store(good))
+        await self._notify()
+
+    # Encode and put.
+
+    async def _store(self, results: list[tuple[_Ready, ray.ObjectRef, Upscaled]]) -> None:
+        rows = [
+            entry.row | {"model_seconds": upscaled.seconds, "seconds": entry.row["seconds"] + upscaled.seconds}
+            for entry, _, upscaled in results
+        ]
+        try:
+            finished: list[Row] = await _store.remote(rows, self.stages, *(result for _, result, _ in results))
+        except RayError as error:
+            items = [entry.item for entry, _, _ in results]
+            self._cut_off(items, error, suspects=items, alone=len(items) == 1)
+        else:
+            for row in finished:
+                self._finish(row)
+        await self._budget.adjust(-sum(entry.reserved for entry, _, _ in results))
+        await self._notify()
+
+    def _finish(self, row: Row) -> None:
+        self._num_open -= 1
+        self._finished(row)
+
+    def _cut_off(self, items: Sequence[Item], error: BaseException, *, suspects: Sequence[Item], alone: bool | None = None) -> None:
+        """Put unfinished items back into the queue, and charge a death to the one that was alone.
+
+        Raises:
+            RayTaskError: not a death but a mistake of ours, which no retry will mend.
+        """
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(error, RayTaskError) and not isinstance(cause, RayError):
+            raise error
+        is_alone = len(items) == 1 if alone is None else alone
+        # Losing a node takes objects with it; that says nothing about a picture. Nor does a machine that was taken back.
+        is_charged = not isinstance(cause, ObjectLostError) and not getattr(cause, "preempted", False)
+        suspected = {item.key for item in suspects} if is_charged else set[str]()
+        for item in items:
+            again = replace(item, attempts=item.attempts + 1)
+            if item.key in suspected:
+                again = replace(again, is_suspect=True, deaths=item.deaths + (1 if is_alone else 0))
+            if again.deaths >= self.options.max_deaths or again.attempts >= _MAX_ATTEMPTS:
+                told = " ".join(str(cause).split())[:300]
+                message = f"{again.deaths} workers ended while they had this input alone, {again.attempts} attempts in all: {told}"
+                self._finish(item.row("failed", reason="killed_worker", message=message, model=self.stages.job.identity))
+            else:
+                self._queue.append(again)
+
+
+def busy_share(times: Sequence[ReplicaTime]) -> float | None:
+    """Return seconds in the model over wall clock, of all replicas together; None when nothing was done."""
+    wall = sum(one.last - one.first for one in times if one.last > one.first)
+    return sum(one.busy for one in times if one.last > one.first) / wall if wall > 0 else None
+
+
+class LedgerWriter:
+    """Collects rows and writes them in parts, in a thread of its own: a slow store must not hold up the loop.
+
+    A part is full with 100 rows or 1 % of what this run has written, and is not kept longer than 10 s, growing to 2 minutes in a long run:
+    little is repeated after a crash, and ten million rows make some thousand parts.
+
+    Args:
+        write: writes a part and returns when it is there.
+    """
+
+    def __init__(self, write: Callable[[Sequence[Row]], None]) -> None:
+        self._write = write
+        self._rows: list[Row] = []
+        self._num_written = 0
+        self._started = self._last = time.monotonic()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self._parts: list[asyncio.Future[None]] = []
+
+    def add(self, row: Row) -> None:
+        """Take a row whose output is in place; called in the loop."""
+        self._rows.append(row)
+        self.flush_if_due()
+
+    def flush_if_due(self) -> None:
+        """Write a part when it is full or old enough.
+
+        Raises:
+            StorageError: an earlier part could not be written.
+        """
+        now = time.monotonic()
+        patience = min(120.0, max(10.0, (now - self._started) / 100))
+        if len(self._rows) >= max(100, self._num_written // 100) or (self._rows and now - self._last > patience):
+            rows, self._rows, self._last = self._rows, [], now
+            self._num_written += len(rows)
+            done = [part for part in self._parts if part.done()]
+            self._parts = [part for part in self._parts if not part.done()]
+            for part in done:
+                part.result()
+            self._parts.append(asyncio.get_running_loop().run_in_executor(self._pool, self._write, rows))
+
+    def close(self) -> None:
+        """Write what is left and wait for everything; blocks.
+
+        Raises:
+            StorageError: a part could not be written.
+        """
+        rows, self._rows = self._rows, []
+        last = self._pool.submit(self._write, rows)
+        self._pool.shutdown(wait=True)
+        for part in self._parts:
+            if part.done() and not part.cancelled():
+                part.result()
+        last.result()

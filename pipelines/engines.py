@@ -1,0 +1,220 @@
+"""The GPU stage: one small interface, and the engine that owns its replicas.
+
+An engine takes a work unit (decoded inputs in the object store) and gives back the stream of `Replica.upscale`: references that are the
+driver's own, so results outlive the replica that made them. `serve.engine` has the other engine, replicas of a Serve deployment.
+
+Two units are in flight at a replica: one computes, the inputs of the next are there already and the results of the last are being stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import ray
+from ray.exceptions import RayActorError
+
+from pipelines.replica import Replica, ReplicaOptions
+
+UNITS_PER_REPLICA = 2
+_MAX_FAILED_STARTS = 5
+
+
+class EngineError(RuntimeError):
+    """No replica can be started; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineOptions:
+    """What replicas are started with.
+
+    Fields:
+        model, identity: see `Replica`.
+        low, high: fewest and most replicas.
+        num_gpus, num_cpus: of a replica, as Ray counts them.
+        num_threads: of the networks on a CPU.
+        upscale_s: work has to wait that long before another replica is started.
+        downscale_s: a replica has to be idle that long before it is ended.
+    """
+
+    model: str
+    identity: str
+    low: int = 1
+    high: int = 1
+    num_gpus: float = 0
+    num_cpus: float = 1
+    num_threads: int = 1
+    upscale_s: float = 5.0
+    downscale_s: float = 60.0
+
+
+class Engine(Protocol):
+    """What the bulk job needs of the GPU stage."""
+
+    @property
+    def num_replicas(self) -> int:
+        """Replicas that are ready."""
+        ...
+
+    @property
+    def is_starving(self) -> bool:
+        """Whether a replica that is ready has nothing to do."""
+        ...
+
+    async def start(self) -> None:
+        """Start the replicas; some may become ready later."""
+        ...
+
+    async def wait_for_slot(self) -> None:
+        """Return when a unit can be taken.
+
+        Raises:
+            EngineError: no replica can be started.
+        """
+        ...
+
+    def upscale(self, options: ReplicaOptions, keys: Sequence[str], inputs: Sequence[ray.ObjectRef]) -> AsyncGenerator[ray.ObjectRef]:
+        """Upscale a unit; yields what `Replica.upscale` yields, by reference."""
+        ...
+
+    async def close(self) -> None:
+        """End what this engine started."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Member:
+    """A replica of the pool."""
+
+    actor: Any
+    is_ready: bool = False
+    in_flight: int = 0
+    idle_since: float = field(default_factory=time.monotonic)
+
+
+class ActorEngine:
+    """A pool of actors that belongs to this job alone."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        self.options = options
+        self._members: list[_Member] = []
+        self._changed = asyncio.Condition()
+        self._starved_since: float | None = None
+        self._failed_starts = 0
+        self._error: EngineError | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def num_replicas(self) -> int:
+        return sum(member.is_ready for member in self._members)
+
+    @property
+    def is_starving(self) -> bool:
+        return any(member.is_ready and not member.in_flight for member in self._members)
+
+    async def start(self) -> None:
+        for _ in range(self.options.low):
+            self._add()
+        self._spawn(self._scale())
+
+    def _spawn(self, work: Any) -> None:  # noqa: ANN401 - a coroutine
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _add(self) -> None:
+        options = self.options
+        decorate: Any = ray.remote  # its types know no fractions of a GPU
+        actor_class = decorate(
+            num_cpus=options.num_cpus, num_gpus=options.num_gpus, max_concurrency=UNITS_PER_REPLICA + 1, max_restarts=0, max_task_retries=0
+        )(Replica)
+        member = _Member(actor_class.remote(options.model, options.identity, options.num_threads))
+        self._members.append(member)
+        self._spawn(self._await_ready(member))
+
+    async def _await_ready(self, member: _Member) -> None:
+        try:
+            await member.actor.pid.remote()
+        except RayActorError as error:
+            self._failed_starts += 1
+            if self._failed_starts >= _MAX_FAILED_STARTS:
+                self._error = EngineError(f"{self._failed_starts} replicas in a row could not start: {str(error).strip()}")
+            await self._remove(member)
+            return
+        self._failed_starts = 0
+        member.is_ready, member.idle_since = True, time.monotonic()
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _remove(self, member: _Member) -> None:
+        """Forget a replica that is dead and start another in its place."""
+        if member in self._members:
+            self._members.remove(member)
+            if len(self._members) < self.options.low and self._error is None:
+                self._add()
+        async with self._changed:
+            self._changed.notify_all()
+
+    def _free(self) -> _Member | None:
+        free = [member for member in self._members if member.is_ready and member.in_flight < UNITS_PER_REPLICA]
+        return min(free, key=lambda member: member.in_flight, default=None)
+
+    async def wait_for_slot(self) -> None:
+        async with self._changed:
+            while self._free() is None:
+                if self._error is not None:
+                    raise self._error
+                if self._starved_since is None:
+                    self._starved_since = time.monotonic()
+                await self._changed.wait()
+            # Work that waits for a second place at a busy replica is work that another replica could do.
+            if self.is_starving:
+                self._starved_since = None
+
+    async def upscale(self, options: ReplicaOptions, keys: Sequence[str], inputs: Sequence[ray.ObjectRef]) -> AsyncGenerator[ray.ObjectRef]:
+        await self.wait_for_slot()
+        member = self._free()
+        assert member is not None  # nothing was awaited since
+        member.in_flight += 1
+        try:
+            async for ref in member.actor.upscale.options(num_returns="streaming").remote(options, keys, *inputs):
+                yield ref
+        finally:
+            member.in_flight -= 1
+            member.idle_since = time.monotonic()
+            async with self._changed:
+                self._changed.notify_all()
+            self._spawn(self._check(member))
+
+    async def _check(self, member: _Member) -> None:
+        """Find out whether a replica is still there."""
+        try:
+            await member.actor.pid.remote()
+        except RayActorError:
+            await self._remove(member)
+
+    async def _scale(self) -> None:
+        """Add a replica when work has waited, end one that has nothing to do."""
+        options = self.options
+        while True:
+            await asyncio.sleep(0.25)
+            now = time.monotonic()
+            are_ready = all(member.is_ready for member in self._members)
+            if self._starved_since is not None and now - self._starved_since > options.upscale_s and are_ready:
+                if len(self._members) < options.high:
+                    self._add()
+                self._starved_since = None
+            idle = [m for m in self._members if m.is_ready and not m.in_flight and now - m.idle_since > options.downscale_s]
+            if idle and len(self._members) > options.low:
+                self._members.remove(idle[0])
+                ray.kill(idle[0].actor)
+
+    async def close(self) -> None:
+        for task in tuple(self._tasks):
+            task.cancel()
+        for member in self._members:
+            ray.kill(member.actor)
+        self._members.clear()

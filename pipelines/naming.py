@@ -1,0 +1,52 @@
+"""Where the output of an input goes, and in which format: a function of the input's key and the options alone."""
+
+from __future__ import annotations
+
+import posixpath
+from typing import Literal
+
+from pipelines.ledger import DIRECTORY
+from resshift.images import Format
+
+OutputFormat = Literal["keep", "png", "jpeg", "webp", "tiff"]
+FIELDS = ("dir", "stem", "ext", "scale")
+CONTENT_TYPES: dict[Format, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "tiff": "image/tiff"}
+_EXTENSIONS: dict[Format, str] = {"png": "png", "jpeg": "jpg", "webp": "webp", "tiff": "tif"}
+_KEPT: dict[str, Format] = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp", "tif": "tiff", "tiff": "tiff"}
+
+
+def output_format(key: str, format: OutputFormat) -> tuple[Format, str]:
+    """Return the format of an output and its extension.
+
+    "keep" takes both from the extension of the input, whatever its content: a name must be known before the file is read. Inputs with
+    another extension (GIF, BMP, none) become PNG.
+    """
+    if format != "keep":
+        return format, _EXTENSIONS[format]
+    extension = posixpath.splitext(key)[1].removeprefix(".")
+    kept = _KEPT.get(extension.lower())
+    return ("png", "png") if kept is None else (kept, extension)
+
+
+def output_key(key: str, template: str, format: OutputFormat, scale: float) -> str:
+    """Return the key of the output of an input, relative to DST.
+
+    Args:
+        key: of the input, relative to SRC.
+        template: may use {dir}, {stem}, {ext} and {scale}.
+        format: of the output.
+        scale: sides of the output over sides of the input.
+
+    Raises:
+        ValueError: the template uses an unknown field, or leads out of DST or into the job's own records.
+    """
+    directory, name = posixpath.split(key)
+    stem = posixpath.splitext(name)[0] or name
+    fields = {"dir": directory or ".", "stem": stem, "ext": output_format(key, format)[1], "scale": f"{scale:g}"}
+    try:
+        output = posixpath.normpath(template.format(**fields))
+    except (KeyError, IndexError, AttributeError) as error:
+        raise ValueError(f"the name {template!r} uses {error}; allowed: {{dir}}, {{stem}}, {{ext}}, {{scale}}") from None
+    if output.split("/")[0] in ("", "..", ".", DIRECTORY):
+        raise ValueError(f"the name {template!r} gives {output!r}: it must lie inside DST and outside {DIRECTORY}/")
+    return output

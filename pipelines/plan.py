@@ -1,0 +1,135 @@
+"""What a bulk job would do: counts, bytes, megapixels from a sample of headers, hours and cost. Writes nothing.
+
+The sample is drawn evenly from the whole listing (reservoir sampling, the same for the same listing), and 64 KB of each file are read: that
+holds the header of nearly everything; a file whose header lies further back is read whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines.selection import Item, Worklist
+from pipelines.stages import StageOptions
+from resshift import images, seeds, storage
+from resshift.images import ImageError, Reason
+from resshift.storage import StorageError
+
+_FIRST_BYTES = 64 << 10
+_MAX_SHOWN = 20
+
+
+@dataclass(slots=True)
+class Plan:
+    """What was found.
+
+    Fields:
+        refused: rows of inputs that will not be tried, the first ones.
+        sampled: headers read.
+        sampled_pixels, sampled_bytes: of readable ones.
+        unreadable: (key, reason, message) of the others.
+        pending_bytes: of all inputs to do.
+    """
+
+    pending: int = 0
+    pending_bytes: int = 0
+    num_refused: int = 0
+    refused: list[dict[str, Any]] = field(default_factory=list)
+    sampled: int = 0
+    sampled_pixels: int = 0
+    readable: int = 0
+    unreadable: list[tuple[str, str, str]] = field(default_factory=list)
+
+    @property
+    def megapixels(self) -> float | None:
+        """Expected megapixels of input of the whole job; None without a readable header."""
+        return self.pending * self.sampled_pixels / self.sampled / 1e6 if self.readable else None
+
+    @property
+    def megapixels_error(self) -> float:
+        """Relative standard error of a sample of this size, roughly; 0 when all were read."""
+        return 0.0 if self.sampled >= self.pending else 1 / math.sqrt(max(1, self.readable))
+
+
+def make_plan(worklist: Worklist, options: StageOptions, num_samples: int = 200) -> Plan:
+    """Walk along the whole listing and read a sample of headers."""
+    plan = Plan()
+    sample: list[Item] = []
+    rng = seeds.philox("plan")
+    for items, refused in worklist.batches():
+        plan.num_refused += len(refused)
+        plan.refused += refused[: max(0, _MAX_SHOWN - len(plan.refused))]
+        for item in items:
+            plan.pending += 1
+            plan.pending_bytes += item.size
+            if len(sample) < num_samples:
+                sample.append(item)
+            elif (place := int(rng.integers(plan.pending))) < num_samples:
+                sample[place] = item
+    with ThreadPoolExecutor(16) as pool:
+        for item, (num_pixels, reason, message) in zip(sample, pool.map(lambda item: _probe(item, options), sample), strict=True):
+            plan.sampled += 1
+            if reason:
+                plan.unreadable.append((item.key, reason, message))
+            else:
+                plan.readable += 1
+                plan.sampled_pixels += num_pixels
+    return plan
+
+
+def _probe(item: Item, options: StageOptions) -> tuple[int, str, str]:
+    """Return (pixels, reason, message) of one header."""
+    limits = options.limits.images
+    try:
+        data = storage.read_first_bytes(item.uri, _FIRST_BYTES, options.source_s3)
+        try:
+            header = images.probe(data, limits)
+        except ImageError as error:
+            if len(data) == item.size or error.reason in (Reason.TOO_LARGE, Reason.NOT_AN_IMAGE, Reason.UNSUPPORTED_FORMAT, Reason.EMPTY):
+                raise
+            header = images.probe(storage.read_bytes(item.uri, limits.max_bytes, options.source_s3), limits)
+    except (ImageError, StorageError) as error:
+        return 0, str(error.reason), str(error)
+    return header.width * header.height * (header.num_frames if options.job.frames == "all" else 1), "", ""
+
+
+def describe(plan: Plan, worklist: Worklist, *, mp_per_s: float | None, replicas: int, price_per_hour: float | None) -> Iterable[str]:
+    """Yield the lines of the plan.
+
+    Args:
+        plan: what was found.
+        worklist: after its end.
+        mp_per_s: megapixels of input a second and replica, from the ledger or told; None when nobody knows.
+        replicas: most replicas.
+        price_per_hour: of one replica.
+    """
+    tally = worklist.tally
+    yield (
+        f"{tally.listed} inputs, {tally.listed_bytes / 1e6:.1f} MB: {tally.pending} to do ({plan.pending_bytes / 1e6:.1f} MB), "
+        f"{tally.done} done, {tally.refused} refused"
+    )
+    for item in plan.refused:
+        yield f"  {item['key']}: {item['reason']}: {item['message']}"
+    if plan.num_refused > len(plan.refused):
+        yield f"  ... and {plan.num_refused - len(plan.refused)} more"
+    if plan.sampled:
+        whole = plan.sampled >= plan.pending
+        share = len(plan.unreadable) / plan.sampled
+        about = "" if whole else f", about {round(share * plan.pending)} of all"
+        yield f"headers read: {plan.sampled}{' (all)' if whole else ''}, unreadable: {len(plan.unreadable)}{about}"
+        for key, reason, message in plan.unreadable[:_MAX_SHOWN]:
+            yield f"  {key}: {reason}: {message[:160]}"
+    if plan.megapixels is None:
+        return
+    spread = f" (± {100 * plan.megapixels_error:.0f} %)" if plan.megapixels_error else ""
+    yield f"megapixels: {plan.megapixels:.1f} of input{spread}, {plan.megapixels * worklist.scale**2:.1f} of output"
+    if mp_per_s is None:
+        yield "time: unknown until some pictures are done here; then --plan tells it from the ledger"
+        return
+    hours = plan.megapixels / mp_per_s / replicas / 3600
+    yield f"time: {hours:.2f} h with {replicas} replicas at {mp_per_s:.3g} MP/s each, {hours * replicas:.2f} replica hours"
+    if price_per_hour is not None:
+        yield f"cost: {hours * replicas * price_per_hour:.2f} at {price_per_hour:g} per replica and hour"

@@ -1,0 +1,127 @@
+"""A bulk job as it is asked for on the command line: everything checked before any work, one line for what is wrong."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+
+from pipelines import ledger
+from pipelines.command import UsageError
+from pipelines.replica import describe_model
+from pipelines.selection import Selection, Worklist
+from pipelines.settings import BulkSettings
+from pipelines.stages import StageOptions, UpscaleOptions
+from pipelines.upscale import Job, entries
+from resshift import storage
+from resshift.config import with_settings
+from resshift.storage import Entry
+
+
+def settings_of(options: argparse.Namespace) -> BulkSettings:
+    """Return the settings of `--set`."""
+    return with_settings(BulkSettings(), options.set)
+
+
+def check_places(options: argparse.Namespace) -> None:
+    """Refuse a DST inside SRC."""
+    if storage.is_inside(options.target, options.source):
+        raise UsageError(f"DST ({options.target}) lies inside SRC ({options.source}): outputs would become inputs of the next run")
+
+
+def job_options(options: argparse.Namespace, settings: BulkSettings) -> UpscaleOptions:
+    """Return the options of the job after checking them."""
+    model = describe_model(options.model)
+    if options.outscale is not None and not 0 < options.outscale <= 16:
+        raise UsageError(f"--outscale must lie in (0, 16], got {options.outscale}")
+    if not 1 <= options.quality <= 100:
+        raise UsageError(f"--quality must lie in 1 to 100, got {options.quality}")
+    if not 0 < options.max_megapixels <= 10_000:
+        raise UsageError(f"--max-megapixels must be positive and at most 10000, got {options.max_megapixels}")
+    if options.price_per_hour is not None and not options.price_per_hour >= 0:
+        raise UsageError(f"--price-per-hour must be at least 0, got {options.price_per_hour}")
+    if options.tile is not None and options.tile < model.smallest_tile_px:
+        raise UsageError(f"--tile must be at least {model.smallest_tile_px} for this model, got {options.tile}")
+    job = UpscaleOptions(
+        model=options.model,
+        identity=model.identity,
+        scale=options.outscale or model.scale,
+        outscale=options.outscale,
+        format=options.format,
+        quality=options.quality,
+        name=options.name,
+        seed=options.seed,
+        tile_px=options.tile,
+        frames=settings.output.frames,
+    )
+    try:
+        job.output_key("folder/picture.png")
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return job
+
+
+def replica_range(text: str) -> tuple[int, int]:
+    """Parse MIN:MAX."""
+    try:
+        low, high = (int(part) for part in text.split(":"))
+    except ValueError:
+        raise UsageError(f"--replicas must be MIN:MAX, for example 1:8, got {text!r}") from None
+    if not 1 <= low <= high:
+        raise UsageError(f"--replicas needs 1 <= MIN <= MAX, got {text!r}")
+    return low, high
+
+
+def requested_job(options: argparse.Namespace, settings: BulkSettings) -> Job:
+    """Return the job that the flags describe.
+
+    Raises:
+        UsageError: a flag cannot be what it is, or DST belongs to another job.
+    """
+    made = job_options(options, settings)
+    try:
+        ledger.check_job(options.target, made.record(options.source), settings.target)
+    except ledger.JobMismatch as error:
+        raise UsageError(str(error)) from None
+    stages = StageOptions(
+        job=made,
+        target=options.target,
+        limits=settings.decoder_limits(int(options.max_megapixels * 1e6)),
+        if_exists=options.if_exists,
+        source_s3=settings.source,
+        target_s3=settings.target,
+    )
+    return Job(source=options.source, stages=stages, bulk=settings.work.bulk_options(settings.limits.deaths))
+
+
+def requested_work(options: argparse.Namespace, settings: BulkSettings, job: Job) -> Worklist:
+    """Return the inputs: selected, minus the ledger. The listing begins here, and streams.
+
+    Raises:
+        UsageError: there is nothing, or the list of keys cannot be read.
+    """
+    selection = Selection(
+        include=tuple(options.include),
+        exclude=tuple(options.exclude),
+        min_bytes=settings.select.min_bytes,
+        max_bytes=settings.select.max_bytes,
+    )
+    keys = None if options.keys is None else _lines(options.keys)
+    found = entries(options.source, selection, keys, settings.source)
+    first = next(found, None)
+    if first is None:
+        raise UsageError(f"no files under {options.source}" + (" that are selected" if selection != Selection() or keys else ""))
+    known = ledger.load_known(options.target, retry_failed=options.retry_failed, s3_options=settings.target)
+    return Worklist(_chain(first, found), known, job.stages.job.output_key, job.stages.job.scale)
+
+
+def _lines(path: str) -> Iterator[str]:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            yield from file
+    except OSError as error:
+        raise UsageError(f"--keys {path}: {error.strerror}") from None
+
+
+def _chain(first: Entry, rest: Iterable[Entry]) -> Iterator[Entry]:
+    yield first
+    yield from rest

@@ -1,0 +1,226 @@
+"""Which objects are inputs, and which of them still need work: the listing, filtered, minus the ledger, without holding it.
+
+    listing -> selected -> (done? name taken? unreadable?) -> Item | refused row
+
+Everything streams in batches: memory is a few bytes a key (`pipelines.digests`), and the first batch is out after the first page.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+import posixpath
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines import ledger
+from pipelines.digests import DigestSet, digests
+from pipelines.ledger import Known
+from resshift import s3, storage
+from resshift.s3 import S3Options
+from resshift.storage import Entry, StorageError, StorageReason
+
+_BATCH = 256
+_REMEMBERED = 10_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    """Which objects below SRC are inputs. What is not selected gets no row.
+
+    Fields:
+        include: globs; an object must match one when there are any. `*` spans `/`. A glob without `/` is for the last part of the key.
+        exclude: globs that win over `include`.
+        min_bytes, max_bytes: of the object.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    min_bytes: int = 0
+    max_bytes: int | None = None
+
+    def matcher(self) -> Callable[[Entry], bool]:
+        """Return a function that says whether an entry is selected."""
+        include, exclude = _pattern(self.include), _pattern(self.exclude)
+
+        def selected(entry: Entry) -> bool:
+            key = storage.printable(entry.key)
+            if key.split("/", 1)[0] == ledger.DIRECTORY:
+                return False
+            name = f"{key}\0{posixpath.basename(key)}"
+            if (include is not None and not include.fullmatch(name)) or (exclude is not None and exclude.fullmatch(name)):
+                return False
+            # What cannot be read has no size; it keeps its row.
+            return entry.irregular is not None or (
+                self.min_bytes <= entry.size_bytes and (self.max_bytes is None or entry.size_bytes <= self.max_bytes)
+            )
+
+        return selected
+
+
+def _pattern(globs: Sequence[str]) -> re.Pattern[str] | None:
+    """Return a pattern for `KEY NUL BASENAME`."""
+    if not globs:
+        return None
+    bodies: list[str] = []
+    for glob in globs:
+        body = fnmatch.translate(glob).removeprefix("(?s:").removesuffix(")\\Z").removesuffix(")\\z")
+        bodies.append(f"(?:{body}\0[^\0]*)" if "/" in glob else f"(?:[^\0]*\0{body})")
+    return re.compile("|".join(bodies), re.DOTALL)
+
+
+def listed_keys(root: str, keys: Iterable[str], options: S3Options = s3.DEFAULT) -> Iterator[Entry]:
+    """Look up the keys of a list, in its order. One that is not there is an entry with `irregular` set.
+
+    Args:
+        root: SRC.
+        keys: lines; empty ones and repetitions are skipped.
+        options: how SRC is reached.
+    """
+
+    def find(key: str) -> Entry:
+        try:
+            return storage.find_entry(root, key, options)
+        except StorageError as error:
+            return Entry(key, f"{root.rstrip('/')}/{key}", 0, "", storage.EPOCH, f"{error.reason}: {error.detail}")
+
+    seen = DigestSet()
+    lines = (line.rstrip("\r\n") for line in keys)
+    with ThreadPoolExecutor(16) as pool:
+        while batch := list(dict.fromkeys(itertools.islice((line for line in lines if line), _BATCH))):
+            members = digests(batch)
+            is_new = ~seen.contains(members)
+            seen.add(members[is_new])
+            yield from pool.map(find, itertools.compress(batch, is_new.tolist()))
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One input to be done.
+
+    Fields:
+        key: relative to SRC, printable.
+        uri: what is read.
+        etag, size: of the listing.
+        output: key relative to DST.
+        attempts: how often work on it was begun and cut off.
+        deaths: how many workers ended while they had this item alone.
+        is_suspect: a worker ended while it had this item among others: it is tried alone.
+    """
+
+    key: str
+    uri: str
+    etag: str
+    size: int
+    output: str
+    attempts: int = 0
+    deaths: int = 0
+    is_suspect: bool = False
+
+    def row(self, status: ledger.Status, **values: Any) -> dict[str, Any]:  # noqa: ANN401 - column values
+        """Return a ledger row of this item."""
+        common = {"size": self.size, "output": self.output, "attempts": self.attempts + 1}
+        return ledger.row(self.key, self.etag, status, **common | values)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a listing held so far."""
+
+    listed: int = 0
+    listed_bytes: int = 0
+    done: int = 0
+    pending: int = 0
+    refused: int = 0
+
+
+@dataclass(slots=True)
+class Worklist:
+    """Divide a listing into work and refusals.
+
+    An output name belongs to the input that has written it, else to the first in listing order; others that map to it are refused with
+    reason name_collision, before any work is done for them.
+
+    Args:
+        entries: the listing, selected.
+        known: what the ledger says; its map of owners grows with the listing.
+        output: key -> key of the output.
+        scale: sides of an output over sides of its input.
+    """
+
+    entries: Iterable[Entry]
+    known: Known
+    output: Callable[[str], str]
+    scale: float
+    tally: Tally = field(default_factory=Tally)
+    _recent: OrderedDict[str, str] = field(default_factory=OrderedDict)
+
+    def batches(self) -> Iterator[tuple[list[Item], list[dict[str, Any]]]]:
+        """Yield (items to do, rows of refused inputs) for a few hundred entries at a time."""
+        entries = iter(self.entries)
+        while batch := list(itertools.islice(entries, _BATCH)):
+            yield self._divide(batch)
+
+    def _divide(self, batch: Sequence[Entry]) -> tuple[list[Item], list[dict[str, Any]]]:
+        keys = [storage.printable(entry.key) for entry in batch]
+        outputs, unnameable = self._names(keys)
+        is_done = self.known.done.contains(digests([(key, entry.etag) for key, entry in zip(keys, batch, strict=True)]))
+        unusable = [unnameable.get(i) if entry.irregular is None else entry.irregular for i, entry in enumerate(batch)]
+        wants = [i for i, why in enumerate(unusable) if why is None and not is_done[i]]
+        key_digests = digests(keys)
+        has_name = dict.fromkeys(range(len(batch)), True)
+        if wants:
+            granted = self.known.owners.claim(digests([outputs[i] for i in wants]), key_digests[wants])
+            has_name |= dict(zip(wants, granted.tolist(), strict=True))
+        items: list[Item] = []
+        refused: list[dict[str, Any]] = []
+        for i, entry in enumerate(batch):
+            self.tally.listed += 1
+            self.tally.listed_bytes += entry.size_bytes
+            if is_done[i]:
+                self.tally.done += 1
+            elif (why := unusable[i]) is not None:
+                refused.append(self._refused(entry, keys[i], _reason(why), why))
+            elif not has_name[i]:
+                first = self._recent.get(outputs[i], "another input")
+                message = f"{first} is written to {outputs[i]} already; rename one, or choose another --name"
+                refused.append(self._refused(entry, keys[i], "name_collision", message))
+            else:
+                items.append(Item(keys[i], entry.uri, entry.etag, entry.size_bytes, outputs[i]))
+            if unusable[i] is None and has_name[i]:
+                self._remember(outputs[i], keys[i])
+        self.tally.pending += len(items)
+        self.tally.refused += len(refused)
+        return items, refused
+
+    def _names(self, keys: Sequence[str]) -> tuple[list[str], dict[int, str]]:
+        """Return the output of every key, and why some have none: an object may be called "../x", an output may not."""
+        outputs: list[str] = []
+        unnameable: dict[int, str] = {}
+        for i, key in enumerate(keys):
+            try:
+                outputs.append(self.output(key))
+            except ValueError as error:
+                outputs.append("")
+                unnameable[i] = f"{StorageReason.INVALID}: {error}"
+        return outputs, unnameable
+
+    @staticmethod
+    def _refused(entry: Entry, key: str, reason: str, message: str) -> dict[str, Any]:
+        return ledger.row(key, entry.etag, "failed", size=entry.size_bytes, reason=reason, message=message)
+
+    def _remember(self, output: str, key: str) -> None:
+        """Keep the latest names, for messages: colliding inputs are mostly neighbours in the listing."""
+        self._recent[output] = key
+        if len(self._recent) > _REMEMBERED:
+            self._recent.popitem(last=False)
+
+
+def _reason(why: str) -> str:
+    """Return the reason that a text begins with; a file that is none of those is irregular."""
+    named = why.partition(": ")[0]
+    return named if named in set(StorageReason) else str(StorageReason.IRREGULAR)

@@ -1,0 +1,127 @@
+"""The knobs of the bulk job that are not worth a flag: `--set section.field=value`.
+
+--set source.endpoint=https://s3.example.org --set source.profile=photos
+--set target.sse=aws:kms --set target.storage_class=STANDARD_IA
+--set limits.seconds=20 --set limits.memory_mb=2000
+--set output.frames=all
+"""
+
+from __future__ import annotations
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from pipelines.bulk import BulkOptions
+from resshift.animation import FrameChoice
+from resshift.decoder import DecoderLimits
+from resshift.images import ImageLimits
+from resshift.s3 import S3Options
+
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
+class OutputSettings:
+    """Of outputs.
+
+    Fields:
+        frames: of files with several frames or pages: the first one, all, or fail them.
+    """
+
+    frames: FrameChoice = "first"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
+class LimitSettings:
+    """What an input may be and take; an input beyond is a failed row, and may be retried after a limit was raised.
+
+    Fields:
+        max_side_px, max_bytes, max_frames: checked on the header, as --max-megapixels is.
+        seconds: for decoding.
+        memory_mb: for decoding; null: enough for --max-megapixels.
+        deaths: workers that may end while they have an input alone.
+    """
+
+    max_side_px: int = 65_500
+    max_bytes: int = 1 << 30
+    max_frames: int = 1000
+    seconds: float = 60.0
+    memory_mb: int | None = None
+    deaths: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("max_side_px", "max_bytes", "max_frames", "deaths"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"limits.{name} must be at least 1, got {getattr(self, name)}")
+        if self.seconds <= 0 or (self.memory_mb is not None and self.memory_mb < 16):
+            raise ValueError(f"limits.seconds must be positive and memory_mb at least 16, got {self.seconds} and {self.memory_mb}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
+class SelectSettings:
+    """Which objects are inputs, by their size; globs have flags.
+
+    Fields:
+        min_bytes, max_bytes: objects outside are not inputs and get no row.
+    """
+
+    min_bytes: int = 0
+    max_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
+class WorkSettings:
+    """How the work is cut; see `BulkOptions`."""
+
+    unit_pictures: int = 8
+    unit_megapixels: float = 1.0
+    fetch_pictures: int = 8
+    in_flight_mb: float | None = None
+
+    def __post_init__(self) -> None:
+        self.bulk_options(1)
+
+    def bulk_options(self, deaths: int) -> BulkOptions:
+        """Return the options of the scheduler."""
+        return BulkOptions(
+            unit_pictures=self.unit_pictures,
+            unit_megapixels=self.unit_megapixels,
+            fetch_pictures=self.fetch_pictures,
+            in_flight_mb=self.in_flight_mb,
+            max_deaths=deaths,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
+class EngineSettings:
+    """Of the replicas; see `EngineOptions`.
+
+    Fields:
+        num_gpus: of a replica; null: one where the cluster has any.
+        num_cpus: of a replica.
+        upscale_s, downscale_s: how long work has to wait, or a replica to be idle, before their number changes.
+    """
+
+    num_gpus: float | None = None
+    num_cpus: float = 1
+    upscale_s: float = 5.0
+    downscale_s: float = 60.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
+class BulkSettings:
+    """All of them."""
+
+    output: OutputSettings = OutputSettings()
+    limits: LimitSettings = LimitSettings()
+    select: SelectSettings = SelectSettings()
+    work: WorkSettings = WorkSettings()
+    engine: EngineSettings = EngineSettings()
+    source: S3Options = S3Options()
+    target: S3Options = S3Options()
+
+    def decoder_limits(self, max_pixels: int) -> DecoderLimits:
+        """Return the limits of the decoder."""
+        limits = self.limits
+        sizes = ImageLimits(max_pixels=max_pixels, max_side_px=limits.max_side_px, max_bytes=limits.max_bytes, max_frames=limits.max_frames)
+        return DecoderLimits(images=sizes, seconds=limits.seconds, memory_mb=limits.memory_mb)

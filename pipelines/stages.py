@@ -1,0 +1,216 @@
+"""The CPU ends of the bulk job as plain functions: bytes -> frames, frames -> object. Nothing here knows Ray, and nothing imports torch.
+
+`prepare` fetches, checks and decodes the inputs of a unit; `store` encodes and writes results. Whatever is wrong with an input is caught
+where it shows and becomes the status, reason and message of its row; it never stops the job or drops a neighbour. Outputs are single
+atomic writes under a name that depends on the input's key alone, so work done twice after a crash gives the same bytes in the same place.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from pipelines.naming import CONTENT_TYPES, OutputFormat, output_format, output_key
+from pipelines.selection import Item
+from resshift import images, s3, storage
+from resshift.animation import FrameChoice, Frames, decode_frames, encode_frames, fit_frames
+from resshift.decoder import Decoder, DecoderDied, DecoderLimits, DecoderTimeout
+from resshift.images import ImageError, ImageLimits
+from resshift.s3 import S3Options
+from resshift.storage import StorageError, StorageReason
+
+IfExists = Literal["skip", "verify", "overwrite"]
+Row = dict[str, Any]
+_THREADS = 8
+_MAX_RESULT_BYTES = 8 << 30
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpscaleOptions:
+    """What decides the bytes of the outputs and their names; stored in job.json, and a resumed job must have the same.
+
+    `name` may use {dir}, {stem}, {ext} and {scale}.
+    """
+
+    model: str
+    identity: str
+    scale: float
+    outscale: float | None = None
+    format: OutputFormat = "png"
+    quality: int = 95
+    name: str = "{dir}/{stem}_x{scale}.{ext}"
+    seed: int = 0
+    tile_px: int | None = None
+    frames: FrameChoice = "first"
+
+    def output_key(self, key: str) -> str:
+        """Return the key of the output of an input, relative to DST; see `naming.output_key`."""
+        return output_key(key, self.name, self.format, self.scale)
+
+    def record(self, source: str) -> dict[str, Any]:
+        """Return what job.json says."""
+        return asdict(self) | {"source": storage.printable(source)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageOptions:
+    """How the CPU stages work; nothing of it changes the bytes of an output.
+
+    Fields:
+        job: what is made.
+        target: DST.
+        limits: of the decoder.
+        if_exists: what to do with an output that is there without a row: leave it, leave it when it decodes and has the right size, or
+            write it again.
+        source_s3, target_s3: how the buckets are reached.
+    """
+
+    job: UpscaleOptions
+    target: str
+    limits: DecoderLimits = field(default_factory=DecoderLimits)
+    if_exists: IfExists = "overwrite"
+    source_s3: S3Options = s3.DEFAULT
+    target_s3: S3Options = s3.DEFAULT
+
+
+@functools.lru_cache(maxsize=1)
+def _decoder(limits: DecoderLimits) -> Decoder:
+    """Return this process's decoder; it lives as long as the process."""
+    return Decoder(limits)
+
+
+def prepare(items: Sequence[Item], options: StageOptions) -> tuple[list[Row], list[Frames]]:
+    """Fetch and decode the inputs of a unit.
+
+    Returns:
+        For each item its row so far, and its frames; a row that is not "ok" is final, and its frames are empty.
+    """
+    with ThreadPoolExecutor(min(_THREADS, len(items))) as pool:
+        fetched = list(pool.map(lambda item: _fetch(item, options), items))
+    rows: list[Row] = []
+    results: list[Frames] = []
+    for item, (row, data) in zip(items, fetched, strict=True):
+        frames = Frames(())
+        if row["status"] == "ok":
+            row, frames = _decode(item, row, data, options)
+        rows.append(row)
+        results.append(frames)
+    return rows, results
+
+
+def _failed(row: Row, reason: str, message: str) -> Row:
+    return row | {"status": "failed", "reason": reason, "message": message}
+
+
+def _fetch(item: Item, options: StageOptions) -> tuple[Row, bytes]:
+    started = time.monotonic()
+    row = item.row("ok", model=options.job.identity)
+    try:
+        if options.if_exists != "overwrite" and (found := _existing(item, options)):
+            return row | found, b""
+        data = storage.read_bytes(item.uri, options.limits.images.max_bytes, options.source_s3)
+    except StorageError as error:
+        return _failed(row, str(error.reason), str(error)), b""
+    read = {"bytes_in": len(data), "sha256_in": hashlib.sha256(data).hexdigest()}
+    return row | read | {"seconds": time.monotonic() - started}, data
+
+
+def _existing(item: Item, options: StageOptions) -> Row | None:
+    """Return the row of an output that is to be left as it is; None when it is to be made."""
+    uri = storage.join(options.target, item.output)
+    if options.if_exists == "skip":
+        skipped: Row = {"status": "skipped", "reason": "exists", "message": "the output was there; --if-exists skip"}
+        return skipped if storage.exists(uri, options.target_s3) else None
+    try:
+        data = storage.read_bytes(uri, options=options.target_s3)
+        source = storage.read_bytes(item.uri, options.limits.images.max_bytes, options.source_s3)
+        limits = ImageLimits(max_pixels=2**31)
+        written, wanted = images.decode(data, limits), images.decode(source, options.limits.images)
+    except (StorageError, ImageError):
+        return None  # what is missing or damaged is made
+    factor = options.job.scale
+    if (written.width, written.height) != (max(1, round(wanted.width * factor)), max(1, round(wanted.height * factor))):
+        return None
+    return {
+        "status": "skipped",
+        "reason": "exists",
+        "message": "the output was there and has the right size; --if-exists verify",
+        "width_out": written.width,
+        "height_out": written.height,
+        "bytes_out": len(data),
+        "sha256_out": hashlib.sha256(data).hexdigest(),
+    }
+
+
+def _decode(item: Item, row: Row, data: bytes, options: StageOptions) -> tuple[Row, Frames]:
+    started = time.monotonic()
+    decoder = _decoder(options.limits)
+    for i_attempt in range(2):  # a crash is tried once more, alone as every file is
+        try:
+            frames = decoder.decode(data, options.job.frames)
+            break
+        except ImageError as error:
+            return _failed(row, str(error.reason), str(error)), Frames(())
+        except DecoderTimeout as error:
+            return _failed(row, "timeout", str(error)), Frames(())
+        except DecoderDied as error:
+            if i_attempt:
+                return _failed(row, "killed_worker", f"{error}, twice"), Frames(())
+    else:
+        raise AssertionError("unreachable")
+    first = frames.pictures[0]
+    # Sizes after the EXIF orientation; seconds are those spent on this picture, without waiting between stages.
+    row = row | {"width_in": first.width, "height_in": first.height, "frames": len(frames.pictures)}
+    grown = frames.num_bytes * max(options.job.scale, 1) ** 2
+    if grown > _MAX_RESULT_BYTES:
+        message = f"the result would take {grown / 1e9:.1f} GB, at most {_MAX_RESULT_BYTES / 1e9:.1f} GB are allowed"
+        return _failed(row, "too_large", message), Frames(())
+    return row | {"seconds": (row["seconds"] or 0.0) + time.monotonic() - started}, frames
+
+
+def store(rows: Sequence[Row], results: Sequence[Frames], options: StageOptions) -> list[Row]:
+    """Encode and write results; return the finished rows."""
+    with ThreadPoolExecutor(min(_THREADS, len(rows))) as pool:
+        return list(pool.map(lambda row, frames: _store(row, frames, options), rows, results))
+
+
+def _store(row: Row, frames: Frames, options: StageOptions) -> Row:
+    started = time.monotonic()
+    try:
+        format, _ = output_format(row["key"], options.job.format)
+        fitted = fit_frames(frames.map(images.in_own_profile), format)
+        data = encode_frames(fitted, format, options.job.quality)
+        storage.write_bytes(storage.join(options.target, row["output"]), data, options.target_s3, CONTENT_TYPES[format])
+    except (ImageError, StorageError) as error:
+        return _failed(row, str(error.reason), str(error))
+    first = fitted.pictures[0]
+    return row | {
+        "width_out": first.width,
+        "height_out": first.height,
+        "bytes_out": len(data),
+        "sha256_out": hashlib.sha256(data).hexdigest(),
+        "notes": "; ".join(first.notes),
+        "seconds": (row["seconds"] or 0.0) + time.monotonic() - started,
+    }
+
+
+def verify_row(row: Row, root: str, s3_options: S3Options = s3.DEFAULT) -> str | None:
+    """Re-read the output of a row: it decodes, has the recorded size and sha256. Return what is wrong, None when nothing is."""
+    try:
+        data = storage.read_bytes(storage.join(root, row["output"]), options=s3_options)
+        if row["sha256_out"] is not None and hashlib.sha256(data).hexdigest() != row["sha256_out"]:
+            return f"corrupt: {row['output']}: sha256 differs from the ledger"
+        pictures = decode_frames(data, ImageLimits(max_pixels=2**31, max_side_px=2**31), "first").pictures
+    except StorageError as error:
+        return f"{'missing' if error.reason is StorageReason.MISSING else 'unreadable'}: {row['output']}: {error.detail}"
+    except ImageError as error:
+        return f"corrupt: {row['output']}: {error}"
+    found, recorded = (pictures[0].width, pictures[0].height), (row["width_out"], row["height_out"])
+    if recorded[0] is not None and found != recorded:
+        return f"corrupt: {row['output']}: {found[0]}x{found[1]}, the ledger says {recorded[0]}x{recorded[1]}"
+    return None

@@ -1,0 +1,63 @@
+"""`nearest-x4`: a model of known answer and known time, for tests of the pipeline and for measuring it.
+
+    python jobs/upscale.py SRC DST --model nearest-x4            every pixel four times in each direction
+    python jobs/upscale.py SRC DST --model nearest-x4@0.5        and half a second a megapixel of input, slept, not computed
+
+The output is known pixel by pixel, so a lost, mixed-up or damaged picture cannot go unseen. The time is slept on purpose: it stands for an
+accelerator that is busy while the CPUs are free.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import replace
+
+from resshift.images import Picture
+from resshift.weights import WeightsError
+
+_NAME = re.compile(r"nearest-x4(?:@(\d+(?:\.\d+)?))?")
+
+
+class Nearest:
+    """Repeats pixels; stands in for `resshift.Upscaler`.
+
+    Args:
+        seconds_per_megapixel: of the input; a picture takes at least that long.
+    """
+
+    scale = 4
+    smallest_tile_px = 1
+
+    def __init__(self, seconds_per_megapixel: float = 0.0) -> None:
+        self.seconds_per_megapixel = seconds_per_megapixel
+        self.identity = "nearest-x4"
+
+    def upscale(self, picture: Picture, *, seed: int = 0, outscale: float | None = None, tile_px: int | None = None) -> Picture:
+        """Return the picture with every pixel 4 x 4 times; seed and tile change nothing.
+
+        Raises:
+            ValueError: another `outscale` than 4.
+        """
+        del seed, tile_px
+        if outscale not in (None, self.scale):
+            raise ValueError(f"nearest-x4 has the scale 4, got outscale {outscale}")
+        ends = time.monotonic() + self.seconds_per_megapixel * picture.width * picture.height / 1e6
+        pixels = picture.pixels.repeat(self.scale, axis=0).repeat(self.scale, axis=1)
+        alpha = None if picture.alpha is None else picture.alpha.repeat(self.scale, axis=0).repeat(self.scale, axis=1)
+        time.sleep(max(0.0, ends - time.monotonic()))
+        return replace(picture, pixels=pixels, alpha=alpha)
+
+
+def standin(name: str) -> Nearest | None:
+    """Return the stand-in that `name` asks for; None when it is the name of something else.
+
+    Raises:
+        WeightsError: it begins like a stand-in's and is not one.
+    """
+    match = _NAME.fullmatch(name)
+    if match:
+        return Nearest(float(match[1] or 0))
+    if name.startswith("nearest-"):
+        raise WeightsError(f"no model {name!r}: the stand-in is nearest-x4 or nearest-x4@SECONDS_PER_MEGAPIXEL")
+    return None

@@ -1,0 +1,73 @@
+"""Compare the outputs of a bulk job with its ledger: missing, corrupt, extra."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from pipelines import ledger
+from pipelines.digests import DigestSet, digests
+from pipelines.stages import verify_row
+from resshift import s3, storage
+from resshift.s3 import S3Options
+from resshift.storage import StorageError, StorageReason
+
+_THREADS = 8
+_BATCH = 1000
+
+
+def recorded_scale(root: str, options: S3Options = s3.DEFAULT) -> float | None:
+    """Return the scale of the job at DST, None when there is no job."""
+    try:
+        return json.loads(storage.read_bytes(storage.join(root, f"{ledger.DIRECTORY}/job.json"), options=options))["scale"]
+    except StorageError as error:
+        if error.reason is not StorageReason.MISSING:
+            raise
+        return None
+
+
+def verify(root: str, scale: float | None, options: S3Options = s3.DEFAULT) -> Iterator[str]:
+    """Re-read every output and yield one line for each that is not as recorded.
+
+    Args:
+        root: DST.
+        scale: sides of an output over sides of its input; None when it is not known.
+        options: how DST is reached.
+
+    Yields:
+        "missing: KEY: ...", "corrupt: KEY: ..." (sha256, size, or it does not decode), "extra: KEY: ..." (no row names it).
+    """
+    named = DigestSet()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for table in ledger.latest(root, options):
+            rows = [row for row in table.to_pylist() if row["status"] == "ok" or (row["status"] == "skipped" and row["output"])]
+            named.add(digests([row["output"] for row in rows]))
+            for row, problem in zip(rows, pool.map(lambda row: verify_row(row, root, options), rows), strict=True):
+                if problem is not None:
+                    yield problem
+                elif scale is not None and row["width_in"] is not None:
+                    wanted = tuple(max(1, round(row[side] * scale)) for side in ("width_in", "height_in"))
+                    if (row["width_out"], row["height_out"]) != wanted:
+                        yield f"corrupt: {row['output']}: {row['width_out']}x{row['height_out']} is not {scale:g} times the input"
+    yield from _extra(root, named, options)
+
+
+def _extra(root: str, named: DigestSet, options: S3Options) -> Iterator[str]:
+    keys: list[str] = []
+    try:
+        for entry in storage.list_entries(root, options):
+            if entry.key.split("/", 1)[0] != ledger.DIRECTORY:
+                keys.append(storage.printable(entry.key))
+            if len(keys) == _BATCH:
+                yield from _unnamed(keys, named)
+                keys = []
+    except StorageError as error:
+        if error.reason is not StorageReason.MISSING:
+            raise
+    yield from _unnamed(keys, named)
+
+
+def _unnamed(keys: list[str], named: DigestSet) -> Iterator[str]:
+    if keys:
+        yield from (f"extra: {key}: no row names it" for key, known in zip(keys, named.contains(digests(keys)), strict=True) if not known)

@@ -1,0 +1,128 @@
+"""The GPU stage of the bulk job on replicas of a Serve deployment, which online traffic may share.
+
+Serve's router gives every unit to the replica with the shortest queue, autoscales, and replaces what dies. The job keeps two units in
+flight for each of the most replicas there may be: what no replica takes yet waits in this process as references, and its number is what
+the autoscaler looks at. A deployment of the same model that runs already is used and left running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve._private.common import ReplicaState
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+from ray.serve.schema import ApplicationStatus, LoggingConfig
+
+from pipelines.engines import UNITS_PER_REPLICA, EngineError, EngineOptions
+from pipelines.replica import ReplicaOptions
+from serve.replica import app_name, model_app
+
+_PATIENCE_S = 90.0
+
+
+class ServeEngine:
+    """Replicas of the application `resshift-IDENTITY`; started when it does not run."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        self.options = options
+        self._name = app_name(options.identity)
+        self._handle: Any = None
+        self._is_ours = False
+        self._has_started_serve = False
+        self._num_replicas = 0
+        self._in_flight = 0
+        self._error: EngineError | None = None
+        self._changed = asyncio.Condition()
+        self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def num_replicas(self) -> int:
+        return self._num_replicas
+
+    @property
+    def is_starving(self) -> bool:
+        return self._in_flight < self._num_replicas
+
+    async def start(self) -> None:
+        await asyncio.to_thread(self._deploy)
+        self._watching = asyncio.get_running_loop().create_task(self._watch())
+
+    def _deploy(self) -> None:
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        try:
+            ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        except ValueError:
+            # No HTTP proxy: nothing of this job listens on a port. Where Serve runs already, its own settings stay.
+            serve.start(proxy_location="Disabled", logging_config=LoggingConfig(log_level="WARNING"))
+            self._has_started_serve = True
+        running = serve.status().applications.get(self._name)
+        if running is None or running.status != ApplicationStatus.RUNNING:
+            self._is_ours = True
+            app = serve.RunTarget(target=model_app(self.options), name=self._name, route_prefix=None)
+            # Not waited for: a replica that dies while others start is no failure of the application, and Serve says it is.
+            serve.run_many([app], wait_for_applications_running=False)
+        self._handle = serve.get_app_handle(self._name).options(stream=True)
+
+    def _look(self) -> tuple[int, str]:
+        """Return the number of replicas that run, and, when there is none, what Serve says of it."""
+        running = serve.status().applications.get(self._name)
+        if running is None:
+            return 0, "it is gone"
+        told = " ".join([running.message, *(deployment.message for deployment in running.deployments.values())])
+        number = sum(deployment.replica_states.get(ReplicaState.RUNNING, 0) for deployment in running.deployments.values())
+        is_failed = running.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
+        return number, " ".join(told.split())[-600:] if is_failed and not number else ""
+
+    async def _watch(self) -> None:
+        failed_since: float | None = None
+        while True:
+            self._num_replicas, told = await asyncio.to_thread(self._look)
+            now = time.monotonic()
+            failed_since = None if not told else failed_since or now
+            # Serve starts replicas again for as long as it has hope; an application stays failed when their start fails time after time.
+            if failed_since is not None and now - failed_since > _PATIENCE_S:
+                self._error = EngineError(f"the Serve application {self._name} does not run: {told}")
+            async with self._changed:
+                self._changed.notify_all()
+            await asyncio.sleep(0.5)
+
+    def _has_slot(self) -> bool:
+        # Before the first replica runs, units would only wait in the router.
+        return self._num_replicas > 0 and self._in_flight < UNITS_PER_REPLICA * max(self.options.high, self._num_replicas)
+
+    async def wait_for_slot(self) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._error is not None or self._has_slot())
+        if self._error is not None:
+            raise self._error
+
+    async def upscale(self, options: ReplicaOptions, keys: Sequence[str], inputs: Sequence[ray.ObjectRef]) -> AsyncGenerator[ray.ObjectRef]:
+        await self.wait_for_slot()
+        self._in_flight += 1
+        try:
+            # The references themselves, not their values: pictures do not pass through the driver.
+            stream = await self._handle.upscale.remote(options, keys, *inputs)._to_object_ref_gen()
+            async for ref in stream:
+                yield ref
+        finally:
+            self._in_flight -= 1
+            async with self._changed:
+                self._changed.notify_all()
+
+    async def close(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+        await asyncio.to_thread(self._undeploy)
+
+    def _undeploy(self) -> None:
+        if self._is_ours:
+            serve.delete(self._name)
+        # A Serve without proxies that stays behind would keep a later `serve run` from opening its port.
+        if self._has_started_serve and not serve.status().applications:
+            serve.shutdown()

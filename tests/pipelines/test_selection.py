@@ -1,0 +1,152 @@
+"""Which inputs need work: globs, the ledger, taken names; and the compact sets behind it, against Python's own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines import naming
+from pipelines.digests import DigestSet, OwnerMap, digests
+from pipelines.ledger import Known
+from pipelines.selection import Selection, Worklist, listed_keys
+from pipelines.stages import UpscaleOptions
+from resshift.storage import Entry
+
+OPTIONS = UpscaleOptions(model="nearest-x4", identity="0123", scale=4)
+
+
+def entry(key: str, etag: str = "e", size: int = 1, irregular: str | None = None) -> Entry:
+    return Entry(key, f"/photos/{key}", size, etag, datetime(2026, 1, 1, tzinfo=UTC), irregular)
+
+
+def known(done: dict[str, str] | None = None, outputs: dict[str, str] | None = None) -> Known:
+    """Return what a ledger says: etags of done keys, and which key wrote an output."""
+    owners = OwnerMap()
+    if outputs:
+        owners.claim(digests(list(outputs)), digests(list(outputs.values())))
+    return Known(DigestSet(digests(list((done or {}).items()))), owners, Counter())
+
+
+def divided(entries: list[Entry], what: Known | None = None) -> tuple[list[str], dict[str, tuple[str, str]], Worklist]:
+    worklist = Worklist(entries, what or known(), OPTIONS.output_key, OPTIONS.scale)
+    items, refused = zip(*worklist.batches(), strict=True)
+    rows = {row["key"]: (row["reason"], row["message"]) for batch in refused for row in batch}
+    return [item.key for batch in items for item in batch], rows, worklist
+
+
+@pytest.mark.parametrize(
+    ("key", "output"),
+    [
+        ("a.png", "a_x4.png"),
+        ("day 1/b.c.jpeg", "day 1/b.c_x4.png"),
+        ("deep/er/noext", "deep/er/noext_x4.png"),
+        (".hidden", ".hidden_x4.png"),
+    ],
+)
+def test_outputs_keep_the_tree(key: str, output: str) -> None:
+    assert OPTIONS.output_key(key) == output
+
+
+def test_names_follow_the_template() -> None:
+    assert naming.output_key("x/a.png", "{stem}@{scale}.{ext}", "jpeg", 2.5) == "a@2.5.jpg"
+    with pytest.raises(ValueError, match=r"'when'.*allowed: \{dir\}"):
+        naming.output_key("a.png", "{when}", "png", 4)
+
+
+@pytest.mark.parametrize("name", ["../{stem}.{ext}", "/abs/{stem}.{ext}", "_resshift/{stem}.{ext}", "{dir}", "{stem.foo}"])
+def test_names_stay_inside_the_destination(name: str) -> None:
+    with pytest.raises(ValueError, match="the name"):
+        naming.output_key("a.png", name, "png", 4)
+
+
+@pytest.mark.parametrize(
+    ("key", "format", "output"),
+    [("a.JPG", "jpeg", "a_x4.JPG"), ("a.webp", "webp", "a_x4.webp"), ("a.gif", "png", "a_x4.png"), ("noext", "png", "noext_x4.png")],
+)
+def test_kept_formats_follow_the_extension(key: str, format: str, output: str) -> None:
+    assert naming.output_format(key, "keep")[0] == format
+    assert naming.output_key(key, "{dir}/{stem}_x{scale}.{ext}", "keep", 4) == output
+
+
+def test_work_is_the_listing_minus_the_ledger() -> None:
+    entries = [entry("a.png"), entry("b.png", "new"), entry("c.png"), entry("c.jpg"), entry("pipe", irregular="FIFO")]
+    pending, refused, worklist = divided(entries, known({"a.png": "e", "b.png": "old"}))
+    assert pending == ["b.png", "c.png"]
+    assert (worklist.tally.listed, worklist.tally.done, worklist.tally.refused) == (5, 1, 2)
+    assert refused["c.jpg"][0] == "name_collision"
+    assert "c.png is written to c_x4.png" in refused["c.jpg"][1]
+    assert refused["pipe"] == ("irregular", "FIFO")
+
+
+def test_an_input_that_is_done_still_owns_its_name() -> None:
+    for done, late in (("c.jpg", "c.png"), ("c.png", "c.jpg")):  # whichever comes first in the listing
+        pending, refused, worklist = divided([entry("c.jpg"), entry("c.png")], known({done: "e"}, {"c_x4.png": done}))
+        assert (worklist.tally.done, pending, list(refused)) == (1, [], [late])
+
+
+def test_an_input_that_cannot_be_read_owns_nothing() -> None:
+    assert divided([entry("c.jpg", irregular="FIFO"), entry("c.png")])[0] == ["c.png"]
+
+
+def test_a_thousand_names_collide_once_each_across_batches() -> None:
+    entries = [entry(f"{i}.{extension}") for extension in ("jpg", "png") for i in range(1000)]
+    pending, refused, _ = divided(entries)
+    assert pending == [f"{i}.jpg" for i in range(1000)]
+    assert list(refused) == [f"{i}.png" for i in range(1000)]
+
+
+def test_globs_and_sizes_select() -> None:
+    keys = ["a.jpg", "b.png", "deep/er/c.jpg", "private/d.jpg", "_resshift/e.jpg"]
+    entries = [entry(key, size=i) for i, key in enumerate(keys)]
+
+    def chosen(selection: Selection) -> list[str]:
+        return [one.key for one in entries if selection.matcher()(one)]
+
+    assert chosen(Selection()) == keys[:4]  # the records of a job are no pictures
+    assert chosen(Selection(include=("*.jpg",))) == ["a.jpg", "deep/er/c.jpg", "private/d.jpg"]
+    assert chosen(Selection(include=("*.jpg",), exclude=("private/*",))) == ["a.jpg", "deep/er/c.jpg"]
+    assert chosen(Selection(include=("deep/*",))) == ["deep/er/c.jpg"]
+    assert chosen(Selection(include=("[ab].*",))) == ["a.jpg", "b.png"]
+    assert chosen(Selection(min_bytes=1, max_bytes=2)) == ["b.png", "deep/er/c.jpg"]
+
+
+def test_a_list_of_keys_is_looked_up_once_each(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "x.png").write_bytes(b"123")
+    found = list(listed_keys(str(tmp_path), ["b/x.png\n", "\n", "gone.png\n", "b/x.png\n", "../secret\n"]))
+    assert [(one.key, one.size_bytes) for one in found] == [("b/x.png", 3), ("gone.png", 0), ("../secret", 0)]
+    assert [(one.irregular or "").split(":")[0] for one in found] == ["", "missing", "invalid"]
+    assert divided(found)[1]["gone.png"][0] == "missing"
+
+
+def test_digest_sets_equal_python_sets() -> None:
+    rng = np.random.default_rng(0)
+    compact, plain = DigestSet(), set[str]()
+    for _ in range(40):
+        new = {f"key-{i}" for i in rng.integers(0, 5000, 60)} - plain
+        compact.add(digests(sorted(new)))
+        plain |= new
+        wanted = [f"key-{i}" for i in rng.integers(0, 5000, 200)]
+        assert compact.contains(digests(wanted)).tolist() == [key in plain for key in wanted]
+    assert len(compact) == len(plain)
+    assert compact.num_bytes == 16 * len(plain)
+
+
+def test_owner_maps_equal_python_dicts() -> None:
+    rng = np.random.default_rng(1)
+    compact, plain = OwnerMap(), dict[str, str]()
+    for _ in range(40):
+        wanted = [(f"out-{i}", f"key-{i}-{j}") for i, j in zip(rng.integers(0, 800, 60), rng.integers(0, 2, 60), strict=True)]
+        granted = compact.claim(digests([name for name, _ in wanted]), digests([key for _, key in wanted]))
+        assert granted.tolist() == [plain.setdefault(name, key) == key for name, key in wanted]
+    assert compact.num_bytes == 12 * len(plain)
+
+
+def test_a_key_that_leads_out_of_the_destination_is_a_row() -> None:
+    pending, refused, _ = divided([entry("../up.png"), entry("a.png"), entry("_resshift/../../b.png")])
+    assert pending == ["a.png"]
+    assert {key: reason for key, (reason, _) in refused.items()} == {"../up.png": "invalid", "_resshift/../../b.png": "invalid"}

@@ -1,0 +1,209 @@
+"""The CPU ends of the bulk job as plain functions, with a model that repeats pixels between them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines import stages
+from pipelines.replica import Replica, ReplicaOptions, Started, Upscaled, describe_model
+from pipelines.selection import Item
+from pipelines.stages import StageOptions, UpscaleOptions, prepare, store, verify_row
+from pipelines.standin import Nearest, standin
+from resshift import images, storage
+from resshift.animation import Frames
+from resshift.decoder import DecoderDied, DecoderLimits, DecoderTimeout
+from resshift.images import ImageLimits, Picture
+from resshift.weights import WeightsError
+
+Encode = Callable[..., bytes]
+JOB = UpscaleOptions(model="nearest-x4", identity="nearest-x4", scale=4)
+
+
+def options(out: Path, **changes: Any) -> StageOptions:  # noqa: ANN401 - fields of StageOptions
+    return replace(StageOptions(job=JOB, target=str(out)), **changes)
+
+
+def item(path: Path) -> Item:
+    size = path.stat().st_size if path.exists() else 0
+    return Item(path.name, str(path), "e", size, JOB.output_key(path.name))
+
+
+def through(paths: list[Path], stage_options: StageOptions) -> list[dict[str, Any]]:
+    """Take files through all stages and return their rows."""
+    rows, frames = prepare([item(path) for path in paths], stage_options)
+    good = [i for i, row in enumerate(rows) if row["status"] == "ok"]
+    results = [frames[i].map(lambda picture: Nearest().upscale(picture)) for i in good]
+    for i, row in zip(good, store([rows[i] for i in good], results, stage_options) if good else [], strict=True):
+        rows[i] = row
+    return rows
+
+
+def test_good_picture_is_written_and_recorded(tmp_path: Path, encode: Encode) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encode(1, 5, 7))
+    (row,) = through([path], options(tmp_path / "out"))
+    data = (tmp_path / "out" / "a_x4.png").read_bytes()
+    expected = images.decode(path.read_bytes()).pixels.repeat(4, axis=0).repeat(4, axis=1)
+    np.testing.assert_array_equal(images.decode(data).pixels, expected)
+    assert row["status"] == "ok"
+    assert (row["width_in"], row["height_in"], row["width_out"], row["height_out"]) == (7, 5, 28, 20)
+    assert row["sha256_in"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (row["sha256_out"], row["bytes_out"]) == (hashlib.sha256(data).hexdigest(), len(data))
+    assert row["seconds"] > 0
+    assert row["attempts"] == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"), [(b"", "empty"), (b"<html>", "not_an_image"), ("cut", "truncated"), ("huge", "too_large"), (None, "missing")]
+)
+def test_bad_input_is_a_row_and_writes_nothing(data: bytes | str | None, reason: str, tmp_path: Path, encode: Encode) -> None:
+    huge = bytearray(encode())
+    huge[16:24] = (60_000).to_bytes(4, "big") * 2
+    huge[29:33] = zlib.crc32(huge[12:29]).to_bytes(4, "big")
+    content = {"cut": encode()[:-200], "huge": bytes(huge)}.get(str(data), data)
+    if isinstance(content, bytes):
+        (tmp_path / "x.png").write_bytes(content)
+    (row,) = through([tmp_path / "x.png"], options(tmp_path / "out"))
+    assert (row["status"], row["reason"]) == ("failed", reason)
+    assert row["message"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_inputs_leave_their_neighbours_alone(tmp_path: Path, encode: Encode) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(4)]
+    for i, path in enumerate(paths):
+        path.write_bytes(encode(i, 6, 6) if i % 2 else b"junk")
+    assert [row["status"] for row in through(paths, options(tmp_path / "out"))] == ["failed", "ok", "failed", "ok"]
+
+
+def test_destination_that_cannot_be_written_is_a_row(tmp_path: Path, encode: Encode) -> None:
+    (tmp_path / "x.png").write_bytes(encode(0, 5, 5))
+    (tmp_path / "out" / "x_x4.png").mkdir(parents=True)
+    (row,) = through([tmp_path / "x.png"], options(tmp_path / "out"))
+    assert row["status"] == "failed"
+    assert row["reason"] in {"irregular", "invalid", "denied", "unavailable"}
+
+
+def test_result_that_would_not_fit_is_refused_before_the_work(tmp_path: Path, encode: Encode) -> None:
+    (tmp_path / "x.png").write_bytes(encode(0, 64, 64))
+    (row,), (frames,) = prepare([item(tmp_path / "x.png")], options(tmp_path, job=replace(JOB, scale=1000)))
+    assert row["reason"] == "too_large"
+    assert "GB are allowed" in row["message"]
+    assert not frames.pictures
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "calls"), [(DecoderDied("SIGSEGV"), "killed_worker", 2), (DecoderTimeout("60 s"), "timeout", 1)]
+)
+def test_a_picture_that_ends_its_decoder_is_tried_twice(
+    error: Exception, reason: str, calls: int, tmp_path: Path, encode: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.png").write_bytes(encode())
+    made: list[int] = []
+
+    class Fatal:
+        def __init__(self, limits: DecoderLimits) -> None:
+            del limits
+
+        def decode(self, data: bytes, choice: str) -> Frames:
+            made.append(len(data))
+            raise error
+
+    monkeypatch.setattr(stages, "Decoder", Fatal)
+    stages._decoder.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    (row,), _ = prepare([item(tmp_path / "x.png")], options(tmp_path / "out"))
+    stages._decoder.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    assert (row["status"], row["reason"], len(made)) == ("failed", reason, calls)
+
+
+def test_a_killed_decoder_is_replaced(tmp_path: Path, encode: Encode) -> None:
+    (tmp_path / "x.png").write_bytes(encode())
+    stage_options = options(tmp_path / "out")
+    assert through([tmp_path / "x.png"], stage_options)[0]["status"] == "ok"
+    pid = stages._decoder(stage_options.limits).pid  # pyright: ignore[reportPrivateUsage]
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    assert through([tmp_path / "x.png"], stage_options)[0]["status"] == "ok"
+
+
+@pytest.mark.parametrize("choice", ["skip", "verify"])
+def test_outputs_that_are_there_can_be_left_alone(choice: str, tmp_path: Path, encode: Encode) -> None:
+    paths = [tmp_path / name for name in ("whole.png", "damaged.png", "absent.png")]
+    for i, path in enumerate(paths):
+        path.write_bytes(encode(i, 5, 6))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "whole_x4.png").write_bytes(encode(9, 20, 24))
+    (tmp_path / "out" / "damaged_x4.png").write_bytes(encode(9, 20, 24)[:-30])
+    statuses = [row["status"] for row in through(paths, options(tmp_path / "out", if_exists=choice))]
+    assert statuses == (["skipped", "skipped", "ok"] if choice == "skip" else ["skipped", "ok", "ok"])
+    assert (tmp_path / "out" / "whole_x4.png").read_bytes() == encode(9, 20, 24)
+
+
+def test_verify_names_what_is_not_as_recorded(tmp_path: Path, encode: Encode) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(4)]
+    for i, path in enumerate(paths):
+        path.write_bytes(encode(i, 5, 5))
+    out = tmp_path / "out"
+    rows = through(paths, options(out))
+    assert [verify_row(row, str(out)) for row in rows] == [None] * 4
+    storage.write_bytes(str(out / "1_x4.png"), b"changed")
+    storage.write_bytes(str(out / "2_x4.png"), encode(9, 20, 20))
+    (out / "3_x4.png").unlink()
+    problems = [verify_row(row, str(out)) or "" for row in rows]
+    assert [problem.split(":")[0] for problem in problems] == ["", "corrupt", "corrupt", "missing"]
+    assert "sha256 differs" in problems[1]
+
+
+class Thirteen(Nearest):
+    """Fails for pictures 13 wide."""
+
+    def upscale(self, picture: Picture, *, seed: int = 0, outscale: float | None = None, tile_px: int | None = None) -> Picture:
+        if picture.width == 13:
+            raise RuntimeError("thirteen")
+        return super().upscale(picture, seed=seed, outscale=outscale, tile_px=tile_px)
+
+
+def test_a_replica_announces_every_picture_after_its_pixels() -> None:
+    replica = Replica("nearest-x4", "nearest-x4", 1)
+    replica.model = Thirteen()
+    inputs = [Frames((Picture(pixels=np.full((2, width, 3), width, np.uint8)),)) for width in (7, 13, 5)]
+    told = list(replica.upscale(ReplicaOptions(model="nearest-x4", identity="nearest-x4"), ["a", "b", "c"], *inputs))
+    assert [type(one) for one in told] == [Started, Frames, Upscaled, Frames, Upscaled, Frames, Upscaled]
+    reasons = [one.reason for one in told if isinstance(one, Upscaled)]
+    assert reasons == ["", "upscale_error", ""]
+    assert "RuntimeError: thirteen" in next(one.message for one in told if isinstance(one, Upscaled) and one.reason)
+    sizes = [[picture.width for picture in one.pictures] for one in told if isinstance(one, Frames)]
+    assert sizes == [[28], [], [20]]
+
+
+def test_a_replica_refuses_another_model() -> None:
+    with pytest.raises(RuntimeError, match="another nearest-x4: nearest-x4 instead of 0123"):
+        Replica("nearest-x4", "0123", 1)
+
+
+def test_the_stand_in_is_asked_for_by_name() -> None:
+    slow = standin("nearest-x4@0.25")
+    assert slow is not None
+    assert slow.seconds_per_megapixel == 0.25
+    assert standin("tiny-x4") is None
+    assert describe_model("nearest-x4").scale == 4
+    with pytest.raises(WeightsError, match="nearest-x4@SECONDS"):
+        standin("nearest-x8")
+    with pytest.raises(ValueError, match="outscale 2"):
+        slow.upscale(Picture(pixels=np.zeros((1, 1, 3), np.uint8)), outscale=2)
+
+
+def test_limits_reach_the_decoder(tmp_path: Path, encode: Encode) -> None:
+    (tmp_path / "x.png").write_bytes(encode(0, 100, 100))
+    limits = DecoderLimits(images=ImageLimits(max_pixels=9_999))
+    assert prepare([item(tmp_path / "x.png")], options(tmp_path, limits=limits))[0][0]["reason"] == "too_large"

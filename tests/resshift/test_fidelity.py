@@ -1,0 +1,245 @@
+"""The fidelity table: what comes out of decode -> upscale -> encode for every kind of picture, asserted case by case.
+
+The model repeats every pixel, so the result is known: 4 x 4 blocks of what a viewer would show. 94 cases.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from pipelines.standin import Nearest
+from resshift import images
+from resshift.alpha import fill_transparent
+from resshift.animation import Frames, decode_frames, encode_frames, fit_frames
+from resshift.images import Format, ImageError, ImageLimits, Picture, Reason
+
+RNG = np.random.default_rng(7)
+GREY = RNG.integers(0, 256, (12, 10), np.uint8)
+RGB = RNG.integers(0, 256, (12, 10, 3), np.uint8)
+SMOOTH = np.stack(np.meshgrid(np.linspace(40, 200, 24), np.linspace(60, 180, 16)), axis=2).astype(np.uint8)
+SMOOTH = np.dstack([SMOOTH, SMOOTH[..., :1]])
+
+
+def saved(image: Image.Image, format: str, **options: Any) -> bytes:  # noqa: ANN401 - Pillow's options
+    out = io.BytesIO()
+    image.save(out, format, **options)
+    return out.getvalue()
+
+
+def upscaled(data: bytes, format: Format = "png", choice: Any = "first", quality: int = 95) -> bytes:  # noqa: ANN401 - a literal
+    """Do what the bulk job does with one file."""
+    frames = decode_frames(data, None, choice).map(lambda picture: Nearest().upscale(fill_transparent(picture)))
+    return encode_frames(fit_frames(frames.map(images.in_own_profile), format), format, quality)
+
+
+def grown(array: np.ndarray) -> np.ndarray:
+    return array.repeat(4, axis=0).repeat(4, axis=1)
+
+
+def exif_of(data: bytes) -> Image.Exif:
+    return Image.open(io.BytesIO(data)).getexif()
+
+
+def shot(orientation: int, format: str) -> bytes:
+    """A photo with everything a camera writes: orientation, sizes, a thumbnail, a date, a place."""
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112], exif[0x8298] = "Maker", orientation, "Owner"
+    exif[0x8769] = {0x9003: "2024:01:02 03:04:05", 0xA002: 24, 0xA003: 16}
+    exif[0x8825] = {1: "N", 2: (1.0, 2.0, 3.0)}
+    options = {"quality": 100, "subsampling": 0} if format == "JPEG" else {}
+    return saved(Image.fromarray(SMOOTH), format, exif=exif.tobytes(), **options)
+
+
+TURNS = {
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: np.fliplr(np.rot90(a, -1)),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.fliplr(np.rot90(a, 1)),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_once(orientation: int, format: str) -> None:
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = (
+        shot(orientation, format)
+        if format != "WEBP"
+        else saved(Image.fromarray(SMOOTH), "WEBP", exif=exif_of(shot(orientation, "PNG")).tobytes(), **options)
+    )
+    out = upscaled(data)
+    expected = grown(TURNS[orientation](SMOOTH))
+    assert np.abs(images.decode(out).pixels.astype(int) - expected).max() <= (4 if format == "JPEG" else 0)
+    assert exif_of(out).get(0x0112, 1) == 1
+    assert Image.open(io.BytesIO(out)).size == (expected.shape[1], expected.shape[0])
+
+
+@pytest.mark.parametrize("out_format", ["png", "jpeg", "webp", "tiff"])
+def test_metadata_of_the_photo_travels_and_that_of_the_file_does_not(out_format: Format) -> None:
+    exif = exif_of(upscaled(shot(6, "JPEG"), out_format))
+    inner = exif.get_ifd(0x8769)
+    assert (exif[0x010F], exif[0x8298], inner[0x9003]) == ("Maker", "Owner", "2024:01:02 03:04:05")
+    assert (inner[0xA002], inner[0xA003]) == (64, 96)  # 16 x 24 turned, four times larger
+    assert exif.get_ifd(0x8825)[1] == "N"
+    assert not exif.get_ifd(1)  # the thumbnail
+
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@pytest.mark.parametrize("out_format", ["png", "jpeg", "webp", "tiff"])
+def test_srgb_profiles_stay(out_format: Format) -> None:
+    out = upscaled(saved(Image.fromarray(RGB), "PNG", icc_profile=SRGB), out_format)
+    assert Image.open(io.BytesIO(out)).info["icc_profile"] == SRGB
+    if out_format in ("png", "tiff"):
+        np.testing.assert_array_equal(images.decode(out).pixels, grown(RGB))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("out_format", ["png", "tiff"])
+def test_grey_stays_grey_and_colour_stays_colour(mode: str, out_format: Format) -> None:
+    source = GREY if mode == "L" else RGB
+    out = upscaled(saved(Image.fromarray(source), "PNG"), out_format)
+    assert Image.open(io.BytesIO(out)).mode == mode
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(out))), grown(source))
+
+
+@pytest.mark.parametrize("out_format", ["png", "tiff", "webp"])
+@pytest.mark.parametrize("source", ["rgba", "la", "palette", "key"])
+def test_transparency_stays(source: str, out_format: Format) -> None:
+    alpha = np.where(np.arange(10) < 5, 255, 0).astype(np.uint8)[None].repeat(12, axis=0)
+    if source == "rgba":
+        image, options = Image.fromarray(np.dstack([RGB, alpha])), {}
+    elif source == "la":
+        image, options = Image.fromarray(np.dstack([GREY, alpha]), "LA"), {}
+    else:
+        image = Image.fromarray((alpha // 255).astype(np.uint8), "P")
+        image.putpalette([10, 20, 30, 200, 100, 50])
+        options = {"transparency": 0}
+        if source == "key":
+            image, options = image.convert("RGB"), {"transparency": (10, 20, 30)}
+    out = Image.open(io.BytesIO(upscaled(saved(image, "PNG", **options), out_format))).convert("RGBA")
+    np.testing.assert_array_equal(np.asarray(out)[..., 3], grown(alpha))
+
+
+@pytest.mark.parametrize("hidden", [0, 255, 128])
+def test_hidden_colours_do_not_show(hidden: int) -> None:
+    alpha = np.zeros((20, 20), np.uint8)
+    alpha[5:15, 5:15] = 255
+    pixels = np.full((20, 20, 3), hidden, np.uint8)
+    pixels[5:15, 5:15] = (200, 60, 20)
+    filled = fill_transparent(Picture(pixels=pixels, alpha=alpha)).pixels
+    assert np.abs(filled.astype(int) - (200, 60, 20)).max() <= 1
+    np.testing.assert_array_equal(filled[5:15, 5:15], pixels[5:15, 5:15])
+
+
+@pytest.mark.parametrize("out_format", ["png", "tiff"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_sixteen_bit_stays_sixteen_bit(channels: int, out_format: Format) -> None:
+    samples = RNG.integers(0, 65536, (12, 10, channels), np.uint16)
+    alpha = samples[..., 3] | 1 if channels == 4 else None
+    source = Picture(pixels=samples[..., : min(channels, 3)], alpha=alpha)
+    result = images.decode(upscaled(images.encode(source, "png"), out_format))
+    np.testing.assert_array_equal(result.pixels, grown(source.pixels))
+    assert (result.alpha is None) == (alpha is None)
+    if alpha is not None:
+        np.testing.assert_array_equal(result.alpha, grown(alpha))
+
+
+def test_sixteen_bit_is_reduced_where_the_format_has_none() -> None:
+    for out_format in ("jpeg", "webp"):
+        samples = np.full((8, 8, 3), 257 * 100, np.uint16)
+        result = images.decode(upscaled(images.encode(Picture(pixels=samples), "png"), out_format))  # pyright: ignore[reportArgumentType]
+        assert result.pixels.dtype == np.uint8
+        assert abs(int(result.pixels[0, 0, 0]) - 100) <= 2
+
+
+def test_palette_becomes_colour() -> None:
+    image = Image.fromarray(RGB).quantize(16)
+    np.testing.assert_array_equal(images.decode(upscaled(saved(image, "PNG"))).pixels, grown(np.asarray(image.convert("RGB"))))
+    np.testing.assert_array_equal(images.decode(upscaled(saved(image, "GIF"))).pixels, grown(np.asarray(image.convert("RGB"))))
+
+
+def test_cmyk_becomes_rgb() -> None:
+    image = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
+    picture = images.decode(upscaled(saved(image, "TIFF")))
+    assert picture.pixels.shape == (64, 64, 3)
+    np.testing.assert_allclose(picture.pixels[0, 0], (0, 255, 255), atol=2)
+
+
+@pytest.mark.parametrize(
+    ("format", "options"), [("JPEG", {"progressive": True}), ("JPEG", {}), ("GIF", {"interlace": 1}), ("GIF", {"interlace": 0})]
+)
+def test_progressive_and_interlaced_equal_plain(format: str, options: dict[str, Any]) -> None:
+    image = Image.fromarray(SMOOTH if format == "JPEG" else GREY)
+    plain = {"progressive": False} if format == "JPEG" else {"interlace": 0}
+    assert upscaled(saved(image, format, **options)) == upscaled(saved(image, format, **plain))
+
+
+COLOURS = [(40, 0, 0), (0, 80, 0), (0, 0, 120)]
+
+
+def film(format: str) -> bytes:
+    frames = [Image.new("RGB", (16, 8), colour) for colour in COLOURS]
+    options: dict[str, Any] = {"save_all": True, "append_images": frames[1:]}
+    if format != "TIFF":
+        options |= {"duration": [100, 200, 300], "loop": 2}
+    return saved(frames[0], format, **options | ({"lossless": True} if format == "WEBP" else {}))
+
+
+@pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("out_format", ["png", "webp", "tiff"])
+def test_all_frames_are_upscaled_when_asked(format: str, out_format: Format) -> None:
+    out = Image.open(io.BytesIO(upscaled(film(format), out_format, "all", 100)))
+    assert getattr(out, "n_frames", 1) == 3
+    for i, colour in enumerate(COLOURS):
+        out.seek(i)
+        shown = np.asarray(out.convert("RGB"))
+        assert shown.shape == (32, 64, 3)
+        assert np.abs(shown.astype(int) - colour).max() <= 1
+        if format != "TIFF" and out_format != "tiff":
+            assert out.info["duration"] == (i + 1) * 100
+
+
+@pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_the_first_frame_is_taken_and_said(format: str) -> None:
+    frames = decode_frames(film(format), None, "first")
+    assert frames.pictures[0].notes[0] == "first of 3 frames"
+    np.testing.assert_array_equal(images.decode(upscaled(film(format))).pixels[0, 0], COLOURS[0])
+
+
+@pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_several_frames_can_be_refused(format: str) -> None:
+    with pytest.raises(ImageError, match="3 frames") as caught:
+        decode_frames(film(format), None, "fail")
+    assert caught.value.reason is Reason.ANIMATED
+    assert len(decode_frames(saved(Image.fromarray(RGB), format), None, "fail").pictures) == 1
+
+
+def test_frames_have_limits_and_formats_their_own() -> None:
+    with pytest.raises(ImageError, match="at most 2 are allowed"):
+        decode_frames(film("GIF"), ImageLimits(max_frames=2), "all")
+    with pytest.raises(ImageError, match="3 frames of 16x8"):
+        decode_frames(film("GIF"), ImageLimits(max_pixels=300), "all")
+    with pytest.raises(ImageError, match="do not fit into a jpeg") as caught:
+        fit_frames(decode_frames(film("GIF"), None, "all"), "jpeg")
+    assert caught.value.reason is Reason.ANIMATED
+
+
+def test_notes_tell_what_was_changed() -> None:
+    frames = decode_frames(shot(6, "JPEG"))
+    assert "orientation 6 applied" in frames.pictures[0].notes
+    alpha = np.full((4, 4), 100, np.uint8)
+    fitted = fit_frames(Frames((Picture(pixels=RGB[:4, :4], alpha=alpha),)), "jpeg")
+    assert fitted.pictures[0].notes == ("transparency composited on white for jpeg",)
+    assert replace(fitted.pictures[0], notes=()).alpha is None
