@@ -15,6 +15,7 @@ import pytest
 import s3fs
 
 from resshift import storage
+from resshift.s3 import S3Options
 from resshift.storage import StorageError, StorageReason, exists, is_inside, join, list_entries, read_bytes, write_bytes
 
 AWKWARD_KEYS = (
@@ -125,8 +126,8 @@ def test_bucket_listing_streams_page_by_page(bucket: str, monkeypatch: pytest.Mo
     pages: list[int] = []
     original = storage._call_s3  # pyright: ignore[reportPrivateUsage]
 
-    def small_pages(uri: str, method: str, **arguments: object) -> dict[str, Any]:
-        page = original(uri, method, MaxKeys=3, **arguments)
+    def small_pages(uri: str, options: S3Options, method: str, **arguments: object) -> dict[str, Any]:
+        page = original(uri, options, method, MaxKeys=3, **arguments)
         pages.append(len(page["Contents"]))
         return page
 
@@ -148,10 +149,8 @@ def test_bucket_listing_skips_markers_and_neighbouring_prefixes(bucket: str) -> 
 def test_unreachable_store_is_unavailable_and_says_no_secret(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden-secret")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     with pytest.raises(StorageError) as caught:
-        read_bytes("s3://some-bucket/a.png")
+        read_bytes("s3://some-bucket/a.png", options=S3Options(attempts=1))
     assert caught.value.reason is StorageReason.UNAVAILABLE
     assert "hidden-secret" not in str(caught.value)
 
