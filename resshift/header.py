@@ -73,7 +73,7 @@ def refusals(what: str) -> Generator[None]:
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
-        raise ImageError(Reason.TOO_LARGE, f"{what}: {error or 'out of memory'}") from error
+        raise ImageError(Reason.TOO_LARGE, f"{what}: {str(error) or 'out of memory'}") from error
     except _DECODER_ERRORS as error:
         text = f"{type(error).__name__}: {error}"[:200]
         raise ImageError(_reason(error, text.lower()), f"{what}: {text}") from error

@@ -16,19 +16,20 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image, TiffImagePlugin
-from torch import Tensor
 
 from resshift.colour import to_srgb
 from resshift.containers import essential_png, grey_alpha_png, insert_png_chunks, tiff_bytes
 from resshift.exif import descriptive_exif, read_orientation, resize_exif, upright
 from resshift.header import count_frames, identify, probe, read_header, refusals, sample_bits
 from resshift.picture import Array, ImageError, ImageHeader, ImageLimits, Picture, Reason, check_pixels
+
+if TYPE_CHECKING:
+    from torch import Tensor  # imported by the two functions that need it: a process that only decodes starts in 0.3 s
 
 __all__ = [
     "Format",
@@ -284,6 +285,8 @@ def _png(picture: Picture) -> bytes:
 
 def to_tensor(pixels: Array) -> Tensor:
     """Convert (H, W, 1 or 3) uint8 or uint16 to (1, 3, H, W) float32 in [-1, 1]; grey becomes three equal channels."""
+    import torch
+
     check_pixels(pixels)
     planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32)
     planes /= np.float32(np.iinfo(pixels.dtype).max / 2)
@@ -297,6 +300,8 @@ def from_tensor(x: Tensor, dtype: type[np.uint8] | type[np.uint16] = np.uint8) -
     Raises:
         ValueError: another shape, or NaN or infinity among the values.
     """
+    import torch
+
     if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[0] != 1):
         raise ValueError(f"x must be (1, C, H, W) or (C, H, W), got {tuple(x.shape)}")
     planes = x.detach().to("cpu", torch.float32).reshape(x.shape[-3:])

@@ -30,6 +30,7 @@ class Reason(StrEnum):
     TRUNCATED = "truncated"
     CORRUPT = "corrupt"
     TOO_LARGE = "too_large"
+    ANIMATED = "animated"
 
 
 class ImageError(ValueError):
@@ -50,9 +51,10 @@ class ImageLimits:
     max_pixels: int = 100_000_000
     max_side_px: int = 65_500
     max_bytes: int = 1 << 30
+    max_frames: int = 1000
 
     def __post_init__(self) -> None:
-        for name in ("max_pixels", "max_side_px", "max_bytes"):
+        for name in ("max_pixels", "max_side_px", "max_bytes", "max_frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 

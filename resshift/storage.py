@@ -4,9 +4,9 @@ Listing streams: one page of a bucket or one directory at a time, so ten million
 Keys come in the order of their UTF-8 bytes from both kinds of store. Writing is atomic: a reader sees the whole new file or what was there
 before (local: temporary name, fsync, rename; S3: one PUT).
 
-S3 goes through s3fs, made per process on first use (clients do not survive a fork); credentials, region and `AWS_ENDPOINT_URL` come from
-the environment, never from a URI. URIs are taken literally: nothing is percent-decoded. What it does not do: other schemes, objects above
-5 GiB, deleting more than one file at a time.
+S3 is in `resshift.s3`; how a bucket is reached are its `S3Options`, which local paths ignore. Credentials come from the environment or a
+profile, never from a URI. URIs are taken literally: nothing is percent-decoded. What it does not do: other schemes, objects above 5 GiB,
+deleting more than one file at a time.
 """
 
 # botocore, fsspec and s3fs ship no types: what they leave unknown is not an error of ours.
@@ -14,7 +14,6 @@ the environment, never from a URI. URIs are taken literally: nothing is percent-
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import posixpath
@@ -25,18 +24,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import IO, Any, TypeAlias, TypeVar, cast
+from typing import IO, Any, TypeVar, cast
 
-from botocore.exceptions import BotoCoreError, ClientError
-from fsspec.asyn import sync
-from s3fs import S3FileSystem
-from s3fs.core import S3_RETRYABLE_ERRORS
+from resshift import s3
+from resshift.s3 import S3Options
 
 _TEMPORARY = re.compile(r"\.resshift-[0-9a-f]{16}\.partial")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
-_READ_ATTEMPTS = 4
 T = TypeVar("T")
-_S3Client: TypeAlias = Any  # what is inferred for the synchronous calls of S3FileSystem is wrong: they return the answer, not None
 
 
 class StorageReason(StrEnum):
@@ -122,12 +117,6 @@ def _local_path(uri: str) -> str:
     return path
 
 
-def _s3() -> _S3Client:
-    """Return this process's client. fsspec keeps one per process, thread and endpoint, and forgets them after a fork."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return S3FileSystem(endpoint_url=endpoint, use_listings_cache=False)
-
-
 def _failure(uri: str, error: BaseException) -> StorageError:
     """Name the reason of a failed access. Server texts are cut to one line; they carry no secrets (AWS error reference)."""
     detail = " ".join(str(error).split())[:200] or type(error).__name__
@@ -153,15 +142,17 @@ def _attempt(uri: str, access: Callable[[], T]) -> T:
         return access()
     except StorageError:
         raise
-    except (OSError, BotoCoreError, ClientError, UnicodeError, *S3_RETRYABLE_ERRORS) as error:
+    except s3.TooLargeError as error:
+        raise StorageError(uri, StorageReason.TOO_LARGE, f"{error.size_bytes} bytes are more than allowed") from error
+    except s3.ACCESS_ERRORS as error:
         raise _failure(uri, error) from error
 
 
-def _call_s3(uri: str, method: str, **arguments: object) -> dict[str, Any]:
-    return _attempt(uri, lambda: _s3().call_s3(method, **arguments))
+def _call_s3(uri: str, options: S3Options, method: str, **arguments: object) -> dict[str, Any]:
+    return _attempt(uri, lambda: s3.call(options, method, **arguments))
 
 
-def list_entries(root: str) -> Iterator[Entry]:
+def list_entries(root: str, options: S3Options = s3.DEFAULT) -> Iterator[Entry]:
     """List every file below `root`, recursively, in the order of the UTF-8 bytes of the keys.
 
     Keys that end in "/" (directory markers) and our own temporary files are skipped. Irregular files and directories that cannot be read
@@ -169,19 +160,40 @@ def list_entries(root: str) -> Iterator[Entry]:
 
     Args:
         root: a directory, a prefix, or one single file or object.
+        options: how a bucket is reached.
 
     Raises:
         StorageError: the root itself is missing (an empty prefix of an existing bucket is not) or cannot be read.
     """
-    return _list_s3(root) if is_s3(root) else _list_local(root)
+    return _list_s3(root, options) if is_s3(root) else _list_local(root)
 
 
-def _list_s3(root: str) -> Iterator[Entry]:
+def find_entry(root: str, key: str, options: S3Options = s3.DEFAULT) -> Entry:
+    """Return the entry of one key below a root, as `list_entries` would.
+
+    Raises:
+        StorageError: it is missing or cannot be reached.
+    """
+    uri = join(root, key)
+    if not is_s3(uri):
+        path = _local_path(uri)
+        if not os.path.lexists(path):
+            raise StorageError(uri, StorageReason.MISSING, "no such file")
+        return _local_entry(key, uri, path)
+    bucket, name = _split_object(uri)
+    return _s3_entry(bucket, name, key, *_sized(_call_s3(uri, options, "head_object", Bucket=bucket, Key=name, **options.for_reading())))
+
+
+def _sized(head: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    return head["ContentLength"], head
+
+
+def _list_s3(root: str, options: S3Options) -> Iterator[Entry]:
     bucket, prefix = _split_s3(root)
     folder = prefix if not prefix or prefix.endswith("/") else prefix + "/"
     is_empty, token = True, {}
     while True:
-        page = _call_s3(root, "list_objects_v2", Bucket=bucket, Prefix=folder, **token)
+        page = _call_s3(root, options, "list_objects_v2", Bucket=bucket, Prefix=folder, **options.for_reading(), **token)
         for item in page.get("Contents", ()):
             is_empty = False
             if not item["Key"].endswith("/"):
@@ -191,12 +203,12 @@ def _list_s3(root: str) -> Iterator[Entry]:
         token = {"ContinuationToken": page["NextContinuationToken"]}
     if is_empty and prefix and not prefix.endswith("/"):
         try:
-            head = _call_s3(root, "head_object", Bucket=bucket, Key=prefix)
+            head = _call_s3(root, options, "head_object", Bucket=bucket, Key=prefix, **options.for_reading())
         except StorageError as error:
             if error.reason is StorageReason.MISSING:
                 return
             raise
-        yield _s3_entry(bucket, prefix, posixpath.basename(prefix), head["ContentLength"], head)
+        yield _s3_entry(bucket, prefix, posixpath.basename(prefix), *_sized(head))
 
 
 def _s3_entry(bucket: str, key: str, relative: str, size_bytes: int, item: dict[str, Any]) -> Entry:
@@ -266,7 +278,7 @@ def _kind(mode: int) -> str:
     return names.get(stat.S_IFMT(mode), "unknown kind")
 
 
-def read_bytes(uri: str, max_bytes: int | None = None) -> bytes:
+def read_bytes(uri: str, max_bytes: int | None = None, options: S3Options = s3.DEFAULT) -> bytes:
     """Read a whole file or object. Anything but a regular file is refused without being opened.
 
     Raises:
@@ -274,31 +286,22 @@ def read_bytes(uri: str, max_bytes: int | None = None) -> bytes:
     """
     if is_s3(uri):
         bucket, key = _split_object(uri)
-        filesystem = _s3()
-        wait: Callable[..., bytes] = cast(Any, sync)
-        return _attempt(uri, lambda: wait(filesystem.loop, _get_object, filesystem, uri, bucket, key, max_bytes))
+        return _attempt(uri, lambda: s3.get(options, bucket, key, max_bytes))
     path = _local_path(uri)
-    return _attempt(uri, lambda: _read_local(uri, path, max_bytes))
+    return _attempt(uri, lambda: _read_local(uri, path, max_bytes, None))
 
 
-def _check_size(uri: str, size_bytes: int, max_bytes: int | None) -> None:
-    if max_bytes is not None and size_bytes > max_bytes:
-        raise StorageError(uri, StorageReason.TOO_LARGE, f"{size_bytes} bytes, at most {max_bytes} are allowed")
+def read_first_bytes(uri: str, num_bytes: int, options: S3Options = s3.DEFAULT) -> bytes:
+    """Read the beginning of a file or object, at most `num_bytes`; no more than that travels.
 
-
-async def _get_object(filesystem: _S3Client, uri: str, bucket: str, key: str, max_bytes: int | None, **part: str) -> bytes:
-    for i_attempt in range(_READ_ATTEMPTS):
-        response = await filesystem._call_s3("get_object", Bucket=bucket, Key=key, **part)  # retries the request itself
-        try:
-            _check_size(uri, response["ContentLength"], max_bytes)
-            return await response["Body"].read()
-        except S3_RETRYABLE_ERRORS:  # the connection broke in the body, which s3fs does not retry for a plain call
-            if i_attempt == _READ_ATTEMPTS - 1:
-                raise
-            await asyncio.sleep(0.1 * 2**i_attempt)
-        finally:
-            response["Body"].close()
-    raise AssertionError("unreachable")
+    Raises:
+        StorageError: with the reason.
+    """
+    if is_s3(uri):
+        bucket, key = _split_object(uri)
+        return _attempt(uri, lambda: s3.get(options, bucket, key, None, f"bytes=0-{num_bytes - 1}"))
+    path = _local_path(uri)
+    return _attempt(uri, lambda: _read_local(uri, path, None, num_bytes))
 
 
 def _open_regular(uri: str, path: str) -> int:
@@ -314,29 +317,32 @@ def _open_regular(uri: str, path: str) -> int:
     raise StorageError(uri, StorageReason.IRREGULAR, f"it is not a regular file but a {_kind(mode)}")
 
 
-def _read_local(uri: str, path: str, max_bytes: int | None) -> bytes:
+def _read_local(uri: str, path: str, max_bytes: int | None, first_bytes: int | None) -> bytes:
     with open(_open_regular(uri, path), "rb") as file:
-        _check_size(uri, os.fstat(file.fileno()).st_size, max_bytes)
-        return file.read()
+        size_bytes = os.fstat(file.fileno()).st_size
+        if max_bytes is not None and size_bytes > max_bytes:
+            raise StorageError(uri, StorageReason.TOO_LARGE, f"{size_bytes} bytes, at most {max_bytes} are allowed")
+        return file.read() if first_bytes is None else file.read(first_bytes)
 
 
-def read_range(uri: str, offset: int, num_bytes: int) -> bytes:
+def read_range(uri: str, offset: int, num_bytes: int, options: S3Options = s3.DEFAULT) -> bytes:
     """Read a part of a file or object, in one request.
 
     Args:
         uri: of the file.
         offset: of the first byte; negative counts from the end, and a file shorter than that is read from its start.
         num_bytes: how many.
+        options: how a bucket is reached.
 
     Raises:
         StorageError: with the reason; invalid when the file ends before the part does.
     """
+    if num_bytes == 0:
+        return b""
     if is_s3(uri):
         bucket, key = _split_object(uri)
         part = f"bytes={offset}-{offset + num_bytes - 1}" if offset >= 0 else f"bytes={offset}"
-        filesystem = _s3()
-        wait: Callable[..., bytes] = cast(Any, sync)
-        data = _attempt(uri, lambda: wait(filesystem.loop, _get_object, filesystem, uri, bucket, key, None, Range=part))[:num_bytes]
+        data = _attempt(uri, lambda: s3.get(options, bucket, key, None, part))[:num_bytes]
     else:
         path = _local_path(uri)
         data = _attempt(uri, lambda: _read_local_range(uri, path, offset, num_bytes))
@@ -351,11 +357,21 @@ def _read_local_range(uri: str, path: str, offset: int, num_bytes: int) -> bytes
         return file.read(num_bytes)
 
 
-def write_bytes(uri: str, data: bytes) -> None:
-    """Write a whole file or object atomically; local directories are created."""
+def write_bytes(uri: str, data: bytes, options: S3Options = s3.DEFAULT, content_type: str | None = None) -> None:
+    """Write a whole file or object atomically; local directories are created.
+
+    Args:
+        uri: where to.
+        data: all of it.
+        options: how a bucket is reached, and what its new object is given.
+        content_type: of an object; a local file has none.
+
+    Raises:
+        StorageError: nothing was written.
+    """
     if is_s3(uri):
         bucket, key = _split_object(uri)
-        _call_s3(uri, "put_object", Bucket=bucket, Key=key, Body=data)
+        _call_s3(uri, options, "put_object", Bucket=bucket, Key=key, Body=data, **options.for_writing(content_type))
     else:
         path = _local_path(uri)
         _attempt(uri, lambda: _write_local(path, data))
@@ -379,7 +395,7 @@ def _write_local(path: str, data: bytes) -> None:
         raise
 
 
-def remove(uri: str) -> None:
+def remove(uri: str, options: S3Options = s3.DEFAULT) -> None:
     """Delete one file or object; nothing happens when it is not there. A local directory that is left empty goes with it.
 
     Raises:
@@ -387,7 +403,7 @@ def remove(uri: str) -> None:
     """
     if is_s3(uri):
         bucket, key = _split_object(uri)
-        _call_s3(uri, "delete_object", Bucket=bucket, Key=key)
+        _call_s3(uri, options, "delete_object", Bucket=bucket, Key=key)
         return
     path = _local_path(uri)
     _attempt(uri, lambda: _remove_local(path))
@@ -405,7 +421,7 @@ def _remove_local(path: str) -> None:
             raise
 
 
-def exists(uri: str) -> bool:
+def exists(uri: str, options: S3Options = s3.DEFAULT) -> bool:
     """Return whether a file or object is there (a prefix or a bucket is not an object).
 
     Raises:
@@ -414,7 +430,7 @@ def exists(uri: str) -> bool:
     if is_s3(uri):
         bucket, key = _split_object(uri)
         try:
-            _call_s3(uri, "head_object", Bucket=bucket, Key=key)
+            _call_s3(uri, options, "head_object", Bucket=bucket, Key=key, **options.for_reading())
         except StorageError as error:
             if error.reason is StorageReason.MISSING:
                 return False
@@ -454,7 +470,7 @@ def is_inside(child: str, parent: str) -> bool:
     return any(not outer or inner == outer or inner.startswith(f"{outer}/") for inner, outer in readings)
 
 
-def open_input(uri: str) -> IO[bytes]:
+def open_input(uri: str, options: S3Options = s3.DEFAULT) -> IO[bytes]:
     """Open a file or object for random access; only the parts that are read travel.
 
     Raises:
@@ -462,6 +478,6 @@ def open_input(uri: str) -> IO[bytes]:
     """
     if is_s3(uri):
         bucket, key = _split_object(uri)
-        return cast(IO[bytes], _attempt(uri, lambda: _s3().open(f"{bucket}/{key}", "rb", block_size=8 << 20)))
+        return cast(IO[bytes], _attempt(uri, lambda: s3.client(options).open(f"{bucket}/{key}", "rb", block_size=8 << 20)))
     path = _local_path(uri)
     return _attempt(uri, lambda: open(path, "rb"))

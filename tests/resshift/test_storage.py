@@ -15,6 +15,7 @@ import pytest
 import s3fs
 
 from resshift import storage
+from resshift.s3 import S3Options
 from resshift.storage import StorageError, StorageReason, exists, is_inside, join, list_entries, read_bytes, write_bytes
 
 AWKWARD_KEYS = (
@@ -125,8 +126,8 @@ def test_bucket_listing_streams_page_by_page(bucket: str, monkeypatch: pytest.Mo
     pages: list[int] = []
     original = storage._call_s3  # pyright: ignore[reportPrivateUsage]
 
-    def small_pages(uri: str, method: str, **arguments: object) -> dict[str, Any]:
-        page = original(uri, method, MaxKeys=3, **arguments)
+    def small_pages(uri: str, options: S3Options, method: str, **arguments: object) -> dict[str, Any]:
+        page = original(uri, options, method, MaxKeys=3, **arguments)
         pages.append(len(page["Contents"]))
         return page
 
@@ -148,10 +149,8 @@ def test_bucket_listing_skips_markers_and_neighbouring_prefixes(bucket: str) -> 
 def test_unreachable_store_is_unavailable_and_says_no_secret(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden-secret")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     with pytest.raises(StorageError) as caught:
-        read_bytes("s3://some-bucket/a.png")
+        read_bytes("s3://some-bucket/a.png", options=S3Options(attempts=1))
     assert caught.value.reason is StorageReason.UNAVAILABLE
     assert "hidden-secret" not in str(caught.value)
 
@@ -302,3 +301,16 @@ def test_is_inside_resolves_links_and_relative_paths(tmp_path: Path, monkeypatch
 def test_errors_survive_pickling() -> None:
     error = pickle.loads(pickle.dumps(StorageError("s3://b/x", StorageReason.DENIED, "no")))
     assert (error.uri, error.reason, str(error)) == ("s3://b/x", StorageReason.DENIED, "s3://b/x: denied: no")
+
+
+def test_removing_is_quiet_and_leaves_no_empty_directory(tmp_path: Path, bucket: str) -> None:
+    for root in (str(tmp_path / "root"), bucket):
+        for name in ("a/1", "a/2"):
+            storage.write_bytes(f"{root}/{name}", b"x")
+        storage.remove(f"{root}/a/1")
+        storage.remove(f"{root}/a/1")  # it is gone already
+        assert [entry.key for entry in storage.list_entries(root)] == ["a/2"]
+        storage.remove(f"{root}/a/2")
+    assert not (tmp_path / "root" / "a").exists()
+    with pytest.raises(StorageError, match=r"denied|invalid|irregular|unavailable"):
+        storage.remove(str(tmp_path))

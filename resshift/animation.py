@@ -1,0 +1,125 @@
+"""Pictures of several frames or pages: the first one, all of them, or none, as the caller says.
+
+    frames = decode_frames(data, limits, "all")       one Picture a frame, and how long each is shown
+    data = encode_frames(frames, "webp")
+
+A still picture is one frame; everything that moves pictures moves `Frames`. APNG, WebP and GIF give composed frames of the canvas size,
+TIFF its pages. All of several frames are written as APNG, WebP or a TIFF of pages, in 8 bit, lossless but for WebP below quality 100.
+
+What it does not do: GIF output (256 colours), different profiles or EXIF for each frame (the first one's are written).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from PIL import Image
+
+from resshift import images
+from resshift.header import identify, read_header, refusals
+from resshift.images import Format, ImageError, ImageLimits, Picture, Reason
+
+FrameChoice = Literal["first", "all", "fail"]
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """One or several pictures of one file.
+
+    Fields:
+        pictures: at least one.
+        durations_ms: how long each is shown; empty for pages and stills.
+        loop: how often an animation is repeated, 0 is for ever.
+    """
+
+    pictures: tuple[Picture, ...]
+    durations_ms: tuple[int, ...] = ()
+    loop: int = 0
+
+    def map(self, change: Callable[[Picture], Picture]) -> Frames:
+        """Return the frames with every picture changed."""
+        return replace(self, pictures=tuple(change(picture) for picture in self.pictures))
+
+    @property
+    def num_pixels(self) -> int:
+        return sum(picture.width * picture.height for picture in self.pictures)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the arrays in memory."""
+        return sum(picture.pixels.nbytes + (0 if picture.alpha is None else picture.alpha.nbytes) for picture in self.pictures)
+
+
+def decode_frames(data: bytes, limits: ImageLimits | None = None, choice: FrameChoice = "first") -> Frames:
+    """Decode a file of one or several frames.
+
+    Args:
+        data: the whole file.
+        limits: sizes accepted. The pixels of all frames together must be within `max_pixels`, their number within `max_frames`.
+        choice: "first" takes the first frame, with a note; "all" takes every one; "fail" refuses files of several frames.
+
+    Raises:
+        ImageError: with the reason; `animated` for "fail".
+    """
+    limits = limits or ImageLimits()
+    num_frames = images.probe(data, limits).num_frames
+    if num_frames > 1 and choice == "fail":
+        raise ImageError(Reason.ANIMATED, f"the file has {num_frames} frames or pages; frames=first or frames=all accept it")
+    if num_frames == 1 or choice == "first":
+        return Frames((images.decode(data, limits),))
+    if num_frames > limits.max_frames:
+        raise ImageError(Reason.TOO_LARGE, f"the file has {num_frames} frames or pages, at most {limits.max_frames} are allowed")
+    image = read_header(data, limits)
+    width, height = image.size
+    if width * height * num_frames > limits.max_pixels:
+        count = f"{num_frames} frames of {width}x{height}"
+        raise ImageError(Reason.TOO_LARGE, f"the file has {count}, at most {limits.max_pixels} pixels are allowed in all")
+    pictures: list[Picture] = []
+    durations: list[int] = []
+    name = identify(data)
+    with refusals(f"{name} frames"):
+        for i_frame in range(num_frames):
+            image.seek(i_frame)
+            image.load()
+            limits.check_size(*image.size)
+            pictures.append(replace(images.from_pil(image.copy() if name != "TIFF" else image), format=name))
+            durations.append(round(float(image.info.get("duration") or 0)))
+        loop = int(image.info.get("loop") or 0)
+    first = replace(pictures[0], notes=(f"{num_frames} frames", *pictures[0].notes))
+    return Frames((first, *pictures[1:]), () if name == "TIFF" else tuple(durations), loop)
+
+
+def fit_frames(frames: Frames, format: Format) -> Frames:
+    """Return the frames as `format` can hold them, with notes on the first; see `images.fit_format`.
+
+    Raises:
+        ImageError: animated, when there are several and the format holds one; too_large, when a side is too long.
+    """
+    if len(frames.pictures) > 1 and format == "jpeg":
+        raise ImageError(
+            Reason.ANIMATED, f"{len(frames.pictures)} frames do not fit into a jpeg; choose png, webp or tiff, or frames=first"
+        )
+    return frames.map(lambda picture: images.fit_format(picture, format))
+
+
+def encode_frames(frames: Frames, format: Format = "png", quality: int = 95) -> bytes:
+    """Encode one picture as `images.encode` does, or all frames of an animation."""
+    first = frames.pictures[0]
+    if len(frames.pictures) == 1:
+        return images.encode(first, format, quality)
+    converted = [images.to_pil(picture) for picture in fit_frames(frames, format).pictures]
+    mode = "RGBA" if any(image.has_transparency_data for image in converted) else "RGB"
+    shown: list[Image.Image] = converted if format == "tiff" else [image.convert(mode) for image in converted]
+    # A difference between frames is never blended over what was there before: a decoder shows exactly these pixels.
+    options: dict[str, Any] = {
+        "png": {"duration": list(frames.durations_ms), "loop": frames.loop, "compress_level": 1, "blend": 0, "disposal": 0},
+        "webp": {"duration": list(frames.durations_ms), "loop": frames.loop, "quality": quality, "lossless": quality == 100, "method": 4},
+        "tiff": {"compression": "tiff_deflate"},
+    }[format]
+    out = io.BytesIO()
+    metadata = {"icc_profile": first.icc} if first.icc else {}
+    shown[0].save(out, format.upper(), save_all=True, append_images=shown[1:], **options, **metadata)
+    return out.getvalue()

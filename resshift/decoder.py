@@ -1,0 +1,197 @@
+"""Decode in a process of its own, under a memory and a time limit, so that no file can take a worker with it.
+
+    with Decoder(DecoderLimits(seconds=60)) as decoder:
+        frames = decoder.decode(data)          ImageError for a bad file; DecoderDied, DecoderTimeout when it took the process down
+
+The child is `python -m resshift.decoder`: one for the life of the parent, started again after a crash. It imports neither torch nor ray, so
+a start takes 0.3 s and 60 MB. One file is in it at a time: a crash belongs to that file and to no other. Files travel over a socket pair,
+pixels come back the same way; the child ends when its end of the pair closes, however the parent went.
+
+The memory limit is RLIMIT_AS above what the idle child uses, so an allocation that is too large fails with MemoryError, which is an
+`ImageError` (too_large) like any other refusal.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from dataclasses import dataclass
+from types import TracebackType
+
+from resshift.animation import FrameChoice, Frames, decode_frames
+from resshift.images import ImageError, ImageLimits, Reason
+
+_LENGTH = struct.Struct(">Q")
+
+
+class DecoderDied(RuntimeError):
+    """The process ended while it decoded this file; the message says how."""
+
+
+class DecoderTimeout(RuntimeError):
+    """The file took longer than it may; its process was ended."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecoderLimits:
+    """What one file may take.
+
+    Fields:
+        images: sizes, checked on the header.
+        seconds: of wall clock.
+        memory_mb: above that of an idle decoder; None: 64 bytes for every pixel that `images` accepts, and 256 MB.
+    """
+
+    images: ImageLimits = ImageLimits()
+    seconds: float = 60.0
+    memory_mb: int | None = None
+
+    @property
+    def memory_bytes(self) -> int:
+        return (self.memory_mb << 20) if self.memory_mb is not None else (256 << 20) + 64 * self.images.max_pixels
+
+
+class Decoder:
+    """The parent's side; starts the child when it is first needed."""
+
+    def __init__(self, limits: DecoderLimits | None = None) -> None:
+        self.limits = limits or DecoderLimits()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the child while it runs."""
+        return None if self._child is None else self._child.pid
+
+    def decode(self, data: bytes, choice: FrameChoice = "first") -> Frames:
+        """Decode one file.
+
+        Raises:
+            ImageError: the file is refused.
+            DecoderTimeout: it took too long.
+            DecoderDied: the process ended: killed, crashed, out of memory.
+        """
+        if self._channel is None:
+            self._start()
+        assert self._channel is not None
+        try:
+            self._channel.settimeout(self.limits.seconds)
+            _send(self._channel, pickle.dumps((self.limits.images, choice)), data)
+            answer = pickle.loads(_receive(self._channel))
+        except TimeoutError:
+            self.close()
+            raise DecoderTimeout(f"decoding took longer than {self.limits.seconds:g} s") from None
+        except OSError:
+            raise DecoderDied(f"the decoder ended while it had this file: {self._reap()}") from None
+        if isinstance(answer, ImageError):
+            raise answer
+        return answer
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-m", "resshift.decoder", str(theirs.fileno()), str(self.limits.memory_bytes)]
+            # The parent's import path, not its environment's: a Ray worker finds the package in a directory of its job.
+            environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+            self._child = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL)
+        self._channel = ours
+
+    def _reap(self) -> str:
+        child = self._child
+        try:
+            code = 0 if child is None else child.wait(1)
+        except subprocess.TimeoutExpired:
+            code = 0
+        self.close()
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+    def close(self) -> None:
+        """End the child; the next `decode` starts another one."""
+        if self._channel is not None:
+            self._channel.close()
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+        self._child = self._channel = None
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _send(channel: socket.socket, *parts: bytes) -> None:
+    for part in parts:
+        channel.sendall(_LENGTH.pack(len(part)))
+        channel.sendall(part)
+
+
+def _receive(channel: socket.socket) -> bytearray:
+    """Receive one part.
+
+    Raises:
+        ConnectionError: the other side is gone.
+    """
+    head = bytearray(_LENGTH.size)
+    _fill(channel, head)
+    body = bytearray(_LENGTH.unpack(head)[0])
+    _fill(channel, body)
+    return body
+
+
+def _fill(channel: socket.socket, buffer: bytearray) -> None:
+    view = memoryview(buffer)
+    while len(view):
+        count = channel.recv_into(view)
+        if not count:
+            raise ConnectionError("the other side is gone")
+        view = view[count:]
+
+
+def _limit_memory(num_bytes: int) -> None:
+    with open("/proc/self/statm") as file:
+        in_use = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + num_bytes, in_use + num_bytes))
+
+
+def _serve(channel: socket.socket) -> None:
+    """Answer one file after the other until the parent is gone."""
+    while True:
+        try:
+            limits, choice = pickle.loads(_receive(channel))
+            data = bytes(_receive(channel))
+        except ConnectionError:
+            return
+        except MemoryError:  # the file alone is above the limit; what is left of it cannot be skipped
+            _send(channel, pickle.dumps(ImageError(Reason.TOO_LARGE, "the file does not fit into the decoder's memory")))
+            return
+        try:
+            answer = pickle.dumps(decode_frames(data, limits, choice), protocol=5)
+        except ImageError as error:
+            answer = pickle.dumps(error)
+        except MemoryError:
+            answer = pickle.dumps(ImageError(Reason.TOO_LARGE, "decoding needs more memory than a picture may take"))
+        _send(channel, answer)
+
+
+def main(arguments: list[str]) -> None:
+    """Run the child: `python -m resshift.decoder FD MEMORY_BYTES`."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end closes the pair
+    if sys.platform == "linux":
+        _limit_memory(int(arguments[1]))
+    _serve(socket.socket(fileno=int(arguments[0])))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
