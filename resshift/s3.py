@@ -69,8 +69,9 @@ class S3Options:
 
     def __post_init__(self) -> None:
         if self.attempts < 1 or self.connections < 1 or self.timeout_s <= 0:
-            got = f"{self.attempts}, {self.connections}, {self.timeout_s}"
-            raise ValueError(f"attempts and connections must be at least 1 and timeout_s positive, got {got}")
+            raise ValueError(
+                f"attempts and connections must be at least 1 and timeout_s positive, got {self.attempts}, {self.connections}, {self.timeout_s}"
+            )
         if self.sse_kms_key is not None and self.sse != "aws:kms":
             raise ValueError(f"sse_kms_key needs sse=aws:kms, got sse={self.sse}")
 
@@ -117,19 +118,19 @@ def call(options: S3Options, method: str, **arguments: object) -> dict[str, Any]
     return client(options).call_s3(method, **arguments)
 
 
-def get(options: S3Options, bucket: str, key: str, max_bytes: int | None = None, part: str | None = None) -> bytes:
-    """Read an object, or a `part` of it in the words of the Range header; exactly as long as the store announced it.
+def get(options: S3Options, bucket: str, key: str, max_bytes: int | None, byte_range: str | None = None) -> bytes:
+    """Read an object, or a part of it ("bytes=0-99", RFC 9110); exactly as long as the store announced it.
 
     Raises:
         TooLargeError: above `max_bytes`, before the body is read.
     """
     filesystem = client(options)
     wait: Any = sync
-    return cast(bytes, wait(filesystem.loop, _get, filesystem, options, bucket, key, max_bytes, part))
+    return cast(bytes, wait(filesystem.loop, _get, filesystem, options, bucket, key, max_bytes, byte_range))
 
 
-async def _get(filesystem: Client, options: S3Options, bucket: str, key: str, max_bytes: int | None, part: str | None) -> bytes:
-    wanted = {} if part is None else {"Range": part}
+async def _get(filesystem: Client, options: S3Options, bucket: str, key: str, max_bytes: int | None, byte_range: str | None) -> bytes:
+    wanted = {} if byte_range is None else {"Range": byte_range}
     for i_attempt in range(options.attempts):
         response = await filesystem._call_s3("get_object", Bucket=bucket, Key=key, **options.for_reading(), **wanted)
         try:
@@ -140,7 +141,7 @@ async def _get(filesystem: Client, options: S3Options, bucket: str, key: str, ma
             if len(data) == announced:
                 return data
             raise ConnectionError(f"the body has {len(data)} of {announced} bytes")
-        except (*S3_RETRYABLE_ERRORS, ConnectionError):  # the connection broke in the body
+        except S3_RETRYABLE_ERRORS + (ConnectionError,):  # the connection broke in the body
             if i_attempt == options.attempts - 1:
                 raise
         finally:

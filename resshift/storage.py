@@ -320,10 +320,12 @@ def read_range(uri: str, offset: int, num_bytes: int, options: S3Options = s3.DE
 
 
 def _read_part(uri: str, offset: int, num_bytes: int, options: S3Options) -> bytes:
+    if num_bytes == 0:
+        return b""
     if is_s3(uri):
         bucket, key = _split_object(uri)
         part = f"bytes={offset}-{offset + num_bytes - 1}" if offset >= 0 else f"bytes={offset}"
-        return _attempt(uri, lambda: s3.get(options, bucket, key, part=part))[:num_bytes]
+        return _attempt(uri, lambda: s3.get(options, bucket, key, None, part))[:num_bytes]
     path = _local_path(uri)
     return _attempt(uri, lambda: _read_local_part(uri, path, offset, num_bytes))
 
