@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from pipelines.bulk import Budget, BulkOptions, BulkRun, LedgerWriter, ReplicaTime, busy_share
+from pipelines.bulk import Budget, BulkOptions, BulkRun, ReplicaTime, busy_share
 from pipelines.digests import DigestSet, OwnerMap
 from pipelines.engines import ActorEngine, Engine, EngineError, EngineOptions
 from pipelines.ledger import Known
 from pipelines.selection import Selection, Worklist
 from pipelines.stages import Row, StageOptions, UpscaleOptions
 from pipelines.upscale import entries
+from pipelines.writer import LedgerWriter
 from resshift import images
 from serve.engine import ServeEngine
 
