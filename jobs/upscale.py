@@ -21,6 +21,7 @@ Exit codes: 0 complete, 1 failed, 2 usage, 3 finished with failed items.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -133,6 +134,9 @@ def work(options: argparse.Namespace, settings: BulkSettings, job: Job, worklist
             run_job(job, worklist, engine, progress)
     except EngineError as error:
         print(f"error: {error}", file=sys.stderr)
+        return Exit.FAILED
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print("stopped; what is done is in the ledger, and the same command continues", file=sys.stderr)
         return Exit.FAILED
     tally = worklist.tally
     print(f"{tally.listed} inputs: {tally.pending} to do, {tally.done} done before, {tally.refused} refused")

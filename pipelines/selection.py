@@ -187,7 +187,7 @@ class Worklist:
                 refused.append(self._refused(entry, keys[i], _reason(why), why))
             elif not has_name[i]:
                 first = self._recent.get(outputs[i], "another input")
-                message = f"{first} is written to {outputs[i]} already; rename one, or choose another --name"
+                message = f"{first} is written to {outputs[i]} already; --name '{{dir}}/{{name}}.{{ext}}' would keep them apart"
                 refused.append(self._refused(entry, keys[i], "name_collision", message))
             else:
                 items.append(Item(keys[i], entry.uri, entry.etag, entry.size_bytes, outputs[i]))

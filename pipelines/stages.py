@@ -34,7 +34,7 @@ _MAX_RESULT_BYTES = 8 << 30
 class UpscaleOptions:
     """What decides the bytes of the outputs and their names; stored in job.json, and a resumed job must have the same.
 
-    `name` may use {dir}, {stem}, {ext} and {scale}.
+    `name` is a template, see `naming.output_key`.
     """
 
     model: str

@@ -20,13 +20,14 @@ from dataclasses import dataclass, field
 import ray
 
 from pipelines import ledger
-from pipelines.bulk import BulkOptions, BulkRun, LedgerWriter, busy_share
+from pipelines.bulk import BulkOptions, BulkRun, busy_share
 from pipelines.engines import Engine, EngineOptions
 from pipelines.progress import Progress
 from pipelines.report import RunRecord, write_run
 from pipelines.selection import Selection, Worklist, listed_keys
 from pipelines.settings import EngineSettings
 from pipelines.stages import Row, StageOptions, UpscaleOptions
+from pipelines.writer import LedgerWriter
 from resshift import s3, storage
 from resshift.s3 import S3Options
 from resshift.storage import Entry

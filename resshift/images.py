@@ -9,7 +9,8 @@ Pillow's default). OpenCV's channel order is BGR: nowhere outside this module.
 
 Value ranges: uint8 0-255 or uint16 0-65535 in arrays, [-1, 1] float32 in tensors.
 
-What it does not do: animation (first frame, with a note), floating point, multispectral pictures (refused).
+What it does not do: animation (`resshift.animation`), floating-point colour, more than four bands (what Pillow makes of the first, with a
+note).
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def decode(data: bytes, limits: ImageLimits | None = None) -> Picture:
 
 
 def from_pil(image: Image.Image) -> Picture:
-    """Convert a Pillow image of any mode but F, I (beyond 16 bit), LAB and HSV; its EXIF orientation and ICC profile are applied.
+    """Convert a Pillow image of any mode but LAB and HSV (I and F within 16 bit); its EXIF orientation and ICC profile are applied.
 
     Raises:
         ImageError: unsupported_mode, or what a lazily opened file turns out to be.
@@ -142,6 +143,22 @@ def _grey16(image: Image.Image) -> Picture:
     return Picture(pixels=values[..., None], alpha=alpha, notes=notes)
 
 
+def _float_grey(image: Image.Image) -> Picture:
+    """Bring floating-point grey to 16 bit. Its white is the smallest of 1, 255 and 65535 that no finite sample exceeds."""
+    samples = np.asarray(image)
+    finite = samples[np.isfinite(samples)]
+    highest = float(finite.max(initial=0.0))
+    white = next((white for white in (1.0, 255.0, 65535.0) if highest <= white), None)
+    if white is None or float(finite.min(initial=0.0)) < 0:
+        message = f"floating-point samples reach from {finite.min()} to {highest}, 0 to 65535 is allowed"
+        raise ImageError(Reason.UNSUPPORTED_MODE, message)
+    notes = (f"floating-point samples with white at {white:g} written as 16-bit",)
+    if finite.size < samples.size:
+        notes += (f"{samples.size - finite.size} samples were NaN or infinite",)
+    known = np.nan_to_num(samples, nan=0.0, posinf=white, neginf=0.0).astype(np.float64)
+    return Picture(pixels=(known * (65535 / white) + 0.5).astype(np.uint16)[..., None], notes=notes)
+
+
 def _in_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
@@ -151,8 +168,6 @@ def _eight_bit(image: Image.Image, icc: bytes | None) -> Picture:
     notes: tuple[str, ...] = ()
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         num_samples = int(image.tag_v2.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
-        if num_samples > 4 and image.mode not in ("RGB", "RGBA", "CMYK"):
-            raise ImageError(Reason.UNSUPPORTED_MODE, f"the TIFF has {num_samples} bands, 1 to 4 are allowed")
         if num_samples > len(image.getbands()):
             notes = (f"{num_samples - len(image.getbands())} extra bands dropped",)
     has_alpha = image.has_transparency_data
@@ -192,6 +207,8 @@ def _from_loaded(image: Image.Image, samples: Array | None) -> Picture:
         picture = Picture(pixels=samples[..., :-1] if has_alpha else samples, alpha=samples[..., -1] if has_alpha else None, icc=icc)
     elif image.mode.startswith("I"):
         picture = replace(_grey16(image), icc=icc)
+    elif image.mode == "F":
+        picture = replace(_float_grey(image), icc=icc)
     else:
         picture = _eight_bit(image, icc)
     if picture.pixels.dtype == np.uint16 and icc:

@@ -61,7 +61,7 @@ def main() -> int:
         disturber = threading.Thread(target=disturb, args=(process.pid, chosen.every_s, begun(0), stop, kills, chosen.seed))
         disturber.start()
         try:
-            harness.wait_for_rows(target, min(100, count // 2), process)
+            harness.wait_for_rows(target, count // 2, process)
             kills["driver"] += 1
         finally:
             stop.set()

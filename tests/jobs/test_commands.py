@@ -145,7 +145,7 @@ def test_dry_run_of_training_prints_the_configuration(job: Job, shards: Path, tm
         (["--quality", "101"], "--quality must lie in 1 to 100"),
         (["--tile", "7"], "--tile must be at least"),
         (["--max-megapixels", "0"], "--max-megapixels must be positive"),
-        (["--name", "{stem}_{when}.png"], "allowed: {dir}, {stem}, {ext}, {scale}"),
+        (["--name", "{stem}_{when}.png"], "allowed: {dir}, {name}, {stem}, {ext}, {scale}"),
         (["--price-per-hour", "-1"], "--price-per-hour must be at least 0"),
         (["--keys", "no/such/list"], "--keys no/such/list: No such file"),
         (["--include", "*.tif"], "that are selected"),

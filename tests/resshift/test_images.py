@@ -348,6 +348,18 @@ def test_sixteen_bit_values_are_exact() -> None:
     assert probe(raw_png(4, 5, 16, 2, b"")).sample_bits == 16
 
 
+@pytest.mark.parametrize(("white", "values"), [(1, [0, 0.5, 1]), (255, [0, 51, 255]), (65535, [0, 300, 65535])])
+def test_floating_point_grey_becomes_sixteen_bit(white: float, values: list[float]) -> None:
+    picture = decode(saved(Image.fromarray(np.array([values], dtype=np.float32)), "TIFF"))
+    np.testing.assert_array_equal(picture.pixels[0, :, 0], [int(value * 65535 / white + 0.5) for value in values])
+
+
+def test_samples_that_are_no_numbers_are_black_or_white_and_told() -> None:
+    picture = decode(saved(Image.fromarray(np.array([[0.5, np.nan, np.inf, -np.inf]], dtype=np.float32)), "TIFF"))
+    np.testing.assert_array_equal(picture.pixels[0, :, 0], [32768, 0, 65535, 0])
+    assert "3 samples were NaN or infinite" in picture.notes
+
+
 def test_interlaced_png_equals_plain() -> None:
     values = np.arange(64, dtype=np.uint8).reshape(8, 8)
     passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))  # PNG, 8.2 (Adam7)
@@ -405,8 +417,8 @@ def refusal(data: bytes, limits: ImageLimits | None = None) -> Reason:
         (b"8BPS" + bytes(50), Reason.UNSUPPORTED_FORMAT),
         (b"\x89PNG\r\n\x1a\n", Reason.CORRUPT),
         (raw_png(0, 0, 8, 2, b""), Reason.CORRUPT),
-        (saved(Image.fromarray(np.ones((2, 2), dtype=np.float32)), "TIFF"), Reason.UNSUPPORTED_MODE),
-        (saved(Image.fromarray(np.full((2, 2), np.nan, dtype=np.float32)), "TIFF"), Reason.UNSUPPORTED_MODE),
+        (saved(Image.fromarray(np.full((2, 2), -1, dtype=np.float32)), "TIFF"), Reason.UNSUPPORTED_MODE),
+        (saved(Image.fromarray(np.full((2, 2), 1e6, dtype=np.float32)), "TIFF"), Reason.UNSUPPORTED_MODE),
         (saved(Image.fromarray(np.full((2, 2), 70_000, dtype=np.int32)), "TIFF"), Reason.UNSUPPORTED_MODE),
     ],
 )

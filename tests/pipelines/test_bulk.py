@@ -1,0 +1,153 @@
+"""The scheduler on a real Ray: both engines, deaths charged to whom they belong, bounded bytes, and a ledger that misses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.bulk import Budget, BulkOptions, BulkRun, ReplicaTime, busy_share
+from pipelines.digests import DigestSet, OwnerMap
+from pipelines.engines import ActorEngine, Engine, EngineError, EngineOptions
+from pipelines.ledger import Known
+from pipelines.selection import Selection, Worklist
+from pipelines.stages import Row, StageOptions, UpscaleOptions
+from pipelines.upscale import entries
+from pipelines.writer import LedgerWriter
+from resshift import images
+from serve.engine import ServeEngine
+
+Encode = Callable[..., bytes]
+JOB = UpscaleOptions(model="nearest-x4", identity="nearest-x4", scale=4)
+
+
+def test_a_budget_admits_one_and_then_what_fits() -> None:
+    async def play() -> list[str]:
+        budget, told = Budget(10), list[str]()
+        await budget.reserve(50)  # larger than all of it, and alone
+
+        async def second() -> None:
+            await budget.reserve(4)
+            told.append("second")
+
+        task = asyncio.create_task(second())
+        await asyncio.sleep(0.01)
+        told.append("before")
+        await budget.adjust(-50)
+        await task
+        return told
+
+    assert asyncio.run(play()) == ["before", "second"]
+
+
+def test_busy_share_is_model_time_over_wall_clock() -> None:
+    assert busy_share([ReplicaTime(0.0, 10.0, 9.0), ReplicaTime(5.0, 10.0, 4.5)]) == pytest.approx(0.9)
+    assert busy_share([]) is None
+
+
+def test_the_writer_loses_no_row_and_tells_of_a_part_that_failed() -> None:
+    parts: list[Sequence[Row]] = []
+
+    async def write(count: int) -> None:
+        writer = LedgerWriter(parts.append)
+        for i in range(count):
+            writer.add({"key": str(i)})
+        await asyncio.to_thread(writer.close)
+
+    asyncio.run(write(250))
+    assert [len(part) for part in parts if part] == [100, 100, 50]
+    assert [row["key"] for part in parts for row in part] == [str(i) for i in range(250)]
+
+    def refuse(rows: Sequence[Row]) -> None:
+        raise OSError("the store is down")
+
+    async def fail() -> None:
+        writer = LedgerWriter(refuse)
+        writer.add({"key": "a"})
+        await asyncio.to_thread(writer.close)
+
+    with pytest.raises(OSError, match="the store is down"):
+        asyncio.run(fail())
+
+
+def run_bulk(source: Path, target: Path, engine: Engine, after: Callable[[list[Row]], None] | None = None) -> list[Row]:
+    """Run the scheduler over a folder and return its rows."""
+    rows: list[Row] = []
+
+    def finished(row: Row) -> None:
+        rows.append(row)
+        if after is not None:
+            after(rows)
+
+    async def run() -> None:
+        worklist = Worklist(entries(str(source), Selection()), Known(DigestSet(), OwnerMap(), Counter()), JOB.output_key, 4)
+        stages = StageOptions(job=JOB, target=str(target))
+        options = BulkOptions(unit_pictures=4, fetch_pictures=4)
+        bulk = BulkRun(worklist.batches(), stages, engine, options, finished, num_cpus=2, object_store_bytes=300 << 20)
+        try:
+            await engine.start()
+            await bulk.run()
+        finally:
+            await engine.close()
+
+    asyncio.run(run())
+    return rows
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_cluster")
+class TestOnRay:
+    """One cluster, few replicas: starting them is what takes the time."""
+
+    @pytest.mark.parametrize("kind", [ActorEngine, ServeEngine])
+    def test_every_input_has_one_row_and_its_own_pixels(self, kind: Callable[[EngineOptions], Engine], tree: Path, tmp_path: Path) -> None:
+        engine = kind(EngineOptions(model="nearest-x4", identity="nearest-x4", num_cpus=0.5))
+        rows = run_bulk(tree, tmp_path / "out", engine)
+        assert Counter(row["status"] for row in rows) == {"ok": 10, "failed": 1}
+        assert len({row["key"] for row in rows}) == 11
+        for row in rows:
+            if row["status"] == "ok":
+                source = images.decode((tree / row["key"]).read_bytes()).pixels
+                written = images.decode((tmp_path / "out" / row["output"]).read_bytes()).pixels
+                assert (written == source.repeat(4, axis=0).repeat(4, axis=1)).all()
+
+    def test_a_picture_that_kills_replicas_is_charged_and_its_neighbours_are_not(self, tree: Path, tmp_path: Path) -> None:
+        engine = PoisonedEngine(EngineOptions(model="nearest-x4@150", identity="nearest-x4", num_cpus=0.5), "class1/3.png")
+        rows = {row["key"]: row for row in run_bulk(tree, tmp_path / "out", engine)}
+        assert len(rows) == 11
+        assert (rows["class1/3.png"]["status"], rows["class1/3.png"]["reason"]) == ("failed", "killed_worker")
+        assert "2 workers ended while they had this input alone" in rows["class1/3.png"]["message"]
+        assert sum(row["status"] == "ok" for row in rows.values()) == 9
+
+    def test_a_replica_that_cannot_start_ends_the_job(self, tree: Path, tmp_path: Path) -> None:
+        engine = ActorEngine(EngineOptions(model="nearest-x4", identity="another", num_cpus=0.5))
+        with pytest.raises(EngineError, match="another nearest-x4: nearest-x4 instead of another"):
+            run_bulk(tree, tmp_path / "out", engine)
+
+
+class PoisonedEngine(ActorEngine):
+    """Kills the replica that is given one certain picture, as a fault of a driver would."""
+
+    def __init__(self, options: EngineOptions, poison: str) -> None:
+        super().__init__(options)
+        self._poison = poison
+
+    async def upscale(self, options: Any, keys: Sequence[str], inputs: Sequence[Any]) -> Any:  # noqa: ANN401 - see Engine
+        stream = super().upscale(options, keys, inputs)
+        replica = number = 0
+        async for ref in stream:
+            if number == 0:
+                replica = (await ref).replica
+            # Started, then two answers a picture: with this one, everything before the poison is through.
+            if self._poison in keys and number == 2 * list(keys).index(self._poison):
+                await ref
+                os.kill(replica, signal.SIGKILL)
+            yield ref
+            number += 1
