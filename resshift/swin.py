@@ -82,6 +82,8 @@ class WindowAttention(nn.Module):
     def __init__(self, dim: int, window: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.window = window
+        self._kept: tuple[tuple[object, ...], Tensor | None, Tensor] | None = None
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, num_heads))
         self.register_buffer("relative_position_index", gen_relative_position_index((window, window)))
         self.qkv = nn.Linear(dim, 3 * dim)
@@ -96,22 +98,34 @@ class WindowAttention(nn.Module):
         """Attend inside each window.
 
         Args:
-            x: (B, n, N, C).
+            x: (B, H, W, C); H and W are multiples of the window.
             mask: additive, (n, N, N), or None.
 
         Returns:
-            (B, n, N, C).
+            (B, H, W, C).
         """
         # Fused kernels take four axes. Windows that share one bias join the batch; with a mask each has its own, so they join the heads.
-        num_windows = x.shape[1]
-        bias = self.position_bias().to(x.dtype)  # (k, N, N)
-        if mask is None:
-            bias, axes = bias[None], "(b n) k i d"
-        else:
-            bias, axes = rearrange(bias + mask[:, None].to(x.dtype), "n k i j -> 1 (n k) i j"), "b (n k) i d"
-        q, k, v = rearrange(self.qkv(x), f"b n i (three k d) -> three {axes}", three=3, k=self.num_heads)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
-        return self.proj(rearrange(attended, f"{axes} -> b n i (k d)", n=num_windows, k=self.num_heads))
+        # Projections act on positions, so windows are cut once, together with the heads.
+        height, width = x.shape[1] // self.window, x.shape[2] // self.window
+        sizes = {"k": self.num_heads, "h": self.window, "w": self.window, "a": height, "e": width}
+        axes = "(b a e) k (h w) d" if mask is None else "b (a e k) (h w) d"
+        q, k, v = rearrange(self.qkv(x), f"b (a h) (e w) (three k d) -> three {axes}", three=3, **sizes)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias(mask, q.dtype))
+        return self.proj(rearrange(attended, f"{axes} -> b (a h) (e w) (k d)", **sizes))
+
+    def _bias(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Position bias plus mask, (1, k, N, N) or (1, n k, N, N). Without gradients it is kept for the next call of the same kind."""
+        table = self.relative_position_bias_table
+        keeps = not torch.is_grad_enabled() and not table.is_inference()  # an inference tensor does not count its changes
+        key = (dtype, table.device, table.data_ptr(), table._version) if keeps else None
+        if key is not None and self._kept is not None and self._kept[0] == key and self._kept[1] is mask:
+            return self._kept[2]
+        bias = self.position_bias().to(dtype)[None]
+        if mask is not None:
+            bias = rearrange(bias + mask[:, None].to(dtype), "n k i j -> 1 (n k) i j")
+        if key is not None:
+            self._kept = (key, mask, bias)
+        return bias
 
 
 class SwinBlock(nn.Module):
@@ -151,31 +165,39 @@ class SwinBlock(nn.Module):
         if shift:
             self.register_buffer("attn_mask", shifted_window_mask(mask_size, mask_size, window, shift, mask_rule).clone())
 
-    def _attend(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        if self.shift:
-            x = torch.roll(x, (-self.shift, -self.shift), dims=(2, 3))
-        windows = rearrange(x, "b c (a h) (e w) -> b (a e) (h w) c", h=self.window, w=self.window)
-        mask = shifted_window_mask(height, width, self.window, self.shift, self.mask_rule, x.device) if self.shift else None
-        windows = self.attn(windows, mask)
-        x = rearrange(windows, "b (a e) (h w) c -> b c (a h) (e w)", a=height // self.window, h=self.window)
-        return torch.roll(x, (self.shift, self.shift), dims=(2, 3)) if self.shift else x
-
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> same; H and W are multiples of the window."""
-        x = x + self._attend(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        """(B, H, W, C) -> same; H and W are multiples of the window."""
+        h = _normalised(self.norm1, x)
+        mask = None
+        if self.shift:
+            h = torch.roll(h, (-self.shift, -self.shift), dims=(1, 2))
+            mask = shifted_window_mask(x.shape[1], x.shape[2], self.window, self.shift, self.mask_rule, x.device)
+        h = self.attn(h, mask)
+        x = x + (torch.roll(h, (self.shift, self.shift), dims=(1, 2)) if self.shift else h)
+        h = self.mlp.drop1(self.mlp.act(_pointwise(self.mlp.fc1, _normalised(self.norm2, x))))
+        return x + self.mlp.drop2(_pointwise(self.mlp.fc2, h))
+
+
+def _normalised(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """Apply a GroupNorm to (B, H, W, C)."""
+    return norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def _pointwise(conv: nn.Module, x: Tensor) -> Tensor:
+    """Apply a 1x1 convolution to (B, H, W, C) as the matrix product it is: PyTorch's convolution may take slower ways on a CPU."""
+    assert isinstance(conv, nn.Conv2d)
+    return F.linear(x, conv.weight.flatten(1), conv.bias)
 
 
 class _ChannelProjection(nn.Module):
-    """A 1x1 convolution, named as in released checkpoints."""
+    """A 1x1 convolution on (B, H, W, C), named as in released checkpoints."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x)
+        return _pointwise(self.proj, x)
 
 
 class BasicLayer(nn.Module):
@@ -234,7 +256,7 @@ class BasicLayer(nn.Module):
         """
         if x.shape[-2] % self.window or x.shape[-1] % self.window:
             raise ValueError(f"a {x.shape[-2]}x{x.shape[-1]} map cannot be cut into {self.window}x{self.window} windows")
-        x = self.patch_embed(x)
+        x = self.patch_embed(x.permute(0, 2, 3, 1))
         for block in self.blocks:
             x = block(x)
-        return self.patch_unembed(x)
+        return self.patch_unembed(x).permute(0, 3, 1, 2)

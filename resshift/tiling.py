@@ -1,9 +1,9 @@
-"""Cutting a plane into overlapping tiles of one shape, and blending what comes back.
+"""Cutting a plane into overlapping tiles of one shape, and the weights that blend what comes back.
 
-Weights of neighbouring tiles ramp linearly over their overlap and sum to one at every position, so a function that looks at single
-positions only (or an identity) gives exactly what it would give on the whole plane. Seams between tiles of a real network are kept away by
-blending the *latent prediction at every step* and by noise that depends on the absolute position (`resshift.seeds.NoiseField`); both are
-the caller's.
+Weights of neighbouring tiles cross smoothly (a raised cosine) over their overlap and sum to one at every position, so a function that
+looks at single positions only (or an identity) gives exactly what it would give on the whole plane. Seams between tiles of a real network
+are kept away by blending the *latent prediction at every step* and by noise that depends on the absolute position
+(`resshift.seeds.NoiseField`); both are the caller's (`resshift.wavefront`).
 
 Units are positions of the plane that is cut ("latent"); an input or output at another resolution has an integer number of its pixels in
 each.
@@ -11,9 +11,8 @@ each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -27,47 +26,68 @@ class AxisTiles:
     tile: int
     starts: tuple[int, ...]
 
-    def weights(self, i_tile: int) -> Tensor:
-        """Return the blending weight of each position of a tile, float64 (tile,). Over all tiles they sum to one everywhere."""
-        return self._normalised[i_tile]
+    def weights(self, i_tile: int, scale: int = 1) -> Tensor:
+        """Return the blending weight of each position of a tile, float64 (tile * scale,). Over all tiles they sum to one everywhere.
 
-    @property
-    def _normalised(self) -> list[Tensor]:
-        ramps = [self._ramp(i) for i in range(len(self.starts))]
-        total = torch.zeros(self.length, dtype=torch.float64)
-        for start, ramp in zip(self.starts, ramps, strict=True):
-            total[start : start + self.tile] += ramp
-        return [ramp / total[start : start + self.tile] for start, ramp in zip(self.starts, ramps, strict=True)]
+        Args:
+            i_tile: which tile.
+            scale: pixels a position; the ramp is as smooth as they allow.
+        """
+        return _normalised(self, scale)[i_tile]
 
-    def _ramp(self, i_tile: int) -> Tensor:
-        position = torch.arange(self.tile, dtype=torch.float64) + 0.5
-        ramp = torch.ones(self.tile, dtype=torch.float64)
-        if i_tile > 0:
-            overlap = self.starts[i_tile - 1] + self.tile - self.starts[i_tile]
-            ramp = torch.minimum(ramp, position / max(overlap, 1))
-        if i_tile < len(self.starts) - 1:
-            overlap = self.starts[i_tile] + self.tile - self.starts[i_tile + 1]
-            ramp = torch.minimum(ramp, (self.tile - position) / max(overlap, 1))
-        return ramp
+    def complete(self, i_tile: int) -> tuple[int, int]:
+        """Return the positions [first, end) that no tile after `i_tile` reaches, and that were not complete before it."""
+        last = i_tile == len(self.starts) - 1
+        return self.starts[i_tile], self.length if last else self.starts[i_tile + 1]
 
 
-def cut_axis(length: int, tile: int, overlap: int) -> AxisTiles:
-    """Cover an axis with as few tiles as overlap by at least `overlap`, evenly spread.
+@lru_cache(maxsize=64)
+def _normalised(axis: AxisTiles, scale: int) -> list[Tensor]:
+    ramps = [_ramp(axis, i, scale) for i in range(len(axis.starts))]
+    total = torch.zeros(axis.length * scale, dtype=torch.float64)
+    spans = [slice(start * scale, (start + axis.tile) * scale) for start in axis.starts]
+    for span, ramp in zip(spans, ramps, strict=True):
+        total[span] += ramp
+    return [ramp / total[span] for span, ramp in zip(spans, ramps, strict=True)]
+
+
+def _ramp(axis: AxisTiles, i_tile: int, scale: int) -> Tensor:
+    position = torch.arange(axis.tile * scale, dtype=torch.float64) + 0.5
+    ramp = torch.ones_like(position)
+    if i_tile > 0:
+        overlap = scale * (axis.starts[i_tile - 1] + axis.tile - axis.starts[i_tile])
+        ramp = torch.minimum(ramp, position / max(overlap, 1))
+    if i_tile < len(axis.starts) - 1:
+        overlap = scale * (axis.starts[i_tile] + axis.tile - axis.starts[i_tile + 1])
+        ramp = torch.minimum(ramp, (axis.tile * scale - position) / max(overlap, 1))
+    return torch.sin(ramp * (torch.pi / 2)) ** 2
+
+
+def cut_axis(length: int, tile: int, overlap: int, multiple: int = 1) -> AxisTiles:
+    """Cover an axis with as few tiles as overlap by at least `overlap`, as short as then possible, and evenly spread.
 
     Args:
-        length: of the axis, at least 1.
-        tile: length of a tile; an axis that is not longer gets one tile of its own length.
+        length: of the axis, at least 1. An axis that fits into one tile is one tile of its own length, raised to a multiple of `multiple`
+            (the plane is then to be extended).
+        tile: longest tile, a multiple of `multiple`.
         overlap: at least this many positions shared by neighbours, in [0, tile).
+        multiple: lengths of tiles are multiples of this.
 
     Raises:
         ValueError: a size out of range.
     """
-    if length < 1 or tile < 1 or not 0 <= overlap < tile:
-        raise ValueError(f"tiles need length >= 1 and 0 <= overlap < tile, got length {length}, tile {tile}, overlap {overlap}")
+    if length < 1 or tile < 1 or not 0 <= overlap < tile or multiple < 1 or tile % multiple:
+        raise ValueError(
+            f"tiles need length >= 1, 0 <= overlap < tile and a tile that is a multiple of {multiple}, "
+            f"got length {length}, tile {tile}, overlap {overlap}"
+        )
     if length <= tile:
-        return AxisTiles(length, length, (0,))
+        extended = -(-length // multiple) * multiple
+        return AxisTiles(extended, extended, (0,))
     count = -(-(length - overlap) // (tile - overlap))
-    return AxisTiles(length, tile, tuple(round(i * (length - tile) / (count - 1)) for i in range(count)))
+    shortest = -(-(length + (count - 1) * overlap) // count)
+    side = -(-shortest // multiple) * multiple
+    return AxisTiles(length, side, tuple(round(i * (length - side) / (count - 1)) for i in range(count)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,70 +102,20 @@ class TilePlan:
         """How many tiles there are."""
         return len(self.rows.starts) * len(self.columns.starts)
 
-    def crop(self, plane: Tensor, i_row: int, i_column: int, scale: int = 1) -> Tensor:
-        """Return a view of one tile of a plane (..., H, W) that has `scale` pixels a position."""
-        top, left = self.rows.starts[i_row] * scale, self.columns.starts[i_column] * scale
-        return plane[..., top : top + self.rows.tile * scale, left : left + self.columns.tile * scale]
+    @property
+    def tile_area(self) -> int:
+        """Positions of one tile."""
+        return self.rows.tile * self.columns.tile
 
 
-def plan_tiles(height: int, width: int, tile: int, overlap: int) -> TilePlan:
+def plan_tiles(height: int, width: int, tile: int, overlap: int, multiple: int = 1) -> TilePlan:
     """Return the tiles of an H x W plane; see `cut_axis`."""
-    return TilePlan(cut_axis(height, tile, overlap), cut_axis(width, tile, overlap))
+    return TilePlan(cut_axis(height, tile, overlap, multiple), cut_axis(width, tile, overlap, multiple))
 
 
-def map_tiles(
-    function: Callable[..., Tensor],
-    inputs: Sequence[tuple[Tensor, int]],
-    plan: TilePlan,
-    *,
-    output_scale: int = 1,
-    tile_batch: int = 8,
-) -> Tensor:
-    """Apply `function` to batches of tiles and blend the results.
-
-    Args:
-        function: takes one tensor (n, C_i, tile_h * s_i, tile_w * s_i) an input and returns (n, C, tile_h * s, tile_w * s).
-        inputs: planes (1, C_i, H * s_i, W * s_i) with their scales s_i, pixels a position.
-        plan: of the H x W positions.
-        output_scale: s, pixels a position in the result.
-        tile_batch: most tiles in one call.
-
-    Returns:
-        (1, C, H * s, W * s), blended in the dtype of the results.
-    """
-    places = list(product(range(len(plan.rows.starts)), range(len(plan.columns.starts))))
-    out: Tensor | None = None
-    for start in range(0, len(places), tile_batch):
-        part = places[start : start + tile_batch]
-        tiles = function(*(torch.cat([plan.crop(plane, *place, scale) for place in part]) for plane, scale in inputs))
-        if len(places) == 1:
-            return tiles
-        if out is None:
-            shape = (1, tiles.shape[1], plan.rows.length * output_scale, plan.columns.length * output_scale)
-            out = torch.zeros(shape, dtype=tiles.dtype, device=tiles.device)
-        for tile, (i_row, i_column) in zip(tiles, part, strict=True):
-            weight = torch.outer(_stretched(plan.rows, i_row, output_scale), _stretched(plan.columns, i_column, output_scale))
-            plan.crop(out, i_row, i_column, output_scale).add_(tile * weight.to(tile))
-    if out is None:
-        raise ValueError("a plan has at least one tile")
-    return out
-
-
-def _stretched(axis: AxisTiles, i_tile: int, scale: int) -> Tensor:
-    """Weights at `scale` pixels a position. Cut at that resolution, so that the ramp is smooth there too."""
-    fine = AxisTiles(axis.length * scale, axis.tile * scale, tuple(start * scale for start in axis.starts))
-    return fine.weights(i_tile)
-
-
-def reflect_to(plane: Tensor, height: int, width: int) -> Tensor:
-    """Extend (..., H, W) on the right and the bottom by reflection without repeating the edge, as often as needed; a single row repeats."""
-    rows = _reflected(plane.shape[-2], height, plane.device)
-    columns = _reflected(plane.shape[-1], width, plane.device)
-    return plane[..., rows[:, None], columns[None, :]]
-
-
-def _reflected(length: int, size: int, device: torch.device) -> Tensor:
-    position = torch.arange(max(size, length), device=device)
+def reflected(length: int, size: int) -> Tensor:
+    """Return the positions that extend an axis to `size` by reflection without repeating the edge, as often as needed; int64 (size,)."""
+    position = torch.arange(max(size, length))
     if length == 1:
         return torch.zeros_like(position)
     folded = position % (2 * length - 2)

@@ -10,6 +10,7 @@ Shapes: B batch, Z latent channels, h w the latent, h_lq w_lq the low-quality pi
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from pydantic import ConfigDict
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from resshift.swin import BasicLayer, GroupNorm32, MaskRule
+from resshift.winograd import Conv3x3, norm_silu_conv
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
@@ -118,9 +120,9 @@ class ResBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, embed_channels: int, dropout: float) -> None:
         super().__init__()
-        self.in_layers = nn.Sequential(GroupNorm32(32, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1))
+        self.in_layers = nn.Sequential(GroupNorm32(32, in_channels), nn.SiLU(), Conv3x3(in_channels, out_channels))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embed_channels, 2 * out_channels))
-        last = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        last = Conv3x3(out_channels, out_channels)
         for parameter in last.parameters():
             nn.init.zeros_(parameter)  # a new block starts as the identity (or as its 1x1 skip)
         self.out_layers = nn.Sequential(GroupNorm32(32, out_channels), nn.SiLU(), nn.Dropout(dropout), last)
@@ -128,13 +130,12 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """(B, C_in, h, w), (B, E) -> (B, C_out, h, w)."""
-        h = self.in_layers(x)
+        norm_in, conv_in = cast(GroupNorm32, self.in_layers[0]), cast(Conv3x3, self.in_layers[2])
+        norm_out, conv_out = cast(GroupNorm32, self.out_layers[0]), cast(Conv3x3, self.out_layers[3])
+        h = norm_silu_conv(norm_in, conv_in, x)
         scale, shift = self.emb_layers(embedding).to(h.dtype)[:, :, None, None].chunk(2, dim=1)
-        norm, *rest = self.out_layers
-        h = norm(h) * (1 + scale) + shift
-        for layer in rest:
-            h = layer(h)
-        return self.skip_connection(x) + h
+        h = norm_silu_conv(norm_out, conv_out, h, (scale, shift), dropout=self.out_layers[2])
+        return self.skip_connection(x) + h if torch.is_grad_enabled() else h.add_(self.skip_connection(x))
 
 
 class Downsample(nn.Module):
@@ -153,7 +154,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv3x3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))

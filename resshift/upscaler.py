@@ -3,10 +3,13 @@
 Bulk jobs, serving, evaluation and notebooks all use it.
 
     lq -> reflect to whole tiles -> bicubic -> encode -> y0
-    y0 -> chain; at every step the prediction of x0 is made tile by tile and blended -> x0 -> decode -> crop
+    y0 -> chain; at every step the prediction of x0 is made tile by tile and blended -> x0 -> decode -> crop -> colour fix -> resize
 
-The noise is a function of (seed, step, absolute latent position), so a result does not depend on tiles that happen to share a batch, on the
-order of pictures, or on retries.
+The noise is a function of (seed, step, absolute latent position), tiles are a function of the picture's size and the options, and no tile's
+result depends on what is computed beside it: the same picture, options and type of device give the same bytes.
+
+The result is `outscale` times as large as the input. The model has one scale; every other is reached from there by bicubic resizing,
+antialiased when it shrinks. Beyond the model's scale that adds size, not detail, and the result says so in its notes.
 """
 
 from __future__ import annotations
@@ -20,30 +23,35 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from resshift import images, weights
+from resshift import images, weights, winograd
 from resshift.alpha import fill_transparent
 from resshift.autoencoder import FirstStage, PixelUnshuffle, build_first_stage
+from resshift.colourfix import COLOUR_FIXES, ColourFix
 from resshift.config import ConfigError, ModelConfig, to_dict
 from resshift.images import Picture
-from resshift.losses import upsample
+from resshift.memory import OVERLAP_SHARE, Backoff, Footprint, MemoryBudgetError, bytes_alive, free_bytes, is_out_of_memory, plan_for
+from resshift.output import Filler, PixelRows, RowOutput, Sink, resize_alpha, scaled
 from resshift.presets import PRESETS, preset
-from resshift.sampler import network_denoiser, sample
+from resshift.rowbuffer import Allocate, in_file, in_memory
+from resshift.rowchain import Emit, Networks, Noise, ReadRows, RowChain
 from resshift.schedule import ShiftSchedule
 from resshift.seeds import NoiseField
-from resshift.tiling import TilePlan, map_tiles, plan_tiles, reflect_to
+from resshift.tiling import TilePlan, plan_tiles
 from resshift.training import on_device
 from resshift.unet import UNetSwin
 from resshift.weights import WeightsError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Pixels = TypeVar("Pixels", Image.Image, NDArray[Any])
+
+# A VQ tile of this many latent positions (245 x 245) spends as much in its attention as in everything else.
+_VQ_ATTENTION_POSITIONS = 60_000
 
 
 class Upscaler:
@@ -61,6 +69,10 @@ class Upscaler:
         identity: changes with any weight or setting of the model; part of a job's fingerprint.
         device: "auto" takes CUDA, then Apple's MPS, then the CPU.
         dtype: of the networks' arithmetic; "auto" is bfloat16 on CUDA cards that have it, else float32. The chain is float32 always.
+        colour_fix: "none", or give the result the low band ("wavelet") or the mean and spread ("adain") of the input's colours.
+        memory_budget_bytes: what upscaling may take beside the model, the input and the result; it decides the tiles, and so the pixels.
+            None: tiles of the usual size.
+        optimise: use the faster forms of the networks' layers (`resshift.winograd`); they round differently.
     """
 
     def __init__(
@@ -73,16 +85,32 @@ class Upscaler:
         identity: str = "",
         device: str | torch.device = "auto",
         dtype: Dtype = "auto",
+        colour_fix: ColourFix = "none",
+        memory_budget_bytes: int | None = None,
+        optimise: bool = True,
     ) -> None:
+        if colour_fix not in COLOUR_FIXES:
+            raise ValueError(f"colour_fix must be one of {', '.join(COLOUR_FIXES)}, got {colour_fix!r}")
+        if memory_budget_bytes is not None and memory_budget_bytes < 1:
+            raise ValueError(f"memory_budget_bytes must be positive, got {memory_budget_bytes}")
         self.config = config
         self.name = name
         self.identity = identity
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
+        self.colour_fix: ColourFix = colour_fix
+        self.memory_budget_bytes = memory_budget_bytes
         stage = first_stage if first_stage is not None else build_first_stage(config.first_stage)
         self.first_stage: FirstStage = on_device(stage.eval().requires_grad_(False), self.device) if isinstance(stage, nn.Module) else stage
         self.unet = on_device(unet.eval().requires_grad_(False), self.device)
         self.schedule = ShiftSchedule.from_config(config.schedule)
+        if optimise and self.device.type == "cpu" and self.dtype == torch.float32:
+            for network in (self.unet, self.first_stage):
+                if isinstance(network, nn.Module):
+                    winograd.prepare(network)
+        self._backoff = Backoff()
+        self._largest_side: int | None = None  # what memory has turned out to allow
+        self._footprint: Footprint | None = None
 
     @classmethod
     def from_pretrained(
@@ -94,6 +122,8 @@ class Upscaler:
         preset_name: str | None = None,
         first_stage: str | Path | None = None,
         accept_licence: bool = False,
+        colour_fix: ColourFix = "none",
+        memory_budget_bytes: int | None = None,
     ) -> Upscaler:
         """Load a model.
 
@@ -105,6 +135,8 @@ class Upscaler:
             preset_name: which model a bare weight file belongs to; known for files with their released names.
             first_stage: weights of the autoencoder of a bare file; default: `autoencoder_vq_f4.pth` beside it.
             accept_licence: agree to the licence of published weights so that they may be downloaded (or set RESSHIFT_ACCEPT_LICENCE=1).
+            colour_fix: see the class.
+            memory_budget_bytes: see the class.
 
         Raises:
             WeightsError: no such model, or its weights do not fit; the message says what is allowed.
@@ -117,7 +149,17 @@ class Upscaler:
             if found.first_stage is None:
                 raise WeightsError(f"{source} needs the weights of its autoencoder: first_stage=FILE")
             weights.load_into(stage, weights.read_state_dict(found.first_stage))
-        return cls(found.config, unet, stage, name=found.name, identity=found.identity(), device=device, dtype=dtype)
+        return cls(
+            found.config,
+            unet,
+            stage,
+            name=found.name,
+            identity=found.identity(),
+            device=device,
+            dtype=dtype,
+            colour_fix=colour_fix,
+            memory_budget_bytes=memory_budget_bytes,
+        )
 
     @property
     def scale(self) -> int:
@@ -133,8 +175,9 @@ class Upscaler:
             image: PIL image of any common mode, or array (H, W), (H, W, 1 | 3 | 4), uint8 or uint16, RGB order, fourth channel alpha.
             seed: of the noise; the same seed gives the same pixels.
             outscale: sides of the result over sides of the input, > 0; default the model's own scale.
-            tile_px: side of a tile in input pixels; default 128. Smaller needs less memory.
-            tile_batch: tiles at a time; default 8 on a GPU and 1 on a CPU.
+            tile_px: longest side of a tile in input pixels; default: what costs least, up to 256. Smaller needs less memory. A picture that
+                is not larger is computed whole.
+            tile_batch: most tiles at a time on a GPU, default 8. A CPU computes them one by one.
 
         Returns:
             The same kind: a PIL image (grey stays grey, alpha stays), or an array of the same dtype and channels.
@@ -165,24 +208,63 @@ class Upscaler:
         tile_px: int | None = None,
         tile_batch: int | None = None,
     ) -> Picture:
-        """Upscale a decoded picture; arguments as in `__call__`. ICC profile, EXIF and notes are handed on."""
-        if outscale is not None and not 0 < outscale <= 16:
-            raise ValueError(f"outscale must lie in (0, 16], got {outscale}")
+        """Upscale a decoded picture; arguments as in `__call__`. ICC profile, EXIF and notes are handed on.
+
+        When memory runs out for a single tile, smaller tiles are tried; the result then has a note, and this object remembers.
+        """
+        factor = self._checked_outscale(outscale)
         picture = fill_transparent(picture)
-        lq = images.to_tensor(picture.pixels).to(self.device)
-        hq = self.upscale_tensor(lq, seed=seed, tile_px=tile_px, tile_batch=tile_batch)[0]
-        if picture.pixels.shape[2] == 1:
-            hq = hq.mean(0, keepdim=True)
-        factor = self.scale if outscale is None else outscale
-        width, height = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
-        out = _resized(hq.permute(1, 2, 0).float().cpu().numpy(), width, height)
+        width, height = scaled(picture.width, factor), scaled(picture.height, factor)
         dtype: Any = picture.pixels.dtype.type
-        alpha = None
-        if picture.alpha is not None:
-            limit = np.iinfo(dtype).max
-            alpha = (_resized(picture.alpha.astype(np.float32), width, height)[..., 0].clip(0, limit) + 0.5).astype(dtype)
-        pixels = images.from_tensor(torch.from_numpy(np.ascontiguousarray(out)).permute(2, 0, 1)[None], dtype=dtype)
-        return replace(picture, pixels=pixels, alpha=alpha)
+        pixels = np.empty((height, width, picture.pixels.shape[2]), dtype)
+        notes = picture.notes
+        while True:
+            try:
+                self._upscale_rows(picture.pixels, Filler(pixels), seed, factor, tile_px, tile_batch)
+                break
+            except Exception as error:
+                if not is_out_of_memory(error) or not self._shrink_tiles(picture, tile_px):
+                    raise
+        if self._largest_side is not None:
+            notes += (f"tiles of at most {self._largest_side * self.config.unet.lq_ratio} px: memory ran out",)
+        if factor > self.scale:
+            notes += (f"x{factor:g} is the model's x{self.scale} enlarged by bicubic interpolation",)
+        alpha = None if picture.alpha is None else resize_alpha(picture.alpha, height, width)
+        return replace(picture, pixels=pixels, alpha=alpha, notes=notes)
+
+    @torch.inference_mode()
+    def upscale_rows(
+        self,
+        source: PixelRows,
+        sink: Sink,
+        *,
+        seed: int = 0,
+        outscale: float | None = None,
+        tile_px: int | None = None,
+        tile_batch: int | None = None,
+    ) -> tuple[int, int]:
+        """Upscale a picture of any size without ever holding it; the pixels are those of `upscale`, to the byte.
+
+        Args:
+            source: rows of the input, (height, width, 1 or 3). It is read from the top to the bottom, the last rows perhaps twice.
+            sink: is called with the next rows of the result, (n, width, channels) of the same dtype: for example `PngRows.write`.
+            seed: and the other arguments as in `__call__`.
+            outscale: see `__call__`.
+            tile_px: see `__call__`.
+            tile_batch: see `__call__`.
+
+        Returns:
+            Height and width of the result.
+
+        Raises:
+            ValueError: an option is not usable; "adain" needs the whole picture.
+            MemoryBudgetError: the budget is below what one tile needs.
+        """
+        if self.colour_fix == "adain":
+            raise ValueError("colour_fix='adain' needs the whole picture at once: use 'wavelet' or 'none' to upscale by rows")
+        factor = self._checked_outscale(outscale)
+        self._upscale_rows(source, sink, seed, factor, tile_px, tile_batch)
+        return scaled(source.shape[0], factor), scaled(source.shape[1], factor)
 
     @torch.inference_mode()
     def upscale_tensor(
@@ -194,64 +276,144 @@ class Upscaler:
         tile_batch: int | None = None,
         noise: Callable[[int], Tensor] | None = None,
     ) -> Tensor:
-        """Upscale a picture in [-1, 1], (1, 3, h, w) of any size -> (1, 3, h * scale, w * scale) float32, clamped to [-1, 1].
+        """Upscale a picture in [-1, 1], (1, 3, h, w) of any size -> (1, 3, h * scale, w * scale) float32, clamped to [-1, 1]; no colour
+        fix.
 
         Args:
             lq: on the device of the model.
             seed: of the noise.
-            tile_px: side of a tile in input pixels.
-            tile_batch: tiles at a time.
-            noise: replaces the noise field: `noise(step)` of the shape of the padded latent. For parity tests.
+            tile_px: longest side of a tile in input pixels.
+            tile_batch: most tiles at a time.
+            noise: replaces the noise field: `noise(step)` of the shape of the padded latent, for steps T ... 1. For parity tests.
 
         Raises:
             ValueError: wrong shape, or tile_px too small.
         """
         if lq.ndim != 4 or lq.shape[:2] != (1, 3) or 0 in lq.shape:
             raise ValueError(f"lq must be (1, 3, h, w) with h and w at least 1, got {tuple(lq.shape)}")
+        size = (lq.shape[2], lq.shape[3])
+        bands: list[Tensor] = []
+        self._run_chain(
+            size,
+            read=lambda top, bottom: lq[0, :, top:bottom],
+            emit=lambda rows: bands.append(rows.clone()),
+            noise=_field(seed, self.first_stage.channels) if noise is None else _cut(noise),
+            tile_px=tile_px,
+            tile_batch=tile_batch,
+        )
+        return torch.cat(bands, 1)[None, :, : size[0] * self.scale, : size[1] * self.scale].to(self.device).clamp(-1, 1)
+
+    def plan(self, height: int, width: int, tile_px: int | None = None) -> TilePlan:
+        """Return the tiles of an input picture, in latent positions.
+
+        Raises:
+            ValueError: tile_px is too small for the model.
+            MemoryBudgetError: the budget is.
+        """
+        ratio, multiple = self.config.unet.lq_ratio, self.config.unet.size_multiple
+        size = (-(-height // ratio), -(-width // ratio))
+        if tile_px is not None and tile_px < multiple * ratio:
+            raise ValueError(f"tile_px must be at least {multiple * ratio} for this model, got {tile_px}")
+        attention = float("inf") if isinstance(self.first_stage, PixelUnshuffle) else _VQ_ATTENTION_POSITIONS
+        limits = [side for side in (self._largest_side, None if tile_px is None else tile_px // ratio) if side is not None]
+        if limits:
+            side = min(limits) // multiple * multiple
+            plan = plan_tiles(*size, side, side // OVERLAP_SHARE, multiple)
+            if self._fits(plan.tile_area):
+                return plan
+            least_area = plan.tile_area
+        else:
+            plan = plan_for(size, multiple, attention_positions=attention, fits=self._fits)
+            if plan is not None:
+                return plan
+            least_area = multiple**2
+        least, asked = self.footprint().tile_bytes(least_area), "" if tile_px is None else f" with tile_px {tile_px}"
+        raise MemoryBudgetError(f"memory_budget_bytes{asked} must be at least {least} for this model, got {self.memory_budget_bytes}")
+
+    def footprint(self) -> Footprint:
+        """Return what this model takes, measured at the first call on one small tile."""
+        if self._footprint is None:
+            networks, side = self.networks(), self.config.unet.size_multiple
+            lq_side, channels = side * self.config.unet.lq_ratio, self.first_stage.channels
+
+            def zeros(channels: int, side: int) -> Tensor:
+                return torch.zeros((1, channels, side, side), device=self.device)
+
+            latent = zeros(channels, side)
+            calls = [lambda: networks.predict_x0(0, latent, latent, zeros(3, lq_side))]
+            if not networks.unshuffles:
+                calls += [lambda: networks.encode(zeros(3, lq_side * self.scale)), lambda: networks.decode(latent)]
+            with torch.inference_mode():
+                self._footprint = Footprint(max(map(bytes_alive, calls)) / side**2)
+        return self._footprint
+
+    def _fits(self, area: int) -> bool:
+        return self.memory_budget_bytes is None or self.footprint().tile_bytes(area) <= self.memory_budget_bytes
+
+    def networks(self) -> Networks:
+        """Return what the chain computes with."""
+        autocast = partial(torch.autocast, self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+        return Networks(self.config, self.unet, self.first_stage, self.schedule, self.device, autocast, self._backoff.call)
+
+    def _run_chain(
+        self, size: tuple[int, int], *, read: ReadRows, emit: Emit, noise: Noise, tile_px: int | None, tile_batch: int | None
+    ) -> None:
         if tile_batch is not None and tile_batch < 1:
             raise ValueError(f"tile_batch must be at least 1, got {tile_batch}")
-        height, width = lq.shape[-2] * self.scale, lq.shape[-1] * self.scale
-        per_call = tile_batch or (1 if self.device.type == "cpu" else 8)
-        lq, plan = self._tiles(lq, tile_px)
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            y0 = self._encode(upsample(lq, self.scale), plan, per_call)
-            if noise is None:
-                noise = NoiseField(seed, "upscale", channels=y0.shape[1]).for_latent(y0.shape[-2], y0.shape[-1], self.device)
+        plan, networks = self.plan(*size, tile_px), self.networks()
+        batch = 1 if self.device.type == "cpu" else tile_batch or 8
+        needed = RowChain.window_bytes(networks, plan)
+        if self.memory_budget_bytes is not None:
+            room = self.memory_budget_bytes - self.footprint().tile_bytes(plan.tile_area)
+        else:
+            room = (free_bytes(self.device) or needed) // 2
+        allocate: Allocate = in_memory(self.device) if needed <= room else in_file
+        RowChain(networks, plan, size, read=read, noise=noise, emit=emit, allocate=allocate, batch=batch).run()
 
-            def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-                def tiles(x_tile: Tensor, y_tile: Tensor, lq_tile: Tensor) -> Tensor:
-                    one = network_denoiser(self.unet, lq_tile, y_tile, self.schedule, self.config.target, latent=self.config.latent_scaling)
-                    return one(x_tile, t.expand(x_tile.shape[0])).float()
+    def _upscale_rows(self, source: PixelRows, sink: Sink, seed: int, factor: float, tile_px: int | None, tile_batch: int | None) -> None:
+        height, width = source.shape[:2]
+        output = RowOutput(source, sink, scale=self.scale, factor=factor, colour_fix=self.colour_fix)
+        self._run_chain(
+            (height, width),
+            read=lambda top, bottom: images.to_tensor(source[top:bottom])[0].to(self.device),
+            emit=output.push,
+            noise=_field(seed, self.first_stage.channels),
+            tile_px=tile_px,
+            tile_batch=tile_batch,
+        )
+        output.finish()
 
-                lq_ratio = self.config.unet.lq_ratio
-                return map_tiles(tiles, [(x_t, 1), (y0, 1), (lq, lq_ratio)], plan, tile_batch=per_call)
+    def _checked_outscale(self, outscale: float | None) -> float:
+        if outscale is not None and not 0 < outscale <= 16:
+            raise ValueError(f"outscale must lie in (0, 16], got {outscale}")
+        return self.scale if outscale is None else outscale
 
-            latent = sample(denoise, y0, self.schedule, noise)
-            out = self._decode(latent, plan, per_call)
-        return out[..., :height, :width].float().clamp(-1, 1)
+    def _shrink_tiles(self, picture: Picture, tile_px: int | None) -> bool:
+        """Halve the largest tile after memory ran out; False when it is the smallest already."""
+        plan, multiple = self.plan(picture.height, picture.width, tile_px), self.config.unet.size_multiple
+        side = max(plan.rows.tile, plan.columns.tile)
+        if side == multiple:
+            return False
+        self._largest_side = max(multiple, side // 2 // multiple * multiple)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return True
 
-    def _tiles(self, lq: Tensor, tile_px: int | None) -> tuple[Tensor, TilePlan]:
-        """Extend the picture so that it can be cut, and cut it. The unit is the latent position."""
-        config = self.config
-        ratio, multiple = config.unet.lq_ratio, config.unet.size_multiple
-        side = (tile_px if tile_px is not None else 128) // ratio // multiple * multiple
-        if side < multiple:
-            raise ValueError(f"tile_px must be at least {multiple * ratio} for this model, got {tile_px}")
-        sizes = [-(-length // ratio) for length in lq.shape[-2:]]
-        sizes = [size if size > side else -(-size // multiple) * multiple for size in sizes]
-        return reflect_to(lq, sizes[0] * ratio, sizes[1] * ratio), plan_tiles(sizes[0], sizes[1], side, side // 8)
 
-    def _encode(self, picture: Tensor, plan: TilePlan, tile_batch: int) -> Tensor:
-        if isinstance(self.first_stage, PixelUnshuffle):  # looks at no neighbour: no tiles needed
-            return self.first_stage.encode(picture).float()
-        factor = self.first_stage.factor
-        return map_tiles(lambda x: self.first_stage.encode(x).float(), [(picture, factor)], plan, tile_batch=tile_batch)
+def _field(seed: int, channels: int) -> Noise:
+    return NoiseField(seed, "upscale", channels=channels).window
 
-    def _decode(self, latent: Tensor, plan: TilePlan, tile_batch: int) -> Tensor:
-        if isinstance(self.first_stage, PixelUnshuffle):
-            return self.first_stage.decode(latent)
-        factor = self.first_stage.factor
-        return map_tiles(lambda z: self.first_stage.decode(z).float(), [(latent, 1)], plan, output_scale=factor, tile_batch=tile_batch)
+
+def _cut(noise: Callable[[int], Tensor]) -> Noise:
+    """Cut rectangles from noise that is made for the whole latent, a step at a time."""
+    made: dict[int, Tensor] = {}
+
+    def cut(step: int, top: int, left: int, height: int, width: int) -> Tensor:
+        if step not in made:
+            made[step] = noise(step)[0]
+        return made[step][:, top : top + height, left : left + width]
+
+    return cut
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -284,14 +446,6 @@ def _channels_of(array: NDArray[Any]) -> int:
     if channels not in (1, 3, 4) or 0 in array.shape:
         raise ValueError(f"an array must be (H, W) or (H, W, 1 | 3 | 4) and not empty, got {array.shape}")
     return channels
-
-
-def _resized(image: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
-    """Bring (H, W, C) or (H, W) float32 to another size -> (height, width, C): area averaging when shrinking, bicubic when growing."""
-    if (image.shape[1], image.shape[0]) != (width, height):
-        shrinks = width < image.shape[1] or height < image.shape[0]
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)  # type: ignore[assignment]
-    return image[..., None] if image.ndim == 2 else image
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from resshift.tiling import cut_axis, map_tiles, plan_tiles, reflect_to
+from resshift.tiling import TilePlan, cut_axis, plan_tiles, reflected
 
 SIZES = [(1, 1), (1, 37), (7, 5), (8, 8), (9, 8), (16, 33), (61, 53)]
 
@@ -19,21 +19,23 @@ def nearest_x4(x: Tensor) -> Tensor:
     return x.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
 
 
+def blended(x: Tensor, plan: TilePlan, scale: int) -> Tensor:
+    """Enlarge tile by tile and blend."""
+    out = torch.zeros(1, 3, plan.rows.length * scale, plan.columns.length * scale)
+    for i_row, top in enumerate(plan.rows.starts):
+        for i_column, left in enumerate(plan.columns.starts):
+            weight = torch.outer(plan.rows.weights(i_row, scale), plan.columns.weights(i_column, scale)).float()
+            tile = nearest_x4(x[..., top : top + plan.rows.tile, left : left + plan.columns.tile])
+            bottom, right = (top + plan.rows.tile) * scale, (left + plan.columns.tile) * scale
+            out[..., top * scale : bottom, left * scale : right] += tile * weight
+    return out
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("tile", "overlap"), [(8, 0), (8, 2), (8, 7), (5, 1), (64, 8)])
-@pytest.mark.parametrize("tile_batch", [1, 3])
-def test_nearest_x4_is_exact(size: tuple[int, int], tile: int, overlap: int, tile_batch: int) -> None:
+def test_nearest_x4_is_exact(size: tuple[int, int], tile: int, overlap: int) -> None:
     x = picture(*size)
-    out = map_tiles(nearest_x4, [(x, 1)], plan_tiles(*size, tile, overlap), output_scale=4, tile_batch=tile_batch)
-    torch.testing.assert_close(out, nearest_x4(x), atol=2e-6, rtol=0)  # up to 64 float32 terms a position
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_planes_of_different_scales_stay_together(size: tuple[int, int]) -> None:
-    x = picture(*size)
-    plan = plan_tiles(*size, 8, 3)
-    out = map_tiles(lambda a, b: b - nearest_x4(a), [(x, 1), (nearest_x4(x), 4)], plan, output_scale=4)
-    assert out.abs().max() < 2e-6
+    torch.testing.assert_close(blended(x, plan_tiles(*size, tile, overlap), 4), nearest_x4(x), atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("length", range(1, 60))
@@ -48,6 +50,23 @@ def test_axis_is_covered_and_weights_sum_to_one(length: int, tile: int, overlap:
     assert all(b - a <= tile - overlap for a, b in zip(axis.starts, axis.starts[1:], strict=False))
 
 
+@pytest.mark.parametrize("length", range(1, 300, 7))
+def test_tiles_are_as_few_and_as_short_as_the_overlap_allows(length: int) -> None:
+    axis = cut_axis(length, 64, 8, 16)
+    count = len(axis.starts)
+    assert axis.tile % 16 == 0
+    assert axis.tile <= 64
+    assert count == 1 or (count - 1) * 56 + 8 < length  # one fewer would not reach
+    assert count == 1 or (axis.tile - 16) * count - 8 * (count - 1) < length  # nor would shorter ones
+    assert axis.length == (length if count > 1 else -(-length // 16) * 16)
+
+
+def test_complete_rows_partition_the_axis() -> None:
+    axis = cut_axis(61, 16, 4)
+    spans = [axis.complete(i) for i in range(len(axis.starts))]
+    assert [row for first, end in spans for row in range(first, end)] == list(range(61))
+
+
 def test_weights_fade_towards_the_border_of_a_tile() -> None:
     """A tile's own border, where a network has seen the least, counts the least."""
     axis = cut_axis(20, 12, 4)
@@ -58,9 +77,17 @@ def test_weights_fade_towards_the_border_of_a_tile() -> None:
     assert left[-1] < 0.2
 
 
+def test_weights_cross_without_a_corner() -> None:
+    """Value and slope are continuous: the largest second difference of a raised cosine over n positions is about (pi / n)^2 / 2."""
+    axis = cut_axis(112, 64, 16)
+    left = axis.weights(0)
+    assert left.diff().diff().abs().max() < (torch.pi / 16) ** 2 / 2 * 1.05
+    torch.testing.assert_close(left[48:] + axis.weights(1)[:16], torch.ones(16, dtype=torch.float64))
+
+
 def test_a_small_plane_is_one_tile_of_its_own_size() -> None:
     plan = plan_tiles(3, 100, 64, 8)
-    assert (plan.rows.tile, plan.rows.starts, plan.columns.tile) == (3, (0,), 64)
+    assert (plan.rows.tile, plan.rows.starts, plan.columns.tile) == (3, (0,), 54)
 
 
 @pytest.mark.parametrize(("length", "tile", "overlap"), [(0, 8, 2), (8, 0, 0), (8, 8, 8), (8, 8, -1)])
@@ -71,9 +98,10 @@ def test_bad_sizes_are_named(length: int, tile: int, overlap: int) -> None:
 
 def test_reflection_equals_torch_where_torch_can() -> None:
     x = picture(9, 7)
-    torch.testing.assert_close(reflect_to(x, 16, 12), torch.nn.functional.pad(x, (0, 5, 0, 7), mode="reflect"))
+    extended = x[..., reflected(9, 16)[:, None], reflected(7, 12)]
+    torch.testing.assert_close(extended, torch.nn.functional.pad(x, (0, 5, 0, 7), mode="reflect"))
 
 
 def test_reflection_goes_on_for_small_pictures() -> None:
-    x = torch.tensor([[1.0, 2.0, 3.0]])
-    assert reflect_to(x, 2, 8).tolist() == [[1, 2, 3, 2, 1, 2, 3, 2]] * 2
+    assert reflected(3, 8).tolist() == [0, 1, 2, 1, 0, 1, 2, 1]
+    assert reflected(1, 3).tolist() == [0, 0, 0]
