@@ -22,8 +22,17 @@ def run_from_dict(kind: str, values: dict[str, Any]) -> Run:
 
 
 def lpips_of(config: Run, device: torch.device) -> Lpips | None:
-    """Return the LPIPS network of a run on its device; None when the term is off."""
-    return Lpips(config.loss.lpips_net, config.loss.lpips_trunk).to(device) if config.loss.lpips else None
+    """Return the LPIPS network of a run on its device; None when the term is off.
+
+    Raises:
+        ConfigError: its weights are not there, or the package is not installed.
+    """
+    if not config.loss.lpips:
+        return None
+    try:
+        return Lpips(config.loss.lpips_net, config.loss.lpips_trunk).to(device)
+    except (ImportError, FileNotFoundError, ConnectionError, ValueError) as error:
+        raise ConfigError(str(error)) from error
 
 
 def validation_recipe(config: Run) -> degradation.DegradationRecipe:

@@ -255,11 +255,11 @@ class TrainLoop:
 
 
 def on_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    """Copy the pictures of a batch to the device, beside the work that is queued there."""
+    """Copy the pictures of a batch to the device; on CUDA the copy is queued there and the host does not wait."""
     tensors: dict[str, Tensor] = {}
     for name in ("hq", "lq", "mask"):
         if name in batch:
-            # Copied: the arrays lie in Ray's shared memory, which is read-only. Pinned, so that the copy overlaps the step before.
+            # Copied: the arrays lie in Ray's shared memory, which is read-only. Pinned memory is what an asynchronous copy needs.
             tensor = torch.from_numpy(batch[name].copy())
             tensors[name] = tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
     return tensors

@@ -139,8 +139,8 @@ def run_training(
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=parent or "/",
-            # Kills, lost nodes and bugs count alike; what a restart cannot help is returned (FATAL). Preemptions have no limit.
-            failure_config=ray.train.FailureConfig(max_failures=100),
+            # Kills, lost nodes and bugs count alike; what a restart cannot help is returned (FATAL).
+            failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
         ),
     )
     result = trainer.fit()

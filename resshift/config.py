@@ -34,6 +34,7 @@ MUTABLE_FIELDS = frozenset(
         "train.log_every",
         "train.keep_last",
         "train.milestone_every",
+        "train.max_failures",
         "train.micro_batch",
         "train.parallel",
         "train.compile",
@@ -149,7 +150,7 @@ class TrainConfig:
         seed: of everything random.
         precision: "bf16" and "fp16" are autocast with float32 weights; "fp16" scales the loss.
         ema_decay: of the averaged weights.
-        max_skipped_steps: steps in a row whose gradient is not finite before the run stops.
+        max_skipped_steps: steps in a row whose gradient is not finite before the run stops; looked at when a line is logged.
 
     How it is computed, equal up to rounding:
         micro_batch: samples that one worker holds at a time; gradients add up over micro-batches and workers.
@@ -161,6 +162,7 @@ class TrainConfig:
     What is kept:
         checkpoint_every, keep_last, milestone_every: the last `keep_last` checkpoints stay, the best one, and every one whose step is a
         multiple of `milestone_every`.
+        max_failures: restarts after failures before the run gives up; preemptions do not count.
         first_stage_weights: file with the weights of the VQ autoencoder, for presets that have one.
     """
 
@@ -179,12 +181,15 @@ class TrainConfig:
     milestone_every: int | None = None
     log_every: int = 100
     max_skipped_steps: int = 10
+    max_failures: int = 30
     first_stage_weights: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "micro_batch", "checkpoint_every", "keep_last", "log_every", "max_skipped_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_failures < 0:
+            raise ValueError(f"train.max_failures must not be negative, got {self.max_failures}")
         if self.milestone_every is not None and self.milestone_every < 1:
             raise ValueError(f"train.milestone_every must be at least 1, or null for none, got {self.milestone_every}")
         if not 0 <= self.ema_decay < 1:

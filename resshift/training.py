@@ -202,8 +202,9 @@ def distributed(network: nn.Module, train: TrainConfig, device: torch.device, nu
         return network
     if train.parallel == "fsdp":
         return shard(network, device)
-    # Gradients are views of the buckets that travel: one copy less of every gradient.
-    return DistributedDataParallel(network, gradient_as_bucket_view=True, device_ids=[device] if device.type == "cuda" else None)
+    # Gradients are views of the buckets that travel: one copy less of every gradient. Buffers are masks and indices, the same everywhere.
+    ids = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(network, gradient_as_bucket_view=True, broadcast_buffers=False, device_ids=ids)
 
 
 def build_state(
