@@ -126,18 +126,21 @@ def work(options: argparse.Namespace, settings: BulkSettings, job: Job, worklist
 
     record = job.stages.job.record(options.source)
     ledger.begin_job(options.target, record, settings.target)
-    connect_to_ray(num_cpus=replicas[1] + 4)
-    engines = {"serve": ServeEngine, "actors": ActorEngine}
-    engine = engines[options.engine](engine_options(job.stages.job, replicas, settings.engine))
-    try:
-        with Progress(worklist.tally) as progress:
-            run_job(job, worklist, engine, progress)
-    except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return Exit.FAILED
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        print("stopped; what is done is in the ledger, and the same command continues", file=sys.stderr)
-        return Exit.FAILED
+    if worklist.has_work():
+        connect_to_ray(num_cpus=replicas[1] + 4)
+        engines = {"serve": ServeEngine, "actors": ActorEngine}
+        engine = engines[options.engine](engine_options(job.stages.job, replicas, settings.engine))
+        try:
+            with Progress(worklist.tally) as progress:
+                run_job(job, worklist, engine, progress)
+        except EngineError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return Exit.FAILED
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            print("stopped; what is done is in the ledger, and the same command continues", file=sys.stderr)
+            return Exit.FAILED
+    for _, refused in worklist.batches():
+        ledger.append(options.target, refused, settings.target)
     tally = worklist.tally
     print(f"{tally.listed} inputs: {tally.pending} to do, {tally.done} done before, {tally.refused} refused")
     write_report(options.target, record, options.price_per_hour, settings.target)

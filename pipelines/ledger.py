@@ -74,7 +74,8 @@ def row(key: str, etag: str, status: Status, **values: Any) -> dict[str, Any]:  
     unknown = values.keys() - set(SCHEMA.names)
     if unknown:
         raise KeyError(f"not columns of the ledger: {sorted(unknown)}")
-    return dict.fromkeys(SCHEMA.names) | {"key": key, "etag": etag, "status": status} | values
+    defaults = {field.name: "" if pa.types.is_string(field.type) else None for field in SCHEMA}
+    return defaults | {"key": key, "etag": etag, "status": status} | values
 
 
 def _parts_root(root: str) -> str:

@@ -53,20 +53,20 @@ class Progress:
 
     Args:
         tally: of the listing, shared with the `Worklist`.
-        out: where to; a terminal gets a live line, anything else a JSON line every `every_s`.
+        out: where to, standard error when None; a terminal gets a live line, anything else a JSON line every `every_s`.
         every_s: between two JSON lines.
     """
 
-    def __init__(self, tally: Tally, out: TextIO = sys.stderr, every_s: float = 10.0) -> None:
+    def __init__(self, tally: Tally, out: TextIO | None = None, every_s: float = 10.0) -> None:
         self.tally = tally
         self.counts: Counter[str] = Counter()
         self.megapixels = 0.0
         self.num_replicas = 0
         self.is_listed = False
-        self._out, self._every_s = out, every_s
+        self._out, self._every_s = out or sys.stderr, every_s
         self._rate = Rate()
         self._last_line = time.monotonic()
-        self._live = Live(console=Console(file=out), refresh_per_second=4, transient=False) if out.isatty() else None
+        self._live = Live(console=Console(file=self._out), refresh_per_second=4, transient=False) if self._out.isatty() else None
         self._pictures = MetricsCounter("resshift_bulk_pictures_total", "Inputs with a row", tag_keys=("status", "reason"))
         self._megapixels = MetricsCounter("resshift_bulk_megapixels_total", "Megapixels of input upscaled")
         self._replicas = Gauge("resshift_bulk_replicas", "Replicas that are ready")

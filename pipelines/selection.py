@@ -11,11 +11,11 @@ import fnmatch
 import itertools
 import posixpath
 import re
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from pipelines import ledger
 from pipelines.digests import DigestSet, digests
@@ -26,6 +26,7 @@ from resshift.storage import Entry, StorageError, StorageReason
 
 _BATCH = 256
 _REMEMBERED = 10_000
+_MAX_AHEAD = 100  # batches of nothing but refusals that are kept while work is looked for
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,6 +128,9 @@ class Item:
         return ledger.row(self.key, self.etag, status, **common | values)
 
 
+Batch: TypeAlias = tuple[list[Item], list[dict[str, Any]]]
+
+
 @dataclass(slots=True)
 class Tally:
     """What a listing held so far."""
@@ -157,13 +161,29 @@ class Worklist:
     output: Callable[[str], str]
     scale: float
     tally: Tally = field(default_factory=Tally)
+    _entries: Iterator[Entry] = field(init=False)
+    _ahead: deque[Batch] = field(default_factory=deque)
     _recent: OrderedDict[str, str] = field(default_factory=OrderedDict)
 
-    def batches(self) -> Iterator[tuple[list[Item], list[dict[str, Any]]]]:
-        """Yield (items to do, rows of refused inputs) for a few hundred entries at a time."""
-        entries = iter(self.entries)
-        while batch := list(itertools.islice(entries, _BATCH)):
+    def __post_init__(self) -> None:
+        self._entries = iter(self.entries)
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield (items to do, rows of refused inputs) for a few hundred entries at a time; what was read ahead first."""
+        while self._ahead:
+            yield self._ahead.popleft()
+        while batch := list(itertools.islice(self._entries, _BATCH)):
             yield self._divide(batch)
+
+    def has_work(self) -> bool:
+        """Read ahead to the first input that is to be done; False when the listing has none. A job without work needs no cluster."""
+        while batch := list(itertools.islice(self._entries, _BATCH)):
+            items, refused = self._divide(batch)
+            if items or refused:
+                self._ahead.append((items, refused))
+            if items or len(self._ahead) > _MAX_AHEAD:
+                return True
+        return False
 
     def _divide(self, batch: Sequence[Entry]) -> tuple[list[Item], list[dict[str, Any]]]:
         keys = [storage.printable(entry.key) for entry in batch]

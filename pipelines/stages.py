@@ -203,7 +203,7 @@ def verify_row(row: Row, root: str, s3_options: S3Options = s3.DEFAULT) -> str |
     """Re-read the output of a row: it decodes, has the recorded size and sha256. Return what is wrong, None when nothing is."""
     try:
         data = storage.read_bytes(storage.join(root, row["output"]), options=s3_options)
-        if row["sha256_out"] is not None and hashlib.sha256(data).hexdigest() != row["sha256_out"]:
+        if row["sha256_out"] and hashlib.sha256(data).hexdigest() != row["sha256_out"]:
             return f"corrupt: {row['output']}: sha256 differs from the ledger"
         pictures = decode_frames(data, ImageLimits(max_pixels=2**31, max_side_px=2**31), "first").pictures
     except StorageError as error:

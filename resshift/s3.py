@@ -18,7 +18,7 @@ import os
 import secrets
 from typing import Any, Literal, TypeAlias, cast
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from fsspec.asyn import sync
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
@@ -26,6 +26,7 @@ from s3fs import S3FileSystem
 from s3fs.core import S3_RETRYABLE_ERRORS
 
 Client: TypeAlias = Any  # what is inferred for the synchronous calls of S3FileSystem is wrong: they return the answer, not None
+_BAD_CONNECTIONS = 5  # of a pool, one after the other
 ACCESS_ERRORS = (OSError, BotoCoreError, ClientError, UnicodeError, *S3_RETRYABLE_ERRORS)
 
 
@@ -115,7 +116,24 @@ def client(options: S3Options = DEFAULT) -> Client:
 
 def call(options: S3Options, method: str, **arguments: object) -> dict[str, Any]:
     """Send one request and return the answer."""
-    return client(options).call_s3(method, **arguments)
+    filesystem = client(options)
+    wait: Any = sync
+    return cast(dict[str, Any], wait(filesystem.loop, _send, filesystem, method, arguments))
+
+
+async def _send(filesystem: Client, method: str, arguments: dict[str, object]) -> dict[str, Any]:
+    """Send a request, again when the connection that it was given was no good.
+
+    A server may leave bytes on a connection that it keeps open (Swift ends a HEAD that found nothing like a body in chunks). The next
+    request on it sees a bad status line, which botocore does not know as a reason to ask again. Every request here may be sent twice.
+    """
+    for _ in range(_BAD_CONNECTIONS):
+        try:
+            return await filesystem._call_s3(method, **arguments)
+        except HTTPClientError as error:
+            if type(error) is not HTTPClientError:  # the subclasses are what botocore has tried again already
+                raise
+    return await filesystem._call_s3(method, **arguments)
 
 
 def get(options: S3Options, bucket: str, key: str, max_bytes: int | None, byte_range: str | None = None) -> bytes:
@@ -132,7 +150,7 @@ def get(options: S3Options, bucket: str, key: str, max_bytes: int | None, byte_r
 async def _get(filesystem: Client, options: S3Options, bucket: str, key: str, max_bytes: int | None, byte_range: str | None) -> bytes:
     wanted = {} if byte_range is None else {"Range": byte_range}
     for i_attempt in range(options.attempts):
-        response = await filesystem._call_s3("get_object", Bucket=bucket, Key=key, **options.for_reading(), **wanted)
+        response = await _send(filesystem, "get_object", {"Bucket": bucket, "Key": key} | options.for_reading() | wanted)
         try:
             announced = response["ContentLength"]
             if max_bytes is not None and announced > max_bytes:

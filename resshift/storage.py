@@ -182,11 +182,19 @@ def find_entry(root: str, key: str, options: S3Options = s3.DEFAULT) -> Entry:
             raise StorageError(uri, StorageReason.MISSING, "no such file")
         return _local_entry(key, uri, path)
     bucket, name = _split_object(uri)
-    return _s3_entry(bucket, name, key, *_sized(_call_s3(uri, options, "head_object", Bucket=bucket, Key=name, **options.for_reading())))
+    found = _look_up(uri, bucket, name, options)
+    if found is None:
+        raise StorageError(uri, StorageReason.MISSING, "no such object")
+    return _s3_entry(bucket, name, key, found["Size"], found)
 
 
-def _sized(head: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    return head["ContentLength"], head
+def _look_up(uri: str, bucket: str, key: str, options: S3Options) -> dict[str, Any] | None:
+    """Return what a listing says of one key, None when it is not there.
+
+    Not a HEAD request: what a store answers to one that finds nothing has no body to say why, and Swift's breaks the connection.
+    """
+    page = _call_s3(uri, options, "list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1, **options.for_reading())
+    return next((item for item in page.get("Contents", ()) if item["Key"] == key), None)  # the key itself sorts first
 
 
 def _list_s3(root: str, options: S3Options) -> Iterator[Entry]:
@@ -202,14 +210,8 @@ def _list_s3(root: str, options: S3Options) -> Iterator[Entry]:
         if not page.get("IsTruncated"):
             break
         token = {"ContinuationToken": page["NextContinuationToken"]}
-    if is_empty and prefix and not prefix.endswith("/"):
-        try:
-            head = _call_s3(root, options, "head_object", Bucket=bucket, Key=prefix, **options.for_reading())
-        except StorageError as error:
-            if error.reason is StorageReason.MISSING:
-                return
-            raise
-        yield _s3_entry(bucket, prefix, posixpath.basename(prefix), *_sized(head))
+    if is_empty and prefix and not prefix.endswith("/") and (found := _look_up(root, bucket, prefix, options)) is not None:
+        yield _s3_entry(bucket, prefix, posixpath.basename(prefix), found["Size"], found)
 
 
 def _s3_entry(bucket: str, key: str, relative: str, size_bytes: int, item: dict[str, Any]) -> Entry:
@@ -429,13 +431,7 @@ def exists(uri: str, options: S3Options = s3.DEFAULT) -> bool:
     """
     if is_s3(uri):
         bucket, key = _split_object(uri)
-        try:
-            _call_s3(uri, options, "head_object", Bucket=bucket, Key=key, **options.for_reading())
-        except StorageError as error:
-            if error.reason is StorageReason.MISSING:
-                return False
-            raise
-        return True
+        return _look_up(uri, bucket, key, options) is not None
     return os.path.exists(_local_path(uri))
 
 

@@ -150,3 +150,20 @@ def test_a_key_that_leads_out_of_the_destination_is_a_row() -> None:
     pending, refused, _ = divided([entry("../up.png"), entry("a.png"), entry("_resshift/../../b.png")])
     assert pending == ["a.png"]
     assert {key: reason for key, (reason, _) in refused.items()} == {"../up.png": "invalid", "_resshift/../../b.png": "invalid"}
+
+
+def test_reading_ahead_loses_nothing() -> None:
+    entries = [entry(f"{i:04d}.png") for i in range(1000)]
+    done = {f"{i:04d}.png": "e" for i in range(1000) if i not in (700, 900)}
+    worklist = Worklist([*entries, entry("pipe", irregular="FIFO")], known(done), OPTIONS.output_key, OPTIONS.scale)
+    assert worklist.has_work()
+    batches = list(worklist.batches())
+    assert [item.key for items, _ in batches for item in items] == ["0700.png", "0900.png"]
+    assert [row["key"] for _, refused in batches for row in refused] == ["pipe"]
+    assert (worklist.tally.listed, worklist.tally.done) == (1001, 998)
+
+
+def test_nothing_to_do_is_known_at_the_end_of_the_listing() -> None:
+    worklist = Worklist([entry("a.png"), entry("pipe", irregular="FIFO")], known({"a.png": "e"}), OPTIONS.output_key, OPTIONS.scale)
+    assert not worklist.has_work()
+    assert [[row["key"] for row in refused] for _, refused in worklist.batches()] == [["pipe"]]

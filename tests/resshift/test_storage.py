@@ -7,6 +7,8 @@ import os
 import pickle
 import socket
 import stat
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -314,3 +316,69 @@ def test_removing_is_quiet_and_leaves_no_empty_directory(tmp_path: Path, bucket:
     assert not (tmp_path / "root" / "a").exists()
     with pytest.raises(StorageError, match=r"denied|invalid|irregular|unavailable"):
         storage.remove(str(tmp_path))
+def test_bytes_left_on_a_connection_do_not_fail_the_next_request(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Swift ends a HEAD that found nothing like a body in chunks."""
+    head = b"HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"
+    requests: list[bytes] = []
+
+    def serve(listener: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=talk, args=(connection,), daemon=True).start()
+
+    def talk(connection: socket.socket) -> None:
+        with connection:
+            while data := connection.recv(65536):
+                requests.append(data)
+                connection.sendall(head)
+                time.sleep(0.05)
+                connection.sendall(b"0\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        for _ in range(4):
+            with pytest.raises(StorageError) as caught:
+                storage._call_s3("s3://b/a", S3Options(attempts=2), "head_object", Bucket="some-bucket", Key="a")  # pyright: ignore[reportPrivateUsage]
+            assert caught.value.reason is StorageReason.MISSING
+            time.sleep(0.1)
+    assert len(requests) >= 4
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (S3Options(), {}),
+        (S3Options(sse="AES256", storage_class="STANDARD_IA"), {"ServerSideEncryption": "AES256", "StorageClass": "STANDARD_IA"}),
+        (S3Options(sse="aws:kms", sse_kms_key="k"), {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "k"}),
+        (S3Options(requester_pays=True), {"RequestPayer": "requester"}),
+    ],
+)
+def test_written_objects_get_what_the_options_say(options: S3Options, expected: dict[str, str]) -> None:
+    assert options.for_writing("image/png") == {"ContentType": "image/png"} | expected
+    assert options.for_reading() == ({"RequestPayer": "requester"} if options.requester_pays else {})
+
+
+def test_encryption_class_and_type_reach_the_store(bucket: str) -> None:
+    options = S3Options(sse="AES256", storage_class="STANDARD_IA")
+    write_bytes(f"{bucket}/a.png", b"x", options, "image/png")
+    found = storage._call_s3(bucket, options, "head_object", Bucket=bucket[5:], Key="a.png")  # pyright: ignore[reportPrivateUsage]
+    assert (found["ServerSideEncryption"], found["StorageClass"], found["ContentType"]) == ("AES256", "STANDARD_IA", "image/png")
+
+
+def test_the_endpoint_of_the_options_wins(bucket: str, s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    options = S3Options(endpoint=s3["AWS_ENDPOINT_URL"], region="us-east-1")
+    write_bytes(f"{bucket}/a.png", b"xyz", options)
+    assert storage.read_first_bytes(f"{bucket}/a.png", 2, options) == b"xy"
+    assert storage.find_entry(bucket, "a.png", options).size_bytes == 3
+
+
+def test_bad_options_name_the_value() -> None:
+    with pytest.raises(ValueError, match="got 0, 32"):
+        S3Options(attempts=0)
+    with pytest.raises(ValueError, match="sse_kms_key needs sse=aws:kms, got sse=None"):
+        S3Options(sse_kms_key="k")
