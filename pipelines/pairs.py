@@ -27,7 +27,7 @@ from pipelines.imagenet import read_manifest
 from resshift import degradation, storage
 from resshift.config import DataConfig, RunConfig
 from resshift.images import ImageError
-from resshift.pair import Pair, make_pair
+from resshift.pair import Pair, make_pair, use_one_thread
 
 Batch = dict[str, NDArray[Any]]
 
@@ -38,6 +38,7 @@ def make_pairs(batch: Batch, seed: int, crop: DataConfig, recipe: degradation.De
     Raises:
         ImageError: not one picture of the batch can be decoded.
     """
+    use_one_thread()
     made: list[Pair | None] = []
     failure: ImageError | None = None
     for data, key, epoch in zip(batch["bytes"], batch["key"], batch["epoch"], strict=True):
