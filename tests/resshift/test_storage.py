@@ -316,6 +316,8 @@ def test_removing_is_quiet_and_leaves_no_empty_directory(tmp_path: Path, bucket:
     assert not (tmp_path / "root" / "a").exists()
     with pytest.raises(StorageError, match=r"denied|invalid|irregular|unavailable"):
         storage.remove(str(tmp_path))
+
+
 def test_bytes_left_on_a_connection_do_not_fail_the_next_request(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Swift ends a HEAD that found nothing like a body in chunks."""
     head = b"HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"
