@@ -70,9 +70,8 @@ class S3Options:
 
     def __post_init__(self) -> None:
         if self.attempts < 1 or self.connections < 1 or self.timeout_s <= 0:
-            raise ValueError(
-                f"attempts and connections must be at least 1 and timeout_s positive, got {self.attempts}, {self.connections}, {self.timeout_s}"
-            )
+            got = f"{self.attempts}, {self.connections}, {self.timeout_s}"
+            raise ValueError(f"attempts and connections must be at least 1 and timeout_s positive, got {got}")
         if self.sse_kms_key is not None and self.sse != "aws:kms":
             raise ValueError(f"sse_kms_key needs sse=aws:kms, got sse={self.sse}")
 
@@ -148,9 +147,9 @@ def get(options: S3Options, bucket: str, key: str, max_bytes: int | None, byte_r
 
 
 async def _get(filesystem: Client, options: S3Options, bucket: str, key: str, max_bytes: int | None, byte_range: str | None) -> bytes:
-    wanted = {} if byte_range is None else {"Range": byte_range}
+    wanted: dict[str, object] = {} if byte_range is None else {"Range": byte_range}
     for i_attempt in range(options.attempts):
-        response = await _send(filesystem, "get_object", {"Bucket": bucket, "Key": key} | options.for_reading() | wanted)
+        response = await _send(filesystem, "get_object", wanted | {"Bucket": bucket, "Key": key} | options.for_reading())
         try:
             announced = response["ContentLength"]
             if max_bytes is not None and announced > max_bytes:
@@ -159,7 +158,7 @@ async def _get(filesystem: Client, options: S3Options, bucket: str, key: str, ma
             if len(data) == announced:
                 return data
             raise ConnectionError(f"the body has {len(data)} of {announced} bytes")
-        except S3_RETRYABLE_ERRORS + (ConnectionError,):  # the connection broke in the body
+        except (*S3_RETRYABLE_ERRORS, ConnectionError):  # the connection broke in the body
             if i_attempt == options.attempts - 1:
                 raise
         finally:
