@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.data
 from numpy.typing import NDArray
@@ -29,9 +28,9 @@ from ray.data import ExecutionResources
 from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from pipelines.epoch import Piece, RowGroup, row_groups, stream
+from pipelines.epoch import Piece, stream
 from pipelines.retry import retried
-from pipelines.shards import read_manifest, read_row_group
+from pipelines.shards import RowGroup, read_manifest, read_pictures, row_groups
 from resshift import degradation, storage
 from resshift.config import ConfigError, DataConfig, RunConfig
 from resshift.images import ImageError
@@ -132,11 +131,10 @@ class PairMaker:
 
 
 def read_groups(root: str, groups: Sequence[RowGroup]) -> list[pa.Table]:
-    """Read the good rows (key, bytes) of some row groups; a store that is away for a moment is asked again."""
+    """Read the pictures (key, bytes) of some row groups; a store that is away for a moment is asked again."""
 
     def read(group: RowGroup) -> pa.Table:
-        table = retried(lambda: read_row_group(storage.join(root, group.shard), group.index, ("key", "bytes", "status")))
-        return table.filter(pc.field("status") == "ok").drop_columns(["status"])
+        return retried(lambda: read_pictures(root, group))
 
     if not storage.is_s3(root):
         return [read(group) for group in groups]
@@ -241,7 +239,7 @@ def rank_batches(
     share: Share | None = None,
     rows_per_execution: int | None = None,
     prefetch_batches: int = 2,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Yield the batches of one rank, for ever, each of `train.batch_size / num_ranks` rows; called in the process that consumes them.
 
     The batch of step s holds the rank's slots of stream rows [s B, (s + 1) B): the sequence does not depend on the cluster, on `share`, or
