@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 Job = Callable[..., int]
 
 FLAGS = {
-    "prepare": {"--help", "--min-side", "--shard-mb", "--dry-run"},
+    "prepare": {"--help", "--min-side", "--short-side", "--shard-mb", "--dry-run"},
     "train": {"--help", "--preset", "--data", "--out", "--set", "--workers", "--gpus-per-worker", "--dry-run"},
     "upscale": {
         *("--help", "--model", "--outscale", "--format", "--quality", "--name", "--seed", "--tile", "--max-megapixels", "--replicas"),
@@ -39,6 +39,8 @@ FLAGS = {
         ),
     },
     "demo": {"--help", "--out", "--model"},
+    "preview": {"--help", "--preset", "--set", "--num"},
+    "testset": {"--help", "--protocol", "--recipe", "--num", "--seed", "--dry-run"},
 }
 
 
