@@ -41,7 +41,7 @@ from resshift.losses import Lpips, Objective, upsample
 from resshift.presets import preset
 from resshift.sampler import network_denoiser, sample
 from resshift.schedule import ShiftSchedule
-from resshift.training import TrainState, build_network, build_state, train_step
+from resshift.training import DiffusionLearner, build_network
 
 Terms = tuple[str, LossConfig, Lpips | None]
 STAGES = ("encode", "unet", "decode", "chain")
@@ -279,8 +279,8 @@ def time_training(run: Run, name: str, batches: Sequence[int], layout: str, term
     set_precision(config.train.precision)
     unet, first_stage = build_networks(name, run.device, layout)
     objective = Objective(config.model, loss, cast(FirstStage, first_stage), lpips)
-    state = build_state(config, unet.requires_grad_(True))
-    flops = step_flops(state, objective, config, run.device)
+    unet.requires_grad_(True)
+    flops = step_flops(DiffusionLearner(config, unet, objective), run.device)
     if mode != "eager":
         unet.compile()
     series = {"preset": name, "mode": mode, "objective": label, "precision": config.train.precision, "layout": layout}
@@ -288,22 +288,23 @@ def time_training(run: Run, name: str, batches: Sequence[int], layout: str, term
     def case(batch: int) -> dict[str, Any]:
         config = train_config(name, loss, batch, run.device)
         pairs = random_pairs(config, run.device)
-        return run.figures(config.train.precision, batch, run.time(lambda: train_step(state, objective, pairs, config)), flops)
+        learner = DiffusionLearner(config, unet, objective)
+        return run.figures(config.train.precision, batch, run.time(lambda: learner.step(pairs)), flops)
 
     for batch in batches:
         if not run.has_time(f"training {' '.join(series.values())}, from micro-batch {batch} on"):
             return
         row = series | {"micro_batch": batch} | run.attempt(partial(case, batch))
         run.training.append(row)
-        state.optimizer.zero_grad(set_to_none=True)
+        unet.zero_grad(set_to_none=True)
         if row["status"] != "ok":
             return
 
 
-def step_flops(state: TrainState, objective: Objective, config: RunConfig, device: torch.device) -> float:
+def step_flops(learner: DiffusionLearner, device: torch.device) -> float:
     """Count the operations of one optimiser step on one pair, forward and backward."""
     with FlopCounterMode(display=False) as counter:
-        train_step(state, objective, random_pairs(config, device), config)
+        learner.step(random_pairs(learner.config, device))
     return float(counter.get_total_flops())
 
 

@@ -97,8 +97,8 @@ def stream(
     per_epoch = sum(group.num_ok for group in groups)
     if not per_epoch:
         raise ValueError("the shards hold no picture with status ok")
-    if batch_size % num_ranks or not 0 <= rank < num_ranks:
-        raise ValueError(f"batch_size ({batch_size}) must be a multiple of the {num_ranks} ranks, and rank ({rank}) one of them")
+    if batch_size < num_ranks or not 0 <= rank < num_ranks:
+        raise ValueError(f"batch_size ({batch_size}) must be at least the number of ranks ({num_ranks}), and rank ({rank}) one of them")
     for epoch in range(start // per_epoch, -(-stop // per_epoch)):
         for window in epoch_windows(groups, seed, epoch, groups_per_window):
             if window.first_row < stop and start < window.first_row + window.num_rows:
@@ -110,7 +110,8 @@ def stream(
 def _cut(window: Window, order: Rows, batch_size: int, start: int, stop: int, rank: int, num_ranks: int) -> Piece:
     """Keep the rows in [start, stop) whose slot belongs to the rank, and the groups that hold them."""
     rows = np.arange(window.first_row, window.first_row + len(order))
-    owner = rows % batch_size // (batch_size // num_ranks)
+    first_slots = np.arange(1, num_ranks) * batch_size // num_ranks
+    owner = np.searchsorted(first_slots, rows % batch_size, side="right")
     kept = (owner == rank) & (start <= rows) & (rows < stop)
     rows, sources = rows[kept], order[kept]
     starts = _starts(window.groups)

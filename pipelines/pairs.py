@@ -16,7 +16,7 @@ import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -32,7 +32,7 @@ from pipelines.epoch import Piece, stream
 from pipelines.retry import retried
 from pipelines.shards import RowGroup, read_manifest, read_pictures, row_groups
 from resshift import degradation, storage
-from resshift.config import ConfigError, DataConfig, RunConfig
+from resshift.config import ConfigError, DataConfig, TrainConfig
 from resshift.images import ImageError
 from resshift.pair import Pair, make_pair
 
@@ -40,6 +40,19 @@ logger = logging.getLogger(__name__)
 Batch = dict[str, NDArray[Any]]
 _TASK_BYTES = 32 << 20  # of pairs: 160 of 256 px. Smaller tasks spend their time on starting, larger ones wait for each other
 _READERS = 8  # requests to a bucket at a time
+
+
+class PairRun(Protocol):
+    """What the stream asks of a run's configuration."""
+
+    @property
+    def data(self) -> DataConfig: ...
+
+    @property
+    def degradation(self) -> degradation.DegradationRecipe: ...
+
+    @property
+    def train(self) -> TrainConfig: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,7 +195,7 @@ def _read_task(maker: PairMaker, pieces: list[Piece]) -> ReadTask:
 
 def pair_dataset(
     root: str,
-    config: RunConfig,
+    config: PairRun,
     start_row: int,
     stop_row: int,
     *,
@@ -222,7 +235,7 @@ def pair_dataset(
     return dataset
 
 
-def default_rows_per_task(config: RunConfig) -> int:
+def default_rows_per_task(config: PairRun) -> int:
     """Return how many pairs a task makes at least: 32 MiB of them, 16 to 256. A window of the stream is not cut, so it may be more."""
     hq_px = config.data.crop_px**2
     pair_bytes = 3 * (hq_px + hq_px // config.degradation.scale**2)
@@ -231,7 +244,7 @@ def default_rows_per_task(config: RunConfig) -> int:
 
 def rank_batches(
     root: str,
-    config: RunConfig,
+    config: PairRun,
     start_row: int,
     *,
     rank: int = 0,
@@ -240,7 +253,9 @@ def rank_batches(
     rows_per_execution: int | None = None,
     prefetch_batches: int = 2,
 ) -> Generator[Batch]:
-    """Yield the batches of one rank, for ever, each of `train.batch_size / num_ranks` rows; called in the process that consumes them.
+    """Yield the batches of one rank, for ever, `train.batch_size / num_ranks` rows each (ranks whose share is not whole differ by one row).
+
+    Called in the process that consumes them.
 
     The batch of step s holds the rank's slots of stream rows [s B, (s + 1) B): the sequence does not depend on the cluster, on `share`, or
     on where the run was interrupted. Executions of Ray Data follow one another behind it, each over many batches, because starting one
@@ -262,9 +277,9 @@ def rank_batches(
         StorageError: the shards cannot be read; outages of less than half a minute are waited for.
     """
     batch_size = config.train.batch_size
-    if start_row % batch_size or batch_size % num_ranks:
+    if start_row % batch_size or batch_size < num_ranks:
         raise ValueError(
-            f"start_row ({start_row}) must be a multiple of batch_size ({batch_size}), which must be a multiple of {num_ranks} ranks"
+            f"start_row ({start_row}) must be a multiple of batch_size ({batch_size}), which must be at least the {num_ranks} ranks"
         )
     step = max(1, (rows_per_execution or 32_768 * num_ranks) // batch_size) * batch_size
     slots = np.arange(rank * batch_size // num_ranks, (rank + 1) * batch_size // num_ranks)

@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from pipelines import archives
 from pipelines.countdown import Countdown
-from pipelines.imagenet import ShardOptions, ShardTask, build_shards
-from pipelines.inputs import Archive, Item, Sidecar
+from pipelines.imagenet import ShardOptions, ShardTask, build_shard, build_shards, plan_shards
+from pipelines.inputs import Archive, Item, Sidecar, list_inputs
 from pipelines.shards import Reason, Shard, write_manifest
 from pipelines.status import status_of, summaries_of, write_status
 from pipelines.tasks import results
@@ -90,6 +90,17 @@ def prepare(tasks: Sequence[ShardTask], source: str, root: str, options: ShardOp
             shards.append(shard)
             countdown.advance(len(shard.status), reused=shard.reused)
     return finish(shards, source, root), sum(shard.reused for shard in shards)
+
+
+def prepare_here(source: str, root: str, options: ShardOptions | None = None) -> pa.Table:
+    """Prepare a folder or prefix without tars in this process, without a cluster; for a few pictures.
+
+    Returns:
+        The status of every input.
+    """
+    options = options or ShardOptions()
+    items = [one for one in list_inputs(source) if isinstance(one, Item)]
+    return finish([build_shard(task, root, options) for task in plan_shards(items, options)], source, root)
 
 
 def finish(shards: Sequence[Shard], source: str, root: str) -> pa.Table:

@@ -99,7 +99,9 @@ def fit_frames(frames: Frames, format: Format) -> Frames:
         ImageError: animated, when there are several and the format holds one; too_large, when a side is too long.
     """
     if len(frames.pictures) > 1 and format == "jpeg":
-        raise ImageError(Reason.ANIMATED, f"{len(frames.pictures)} frames do not fit into a jpeg; choose png, webp or tiff, or frames=first")
+        raise ImageError(
+            Reason.ANIMATED, f"{len(frames.pictures)} frames do not fit into a jpeg; choose png, webp or tiff, or frames=first"
+        )
     return frames.map(lambda picture: images.fit_format(picture, format))
 
 

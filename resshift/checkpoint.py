@@ -1,43 +1,69 @@
 """The full state of a training run as a directory.
 
-    run.json            configuration, fingerprint, step, versions
+    run.json            configuration, fingerprint, step, position in the data, versions
     config.json         name and model configuration, so that the directory is also a model directory
-    model.safetensors   weights of the network
+    model.safetensors   weights of the network (and of the discriminator, when an autoencoder trains)
     ema.safetensors     their moving average: what inference uses
-    state.pt            optimiser, step, position in the data
+    state.pt            optimisers, loss scaler, tally, step
+    files.json          size and sha256 of each of the above: written last, so a directory that has it is complete
 
-`save` fills a directory that nobody reads yet; whoever publishes it (a rename, or Ray Train's report) does so when it is complete.
+`take` copies the state out of the running networks; writing and uploading the copy can then happen beside the next steps. `load` trusts
+nothing that `files.json` does not vouch for.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import platform
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from resshift import __version__
-from resshift.config import RunConfig, differing_fields, fingerprint, to_dict
+from resshift.config import RunConfig, TrainConfig, differing_fields, fingerprint, to_dict
 from resshift.training import TrainState
-from resshift.weights import WeightsError, load_into, model_metadata, read_state_dict, save_safetensors, state_to_store, write_model_config
+from resshift.weights import WeightsError, model_metadata, read_state_dict, save_safetensors
+
+MANIFEST = "files.json"
+
+
+class Run(Protocol):
+    """What a checkpoint asks of a configuration: `RunConfig` or `autoencoder_training.AutoencoderRunConfig`."""
+
+    @property
+    def preset(self) -> str: ...
+
+    @property
+    def train(self) -> TrainConfig: ...
 
 
 class ResumeRefused(ValueError):
     """The directory holds another run; the message names the differing fields."""
 
 
-def run_record(config: RunConfig, **extra: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON values
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A copy of a run at one step, on the CPU: nothing in it changes when training goes on."""
+
+    step: int
+    weights: dict[str, dict[str, Tensor]]
+    rest: dict[str, Any]
+
+
+def run_record(config: Run, **extra: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON values
     """Return what `run.json` says about a run: configuration, fingerprint, versions, and `extra`."""
     versions = {name: version(name) for name in ("numpy", "opencv-python-headless")}
     versions |= {"torch": str(torch.__version__), "resshift": __version__, "python": platform.python_version()}
     return {"preset": config.preset, "fingerprint": fingerprint(config), "config": to_dict(config), "versions": versions} | extra
 
 
-def check_same_run(config: RunConfig, record: dict[str, Any], where: str) -> None:
+def check_same_run(config: Run, record: dict[str, Any], where: str) -> None:
     """Refuse to continue a run with another configuration.
 
     Raises:
@@ -48,39 +74,84 @@ def check_same_run(config: RunConfig, record: dict[str, Any], where: str) -> Non
         raise ResumeRefused(f"{where} holds another run; differing: {'; '.join(differing)}. Use another --out, or give back these values")
 
 
-def save(directory: str | Path, state: TrainState, config: RunConfig) -> None:
-    """Write the whole state of a run into `directory`, which is created."""
+def take(state: TrainState) -> Snapshot:
+    """Copy the state of a run. A collective operation: every worker calls it at the same step."""
+    return Snapshot(state.step, state.weights(), state.state_dict())
+
+
+def description(config: Run) -> dict[str, Any]:
+    """Return `config.json`: the name, and what inference needs to know of the model."""
+    model = {"model": to_dict(config.model)} if isinstance(config, RunConfig) else {"first_stage": to_dict(config)["first_stage"]}
+    return {"name": config.preset} | model
+
+
+def write(directory: str | Path, snapshot: Snapshot, config: Run) -> dict[str, Any]:
+    """Write a snapshot into `directory`, which is created, and return its manifest (the content of `files.json`)."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    metadata = model_metadata(config.preset, config.model)
-    save_safetensors(state_to_store(state.plain), directory / "model.safetensors", metadata)
-    save_safetensors(state_to_store(state.ema.module), directory / "ema.safetensors", metadata)
-    torch.save(state.state_dict(), directory / "state.pt")
-    write_model_config(directory, config.preset, config.model)
-    (directory / "run.json").write_text(json.dumps(run_record(config, step=state.step), indent=2) + "\n")
+    metadata = model_metadata(config.preset, config.model) if isinstance(config, RunConfig) else {}
+    for name, weights in snapshot.weights.items():
+        save_safetensors(weights, directory / f"{name}.safetensors", metadata if name in ("model", "ema") else {})
+    torch.save(snapshot.rest, directory / "state.pt")
+    (directory / "config.json").write_text(json.dumps(description(config), indent=2) + "\n")
+    record = run_record(config, step=snapshot.step, rows=snapshot.step * config.train.batch_size)
+    (directory / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+    files = {path.name: file_facts(path) for path in sorted(directory.iterdir()) if path.name != MANIFEST}
+    manifest = {"step": snapshot.step, "fingerprint": fingerprint(config), "files": files}
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    return manifest
 
 
-def load(directory: str | Path, state: TrainState, config: RunConfig) -> None:
-    """Bring `state` to what `directory` holds.
+def file_facts(path: Path) -> dict[str, Any]:
+    """Return size and sha256 of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"size_bytes": path.stat().st_size, "sha256": digest}
+
+
+def verify(directory: str | Path) -> dict[str, Any]:
+    """Return the manifest of a checkpoint whose files are all as they were written.
 
     Raises:
-        ResumeRefused: it belongs to a run with another configuration.
-        WeightsError: a file is missing or does not fit.
+        WeightsError: there is no manifest, or a file is missing or has changed; the message names it.
     """
     directory = Path(directory)
     try:
-        record = json.loads((directory / "run.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise WeightsError(f"{directory} is not a checkpoint: {error}") from error
-    if not isinstance(record, dict) or "config" not in record:
-        raise WeightsError(f"{directory} is not a checkpoint: its run.json holds no configuration")
+        manifest: Any = json.loads((directory / MANIFEST).read_text())
+        files: dict[str, Any] = manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{directory} is not a complete checkpoint: {error}") from error
+    for name, facts in files.items():
+        path = directory / name
+        if not path.is_file():
+            raise WeightsError(f"{directory} lacks {name}")
+        if file_facts(path) != facts:
+            raise WeightsError(f"{path} is damaged: size or sha256 differ from {MANIFEST}")
+    return manifest
+
+
+def load(directory: str | Path, state: TrainState, config: Run, rank: int = 0) -> None:
+    """Bring `state` to what `directory` holds.
+
+    Args:
+        directory: of a checkpoint.
+        state: at step 0, with the networks of the same configuration; sharded or not.
+        config: of the run.
+        rank: of this worker.
+
+    Raises:
+        ResumeRefused: it belongs to a run with another configuration.
+        WeightsError: a file is missing, damaged or does not fit. The state is left as it was.
+    """
+    directory = Path(directory)
+    verify(directory)
+    record = json.loads((directory / "run.json").read_text())
     check_same_run(config, record, str(directory))
     # Every file is read before the state is touched.
-    weights, averaged = (read_state_dict(directory / f"{name}.safetensors") for name in ("model", "ema"))
+    weights = {name: read_state_dict(directory / f"{name}.safetensors") for name in (*state.networks, "ema")}
     rest = _read_rest(directory / "state.pt")
-    load_into(state.plain, weights)
-    load_into(state.ema.module, averaged)
-    state.load_state_dict(rest)
+    state.load_weights(weights)
+    state.load_state_dict(rest, rank)
 
 
 def _read_rest(path: Path) -> dict[str, Any]:

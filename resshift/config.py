@@ -25,16 +25,32 @@ from resshift.unet import UNetConfig
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 T = TypeVar("T")
 
-# These may change when a run is continued: how long it goes on, how often it reports, and where files lie. Everything else is the run.
+# These may change when a run is continued: how long it goes on, what it reports, where files lie, and how the same numbers are computed (up
+# to rounding). Everything else is the run.
 MUTABLE_FIELDS = frozenset(
     {
         "train.steps",
         "train.checkpoint_every",
         "train.log_every",
         "train.keep_last",
+        "train.milestone_every",
+        "train.max_failures",
         "train.micro_batch",
+        "train.parallel",
+        "train.compile",
+        "train.activation_checkpointing",
+        "train.channels_last",
         "train.first_stage_weights",
         "loss.lpips_trunk",
+        "validation.every",
+        "validation.pictures",
+        "validation.grid",
+        "validation.border",
+        "validation.best",
+        "log.tensorboard",
+        "log.wandb_project",
+        "log.mlflow_experiment",
+        "log.samples",
     }
 )
 
@@ -127,30 +143,96 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class TrainConfig:
-    """Length, batch and bookkeeping of a run.
+    """Length, batch, numerics and bookkeeping of a run.
 
-    `batch_size` is over all workers; `micro_batch` is what one worker holds at a time. `first_stage_weights` is a file with the weights of
-    the VQ autoencoder, for presets that have one.
+    What is learned:
+        steps, batch_size: optimiser steps, and samples of each over all workers together.
+        seed: of everything random.
+        precision: "bf16" and "fp16" are autocast with float32 weights; "fp16" scales the loss.
+        ema_decay: of the averaged weights.
+        max_skipped_steps: steps in a row whose gradient is not finite before the run stops; looked at when a line is logged.
+
+    How it is computed, equal up to rounding:
+        micro_batch: samples that one worker holds at a time; gradients add up over micro-batches and workers.
+        parallel: "ddp" keeps weights, averages and moments on every worker, "fsdp" shares them out (PyTorch's fully_shard).
+        compile: mode of torch.compile for the network and the first stage.
+        activation_checkpointing: recompute activations in the backward pass: a third more arithmetic for a fraction of the memory.
+        channels_last: memory layout of convolutions.
+
+    What is kept:
+        checkpoint_every, keep_last, milestone_every: the last `keep_last` checkpoints stay, the best one, and every one whose step is a
+        multiple of `milestone_every`.
+        max_failures: restarts after failures before the run gives up; preemptions do not count.
+        first_stage_weights: file with the weights of the VQ autoencoder, for presets that have one.
     """
 
     steps: int = 400_000
     batch_size: int = 64
     micro_batch: int = 16
     seed: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
+    activation_checkpointing: bool = False
+    channels_last: bool = True
     ema_decay: float = 0.999
     checkpoint_every: int = 5000
     keep_last: int = 3
+    milestone_every: int | None = None
     log_every: int = 100
     max_skipped_steps: int = 10
+    max_failures: int = 30
     first_stage_weights: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "micro_batch", "checkpoint_every", "keep_last", "log_every", "max_skipped_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_failures < 0:
+            raise ValueError(f"train.max_failures must not be negative, got {self.max_failures}")
+        if self.milestone_every is not None and self.milestone_every < 1:
+            raise ValueError(f"train.milestone_every must be at least 1, or null for none, got {self.milestone_every}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"train.ema_decay must lie in [0, 1), got {self.ema_decay}")
+        if self.precision == "fp16" and self.parallel == "fsdp":
+            # The scaler would look for overflows in one worker's shard and shrink its scale alone.
+            raise ValueError("train.precision=fp16 needs train.parallel=ddp; with fsdp use bf16")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
+class ValidationConfig:
+    """Measurement on a fixed set while training (`--val`).
+
+    `pictures` of it are used, `grid` of them are shown; `border` pixels are cut before measuring; `best` decides which checkpoint is kept
+    as the best: the highest PSNR or SSIM, the lowest LPIPS.
+    """
+
+    every: int = 10_000
+    pictures: int = 64
+    grid: int = 4
+    border: int = 0
+    best: Literal["psnr_y", "ssim_y", "lpips"] = "psnr_y"
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.pictures < 1 or self.grid < 0 or self.border < 0:
+            raise ValueError(
+                f"validation.every and validation.pictures must be at least 1, grid and border not negative, "
+                f"got {self.every}, {self.pictures}, {self.grid} and {self.border}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
+class LogConfig:
+    """Where figures go besides the log and OUT/metrics: TensorBoard files in OUT/tensorboard, Weights & Biases, MLflow.
+
+    The last two need their package on the machine of the first worker, and their own environment variables. With `samples`, OUT/seen lists
+    which pictures every step has seen.
+    """
+
+    tensorboard: bool = True
+    wandb_project: str | None = None
+    mlflow_experiment: str | None = None
+    samples: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
@@ -164,6 +246,8 @@ class RunConfig:
     optim: OptimConfig = OptimConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
+    validation: ValidationConfig = ValidationConfig()
+    log: LogConfig = LogConfig()
 
     def __post_init__(self) -> None:
         if self.degradation.scale != self.model.scale:

@@ -135,28 +135,34 @@ class Objective:
         self.first_stage = first_stage
         self.lpips = lpips
         self.schedule = ShiftSchedule.from_config(model.schedule)
+        self._encode, self._decode = first_stage.encode, first_stage.decode
 
-    def __call__(self, network: nn.Module, hq: Tensor, lq: Tensor, generator: torch.Generator) -> LossTerms:
+    def compile(self, mode: str) -> None:
+        """Run the first stage through torch.compile."""
+        self._encode, self._decode = (torch.compile(call, mode=mode) for call in (self._encode, self._decode))
+
+    def __call__(self, network: nn.Module, hq: Tensor, lq: Tensor, t: Tensor, noise: Tensor, mask: Tensor | None = None) -> LossTerms:
         """Compute the loss.
 
         Args:
-            network: predicts the target, `network(x_scaled, t, lq)`.
+            network: predicts the target, `network(x_scaled, t, lq, mask)`.
             hq: clean pictures in [-1, 1], (B, 3, H, W).
             lq: degraded pictures in [-1, 1], (B, 3, H / scale, W / scale).
-            generator: where t and the noise come from, on the device of the batch.
+            t: step indices in [0, T), int64 (B,).
+            noise: standard normal, (B, Z, H / f, W / f). The caller draws t and noise, so the caller owns reproducibility.
+            mask: 1 = hole and -1 = kept, (B, 1, H / scale, W / scale), for networks with `cond_mask`.
         """
         with torch.no_grad():
-            x0, y0 = self.first_stage.encode(hq), self.first_stage.encode(upsample(lq, self.model.scale))
-            t = torch.randint(self.schedule.steps, (hq.shape[0],), generator=generator, device=hq.device)
-            noise = torch.randn(x0.shape, generator=generator, device=hq.device, dtype=x0.dtype)
+            # One pass for both. Autocast leaves half precision behind the encoder; the chain itself is float32.
+            x0, y0 = self._encode(torch.cat([hq, upsample(lq, self.model.scale)])).float().chunk(2)
             x_t = q_sample(x0, y0, t, noise, self.schedule)
             wanted = target_of(x0, y0, noise, t, self.schedule, self.model.target)
-        output = network(scale_input(x_t, t, self.schedule, self.model.latent_scaling), t, lq).float()
+        output = network(scale_input(x_t, t, self.schedule, self.model.latent_scaling), t, lq, mask).float()
         mse = mse_per_sample(output, wanted, t, self.schedule, self.model.target, self.loss.mse_weighting == "weighted").mean()
         perceptual = torch.zeros_like(mse)
         if self.lpips is not None and self.loss.lpips:
             x0_pred = predict_x0(output, x_t, y0, t, self.schedule, self.model.target)
-            perceptual = self.lpips(self.first_stage.decode(x0_pred).clamp(-1, 1), hq).mean()
+            perceptual = self.lpips(self._decode(x0_pred).clamp(-1, 1), hq).mean()
         total = self.loss.mse * mse + self.loss.lpips * perceptual
         return LossTerms(total, mse.detach(), perceptual.detach())
 

@@ -1,5 +1,9 @@
 """Named runs. A preset is a function that returns a full configuration; each says where its numbers come from.
 
+Sources are the configurations of the official repository (its branch `journal`). Common to all of them: the U-Net of 160 channels, kappa
+2, power 0.3, sqrt(eta_T) = 0.99, AdamW (0.9, 0.999) at 5e-5 without weight decay or clipping, 5000 steps of warm-up, EMA 0.999. What
+differs here on purpose: bf16 where they use fp16 with a scaler (nothing overflows), and a warm-up that holds from the first step on.
+
 The scores expected of a preset stand in its docstring once they have been measured with this code.
 """
 
@@ -9,25 +13,35 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from resshift import degradation
-from resshift.autoencoder import FirstStageConfig
+from resshift.autoencoder import FirstStageConfig, VQConfig
 from resshift.config import ConfigError, DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from resshift.diffusion import Target
 from resshift.schedule import ScheduleConfig
 from resshift.unet import UNetConfig
 
+# The released f8 face autoencoder: 77,009,115 parameters, more blocks where the map is small.
+VQ_F8_FACE = VQConfig(ch=64, ch_mult=(1, 2, 4, 8), num_res_blocks=(1, 2, 3, 4), z_channels=8, embed_dim=8, n_embed=4096)
+
 
 def realsr_x4_s15() -> RunConfig:
-    """Real-world x4 in 15 steps, as released v1 and v2 (NeurIPS 2023): 118.6 M parameters, MSE only, constant learning rate, batch 64."""
+    """Real-world x4 in 15 steps, as released v1 and v2 (NeurIPS 2023): 118.6 M parameters, MSE only, constant learning rate, batch 64.
+
+    Source: realsr_swinunet_realesrgan256.yaml. v1 is its state after 300,000 steps, v2 after 500,000 (`--set train.steps=500000`). Data
+    there: ImageNet and FFHQ, whole short sides brought to 256.
+    """
     return RunConfig(
         preset="realsr-x4-s15",
         model=ModelConfig(schedule=ScheduleConfig(steps=15, min_noise=0.04)),
         degradation=degradation.realesrgan_x4(),
-        train=TrainConfig(steps=300_000, batch_size=64, micro_batch=8, checkpoint_every=10_000),
+        train=TrainConfig(steps=300_000, batch_size=64, micro_batch=8, precision="bf16", checkpoint_every=10_000),
     )
 
 
 def realsr_x4_s4() -> RunConfig:
-    """Real-world x4 in 4 steps, as released v3 (journal version): MSE + LPIPS on the decoded prediction, cosine learning rate, batch 96."""
+    """Real-world x4 in 4 steps, as released v3 (journal version): MSE + LPIPS on the decoded prediction, cosine learning rate, batch 96.
+
+    Source: realsr_swinunet_realesrgan256_journal.yaml.
+    """
     base = realsr_x4_s15()
     return replace(
         base,
@@ -40,7 +54,10 @@ def realsr_x4_s4() -> RunConfig:
 
 
 def realsr_x2_s4() -> RunConfig:
-    """Real-world x2 in 4 steps: as realsr-x4-s4 with a 128-pixel condition brought down by a strided extractor."""
+    """Real-world x2 in 4 steps: as realsr-x4-s4 with a 128-pixel condition brought down by a strided extractor.
+
+    Source: realsr_realesrgan256_x2.yaml; no weights were released.
+    """
     return replace(
         realsr_x4_s4(),
         preset="realsr-x2-s4",
@@ -50,9 +67,59 @@ def realsr_x2_s4() -> RunConfig:
 
 
 def bicubic_x4_s4() -> RunConfig:
-    """MATLAB bicubic x4 in 4 steps: as realsr-x4-s4 with the plain degradation and random native-resolution crops."""
+    """MATLAB bicubic x4 in 4 steps: as realsr-x4-s4 with the plain degradation and random native-resolution crops.
+
+    Source: bicx4_swinunet_lpips.yaml, which also compiles the networks (`--set train.compile=reduce-overhead`), shrinks pictures so that
+    the short side is 256 before it crops, and turns them by multiples of 90 degrees.
+    """
     return replace(
         realsr_x4_s4(), preset="bicubic-x4-s4", degradation=degradation.bicubic_x4(), data=DataConfig(crop="random", crop_px=256)
+    )
+
+
+def inpaint_imagenet_s4() -> RunConfig:
+    """Inpainting of photos in 4 steps: picture with holes and mask as the condition, LPIPS weight 10.
+
+    Source: inpaint_lama256_imagenet.yaml. It also distorts photos as LaMa does (perspective, rotation, colour); here crops are flipped
+    only.
+    """
+    base = realsr_x4_s4()
+    return replace(
+        base,
+        preset="inpaint-imagenet-s4",
+        model=ModelConfig(scale=1, unet=UNetConfig(lq_size=256, cond_mask=True)),
+        degradation=degradation.inpainting(),
+        loss=replace(base.loss, lpips=10.0),
+        data=DataConfig(crop="random", crop_px=256),
+    )
+
+
+def inpaint_face_s4() -> RunConfig:
+    """Inpainting of aligned faces (FFHQ at 256) in 4 steps: as inpaint-imagenet-s4 on whole pictures, with an autoencoder trained on faces.
+
+    Source: inpaint_lama256_face.yaml.
+    """
+    return replace(inpaint_imagenet_s4(), preset="inpaint-face-s4", data=DataConfig(crop="short_side", crop_px=256))
+
+
+def face_s4() -> RunConfig:
+    """Blind restoration of aligned 512-pixel faces in 4 steps: VQ-f8 latents (8 x 64 x 64), the 512-pixel picture as condition, batch 56.
+
+    Source: faceir_gfpgan512_lpips.yaml.
+    """
+    base = realsr_x4_s4()
+    return replace(
+        base,
+        preset="face-s4",
+        model=ModelConfig(
+            scale=1,
+            unet=UNetConfig(in_channels=8, out_channels=8, lq_size=512),
+            first_stage=FirstStageConfig(vq=VQ_F8_FACE),
+        ),
+        degradation=degradation.face(),
+        loss=replace(base.loss, lpips=10.0),
+        data=DataConfig(crop="short_side", crop_px=512),
+        train=replace(base.train, batch_size=56, micro_batch=7),
     )
 
 
@@ -123,6 +190,9 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "realsr-x4-s4": realsr_x4_s4,
     "realsr-x2-s4": realsr_x2_s4,
     "bicubic-x4-s4": bicubic_x4_s4,
+    "inpaint-imagenet-s4": inpaint_imagenet_s4,
+    "inpaint-face-s4": inpaint_face_s4,
+    "face-s4": face_s4,
     "tiny-x4": tiny_x4,
     "test-x4": test_x4,
 }

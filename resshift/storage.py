@@ -6,7 +6,7 @@ before (local: temporary name, fsync, rename; S3: one PUT).
 
 S3 is in `resshift.s3`; how a bucket is reached are its `S3Options`, which local paths ignore. Credentials come from the environment or a
 profile, never from a URI. URIs are taken literally: nothing is percent-decoded. What it does not do: other schemes, objects above 5 GiB,
-deleting.
+deleting more than one file at a time.
 """
 
 # botocore, fsspec and s3fs ship no types: what they leave unknown is not an error of ours.
@@ -393,6 +393,32 @@ def _write_local(path: str, data: bytes) -> None:
         if os.path.lexists(temporary):
             os.unlink(temporary)
         raise
+
+
+def remove(uri: str, options: S3Options = s3.DEFAULT) -> None:
+    """Delete one file or object; nothing happens when it is not there. A local directory that is left empty goes with it.
+
+    Raises:
+        StorageError: it cannot be deleted.
+    """
+    if is_s3(uri):
+        bucket, key = _split_object(uri)
+        _call_s3(uri, options, "delete_object", Bucket=bucket, Key=key)
+        return
+    path = _local_path(uri)
+    _attempt(uri, lambda: _remove_local(path))
+
+
+def _remove_local(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    try:
+        os.rmdir(os.path.dirname(path) or ".")
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EINVAL, errno.EBUSY):
+            raise
 
 
 def exists(uri: str, options: S3Options = s3.DEFAULT) -> bool:

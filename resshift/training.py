@@ -1,108 +1,239 @@
 """Training in plain PyTorch: the state of a run, one step of it, and nothing about where batches or machines come from.
 
-Everything random in a step is drawn from (seed, step, rank), the learning rate is a function of the step, and what a batch holds is decided
-by the data pipeline from (seed, step): a state that is saved and loaded continues the same curve.
+What a sample meets is a function of (seed, step, slot), its place in the global batch: the chain's step t and the noise are drawn for the
+whole batch, and each worker takes its slots. How the batch is cut into workers and micro-batches changes results by rounding only. Dropout
+is the exception: it is drawn for each micro-batch from (seed, step, first slot). The learning rate is a function of the step, and no other
+random state exists, so a state that is saved and loaded continues the same curve.
+
+Nothing in a step waits for the device; figures are added up there (`resshift.tally`).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from resshift import seeds
-from resshift.config import OptimConfig, RunConfig, TrainConfig
-from resshift.losses import LossTerms, Objective
+from resshift.config import ModelConfig, OptimConfig, RunConfig, TrainConfig
+from resshift.losses import Objective, upsample
+from resshift.optimisation import Outcome, adamw, guarded_step, learning_rate, set_learning_rate
+from resshift.sampler import network_denoiser, sample
+from resshift.sharding import load_optimizer, shard, sharded_like, synchronise_gradients, whole
+from resshift.tally import Tally
 from resshift.unet import UNetSwin
+from resshift.weights import WeightsError, is_derived, load_into
 
 Module = TypeVar("Module", bound=nn.Module)
+TERMS = ("loss", "mse", "lpips")
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context in which networks of a run are called."""
+    return torch.autocast(device.type, dtype=_HALF.get(precision), enabled=precision in _HALF)
 
 
 class TrainingDiverged(RuntimeError):
-    """Too many steps in a row had a loss or gradient that is not finite; the message names the pictures of the last one."""
+    """Too many steps in a row had a gradient that is not finite; the message names pictures of the last one."""
 
 
-@dataclass
+class StepResult(NamedTuple):
+    """A step's figures, on the device: this worker's share of each mean over the global batch, and what became of the step."""
+
+    terms: dict[str, Tensor]
+    outcome: Outcome
+
+
+class Learner(Protocol):
+    """What is trained: its state, and how one step changes it."""
+
+    state: TrainState
+
+    def step(self, batch: Mapping[str, Tensor]) -> StepResult:
+        """Do one optimiser step on this worker's slots of the global batch; `state.step` grows by one."""
+        ...
+
+    def render(self, batch: Mapping[str, Tensor], keys: Sequence[str]) -> Tensor:
+        """Return what the averaged weights make of a batch, (B, 3, H, W), about [-1, 1]; a function of the weights and the keys."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """Places [start, stop) of a global batch of `batch_size` samples that one of `num_ranks` workers owns."""
+
+    start: int
+    stop: int
+    batch_size: int
+    num_ranks: int
+
+    @classmethod
+    def of_rank(cls, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Slots:
+        """Return the slots of a worker: every slot belongs to exactly one, and no worker has two more than another."""
+        return cls(rank * batch_size // num_ranks, (rank + 1) * batch_size // num_ranks, batch_size, num_ranks)
+
+    def micro_batches(self, limit: int) -> list[slice]:
+        """Cut this worker's rows, counted from 0, into slices of at most `limit`, as equal as they can be."""
+        rows = self.stop - self.start
+        count = -(-rows // limit)
+        edges = [round(i * rows / count) for i in range(count + 1)]
+        return [slice(start, end) for start, end in pairwise(edges)]
+
+
 class TrainState:
-    """What a run is made of. `network` may be wrapped by DDP; `ema` and `plain` never are.
+    """What a run is made of.
 
-    `rows` counts the rows of the data stream that all workers together have consumed: where the data goes on after a restart.
+    Args:
+        networks: by name, on their device and wrapped as they train; the first is the one that is averaged.
+        ema: average of the first.
+        optimizers: by the name of their network.
+        scaler: of the loss; disabled unless precision is fp16.
+        terms: names of the loss terms.
     """
 
-    network: nn.Module
-    ema: AveragedModel
-    optimizer: torch.optim.Optimizer
-    step: int = 0
-    rows: int = 0
-    skipped_in_a_row: int = 0
-    skipped: int = 0
+    def __init__(
+        self,
+        networks: dict[str, nn.Module],
+        ema: AveragedModel,
+        optimizers: dict[str, torch.optim.Optimizer],
+        scaler: GradScaler,
+        tally: Tally,
+    ) -> None:
+        self.networks = networks
+        self.ema = ema
+        self.optimizers = optimizers
+        self.scaler = scaler
+        self.tally = tally
+        self.step = 0
 
     @property
-    def plain(self) -> nn.Module:
-        """The network without its DDP wrapper."""
-        return self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+    def network(self) -> nn.Module:
+        """The first network, as it is wrapped."""
+        return next(iter(self.networks.values()))
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser of the first network."""
+        return next(iter(self.optimizers.values()))
+
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """Return {"model": ..., "ema": ...}, whole and on the CPU, without derived buffers. A collective operation when sharded."""
+        modules = {name: unwrapped(network) for name, network in self.networks.items()} | {"ema": self.ema.module}
+        return {
+            name: {key: whole(value).contiguous() for key, value in module.state_dict().items() if not is_derived(key)}
+            for name, module in modules.items()
+        }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything but the two sets of weights, which are stored as safetensors."""
+        """Return everything but the weights, whole and on the CPU. A collective operation."""
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": {name: whole(optimizer.state_dict()) for name, optimizer in self.optimizers.items()},
+            "scaler": self.scaler.state_dict(),
+            "tally": self.tally.state_dict(),
             "step": self.step,
-            "rows": self.rows,
-            "skipped": self.skipped,
-            "skipped_in_a_row": self.skipped_in_a_row,
             "ema_updates": int(self.ema.n_averaged),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_weights(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take over what `weights` returned.
+
+        Raises:
+            WeightsError: names or shapes do not fit.
+        """
+        for name, network in self.networks.items():
+            load_whole(unwrapped(network), weights[name])
+        load_whole(self.ema.module, weights["ema"])
+
+    def load_state_dict(self, state: Mapping[str, Any], rank: int = 0) -> None:
         """Take over what `state_dict` returned."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        for name, optimizer in self.optimizers.items():
+            load_optimizer(optimizer, state["optimizers"][name])
+        self.scaler.load_state_dict(state["scaler"])
+        self.tally.load_state_dict(state["tally"], rank)
         self.step = state["step"]
-        self.rows = state["rows"]
-        self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
         self.ema.n_averaged.fill_(state["ema_updates"])
 
 
-def build_network(config: RunConfig) -> UNetSwin:
-    """Return the network with its initial weights, a function of the run's seed alone (on every worker the same)."""
+def unwrapped(network: nn.Module) -> nn.Module:
+    """Return a network without its DDP wrapper."""
+    return network.module if isinstance(network, DistributedDataParallel) else network
+
+
+def load_whole(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """`weights.load_into` for a module that may be sharded."""
+    ours = module.state_dict()
+    fitting = all(key in ours and ours[key].shape == value.shape for key, value in weights.items())
+    load_into(module, {key: sharded_like(value, ours[key]) for key, value in weights.items()} if fitting else weights)
+
+
+def seeded(build: type[Module], config: Any, train: TrainConfig, name: str = "init") -> Module:  # noqa: ANN401 - the module's own configuration
+    """Build a module with initial weights that are a function of the run's seed alone (on every worker the same)."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeds.derive(config.train.seed, "init") % 2**63)
-        return UNetSwin(config.model.unet)
+        torch.manual_seed(seeds.derive(train.seed, name) % 2**63)
+        return build(config)
 
 
-def on_device(module: Module, device: torch.device) -> Module:
-    """Move a module, and store its convolutions channels-last: twice as fast on CPUs, and what tensor cores want."""
-    return cast(Any, module).to(device=device, memory_format=torch.channels_last)
+def build_network(config: RunConfig) -> UNetSwin:
+    """Return the U-Net with its initial weights."""
+    network = seeded(UNetSwin, config.model.unet, config.train)
+    network.checkpoint_activations = config.train.activation_checkpointing
+    return network
 
 
-def build_state(config: RunConfig, network: nn.Module) -> TrainState:
-    """Return the state at step 0 of a network that is already on its device (and already wrapped, if it is to be)."""
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=config.optim.lr, betas=config.optim.betas, weight_decay=config.optim.weight_decay
-    )
-    plain = network.module if isinstance(network, DistributedDataParallel) else network
-    ema = AveragedModel(plain, multi_avg_fn=get_ema_multi_avg_fn(config.train.ema_decay))
-    return TrainState(network, ema.requires_grad_(False), optimizer)
+def on_device(module: Module, device: torch.device, channels_last: bool = True) -> Module:
+    """Move a module; channels-last convolutions are twice as fast on CPUs, and what tensor cores want."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return cast(Any, module).to(device=device, memory_format=memory_format)
 
 
-def learning_rate(step: int, optim: OptimConfig, num_steps: int) -> float:
-    """Return the learning rate of the step with index `step` (from 0).
+def distributed(network: nn.Module, train: TrainConfig, device: torch.device, num_ranks: int) -> nn.Module:
+    """Compile a network if the run asks for it, and wrap it for several workers."""
+    if train.compile != "off":
+        network.compile(mode=train.compile)
+    if num_ranks == 1:
+        return network
+    if train.parallel == "fsdp":
+        return shard(network, device)
+    # Gradients are views of the buckets that travel: one copy less of every gradient. Buffers are masks and indices, the same everywhere.
+    ids = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(network, gradient_as_bucket_view=True, broadcast_buffers=False, device_ids=ids)
 
-    warm-up:  lr (step + 1) / warmup_steps
-    cosine:   lr_end + (lr - lr_end) (1 + cos(pi p)) / 2,  p from 0 after the warm-up to 1 at the last step
+
+def build_state(
+    train: TrainConfig, networks: Mapping[str, tuple[nn.Module, OptimConfig]], terms: tuple[str, ...], num_ranks: int = 1
+) -> TrainState:
+    """Return the state at step 0.
+
+    Args:
+        train: of the run.
+        networks: by name, with its optimiser; on their device, not wrapped.
+        terms: names of the loss terms.
+        num_ranks: workers of the run.
     """
-    if step < optim.warmup_steps:
-        return optim.lr * (step + 1) / optim.warmup_steps
-    if optim.lr_schedule == "constant":
-        return optim.lr
-    progress = (step - optim.warmup_steps) / max(1, num_steps - 1 - optim.warmup_steps)
-    return optim.lr_end + 0.5 * (optim.lr - optim.lr_end) * (1 + math.cos(math.pi * min(1.0, progress)))
+    first, _ = next(iter(networks.values()))
+    device = next(first.parameters()).device
+    # Averaged before it is wrapped: a sharded network cannot be copied, so the copy is sharded beside it.
+    ema = AveragedModel(first, multi_avg_fn=get_ema_multi_avg_fn(train.ema_decay)).requires_grad_(False)
+    ema.eval()
+    if num_ranks > 1 and train.parallel == "fsdp":
+        shard(ema.module, device)
+    wrapped = {name: distributed(network, train, device, num_ranks) for name, (network, _) in networks.items()}
+    optimizers: dict[str, torch.optim.Optimizer] = {name: adamw(wrapped[name], optim) for name, (_, optim) in networks.items()}
+    scaler = GradScaler(device.type, enabled=train.precision == "fp16")
+    return TrainState(wrapped, ema, optimizers, scaler, Tally(terms, device))
+
+
+def diffusion_state(config: RunConfig, network: nn.Module, num_ranks: int = 1) -> TrainState:
+    """Return the state at step 0 of a U-Net that is on its device and not wrapped."""
+    return build_state(config.train, {"model": (network, config.optim)}, TERMS, num_ranks)
 
 
 def to_unit_range(pictures_u8: Tensor) -> Tensor:
@@ -110,83 +241,133 @@ def to_unit_range(pictures_u8: Tensor) -> Tensor:
     return pictures_u8.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def micro_batches(batch_rows: int, micro_batch: int) -> list[slice]:
-    """Cut a worker's batch into slices of at most `micro_batch` rows, as equal as they can be."""
-    count = -(-batch_rows // micro_batch)
-    edges = [round(i * batch_rows / count) for i in range(count + 1)]
-    return [slice(start, end) for start, end in pairwise(edges)]
+def mask_to_unit_range(mask_u8: Tensor) -> Tensor:
+    """(B, H, W) uint8, 255 in a hole -> (B, 1, H, W) float32, 1 in a hole and -1 where the picture is kept."""
+    return mask_u8[:, None].float() / 127.5 - 1
 
 
-def train_step(
-    state: TrainState, objective: Objective, batch: Mapping[str, Tensor], config: RunConfig, *, rank: int = 0, keys: Sequence[str] = ()
-) -> dict[str, float]:
-    """Do one optimiser step on a worker's share of the global batch.
+def draw_noise(config: RunConfig, step: int, slots: Slots, shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Draw t and the noise of a worker's slots.
+
+    The whole batch is drawn and cut: a million normal numbers take microseconds on a GPU, and no slot's draw depends on another's worker.
 
     Args:
-        state: changed in place; `state.step` grows by one even when the step is skipped.
-        objective: the loss.
-        batch: "hq" (B, H, W, 3) and "lq" (B, H / scale, W / scale, 3), uint8, on the device of the network.
         config: of the run.
-        rank: of this worker; draws its own noise.
-        keys: names of the samples, for the message when the loss is not finite.
+        step: index of the step.
+        slots: of the worker.
+        shape: of one latent, (Z, h, w).
+        device: of the batch. CPU and CUDA draw different numbers.
 
     Returns:
-        Metrics of the step: loss, mse, lpips (this worker's means), lr, grad_norm, and skipped (1 when the gradient was not finite).
+        t, int64 (B,) in [0, T), and noise (B, Z, h, w) float32.
+    """
+    generator = seeds.torch_generator(config.train.seed, "train", step, device=device)
+    t = torch.randint(config.model.schedule.steps, (slots.batch_size,), generator=generator, device=device)
+    noise = torch.randn((slots.batch_size, *shape), generator=generator, device=device)
+    own = slice(slots.start, slots.stop)
+    return t[own], noise[own]
+
+
+def shares(network: nn.Module, slots: Slots, micro_batch: int) -> Iterator[tuple[slice, float]]:
+    """Yield each micro-batch with the factor of its mean loss, and let the last one average gradients over the workers.
+
+    The factors make every sample count once: the workers' gradients are averaged, so a worker's sum is worth its number of rows times
+    num_ranks / batch_size, whatever the cut.
+    """
+    parts = slots.micro_batches(micro_batch)
+    for i, part in enumerate(parts):
+        synchronise_gradients(network, i == len(parts) - 1)
+        yield part, (part.stop - part.start) / slots.batch_size * slots.num_ranks
+
+
+class DiffusionLearner:
+    """The U-Net of a run.
+
+    Args:
+        config: of the run.
+        network: on its device, not wrapped.
+        objective: the loss.
+        slots: of this worker.
+    """
+
+    def __init__(self, config: RunConfig, network: nn.Module, objective: Objective, slots: Slots | None = None) -> None:
+        self.config = config
+        self.objective = objective
+        self.slots = slots or Slots.of_rank(config.train.batch_size)
+        self.state = diffusion_state(config, network, self.slots.num_ranks)
+
+    def step(self, batch: Mapping[str, Tensor]) -> StepResult:
+        """Do one optimiser step.
+
+        Args:
+            batch: "hq" (B, H, W, 3), "lq" (B, H / scale, W / scale, 3) and for inpainting "mask" (B, H / scale, W / scale, 255 in a
+                hole), uint8, on the device of the network; the rows of this worker's slots.
+
+        Returns:
+            loss, mse and lpips.
+        """
+        state, train = self.state, self.config.train
+        set_learning_rate(state.optimizer, learning_rate(state.step, self.config.optim, train.steps))
+        state.network.train()
+        terms = self.backward(batch)
+        outcome = guarded_step(state.optimizer, self.config.optim.clip_norm, state.scaler)
+        # Also after a skipped step: the average is that of the weights after every step, and then needs no answer from the device.
+        state.ema.update_parameters(unwrapped(state.network))
+        state.step += 1
+        return StepResult(terms, outcome)
+
+    def render(self, batch: Mapping[str, Tensor], keys: Sequence[str]) -> Tensor:
+        """Run the chain on "lq" with the averaged weights; noise is a function of (seed, key). (B, 3, H, W)."""
+        model, precision = self.config.model, self.config.train.precision
+        lq = to_unit_range(batch["lq"])
+        mask = mask_to_unit_range(batch["mask"]) if model.unet.cond_mask else None
+        shape = latent_shape(model, batch["hq"])
+
+        def noise(step: int) -> Tensor:
+            generators = [seeds.torch_generator(self.config.train.seed, "validation", key, step) for key in keys]
+            return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(lq.device)
+
+        def network(*inputs: Tensor | None) -> Tensor:
+            with autocast(lq.device, precision):
+                return self.state.ema.module(*inputs).float()
+
+        with autocast(lq.device, precision):
+            y0 = self.objective.first_stage.encode(upsample(lq, model.scale)).float()
+        schedule = self.objective.schedule
+        x0 = sample(network_denoiser(network, lq, y0, schedule, model.target, mask, model.latent_scaling), y0, schedule, noise)
+        with autocast(lq.device, precision):
+            return self.objective.first_stage.decode(x0)
+
+    def backward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Add the gradients of a batch, the first half of `step`, and return this worker's share of the terms."""
+        state, train, model = self.state, self.config.train, self.config.model
+        device = batch["hq"].device
+        t, noise = draw_noise(self.config, state.step, self.slots, latent_shape(model, batch["hq"]), device)
+        sums = [torch.zeros((), device=device) for _ in TERMS]
+        for part, factor in shares(state.network, self.slots, train.micro_batch):
+            # Dropout draws from torch's own stream.
+            torch.manual_seed(seeds.derive(train.seed, "dropout", state.step, self.slots.start + part.start) % 2**63)
+            hq, lq = to_unit_range(batch["hq"][part]), to_unit_range(batch["lq"][part])
+            mask = mask_to_unit_range(batch["mask"][part]) if model.unet.cond_mask else None
+            with autocast(device, train.precision):
+                terms = self.objective(state.network, hq, lq, t[part], noise[part], mask)
+            state.scaler.scale(terms.total * factor).backward()
+            sums = [total + term.detach() * (factor / self.slots.num_ranks) for total, term in zip(sums, terms, strict=True)]
+        return dict(zip(TERMS, sums, strict=True))
+
+
+def latent_shape(model: ModelConfig, hq: Tensor) -> tuple[int, int, int]:
+    """Return (Z, h, w) of the latent of clean pictures (B, H, W, 3)."""
+    return model.first_stage.channels, hq.shape[1] // model.first_stage.factor, hq.shape[2] // model.first_stage.factor
+
+
+def start_from(learner: Learner, weights: Mapping[str, Tensor]) -> None:
+    """Begin a run with given weights instead of random ones: network and average.
 
     Raises:
-        TrainingDiverged: `train.max_skipped_steps` steps in a row were skipped.
+        WeightsError: they do not fit, or the run has begun.
     """
-    train = config.train
-    device = batch["hq"].device
-    # Dropout draws from torch's own stream: setting it from the step makes a resumed run draw the same.
-    torch.manual_seed(seeds.derive(train.seed, "dropout", state.step, rank) % 2**63)
-    generator = seeds.torch_generator(train.seed, "train", state.step, rank, device=device)
-    lr = learning_rate(state.step, config.optim, train.steps)
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
-
-    state.network.train()
-    terms = _accumulate_gradients(state.network, objective, batch, train, generator)
-    norm_limit = config.optim.clip_norm if config.optim.clip_norm is not None else math.inf
-    grad_norm = float(torch.nn.utils.clip_grad_norm_(state.network.parameters(), norm_limit))
-    # Gradients are already averaged over the workers, so every worker takes the same branch here.
-    if math.isfinite(grad_norm):
-        state.optimizer.step()
-        state.ema.update_parameters(state.plain)
-        state.skipped_in_a_row = 0
-    else:
-        state.skipped += 1
-        state.skipped_in_a_row += 1
-        if state.skipped_in_a_row >= train.max_skipped_steps:
-            raise TrainingDiverged(
-                f"the gradient was not finite for {state.skipped_in_a_row} steps in a row, last at step {state.step} with {list(keys)}"
-            )
-    state.optimizer.zero_grad(set_to_none=True)
-    state.step += 1
-    return {
-        "loss": float(terms.total.detach()),
-        "mse": float(terms.mse),
-        "lpips": float(terms.lpips),
-        "lr": lr,
-        "grad_norm": grad_norm,
-        "skipped": float(not math.isfinite(grad_norm)),
-    }
-
-
-def _accumulate_gradients(
-    network: nn.Module, objective: Objective, batch: Mapping[str, Tensor], train: TrainConfig, generator: torch.Generator
-) -> LossTerms:
-    """Backward through the micro-batches; DDP averages over workers at the last one only."""
-    rows = batch["hq"].shape[0]
-    parts = micro_batches(rows, train.micro_batch)
-    sums = [torch.zeros((), device=batch["hq"].device) for _ in range(3)]
-    for i, part in enumerate(parts):
-        if isinstance(network, DistributedDataParallel):
-            network.require_backward_grad_sync = i == len(parts) - 1
-        hq, lq = to_unit_range(batch["hq"][part]), to_unit_range(batch["lq"][part])
-        with torch.autocast(hq.device.type, dtype=torch.bfloat16, enabled=train.precision == "bf16"):
-            terms = objective(network, hq, lq, generator)
-        share = (part.stop - part.start) / rows
-        (terms.total * share).backward()
-        sums = [total + term.detach() * share for total, term in zip(sums, terms, strict=True)]
-    return LossTerms(*sums)
+    if learner.state.step:
+        raise WeightsError(f"--init is for the start of a run; this one is at step {learner.state.step}")
+    load_whole(unwrapped(learner.state.network), weights)
+    load_whole(learner.state.ema.module, weights)

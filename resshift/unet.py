@@ -16,6 +16,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from resshift.swin import BasicLayer, GroupNorm32, MaskRule
 
@@ -173,6 +174,7 @@ class UNetSwin(nn.Module):
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.checkpoint_activations = False  # True: the backward pass computes what is inside a stage again instead of keeping it
         base = config.model_channels
         embed_channels = 4 * base
         self.time_embed = nn.Sequential(nn.Linear(base, embed_channels), nn.SiLU(), nn.Linear(embed_channels, embed_channels))
@@ -255,12 +257,17 @@ class UNetSwin(nn.Module):
         h = x if condition is None else torch.cat([x, self.feature_extractor(condition.to(x.dtype))], dim=1)
         skips: list[Tensor] = []
         for stage in self.input_blocks:
-            h = stage(h, embedding)
+            h = self._run(stage, h, embedding)
             skips.append(h)
-        h = self.middle_block(h, embedding)
+        h = self._run(self.middle_block, h, embedding)
         for stage in self.output_blocks:
-            h = stage(torch.cat([h, skips.pop()], dim=1), embedding)
+            h = self._run(stage, torch.cat([h, skips.pop()], dim=1), embedding)
         return self.out(h)
+
+    def _run(self, stage: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            return checkpoint(stage, x, embedding, use_reentrant=False)
+        return stage(x, embedding)
 
     def _condition(self, x: Tensor, lq: Tensor | None, mask: Tensor | None) -> Tensor | None:
         config = self.config

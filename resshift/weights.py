@@ -67,7 +67,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     state = {_unwrapped(str(key)): value for key, value in loaded.items()}
     if len(state) != len(loaded):
         raise WeightsError(f"{path} holds the same key with and without a wrapper prefix")
-    return {key: value for key, value in state.items() if not _is_derived(key)}
+    return {key: value for key, value in state.items() if not is_derived(key)}
 
 
 def _unwrapped(key: str) -> str:
@@ -77,13 +77,14 @@ def _unwrapped(key: str) -> str:
     return key
 
 
-def _is_derived(key: str) -> bool:
+def is_derived(key: str) -> bool:
+    """Tell whether a key names a buffer that is computed from shapes; no file stores or gives one."""
     return key.rsplit(".", 1)[-1] in _DERIVED
 
 
 def state_to_store(module: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Return the state dict of a module on the CPU, contiguous, without derived buffers, cast to `dtype` when one is given."""
-    return {key: value.detach().to("cpu", dtype).contiguous() for key, value in module.state_dict().items() if not _is_derived(key)}
+    return {key: value.detach().to("cpu", dtype).contiguous() for key, value in module.state_dict().items() if not is_derived(key)}
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -92,8 +93,8 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     Raises:
         WeightsError: lists the missing, unexpected and mismatched keys. The module is left as it was.
     """
-    ours = {key: value for key, value in module.state_dict().items() if not _is_derived(key)}
-    theirs = {key: value for key, value in state.items() if not _is_derived(key)}
+    ours = {key: value for key, value in module.state_dict().items() if not is_derived(key)}
+    theirs = {key: value for key, value in state.items() if not is_derived(key)}
     problems = [
         *_problem("missing", sorted(ours.keys() - theirs.keys())),
         *_problem("unexpected", sorted(theirs.keys() - ours.keys())),

@@ -16,9 +16,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 Job = Callable[..., int]
 
+TRAIN = {
+    *("--help", "--preset", "--data", "--out", "--set", "--workers", "--gpus-per-worker", "--init", "--val", "--export", "--dry-run"),
+}
 FLAGS = {
     "prepare": {"--help", "--min-side", "--short-side", "--shard-mb", "--dry-run"},
-    "train": {"--help", "--preset", "--data", "--out", "--set", "--workers", "--gpus-per-worker", "--dry-run"},
+    "train": TRAIN,
+    "train_autoencoder": TRAIN | {"--report"},
     "upscale": {
         *("--help", "--model", "--outscale", "--format", "--quality", "--name", "--seed", "--tile", "--max-megapixels", "--replicas"),
         *("--plan", "--dry-run", "--status", "--retry-failed", "--verify"),
@@ -101,7 +105,7 @@ def shards(tmp_path: Path) -> Path:
     ("arguments", "message"),
     [
         (["--preset", "realsr-x5"], "unknown preset 'realsr-x5'; allowed: realsr-x4-s15"),
-        (["--set", "train.stepz=5"], "unknown setting 'train.stepz'; allowed here: batch_size"),
+        (["--set", "train.stepz=5"], "unknown setting 'train.stepz'; allowed here: activation_checkpointing, batch_size"),
         (["--set", "trian.steps=5"], "there is no section 'trian'; allowed: data"),
         (["--set", "train.steps=many"], "train.steps: Input should be a valid integer"),
         (["--set", "train.steps"], "a setting looks like section.field=value"),

@@ -110,5 +110,15 @@ def test_no_picture_at_all_is_said() -> None:
 
 
 def test_a_batch_that_ranks_cannot_share_is_said() -> None:
-    with pytest.raises(ValueError, match="must be a multiple of the 5 ranks"):
-        list(stream(GROUPS, 0, 24, 0, 10, num_ranks=5))
+    with pytest.raises(ValueError, match=r"must be at least the number of ranks \(25\)"):
+        list(stream(GROUPS, 0, 24, 0, 10, num_ranks=25))
+
+
+@pytest.mark.parametrize("num_ranks", [3, 5, 7])
+def test_ranks_that_cannot_share_evenly_differ_by_one_row(num_ranks: int) -> None:
+    """A run that grows and shrinks passes through every number of ranks; 8 rows are 2 + 3 + 3."""
+    whole = rows(stream(GROUPS, 1, 8, 0, 40))
+    owned = [rows(stream(GROUPS, 1, 8, 0, 40, rank=rank, num_ranks=num_ranks)) for rank in range(num_ranks)]
+    assert sorted(row for part in owned for row in part) == sorted(whole)
+    for rank, part in enumerate(owned):
+        assert {row[0] % 8 for row in part} == set(range(rank * 8 // num_ranks, (rank + 1) * 8 // num_ranks))

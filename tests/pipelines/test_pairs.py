@@ -15,10 +15,9 @@ import ray
 
 from pipelines import pairs
 from pipelines.epoch import stream
-from pipelines.imagenet import ShardOptions, build_shard, plan_shards
-from pipelines.inputs import Item, list_inputs
+from pipelines.imagenet import ShardOptions
 from pipelines.pairs import Batch, PairMaker, Share, default_rows_per_task, fair_share, rank_batches, read_groups
-from pipelines.prepare import finish
+from pipelines.prepare import finish, prepare_here
 from pipelines.shards import RowGroup, read_manifest, row_groups, write_shard_file
 from resshift import degradation
 from resshift.config import ConfigError, DataConfig, RunConfig
@@ -34,11 +33,8 @@ RECIPE = replace(degradation.realesrgan_x4(), bicubic_share=0.3)
 
 @pytest.fixture
 def shards(tree: Path, tmp_path: Path) -> str:
-    options = ShardOptions(row_group_rows=3)
-    root = str(tmp_path / "s")
-    items = [one for one in list_inputs(str(tree)) if isinstance(one, Item)]
-    finish([build_shard(task, root, options) for task in plan_shards(items, options)], str(tree), root)
-    return root
+    prepare_here(str(tree), str(tmp_path / "s"), ShardOptions(row_group_rows=3))
+    return str(tmp_path / "s")
 
 
 def rotten(root: str, photos: list[bytes]) -> str:
@@ -139,9 +135,9 @@ def test_tasks_hold_a_few_dozen_megabytes() -> None:
     assert default_rows_per_task(replace(toy, data=DataConfig(crop_px=2048))) == 16
 
 
-@pytest.mark.parametrize(("start_row", "num_ranks"), [(3, 1), (0, 3)])
+@pytest.mark.parametrize(("start_row", "num_ranks"), [(3, 1), (0, 9)])
 def test_batches_begin_where_a_batch_begins(shards: str, start_row: int, num_ranks: int) -> None:
-    with pytest.raises(ValueError, match="must be a multiple"):
+    with pytest.raises(ValueError, match=r"must be a(t least| multiple)"):
         next(rank_batches(shards, toy_preset(), start_row, num_ranks=num_ranks))
 
 

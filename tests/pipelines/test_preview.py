@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from pipelines.epoch import stream
-from pipelines.imagenet import ShardOptions, build_shard, plan_shards
+from pipelines.imagenet import ShardOptions
 from pipelines.inputs import Item, list_inputs
 from pipelines.pairs import PairMaker
-from pipelines.prepare import finish
+from pipelines.prepare import prepare_here
 from pipelines.preview import describe, from_photos, from_shards, kernel_picture, preview_page
 from pipelines.shards import read_manifest, row_groups
 from resshift import degradation, images
@@ -43,8 +43,8 @@ def items_of(tree: Path) -> list[Item]:
 
 
 def test_shards_show_the_first_pairs_of_the_run(tree: Path, tmp_path: Path, config: RunConfig) -> None:
-    root, options = str(tmp_path / "s"), ShardOptions(row_group_rows=3)
-    finish([build_shard(task, root, options) for task in plan_shards(items_of(tree), options)], str(tree), root)
+    root = str(tmp_path / "s")
+    prepare_here(str(tree), root, ShardOptions(row_group_rows=3))
     pieces = list(stream(row_groups(read_manifest(root)), config.train.seed, config.train.batch_size, 0, 13))
     expected = PairMaker(root, config.train.seed, config.data, config.degradation)(pieces)
     found = list(from_shards(root, config, 13))

@@ -1,4 +1,4 @@
-"""Who trains, and whether a run may be continued; the loop itself is tested end to end in tests/jobs."""
+"""Who trains, and whether a run may be continued; the loop itself is tested end to end in test_train_loop.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.trainer import Workers, begin_run, plan_workers
+from pipelines.train_loop import Task
+from pipelines.trainer import Workers, begin_run, parse_workers, plan_workers
+from resshift.autoencoder_presets import vq_f4
 from resshift.checkpoint import ResumeRefused
 from resshift.config import ConfigError, with_settings
 from resshift.presets import test_x4 as toy_preset
@@ -15,31 +17,46 @@ from resshift.presets import test_x4 as toy_preset
 @pytest.mark.parametrize(
     ("num", "gpus", "cluster", "expected"),
     [
-        (1, None, {"CPU": 8.0}, Workers(num=1, gpus=0, cpus=1)),
-        (4, None, {"CPU": 16.0, "GPU": 4.0}, Workers(num=4, gpus=1, cpus=1)),
-        (4, None, {"CPU": 16.0, "GPU": 2.0}, Workers(num=4, gpus=0, cpus=1)),
-        (4, 0.5, {"CPU": 16.0, "GPU": 2.0}, Workers(num=4, gpus=0.5, cpus=1)),
-        (1, None, {"CPU": 2.0}, Workers(num=1, gpus=0, cpus=0.5)),
-        (2, None, {"CPU": 2.0}, Workers(num=2, gpus=0, cpus=0.25)),
+        (1, None, {"CPU": 8.0}, Workers(gpus=0, cpus=1)),
+        (4, None, {"CPU": 16.0, "GPU": 4.0}, Workers(least=4, most=4, gpus=1, cpus=1)),
+        (4, None, {"CPU": 16.0, "GPU": 2.0}, Workers(least=4, most=4, gpus=0, cpus=1)),
+        (4, 0.5, {"CPU": 16.0, "GPU": 2.0}, Workers(least=4, most=4, gpus=0.5, cpus=1)),
+        (1, None, {"CPU": 2.0}, Workers(gpus=0, cpus=0.5)),
+        (2, None, {"CPU": 2.0}, Workers(least=2, most=2, gpus=0, cpus=0.25)),
     ],
 )
 def test_workers_leave_cpus_for_the_data(num: int, gpus: float | None, cluster: dict[str, float], expected: Workers) -> None:
-    workers = plan_workers(num, gpus, cluster)
+    workers = plan_workers(num, num, gpus, cluster)
     assert workers == expected
-    assert cluster["CPU"] - workers.num * workers.cpus >= 1
+    assert cluster["CPU"] - workers.most * workers.cpus >= 1
+
+
+def test_elastic_run_needs_its_least_workers_only() -> None:
+    assert plan_workers(2, 8, None, {"CPU": 16.0, "GPU": 2.0}) == Workers(least=2, most=8, gpus=1, cpus=1)
+    assert plan_workers(1, 4, None, {"CPU": 4.0}).cpus * 4 <= 3
 
 
 @pytest.mark.parametrize(
     ("num", "gpus", "cluster", "message"),
     [
-        (0, None, {"CPU": 8.0}, "at least 1, got 0"),
         (4, 1.0, {"CPU": 8.0, "GPU": 2.0}, "need 4, the cluster has 2"),
         (1, None, {"CPU": 1.0}, "at least 2 logical CPUs.*has 1"),
     ],
 )
 def test_what_cannot_work_is_refused(num: int, gpus: float | None, cluster: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        plan_workers(num, gpus, cluster)
+        plan_workers(num, num, gpus, cluster)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("1", (1, 1)), ("4", (4, 4)), ("2:8", (2, 8)), ("3:3", (3, 3))])
+def test_workers_are_a_number_or_a_range(text: str, expected: tuple[int, int]) -> None:
+    assert parse_workers(text) == expected
+
+
+@pytest.mark.parametrize("text", ["0", "4:2", "0:2", "-1", "two", "1:2:3", "", "1:"])
+def test_other_workers_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--workers must be N or MIN:MAX"):
+        parse_workers(text)
 
 
 def test_run_directory_belongs_to_one_configuration(tmp_path: Path) -> None:
@@ -48,3 +65,9 @@ def test_run_directory_belongs_to_one_configuration(tmp_path: Path) -> None:
     begin_run(with_settings(toy_preset(), ["train.steps=77"]), "shards", out)
     with pytest.raises(ResumeRefused, match=r"optim\.lr: 0\.0005 -> 0\.1"):
         begin_run(with_settings(toy_preset(), ["optim.lr=0.1"]), "shards", out)
+
+
+@pytest.mark.parametrize("config", [toy_preset(), vq_f4()])
+def test_task_reaches_the_worker_as_it_was(config: object) -> None:
+    task = Task(config=config, data="d", out="o", held_cpus=1.5, val="a:b")  # type: ignore[arg-type]
+    assert Task.from_json(task.to_json()) == task

@@ -1,9 +1,10 @@
-"""Checkpoints: what was saved comes back bit for bit, and another run is refused."""
+"""Checkpoints: what was saved comes back bit for bit, another run is refused, damage is found."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,21 +13,22 @@ from torch import Tensor
 
 from resshift import __version__, checkpoint
 from resshift.autoencoder import PixelUnshuffle
+from resshift.checkpoint import Snapshot
 from resshift.config import RunConfig, fingerprint, from_dict, with_settings
 from resshift.losses import Objective
 from resshift.presets import test_x4 as toy_preset
-from resshift.training import TrainState, build_network, build_state, train_step
+from resshift.training import DiffusionLearner, TrainState, build_network
 from resshift.weights import WeightsError, read_model_config, read_state_dict
 
-FILES = ["run.json", "config.json", "model.safetensors", "ema.safetensors", "state.pt"]
+FILES = ["run.json", "config.json", "model.safetensors", "ema.safetensors", "state.pt", "files.json"]
 
 
 def toy(*settings: str) -> RunConfig:
     return with_settings(toy_preset(), ["optim.warmup_steps=0", *settings])
 
 
-def start(config: RunConfig) -> TrainState:
-    return build_state(config, build_network(config))
+def start(config: RunConfig) -> DiffusionLearner:
+    return DiffusionLearner(config, build_network(config), Objective(config.model, config.loss, PixelUnshuffle(4)))
 
 
 def moments(state: TrainState) -> dict[str, Tensor]:
@@ -42,42 +44,53 @@ def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 @pytest.fixture(scope="module")
 def trained() -> TrainState:
     """Two steps on random pictures, with every counter away from its start."""
-    config = toy()
-    state, objective = start(config), Objective(config.model, config.loss, PixelUnshuffle(4))
+    learner = start(toy())
     for i in range(2):
-        generator = torch.Generator().manual_seed(i)
-        hq = torch.randint(0, 256, (4, 32, 32, 3), generator=generator, dtype=torch.uint8)
-        train_step(state, objective, {"hq": hq, "lq": hq[:, ::4, ::4].contiguous()}, config)
-    state.rows, state.skipped, state.skipped_in_a_row = 8, 3, 1
+        hq = torch.randint(0, 256, (8, 32, 32, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
+        learner.state.tally.add(*learner.step({"hq": hq, "lq": hq[:, ::4, ::4].contiguous()}))
+    learner.state.tally.skipped += torch.tensor([3, 1])
+    return learner.state
+
+
+@pytest.fixture(scope="module")
+def taken(trained: TrainState) -> Snapshot:
+    return checkpoint.take(trained)
+
+
+@pytest.fixture
+def saved(taken: Snapshot, tmp_path: Path) -> Path:
+    checkpoint.write(tmp_path / "deep" / "c", taken, toy())
+    return tmp_path / "deep" / "c"
+
+
+def load(directory: Path, config: RunConfig) -> TrainState:
+    state = start(config).state
+    checkpoint.load(directory, state, config)
     return state
 
 
-def test_everything_comes_back_bit_for_bit(trained: TrainState, tmp_path: Path) -> None:
-    config = toy()
-    checkpoint.save(tmp_path / "deep" / "c", trained, config)
-    fresh = start(config)
-    assert moments(fresh) == {}
-    checkpoint.load(tmp_path / "deep" / "c", fresh, config)
-    assert_equal(dict(fresh.plain.state_dict()), dict(trained.plain.state_dict()))
+def test_everything_comes_back_bit_for_bit(trained: TrainState, saved: Path) -> None:
+    fresh = load(saved, toy())
+    assert_equal(dict(fresh.network.state_dict()), dict(trained.network.state_dict()))
     assert_equal(dict(fresh.ema.state_dict()), dict(trained.ema.state_dict()))
     assert_equal(moments(fresh), moments(trained))
-    assert (fresh.step, fresh.rows, fresh.skipped, fresh.skipped_in_a_row) == (2, 8, 3, 1)
+    assert (fresh.step, fresh.tally.skips(), fresh.tally.steps) == (2, (3, 1), 2)
     assert int(fresh.ema.n_averaged) == 2
+    assert torch.equal(fresh.tally.sums, trained.tally.sums)
     assert fresh.optimizer.state_dict()["param_groups"] == trained.optimizer.state_dict()["param_groups"]
 
 
 def test_average_is_not_the_network(trained: TrainState) -> None:
     """Otherwise the round trip above would not notice one file in place of the other."""
-    network, average = trained.plain.state_dict(), trained.ema.module.state_dict()
+    network, average = trained.network.state_dict(), trained.ema.module.state_dict()
     assert any(not torch.equal(network[key], average[key]) for key in network)
 
 
-def test_checkpoint_is_a_model_directory(trained: TrainState, tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, trained, toy())
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)  # and nothing temporary
-    assert read_model_config(tmp_path) == ("test-x4", toy().model)
+def test_checkpoint_is_a_model_directory(trained: TrainState, saved: Path) -> None:
+    assert sorted(path.name for path in saved.iterdir()) == sorted(FILES)  # and nothing temporary
+    assert read_model_config(saved) == ("test-x4", toy().model)
     average = trained.ema.module.state_dict()
-    stored = read_state_dict(tmp_path / "ema.safetensors")
+    stored = read_state_dict(saved / "ema.safetensors")
     assert all(torch.equal(stored[key], average[key]) for key in stored)
 
 
@@ -90,61 +103,56 @@ def test_checkpoint_is_a_model_directory(trained: TrainState, tmp_path: Path) ->
         ("model.unet.dropout=0.1", r"model\.unet\.dropout: 0\.0 -> 0\.1"),
     ],
 )
-def test_another_run_is_refused_and_the_state_left_alone(setting: str, message: str, trained: TrainState, tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, trained, toy())
-    fresh = start(toy())
-    before = {key: value.clone() for key, value in fresh.plain.state_dict().items()}
+def test_another_run_is_refused_and_the_state_left_alone(setting: str, message: str, saved: Path) -> None:
+    fresh = start(toy()).state
+    before = {key: value.clone() for key, value in fresh.network.state_dict().items()}
     with pytest.raises(checkpoint.ResumeRefused, match=message) as error:
-        checkpoint.load(tmp_path, fresh, toy(setting))
-    assert str(tmp_path) in str(error.value)
-    assert_equal(dict(fresh.plain.state_dict()), before)
+        checkpoint.load(saved, fresh, toy(setting))
+    assert str(saved) in str(error.value)
+    assert_equal(dict(fresh.network.state_dict()), before)
     assert fresh.step == 0
 
 
-def test_refusal_names_every_field_that_differs(trained: TrainState, tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, trained, toy())
+def test_refusal_names_every_field_that_differs(saved: Path) -> None:
     with pytest.raises(checkpoint.ResumeRefused, match=r"differing: data\.flip: True -> False; train\.seed: 0 -> 5\."):
-        checkpoint.load(tmp_path, start(toy()), toy("train.seed=5", "data.flip=false"))
+        load(saved, toy("train.seed=5", "data.flip=false"))
 
 
-def test_length_and_reporting_may_change(trained: TrainState, tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, trained, toy())
-    fresh = start(toy())
-    checkpoint.load(tmp_path, fresh, toy("train.steps=999", "train.checkpoint_every=1", "train.log_every=1", "train.micro_batch=2"))
-    assert fresh.step == 2
+def test_length_reporting_and_ways_of_computing_may_change(saved: Path) -> None:
+    changes = ["train.steps=999", "train.checkpoint_every=1", "train.log_every=1", "train.micro_batch=2", "train.parallel=fsdp"]
+    assert load(saved, toy(*changes, "validation.every=7", "log.tensorboard=false")).step == 2
 
 
-@pytest.mark.parametrize("name", ["run.json", "model.safetensors", "ema.safetensors", "state.pt"])
-def test_missing_file_is_named(name: str, trained: TrainState, tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, trained, toy())
-    (tmp_path / name).unlink()
+@pytest.mark.parametrize("name", FILES)
+def test_missing_file_is_named(name: str, saved: Path) -> None:
+    (saved / name).unlink()
     with pytest.raises(WeightsError, match=name.replace(".", r"\.")):
-        checkpoint.load(tmp_path, start(toy()), toy())
+        load(saved, toy())
 
 
-@pytest.mark.parametrize("data", [b"", b"garbage", b"PK\x03\x04 cut"])
-def test_damaged_state_is_named_and_nothing_is_half_loaded(data: bytes, trained: TrainState, tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, trained, toy())
-    (tmp_path / "state.pt").write_bytes(data)
-    fresh = start(toy())
-    before = {key: value.clone() for key, value in fresh.plain.state_dict().items()}
-    with pytest.raises(WeightsError, match=r"state\.pt cannot be read"):
-        checkpoint.load(tmp_path, fresh, toy())
-    assert_equal(dict(fresh.plain.state_dict()), before)
+@pytest.mark.parametrize("name", [name for name in FILES if name != "files.json"])
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_damage_is_found_and_nothing_is_half_loaded(name: str, damage: str, saved: Path) -> None:
+    data = bytearray((saved / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (saved / name).write_bytes(bytes(data[:-1]) if damage == "cut" else bytes(data))
+    fresh = start(toy()).state
+    before = {key: value.clone() for key, value in fresh.network.state_dict().items()}
+    with pytest.raises(WeightsError, match=rf"{name} is damaged".replace(".", r"\.")):
+        checkpoint.load(saved, fresh, toy())
+    assert_equal(dict(fresh.network.state_dict()), before)
 
 
-@pytest.mark.parametrize("text", ['{"preset": "te', "{}", "[]"])
-def test_cut_record_is_not_a_checkpoint(text: str, trained: TrainState, tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, trained, toy())
-    (tmp_path / "run.json").write_text(text)
-    with pytest.raises(WeightsError, match="is not a checkpoint"):
-        checkpoint.load(tmp_path, start(toy()), toy())
+@pytest.mark.parametrize("text", ['{"files": {"run', "{}", "[]", ""])
+def test_cut_manifest_is_not_a_checkpoint(text: str, saved: Path) -> None:
+    (saved / "files.json").write_text(text)
+    with pytest.raises(WeightsError, match="is not a complete checkpoint"):
+        load(saved, toy())
 
 
-def test_record_says_what_ran(trained: TrainState, tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, trained, toy())
-    record = json.loads((tmp_path / "run.json").read_text())
-    assert (record["preset"], record["step"], record["fingerprint"]) == ("test-x4", 2, fingerprint(toy()))
+def test_record_says_what_ran(saved: Path) -> None:
+    record: dict[str, Any] = json.loads((saved / "run.json").read_text())
+    assert (record["preset"], record["step"], record["rows"], record["fingerprint"]) == ("test-x4", 2, 16, fingerprint(toy()))
     assert from_dict(RunConfig, record["config"]) == toy()
     assert record["versions"].keys() == {"torch", "numpy", "opencv-python-headless", "resshift", "python"}
     assert (record["versions"]["resshift"], record["versions"]["numpy"]) == (__version__, np.__version__)

@@ -55,13 +55,13 @@ def test_settings_reach_nested_sections_and_the_last_one_wins() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("train.stepz=1", "unknown setting 'train.stepz'; allowed here: batch_size, checkpoint_every"),
+        ("train.stepz=1", "unknown setting 'train.stepz'; allowed here: activation_checkpointing, batch_size"),
         ("model.unet.depth=1", "allowed here: attention_resolutions, channel_mult"),
         ("trian.steps=1", "no section 'trian'; allowed: data, degradation"),
         ("train=1", "'train' is a section"),
         ("train.steps", "looks like section.field=value"),
         ("train.steps=1.5", "train.steps: .*got 1.5"),
-        ("train.precision=fp8", "train.precision: .*'fp32' or 'bf16'.*got 'fp8'"),
+        ("train.precision=fp8", "train.precision: .*'fp32', 'bf16' or 'fp16'.*got 'fp8'"),
         ("train.ema_decay=1", "train.ema_decay must lie in"),
         ("loss.mse=-1", "loss.mse and loss.lpips must not be negative"),
         ("degradation.scale=2", r"degradation.scale \(2\) must equal model.scale \(4\)"),
@@ -107,8 +107,11 @@ def test_every_mutable_field_exists_and_leaves_the_fingerprint_alone() -> None:
     config = preset("tiny-x4")
     values = flatten(to_dict(config))
     assert values.keys() >= MUTABLE_FIELDS
+    choices = {"train.parallel": "fsdp", "train.compile": "default", "validation.best": "ssim_y", "train.milestone_every": "7"}
     for name in MUTABLE_FIELDS:
-        changed = with_settings(config, [f"{name}={'7' if isinstance(values[name], int) else '/elsewhere'}"])
+        value = values[name]
+        other = str(not value).lower() if isinstance(value, bool) else "7" if isinstance(value, int) else "/elsewhere"
+        changed = with_settings(config, [f"{name}={choices.get(name, other)}"])
         assert changed != config
         assert fingerprint(changed) == fingerprint(config)
 

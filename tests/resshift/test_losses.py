@@ -69,13 +69,17 @@ class _Oracle(nn.Module):
         super().__init__()
         self.residual = nn.Parameter(residual)
 
-    def forward(self, x: Tensor, t: Tensor, lq: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, lq: Tensor, mask: Tensor | None) -> Tensor:
         return self.residual
 
 
 def _pictures() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     return torch.rand((2, 3, 64, 64), generator=generator) * 2 - 1, torch.rand((2, 3, 16, 16), generator=generator) * 2 - 1
+
+
+def _draws() -> tuple[Tensor, Tensor]:
+    return torch.tensor([1, 3]), torch.randn((2, 48, 16, 16), generator=torch.Generator().manual_seed(1))
 
 
 def _model() -> ModelConfig:
@@ -86,7 +90,7 @@ def test_perfect_network_has_no_loss() -> None:
     hq, lq = _pictures()
     stage = PixelUnshuffle(4)
     network = _Oracle(stage.encode(upsample(lq, 4)) - stage.encode(hq))
-    terms = Objective(_model(), LossConfig(), stage)(network, hq, lq, torch.Generator().manual_seed(1))
+    terms = Objective(_model(), LossConfig(), stage)(network, hq, lq, *_draws())
     assert terms.total.item() < 1e-12
 
 
@@ -96,7 +100,7 @@ def test_coefficients_scale_the_terms() -> None:
     network = _Oracle(torch.zeros(2, 48, 16, 16))
     lpips = _untrained_lpips()
     objective = Objective(_model(), LossConfig(mse=2.0, lpips=3.0, lpips_net="squeeze"), stage, lpips)
-    terms = objective(network, hq, lq, torch.Generator().manual_seed(1))
+    terms = objective(network, hq, lq, *_draws())
     with torch.no_grad():
         expected_mse = (upsample(lq, 4) - hq).square().mean()  # an answer of zero means "the residual is zero": x0 = y0
         expected_lpips = lpips(upsample(lq, 4).clamp(-1, 1), hq).mean()

@@ -301,3 +301,16 @@ def test_is_inside_resolves_links_and_relative_paths(tmp_path: Path, monkeypatch
 def test_errors_survive_pickling() -> None:
     error = pickle.loads(pickle.dumps(StorageError("s3://b/x", StorageReason.DENIED, "no")))
     assert (error.uri, error.reason, str(error)) == ("s3://b/x", StorageReason.DENIED, "s3://b/x: denied: no")
+
+
+def test_removing_is_quiet_and_leaves_no_empty_directory(tmp_path: Path, bucket: str) -> None:
+    for root in (str(tmp_path / "root"), bucket):
+        for name in ("a/1", "a/2"):
+            storage.write_bytes(f"{root}/{name}", b"x")
+        storage.remove(f"{root}/a/1")
+        storage.remove(f"{root}/a/1")  # it is gone already
+        assert [entry.key for entry in storage.list_entries(root)] == ["a/2"]
+        storage.remove(f"{root}/a/2")
+    assert not (tmp_path / "root" / "a").exists()
+    with pytest.raises(StorageError, match=r"denied|invalid|irregular|unavailable"):
+        storage.remove(str(tmp_path))

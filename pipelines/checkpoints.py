@@ -1,0 +1,206 @@
+"""Checkpoints of a run on local or S3 storage: published whole, found again, verified, cleared away.
+
+    OUT/step-00005000/{run.json, model.safetensors, ...}, and last files.json
+    OUT/best.json             step and figure of the best checkpoint by validation
+
+A checkpoint exists from the moment its `files.json` does, which one atomic write decides: whatever is killed before leaves a directory
+without it, which no reader sees and the next start removes. Deleting begins with `files.json` for the same reason. Ray Train has a
+publication of its own; it is not used, because its list of checkpoints is one file that is rewritten in place (on a local disk a kill in
+that moment ends the run for good), and because it leaves the directories of killed uploads behind (Ray 2.60).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from resshift import checkpoint, storage
+from resshift.checkpoint import MANIFEST, Run, Snapshot
+from resshift.storage import StorageError, StorageReason
+from resshift.weights import WeightsError
+
+logger = logging.getLogger(__name__)
+_FILE = re.compile(r"step-(\d{8,})/([^/]+)")
+
+
+@dataclass(slots=True)
+class Stored:
+    """A checkpoint directory in storage: the names in it; complete when one is `files.json`."""
+
+    step: int
+    names: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        return MANIFEST in self.names
+
+
+def uri_of(out: str, step: int, name: str = "") -> str:
+    """Return the URI of a checkpoint, or of one file in it."""
+    return storage.join(out, f"step-{step:08d}" + (f"/{name}" if name else ""))
+
+
+def stored(out: str) -> list[Stored]:
+    """List the checkpoint directories of a run, complete or not, the newest first."""
+    found: dict[int, Stored] = {}
+    try:
+        for entry in storage.list_entries(out):
+            if match := _FILE.fullmatch(entry.key):
+                step = int(match[1])
+                found.setdefault(step, Stored(step)).names.append(match[2])
+    except StorageError as error:
+        if error.reason is not StorageReason.MISSING:
+            raise
+    return [found[step] for step in sorted(found, reverse=True)]
+
+
+def publish(directory: Path, out: str, manifest: dict[str, Any]) -> None:
+    """Upload what `checkpoint.write` made. A checkpoint of the same step that is already there is replaced."""
+    step = int(manifest["step"])
+    # Files of two attempts must never be vouched for by one manifest.
+    storage.remove(uri_of(out, step, MANIFEST))
+    for name in (*manifest["files"], MANIFEST):
+        storage.write_bytes(uri_of(out, step, name), (directory / name).read_bytes())
+
+
+def fetch(out: str, step: int, directory: Path) -> None:
+    """Download a complete checkpoint and verify it.
+
+    Raises:
+        WeightsError: it is damaged or a file is gone.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    names = [MANIFEST]
+    try:
+        manifest: Any = json.loads(storage.read_bytes(uri_of(out, step, MANIFEST)))
+        names += manifest["files"]
+        for name in names:
+            (directory / name).write_bytes(storage.read_bytes(uri_of(out, step, name)))
+    except StorageError as error:
+        if error.reason is StorageReason.MISSING:
+            raise WeightsError(str(error)) from error
+        raise  # the network's fault, not the checkpoint's: an older one would be the wrong answer
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{uri_of(out, step, MANIFEST)} is damaged: {error}") from error
+    checkpoint.verify(directory)
+
+
+def fetch_latest(out: str, directory: Path) -> int | None:
+    """Download the newest checkpoint that verifies into `directory` and return its step; None when the run has none.
+
+    Raises:
+        WeightsError: there are checkpoints, and all are damaged: starting again from nothing is not ours to decide.
+    """
+    complete = [found for found in stored(out) if found.complete]
+    problems: list[str] = []
+    for found in complete:
+        try:
+            fetch(out, found.step, directory)
+        except WeightsError as error:
+            logger.warning("step=%d is not used: %s", found.step, error)
+            problems.append(str(error))
+        else:
+            return found.step
+    if problems:
+        raise WeightsError(f"no checkpoint of {out} can be read: {'; '.join(problems)}. Remove its step-* directories to start again")
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """Which checkpoints stay: the last `last`, every multiple of `milestone_every`, and the best."""
+
+    last: int
+    milestone_every: int | None = None
+
+    def doomed(self, steps: Iterable[int], best: int | None) -> list[int]:
+        """Return the steps of complete checkpoints that may go."""
+        newest_first = sorted(steps, reverse=True)
+        stays = {*newest_first[: self.last], best}
+        return [step for step in newest_first if step not in stays and not (self.milestone_every and step % self.milestone_every == 0)]
+
+
+def clear(out: str, keeping: Keeping) -> None:
+    """Remove checkpoints that need not stay, and what killed uploads left behind. Nobody else may be uploading."""
+    found = stored(out)
+    best = read_best(out)
+    doomed = keeping.doomed((item.step for item in found if item.complete), best[0] if best else None)
+    for item in found:
+        if item.complete and item.step not in doomed:
+            continue
+        for name in sorted(item.names, key=lambda name: name != MANIFEST):
+            storage.remove(uri_of(out, item.step, name))
+
+
+def read_best(out: str) -> tuple[int, float] | None:
+    """Return step and figure of the best checkpoint; None before the first validation."""
+    try:
+        best = json.loads(storage.read_bytes(storage.join(out, "best.json")))
+    except StorageError as error:
+        if error.reason is StorageReason.MISSING:
+            return None
+        raise
+    return int(best["step"]), float(best["value"])
+
+
+def write_best(out: str, step: int, name: str, value: float, higher_is_better: bool) -> None:
+    """Record a validated checkpoint as the best one, if it is."""
+    best = read_best(out)
+    if best is None or best[0] == step or (value > best[1] if higher_is_better else value < best[1]):
+        record = {"step": step, "figure": name, "value": value}
+        storage.write_bytes(storage.join(out, "best.json"), (json.dumps(record) + "\n").encode())
+
+
+class CheckpointWriter:
+    """Writes and uploads snapshots beside training, one at a time, in order.
+
+    Args:
+        out: run directory.
+        config: of the run.
+        keeping: what stays.
+    """
+
+    def __init__(self, out: str, config: Run, keeping: Keeping) -> None:
+        self.out = out
+        self.config = config
+        self.keeping = keeping
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._running: Future[None] | None = None
+
+    def submit(self, snapshot: Snapshot, before: Sequence[Callable[[], None]] = (), after: Sequence[Callable[[], None]] = ()) -> None:
+        """Begin to write and upload; waits for the one before, and raises what went wrong with it.
+
+        Args:
+            snapshot: to be published.
+            before: run before the checkpoint exists, for example the upload of the log that leads to it.
+            after: run once it exists.
+        """
+        self.wait()
+        self._running = self._thread.submit(self._work, snapshot, before, after)
+
+    def wait(self) -> None:
+        """Return when what was submitted is published.
+
+        Raises:
+            StorageError: it could not be.
+        """
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()
+
+    def _work(self, snapshot: Snapshot, before: Sequence[Callable[[], None]], after: Sequence[Callable[[], None]]) -> None:
+        for step in before:
+            step()
+        with tempfile.TemporaryDirectory(prefix="resshift-checkpoint-") as directory:
+            manifest = checkpoint.write(directory, snapshot, self.config)
+            publish(Path(directory), self.out, manifest)
+        for step in after:
+            step()
+        clear(self.out, self.keeping)

@@ -1,0 +1,75 @@
+"""From the configuration of a run to what its workers train: a U-Net, or an autoencoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from resshift import degradation, weights
+from resshift.autoencoder import build_first_stage
+from resshift.autoencoder_training import AutoencoderLearner, AutoencoderRunConfig, build_autoencoder
+from resshift.config import ConfigError, RunConfig, from_dict
+from resshift.losses import Lpips, Objective
+from resshift.training import DiffusionLearner, Slots, build_network, on_device
+
+Run = RunConfig | AutoencoderRunConfig
+
+
+def run_from_dict(kind: str, values: dict[str, Any]) -> Run:
+    """Build a configuration from its type's name and its values."""
+    return from_dict(RunConfig, values) if kind == RunConfig.__name__ else from_dict(AutoencoderRunConfig, values)
+
+
+def lpips_of(config: Run, device: torch.device) -> Lpips | None:
+    """Return the LPIPS network of a run on its device; None when the term is off.
+
+    Raises:
+        ConfigError: its weights are not there, or the package is not installed.
+    """
+    if not config.loss.lpips:
+        return None
+    try:
+        return Lpips(config.loss.lpips_net, config.loss.lpips_trunk).to(device)
+    except (ImportError, FileNotFoundError, ConnectionError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def validation_recipe(config: Run) -> degradation.DegradationRecipe:
+    """Return how validation pictures are degraded. An autoencoder sees the clean side only."""
+    return config.degradation
+
+
+def build_learner(config: Run, lpips: Lpips | None, device: torch.device, slots: Slots) -> DiffusionLearner | AutoencoderLearner:
+    """Build a worker's learner at step 0.
+
+    Raises:
+        ConfigError: the preset needs weights of a first stage and none were given.
+        WeightsError: they do not fit.
+    """
+    if isinstance(config, RunConfig):
+        network = on_device(build_network(config), device, config.train.channels_last)
+        return DiffusionLearner(config, network, build_objective(config, lpips, device), slots)
+    return AutoencoderLearner(config, build_autoencoder(config, device), lpips, slots)
+
+
+def build_objective(config: RunConfig, lpips: Lpips | None, device: torch.device) -> Objective:
+    """Return the loss with its frozen networks on `device`.
+
+    Raises:
+        ConfigError: the preset needs weights of a first stage and none were given.
+        WeightsError: they do not fit.
+    """
+    first_stage = build_first_stage(config.model.first_stage)
+    if config.model.first_stage.kind == "vq":
+        if config.train.first_stage_weights is None:
+            raise ConfigError(
+                f"preset {config.preset} needs the weights of its VQ autoencoder: --set train.first_stage_weights=FILE "
+                "(or train one: jobs/train_autoencoder.py)"
+            )
+        weights.load_into(first_stage, weights.read_state_dict(config.train.first_stage_weights))
+    first_stage = on_device(first_stage.eval().requires_grad_(False), device, config.train.channels_last)
+    objective = Objective(config.model, config.loss, first_stage, lpips)
+    if config.train.compile != "off":
+        objective.compile(config.train.compile)
+    return objective

@@ -1,0 +1,79 @@
+"""What the two training commands share: their flags, and the way from a configuration to a summary.
+
+Lines for the user go to standard output through `sys.stdout`: this is the body of a command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from pipelines.command import Exit, connect_to_ray, quiet_ray_data
+
+if TYPE_CHECKING:
+    from pipelines.learners import Run
+    from pipelines.trainer import Summary
+
+
+def add_arguments(options: argparse.ArgumentParser, preset: str, data_needed: bool = True) -> argparse.ArgumentParser:
+    """Add the flags of a training command; they are a contract, new knobs are fields of the configuration."""
+    options.add_argument("--preset", required=True, help=f"named configuration, for example {preset}")
+    options.add_argument("--data", required=data_needed, help="shards written by jobs/prepare.py")
+    options.add_argument("--out", required=True, help="run directory, local or s3://")
+    options.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="change one setting; may be repeated")
+    options.add_argument("--workers", default="1", metavar="N|MIN:MAX", help="training processes, or how few and many of them (default 1)")
+    options.add_argument(
+        "--gpus-per-worker", type=float, default=None, help="default: 1 when the cluster has a GPU for each worker, else 0"
+    )
+    options.add_argument("--init", metavar="WEIGHTS", help="begin with these weights: ours (.safetensors) or a released .pth")
+    options.add_argument("--val", metavar="LQ:GT|SHARDS", help="held-out pictures to measure while training")
+    options.add_argument("--export", metavar="DIR", help="at the end, write model and card here; hf://OWNER/NAME pushes them to a hub")
+    options.add_argument("--dry-run", action="store_true", help="print the configuration and what would be trained on, then stop")
+    return options
+
+
+def train_from(options: argparse.Namespace, config: Run) -> Exit:
+    """Check the configuration against the data and the run directory, train, export, print the summary."""
+    from pipelines.shards import read_manifest
+    from pipelines.trainer import parse_workers
+    from resshift.config import to_dict
+
+    least, most = parse_workers(options.workers)
+    shards = read_manifest(options.data)
+    _say(f"{sum(s.num_ok for s in shards)} pictures in {len(shards)} shards, {config.train.steps} steps of {config.train.batch_size}")
+    if options.dry_run:
+        _say(json.dumps(to_dict(config), indent=2))
+        return Exit.COMPLETE
+
+    connect_to_ray(num_cpus=most + 3)
+    import ray
+
+    from pipelines.export import export
+    from pipelines.trainer import plan_workers, run_training
+
+    quiet_ray_data()
+    workers = plan_workers(least, most, options.gpus_per_worker, dict(ray.cluster_resources()))
+    summary = run_training(config, options.data, options.out, workers, init=options.init, val=options.val)
+    _say(_ended(summary, options.out.rstrip("/")))
+    if options.export:
+        _say(f"exported to {export(options.out, config, summary.step, options.export)}")
+    return Exit.COMPLETE
+
+
+def _ended(summary: Summary, out: str) -> str:
+    """Return the last lines of a run: where it ended, what it measured, which checkpoint is best, where the model is."""
+    loss, rate = summary.line.get("loss", float("nan")), summary.line.get("images_per_s", 0.0)
+    lines = [f"done: step {summary.step}, loss {loss:.4f}, {rate:.3g} images/s"]
+    if summary.line.get("skipped"):
+        lines.append(f"skipped {summary.line['skipped']:.0f} steps whose gradient was not finite; pictures in {out}/skipped")
+    if summary.validation:
+        lines.append("validation: " + ", ".join(f"{name} {value:.4f}" for name, value in summary.validation.items() if name != "step"))
+    if summary.best:
+        lines.append(f"best checkpoint: {out}/step-{summary.best[0]:08d} ({summary.best[1]:.4f})")
+    return "\n".join([*lines, f"model in {out}/model"])
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")

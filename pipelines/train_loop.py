@@ -1,0 +1,274 @@
+"""What every worker of a training run does: build, resume, step, and at their times log, validate and save.
+
+The loop knows Ray Train for three things only: its rank, the notice that a node is about to be taken away, and that an exception or a kill
+restarts all workers. What a step holds depends on (seed, step), so the position in the data is the step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipelines import checkpoints
+from pipelines.checkpoints import CheckpointWriter, Keeping
+from pipelines.export import publish_model
+from pipelines.learners import Run, build_learner, lpips_of, run_from_dict, validation_recipe
+from pipelines.pairs import Batch, fair_share, rank_batches
+from pipelines.train_log import Clock, TrainLog, memory_gib
+from pipelines.validation import Renderer, Validator, held_out
+from resshift import checkpoint, storage, weights
+from resshift.checkpoint import ResumeRefused
+from resshift.config import ConfigError, to_dict
+from resshift.optimisation import learning_rate
+from resshift.training import Learner, Slots, TrainingDiverged, start_from
+from resshift.weights import WeightsError
+
+logger = logging.getLogger(__name__)
+# What another attempt would only repeat. Every worker ends with the same one.
+FATAL = (ConfigError, WeightsError, ResumeRefused, TrainingDiverged)
+# Asking costs a few milliseconds and all workers wait for each other; a notice comes two minutes before the node goes.
+_PREEMPTION_EVERY = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """What a worker is told: a configuration and where things are. `init` and `val` may be None."""
+
+    config: Run
+    data: str
+    out: str
+    held_cpus: float
+    init: str | None = None
+    val: str | None = None
+
+    def to_json(self) -> str:
+        """Return the task as text; workers may run another process image than the driver, so no pickles."""
+        values = {name: getattr(self, name) for name in ("data", "out", "held_cpus", "init", "val")}
+        return json.dumps(values | {"config": to_dict(self.config), "kind": type(self.config).__name__})
+
+    @classmethod
+    def from_json(cls, text: str) -> Task:
+        values = json.loads(text)
+        return cls(config=run_from_dict(values.pop("kind"), values.pop("config")), **values)
+
+
+def train_worker(settings: Mapping[str, str]) -> dict[str, Any]:
+    """Run the loop on one worker; Ray Train calls this in every worker process. Returns the summary of the run."""
+    context = ray.train.get_context()
+    rank, num_ranks = context.get_world_rank(), context.get_world_size()
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    try:
+        with contextlib.closing(TrainLoop(Task.from_json(settings["task"]), rank, num_ranks, device)) as loop:
+            return loop.run()
+    except FATAL as error:
+        # Returned, not raised: Ray would start the workers again, to end in the same way.
+        return {"fatal": str(error), "kind": type(error).__name__}
+
+
+class TrainLoop:
+    """One worker's run from the latest checkpoint to the last step."""
+
+    def __init__(self, task: Task, rank: int, num_ranks: int, device: torch.device) -> None:
+        self.task, self.config, self.train = task, task.config, task.config.train
+        self.rank, self.num_ranks, self.device = rank, num_ranks, device
+        self.lpips = lpips_of(self.config, device)
+        self.learner: Learner = build_learner(self.config, self.lpips, device, Slots.of_rank(self.train.batch_size, rank, num_ranks))
+        self.state = self.learner.state
+        self._resume()
+        self.validator = self._validator()
+        self.writer = CheckpointWriter(task.out, self.config, Keeping(self.train.keep_last, self.train.milestone_every))
+        self.log = TrainLog(task.out, self.config.log, self.state.step, self.train.steps, to_dict(self.config)) if rank == 0 else None
+        self.clock = Clock()
+        self.seen: list[dict[str, Any]] = []
+        self.unchecked: list[tuple[int, list[str], Tensor]] = []
+        self.saved_for_preemption = False
+        self.figure: float | None = None
+
+    def _resume(self) -> None:
+        """Load the newest checkpoint that verifies; the first worker decides which, for all."""
+        out = self.task.out
+        with tempfile.TemporaryDirectory(prefix="resshift-resume-") as temporary:
+            directory = Path(temporary)
+            step = self._chosen_step(directory)
+            if step is None:
+                if self.task.init is not None:
+                    start_from(self.learner, weights.read_state_dict(local_copy(self.task.init, directory)))
+                return
+            if self.rank:
+                checkpoints.fetch(out, step, directory)
+            checkpoint.load(directory, self.state, self.config, self.rank)
+            if self.rank == 0:
+                logger.info("resumed step=%d rows=%d workers=%d", step, step * self.train.batch_size, self.num_ranks)
+
+    def _chosen_step(self, directory: Path) -> int | None:
+        """Return the step to go on from, the same on all workers; the first has it in `directory` then."""
+        chosen: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                chosen[0] = checkpoints.fetch_latest(self.task.out, directory)
+                checkpoints.clear(self.task.out, Keeping(self.train.keep_last, self.train.milestone_every))
+            except WeightsError as error:
+                chosen[1] = str(error)  # the others wait for an answer
+        if self.num_ranks > 1:
+            dist.broadcast_object_list(chosen)
+        if chosen[1] is not None:
+            raise WeightsError(chosen[1])
+        return chosen[0]
+
+    def _validator(self) -> Validator | None:
+        if self.task.val is None:
+            return None
+        config = self.config.validation
+        held = held_out(self.task.val, config.pictures, self.train.seed, self.config.data, validation_recipe(self.config))
+        return Validator(held, config, self.lpips, self.device, self.rank, self.num_ranks, self.train.micro_batch)
+
+    def run(self) -> dict[str, Any]:
+        """Step until the end and return the summary (on the first worker)."""
+        for batch, waited_s in self._batches():
+            result = self.learner.step(on_device(batch, self.device))
+            self.state.tally.add(*result)
+            self.clock.step(waited_s)
+            keys = [str(key) for key in batch["key"]]
+            self.unchecked.append((self.state.step - 1, keys, result.outcome.finite))
+            if self.config.log.samples:
+                self.seen.append({"step": self.state.step, "rows": batch["row"].tolist(), "keys": keys})
+            self._at_their_times()
+        return self._finish()
+
+    def _batches(self) -> Iterator[tuple[Batch, float]]:
+        """Yield this worker's batches and how long each was waited for."""
+        if self.state.step >= self.train.steps:
+            return
+        start_row = self.state.step * self.train.batch_size
+        share = fair_share(self.num_ranks, self.task.held_cpus)
+        source = rank_batches(self.task.data, self.config, start_row, rank=self.rank, num_ranks=self.num_ranks, share=share)
+        try:
+            while self.state.step < self.train.steps:
+                started = time.perf_counter()
+                batch = next(source)
+                yield batch, time.perf_counter() - started
+        finally:
+            source.close()
+
+    def _at_their_times(self) -> None:
+        step, last = self.state.step, self.state.step == self.train.steps
+        if step % self.train.log_every == 0 or last:
+            self._log()
+        validated = self.validator is not None and (step % self.config.validation.every == 0 or last)
+        if validated:
+            self._validate()
+        # A validated step is saved, so that the best one exists.
+        if step % self.train.checkpoint_every == 0 or last or validated:
+            self._save(wait=last)
+        elif not self.saved_for_preemption and step % _PREEMPTION_EVERY == 0 and ray.train.get_preemption_info() is not None:
+            self.saved_for_preemption = True
+            logger.warning("step=%d a node is about to be taken away: saving", step)
+            self._save(wait=True)
+
+    def _log(self) -> None:
+        """Log the means since the last line. The one place in the loop that waits for the device."""
+        window = self.state.tally.steps
+        means = self.state.tally.means()
+        skipped, in_a_row = self.state.tally.skips()
+        self._record_skipped()
+        if in_a_row >= self.train.max_skipped_steps:
+            raise TrainingDiverged(
+                f"the gradient was not finite for {in_a_row} steps in a row, last at step {self.state.step - 1}; "
+                f"the pictures are listed in {self.task.out}/skipped"
+            )
+        if self.log is not None:
+            line: dict[str, float] = {"step": self.state.step, **means, "skipped": skipped}
+            line["lr"] = learning_rate(self.state.step - 1, self.config.optim, self.train.steps)
+            line |= self.clock.read(self.train.batch_size, self.num_ranks)
+            self.log.steps(line | {"memory_gib": memory_gib(self.device), "workers": self.num_ranks, "window": window})
+        self.clock.restart()
+
+    def _record_skipped(self) -> None:
+        """Write the keys of this worker's samples in skipped steps to OUT/skipped."""
+        flags = torch.stack([finite for _, _, finite in self.unchecked]).tolist() if self.unchecked else []
+        bad = [{"step": step, "keys": keys} for (step, keys, _), finite in zip(self.unchecked, flags, strict=True) if not finite]
+        self.unchecked = []
+        if bad:
+            logger.warning("skipped=%d steps, their gradient is not finite, from step %d on", len(bad), bad[0]["step"])
+            text = "".join(json.dumps(line) + "\n" for line in bad)
+            name = f"skipped/step-{self.state.step:08d}-rank-{self.rank}.jsonl"
+            storage.write_bytes(storage.join(self.task.out, name), text.encode())
+
+    def _validate(self) -> None:
+        assert self.validator is not None
+        renderer: Renderer = self.learner
+        validated = self.validator(renderer)
+        if self.log is not None and validated is not None:
+            self.log.validation(self.state.step, validated.means, validated.grid_u8, validated.grid_png)
+            self.figure = validated.means[self.config.validation.best]
+        self.clock.restart()
+
+    def _save(self, wait: bool) -> None:
+        """Save; all workers call this at the same step. The copy is taken now, written and uploaded beside the next steps."""
+        step, out = self.state.step, self.task.out
+        if self.seen:
+            lines = "".join(json.dumps(line) + "\n" for line in self.seen)
+            storage.write_bytes(storage.join(out, f"seen/step-{step:08d}-rank-{self.rank}-of-{self.num_ranks}.jsonl"), lines.encode())
+            self.seen = []
+        # Collective, so every worker has written its lines before the checkpoint exists.
+        snapshot = checkpoint.take(self.state)
+        if self.log is None:
+            return
+        figure, self.figure = self.figure, None
+        after: list[Callable[[], None]] = []
+        if figure is not None and self.validator is not None:
+            name, higher = self.config.validation.best, self.validator.higher_is_better
+            after.append(lambda: checkpoints.write_best(out, step, name, figure, higher))
+        self.writer.submit(snapshot, before=[self.log.commit(step)], after=after)
+        if wait:
+            self.writer.wait()
+
+    def _finish(self) -> dict[str, Any]:
+        """Publish the model of the last step."""
+        if self.rank:
+            return {}
+        self.writer.wait()
+        out = self.task.out
+        with tempfile.TemporaryDirectory(prefix="resshift-publish-") as directory:
+            checkpoints.fetch(out, self.state.step, Path(directory))
+            publish_model(Path(directory), out, self.config)
+        return {"step": self.state.step}
+
+    def close(self) -> None:
+        if self.log is not None:
+            self.log.close()
+
+
+def on_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    """Copy the pictures of a batch to the device; on CUDA the copy is queued there and the host does not wait."""
+    tensors: dict[str, Tensor] = {}
+    for name in ("hq", "lq", "mask"):
+        if name in batch:
+            # Copied: the arrays lie in Ray's shared memory, which is read-only. Pinned memory is what an asynchronous copy needs.
+            tensor = torch.from_numpy(batch[name].copy())
+            tensors[name] = tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    return tensors
+
+
+def local_copy(uri: str, directory: Path) -> Path:
+    """Return a local file with the content of `uri`; the suffix decides how it is read, so the name stays."""
+    if not storage.is_s3(uri):
+        return Path(uri.removeprefix("file://"))
+    path = directory / ("init-" + uri.rsplit("/", 1)[-1])
+    path.write_bytes(storage.read_bytes(uri))
+    return path

@@ -1,0 +1,195 @@
+"""Training of a VQ autoencoder, the first stage of the released models, on the machinery of `resshift.training`.
+
+    z = E(x),  z_q = nearest codes,  x_rec = D(z + stop(z_q - z))
+
+    reconstruction   l1 |x - x_rec| + lpips LPIPS(x_rec, x)
+    codebook         |z_q - stop(z)|^2 + commitment |z - stop(z_q)|^2
+    adversarial      -mean C(x_rec),  from step `adversarial_start` on, with the adaptive weight
+                     |grad reconstruction| / (|grad adversarial| + 1e-4), at most 1e4; gradients are those of the last layer of D
+    total            reconstruction + codebook_weight codebook + adversarial_weight adaptive adversarial
+    discriminator    hinge loss of C on x and stop(x_rec)
+
+(Esser et al., "Taming Transformers", CVPR 2021; Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", CVPR 2022.)
+Both networks step on the same reconstruction. The adaptive weight is computed for each micro-batch, so once the adversarial term is on, the
+cut into micro-batches changes results by more than rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, cast
+
+import torch
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resshift.autoencoder import FirstStageConfig, VQAutoencoder, VQConfig
+from resshift.config import STRICT, DataConfig, LogConfig, OptimConfig, TrainConfig, ValidationConfig
+from resshift.degradation import DegradationRecipe
+from resshift.discriminator import DiscriminatorConfig, PatchDiscriminator, hinge_loss
+from resshift.losses import Lpips
+from resshift.optimisation import Outcome, guarded_step, learning_rate, set_learning_rate
+from resshift.sharding import synchronise_gradients
+from resshift.training import Slots, StepResult, autocast, build_state, on_device, seeded, shares, to_unit_range, unwrapped
+
+TERMS: tuple[str, ...] = ("loss", "l1", "lpips", "codebook", "adversarial", "adaptive", "discriminator")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
+class AutoencoderLossConfig:
+    """Weights of the terms in the module docstring. `lpips_trunk` as in `LossConfig`."""
+
+    l1: float = 1.0
+    lpips: float = 1.0
+    lpips_net: Literal["vgg", "alex", "squeeze"] = "vgg"
+    lpips_trunk: str | None = None
+    codebook: float = 1.0
+    commitment: float = 0.25
+    adversarial: float = 0.75
+    adversarial_start: int = 10_000
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+
+    def __post_init__(self) -> None:
+        values = {name: getattr(self, name) for name in ("l1", "lpips", "codebook", "commitment", "adversarial", "adversarial_start")}
+        if min(values.values()) < 0 or self.l1 + self.lpips == 0:
+            raise ValueError(f"weights of loss must not be negative, and l1 and lpips not both zero, got {values}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
+class AutoencoderRunConfig:
+    """A complete run of `jobs/train_autoencoder.py`. `optim` is for both networks; cosine and warm-up as there."""
+
+    preset: str
+    first_stage: FirstStageConfig = FirstStageConfig()
+    loss: AutoencoderLossConfig = AutoencoderLossConfig()
+    optim: OptimConfig = OptimConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    validation: ValidationConfig = ValidationConfig()
+    log: LogConfig = LogConfig()
+
+    def __post_init__(self) -> None:
+        if self.first_stage.kind != "vq":
+            raise ValueError(f"first_stage.kind must be vq: {self.first_stage.kind} has nothing to learn")
+        if self.data.crop_px % self.first_stage.factor:
+            raise ValueError(f"data.crop_px must be a multiple of {self.first_stage.factor}, got {self.data.crop_px}")
+        if self.train.parallel != "ddp" or self.train.precision == "fp16" or self.train.activation_checkpointing:
+            # The adaptive weight needs the last layer's gradient in the middle of a step: whole, unscaled.
+            raise ValueError("an autoencoder trains with train.parallel=ddp, precision fp32 or bf16 and without activation_checkpointing")
+
+    @property
+    def degradation(self) -> DegradationRecipe:
+        """What the data pipeline does to the other side of the pair: nothing. The autoencoder sees clean pictures."""
+        return DegradationRecipe(kind="bicubic", scale=1)
+
+
+class TrainableAutoencoder(VQAutoencoder):
+    """The autoencoder with what training needs of a pass; same keys."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, 3, H, W) -> reconstruction (B, 3, H, W), latent z and its codes z_q, both (B, embed_dim, h, w)."""
+        z = self.encode(x)
+        z_q = self.quantize.embedding(self.quantize.nearest(z.detach())).movedim(-1, 1).to(z.dtype)
+        return self.decode(z + (z_q - z).detach(), quantize=False), z, z_q
+
+
+def build_autoencoder(config: AutoencoderRunConfig, device: torch.device) -> TrainableAutoencoder:
+    """Return the autoencoder with initial weights that follow from the run's seed."""
+    vq: VQConfig = config.first_stage.vq
+    return on_device(seeded(TrainableAutoencoder, vq, config.train), device, config.train.channels_last)
+
+
+class AutoencoderLearner:
+    """Autoencoder and discriminator of a run.
+
+    Args:
+        config: of the run.
+        autoencoder: on its device, not wrapped.
+        lpips: on the same device; needed when `loss.lpips` is not zero.
+        slots: of this worker.
+    """
+
+    def __init__(
+        self, config: AutoencoderRunConfig, autoencoder: TrainableAutoencoder, lpips: Lpips | None = None, slots: Slots | None = None
+    ) -> None:
+        if config.loss.lpips and lpips is None:
+            raise ValueError(f"loss.lpips is {config.loss.lpips} but no LPIPS network was given")
+        self.config = config
+        self.lpips = lpips
+        self.slots = slots or Slots.of_rank(config.train.batch_size)
+        device = next(autoencoder.parameters()).device
+        discriminator = seeded(PatchDiscriminator, config.loss.discriminator, config.train, "discriminator")
+        discriminator = on_device(discriminator, device, config.train.channels_last)
+        networks = {"model": (autoencoder, config.optim), "discriminator": (discriminator, config.optim)}
+        self.state = build_state(config.train, cast(dict[str, tuple[nn.Module, OptimConfig]], networks), TERMS, self.slots.num_ranks)
+
+    @property
+    def judged(self) -> bool:
+        """Whether the adversarial term is on."""
+        return self.config.loss.adversarial > 0 and self.state.step >= self.config.loss.adversarial_start
+
+    def step(self, batch: Mapping[str, Tensor]) -> StepResult:
+        """Do one optimiser step of both networks on "hq" (B, H, W, 3) uint8, the rows of this worker's slots."""
+        state, train = self.state, self.config.train
+        for optimizer in state.optimizers.values():
+            set_learning_rate(optimizer, learning_rate(state.step, self.config.optim, train.steps))
+        for network in state.networks.values():
+            network.train()
+        device = batch["hq"].device
+        sums = dict.fromkeys(TERMS, torch.zeros((), device=device))
+        for part, factor in shares(state.network, self.slots, train.micro_batch):
+            synchronise_gradients(state.networks["discriminator"], part.stop == self.slots.stop - self.slots.start)
+            x = to_unit_range(batch["hq"][part])
+            for name, term in self._backward(x, factor).items():
+                sums[name] = sums[name] + term.detach() * (factor / self.slots.num_ranks)
+        outcomes = [
+            guarded_step(state.optimizers[name], self.config.optim.clip_norm, state.scaler)
+            for name in state.networks
+            if name == "model" or self.judged
+        ]
+        state.ema.update_parameters(unwrapped(state.network))
+        state.step += 1
+        return StepResult(sums, Outcome(outcomes[0].grad_norm, torch.stack([outcome.finite for outcome in outcomes]).all()))
+
+    def _backward(self, x: Tensor, factor: float) -> dict[str, Tensor]:
+        """Add the gradients of one micro-batch to both networks and return its terms."""
+        loss, precision = self.config.loss, self.config.train.precision
+        discriminator = self.state.networks["discriminator"]
+        with autocast(x.device, precision):
+            x_rec, z, z_q = self.state.network(x)
+            l1 = F.l1_loss(x_rec.float(), x)
+            lpips = self.lpips(x_rec, x).mean() if self.lpips is not None and loss.lpips else torch.zeros_like(l1)
+            codebook = F.mse_loss(z_q.float(), z.detach().float()) + loss.commitment * F.mse_loss(z.float(), z_q.detach().float())
+            reconstruction = loss.l1 * l1 + loss.lpips * lpips
+            adversarial = adaptive = judgement = torch.zeros_like(l1)
+            if self.judged:
+                # The bare network, frozen: this pass is for the gradient of the picture.
+                judge = unwrapped(discriminator).requires_grad_(False)
+                adversarial = -judge(x_rec).float().mean()
+                judge.requires_grad_(True)
+                adaptive = adaptive_weight(reconstruction, adversarial, self._last_layer())
+            total = reconstruction + loss.codebook * codebook + loss.adversarial * adaptive * adversarial
+        (total * factor).backward()
+        if self.judged:
+            with autocast(x.device, precision):
+                real, fake = discriminator(torch.cat([x, x_rec.detach().to(x.dtype)])).float().chunk(2)
+                judgement = hinge_loss(real, fake)
+            (judgement * factor).backward()
+        return dict(zip(TERMS, (total, l1, lpips, codebook, adversarial, adaptive, judgement), strict=True))
+
+    def _last_layer(self) -> nn.Parameter:
+        return cast(TrainableAutoencoder, unwrapped(self.state.network)).decoder.conv_out.weight  # type: ignore[return-value]
+
+    def render(self, batch: Mapping[str, Tensor], keys: Sequence[str]) -> Tensor:
+        """Reconstruct "hq" with the averaged weights, (B, 3, H, W)."""
+        autoencoder = cast(TrainableAutoencoder, self.state.ema.module)
+        with autocast(batch["hq"].device, self.config.train.precision):
+            return autoencoder.decode(autoencoder.encode(to_unit_range(batch["hq"])))
+
+
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
+    """Return |d reconstruction / d w| / (|d adversarial / d w| + 1e-4), at most 1e4, without a gradient; w is the last layer."""
+    (towards_picture,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
+    (towards_judge,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
+    return (towards_picture.norm() / (towards_judge.norm() + 1e-4)).clamp(max=1e4).detach()

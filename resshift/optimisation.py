@@ -1,0 +1,79 @@
+"""One optimiser step on the device: learning rate, gradient norm, and a step that is skipped when the gradient is not finite.
+
+Nothing here waits for the device. The fused AdamW reads `found_inf` where it lies and leaves weights, moments and its step count as they
+were when it is 1, which is how torch's own gradient scaler skips; the host learns of it when it reads the tally.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.distributed.tensor import DTensor
+
+from resshift.config import OptimConfig
+
+
+class Outcome(NamedTuple):
+    """What became of a step, on the device: the gradient's norm before clipping, and whether it was finite (then the step was taken)."""
+
+    grad_norm: Tensor
+    finite: Tensor
+
+
+def learning_rate(step: int, optim: OptimConfig, num_steps: int) -> float:
+    """Return the learning rate of the step with index `step` (from 0).
+
+    warm-up:  lr (step + 1) / warmup_steps
+    cosine:   lr_end + (lr - lr_end) (1 + cos(pi p)) / 2,  p from 0 after the warm-up to 1 at the last step
+    """
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    if optim.lr_schedule == "constant":
+        return optim.lr
+    progress = (step - optim.warmup_steps) / max(1, num_steps - 1 - optim.warmup_steps)
+    return optim.lr_end + 0.5 * (optim.lr - optim.lr_end) * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def adamw(network: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
+    """Return the optimiser of a network that is already on its device, and already sharded if it is to be."""
+    return torch.optim.AdamW(network.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group of parameters the same learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def guarded_step(optimizer: torch.optim.Optimizer, clip_norm: float | None, scaler: GradScaler) -> Outcome:
+    """Clip the gradients, step if they are finite, and drop them.
+
+    Gradients are averages over all workers by now, so every worker takes the same decision.
+
+    Args:
+        optimizer: fused; of parameters that hold gradients.
+        clip_norm: largest norm of the gradient; None leaves it.
+        scaler: of the loss whose gradients these are; does nothing unless enabled.
+    """
+    scaler.unscale_(optimizer)
+    gradients: list[Tensor] = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    grad_norm = _total_norm(gradients)
+    if clip_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_((p for group in optimizer.param_groups for p in group["params"]), clip_norm, grad_norm)
+    finite = grad_norm.isfinite()
+    fused: Any = optimizer  # `found_inf` is the agreement between torch's scaler and its fused optimisers, and not in their types
+    fused.found_inf = (~finite).float()
+    optimizer.step()
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return Outcome(grad_norm, finite)
+
+
+def _total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
