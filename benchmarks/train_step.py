@@ -191,11 +191,9 @@ def measured_data_wait(learner: DiffusionLearner, device: torch.device, steps: i
     from PIL import Image
 
     from pipelines.command import connect_to_ray, quiet_ray_data
-    from pipelines.imagenet import ShardOptions, plan_shards, write_shard
     from pipelines.pairs import rank_batches
-    from pipelines.shards import write_manifest
+    from pipelines.prepare import prepare_here
     from pipelines.train_loop import on_device as to_device
-    from resshift import storage
 
     connect_to_ray()
     quiet_ray_data()
@@ -205,9 +203,7 @@ def measured_data_wait(learner: DiffusionLearner, device: torch.device, steps: i
         for i in range(64):
             small = np.random.default_rng(i).integers(0, 256, (24, 32, 3), np.uint8)
             Image.fromarray(small).resize((384, 288), Image.Resampling.BICUBIC).save(photos / f"{i}.jpg", quality=90)
-        options = ShardOptions()
-        tasks = plan_shards(list(storage.list_entries(str(photos))), options)
-        write_manifest(shards, "synthetic", [write_shard(task, shards, options) for task in tasks])
+        prepare_here(str(photos), shards)
         waited_s, total_s = 0.0, 0.0
         with closing(rank_batches(shards, learner.config, 0)) as batches:
             for i in range(steps + 4):

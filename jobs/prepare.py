@@ -1,10 +1,13 @@
-"""Turn a tree or bucket of photos into Parquet shards for training.
+"""Turn photos into Parquet shards for training: a folder, a bucket prefix, a tar, tars of tars, WebDataset shards, or a list.
 
     python jobs/prepare.py ~/photos shards
-    python jobs/prepare.py s3://bucket/photos s3://bucket/shards
+    python jobs/prepare.py ILSVRC2012_img_train.tar shards --short-side 256
+    python jobs/prepare.py photos.txt shards
     ray job submit --working-dir . -- python jobs/prepare.py s3://bucket/photos s3://bucket/shards
 
-Every input gets one row: `ok` with its original bytes, or `failed` with a reason. Running the same command again does only what is missing.
+SRC in .tar is never unpacked; in .txt it names one file a line (after a tab, its label). Every input gets one row, in the shards and in
+DST/status.parquet: `ok` with its original bytes (or shrunk, with --short-side), `skipped` (too small, an exact duplicate) or `failed`, with
+a reason. Running the same command again does only what is missing and tries again what was unavailable.
 
 Exit codes: 0 complete, 1 failed, 2 usage, 3 finished with failed items.
 """
@@ -22,9 +25,10 @@ from pipelines.command import Exit, UsageError, connect_to_ray, parser, quiet_ra
 def arguments() -> argparse.ArgumentParser:
     """Return the command line."""
     options = parser(__doc__ or "")
-    options.add_argument("source", metavar="SRC", help="folder or s3:// prefix of photos")
+    options.add_argument("source", metavar="SRC", help="folder, s3:// prefix, .tar, or .txt list of photos")
     options.add_argument("target", metavar="DST", help="where the shards go")
-    options.add_argument("--min-side", type=int, default=32, metavar="PX", help="refuse smaller pictures (default 32)")
+    options.add_argument("--min-side", type=int, default=32, metavar="PX", help="leave out smaller pictures (default 32)")
+    options.add_argument("--short-side", type=int, default=None, metavar="PX", help="shrink larger pictures to this short side, as JPEG")
     options.add_argument("--shard-mb", type=int, default=128, metavar="MB", help="size of a shard (default 128)")
     options.add_argument("--dry-run", action="store_true", help="list and plan, write nothing")
     return options
@@ -32,35 +36,41 @@ def arguments() -> argparse.ArgumentParser:
 
 def prepare(options: argparse.Namespace) -> Exit:
     """Plan the shards, write those that are missing, then the manifest."""
-    from rich.progress import track
+    from rich.console import Console
 
-    from pipelines.imagenet import ShardOptions, plan_shards, write_shards
-    from pipelines.shards import write_manifest
+    from pipelines.imagenet import ShardOptions, plan_shards
+    from pipelines.inputs import Archive, list_inputs
+    from pipelines.prepare import prepare as build
+    from pipelines.prepare import with_tars_opened
+    from pipelines.status import report
     from resshift import storage
 
     if storage.is_inside(options.target, options.source):
         raise UsageError(f"DST ({options.target}) lies inside SRC ({options.source}): the shards would become inputs of the next run")
-    shard_options = ShardOptions(min_side_px=options.min_side, shard_bytes=options.shard_mb << 20)
-    entries = list(storage.list_entries(options.source))
-    if not entries:
+    try:
+        shard_options = ShardOptions(min_side_px=options.min_side, short_side_px=options.short_side, shard_bytes=options.shard_mb << 20)
+        found = list(list_inputs(options.source))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if not found:
         raise UsageError(f"no files under {options.source}")
-    tasks = plan_shards(entries, shard_options)
-    print(f"{len(entries)} files, {sum(e.size_bytes for e in entries) / 1e6:.1f} MB -> {len(tasks)} shards in {options.target}")
+    if not options.dry_run or any(isinstance(one, Archive) for one in found):
+        connect_to_ray()
+        quiet_ray_data()
+    items = with_tars_opened(found, None if options.dry_run else options.target)
+    tasks = plan_shards(items, shard_options)
+    size_mb = sum(item.size_bytes for item in items if item.outcome is None) / 1e6
+    print(f"{len(items)} inputs, {size_mb:.1f} MB -> {len(tasks)} shards in {options.target}")
     if options.dry_run:
         return Exit.COMPLETE
 
-    connect_to_ray()
-    quiet_ray_data()
-    summaries = list(track(write_shards(tasks, options.target, shard_options), total=len(tasks), description="shards"))
-    write_manifest(options.target, options.source, summaries)
-
-    reasons: Counter[str] = Counter()
-    for summary in summaries:
-        reasons.update(summary.reasons)
-    print(f"ok {sum(s.num_ok for s in summaries)}, failed {reasons.total()}, shards reused {sum(s.reused for s in summaries)}")
-    for reason, count in reasons.most_common():
-        print(f"  {reason}: {count}")
-    return Exit.FINISHED_WITH_FAILED_ITEMS if reasons else Exit.COMPLETE
+    status, num_reused = build(tasks, options.source, options.target, shard_options)
+    console = Console()
+    for table in report(status):
+        console.print(table, "", sep="\n")
+    counts = Counter(status["status"].to_pylist())
+    print(f"ok {counts['ok']}, skipped {counts['skipped']}, failed {counts['failed']}, shards reused {num_reused}")
+    return Exit.FINISHED_WITH_FAILED_ITEMS if counts["failed"] else Exit.COMPLETE
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,20 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.shards import ShardSummary
+from pipelines.shards import RowGroup
 from resshift import seeds
 
 GROUPS_PER_WINDOW = 16
 Rows = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class RowGroup:
-    """A row group that holds `num_ok` pictures."""
-
-    shard: str
-    index: int
-    num_ok: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +54,6 @@ class Piece:
     groups: tuple[RowGroup, ...]
     sources: Rows
     rows: Rows
-
-
-def row_groups(shards: Sequence[ShardSummary]) -> list[RowGroup]:
-    """Return the row groups that hold at least one picture, in the order of the shards' names."""
-    ordered = sorted(shards, key=lambda shard: shard.name)
-    return [RowGroup(s.name, i, num_ok) for s in ordered for i, (_, num_ok) in enumerate(s.row_groups) if num_ok]
 
 
 def epoch_windows(groups: Sequence[RowGroup], seed: int, epoch: int, groups_per_window: int = GROUPS_PER_WINDOW) -> Iterator[Window]:

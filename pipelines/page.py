@@ -25,7 +25,7 @@ from resshift.exif import read_orientation
 from resshift.header import read_header
 from resshift.picture import ImageLimits
 
-__all__ = ["Card", "comparison_page"]
+__all__ = ["Card", "comparison_page", "security_policy"]
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 _MIME_BY_FORMAT = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}  # what every browser shows
@@ -104,7 +104,7 @@ def comparison_page(
     """
     template = _TEMPLATE.read_text(encoding="utf-8")
     return Template(template).substitute(
-        policy=_policy(template),
+        policy=security_policy(template),
         title=escape(title),
         lead=escape(lead),
         summary=_summary_table(summary),
@@ -113,12 +113,13 @@ def comparison_page(
     )
 
 
-def _policy(template: str) -> str:
-    """Return the content security policy: this style, this script, embedded pictures, nothing else."""
+def security_policy(template: str) -> str:
+    """Return the content security policy of a page: this style, this script if any, embedded pictures, nothing else."""
     hashes: dict[str, str] = {}
     for tag in ("style", "script"):
-        content = template.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
-        hashes[tag] = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        if f"<{tag}>" in template:
+            content = template.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
+            hashes[tag] = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
     sources = "; ".join(f"{tag}-src 'sha256-{digest}'" for tag, digest in hashes.items())
     return f"default-src 'none'; img-src data:; {sources}; base-uri 'none'; form-action 'none'"
 

@@ -20,7 +20,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.data
 from numpy.typing import NDArray
@@ -28,9 +27,9 @@ from ray.data import ExecutionResources
 from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from pipelines.epoch import Piece, RowGroup, row_groups, stream
+from pipelines.epoch import Piece, stream
 from pipelines.retry import retried
-from pipelines.shards import read_manifest, read_row_group
+from pipelines.shards import RowGroup, read_manifest, read_pictures, row_groups
 from resshift import degradation, storage
 from resshift.config import ConfigError, DataConfig, TrainConfig
 from resshift.images import ImageError
@@ -144,11 +143,10 @@ class PairMaker:
 
 
 def read_groups(root: str, groups: Sequence[RowGroup]) -> list[pa.Table]:
-    """Read the good rows (key, bytes) of some row groups; a store that is away for a moment is asked again."""
+    """Read the pictures (key, bytes) of some row groups; a store that is away for a moment is asked again."""
 
     def read(group: RowGroup) -> pa.Table:
-        table = retried(lambda: read_row_group(storage.join(root, group.shard), group.index, ("key", "bytes", "status")))
-        return table.filter(pc.field("status") == "ok").drop_columns(["status"])
+        return retried(lambda: read_pictures(root, group))
 
     if not storage.is_s3(root):
         return [read(group) for group in groups]

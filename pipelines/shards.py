@@ -1,54 +1,99 @@
 """Shards on disk: Parquet files of encoded pictures, one row for every input, and the manifest that names them.
 
-Columns: key, label, bytes (null unless ok), width, height, mode, sha256, status (ok, failed), reason (empty when ok), message.
+Columns of a shard:
+
+    key         POSIX path of the input, unique in the data set
+    label       the directory in the key, or what a list or a WebDataset file says
+    width, height, mode, size_bytes    of the stored picture; of the input, as far as they are known, when nothing is stored
+    sha256      of the input
+    status      ok, skipped (fine, but left out) or failed
+    reason      empty when ok; else one word of `resshift.picture.Reason`, `resshift.storage.StorageReason` or `Reason` here
+    message     one line; of an ok row what is odd about it ("PNG in a file named .JPEG")
+    bytes       the encoded picture, null unless ok
 
 A row group is the unit of random access and is read with two requests, the end of the file and the columns that are wanted. A shard carries
-the fingerprint of what went into it. `manifest.json`, written last, names the shards that belong to the data set; readers trust only what
-stands there.
+the fingerprint of what went into it and depends on nothing else. What needs the whole data set, exact duplicates, stands in `manifest.json`
+(which rows not to use) and in `status.parquet` (all columns but the bytes, of all shards). The manifest is written last; readers trust only
+what stands there.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from resshift import storage
+from resshift.storage import StorageError, StorageReason
 
-FORMAT = 1
+FORMAT = 2
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
         ("label", pa.string()),
-        ("bytes", pa.binary()),
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("mode", pa.string()),
+        ("size_bytes", pa.int64()),
         ("sha256", pa.string()),
         ("status", pa.string()),
         ("reason", pa.string()),
         ("message", pa.string()),
+        ("bytes", pa.binary()),  # last: the others of a row group are then one small piece of the file
     ]
 )
-_SUMMARY_KEY = b"resshift.shard"
+STATUS_SCHEMA = pa.schema([*(field for field in SCHEMA if field.name != "bytes"), ("shard", pa.string()), ("row_group", pa.int32())])
+_FINGERPRINT = b"resshift.fingerprint"
 _FOOTER_BYTES = 1 << 16  # holds the metadata of about 100 row groups
+
+
+class Reason(StrEnum):
+    """Why an input has no picture in the data set, besides what is wrong with its bytes or its file."""
+
+    TOO_SMALL = "too_small"
+    DUPLICATE = "duplicate"
+    DUPLICATE_KEY = "duplicate_key"
+    ARCHIVE = "archive"
+    DAMAGED_ARCHIVE = "damaged_archive"
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """A row group that holds `num_ok` pictures; `duplicates` are its rows, of all, that are ok but not to be used."""
+
+    shard: str
+    index: int
+    num_ok: int
+    duplicates: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ShardSummary:
-    """What a shard holds. `row_groups` are (rows, rows that are ok) of each; `reasons` counts failures."""
+    """What the manifest says of a shard.
+
+    Fields:
+        name: of the file.
+        fingerprint: of its inputs.
+        row_groups: (rows, rows to use) of each.
+        size_bytes: of the file.
+        reasons: how many rows have which reason.
+        duplicates: (row group, row in it) of rows that are ok in the file and a duplicate in the data set.
+    """
 
     name: str
     fingerprint: str
     row_groups: tuple[tuple[int, int], ...]
     size_bytes: int
     reasons: dict[str, int]
-    reused: bool = False
+    duplicates: tuple[tuple[int, int], ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -57,44 +102,71 @@ class ShardSummary:
 
     @property
     def num_ok(self) -> int:
-        """Rows that hold a picture."""
+        """Rows that hold a picture to use."""
         return sum(ok for _, ok in self.row_groups)
 
 
-def write_rows(uri: str, name: str, fingerprint: str, rows: Sequence[dict[str, Any]], row_group_rows: int) -> ShardSummary:
-    """Write a shard in one piece."""
-    groups = [rows[start : start + row_group_rows] for start in range(0, len(rows), row_group_rows)]
-    reasons: dict[str, int] = {}
-    for row in rows:
-        if row["status"] != "ok":
-            reasons[row["reason"]] = reasons.get(row["reason"], 0) + 1
-    counts = tuple((len(group), sum(row["status"] == "ok" for row in group)) for group in groups)
-    summary = {"name": name, "fingerprint": fingerprint, "row_groups": counts, "reasons": reasons}
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A shard as it is in its file: `status` has a row of `STATUS_SCHEMA` for every input."""
+
+    name: str
+    fingerprint: str
+    size_bytes: int
+    status: pa.Table = field(repr=False)
+    reused: bool = False
+
+
+def write_shard_file(root: str, name: str, fingerprint: str, rows: Iterable[dict[str, Any]], max_rows: int, max_bytes: int) -> Shard:
+    """Write a shard in one piece; a row group ends after `max_rows` rows or `max_bytes` bytes of pictures."""
     sink = io.BytesIO()
-    schema = SCHEMA.with_metadata({_SUMMARY_KEY: json.dumps(summary)})
+    status: list[dict[str, Any]] = []
+    schema = SCHEMA.with_metadata({_FINGERPRINT: fingerprint})
     # Encoded pictures do not compress again; statistics would make the footer half as long again.
     with pq.ParquetWriter(sink, schema, compression="NONE", use_dictionary=False, write_statistics=False) as writer:
-        for group in groups:
-            writer.write_table(pa.Table.from_pylist(list(group), schema=schema))
+        for i_group, group in enumerate(_cut(rows, max_rows, max_bytes)):
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+            status += [{**row, "shard": name, "row_group": i_group} for row in group]
     data = sink.getvalue()
-    storage.write_bytes(uri, data)
-    return ShardSummary(name, fingerprint, counts, len(data), reasons)
+    storage.write_bytes(storage.join(root, name), data)
+    return Shard(name, fingerprint, len(data), pa.Table.from_pylist(status, schema=STATUS_SCHEMA))
 
 
-def existing_summary(uri: str, fingerprint: str) -> ShardSummary | None:
-    """Return the summary of a whole shard with this fingerprint; None when there is none."""
+def _cut(rows: Iterable[dict[str, Any]], max_rows: int, max_bytes: int) -> Iterator[list[dict[str, Any]]]:
+    group: list[dict[str, Any]] = []
+    size_bytes = 0
+    for row in rows:
+        group.append(row)
+        size_bytes += len(row.get("bytes") or b"")
+        if len(group) >= max_rows or size_bytes >= max_bytes:
+            yield group
+            group, size_bytes = [], 0
+    if group:
+        yield group
+
+
+def existing_shard(root: str, name: str, fingerprint: str) -> Shard | None:
+    """Return a whole shard with this fingerprint, without reading its pictures; None when there is none."""
+    uri = storage.join(root, name)
     if not storage.exists(uri):
         return None
-    data = storage.read_bytes(uri)
     try:
-        metadata = pq.read_schema(io.BytesIO(data)).metadata or {}
-        found = json.loads(metadata[_SUMMARY_KEY])
-    except (pa.ArrowException, OSError, KeyError, json.JSONDecodeError):
-        return None  # not one of ours: it is written again
-    if found["fingerprint"] != fingerprint:
-        return None
-    groups = tuple((int(rows), int(ok)) for rows, ok in found["row_groups"])
-    return ShardSummary(found["name"], fingerprint, groups, len(data), found["reasons"], reused=True)
+        metadata, size_bytes = _footer(uri)
+        if (metadata.metadata or {}).get(_FINGERPRINT) != fingerprint.encode():
+            return None
+        columns = [name for name in SCHEMA.names if name != "bytes"]
+        groups = [_read_group(uri, metadata, i, columns) for i in range(metadata.num_row_groups)]
+    except StorageError as error:
+        if error.reason is StorageReason.INVALID:
+            return None
+        raise
+    except (pa.ArrowException, OSError):
+        return None  # not one of ours, or damaged: it is written again
+    status = pa.concat_tables(groups)
+    shard = pa.array([name] * len(status), pa.string())
+    i_group = pa.array(np.repeat(np.arange(len(groups)), [len(group) for group in groups]), pa.int32())
+    status = status.append_column("shard", shard).append_column("row_group", i_group)
+    return Shard(name, fingerprint, size_bytes, status.cast(STATUS_SCHEMA), reused=True)
 
 
 def read_row_group(uri: str, index: int, columns: Sequence[str]) -> pa.Table:
@@ -104,15 +176,37 @@ def read_row_group(uri: str, index: int, columns: Sequence[str]) -> pa.Table:
         StorageError: the shard cannot be read.
         pa.ArrowException: it is damaged.
     """
+    return _read_group(uri, _footer(uri)[0], index, columns)
+
+
+def read_rows(root: str, shard: Shard) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a shard as they were written, pictures included."""
+    uri = storage.join(root, shard.name)
+    metadata, _ = _footer(uri)
+    for i in range(metadata.num_row_groups):
+        yield from _read_group(uri, metadata, i, SCHEMA.names).to_pylist()
+
+
+def _footer(uri: str) -> tuple[pq.FileMetaData, int]:
+    """Return the metadata of a shard and the size of its file."""
     footer = storage.read_range(uri, -_FOOTER_BYTES, _FOOTER_BYTES)
     length = int.from_bytes(footer[-8:-4], "little") + 8
     if length > len(footer):
         footer = storage.read_range(uri, -length, length)
     metadata = pq.read_metadata(io.BytesIO(footer))
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    return metadata, max((_span(group, group.num_columns - 1)[1] for group in groups), default=4) + length
+
+
+def _span(group: pq.RowGroupMetaData, i_column: int) -> tuple[int, int]:
+    chunk = group.column(i_column)
+    return chunk.data_page_offset, chunk.data_page_offset + chunk.total_compressed_size  # there are no dictionary pages
+
+
+def _read_group(uri: str, metadata: pq.FileMetaData, index: int, columns: Sequence[str]) -> pa.Table:
     group = metadata.row_group(index)
-    chunks = [group.column(i) for i in range(group.num_columns) if group.column(i).path_in_schema in columns]
-    start = min(chunk.data_page_offset for chunk in chunks)  # there are no dictionary pages
-    stop = max(chunk.data_page_offset + chunk.total_compressed_size for chunk in chunks)
+    spans = [_span(group, i) for i in range(group.num_columns) if group.column(i).path_in_schema in columns]
+    start, stop = min(start for start, _ in spans), max(stop for _, stop in spans)
     part: Any = _Part(storage.read_range(uri, start, stop - start), start)
     return pq.ParquetFile(part, metadata=metadata).read_row_group(index, columns=list(columns), use_threads=False)
 
@@ -149,14 +243,11 @@ class _Part(io.RawIOBase):
         return data
 
 
-def write_manifest(root: str, source: str, summaries: list[ShardSummary]) -> None:
+def write_manifest(root: str, source: str, summaries: Sequence[ShardSummary]) -> None:
     """Name the shards of the data set; readers trust only what stands here."""
-    shards = [
-        {"name": s.name, "fingerprint": s.fingerprint, "row_groups": s.row_groups, "size_bytes": s.size_bytes, "reasons": s.reasons}
-        for s in sorted(summaries, key=lambda summary: summary.name)
-    ]
-    totals = {"rows": sum(s.num_rows for s in summaries), "ok": sum(s.num_ok for s in summaries)}
-    manifest = {"format": FORMAT, "source": storage.printable(source), "totals": totals, "shards": shards}
+    ordered = sorted(summaries, key=lambda summary: summary.name)
+    totals = {"rows": sum(s.num_rows for s in ordered), "ok": sum(s.num_ok for s in ordered)}
+    manifest = {"format": FORMAT, "source": storage.printable(source), "totals": totals, "shards": [asdict(s) for s in ordered]}
     storage.write_bytes(storage.join(root, "manifest.json"), (json.dumps(manifest, indent=1) + "\n").encode())
 
 
@@ -169,17 +260,31 @@ def read_manifest(root: str) -> list[ShardSummary]:
     """
     manifest = json.loads(storage.read_bytes(storage.join(root, "manifest.json")))
     if manifest.get("format") != FORMAT:
-        raise ValueError(f"{root} holds shards of format {manifest.get('format')!r}; this version reads {FORMAT}")
-    return [summary_from_json(json.dumps(shard)) for shard in manifest["shards"]]
+        raise ValueError(f"{root} holds shards of format {manifest.get('format')!r}; this version reads {FORMAT}: prepare them again")
+    pairs = ("row_groups", "duplicates")
+    return [
+        ShardSummary(**shard | {name: tuple((int(a), int(b)) for a, b in shard[name]) for name in pairs}) for shard in manifest["shards"]
+    ]
 
 
-def summary_to_json(summary: ShardSummary) -> str:
-    """Return a summary as text, for the way from a worker."""
-    return json.dumps({name: getattr(summary, name) for name in ShardSummary.__dataclass_fields__})
+def row_groups(shards: Sequence[ShardSummary]) -> list[RowGroup]:
+    """Return the row groups that hold at least one picture to use, in the order of the shards' names."""
+    found: list[RowGroup] = []
+    for shard in sorted(shards, key=lambda shard: shard.name):
+        left_out: dict[int, list[int]] = {}
+        for i_group, i_row in shard.duplicates:
+            left_out.setdefault(i_group, []).append(i_row)
+        found += [RowGroup(shard.name, i, ok, tuple(left_out.get(i, ()))) for i, (_, ok) in enumerate(shard.row_groups) if ok]
+    return found
 
 
-def summary_from_json(text: str) -> ShardSummary:
-    """Read what `summary_to_json` wrote."""
-    values = json.loads(text)
-    groups = tuple((int(rows), int(ok)) for rows, ok in values.pop("row_groups"))
-    return ShardSummary(row_groups=groups, **values)
+def read_pictures(root: str, group: RowGroup) -> pa.Table:
+    """Read the pictures to use of a row group: key and bytes.
+
+    Raises:
+        StorageError: the shard cannot be read.
+    """
+    table = read_row_group(storage.join(root, group.shard), group.index, ("key", "status", "bytes"))
+    used: NDArray[np.bool_] = table["status"].to_numpy() == "ok"
+    used[list(group.duplicates)] = False
+    return table.filter(pa.array(used)).drop_columns(["status"])

@@ -19,10 +19,9 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.epoch import row_groups
 from pipelines.evaluate import bicubic_resized, pair_up, rgb_u8
 from pipelines.pairs import read_groups
-from pipelines.shards import read_manifest
+from pipelines.shards import read_manifest, row_groups
 from resshift import images, metrics, storage
 from resshift.config import ConfigError, DataConfig, ValidationConfig
 from resshift.degradation import DegradationRecipe

@@ -36,17 +36,13 @@ SETTINGS = ("optim.warmup_steps=0", "train.log_every=1", "train.checkpoint_every
 
 def make_shards(root: Path, num_photos: int = 50) -> str:
     """Make photos of noise and shards of them; Ray must be running."""
-    from pipelines.imagenet import ShardOptions, plan_shards, write_shard
-    from pipelines.shards import write_manifest
-    from resshift import storage
+    from pipelines.prepare import prepare_here
 
     (root / "photos").mkdir(parents=True)
     for i in range(num_photos):
         pixels = np.random.default_rng(i).integers(0, 256, (40, 48, 3), np.uint8)
         Image.fromarray(pixels).save(root / "photos" / f"{i:03d}.png")
-    options = ShardOptions()
-    tasks = plan_shards(list(storage.list_entries(str(root / "photos"))), options)
-    write_manifest(str(root / "shards"), "noise", [write_shard(task, str(root / "shards"), options) for task in tasks])
+    prepare_here(str(root / "photos"), str(root / "shards"))
     return str(root / "shards")
 
 

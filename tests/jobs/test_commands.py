@@ -20,7 +20,7 @@ TRAIN = {
     *("--help", "--preset", "--data", "--out", "--set", "--workers", "--gpus-per-worker", "--init", "--val", "--export", "--dry-run"),
 }
 FLAGS = {
-    "prepare": {"--help", "--min-side", "--shard-mb", "--dry-run"},
+    "prepare": {"--help", "--min-side", "--short-side", "--shard-mb", "--dry-run"},
     "train": TRAIN,
     "train_autoencoder": TRAIN | {"--report"},
     "upscale": {
@@ -44,6 +44,8 @@ FLAGS = {
         ),
     },
     "demo": {"--help", "--out", "--model"},
+    "preview": {"--help", "--preset", "--set", "--num"},
+    "testset": {"--help", "--protocol", "--recipe", "--num", "--seed", "--dry-run"},
 }
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pytest
 
-from pipelines.epoch import Piece, RowGroup, Window, epoch_windows, row_groups, stream, window_order
-from pipelines.shards import ShardSummary
+from pipelines.epoch import Piece, Window, epoch_windows, stream, window_order
+from pipelines.shards import RowGroup
 
 GROUPS = [RowGroup("a", 0, 5), RowGroup("a", 1, 3), RowGroup("b", 0, 4), RowGroup("b", 1, 1), RowGroup("c", 0, 6)]
 PER_EPOCH = 19
@@ -102,11 +102,6 @@ def test_windows_follow_one_another() -> None:
     windows = list(epoch_windows(GROUPS, seed=1, epoch=3, groups_per_window=2))
     assert [window.first_row for window in windows] == [3 * PER_EPOCH + n for n in np.cumsum([0, *(w.num_rows for w in windows[:-1])])]
     assert sorted((group for window in windows for group in window.groups), key=repr) == sorted(GROUPS, key=repr)
-
-
-def test_failed_rows_are_not_in_the_plan() -> None:
-    shards = [ShardSummary("z", "", ((4, 0), (4, 3)), 0, {}), ShardSummary("a", "", ((2, 2),), 0, {})]
-    assert row_groups(shards) == [RowGroup("a", 0, 2), RowGroup("z", 1, 3)]
 
 
 def test_no_picture_at_all_is_said() -> None:

@@ -14,11 +14,12 @@ import pytest
 import ray
 
 from pipelines import pairs
-from pipelines.epoch import row_groups, stream
-from pipelines.imagenet import ShardOptions, plan_shards, write_shard
+from pipelines.epoch import stream
+from pipelines.imagenet import ShardOptions
 from pipelines.pairs import Batch, PairMaker, Share, default_rows_per_task, fair_share, rank_batches, read_groups
-from pipelines.shards import read_manifest, write_manifest, write_rows
-from resshift import degradation, storage
+from pipelines.prepare import finish, prepare_here
+from pipelines.shards import RowGroup, read_manifest, row_groups, write_shard_file
+from resshift import degradation
 from resshift.config import ConfigError, DataConfig, RunConfig
 from resshift.images import ImageError
 from resshift.pair import make_pair
@@ -32,17 +33,14 @@ RECIPE = replace(degradation.realesrgan_x4(), bicubic_share=0.3)
 
 @pytest.fixture
 def shards(tree: Path, tmp_path: Path) -> str:
-    options = ShardOptions(row_group_rows=3)
-    tasks = plan_shards(list(storage.list_entries(str(tree))), options)
-    write_manifest(str(tmp_path / "s"), str(tree), [write_shard(task, str(tmp_path / "s"), options) for task in tasks])
+    prepare_here(str(tree), str(tmp_path / "s"), ShardOptions(row_group_rows=3))
     return str(tmp_path / "s")
 
 
 def rotten(root: str, photos: list[bytes]) -> str:
     """Return shards whose pictures were good when they were written, as the column says, and are what is given here."""
-    rows = [{"key": f"k{i}", "bytes": data, "status": "ok"} for i, data in enumerate(photos)]
-    summary = write_rows(f"{root}/shard-00000.parquet", "shard-00000.parquet", "f", rows, row_group_rows=4)
-    write_manifest(root, "nowhere", [summary])
+    rows = [{"key": f"k{i}", "sha256": str(i), "bytes": data, "status": "ok", "reason": ""} for i, data in enumerate(photos)]
+    finish([write_shard_file(root, "shard-00000.parquet", "f", rows, max_rows=4, max_bytes=1 << 20)], "nowhere", root)
     return root
 
 
@@ -104,26 +102,26 @@ def test_a_row_group_without_a_good_picture_is_an_error(tmp_path: Path) -> None:
 
 def test_an_outage_is_waited_for_and_nothing_else(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[float] = []
-    original = pairs.read_row_group
+    original = pairs.read_pictures
 
-    def failing(reason: StorageReason, times: int) -> Callable[..., Any]:
-        def read(uri: str, *rest: Any) -> Any:  # noqa: ANN401
+    def failing(reason: StorageReason, times: int) -> Callable[[str, RowGroup], Any]:
+        def read(root: str, group: RowGroup) -> Any:  # noqa: ANN401 - an Arrow table
             calls.append(0)
             if len(calls) <= times:
-                raise StorageError(uri, reason, "try again")
-            return original(uri, *rest)
+                raise StorageError(root, reason, "try again")
+            return original(root, group)
 
         return read
 
     waits: list[float] = []
     monkeypatch.setattr("time.sleep", waits.append)
     groups = row_groups(read_manifest(shards))[:1]
-    monkeypatch.setattr(pairs, "read_row_group", failing(StorageReason.UNAVAILABLE, 3))
+    monkeypatch.setattr(pairs, "read_pictures", failing(StorageReason.UNAVAILABLE, 3))
     assert len(read_groups(shards, groups)[0]) == groups[0].num_ok
     assert waits == [0.5, 1.0, 2.0]
     for reason, num_calls in ((StorageReason.MISSING, 1), (StorageReason.UNAVAILABLE, 7)):
         calls.clear()
-        monkeypatch.setattr(pairs, "read_row_group", failing(reason, 100))
+        monkeypatch.setattr(pairs, "read_pictures", failing(reason, 100))
         with pytest.raises(StorageError, match=str(reason)):
             read_groups(shards, groups)
         assert len(calls) == num_calls

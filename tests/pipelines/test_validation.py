@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipelines.imagenet import ShardOptions, plan_shards, write_shard
-from pipelines.shards import write_manifest
+from pipelines.prepare import prepare_here
 from pipelines.validation import Held, Validator, held_out
-from resshift import degradation, images, storage
+from resshift import degradation, images
 from resshift.config import ConfigError, DataConfig, ValidationConfig
 from resshift.training import to_unit_range
 
@@ -49,9 +48,7 @@ def test_folders_give_the_centre_of_pairs(tmp_path: Path) -> None:
 def shards(root: Path, num: int = 5) -> str:
     for i in range(num):
         write(root / f"photos/{i}.png", picture(i, 40, 48))
-    options = ShardOptions()
-    tasks = plan_shards(list(storage.list_entries(str(root / "photos"))), options)
-    write_manifest(str(root / "shards"), "here", [write_shard(task, str(root / "shards"), options) for task in tasks])
+    prepare_here(str(root / "photos"), str(root / "shards"))
     return str(root / "shards")
 
 

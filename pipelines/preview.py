@@ -1,0 +1,160 @@
+"""What a preset trains on, to look at: clean and degraded pictures side by side, with everything that was drawn for each.
+
+From shards these are the first pairs that the run would see; from a folder the same crop and degradation, photos in the order of a hash of
+their names. One HTML file that loads nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from string import Template
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines import inputs
+from pipelines.epoch import stream
+from pipelines.inputs import Item
+from pipelines.page import security_policy
+from pipelines.shards import read_manifest, read_pictures, row_groups
+from pipelines.testset import choose
+from resshift.config import RunConfig
+from resshift.degradation.apply import Gray, Operation
+from resshift.degradation.jpeg import Jpeg
+from resshift.degradation.kernels import Blur, GaussianKernel, PulseKernel, SincKernel, kernel
+from resshift.degradation.masks import Border, Box, Mask, Stroke
+from resshift.degradation.noise import Noise
+from resshift.degradation.resize import Resize
+from resshift.images import ImageError, ImageLimits, Picture, encode
+from resshift.pair import Pair, make_pair
+from resshift.storage import StorageError
+
+_TEMPLATE = Path(__file__).with_name("preview.html")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A photo and the pair it gives, or why it gives none."""
+
+    key: str
+    pair: Pair | None
+    problem: str = ""
+
+
+def from_shards(root: str, config: RunConfig, num: int) -> Iterator[Sample]:
+    """Yield the first pairs of a run.
+
+    Raises:
+        StorageError: the shards cannot be read.
+        ValueError: there are none.
+    """
+    groups = row_groups(read_manifest(root))
+    for piece in stream(groups, config.train.seed, config.train.batch_size, 0, num):
+        photos = [photo for group in piece.groups for photo in read_pictures(root, group).to_pylist()]
+        for source in piece.sources.tolist():
+            yield _sample(photos[source]["key"], photos[source]["bytes"], config, piece.epoch)
+
+
+def from_photos(items: Sequence[Item], config: RunConfig, num: int) -> Iterator[Sample]:
+    """Yield pairs of some photos; one that cannot be read is a sample with a problem."""
+    for item in choose(items, config.train.seed)[:num]:
+        try:
+            yield _sample(item.key, inputs.read(item, ImageLimits().max_bytes), config, 0)
+        except StorageError as error:
+            yield Sample(item.key, None, f"{error.reason}: {error}")
+
+
+def _sample(key: str, data: bytes, config: RunConfig, epoch: int) -> Sample:
+    try:
+        return Sample(key, make_pair(data, key, epoch, config.train.seed, config.data, config.degradation))
+    except ImageError as error:
+        return Sample(key, None, f"{error.reason}: {error}")
+
+
+def preview_page(samples: Sequence[Sample], config: RunConfig, facts: dict[str, str]) -> str:
+    """Render the page; write it as UTF-8.
+
+    Args:
+        samples: in the order of the page.
+        config: whose pairs they are.
+        facts: what a reader needs to make it again.
+    """
+    template = _TEMPLATE.read_text(encoding="utf-8")
+    lines = "\n".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
+    side_px, scale = config.data.crop_px, config.degradation.scale
+    return Template(template).substitute(
+        policy=security_policy(template),
+        title=escape(f"Training pairs of {config.preset}"),
+        lead=escape(
+            f"Clean crops of {side_px} px and what the recipe makes of them, {side_px // scale} px, shown at the same size. "
+            "Below each pair: what was drawn for it, in the order in which it is applied."
+        ),
+        facts=f'<dl class="facts">\n{lines}\n</dl>',
+        cards="\n".join(_card(sample) for sample in samples),
+    )
+
+
+def _card(sample: Sample) -> str:
+    name = f"<h2>{escape(sample.key)}</h2>"
+    if sample.pair is None:
+        return f'<section class="card">{name}\n<p class="failed">{escape(sample.problem)}</p></section>'
+    pair = sample.pair
+    pictures = {"clean": pair.hq_u8, "degraded": pair.lq_u8} | ({} if pair.mask_u8 is None else {"mask": pair.mask_u8[..., None]})
+    views = "\n".join(
+        f'<figure><img src="{_uri(pixels)}" width="{pixels.shape[1]}" height="{pixels.shape[0]}" alt="{escape(sample.key)}, {what}">'
+        f"<figcaption>{what}, {pixels.shape[1]} × {pixels.shape[0]}</figcaption></figure>"
+        for what, pixels in pictures.items()
+    )
+    steps = "\n".join(_step(op) for op in pair.params.ops)
+    return f'<section class="card">{name}\n<div class="views">\n{views}\n</div>\n<ol>\n{steps}\n</ol></section>'
+
+
+def _uri(pixels: NDArray[np.uint8]) -> str:
+    return "data:image/png;base64," + base64.b64encode(encode(Picture(pixels=pixels), "png")).decode()
+
+
+def _step(op: Operation) -> str:
+    picture = ""
+    if isinstance(op, Blur) and not isinstance(op.kernel, PulseKernel):
+        size = f'width="{op.kernel.size}" height="{op.kernel.size}"'
+        picture = f'<img src="{_uri(kernel_picture(op.kernel))}" {size} alt="its kernel">'
+    return f"<li><b>{op.op}</b> <span>{escape(describe(op))}</span> {picture}</li>"
+
+
+def describe(op: Operation) -> str:
+    """Return the drawn parameters of one operation in a line."""
+    match op:
+        case Blur(kernel=GaussianKernel() as k):
+            axes = f"σ {k.sigma_x:.2f}" if k.sigma_x == k.sigma_y else f"σ {k.sigma_x:.2f}, {k.sigma_y:.2f} at {np.degrees(k.theta):.0f}°"
+            return f"{k.type.replace('_', ' ')} {k.size}×{k.size}, {axes}" + ("" if k.beta == 1 else f", β {k.beta:.2f}")
+        case Blur(kernel=SincKernel() as k):
+            return f"sinc {k.size}×{k.size}, ω {k.omega:.2f}"
+        case Blur():
+            return "none"
+        case Resize(mode="matlab_bicubic"):
+            return "MATLAB bicubic to the final size"
+        case Resize(of="lq", factor=1.0):
+            return f"{op.mode} to the final size"
+        case Resize():
+            return f"{op.mode}, {op.factor:.3f} of the {'clean' if op.of == 'hq' else 'final'} side"
+        case Noise():
+            level = f"σ {op.level:.1f}/255" if op.kind == "gaussian" else f"scale {op.level:.2f}"
+            return f"{op.kind}, {level}{', grey' if op.gray else ''}"
+        case Jpeg():
+            return f"quality {op.quality}"
+        case Gray():
+            return "both pictures"
+        case Mask():
+            names = {Stroke: "stroke", Box: "box", Border: "border"}
+            kinds = [names[type(shape)] for shape in op.shapes]
+            return ", ".join(f"{kinds.count(kind)} {kind}{'s' if kinds.count(kind) > 1 else ''}" for kind in dict.fromkeys(kinds))
+
+
+def kernel_picture(spec: GaussianKernel | SincKernel) -> NDArray[np.uint8]:
+    """Return a kernel as a grey picture, (size, size, 1): black is 0 or below, white the largest weight, square root between."""
+    weights = kernel(spec)
+    return (np.sqrt(weights.clip(0, None) / weights.max()) * 255 + 0.5).astype(np.uint8)[..., None]
