@@ -131,7 +131,7 @@ def interleaved(calls: Mapping[str, Callable[[], object]], device: torch.device,
             call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for i_round in range(rounds):
-        names = list(calls) if i_round % 2 == 0 else list(reversed(calls))
+        names = list(calls)[:: 1 if i_round % 2 == 0 else -1]
         for name in names:
             seconds[name].append(stopwatch(calls[name]))
     return seconds

@@ -67,14 +67,14 @@ def memory_gib(device: torch.device) -> float:
 def log_line(line: Mapping[str, float], num_steps: int) -> str:
     """Return a line as `step=100/4000 loss=0.0123 ... it/s=1.50 img/s/worker=24.0 data_wait=3% mem=12.3GiB eta=0:43:20`."""
     hidden = {"step", "lr", "grad_norm", "skipped", "workers", "window", "memory_gib", "data_wait"}
-    left_s = (num_steps - line["step"]) / max(line["it_per_s"], 1e-9)
+    left_s = round((num_steps - line["step"]) / max(line["it_per_s"], 1e-9))
     parts = [f"step={line['step']:.0f}/{num_steps}"]
     parts += [
         f"{name}={value:.5g}" for name, value in line.items() if name not in hidden and not name.startswith(("it_per_s", "images_per_s"))
     ]
     parts += [f"lr={line['lr']:.2e}", f"grad_norm={line['grad_norm']:.3g}", f"it/s={line['it_per_s']:.3g}"]
     parts += [f"img/s/worker={line['images_per_s_worker']:.3g}", f"data_wait={line['data_wait']:.0%}"]
-    parts += [f"mem={line['memory_gib']:.1f}GiB", f"eta={left_s // 3600:.0f}:{left_s % 3600 // 60:02.0f}:{left_s % 60:02.0f}"]
+    parts += [f"mem={line['memory_gib']:.1f}GiB", f"eta={left_s // 3600}:{left_s % 3600 // 60:02}:{left_s % 60:02}"]
     return " ".join(parts + ([f"skipped={line['skipped']:.0f}"] if line["skipped"] else []))
 
 

@@ -75,11 +75,12 @@ def test_what_another_attempt_would_repeat_ends_the_run(data: str, tmp_path: Pat
             loss = next(network.parameters()).sum() * float("nan")
             return LossTerms(loss, loss.detach(), loss.detach())
 
-        original, Objective.__call__ = Objective.__call__, nothing
+        patched: Any = Objective
+        original, patched.__call__ = patched.__call__, nothing
         try:
             return train_loop.train_worker(settings)
         finally:
-            Objective.__call__ = original
+            patched.__call__ = original
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr(trainer, "train_worker", broken)
