@@ -26,8 +26,8 @@ from resshift.tiling import TilePlan, plan_tiles
 DEFAULT_SIDE = 256
 # Neighbours share an eighth of a tile: what both have seen of each other is what hides the border.
 OVERLAP_SHARE = 8
-# A whole picture, or tiles that are larger, are worth this much more work than the cheapest plan: they hold more context.
-_WORTH = 4 / 3
+# Larger tiles are worth this much more work than the cheapest plan: they hold more context.
+_WORTH = 1.2
 # What the counted tensors leave out: workspaces of kernels, the allocator's rounding, bands of rows on their way in and out.
 _MARGIN, _FIXED_BYTES = 1.25, 48 * 2**20
 
@@ -59,7 +59,7 @@ def plan_for(
     """Return the tiles of a latent plane, or None when none fits.
 
     The cost of a plan is the positions it computes, overlap and extension included, times 1 + area / attention_positions. Taken is the plan
-    with the largest tiles that costs at most a third more than the cheapest.
+    with the largest tiles that costs at most a fifth more than the cheapest.
 
     Args:
         size: height and width of the plane.

@@ -33,6 +33,7 @@ from resshift import images, weights, winograd
 from resshift.alpha import fill_transparent
 from resshift.autoencoder import FirstStage, PixelUnshuffle, build_first_stage
 from resshift.colourfix import COLOUR_FIXES, ColourFix
+from resshift.compiled import Compiled, CompiledStage
 from resshift.config import ConfigError, ModelConfig, to_dict
 from resshift.images import Picture
 from resshift.memory import OVERLAP_SHARE, Backoff, Footprint, MemoryBudgetError, bytes_alive, free_bytes, is_out_of_memory, plan_for
@@ -69,10 +70,11 @@ class Upscaler:
         identity: changes with any weight or setting of the model; part of a job's fingerprint.
         device: "auto" takes CUDA, then Apple's MPS, then the CPU.
         dtype: of the networks' arithmetic; "auto" is bfloat16 on CUDA cards that have it, else float32. The chain is float32 always.
-        colour_fix: "none", or give the result the low band ("wavelet") or the mean and spread ("adain") of the input's colours.
+        colour_fix: give the result the low band ("wavelet") or the mean and spread ("adain") of the input's colours, or "none".
         memory_budget_bytes: what upscaling may take beside the model, the input and the result; it decides the tiles, and so the pixels.
             None: tiles of the usual size.
         optimise: use the faster forms of the networks' layers (`resshift.winograd`); they round differently.
+        compile: run the networks through `torch.compile` (`resshift.compiled`): minutes at the first picture of a size.
     """
 
     def __init__(
@@ -85,9 +87,10 @@ class Upscaler:
         identity: str = "",
         device: str | torch.device = "auto",
         dtype: Dtype = "auto",
-        colour_fix: ColourFix = "none",
+        colour_fix: ColourFix = "wavelet",
         memory_budget_bytes: int | None = None,
         optimise: bool = True,
+        compile: bool = False,
     ) -> None:
         if colour_fix not in COLOUR_FIXES:
             raise ValueError(f"colour_fix must be one of {', '.join(COLOUR_FIXES)}, got {colour_fix!r}")
@@ -108,6 +111,7 @@ class Upscaler:
             for network in (self.unet, self.first_stage):
                 if isinstance(network, nn.Module):
                     winograd.prepare(network)
+        self._compiled = self._compile() if compile else None
         self._backoff = Backoff()
         self._largest_side: int | None = None  # what memory has turned out to allow
         self._footprint: Footprint | None = None
@@ -122,7 +126,7 @@ class Upscaler:
         preset_name: str | None = None,
         first_stage: str | Path | None = None,
         accept_licence: bool = False,
-        colour_fix: ColourFix = "none",
+        colour_fix: ColourFix = "wavelet",
         memory_budget_bytes: int | None = None,
     ) -> Upscaler:
         """Load a model.
@@ -353,7 +357,17 @@ class Upscaler:
     def networks(self) -> Networks:
         """Return what the chain computes with."""
         autocast = partial(torch.autocast, self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
-        return Networks(self.config, self.unet, self.first_stage, self.schedule, self.device, autocast, self._backoff.call)
+        unet, stage = self._compiled or (self.unet, self.first_stage)
+        return Networks(self.config, unet, stage, self.schedule, self.device, autocast, self._backoff.call)
+
+    def _compile(self) -> tuple[Callable[..., Tensor], FirstStage]:
+        unet, stage = Compiled(self.unet, "the U-Net", self.device), self.first_stage
+        if isinstance(stage, PixelUnshuffle):
+            return unet, stage
+        encode, decode = (
+            Compiled(call, name, self.device) for call, name in ((stage.encode, "the encoder"), (stage.decode, "the decoder"))
+        )
+        return unet, CompiledStage(stage.factor, stage.channels, encode, decode)
 
     def _run_chain(
         self, size: tuple[int, int], *, read: ReadRows, emit: Emit, noise: Noise, tile_px: int | None, tile_batch: int | None

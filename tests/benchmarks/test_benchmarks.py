@@ -10,8 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
+
+from resshift.tiling import cut_axis
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,6 +31,13 @@ def load(name: str) -> ModuleType:
 
 
 timing, record = load("timing"), load("record")
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Import a script that imports its neighbours, as Python does when it is started."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return load
 
 
 def scripted(seconds: list[float]) -> tuple[Callable[[Callable[[], object]], float], list[int]]:
@@ -128,3 +138,31 @@ def test_last_line_is_one_json_object_and_parity_holds() -> None:
     assert last["parity_passed"] is True
     assert last["parity_failed"] == last["failed"] == []
     assert last["file"] is None
+
+
+def test_plain_and_fast_loop_make_the_same_picture(scripts: Callable[[str], ModuleType]) -> None:
+    """Otherwise the ratio of their times would mean nothing. On the same tiles, float32 rounding is all that differs."""
+    plain, upscale = scripts("plain"), scripts("upscale")
+    fast = upscale.load("test-x4", torch.device("cpu"), "float32")
+    slow = upscale.load("test-x4", torch.device("cpu"), "float32", optimise=False)
+    lq = torch.rand((1, 3, 40, 24), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    expected = plain.upscale(slow.networks(), lq, fast.plan(40, 24, 16), 0)
+    torch.testing.assert_close(fast.upscale_tensor(lq, tile_px=16), expected, atol=2e-4, rtol=0)
+
+
+def test_a_seam_shows_in_the_ratio_and_a_clean_picture_gives_one(scripts: Callable[[str], ModuleType]) -> None:
+    seams = scripts("seams")
+    whole = np.random.default_rng(0).integers(100, 140, (64, 64, 3)).astype(np.uint8)
+    edges = np.array([16, 48])
+    assert seams.edge_ratio(whole, whole, edges, 0) == 1.0
+    stepped = whole.copy()
+    stepped[16:48] += 20  # a tone step at both edges, rows 16 and 48
+    assert seams.edge_ratio(stepped, whole, edges, 0) > 1.2
+    assert seams.edge_ratio(stepped, whole, edges, 1) == pytest.approx(1.0, abs=1e-9)
+    assert seams.delta_e(whole, whole) == 0.0
+
+
+def test_edges_are_where_tiles_begin_or_end(scripts: Callable[[str], ModuleType]) -> None:
+    axis = cut_axis(20, 12, 4)
+    assert axis.starts == (0, 8)
+    assert scripts("seams").edges_of(axis, 4, 80).tolist() == [32, 48]

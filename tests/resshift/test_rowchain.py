@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 
 def toy() -> Upscaler:
-    return Upscaler(toy_preset().model, awake(build_network(toy_preset())), device="cpu")
+    return Upscaler(toy_preset().model, awake(build_network(toy_preset())), device="cpu", colour_fix="none")
 
 
 def toy_vq() -> Upscaler:

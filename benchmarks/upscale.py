@@ -1,0 +1,380 @@
+"""How fast pictures are upscaled, beside a plain loop, and in how much memory.
+
+    python benchmarks/upscale.py                 # minutes on two cores; writes benchmarks/results/upscale-DATE-MACHINE.json
+    python benchmarks/upscale.py --quick         # under a minute, nothing written
+    python benchmarks/upscale.py --memory 1,4,64 # peak memory at a fixed budget for inputs of so many megapixels
+
+Models are tiny-x4 and realsr-x4-s4 (full width, random weights: arithmetic costs what it costs with trained ones). In each case the plain
+loop (`benchmarks/plain.py`) and the fast one upscale the same picture with the same noise, in turn, and the medians are compared; what the
+fast one
+changes in the picture is in levels of 255. Stage times are those inside the fast loop. The last line is a JSON object:
+
+    ratio_to_plain   seconds of the plain loop over those of the fast one, for realsr-x4-s4 (or tiny-x4 with --quick)
+    mp_per_s         output megapixels a second of tiny-x4
+    share_of_peak    (CUDA) arithmetic of realsr-x4-s4 over time and the matrix rate measured here
+    peak_mb          memory of a run of tiny-x4 beyond the loaded model
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import plain
+import record
+import torch
+from parity import randomise
+from timing import stopwatch_for
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from resshift import images
+from resshift.autoencoder import build_first_stage
+from resshift.images import Picture
+from resshift.presets import preset
+from resshift.rowchain import Networks
+from resshift.training import build_network
+from resshift.upscaler import Dtype, Upscaler
+
+PLAIN_TILE_PX = 128
+STAND_IN = "stand-in"
+
+
+class OneConvolution(nn.Module):
+    """A x2 network that costs next to nothing, for pictures whose size is the point; everything around it is real."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(12, 12, 3, padding=1, groups=12)
+
+    def forward(self, x: Tensor, t: Tensor, lq: Tensor, mask: Tensor | None = None) -> Tensor:
+        return 0.1 * self.layer(x)
+
+
+@dataclass
+class Stages:
+    """Seconds inside the stages of a run; what is left of the whole is blending, noise and the steps' arithmetic."""
+
+    clock: Callable[[], float]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def watch(self) -> Generator[None]:
+        """Time the stages of every run inside."""
+        with mock.patch.multiple(
+            Networks,
+            encode=self._timed("encode", Networks.encode),
+            predict_x0=self._timed("step", Networks.predict_x0),
+            decode=self._timed("decode", Networks.decode),
+        ):
+            yield
+
+    def _timed(self, name: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(networks: Networks, *args: Any) -> Tensor:  # noqa: ANN401
+            if networks.device.type == "cuda":
+                torch.cuda.synchronize()
+            start = self.clock()
+            out = function(networks, *args)
+            if networks.device.type == "cuda":
+                torch.cuda.synchronize()
+            self.seconds[name] = self.seconds.get(name, 0.0) + self.clock() - start
+            return out
+
+        return call
+
+
+def load(name: str, device: torch.device, dtype: Dtype, *, optimise: bool = True) -> Upscaler:
+    """Return a model: tiny-x4 as it ships, others with random weights."""
+    if name == "tiny-x4" and optimise:
+        return Upscaler.from_pretrained(name, device=device, dtype=dtype)
+    if name == STAND_IN:
+        base = preset("test-x4").model
+        unet, stage = replace(base.unet, in_channels=12, out_channels=12), replace(base.first_stage, unshuffle_factor=2)
+        return Upscaler(replace(base, scale=2, unet=unet, first_stage=stage), OneConvolution(), name=name, device=device, dtype=dtype)
+    config = preset(name)
+    unet: nn.Module = build_network(config)
+    if name == "tiny-x4":
+        unet = Upscaler.from_pretrained(name, device="cpu").unet
+        plain.make_plain(unet)
+    else:
+        randomise(unet)
+    stage = build_first_stage(config.model.first_stage)
+    return Upscaler(config.model, unet, randomise_stage(stage), device=device, dtype=dtype, optimise=optimise)
+
+
+def randomise_stage(stage: Any) -> Any:  # noqa: ANN401
+    """Fill an autoencoder with random weights; pixel-unshuffle has none."""
+    randomise(stage)
+    return stage
+
+
+def picture_of(side: int) -> np.ndarray:
+    """A picture with smooth parts, edges and noise, (side, side, 3) uint8."""
+    rng = np.random.default_rng(side)
+    y, x = np.mgrid[:side, :side] / side
+    waves = np.stack([np.sin(9 * x + 4 * y), np.cos(7 * y * x * 5), np.sign(np.sin(40 * (x + y * y)))], 2)
+    return (127.5 + 90 * waves + rng.normal(0, 12, (side, side, 3))).clip(0, 255).astype(np.uint8)
+
+
+def cpu_stopwatch(call: Callable[[], object]) -> float:
+    """Run `call` and return the CPU seconds it took: on a busy machine, with one thread, what the wall clock would say on an idle one."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+def compare(name: str, side: int, rounds: int, device: torch.device, dtype: Dtype, busy: bool = False) -> dict[str, Any]:
+    """Time both loops on one picture, in turn."""
+    fast, slow = load(name, device, dtype), load(name, device, "float32", optimise=False)
+    pixels = picture_of(side)
+    lq = images.to_tensor(pixels).to(device)
+    ratio = slow.config.unet.lq_ratio
+    plan = plain.fixed_plan(-(-side // ratio), -(-side // ratio), PLAIN_TILE_PX // ratio, slow.config.unet.size_multiple)
+    stopwatch, stages = cpu_stopwatch if busy else stopwatch_for(device), Stages(time.process_time if busy else time.perf_counter)
+    results: dict[str, Tensor] = {}
+
+    def run_plain() -> None:
+        results["plain"] = plain.upscale(slow.networks(), lq, plan, 0)
+
+    def run_fast() -> None:
+        results["fast"] = fast.upscale_tensor(lq)
+
+    seconds: dict[str, list[float]] = {"plain": [], "fast": []}
+    warm = slice(0, min(side, slow.config.unet.size_multiple * ratio))
+    fast.upscale_tensor(lq[..., warm, warm])
+    for _ in range(rounds):
+        seconds["plain"].append(stopwatch(run_plain))
+        with stages.watch():
+            seconds["fast"].append(stopwatch(run_fast))
+    start = time.perf_counter()
+    images.encode(images.decode(images.encode(Picture(pixels=images.from_tensor(results["fast"].cpu())))))
+    codec_s = time.perf_counter() - start
+    megapixels = (side * fast.scale) ** 2 / 1e6
+    medians = {key: statistics.median(values) for key, values in seconds.items()}
+    difference = ((results["fast"] - results["plain"]) * 127.5).abs()
+    inside = {key: value / rounds for key, value in stages.seconds.items()}
+    return {
+        "model": name,
+        "dtype": str(fast.dtype).removeprefix("torch."),
+        "input_px": side,
+        "tile": f"{fast.plan(side, side).num_tiles} of {fast.plan(side, side).rows.tile}",
+        "plain_tile": f"{plan.num_tiles} of {plan.rows.tile}",
+        "plain_s": medians["plain"],
+        "fast_s": medians["fast"],
+        "clock": "CPU seconds, one thread" if busy else "wall",
+        "ratio": medians["plain"] / medians["fast"],
+        "s_per_mp": medians["fast"] / megapixels,
+        "mp_per_s": megapixels / medians["fast"],
+        **{f"{key}_s": inside.get(key, 0.0) for key in ("encode", "step", "decode")},
+        "rest_s": medians["fast"] - sum(inside.values()),
+        "codec_s": codec_s,
+        "mean_levels": float(difference.mean()),
+        "max_levels": float(difference.max()),
+        "all_seconds": seconds,
+    }
+
+
+def same_tiles(name: str, side: int, rounds: int, device: torch.device, dtype: Dtype, busy: bool = False) -> dict[str, Any]:
+    """Time both loops where the tiles are the same: one. What is left is what the layers gain, and what they change."""
+    with mock.patch(f"{__name__}.PLAIN_TILE_PX", 4096):
+        fast_plan = partial(Upscaler.plan, tile_px=4096)
+        with mock.patch.object(Upscaler, "plan", lambda self, height, width, _=None: fast_plan(self, height, width)):
+            return compare(name, side, rounds, device, dtype, busy)
+
+
+class PeakMemory(threading.Thread):
+    """Sample the resident memory of this process, anonymous and of mapped files, every 5 ms."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0
+        self._ended = threading.Event()
+
+    @staticmethod
+    def resident() -> int:
+        """Bytes resident now."""
+        try:
+            return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        except OSError:
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def run(self) -> None:
+        while not self._ended.wait(0.005):
+            self.peak = max(self.peak, self.resident())
+
+    def stop(self) -> int:
+        """End, and return the largest sample."""
+        self._ended.set()
+        self.join()
+        return self.peak
+
+
+class Stripes:
+    """A picture that is made when it is read: it takes no memory."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, height: int, width: int) -> None:
+        self.shape = (height, width, 3)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        y = np.arange(rows.start, min(rows.stop, self.shape[0]), dtype=np.uint32)[:, None, None]
+        x = np.arange(self.shape[1], dtype=np.uint32)[None, :, None]
+        return ((y * 3 + x * 5 + (y * x >> 7)) * np.array([1, 2, 3], np.uint32) % 251).astype(np.uint8)
+
+
+def measure_memory(name: str, megapixels: float, budget_mb: int, aspect: float) -> dict[str, Any]:
+    """Upscale a picture by rows into nothing and return the peak beyond the loaded model. Runs in a process of its own."""
+    device = torch.device("cpu")
+    up = load(name, device, "float32")
+    up.memory_budget_bytes = budget_mb * 2**20
+    height = round((megapixels * 1e6 * aspect) ** 0.5)
+    source = Stripes(height, round(megapixels * 1e6 / height))
+    up.upscale_rows(Stripes(40, 40), lambda _: None)  # footprint, first use of the libraries
+    before, watch = PeakMemory.resident(), PeakMemory()
+    watch.start()
+    start, rows = time.perf_counter(), 0
+
+    def sink(band: np.ndarray) -> None:
+        nonlocal rows
+        rows += len(band)
+
+    size = up.upscale_rows(source, sink)
+    assert rows == size[0]
+    plan = up.plan(*source.shape[:2])
+    return {
+        "model": name,
+        "input": f"{source.shape[1]}x{source.shape[0]}",
+        "input_mp": megapixels,
+        "budget_mb": budget_mb,
+        "tiles": f"{plan.num_tiles} of {plan.columns.tile}x{plan.rows.tile}",
+        "peak_mb": (watch.stop() - before) / 2**20,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def memory_in_child(name: str, megapixels: float, budget_mb: int, aspect: float = 1.0) -> dict[str, Any]:
+    """Call `measure_memory` in a fresh process, so that no earlier peak is counted."""
+    request = json.dumps([name, megapixels, budget_mb, aspect])
+    done = subprocess.run([sys.executable, __file__, "--child", request], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"memory case {request} failed: {done.stderr[-2000:]}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def matrix_tflops(device: torch.device) -> float:
+    """The rate of one large bf16 matrix product, the best of five."""
+    a, b = (torch.randn(8192, 8192, device=device).bfloat16() for _ in range(2))
+    stopwatch = stopwatch_for(device)
+    return 2 * 8192**3 / min(stopwatch(lambda: a @ b) for _ in range(5)) / 1e12
+
+
+def tera_operations(name: str, side: int, device: torch.device) -> float:
+    """Arithmetic of one picture as it is cut, counted once, TFLOP."""
+    up = load(name, device, "float32", optimise=False)
+    with FlopCounterMode(display=False) as counter:
+        up.upscale_tensor(images.to_tensor(picture_of(side)).to(device))
+    return counter.get_total_flops() / 1e12
+
+
+COLUMNS = (
+    ("model", "model"),
+    ("dtype", "dtype"),
+    ("input px", "input_px"),
+    ("tiles", "tile"),
+    ("plain tiles", "plain_tile"),
+    ("plain s", "plain_s"),
+    ("fast s", "fast_s"),
+    ("ratio", "ratio"),
+    ("s/MP", "s_per_mp"),
+    ("encode s", "encode_s"),
+    ("steps s", "step_s"),
+    ("decode s", "decode_s"),
+    ("rest s", "rest_s"),
+    ("codec s", "codec_s"),
+    ("mean level", "mean_levels"),
+    ("max level", "max_levels"),
+)
+MEMORY_COLUMNS = ("model", "input", "budget_mb", "tiles", "peak_mb", "seconds")
+
+
+def show(rows: Sequence[dict[str, Any]]) -> None:
+    print(record.table([title for title, _ in COLUMNS], [[row[key] for _, key in COLUMNS] for row in rows]), flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="under a minute on two cores; writes no file")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="of the fast loop")
+    parser.add_argument("--rounds", type=int, default=3, help="how often both loops run (default 3)")
+    parser.add_argument("--full-px", type=int, default=256, help="side of the larger picture of realsr-x4-s4 (default 256)")
+    parser.add_argument("--busy", action="store_true", help="one thread, CPU seconds: for a machine that others use too")
+    parser.add_argument("--memory", metavar="MP,MP,...", help="only the peak memory of inputs of so many megapixels")
+    parser.add_argument("--memory-model", default=STAND_IN, help="for --memory (default: a network that costs nothing)")
+    parser.add_argument("--budget-mb", type=int, default=256, help="for --memory (default 256)")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    device = torch.device(options.device)
+    if options.child:
+        print(json.dumps(measure_memory(*json.loads(options.child))))
+        return 0
+    where = record.machine(device)
+    if options.memory:
+        memory = [memory_in_child(options.memory_model, float(size), options.budget_mb) for size in options.memory.split(",")]
+        print(record.table(MEMORY_COLUMNS, [[row[key] for key in MEMORY_COLUMNS] for row in memory]))
+        record.write(
+            record.RESULTS / record.file_name(f"upscale-memory-{options.memory_model}", where), {"machine": where, "memory": memory}
+        )
+        print(record.json_line({"peak_mb": max(row["peak_mb"] for row in memory), "peaks_mb": [row["peak_mb"] for row in memory]}))
+        return 0
+
+    if options.busy:
+        torch.set_num_threads(1)
+    how = (device, options.dtype, options.busy)
+    if options.quick:
+        rows = [compare("tiny-x4", 160, 1, *how)]
+        memory = [memory_in_child("test-x4", 0.04, 256)] if device.type == "cpu" else []
+        headline = rows[0]
+    else:
+        tiny = [compare("tiny-x4", side, options.rounds, *how) for side in (128, 256)]
+        full = [compare("realsr-x4-s4", side, options.rounds, *how) for side in (64, options.full_px)]
+        alone = [same_tiles(name, side, options.rounds, *how) for name, side in (("tiny-x4", 256), ("realsr-x4-s4", 64))]
+        rows, headline = [*tiny, *full, *[row | {"model": row["model"] + " (same tiles)"} for row in alone]], full[-1]
+        memory = [memory_in_child("tiny-x4", 0.25, 1024)] if device.type == "cpu" else []
+    show(rows)
+    if memory:
+        print(record.table(MEMORY_COLUMNS, [[row[key] for key in MEMORY_COLUMNS] for row in memory]))
+    figures: dict[str, Any] = {
+        "ratio_to_plain": headline["ratio"],
+        "mp_per_s": next(row["mp_per_s"] for row in reversed(rows) if row["model"] == "tiny-x4"),
+        "peak_mb": memory[0]["peak_mb"] if memory else torch.cuda.max_memory_allocated(device) / 2**20,
+        "headline": f"{headline['model']} {headline['input_px']} px {headline['dtype']}",
+    }
+    if device.type == "cuda":
+        side = headline["input_px"]
+        figures["share_of_peak"] = tera_operations("realsr-x4-s4", side, device) / headline["fast_s"] / matrix_tflops(device)
+    if not options.quick:
+        record.write(
+            record.RESULTS / record.file_name("upscale", where), {"machine": where, "figures": figures, "cases": rows, "memory": memory}
+        )
+    print(record.json_line(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
