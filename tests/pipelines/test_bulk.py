@@ -76,28 +76,23 @@ def test_the_writer_loses_no_row_and_tells_of_a_part_that_failed() -> None:
         asyncio.run(fail())
 
 
-def run_bulk(source: Path, target: Path, engine: Engine, after: Callable[[list[Row]], None] | None = None) -> list[Row]:
-    """Run the scheduler over a folder and return its rows."""
+def run_bulk(source: Path, target: Path, engine: Engine, unit_pictures: int = 4) -> tuple[list[Row], dict[int, ReplicaTime]]:
+    """Run the scheduler over a folder and return its rows, and the time of its replicas by process id."""
     rows: list[Row] = []
 
-    def finished(row: Row) -> None:
-        rows.append(row)
-        if after is not None:
-            after(rows)
-
-    async def run() -> None:
+    async def run() -> dict[int, ReplicaTime]:
         worklist = Worklist(entries(str(source), Selection()), Known(DigestSet(), OwnerMap(), Counter()), JOB.output_key, 4)
         stages = StageOptions(job=JOB, target=str(target))
-        options = BulkOptions(unit_pictures=4, fetch_pictures=4)
-        bulk = BulkRun(worklist.batches(), stages, engine, options, finished, num_cpus=2, object_store_bytes=300 << 20)
+        options = BulkOptions(unit_pictures=unit_pictures, fetch_pictures=4)
+        bulk = BulkRun(worklist.batches(), stages, engine, options, rows.append, num_cpus=2, object_store_bytes=300 << 20)
         try:
             await engine.start()
             await bulk.run()
         finally:
             await engine.close()
+        return bulk.replica_times
 
-    asyncio.run(run())
-    return rows
+    return rows, asyncio.run(run())
 
 
 @pytest.mark.ray
@@ -109,7 +104,7 @@ class TestOnRay:
     @pytest.mark.parametrize("kind", [ActorEngine, ServeEngine])
     def test_every_input_has_one_row_and_its_own_pixels(self, kind: Callable[[EngineOptions], Engine], tree: Path, tmp_path: Path) -> None:
         engine = kind(EngineOptions(model="nearest-x4", identity="nearest-x4", num_cpus=0.5))
-        rows = run_bulk(tree, tmp_path / "out", engine)
+        rows, _ = run_bulk(tree, tmp_path / "out", engine)
         assert Counter(row["status"] for row in rows) == {"ok": 10, "failed": 1}
         assert len({row["key"] for row in rows}) == 11
         for row in rows:
@@ -120,11 +115,19 @@ class TestOnRay:
 
     def test_a_picture_that_kills_replicas_is_charged_and_its_neighbours_are_not(self, tree: Path, tmp_path: Path) -> None:
         engine = PoisonedEngine(EngineOptions(model="nearest-x4@150", identity="nearest-x4", num_cpus=0.5), "class1/3.png")
-        rows = {row["key"]: row for row in run_bulk(tree, tmp_path / "out", engine)}
+        rows = {row["key"]: row for row in run_bulk(tree, tmp_path / "out", engine)[0]}
         assert len(rows) == 11
         assert (rows["class1/3.png"]["status"], rows["class1/3.png"]["reason"]) == ("failed", "killed_worker")
         assert "2 workers ended while they had this input alone" in rows["class1/3.png"]["message"]
         assert sum(row["status"] == "ok" for row in rows.values()) == 9
+
+    @pytest.mark.parametrize("kind", [ActorEngine, ServeEngine])
+    def test_replicas_come_when_work_waits(self, kind: Callable[[EngineOptions], Engine], tree: Path, tmp_path: Path) -> None:
+        """Ten pictures of 1.2 s each, one a unit: one replica has to wait for its work long enough to be joined by another."""
+        options = EngineOptions(model="nearest-x4@600", identity="nearest-x4", low=1, high=2, num_cpus=0.5, upscale_s=0.3)
+        rows, times = run_bulk(tree, tmp_path / "out", kind(options), unit_pictures=1)
+        assert len(rows) == 11
+        assert len(times) == 2
 
     def test_a_replica_that_cannot_start_ends_the_job(self, tree: Path, tmp_path: Path) -> None:
         engine = ActorEngine(EngineOptions(model="nearest-x4", identity="another", num_cpus=0.5))
