@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import ray
@@ -34,7 +33,7 @@ from pipelines.shards import RowGroup, read_manifest, read_pictures, row_groups
 from resshift import degradation, storage
 from resshift.config import ConfigError, DataConfig, TrainConfig
 from resshift.images import ImageError
-from resshift.pair import Pair, make_pair
+from resshift.pair import Pair, make_pair, use_one_thread
 
 logger = logging.getLogger(__name__)
 Batch = dict[str, NDArray[Any]]
@@ -186,7 +185,7 @@ def _grouped(pieces: Iterable[Piece], rows_per_task: int) -> Iterator[list[Piece
 
 def _read_task(maker: PairMaker, pieces: list[Piece]) -> ReadTask:
     def read() -> Iterable[pa.Table]:
-        cv2.setNumThreads(1)  # Ray gives a task one CPU
+        use_one_thread()  # Ray gives a task one CPU
         return [BlockAccessor.batch_to_block(maker(pieces))]
 
     num_rows = sum(len(piece.rows) for piece in pieces)

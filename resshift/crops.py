@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from resshift.area import area_resize
 from resshift.config import DataConfig
 
 Image = NDArray[np.uint8]
@@ -34,8 +35,18 @@ def training_crop(rgb_u8: Image, rng: np.random.Generator, data: DataConfig) -> 
     left = int(across * (rgb_u8.shape[1] - side + 1))
     crop = rgb_u8[top : top + side, left : left + side]
     if side != data.crop_px:
-        crop = cv2.resize(crop, (data.crop_px, data.crop_px), interpolation=cv2.INTER_AREA)
-    return np.ascontiguousarray(crop[:, ::-1] if data.flip and flip < 0.5 else crop)  # type: ignore[return-value]
+        crop = _shrunk(crop, data.crop_px)
+    if data.flip and flip < 0.5:
+        crop = np.asarray(cv2.flip(crop, 1), dtype=np.uint8)
+    return np.ascontiguousarray(crop)
+
+
+def _shrunk(image: Image, side: int) -> Image:
+    """Average as cv2.INTER_AREA does, which is what released models saw; OpenCV itself is fast at whole ratios only."""
+    if image.shape[0] % side == 0:
+        return np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    averages = area_resize(image, side, side, "covered")
+    return np.asarray(cv2.convertScaleAbs(averages), dtype=np.uint8)
 
 
 def _extended_to(image: Image, side: int) -> Image:

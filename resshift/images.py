@@ -44,6 +44,7 @@ __all__ = [
     "from_pil",
     "from_tensor",
     "probe",
+    "swap_red_blue",
     "to_pil",
     "to_tensor",
 ]
@@ -59,6 +60,11 @@ _PNG_OPTIONS = (
 )
 
 
+def swap_red_blue(pixels: Array) -> Array:
+    """Bring (H, W, 3) from RGB to the order that OpenCV's codecs take and give, or back."""
+    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
+
+
 def _sixteen_bit_colour(image: Image.Image, data: bytes) -> Array | None:
     """Decode a 16-bit picture that Pillow reduces to 8 bit, uint16 in 2 (grey, alpha), 3 or 4 channels; None when it is not one."""
     if image.format not in ("PNG", "TIFF") or image.mode not in ("RGB", "RGBA") or sample_bits(image, data) != 16:
@@ -68,7 +74,7 @@ def _sixteen_bit_colour(image: Image.Image, data: bytes) -> Array | None:
     if decoded is None or decoded.dtype != np.uint16 or decoded.ndim != 3 or decoded.shape[1::-1] != image.size:
         raise ImageError(Reason.CORRUPT, f"{image.format} data: Pillow reads it in 8 bit, OpenCV cannot read it in 16 bit")
     extra = image.tag_v2.get(TiffImagePlugin.EXTRASAMPLES, ()) if isinstance(image, TiffImagePlugin.TiffImageFile) else ()
-    rgb: Array = cv2.cvtColor(decoded[..., :3], cv2.COLOR_BGR2RGB)
+    rgb = swap_red_blue(decoded[..., :3])
     if extra != (1,) and not np.array_equal(rgb >> 8, np.asarray(image)[..., :3]):  # e.g. separate planes, which OpenCV mixes up
         raise ImageError(Reason.UNSUPPORTED_MODE, "Pillow and OpenCV read different values; 16-bit colour must be interleaved")
     if decoded.shape[2] == 3:
@@ -275,7 +281,7 @@ def _png(picture: Picture) -> bytes:
     if pixels.shape[2] == 1 and alpha is not None:
         return grey_alpha_png(pixels, alpha)
     if pixels.shape[2] == 3:
-        bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+        bgr = swap_red_blue(pixels)
         pixels = bgr if alpha is None else np.concatenate([bgr, alpha[..., None]], axis=2)
     encoded, buffer = cv2.imencode(".png", pixels, _PNG_OPTIONS)
     if not encoded:

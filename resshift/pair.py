@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from resshift import seeds
 from resshift.config import DataConfig
 from resshift.crops import training_crop
 from resshift.degradation import DegradationParams, DegradationRecipe, degrade, draw, hole_mask, target
-from resshift.images import decode
+from resshift.photo import decode_photo
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -35,6 +37,12 @@ class Pair:
     params: DegradationParams
 
 
+def use_one_thread() -> None:
+    """Keep OpenCV and torch to one thread in this process. For workers of which there is one a core: threads of several fight."""
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
 def make_pair(data: bytes, key: str, epoch: int, seed: int, crop: DataConfig, recipe: DegradationRecipe) -> Pair:
     """Decode a photo, cut a crop and degrade it; a pure function of its arguments.
 
@@ -49,12 +57,9 @@ def make_pair(data: bytes, key: str, epoch: int, seed: int, crop: DataConfig, re
     Raises:
         ImageError: the photo cannot be decoded.
     """
-    pixels = decode(data).pixels
-    if pixels.dtype == np.uint16:
-        pixels = (pixels / 257 + 0.5).astype(np.uint8)
-    rgb = pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
+    rgb_u8 = decode_photo(data, crop.crop_px if crop.crop == "short_side" else None)
     rng = seeds.philox(seed, "pair", epoch, key)
-    hq_u8 = training_crop(rgb, rng, crop)
+    hq_u8 = training_crop(rgb_u8, rng, crop)
     params = draw(rng, recipe)
     hq_u8 = target(hq_u8, params)
     lq_u8 = degrade(hq_u8, params)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 Part = int | str
@@ -39,9 +40,22 @@ def derive(*parts: Part) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
+class _Key(np.random.bit_generator.ISeedSequence):
+    """A key in the place of a seed. `Philox(key=...)` gives the same stream, but asks the operating system for entropy first."""
+
+    def __init__(self, key: int) -> None:
+        self._words = np.frombuffer(key.to_bytes(16, "little"), dtype="<u8").astype(np.uint64)
+
+    def generate_state(self, n_words: int, dtype: DTypeLike = np.uint32) -> NDArray[np.uint32 | np.uint64]:
+        """Return the two 64-bit words of the key, which is what Philox asks for."""
+        if n_words != 2 or np.dtype(dtype) != np.uint64:
+            raise ValueError(f"a key has 2 words of 64 bits, not {n_words} of {np.dtype(dtype)}")
+        return self._words
+
+
 def philox(*parts: Part) -> np.random.Generator:
     """Return the NumPy generator of the stream named by `parts`."""
-    return np.random.Generator(np.random.Philox(key=derive(*parts)))
+    return np.random.Generator(np.random.Philox(_Key(derive(*parts))))  # pyright: ignore[reportArgumentType]  # missing in NumPy's stubs
 
 
 def torch_generator(*parts: Part, device: torch.device | str = "cpu") -> torch.Generator:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from resshift.degradation.jpeg import Jpeg, compress, to_u8
+from resshift.degradation.jpeg import Jpeg, compress, from_u8, to_u8
 from resshift.degradation.kernels import Blur, blur
 from resshift.degradation.masks import Mask, render
 from resshift.degradation.noise import Noise, add_noise
@@ -94,7 +94,7 @@ def degrade(hq_u8: NDArray[np.uint8], params: DegradationParams) -> NDArray[np.u
     scale = params.scale
     if height % scale or width % scale or min(height, width) == 0:
         raise ValueError(f"hq_u8 of {height}x{width} pixels (height x width): both sides must be multiples of the scale {scale}")
-    image = hq_u8.astype(np.float32) * np.float32(1 / 255)
+    image = from_u8(hq_u8)
     for op in params.ops:
         match op:
             case Blur():

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from resshift.images import swap_red_blue
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
 class Jpeg:
@@ -29,19 +31,22 @@ class Jpeg:
 
 
 def to_u8(image: NDArray[np.float32] | NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Round a picture in [0, 1] to 8 bits, half to even as torch.round does; outside values are clipped."""
-    return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+    """Round a picture or plane in [0, 1] to 8 bits, half to even as torch.round does; outside values are clipped."""
+    return np.asarray(cv2.convertScaleAbs(np.clip(image, 0, 1), alpha=255), dtype=np.uint8)
+
+
+def from_u8(image_u8: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Bring 8-bit pixels to [0, 1]."""
+    return image_u8.astype(np.float32) * np.float32(1 / 255)
 
 
 def compress(image: NDArray[np.float32], quality: int) -> NDArray[np.float32]:
     """Return the picture after JPEG at `quality`, (H, W, 3) float32 RGB in [0, 1]."""
-    red, green, blue = cv2.split(to_u8(image))
     ok, data = cv2.imencode(
         ".jpg",
-        cv2.merge((blue, green, red)),  # imencode takes blue first: the luma weights depend on it
+        swap_red_blue(to_u8(image)),  # the luma weights depend on the order
         [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420],
     )
     if not ok:
         raise RuntimeError(f"OpenCV could not encode a JPEG of shape {image.shape} at quality {quality}")
-    decoded = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB), dtype=np.float32)
-    return decoded * np.float32(1 / 255)
+    return from_u8(np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB), dtype=np.uint8))

@@ -6,22 +6,31 @@
 v is the number of photons that make white: a picture with few levels is treated as shot with few photons. Grey noise is one plane added to
 all three channels; grey Poisson noise takes u from the luma of the picture. The result is clipped to [0, 1].
 
+Both laws are inverted through tables of quantiles, which takes a fifth of the time of NumPy's samplers: a value is the quantile of one of
+65 536 (Gaussian) or 4096 (Poisson, for each of the 256 values of u) equally likely intervals.
+
 Reference: Wang et al., "Real-ESRGAN", ICCVW 2021 (noise); the choice of v follows the official ResShift configuration's implementation.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Literal
 
+import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from resshift.degradation.jpeg import to_u8
 from resshift.seeds import philox
 
 # Rec. 601 luma, with the rounding that torchvision's rgb_to_grayscale (used by the official code) has
-_LUMA = np.array([0.2989, 0.587, 0.114], dtype=np.float32)
+_LUMA = np.array([[0.2989, 0.587, 0.114]], dtype=np.float32)
+_POISSON_BITS = 12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -46,22 +55,59 @@ class Noise:
             raise ValueError(f"noise level {self.level}: must be at least 0")
 
 
-def _poisson_deviation(plane: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Return Poisson(v u) / v - u for a picture or plane in [0, 1]."""
-    u_u8 = np.rint(np.clip(plane, 0, 1) * np.float32(255)).astype(np.uint8)
-    num_levels = np.count_nonzero(np.bincount(u_u8.ravel(), minlength=256))
-    photons = np.float32(2 ** int(np.ceil(np.log2(num_levels))))
-    u = u_u8 * np.float32(1 / 255)
-    return np.subtract(rng.poisson(u * photons) / photons, u, dtype=np.float32)
-
-
 def add_noise(image: NDArray[np.float32], noise: Noise) -> NDArray[np.float32]:
     """Return the picture with noise added, (H, W, 3) float32 clipped to [0, 1]."""
     rng = philox("degradation-noise", noise.seed)
+    source = np.asarray(cv2.transform(image, _LUMA), dtype=np.float32) if noise.gray else image
     if noise.kind == "gaussian":
-        shape = (*image.shape[:2], 1) if noise.gray else image.shape
-        deviation = rng.standard_normal(shape, dtype=np.float32) * np.float32(noise.level / 255)
+        deviation = normal_table().take(_random_u16(rng, source.shape), mode="clip")
+        deviation *= np.float32(noise.level / 255)
     else:
-        source = (image @ _LUMA)[..., None] if noise.gray else image
-        deviation = _poisson_deviation(source, rng) * np.float32(noise.level)
-    return np.clip(image + deviation, 0, 1, dtype=np.float32)
+        deviation = _poisson_deviation(source, rng)
+        deviation *= np.float32(noise.level)
+    if noise.gray:
+        deviation = np.asarray(cv2.cvtColor(deviation, cv2.COLOR_GRAY2RGB), dtype=np.float32)
+    deviation += image
+    return np.clip(deviation, 0, 1, out=deviation)
+
+
+def _random_u16(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.uint16]:
+    size = math.prod(shape)
+    return rng.bit_generator.random_raw(-(-size // 4)).view(np.uint16)[:size].reshape(shape)
+
+
+def _poisson_deviation(plane: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Return Poisson(v u) / v - u for a picture or plane of values in [0, 1]."""
+    u_u8 = to_u8(plane)
+    num_levels = np.count_nonzero(cv2.calcHist([u_u8.reshape(-1, 1)], [0], None, [256], [0, 256]))
+    table = poisson_table(2 ** math.ceil(math.log2(num_levels)))
+    index = u_u8.astype(np.intp)
+    index <<= _POISSON_BITS
+    index += _random_u16(rng, plane.shape) >> (16 - _POISSON_BITS)
+    return table.ravel().take(index, mode="clip")
+
+
+@functools.cache
+def normal_table() -> NDArray[np.float32]:
+    """Return the standard normal at the middles of 65 536 equally likely intervals, scaled to variance 1: the largest is 4.3."""
+    middles = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
+    table = torch.special.ndtri(middles)
+    return (table / table.std(correction=0)).float().numpy()
+
+
+@functools.cache
+def poisson_table(photons: int) -> NDArray[np.float32]:
+    """Return Poisson(photons u) / photons - u at the middles of 4096 equally likely intervals, (256, 4096) float32, for u = 0, 1/255 ... 1.
+
+    No probability is off by more than 1 / 4096; at 256 photons the mean is off by less than 0.1 % of a standard deviation, the variance by
+    less than 0.3 %.
+    """
+    u = np.arange(256) / 255
+    counts = np.arange(photons + int(12 * math.sqrt(photons)) + 24)
+    log_factorials = np.log(np.maximum(counts, 1)).cumsum()
+    with np.errstate(divide="ignore", invalid="ignore"):  # 0 log 0 at u = 0, put right below
+        mass = np.exp(counts * np.log(photons * u[:, None]) - photons * u[:, None] - log_factorials)
+    mass[0] = counts == 0
+    middles = (np.arange(1 << _POISSON_BITS) + 0.5) / (1 << _POISSON_BITS)
+    quantiles = np.stack([np.searchsorted(cumulated, middles) for cumulated in mass.cumsum(axis=1)])
+    return (quantiles / photons - u[:, None]).astype(np.float32)

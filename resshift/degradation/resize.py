@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from resshift.area import area_resize
+
 InterpolationMode = Literal["area", "bilinear", "bicubic"]
 
 _MAX_DENOMINATOR = 1000
@@ -58,10 +60,7 @@ def resize(image: NDArray[np.float32], height: int, width: int, mode: Interpolat
     if image.shape[:2] == (height, width):
         return image
     if mode == "area":
-        # INTER_AREA of OpenCV weights partly covered pixels; adaptive pooling does not
-        nchw = torch.as_tensor(image).permute(2, 0, 1)[None].contiguous()
-        out = F.interpolate(nchw, size=(height, width), mode="area")
-        return np.ascontiguousarray(out[0].permute(1, 2, 0).numpy())
+        return area_resize(image, height, width, "touched")
     # OpenCV equals F.interpolate to 1e-5 here and is 3 to 20 times faster on a CPU
     interpolation = cv2.INTER_LINEAR if mode == "bilinear" else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(image, (width, height), interpolation=interpolation), dtype=np.float32)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from torch import nn
+
+from resshift.pair import use_one_thread
 
 PARITY = Path(__file__).parents[1] / "parity"
 
@@ -23,6 +26,16 @@ def parity() -> Callable[[str], dict[str, np.ndarray]]:
             return dict(arrays)
 
     return load
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Keep OpenCV and torch to one thread, as workers do: on a busy machine, the threads of a small operation wait for each other."""
+    num_opencv, num_torch = cv2.getNumThreads(), torch.get_num_threads()
+    use_one_thread()
+    yield
+    cv2.setNumThreads(num_opencv)
+    torch.set_num_threads(num_torch)
 
 
 @pytest.fixture

@@ -34,10 +34,12 @@ from resshift.degradation import (
 )
 from resshift.degradation.jpeg import Jpeg, compress, to_u8
 from resshift.degradation.kernels import Blur, PulseKernel, SincKernel
-from resshift.degradation.noise import Noise, add_noise
+from resshift.degradation.noise import Noise
 from resshift.degradation.recipe import NoiseRecipe, ResizeRecipe
 from resshift.degradation.resize import Resize, resize
 from resshift.seeds import philox
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 Load = Callable[[str], dict[str, np.ndarray]]
 T = TypeVar("T")
@@ -171,49 +173,6 @@ def test_jpeg_subsamples_chroma_at_every_quality() -> None:
     assert np.abs(compress(stripes, 100) - stripes).mean() > 0.2
 
 
-def test_noise_gaussian_has_its_level() -> None:
-    gray_picture = np.full((128, 128, 3), 0.5, dtype=np.float32)
-    for gray in (False, True):
-        deviation = add_noise(gray_picture, Noise(kind="gaussian", level=20.0, gray=gray, seed=1)) - gray_picture
-        assert deviation.std() * 255 == pytest.approx(20, rel=0.03)
-        assert abs(float(deviation.mean())) * 255 < 0.6
-        between = np.corrcoef(deviation[..., 0].ravel(), deviation[..., 1].ravel())[0, 1]
-        assert between == pytest.approx(1.0 if gray else 0.0, abs=0.04)
-
-
-@pytest.mark.parametrize("gray", [False, True])
-@pytest.mark.parametrize(("num_levels", "photons"), [(2, 2), (5, 8), (64, 64), (100, 128)])
-def test_noise_poisson_has_the_variance_of_its_photons(num_levels: int, photons: int, gray: bool) -> None:
-    levels = (80 + np.arange(num_levels)).astype(np.float32) / 255
-    image = np.repeat(philox("test", "levels").choice(levels, (128, 128, 1)), 3, axis=2)
-    image[0, :num_levels] = levels[:, None]  # every level is there
-    scale = 0.2
-    deviation = add_noise(image, Noise(kind="poisson", level=scale, gray=gray, seed=3)) - image
-    expected = scale**2 * image.mean() / photons  # var(Poisson(v u) / v) = u / v
-    assert deviation.var() == pytest.approx(expected, rel=0.06)
-    assert bool((np.ptp(deviation, axis=2) < 1e-6).all()) is gray
-
-
-def test_noise_poisson_in_grey_counts_the_levels_of_the_luma() -> None:
-    red = np.full((64, 64, 3), 0.4, dtype=np.float32)
-    red[::2, :, 0] = 0.8  # colour: 2 levels; luma: 2 levels of 0.299 * 0.8 + ...
-    deviation = add_noise(red, Noise(kind="poisson", level=0.1, gray=True, seed=5)) - red
-    luma = red @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    for row in (0, 1):
-        assert deviation[row::2].var() == pytest.approx(0.01 * luma[row].mean() / 2, rel=0.15)
-
-
-def test_noise_clips_and_leaves_its_input() -> None:
-    image = np.tile(np.array([0.0, 1.0], dtype=np.float32)[:, None, None], (16, 32, 3))
-    before = image.copy()
-    for kind in ("gaussian", "poisson"):
-        out = add_noise(image, Noise(kind=kind, level=30.0 if kind == "gaussian" else 3.0, gray=False, seed=2))
-        assert out.dtype == np.float32
-        assert out.min() == 0
-        assert out.max() == 1
-    np.testing.assert_array_equal(image, before)
-
-
 @pytest.mark.parametrize("recipe", [realesrgan_x4(), realesrgan_x2(), imagenet_test_x4(), bicubic_x4()])
 def test_degrade_is_pure_and_survives_json(recipe: DegradationRecipe) -> None:
     hq_u8 = picture(64, 96)
@@ -234,19 +193,6 @@ def test_samples_do_not_depend_on_the_order_of_drawing() -> None:
     backward = {key: draw(philox(7, "degrade", 0, key), realesrgan_x4()) for key in reversed(keys)}
     assert forward == backward
     assert len({params.to_json() for params in forward.values()}) == len(keys)
-
-
-def test_degrade_does_not_depend_on_opencv_threads() -> None:
-    hq_u8 = picture(256, 256)
-    num_threads = cv2.getNumThreads()
-    outputs: list[list[bytes]] = []
-    try:
-        for n in (1, 4):
-            cv2.setNumThreads(n)
-            outputs.append([degrade(hq_u8, params).tobytes() for params in draws(realesrgan_x4(), 12, "threads")])
-    finally:
-        cv2.setNumThreads(num_threads)
-    assert outputs[0] == outputs[1]
 
 
 def ops_of(params: DegradationParams, op_type: type[T]) -> list[T]:

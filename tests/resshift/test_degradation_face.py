@@ -19,6 +19,8 @@ from resshift.degradation.recipe import FaceRecipe
 from resshift.degradation.resize import Resize
 from resshift.seeds import philox
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def draws(recipe: DegradationRecipe, num_draws: int) -> list[DegradationParams]:
     return [draw(philox("test", "face", i), recipe) for i in range(num_draws)]

@@ -17,6 +17,8 @@ from resshift.degradation.ranges import Draws
 from resshift.degradation.recipe import KernelRecipe, imagenet_test_x4, realesrgan_x4
 from resshift.seeds import philox
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Load = Callable[[str], dict[str, np.ndarray]]
 AnyKernel = GaussianKernel | SincKernel | PulseKernel
 

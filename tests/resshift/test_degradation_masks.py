@@ -15,6 +15,8 @@ from resshift.degradation.masks import Border, Box, Mask, MaskRecipe, Segment, S
 from resshift.degradation.ranges import Draws
 from resshift.seeds import philox
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Load = Callable[[str], dict[str, np.ndarray]]
 KIND_PROBS = {
     "mixed": (1 / 3, 1 / 3, 1 / 3),

@@ -13,6 +13,8 @@ from resshift.degradation import DegradationParams, degrade, imresize
 from resshift.degradation.resize import InterpolationMode, Resize, resize
 from resshift.seeds import philox
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Load = Callable[[str], dict[str, np.ndarray]]
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from resshift import degradation
@@ -50,6 +51,23 @@ def test_grey_alpha_and_16_bit_photos_become_rgb(shape: tuple[int, ...], dtype: 
     pair = make_pair(cv2.imencode(".png", flat)[1].tobytes(), "k", 0, 0, CROP, degradation.bicubic_x4())
     assert pair.hq_u8.shape == (32, 32, 3)
     assert np.all(pair.hq_u8 == 100)
+
+
+def test_pairs_do_not_depend_on_threads_or_on_what_ran_before() -> None:
+    """Large enough that OpenCV and torch share the work among their threads, and that blurs go through Fourier space."""
+    data = {f"k{i}": photo(i, height=300, width=380, format="JPEG") for i in range(12)}
+    crop = DataConfig(crop="short_side", crop_px=256)
+    num_threads = cv2.getNumThreads(), torch.get_num_threads()
+    made: list[dict[str, bytes]] = []
+    try:
+        for num_opencv, num_torch, keys in ((1, 1, list(data)), (4, 3, list(reversed(data)))):
+            cv2.setNumThreads(num_opencv)
+            torch.set_num_threads(num_torch)
+            made.append({key: content(make_pair(data[key], key, 0, 0, crop, degradation.realesrgan_x4())) for key in keys})
+    finally:
+        cv2.setNumThreads(num_threads[0])
+        torch.set_num_threads(num_threads[1])
+    assert made[0] == made[1]
 
 
 def test_a_broken_photo_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,11 @@ def test_parts_are_told_apart() -> None:
 def test_other_types_are_refused(part: object) -> None:
     with pytest.raises(TypeError, match="must be an int or a str"):
         derive(part)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_hash_is_the_key_of_the_generator() -> None:
+    expected = np.random.Generator(np.random.Philox(key=derive(7, "a")))
+    assert philox(7, "a").random(5).tolist() == expected.random(5).tolist()
 
 
 def test_streams_are_stable_across_versions() -> None:
