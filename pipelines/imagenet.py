@@ -28,6 +28,7 @@ from pipelines.shards import SCHEMA, Reason, Shard
 from pipelines.tasks import results
 from resshift import seeds, storage
 from resshift.images import ImageError, ImageLimits, Picture, decode, encode, fit_format, probe
+from resshift.pair import use_one_thread
 from resshift.storage import StorageError, StorageReason
 
 _READERS = 8  # requests to a bucket at a time
@@ -165,7 +166,7 @@ def shrunk(picture: Picture, short_side_px: int) -> tuple[bytes, Picture]:
 
 def build_shard(task: ShardTask, root: str, options: ShardOptions) -> Shard:
     """Build a shard and write it in one piece; of one that is there already, only what was unavailable is tried again."""
-    cv2.setNumThreads(1)  # Ray gives a task one CPU
+    use_one_thread()  # Ray gives a task one CPU
     existing = shards.existing_shard(root, task.name, task.fingerprint)
     if existing is not None and str(StorageReason.UNAVAILABLE) not in existing.status["reason"].to_pylist():
         return existing

@@ -29,14 +29,15 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass as record
 
 from pipelines import inputs
-from pipelines.evaluate import rgb_u8
 from pipelines.inputs import Item
 from pipelines.shards import Reason
 from pipelines.tasks import results
 from resshift import degradation, seeds, storage
 from resshift.config import flatten
 from resshift.degradation import DegradationRecipe
-from resshift.images import ImageError, ImageLimits, Picture, decode, encode
+from resshift.images import ImageError, ImageLimits, Picture, encode
+from resshift.pair import use_one_thread
+from resshift.photo import decode_photo
 from resshift.storage import StorageError
 
 FORMAT = 1
@@ -121,7 +122,7 @@ def make_pair(data: bytes, key: str, protocol: Protocol) -> dict[str, Any]:
     """
     entry: dict[str, Any] = {"key": storage.printable(key), "sha256_source": hashlib.sha256(data).hexdigest()}
     try:
-        rgb = rgb_u8(decode(data, ImageLimits()))
+        rgb = decode_photo(data)
     except ImageError as error:
         return entry | {"status": "failed", "reason": str(error.reason), "message": str(error)}
     scale = protocol.recipe.scale
@@ -151,7 +152,7 @@ def choose(items: Sequence[Item], seed: int) -> list[Item]:
 
 def write_pairs(items: Sequence[Item], root: str, protocol: Protocol) -> list[dict[str, Any]]:
     """Make and write some pairs; return their entries."""
-    cv2.setNumThreads(1)  # Ray gives a task one CPU
+    use_one_thread()  # Ray gives a task one CPU
     entries: list[dict[str, Any]] = []
     for item in items:
         name = _stem(item) + ".png"
