@@ -41,7 +41,7 @@ def arguments() -> argparse.ArgumentParser:
     options.add_argument("--quality", type=int, default=95, help="of jpeg and webp (default 95)")
     options.add_argument("--name", default="{dir}/{stem}_x{scale}.{ext}", help="template of output names")
     options.add_argument("--seed", type=int, default=0, help="same seed, same bytes")
-    options.add_argument("--tile", type=int, metavar="PX", help="side of a tile in input pixels (default 128)")
+    options.add_argument("--tile", type=int, metavar="PX", help="side of a tile in input pixels (default: chosen, up to 256)")
     options.add_argument("--max-megapixels", type=float, default=25.0, help="refuse larger inputs (default 25)")
     options.add_argument("--replicas", default="1:1", metavar="MIN:MAX", help="replicas of the model (default 1:1)")
     mode = options.add_mutually_exclusive_group()
