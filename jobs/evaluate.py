@@ -31,7 +31,7 @@ def arguments() -> argparse.ArgumentParser:
     options.add_argument("--data", required=True, metavar="LQ_DIR[:GT_DIR]", help="pictures are matched by name without extension")
     options.add_argument("--out", required=True, metavar="REPORT_DIR")
     options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--tile", type=int, metavar="PX", help="side of a tile in input pixels (default 128)")
+    options.add_argument("--tile", type=int, metavar="PX", help="side of a tile in input pixels (default: chosen, up to 256)")
     options.add_argument("--border", type=int, default=0, metavar="PX", help="cut from the outputs before measuring (default 0)")
     options.add_argument(
         "--lpips-net", choices=["alex", "vgg", "squeeze"], help="also measure LPIPS (default: squeeze when a trunk is given)"

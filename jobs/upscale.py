@@ -45,7 +45,7 @@ def arguments() -> argparse.ArgumentParser:
     options.add_argument("--quality", type=int, default=95, help="of jpeg and webp (default 95)")
     options.add_argument("--name", default="{dir}/{stem}_x{scale}.{ext}", help="template of output names")
     options.add_argument("--seed", type=int, default=0, help="same seed, same bytes")
-    options.add_argument("--tile", type=int, metavar="PX", help="side of a tile in input pixels (default 128)")
+    options.add_argument("--tile", type=int, metavar="PX", help="side of a tile in input pixels (default: chosen, up to 256)")
     options.add_argument("--max-megapixels", type=float, default=25.0, help="refuse larger inputs (default 25)")
     options.add_argument("--include", action="append", default=[], metavar="GLOB", help="only these; * spans /; without / the file name")
     options.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="not these; wins over --include")
