@@ -39,6 +39,8 @@ def read_message(connection: socket.socket) -> tuple[bytes, bytes]:
         data += piece
     head, _, body = data.partition(b"\r\n\r\n")
     fields = {line.split(b":", 1)[0].strip().lower(): line.split(b":", 1)[1].strip() for line in head.split(b"\r\n")[1:] if b":" in line}
+    if fields.get(b"expect", b"").lower() == b"100-continue":  # the client keeps its body until it is asked for it
+        connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
     if fields.get(b"transfer-encoding", b"").lower() == b"chunked":
         while not body.endswith(b"0\r\n\r\n"):
             piece = connection.recv(65536)

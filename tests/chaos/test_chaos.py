@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "script",
-    [["kills.py", "--quick", "--pictures", "60", "--engine", "actors"], ["malformed.py", "--good", "12"], ["faulty_s3.py", "--quick"]],
+    [["kills.py", "--quick", "--pictures", "60", "--engine", "actors"], ["malformed.py", "--good", "12"]],
     ids=lambda script: script[0],
 )
 def test_chaos(script: list[str]) -> None:
