@@ -88,7 +88,7 @@ def delta_e(a: np.ndarray, b: np.ndarray) -> float:
 
 def measure(up: Upscaler, name: str, pixels: np.ndarray, tile_px: int, whole: np.ndarray) -> dict[str, Any]:
     """Upscale in tiles and compare."""
-    tiled, plan = up(pixels, tile_px=tile_px), up.plan(*pixels.shape[:2], tile_px)
+    tiled, plan = up(pixels, tile_px=tile_px), up.plan(pixels.shape[0], pixels.shape[1], tile_px)
     scale = up.scale * up.config.unet.lq_ratio
     ratios = [edge_ratio(tiled, whole, edges_of(lines, scale, tiled.shape[i]), i) for i, lines in enumerate((plan.rows, plan.columns))]
     return {"case": name, "tile_px": tile_px, "tiles": plan.num_tiles, "edge_ratio": max(ratios), "delta_e": delta_e(tiled, whole)}

@@ -103,8 +103,8 @@ def load(name: str, device: torch.device, dtype: Dtype, *, optimise: bool = True
         return Upscaler.from_pretrained(name, device=device, dtype=dtype)
     if name == STAND_IN:
         base = preset("test-x4").model
-        unet, stage = replace(base.unet, in_channels=12, out_channels=12), replace(base.first_stage, unshuffle_factor=2)
-        return Upscaler(replace(base, scale=2, unet=unet, first_stage=stage), OneConvolution(), name=name, device=device, dtype=dtype)
+        half = {"unet": replace(base.unet, in_channels=12, out_channels=12), "first_stage": replace(base.first_stage, unshuffle_factor=2)}
+        return Upscaler(replace(base, scale=2, **half), OneConvolution(), name=name, device=device, dtype=dtype)
     config = preset(name)
     unet: nn.Module = build_network(config)
     if name == "tiny-x4":

@@ -55,7 +55,7 @@ class Compiled:
             return self.function(*args)
 
 
-@dataclass(frozen=True)
+@dataclass
 class CompiledStage:
     """A first stage whose two directions are compiled."""
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from resshift.autoencoder import FirstStageConfig, VQConfig
 from resshift.compiled import Compiled
+from resshift.presets import preset
+from resshift.training import build_network
+from resshift.upscaler import Upscaler
 
 CPU = torch.device("cpu")
 
@@ -49,3 +55,25 @@ def test_running_out_of_memory_is_not_the_compilers_fault(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch, "compile", crowded)
     with pytest.raises(torch.OutOfMemoryError):
         Compiled(double, "double", CPU)(torch.ones(2))
+
+
+@pytest.mark.parametrize("first_stage", ["pixel_unshuffle", "vq"])
+def test_upscaler_calls_compiled_networks_for_every_stage(first_stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+
+    def remember(function: object, **_: object) -> object:
+        compiled.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", remember)
+    config = preset("test-x4")
+    model, network = config.model, build_network(config)
+    if first_stage == "vq":
+        unet, stage = replace(model.unet, in_channels=3, out_channels=3), FirstStageConfig(vq=VQConfig(ch=32, num_res_blocks=1, n_embed=64))
+        model = replace(model, unet=unet, first_stage=stage)
+        network = build_network(replace(config, model=model))
+    eager = Upscaler(model, network, device="cpu")
+    up = Upscaler(model, network, eager.first_stage, device="cpu", compile=True)
+    image = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
+    assert np.array_equal(up(image), eager(image))
+    assert len(compiled) == (1 if first_stage == "pixel_unshuffle" else 3)
