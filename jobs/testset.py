@@ -1,4 +1,4 @@
-"""Make a test set from photos: clean and degraded pairs that come out the same, byte for byte, wherever and however often it is run.
+"""Make a test set from photos: clean and degraded pairs that come out the same, byte for byte, however often it is run.
 
     python jobs/testset.py ILSVRC2012/val ImageNet-Test                       3 000 pictures, 256 px, mild real-world x4
     python jobs/testset.py ILSVRC2012_img_val.tar bicubic --protocol bicubic  the same pictures, MATLAB bicubic x4

@@ -1,11 +1,13 @@
-"""Test sets: pairs of clean and degraded PNG files that anybody can make again, byte for byte.
+"""Test sets: pairs of clean and degraded PNG files that can be made again, byte for byte.
 
     DST/gt/NAME.png, DST/lq/NAME.png     a pair; NAME is the key of the photo without its extension
     DST/mask/NAME.png                    255 in a hole, for inpainting
     DST/manifest.json                    the protocol, and of every picture its source, sha256 and drawn parameters
 
-Which photos, their order and what happens to each are functions of (seed, key) and of the bytes of the photo: not of the number of workers,
-of the machine, or of where the photos lie, so the manifest names no path. Versions of OpenCV, torch and zlib matter, as for every PNG.
+Which photos, their order and what happens to each are functions of (seed, key) and of the bytes of the photo: not of the number of workers
+or of where the photos lie, so the manifest names no path. The bytes also need the same versions of OpenCV, torch and zlib, and a like CPU:
+with AVX2 and with AVX-512 they were the same for the x4 recipes (not for faces), without AVX2 or Intel's IPP they were others. Compare the
+sha256 in the manifest.
 
 `imagenet_test` follows Yue et al.: 3 000 photos of the validation set at random, the short side brought to 256 pixels (bilinear without
 antialias, as albumentations' SmallestMaxSize does), the central square, the mild real-world chain. Which photos the authors' own shuffle
