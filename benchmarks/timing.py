@@ -44,6 +44,13 @@ def host_stopwatch(call: Call) -> float:
     return time.perf_counter() - start
 
 
+def cpu_stopwatch(call: Call) -> float:
+    """Run `call` and return the CPU seconds of this thread: what one core is busy with it, however many others share the machine."""
+    start = time.thread_time()
+    call()
+    return time.thread_time() - start
+
+
 def cuda_stopwatch(call: Call) -> float:
     """Run `call` and return the seconds between its first and its last work on the current CUDA stream, launch gaps included."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

@@ -78,6 +78,30 @@ def _resized(image: NDArray[np.float32], op: Resize, hq_shape: tuple[int, int], 
     return resize(image, height, width, op.mode)
 
 
+def apply_operation(image: NDArray[np.float32], op: Operation, hq_shape: tuple[int, int], scale: int) -> NDArray[np.float32]:
+    """Return the picture after one operation.
+
+    Args:
+        image: (H, W, 3) float32, nominally in [0, 1]. Not modified.
+        op: what to do.
+        hq_shape: height and width of the clean picture, which resizes refer to.
+        scale: of the whole degradation.
+    """
+    match op:
+        case Blur():
+            return blur(image, op.kernel)
+        case Resize():
+            return _resized(image, op, hq_shape, scale)
+        case Noise():
+            return add_noise(image, op)
+        case Jpeg():
+            return compress(image, op.quality)
+        case Gray():
+            return _grey(image)
+        case Mask():
+            return np.where(render(op, *image.shape[:2])[..., None] > 0, np.float32(0), image)
+
+
 def degrade(hq_u8: NDArray[np.uint8], params: DegradationParams) -> NDArray[np.uint8]:
     """Return the low-quality picture of a clean one.
 
@@ -96,19 +120,7 @@ def degrade(hq_u8: NDArray[np.uint8], params: DegradationParams) -> NDArray[np.u
         raise ValueError(f"hq_u8 of {height}x{width} pixels (height x width): both sides must be multiples of the scale {scale}")
     image = from_u8(hq_u8)
     for op in params.ops:
-        match op:
-            case Blur():
-                image = blur(image, op.kernel)
-            case Resize():
-                image = _resized(image, op, (height, width), scale)
-            case Noise():
-                image = add_noise(image, op)
-            case Jpeg():
-                image = compress(image, op.quality)
-            case Gray():
-                image = _grey(image)
-            case Mask():
-                image[render(op, *image.shape[:2]) > 0] = 0
+        image = apply_operation(image, op, (height, width), scale)
     target = (height // scale, width // scale)
     if image.shape[:2] != target:
         raise ValueError(f"params.ops end at {image.shape[0]}x{image.shape[1]} pixels: must end at {target[0]}x{target[1]}")

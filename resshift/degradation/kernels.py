@@ -147,28 +147,24 @@ def blur(image: NDArray[np.float32], spec: GaussianKernel | SincKernel | PulseKe
     """
     if isinstance(spec, PulseKernel):
         return image
-    k = kernel(spec)
     if spec.type == "iso":
         # exp(-(x^2 + y^2) / 2 sigma^2) is a product of two profiles
-        profile = _without_negligible(k.sum(axis=0, keepdims=True))
+        profile = np.exp(-0.5 * (_offsets(spec.size)[0] / spec.sigma_x) ** 2)
+        profile = _without_negligible((profile / profile.sum()).astype(np.float32))
         return _correlate(_correlate(image, profile), profile.T)
-    return _correlate(image, _without_negligible(k))
+    k = kernel(spec)
+    return _correlate(image, k if spec.type == "sinc" else _without_negligible(k))
 
 
 def _without_negligible(k: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Drop taps that add up to less than `_NEGLIGIBLE`: those left are cut out around the centre, those between set to zero.
+    """Drop taps that add up to less than `_NEGLIGIBLE`: what is left is cut out around the centre, with zeros for those in between.
 
     It saves half of the sums of a training kernel. It also keeps denormal numbers out of them, which cost a hundred times as much each.
     """
-    magnitude = np.abs(k).ravel()
-    order = magnitude.argsort()
-    num_dropped = int(np.searchsorted(magnitude[order].cumsum(), _NEGLIGIBLE))
-    k = k.copy()
-    k.ravel()[order[:num_dropped]] = 0
-    rows, columns = np.flatnonzero(k.any(axis=1)), np.flatnonzero(k.any(axis=0))
-    i_margin = min(int(rows[0]), k.shape[0] - 1 - int(rows[-1]))
-    j_margin = min(int(columns[0]), k.shape[1] - 1 - int(columns[-1]))
-    return np.ascontiguousarray(k[i_margin : k.shape[0] - i_margin, j_margin : k.shape[1] - j_margin])
+    kept = k > _NEGLIGIBLE / k.size
+    # kernels are symmetric about their centre, so what the first row or column with a tap cuts off, the last cuts off as well
+    i_margin, j_margin = int(kept.any(axis=1).argmax()), int(kept.any(axis=0).argmax())
+    return (k * kept)[i_margin : k.shape[0] - i_margin, j_margin : k.shape[1] - j_margin]
 
 
 def _correlate(image: NDArray[np.float32], k: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -176,11 +172,11 @@ def _correlate(image: NDArray[np.float32], k: NDArray[np.float32]) -> NDArray[np
     if k.size < _FOURIER_TAPS:
         return np.asarray(cv2.filter2D(image, -1, k, borderType=cv2.BORDER_REFLECT_101), dtype=np.float32)
     height, width = image.shape[:2]
-    (i_last, j_last), (i_radius, j_radius) = np.subtract(k.shape, 1), np.floor_divide(k.shape, 2)
+    i_radius, j_radius = k.shape[0] // 2, k.shape[1] // 2
     padded = cv2.copyMakeBorder(image, i_radius, i_radius, j_radius, j_radius, cv2.BORDER_REFLECT_101)
-    # Only sums without wrap-around are kept, so the transform need not be longer than the padded picture.
-    shape = [cv2.getOptimalDFTSize(side) for side in padded.shape[:2]]
+    # Only sums without wrap-around are kept, so the transform need not be longer than the padded picture. MKL likes multiples of 32.
+    shape = [32 * cv2.getOptimalDFTSize(-(-side // 32)) for side in padded.shape[:2]]
     spectrum = torch.fft.rfft2(torch.from_numpy(padded).permute(2, 0, 1), s=shape)
     spectrum *= torch.fft.rfft2(torch.from_numpy(np.ascontiguousarray(k[::-1, ::-1])), s=shape)
-    out = torch.fft.irfft2(spectrum, s=shape)[:, i_last : i_last + height, j_last : j_last + width]
+    out = torch.fft.irfft2(spectrum, s=shape)[:, 2 * i_radius : 2 * i_radius + height, 2 * j_radius : 2 * j_radius + width]
     return out.permute(1, 2, 0).contiguous().numpy()

@@ -31,6 +31,7 @@ from resshift.seeds import philox
 # Rec. 601 luma, with the rounding that torchvision's rgb_to_grayscale (used by the official code) has
 _LUMA = np.array([[0.2989, 0.587, 0.114]], dtype=np.float32)
 _POISSON_BITS = 12
+_FEW_PIXELS = 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -58,11 +59,11 @@ class Noise:
 def add_noise(image: NDArray[np.float32], noise: Noise) -> NDArray[np.float32]:
     """Return the picture with noise added, (H, W, 3) float32 clipped to [0, 1]."""
     rng = philox("degradation-noise", noise.seed)
-    source = np.asarray(cv2.transform(image, _LUMA), dtype=np.float32) if noise.gray else image
     if noise.kind == "gaussian":
-        deviation = normal_table().take(_random_u16(rng, source.shape), mode="clip")
+        deviation = normal_table().take(_random_u16(rng, image.shape[: 2 if noise.gray else 3]), mode="clip")
         deviation *= np.float32(noise.level / 255)
     else:
+        source = np.asarray(cv2.transform(image, _LUMA), dtype=np.float32) if noise.gray else image
         deviation = _poisson_deviation(source, rng)
         deviation *= np.float32(noise.level)
     if noise.gray:
@@ -79,12 +80,22 @@ def _random_u16(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.
 def _poisson_deviation(plane: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
     """Return Poisson(v u) / v - u for a picture or plane of values in [0, 1]."""
     u_u8 = to_u8(plane)
-    num_levels = np.count_nonzero(cv2.calcHist([u_u8.reshape(-1, 1)], [0], None, [256], [0, 256]))
-    table = poisson_table(2 ** math.ceil(math.log2(num_levels)))
-    index = u_u8.astype(np.intp)
+    table = poisson_table(2 ** math.ceil(math.log2(_num_levels(u_u8))))
+    index = u_u8.astype(np.int32)
     index <<= _POISSON_BITS
     index += _random_u16(rng, plane.shape) >> (16 - _POISSON_BITS)
-    return table.ravel().take(index, mode="clip")
+    # index_select takes 32-bit indices as they are; NumPy would widen them first
+    return torch.index_select(torch.from_numpy(table.ravel()), 0, torch.from_numpy(index.ravel())).numpy().reshape(plane.shape)
+
+
+def _num_levels(u_u8: NDArray[np.uint8]) -> int:
+    """Count the levels in a picture, or in a part of it that has more than 128 already: all such counts mean 256 photons."""
+    levels = u_u8.reshape(-1, 1)
+    for part in (levels[:_FEW_PIXELS], levels):
+        count = int(np.count_nonzero(cv2.calcHist([part], [0], None, [256], [0, 256])))
+        if count > 128:
+            break
+    return count
 
 
 @functools.cache

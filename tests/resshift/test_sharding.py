@@ -102,9 +102,11 @@ def test_two_workers_train_as_one(pair: tuple[str, Path, dict[str, Any]], alone:
     other = start(config_of(parallel))
     checkpoint.load(directory / "saved", other.state, config_of(parallel))  # written by two workers, read by one
     for module, expected in ((other.state.network, learner.state.network), (other.state.ema.module, learner.state.ema.module)):
-        for a, b in zip(module.parameters(), expected.parameters(), strict=True):
-            # Adam's first steps are lr times the sign of the gradient: where it is nearly zero, rounding decides (lr = 5e-4).
-            torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-4)
+        ours, theirs = (torch.cat([p.detach().flatten() for p in one.parameters()]) for one in (module, expected))
+        difference = (ours - theirs).abs()
+        # Adam's first steps are lr times the sign of the gradient: where that is nearly zero, rounding decides, and a step goes either way.
+        assert float((difference <= 1e-5).float().mean()) > 0.999
+        assert float(difference.max()) <= 2 * STEPS * config_of(parallel).optim.lr
     assert other.state.step == STEPS
 
 
