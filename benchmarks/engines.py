@@ -80,6 +80,7 @@ def main() -> int:
     parser.add_argument("--pictures", type=int)
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--milliseconds", type=float, default=100)
+    parser.add_argument("--engine", choices=["actors", "serve"], help="only this one")
     chosen = parser.parse_args()
     count = chosen.pictures or (200 if chosen.quick else 600)
     connect_to_ray(num_cpus=chosen.replicas + 4)
@@ -91,7 +92,7 @@ def main() -> int:
             pixels = np.random.default_rng(i).integers(0, 256, (SIDE_PX, SIDE_PX, 3), np.uint8)
             (work / "in" / f"{i:05d}.png").write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
         print(f"{'engine':8} {'busy':>7} {'img/s':>8} {'ideal':>8}")
-        for kind in ("actors", "serve"):
+        for kind in (chosen.engine,) if chosen.engine else ("actors", "serve"):
             best: dict[str, float] = {}
             for turn in range(1 if chosen.quick else 2):
                 figures = measure(kind, str(work / "in"), str(work / f"out-{kind}-{turn}"), chosen.milliseconds, chosen.replicas)

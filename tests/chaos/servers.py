@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 
@@ -20,7 +20,7 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running(command: list[str], port: int, log: Path, timeout_s: float = 120) -> Iterator[subprocess.Popen[bytes]]:
+def running(command: list[str], port: int, log: Path, timeout_s: float = 120) -> Generator[subprocess.Popen[bytes]]:
     """Run a server while the block lasts; it listens when the block begins."""
     with log.open("ab") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out)
@@ -41,7 +41,7 @@ def running(command: list[str], port: int, log: Path, timeout_s: float = 120) ->
 
 
 @contextlib.contextmanager
-def moto(log: Path) -> Iterator[int]:
+def moto(log: Path) -> Generator[int]:
     """Run moto's S3 and return its port."""
     port = free_port()
     with running([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port, log):

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,7 @@ class PoisonedEngine(ActorEngine):
         super().__init__(options)
         self._poison = poison
 
-    async def upscale(self, options: Any, keys: Sequence[str], inputs: Sequence[Any]) -> Any:  # noqa: ANN401 - see Engine
+    async def upscale(self, options: Any, keys: Sequence[str], inputs: Sequence[Any]) -> AsyncGenerator[Any]:  # noqa: ANN401
         stream = super().upscale(options, keys, inputs)
         replica = number = 0
         async for ref in stream:

@@ -22,8 +22,8 @@ from resshift.images import Format, ImageError, ImageLimits, Picture, Reason
 RNG = np.random.default_rng(7)
 GREY = RNG.integers(0, 256, (12, 10), np.uint8)
 RGB = RNG.integers(0, 256, (12, 10, 3), np.uint8)
-SMOOTH = np.stack(np.meshgrid(np.linspace(40, 200, 24), np.linspace(60, 180, 16)), axis=2).astype(np.uint8)
-SMOOTH = np.dstack([SMOOTH, SMOOTH[..., :1]])
+RAMPS = np.stack(np.meshgrid(np.linspace(40, 200, 24), np.linspace(60, 180, 16)), axis=2).astype(np.uint8)
+SMOOTH = np.dstack([RAMPS, RAMPS[..., :1]])
 
 
 def saved(image: Image.Image, format: str, **options: Any) -> bytes:  # noqa: ANN401 - Pillow's options
