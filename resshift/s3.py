@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias, cast
 
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
@@ -120,7 +121,7 @@ def call(options: S3Options, method: str, **arguments: object) -> dict[str, Any]
     return cast(dict[str, Any], wait(filesystem.loop, _send, filesystem, method, arguments))
 
 
-async def _send(filesystem: Client, method: str, arguments: dict[str, object]) -> dict[str, Any]:
+async def _send(filesystem: Client, method: str, arguments: Mapping[str, object]) -> dict[str, Any]:
     """Send a request, again when the connection that it was given was no good.
 
     A server may leave bytes on a connection that it keeps open (Swift ends a HEAD that found nothing like a body in chunks). The next
