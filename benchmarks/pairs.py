@@ -11,6 +11,7 @@ on an idle machine is the time on the wall; the last line is a JSON object with 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections import defaultdict
@@ -159,7 +160,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print tables, perhaps write the file; return 0."""
     options = parse(argv)
     where = record.machine(torch.device("cpu"), options.commit)
-    print(" ".join(f"{key}={value}" for key, value in where.items()))
+    load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+    print(" ".join(f"{key}={value}" for key, value in (where | {"load_average": load}).items()))
     photos = load_photos(options.photos, options.count)
     size_kb = sum(len(data) for _, data in photos) / len(photos) / 1e3
     print(f"{len(photos)} photos{'' if options.photos else ' made by this script'}, {size_kb:.0f} kB each; real-world x4, crop 256\n")
@@ -167,7 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     figures = measure_function(photos, options.seconds, block_size=16 if options.quick else 32)
     print(function_table(figures))
     print(f"ratio to plain: {figures['ratio_to_plain']:.2f}")
-    head = {"benchmark": "pairs", "machine": where, "photos": "given" if options.photos else "synthetic", "opencv": cv2.__version__}
+    source = "given" if options.photos else "synthetic"
+    head = {"benchmark": "pairs", "machine": where, "load_average": load, "photos": source, "opencv": cv2.__version__}
     path = options.out / record.file_name("pairs", where)
     if options.write:
         record.write(path, head | figures)

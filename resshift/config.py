@@ -130,9 +130,12 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class DataConfig:
-    """How a clean crop is cut: `short_side` takes the largest square, shrunk to `crop_px`; `random` cuts at native resolution."""
+    """How a clean crop is cut: `short_side` takes the largest square, shrunk to `crop_px`; `random` cuts at native resolution.
 
-    crop: Literal["short_side", "random"] = "short_side"
+    `distorted` shrinks the short side to `crop_px` and changes geometry and colour (`resshift.distortion`).
+    """
+
+    crop: Literal["short_side", "random", "distorted"] = "short_side"
     crop_px: int = 256
     flip: bool = True
 

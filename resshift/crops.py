@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from resshift.area import area_resize
 from resshift.config import DataConfig
+from resshift.distortion import distorted_square, draw_distortion
 
 Image = NDArray[np.uint8]
 
@@ -17,8 +18,9 @@ def training_crop(rgb_u8: Image, rng: np.random.Generator, data: DataConfig) -> 
 
     `short_side`: a random square of side max(min(H, W), crop_px), brought to crop_px by area averaging (what released models saw).
     `random`: a random square of side crop_px at native resolution.
+    `distorted`: a random square of the photo brought to a shorter side of crop_px, distorted in geometry and colour (`distortion`).
 
-    A photo that is too small is extended by reflection first.
+    A photo that is too small is extended by reflection first; `distorted` enlarges it.
 
     Args:
         rgb_u8: photo, (H, W, 3) uint8, at least 1 x 1.
@@ -28,17 +30,23 @@ def training_crop(rgb_u8: Image, rng: np.random.Generator, data: DataConfig) -> 
     Returns:
         (crop_px, crop_px, 3) uint8, contiguous.
     """
-    side = max(min(rgb_u8.shape[:2]), data.crop_px) if data.crop == "short_side" else data.crop_px
     across, down, flip = rng.random(3)
+    if data.crop == "distorted":
+        crop = distorted_square(rgb_u8, draw_distortion(rng), data.crop_px, across, down)
+    else:
+        crop = _square(rgb_u8, data, across, down)
+    if data.flip and flip < 0.5:
+        crop = np.asarray(cv2.flip(crop, 1), dtype=np.uint8)
+    return np.ascontiguousarray(crop)
+
+
+def _square(rgb_u8: Image, data: DataConfig, across: float, down: float) -> Image:
+    side = max(min(rgb_u8.shape[:2]), data.crop_px) if data.crop == "short_side" else data.crop_px
     rgb_u8 = _extended_to(rgb_u8, side)
     top = int(down * (rgb_u8.shape[0] - side + 1))
     left = int(across * (rgb_u8.shape[1] - side + 1))
     crop = rgb_u8[top : top + side, left : left + side]
-    if side != data.crop_px:
-        crop = _shrunk(crop, data.crop_px)
-    if data.flip and flip < 0.5:
-        crop = np.asarray(cv2.flip(crop, 1), dtype=np.uint8)
-    return np.ascontiguousarray(crop)
+    return crop if side == data.crop_px else _shrunk(crop, data.crop_px)
 
 
 def _shrunk(image: Image, side: int) -> Image:

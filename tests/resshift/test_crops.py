@@ -48,7 +48,7 @@ def test_random_crops_reach_every_corner() -> None:
     assert corners == {(y, x) for y in range(2) for x in range(3)}
 
 
-@pytest.mark.parametrize("rule", ["random", "short_side"])
+@pytest.mark.parametrize("rule", ["random", "short_side", "distorted"])
 def test_crop_draws_the_same_count_whatever_the_photo(rule: str) -> None:
     """What is drawn after the crop, the degradation, must not depend on the size of the photo."""
     data = DataConfig(crop=rule, crop_px=16)  # pyright: ignore[reportArgumentType]
@@ -67,7 +67,7 @@ def test_a_photo_that_is_too_small_is_reflected_about_its_middle() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 300), (300, 5), (15, 15), (16, 17)])
-@pytest.mark.parametrize("rule", ["random", "short_side"])
+@pytest.mark.parametrize("rule", ["random", "short_side", "distorted"])
 def test_small_photos_are_extended(size: tuple[int, int], rule: str) -> None:
     crop = training_crop(photo(*size), philox(1), DataConfig(crop=rule, crop_px=16))  # pyright: ignore[reportArgumentType]
     assert (crop.shape, crop.dtype, crop.flags.c_contiguous) == ((16, 16, 3), np.uint8, True)
