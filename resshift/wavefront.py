@@ -8,7 +8,8 @@ picture can be made alone. It need not: a row of tiles of step t can run as soon
     step 2   ██████░░░░░░░░      and what all stages have passed is given up
     step 1   ███░░░░░░░░░░░
 
-Every tile is computed once, with the same neighbours and in the same order as if all were in memory: the picture is the same to the byte.
+Every tile is computed once, with the same neighbours and in the same order as if all were in memory: the picture is the same up to
+rounding (2e-5 in [-1, 1]; blending adds in another order).
 Memory is (T + 2) windows of about two rows of tiles; with windows in files (`resshift.rowbuffer`), a tile.
 
 On a CPU tiles run one by one; elsewhere in batches of one shape, the last filled up, so that no result depends on what a batch holds.

@@ -1,4 +1,4 @@
-"""The chain by rows of tiles equals the chain on whole planes, to the byte."""
+"""The chain by rows of tiles equals the chain on whole planes up to rounding; where its windows lie changes no byte."""
 
 from __future__ import annotations
 
