@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from resshift.autoencoder import VectorQuantizer
 from resshift.pair import use_one_thread
 
 PARITY = Path(__file__).parents[1] / "parity"
@@ -56,3 +57,29 @@ def recipe_weights() -> Callable[[nn.Module], nn.Module]:
         return network.eval()
 
     return fill
+
+
+@pytest.fixture
+def settle_ties(monkeypatch: pytest.MonkeyPatch) -> Callable[[VectorQuantizer, np.ndarray], None]:
+    """Let a quantiser choose the codes that the official run chose, once each is shown to be nearest within the tolerance of the latent.
+
+    Which of two codes on a tie wins depends on the last bits, so on the kind of CPU; and the decoder's attention is global, so one other
+    code moves every pixel a little.
+    """
+
+    def settle(quantizer: VectorQuantizer, official: np.ndarray, tolerance: float = 1e-3) -> None:
+        own = quantizer.nearest
+        chosen = torch.from_numpy(official).long()
+
+        def nearest(z: torch.Tensor) -> torch.Tensor:
+            indices, codes = own(z), quantizer.embedding.weight
+            latents = z.movedim(1, -1).reshape(-1, z.shape[1])
+            excess = (latents - codes[chosen]).norm(dim=1) - (latents - codes[indices.flatten()]).norm(dim=1)
+            # A latent that is off by the tolerance on every axis is nearer to one code and farther from another by its norm at most.
+            assert excess.max() <= 2 * z.shape[1] ** 0.5 * tolerance
+            assert (indices.flatten() != chosen).float().mean() < 0.01
+            return chosen.reshape(indices.shape)
+
+        monkeypatch.setattr(quantizer, "nearest", nearest)
+
+    return settle

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from resshift import weights
-from resshift.autoencoder import FirstStageConfig, VQAutoencoder, VQConfig
+from resshift.autoencoder import FirstStageConfig, VectorQuantizer, VQAutoencoder, VQConfig
 from resshift.config import ModelConfig
 from resshift.losses import upsample
 from resshift.presets import test_x4 as toy_preset
@@ -25,6 +25,7 @@ from resshift.weights import WeightsError
 
 Load = Callable[[str], dict[str, np.ndarray]]
 Fill = Callable[[nn.Module], nn.Module]
+Settle = Callable[[VectorQuantizer, np.ndarray], None]
 BIGGEST = np.iinfo(np.uint16).max
 
 
@@ -123,7 +124,7 @@ def test_bad_arrays_are_named(image: np.ndarray, toy: Upscaler) -> None:
 
 
 @torch.no_grad()
-def test_whole_composition_against_official(parity: Load, recipe_weights: Fill) -> None:
+def test_whole_composition_against_official(parity: Load, recipe_weights: Fill, settle_ties: Settle) -> None:
     """The e2e fixture again, now through the composition users call: padding, bicubic, VQ, four steps, quantised decoding, clamp."""
     arrays = parity("e2e_x4_64")
     stage_config = FirstStageConfig(vq=VQConfig(ch=32, n_embed=256))
@@ -131,12 +132,10 @@ def test_whole_composition_against_official(parity: Load, recipe_weights: Fill) 
     vq = recipe_weights(VQAutoencoder(stage_config.vq))
     assert isinstance(vq, VQAutoencoder)
     up = Upscaler(config, recipe_weights(UNetSwin(config.unet)), vq, device="cpu", dtype="float32")
+    settle_ties(vq.quantize, arrays["idx"])
     generator = torch.Generator().manual_seed(700)
     out = up.upscale_tensor(torch.from_numpy(arrays["lq"]), noise=lambda step: torch.randn((1, 3, 64, 64), generator=generator))
-    difference = (out - torch.from_numpy(arrays["out"]).float()).abs()
-    # Stored as float16; the few pixels near a latent on a codebook tie may differ.
-    assert (difference > 2e-3).float().mean() < 0.02
-    assert difference.median() < 2e-3
+    torch.testing.assert_close(out, torch.from_numpy(arrays["out"]).float(), atol=2e-3, rtol=0)  # stored as float16
 
 
 def test_model_directory_round_trip(tmp_path: Path, toy: Upscaler) -> None:
