@@ -163,6 +163,7 @@ def ray_checks(environment: Mapping[str, str]) -> Iterator[Check]:
 def node_checks(lock: str | None) -> Iterator[Check]:
     """Ask every node of the cluster about itself, all at a time; needs a connected process (`connect_to_ray`)."""
     import ray
+    from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ask = ray.remote(num_cpus=0, max_retries=0)(_on_node)
@@ -172,7 +173,7 @@ def node_checks(lock: str | None) -> Iterator[Check]:
         where = node["NodeManagerAddress"]
         try:
             found: list[Check] = ray.get(answer, timeout=300)
-        except ray.exceptions.RayError as error:  # also that the code cannot be imported there
+        except RayError as error:  # also that the code cannot be imported there
             yield fail(f"{where} node", " ".join(str(error).split())[-300:], "submit with --working-dir . so that the node has the code")
             continue
         yield from (replace(one, name=f"{where} {one.name}") for one in found)

@@ -172,7 +172,7 @@ class Forwarder(ThreadingHTTPServer):
 
 
 class _Forward(BaseHTTPRequestHandler):
-    server: Forwarder
+    server: Forwarder  # pyright: ignore[reportIncompatibleVariableOverride]
     protocol_version = "HTTP/1.1"
 
     def forward(self) -> None:
