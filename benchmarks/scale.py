@@ -61,23 +61,21 @@ def free_port() -> int:
 
 
 @contextmanager
-def nodes(count: int, cpus: int) -> Generator[tuple[Any, list[Any]]]:
-    """Run a head without CPUs and `count` nodes with a logical GPU and `cpus` logical CPUs each; yields (cluster, nodes)."""
+def head() -> Generator[Any]:
+    """Run a head without CPUs; yields the cluster."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "object_store_memory": _STORE_BYTES, "include_dashboard": False, "dashboard_port": free_port()},
-    )
+    options = {"num_cpus": 0, "object_store_memory": _STORE_BYTES, "include_dashboard": False, "dashboard_port": free_port()}
+    cluster = Cluster(initialize_head=True, head_node_args=options)
     try:
-        yield cluster, [add(cluster, cpus) for _ in range(count)]
+        yield cluster
     finally:
         cluster.shutdown()
 
 
-def add(cluster: Any, cpus: int) -> Any:  # noqa: ANN401 - Ray's cluster and node
-    """Add a node."""
-    return cluster.add_node(num_cpus=cpus, num_gpus=1, object_store_memory=_STORE_BYTES)
+def add(cluster: Any) -> Any:  # noqa: ANN401 - Ray's cluster and node
+    """Add a node with a logical GPU and two logical CPUs."""
+    return cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=_STORE_BYTES)
 
 
 def start(cluster: Any, source: Path, target: Path, seconds: float, replicas: tuple[int, int], log: Path) -> subprocess.Popen[bytes]:  # noqa: ANN401
@@ -119,9 +117,13 @@ def finish(process: subprocess.Popen[bytes], source: Path, target: Path, log: Pa
     return found
 
 
-def steady_rate(found: Sequence[dict[str, Any]]) -> float:
-    """Return pictures a second between the first and the last tenth of the rows: without start and end of the job."""
-    times = sorted(row["written_at"] for row in found)
+def made_at(target: Path) -> list[float]:
+    """Return when each output was put, in order. Rows of the ledger are written many at a time, so their times say less."""
+    return sorted(path.stat().st_mtime for path in target.glob("*_x4.png"))
+
+
+def steady_rate(times: Sequence[float]) -> float:
+    """Return pictures a second between the first and the last tenth of the outputs: without start and end of the job."""
     low, high = len(times) // 10, len(times) - 1 - len(times) // 10
     return (high - low) / max(times[high] - times[low], 1e-9)
 
@@ -141,17 +143,18 @@ def cpu_seconds() -> tuple[float, float]:
     return sum(fields) - fields[3] - fields[4], sum(fields)
 
 
-def scaling(work: Path, levels: Sequence[int], per_replica: int, seconds: float) -> list[dict[str, Any]]:
-    """Run the job with each number of replicas, the number of pictures in proportion."""
+def scaling(cluster: Any, work: Path, levels: Sequence[int], per_replica: int, seconds: float) -> list[dict[str, Any]]:  # noqa: ANN401
+    """Run the job with each number of replicas, on as many nodes, the number of pictures in proportion; leaves the nodes behind."""
     results: list[dict[str, Any]] = []
     for level in levels:
         source, target, log = work / f"in-{level}", work / f"out-{level}", work / f"job-{level}.log"
         make_pictures(source, per_replica * level)
-        with nodes(level, 2) as (cluster, _):
-            before, started = cpu_seconds(), time.monotonic()
-            found = finish(start(cluster, source, target, seconds, (level, level), log), source, target, log, 1200)
-            took, busy = time.monotonic() - started, cpu_busy(before, cpu_seconds())
-        rate = steady_rate(found)
+        while len(cluster.worker_nodes) < level:
+            add(cluster)
+        before, started = cpu_seconds(), time.monotonic()
+        found = finish(start(cluster, source, target, seconds, (level, level), log), source, target, log, 1200)
+        took, busy = time.monotonic() - started, cpu_busy(before, cpu_seconds())
+        rate = steady_rate(made_at(target))
         base = results[0]["pictures_per_s"] if results else rate
         efficiency = rate / base / level * levels[0]
         results.append(
@@ -168,21 +171,24 @@ def scaling(work: Path, levels: Sequence[int], per_replica: int, seconds: float)
     return results
 
 
-def loss_and_gain(work: Path, count: int, seconds: float) -> dict[str, Any]:
+def loss_and_gain(cluster: Any, work: Path, count: int, seconds: float) -> dict[str, Any]:  # noqa: ANN401
     """Kill one of two nodes in the middle of a job, then add one; nothing may be lost."""
     source, target, log = work / "in-loss", work / "out-loss", work / "job-loss.log"
     make_pictures(source, count)
-    with nodes(2, 2) as (cluster, members):
-        process = start(cluster, source, target, seconds, (2, 2), log)
-        _wait_for_rows(process, target, count // 4, log)
-        killed_at, had = time.time(), len(rows(target))
-        cluster.remove_node(members[1], allow_graceful=False)
-        add(cluster, 2)
-        found = finish(process, source, target, log, 1200)
-    later = sorted(row["written_at"] for row in found if row["written_at"] > killed_at)
+    while len(cluster.worker_nodes) < 2:
+        add(cluster)
+    while len(cluster.worker_nodes) > 2:
+        cluster.remove_node(next(iter(cluster.worker_nodes)))
+    process = start(cluster, source, target, seconds, (2, 2), log)
+    _wait_for_outputs(process, target, count // 4, log)
+    killed_at, had = time.time(), len(made_at(target))
+    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+    add(cluster)
+    found = finish(process, source, target, log, 1200)
+    later = [when for when in made_at(target) if when > killed_at]
     gaps = [b - a for a, b in zip([killed_at, *later], later, strict=False)]
     return {
-        "rows_when_killed": had,
+        "outputs_when_killed": had,
         "rows": len(found),
         "rows_twice": len(found) - len({row["key"] for row in found}),
         "inputs_tried_again": sum(row["attempts"] > 1 for row in found),
@@ -190,11 +196,11 @@ def loss_and_gain(work: Path, count: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def _wait_for_rows(process: subprocess.Popen[bytes], target: Path, count: int, log: Path, timeout_s: float = 600) -> None:
+def _wait_for_outputs(process: subprocess.Popen[bytes], target: Path, count: int, log: Path, timeout_s: float = 600) -> None:
     deadline = time.monotonic() + timeout_s
-    while len(rows(target)) < count:
+    while len(made_at(target)) < count:
         if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"the job has not made {count} rows:\n{log.read_text(errors='replace')[-2000:]}")
+            raise RuntimeError(f"the job has not made {count} outputs:\n{log.read_text(errors='replace')[-2000:]}")
         time.sleep(0.2)
 
 
@@ -210,7 +216,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--commit", help="recorded where the tree has no git directory")
     options = parser.parse_args(argv)
     options.pictures = options.pictures or (60 if options.quick else 200)
-    options.replicas = [int(one) for one in options.replicas.split(",")]
+    options.replicas = sorted({int(one) for one in options.replicas.split(",")})
     return options
 
 
@@ -225,13 +231,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="scale-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         os.environ["RAY_TMPDIR"] = folder
         try:
-            levels = scaling(Path(folder), options.replicas, options.pictures, options.seconds)
-            loss = loss_and_gain(Path(folder), 2 * options.pictures, options.seconds)
+            with head() as cluster:
+                levels = scaling(cluster, Path(folder), options.replicas, options.pictures, options.seconds)
+                print(f"\nstand-in of {options.seconds} s a picture, {options.pictures} pictures a replica\n")
+                print(record.table(list(levels[0]), [list(level.values()) for level in levels]), flush=True)
+                loss = loss_and_gain(cluster, Path(folder), 2 * options.pictures, options.seconds)
         except RuntimeError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-    print(f"\nstand-in of {options.seconds} s a picture, {options.pictures} pictures a replica\n")
-    print(record.table(list(levels[0]), [list(level.values()) for level in levels]))
     print("\none of two nodes killed, one added\n")
     print(record.table(["figure", "value"], [[name, value] for name, value in loss.items()]) + "\n")
     summary = {"efficiency": {str(level["replicas"]): level["efficiency"] for level in levels}, "lost": 0, **loss}
