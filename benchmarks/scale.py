@@ -34,6 +34,8 @@ import torch
 SIDE_PX = 64
 _MEGAPIXELS = SIDE_PX * SIDE_PX / 1e6
 _STORE_BYTES = 100 << 20
+_UNIT = 8  # pictures in a work unit: work.unit_pictures
+_IMPOSSIBLE = 1.1  # of the ideal rate
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # nobody else is on loopback of a benchmark
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -122,10 +124,10 @@ def made_at(target: Path) -> list[float]:
     return sorted(path.stat().st_mtime for path in target.glob("*_x4.png"))
 
 
-def steady_rate(times: Sequence[float]) -> float:
-    """Return pictures a second between the first and the last tenth of the outputs: without start and end of the job."""
-    low, high = len(times) // 10, len(times) - 1 - len(times) // 10
-    return (high - low) / max(times[high] - times[low], 1e-9)
+def steady_rate(times: Sequence[float], replicas: int) -> float:
+    """Return pictures a second from the end of every replica's first unit to the last output: without the start of the job."""
+    first = _UNIT * replicas - 1
+    return (len(times) - 1 - first) / max(times[-1] - times[first], 1e-9)
 
 
 def cpu_busy(before: tuple[float, float], after: tuple[float, float]) -> float | None:
@@ -154,9 +156,14 @@ def scaling(cluster: Any, work: Path, levels: Sequence[int], per_replica: int, s
         before, started = cpu_seconds(), time.monotonic()
         found = finish(start(cluster, source, target, seconds, (level, level), log), source, target, log, 1200)
         took, busy = time.monotonic() - started, cpu_busy(before, cpu_seconds())
-        rate = steady_rate(made_at(target))
+        rate = steady_rate(made_at(target), level)
         base = results[0]["pictures_per_s"] if results else rate
         efficiency = rate / base / level * levels[0]
+        if rate * seconds / level > _IMPOSSIBLE:
+            # Replicas sleep one picture after the other. Outputs that came in bursts, because the CPUs were held up, look like more.
+            raise RuntimeError(
+                f"{rate:.2f} pictures a second with {level} replicas are more than can be: the machine is too busy to measure"
+            )
         results.append(
             {
                 "replicas": level,
@@ -208,14 +215,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0], epilog="example: benchmarks/scale.py --quick --write")
     parser.add_argument("--replicas", default="1,2,4", help="numbers of replicas, the first is what others are compared with (1,2,4)")
-    parser.add_argument("--pictures", type=int, help="for each replica (200; with --quick 60)")
-    parser.add_argument("--seconds", type=float, default=0.2, help="that the stand-in sleeps for a picture (0.2)")
+    parser.add_argument("--pictures", type=int, help="for each replica, at least 32 (200; with --quick 64)")
+    parser.add_argument("--seconds", type=float, default=0.5, help="that the stand-in sleeps for a picture (0.5)")
     parser.add_argument("--quick", action="store_true", help="fewer pictures")
     parser.add_argument("--out", type=Path, default=record.RESULTS, metavar="DIR", help="where the JSON file goes (benchmarks/results)")
     parser.add_argument("--write", action="store_true", help="write the file")
     parser.add_argument("--commit", help="recorded where the tree has no git directory")
     options = parser.parse_args(argv)
-    options.pictures = options.pictures or (60 if options.quick else 200)
+    options.pictures = options.pictures or (64 if options.quick else 200)
+    if options.pictures < 4 * _UNIT:
+        parser.error(f"--pictures must be at least {4 * _UNIT}, got {options.pictures}")
     options.replicas = sorted({int(one) for one in options.replicas.split(",")})
     return options
 
