@@ -51,6 +51,7 @@ def head() -> Iterator[Head]:
     # Not pytest's folder: the names of Ray's sockets may have 107 bytes.
     with tempfile.TemporaryDirectory(prefix="head-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         (Path(folder) / ".ray").mkdir(mode=0o700)
+        (Path(folder) / ".ray" / "auth_token").touch(0o600)
         (Path(folder) / ".ray" / "auth_token").write_text(TOKEN)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -58,7 +59,11 @@ def head() -> Iterator[Head]:
         port = free_port()
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={free_port()}"]
         command += [f"--dashboard-port={port}", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}/ray", "--num-cpus=6"]
-        command += ["--object-store-memory=200000000", "--ray-client-server-port=0", "--disable-usage-stats"]
+        command += [
+            "--object-store-memory=200000000",
+            f"--ray-client-server-port={free_port()}",
+            f"--dashboard-agent-listen-port={free_port()}",
+        ]
         with (Path(folder) / "head.log").open("wb") as log:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
