@@ -1,8 +1,8 @@
 """The bulk job on simulated nodes: pictures a second with 1, 2, 4 replicas, and a node that is killed and one that is added.
 
 Every node is a raylet of its own on this machine with one logical GPU; the model is the stand-in, which repeats pixels and sleeps. So what
-is measured is what work costs around the GPU: scheduler, Ray, decoding, encoding. Rates count from the moment that replicas are ready, to
-the last picture; efficiency is the rate over that of one replica, divided by the number of replicas. The CPUs are shared by all nodes: where
+is measured is what work costs around the GPU: scheduler, Ray, decoding, encoding. Rates count from when replicas are ready to
+the last picture; efficiency is the rate over that of one replica, divided by the number of replicas. All nodes share the CPUs: where
 they are busy (`cpu_busy`, other programs included), they set the end, not the scheduler.
 
     benchmarks/scale.py                      1, 2 and 4 replicas, then the killed node, some minutes
