@@ -52,7 +52,7 @@ def arguments() -> argparse.ArgumentParser:
     options.add_argument("--keys", metavar="FILE", help="inputs are the keys of this list, one a line, instead of a listing")
     options.add_argument("--if-exists", default="overwrite", choices=["skip", "verify", "overwrite"], help="outputs without a row")
     options.add_argument("--engine", default="serve", choices=["serve", "actors"], help="replicas of Ray Serve, or of this job alone")
-    options.add_argument("--replicas", default="1:1", metavar="MIN:MAX", help="replicas of the model (default 1:1)")
+    options.add_argument("--replicas", default="1:1", metavar="MIN:MAX", help="or one number: replicas of the model (default 1:1)")
     options.add_argument("--price-per-hour", type=float, metavar="PRICE", help="of one replica, for plan and report")
     options.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="see above")
     mode = options.add_mutually_exclusive_group()

@@ -24,6 +24,9 @@ from pipelines.replica import ReplicaOptions
 from serve.replica import app_name, model_app
 
 _PATIENCE_S = 90.0
+_GRACE_S = 5.0
+
+logger = logging.getLogger(__name__)
 
 
 class ServeEngine:
@@ -122,7 +125,23 @@ class ServeEngine:
 
     def _undeploy(self) -> None:
         if self._is_ours:
-            serve.delete(self._name)
+            serve.delete(self._name, _blocking=False)
+            if not self._is_gone_within(_GRACE_S):
+                # The job was interrupted, and a replica may compute for minutes yet what nobody waits for.
+                actors: Any = ray.util.list_named_actors(all_namespaces=True)  # Ray's type is that of the other form
+                for actor in actors:
+                    if actor["name"].startswith(f"SERVE_REPLICA::{self._name}#"):
+                        ray.kill(ray.get_actor(actor["name"], namespace=actor["namespace"]))
+                if not self._is_gone_within(_GRACE_S):
+                    logger.warning("Serve still has the application %s; `serve.delete(%r)` ends it", self._name, self._name)
         # A Serve without proxies that stays behind would keep a later `serve run` from opening its port.
         if self._has_started_serve and not serve.status().applications:
             serve.shutdown()
+
+    def _is_gone_within(self, seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        while self._name in serve.status().applications:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.2)
+        return True
