@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -184,3 +186,16 @@ def test_bare_weight_file_must_say_what_it_is(tmp_path: Path) -> None:
         Upscaler.from_pretrained(path)
     with pytest.raises(WeightsError, match="do not fit"):
         Upscaler.from_pretrained(path, preset_name="tiny-x4")
+
+
+def test_nothing_of_a_picture_stays_behind(toy: Upscaler) -> None:
+    """Cycles of references would keep pictures and windows until the cyclic collector comes, which counts objects and not bytes."""
+    gc.disable()
+    try:
+        image = rgb(20, 20)
+        picture = weakref.ref(image)
+        toy(image)
+        del image
+        assert picture() is None
+    finally:
+        gc.enable()
