@@ -19,6 +19,7 @@ from typing import Protocol
 
 from pipelines.standin import standin
 from resshift import seeds
+from resshift.allocator import keep_freed_pages
 from resshift.animation import Frames
 from resshift.images import Picture
 from resshift.upscaler import locate_model
@@ -117,6 +118,7 @@ class Replica:
         import torch
 
         torch.set_num_threads(num_threads)
+        keep_freed_pages()
         self.model = load_model(model)
         if identity and self.model.identity != identity:
             raise RuntimeError(f"this node has another {model}: {self.model.identity} instead of {identity}")

@@ -165,7 +165,7 @@ class RowChain:
         try:
             drive(self.stages, self._feed, self._discard)
         finally:
-            # Stages call back to this object. Without the cycle, windows and pictures go when the run ends and not when the collector comes:
+            # Stages call back to this object. Without the cycle, windows and pictures go when the run ends, not when the collector comes:
             # a replica had 8 GB of them after ten pictures.
             self.stages.clear()
 
