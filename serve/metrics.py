@@ -2,11 +2,12 @@
 
 resshift_http_requests_total{route,status}   resshift_phase_seconds{phase}   resshift_megapixels_total{side}
 resshift_in_flight   resshift_waiting   resshift_body_bytes   resshift_ready{model}   resshift_replicas{model}
+process_resident_memory_bytes and others of the process
 """
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -17,6 +18,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self.requests = Counter("resshift_http_requests", "Requests answered", ("route", "status"), registry=self.registry)
         self.megapixels = Counter("resshift_megapixels", "Megapixels upscaled", ("side",), registry=self.registry)
         self.phases = Histogram("resshift_phase_seconds", "Seconds of a picture", ("phase",), buckets=_SECONDS, registry=self.registry)
