@@ -81,7 +81,7 @@ def requested_job(options: argparse.Namespace, settings: BulkSettings) -> Job:
     try:
         ledger.check_job(options.target, made.record(options.source), settings.target)
     except ledger.JobMismatch as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(str(error)) from error  # kept as the cause: over HTTP it has a status of its own
     stages = StageOptions(
         job=made,
         target=options.target,
