@@ -26,7 +26,7 @@ from resshift.config import DataConfig
 from resshift.pair import make_pair, use_one_thread
 from resshift.presets import preset
 
-_STORE_BYTES = 400 << 20
+_STORE_BYTES = 1 << 30
 _BATCH = 64
 
 
@@ -84,8 +84,9 @@ def ray_rate(root: str, crop: DataConfig, num_cpus: int, seconds: float) -> tupl
     try:
         watcher.start()
         batches = rank_batches(root, config, 0, share=fair_share(1, held_cpus=0))
-        for _ in range(-(-2 * num_cpus * default_rows_per_task(config) // _BATCH)):
-            next(batches)  # every worker has started and has made one task
+        # Until every worker has imported what it needs and has made a few tasks, which come in order.
+        for _ in range(-(-8 * num_cpus * default_rows_per_task(config) // _BATCH)):
+            next(batches)
         began, count = time.monotonic(), 0
         while (taken := time.monotonic() - began) < seconds:
             count += len(next(batches)["row"])
