@@ -1,9 +1,10 @@
 """Training pairs a second on one core: decode, crop, each step of the degradation, the whole; beside a plain implementation of the same.
 
 Blocks of photos go through both in turn, so a busy moment of the machine meets both. Time is CPU time of the one thread that works, which
-on an idle machine is the time on the wall; the last line is a JSON object with the main figures, and the file has all.
+on an idle machine is the time on the wall. Then the Ray Data pipeline on 1 and 2 cores beside bare processes, on the wall clock
+(pairs_on_ray.py). The last line is a JSON object with the main figures, and the file has all.
 
-    benchmarks/pairs.py                      photos made by the script, about two minutes
+    benchmarks/pairs.py                      photos made by the script, about seven minutes
     benchmarks/pairs.py --photos DIR         JPEG photos under DIR
     benchmarks/pairs.py --quick              under a minute
 """
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 
 import cv2
 import numpy as np
+import pairs_on_ray
 import plain_pair
 import record
 import torch
@@ -139,20 +141,36 @@ def function_table(figures: dict[str, Any]) -> str:
     return record.table(("stage", "ms", "%", "plain ms"), rows)
 
 
+def pipeline_table(figures: dict[str, Any]) -> str:
+    rows: list[list[object]] = [
+        [
+            f"{num} core{'s' if num > 1 else ''}",
+            figures[f"ray_pairs_per_s_{num}"],
+            figures[f"bare_pairs_per_s_{num}"],
+            100 * figures[f"ray_overhead_{num}"],
+            figures[f"store_peak_mb_{num}"],
+        ]
+        for num in (1, 2)
+        if f"ray_overhead_{num}" in figures
+    ]
+    return record.table(("Ray Data pipeline on", "pairs/s", "bare pairs/s", "overhead %", "store peak MB"), rows)
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").split("\n\n", 1)[0], epilog="example: benchmarks/pairs.py --photos imagenet/train --write"
     )
     parser.add_argument("--photos", type=Path, metavar="DIR", help="JPEG photos to use (default: made by the script, 500 x 375)")
     parser.add_argument("--count", type=int, help="of photos (400; with --quick 64)")
-    parser.add_argument("--seconds", type=float, help="how long to measure (90; with --quick 15)")
+    parser.add_argument("--seconds", type=float, help="how long to measure (90; with --quick 12)")
     parser.add_argument("--quick", action="store_true", help="fewer photos, under a minute")
+    parser.add_argument("--no-ray", action="store_true", help="leave the Ray Data pipeline out")
     parser.add_argument("--out", type=Path, default=record.RESULTS, metavar="DIR", help="where the JSON file goes (benchmarks/results)")
     parser.add_argument("--write", action="store_true", help="write the file")
     parser.add_argument("--commit", help="recorded where the tree has no git directory")
     options = parser.parse_args(argv)
     options.count = options.count or (64 if options.quick else 400)
-    options.seconds = options.seconds or (15 if options.quick else 90)
+    options.seconds = options.seconds or (12 if options.quick else 90)
     return options
 
 
@@ -169,6 +187,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     figures = measure_function(photos, options.seconds, block_size=16 if options.quick else 32)
     print(function_table(figures))
     print(f"ratio to plain: {figures['ratio_to_plain']:.2f}")
+    if not options.no_ray:
+        cores, rounds = ((2,), 1) if options.quick else ((1, 2), 2)
+        figures |= pairs_on_ray.measure_pipeline(photos, CROP, options.seconds / 3, cores, rounds)
+        print(pipeline_table(figures))
     source = "given" if options.photos else "synthetic"
     head = {"benchmark": "pairs", "machine": where, "load_average": load, "photos": source, "opencv": cv2.__version__}
     path = options.out / record.file_name("pairs", where)

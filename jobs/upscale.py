@@ -52,7 +52,7 @@ def arguments() -> argparse.ArgumentParser:
     options.add_argument("--keys", metavar="FILE", help="inputs are the keys of this list, one a line, instead of a listing")
     options.add_argument("--if-exists", default="overwrite", choices=["skip", "verify", "overwrite"], help="outputs without a row")
     options.add_argument("--engine", default="serve", choices=["serve", "actors"], help="replicas of Ray Serve, or of this job alone")
-    options.add_argument("--replicas", default="1:1", metavar="MIN:MAX", help="replicas of the model (default 1:1)")
+    options.add_argument("--replicas", default="1:1", metavar="MIN:MAX", help="or one number: replicas of the model (default 1:1)")
     options.add_argument("--price-per-hour", type=float, metavar="PRICE", help="of one replica, for plan and report")
     options.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="see above")
     mode = options.add_mutually_exclusive_group()
@@ -120,12 +120,10 @@ def work(options: argparse.Namespace, settings: BulkSettings, job: Job, worklist
     from pipelines import ledger
     from pipelines.engines import ActorEngine, EngineError
     from pipelines.progress import Progress
-    from pipelines.report import write_report
-    from pipelines.upscale import engine_options, run_job
+    from pipelines.upscale import close_job, engine_options, run_job
     from serve.engine import ServeEngine
 
-    record = job.stages.job.record(options.source)
-    ledger.begin_job(options.target, record, settings.target)
+    ledger.begin_job(options.target, job.stages.job.record(options.source), settings.target)
     if worklist.has_work():
         connect_to_ray(num_cpus=replicas[1] + 4)
         engines = {"serve": ServeEngine, "actors": ActorEngine}
@@ -139,11 +137,9 @@ def work(options: argparse.Namespace, settings: BulkSettings, job: Job, worklist
         except (KeyboardInterrupt, asyncio.CancelledError):
             print("stopped; what is done is in the ledger, and the same command continues", file=sys.stderr)
             return Exit.FAILED
-    for _, refused in worklist.batches():
-        ledger.append(options.target, refused, settings.target)
+    close_job(job, worklist, options.price_per_hour)
     tally = worklist.tally
     print(f"{tally.listed} inputs: {tally.pending} to do, {tally.done} done before, {tally.refused} refused")
-    write_report(options.target, record, options.price_per_hour, settings.target)
     print(f"report: {options.target.rstrip('/')}/{ledger.DIRECTORY}/report.html")
     return summary(options, settings)
 

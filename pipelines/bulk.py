@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,7 @@ from pipelines.selection import Item
 from pipelines.stages import Row, StageOptions, prepare, store
 from resshift.animation import Frames
 
+_HAND_ON_S = 5.0  # results of a unit are stored that often, and at its end
 _MAX_ATTEMPTS = 20  # of one item, whatever cut them off: a cluster that loses everything for ever must not be fed for ever
 
 
@@ -311,6 +313,7 @@ class BulkRun:
 
     async def _upscale(self, unit: list[_Ready]) -> None:
         answered: list[tuple[_Ready, Upscaled, ray.ObjectRef]] = []
+        num_handed_on, handed_on_at = 0, time.monotonic()
         started: Started | None = None
         keys = [entry.item.key for entry in unit]
         stream = self.engine.upscale(self._replica_options, keys, [entry.frames for entry in unit])
@@ -328,20 +331,27 @@ class BulkRun:
                         raise
                     times.busy, times.last = times.busy + upscaled.seconds, upscaled.at
                     answered.append((entry, upscaled, result))
+                    # Slow pictures do not wait for their unit: what is stored is not done again after a kill, and progress is seen.
+                    if time.monotonic() - handed_on_at > _HAND_ON_S:
+                        await self._hand_on(answered[num_handed_on:])
+                        num_handed_on, handed_on_at = len(answered), time.monotonic()
         except (RayError, StopAsyncIteration) as error:
             left = unit[len(answered) :]
             await self._budget.adjust(-sum(entry.reserved for entry in left))
             self._cut_off(
                 [entry.item for entry in left], error, suspects=[left[0].item] if started is not None else [], alone=len(unit) == 1
             )
-        good = [(entry, result, upscaled) for entry, upscaled, result in answered if not upscaled.reason]
+        await self._hand_on(answered[num_handed_on:])
+        await self._notify()
+
+    async def _hand_on(self, answered: Sequence[tuple[_Ready, Upscaled, ray.ObjectRef]]) -> None:
+        """Have results stored; what the model could not do is finished here."""
         for entry, upscaled, _ in answered:
             if upscaled.reason:
                 await self._budget.adjust(-entry.reserved)
                 self._finish(entry.row | {"status": "failed", "reason": upscaled.reason, "message": upscaled.message})
-        if good:
+        if good := [(entry, result, upscaled) for entry, upscaled, result in answered if not upscaled.reason]:
             self._spawn(self._store(good))
-        await self._notify()
 
     # Encode and put.
 

@@ -13,12 +13,13 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from pipelines.standin import standin
 from resshift import seeds
+from resshift.allocator import keep_freed_pages
 from resshift.animation import Frames
 from resshift.images import Picture
 from resshift.upscaler import locate_model
@@ -37,12 +38,13 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What a job must know of a model before it is loaded."""
+    """What a job must know of a model before it is loaded; `has_one_scale`: no other `outscale` can be asked for."""
 
     name: str
     identity: str
     scale: int
     smallest_tile_px: int
+    has_one_scale: bool = False
 
 
 def describe_model(name: str) -> ModelFacts:
@@ -52,7 +54,7 @@ def describe_model(name: str) -> ModelFacts:
         WeightsError: no such model.
     """
     if (model := standin(name)) is not None:
-        return ModelFacts(name, model.identity, model.scale, model.smallest_tile_px)
+        return ModelFacts(name, model.identity, model.scale, model.smallest_tile_px, has_one_scale=True)
     files = locate_model(name)
     return ModelFacts(name, files.identity(), files.config.scale, files.config.unet.size_multiple * files.config.unet.lq_ratio)
 
@@ -117,6 +119,7 @@ class Replica:
         import torch
 
         torch.set_num_threads(num_threads)
+        keep_freed_pages()
         self.model = load_model(model)
         if identity and self.model.identity != identity:
             raise RuntimeError(f"this node has another {model}: {self.model.identity} instead of {identity}")
@@ -126,18 +129,24 @@ class Replica:
         """Return the process id: the answer says that the replica is ready."""
         return os.getpid()
 
-    def upscale(self, options: ReplicaOptions, keys: Sequence[str], *inputs: Frames) -> Iterator[Started | Frames | Upscaled]:
+    def upscale(
+        self, options: ReplicaOptions, keys: Sequence[str], *inputs: Frames, is_wanted: Callable[[], bool] | None = None
+    ) -> Iterator[Started | Frames | Upscaled]:
         """Upscale the inputs of a unit in order; see the module for what is yielded.
 
         Args:
             options: of the job.
-            keys: of the inputs; the noise of a picture depends on its key.
+            keys: of the inputs; the noise of a picture depends on its key. An empty one stands for a picture without a name: its noise is
+                that of the seed alone, as in a call of `Upscaler`.
             inputs: decoded.
+            is_wanted: asked before the model begins with a picture; once it is not, the unit ends.
         """
         yield Started(os.getpid(), time.time())
         for key, frames in zip(keys, inputs, strict=True):
             # The lock is held for the arithmetic alone: results are copied to the object store while another unit computes.
             with self._busy:
+                if is_wanted is not None and not is_wanted():
+                    return
                 result, done = self._one(options, key, frames)
             yield result
             yield done
@@ -148,7 +157,7 @@ class Replica:
         started = time.perf_counter()
         reason, message = "", ""
         try:
-            seed = seeds.derive(options.seed, "picture", key)
+            seed = seeds.derive(options.seed, "picture", key) if key else options.seed
             frames = frames.map(lambda picture: self.model.upscale(picture, seed=seed, outscale=options.outscale, tile_px=options.tile_px))
         except torch.OutOfMemoryError as error:
             reason, message = "out_of_memory", f"{error}; a smaller --tile needs less"

@@ -61,11 +61,11 @@ def job_options(options: argparse.Namespace, settings: BulkSettings) -> UpscaleO
 
 
 def replica_range(text: str) -> tuple[int, int]:
-    """Parse MIN:MAX."""
+    """Parse MIN:MAX, or N for N:N."""
     try:
-        low, high = (int(part) for part in text.split(":"))
+        low, high = (int(part) for part in (text.split(":") if ":" in text else (text, text)))
     except ValueError:
-        raise UsageError(f"--replicas must be MIN:MAX, for example 1:8, got {text!r}") from None
+        raise UsageError(f"--replicas must be MIN:MAX or a number, for example 1:8 or 2, got {text!r}") from None
     if not 1 <= low <= high:
         raise UsageError(f"--replicas needs 1 <= MIN <= MAX, got {text!r}")
     return low, high
@@ -81,7 +81,7 @@ def requested_job(options: argparse.Namespace, settings: BulkSettings) -> Job:
     try:
         ledger.check_job(options.target, made.record(options.source), settings.target)
     except ledger.JobMismatch as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(str(error)) from error  # kept as the cause: over HTTP it has a status of its own
     stages = StageOptions(
         job=made,
         target=options.target,

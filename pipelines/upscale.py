@@ -3,6 +3,7 @@
     listing -> Worklist -> BulkRun(engine) -> LedgerWriter, Progress -> report
 
 `run_job` is what `jobs/upscale.py` runs and what a program may run: it needs a Ray that is connected and an engine that is not started.
+`run_job_in_loop` is the same for a program that has an event loop, as the job keeper of `serve` does; `close_job` writes what is left.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pipelines import ledger
 from pipelines.bulk import BulkOptions, BulkRun, busy_share
 from pipelines.engines import Engine, EngineOptions
 from pipelines.progress import Progress
-from pipelines.report import RunRecord, write_run
+from pipelines.report import RunRecord, Summary, write_report, write_run
 from pipelines.selection import Selection, Worklist, listed_keys
 from pipelines.settings import EngineSettings
 from pipelines.stages import Row, StageOptions, UpscaleOptions
@@ -32,7 +33,7 @@ from resshift import s3, storage
 from resshift.s3 import S3Options
 from resshift.storage import Entry
 
-__all__ = ["Job", "UpscaleOptions", "engine_options", "entries", "run_job"]
+__all__ = ["Job", "UpscaleOptions", "close_job", "engine_options", "entries", "run_job", "run_job_in_loop"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,10 +82,23 @@ def run_job(job: Job, worklist: Worklist, engine: Engine, progress: Progress) ->
         StorageError: the listing or the ledger cannot be read or written.
         KeyboardInterrupt: of the user.
     """
-    return asyncio.run(_run(job, worklist, engine, progress))
+    return asyncio.run(run_job_in_loop(job, worklist, engine, progress))
 
 
-async def _run(job: Job, worklist: Worklist, engine: Engine, progress: Progress) -> RunRecord:
+def close_job(job: Job, worklist: Worklist, price_per_hour: float | None = None) -> Summary:
+    """Write the rows of what was refused by a worklist that had no work, and the report; return its figures.
+
+    Raises:
+        StorageError: the ledger or the report cannot be read or written.
+    """
+    target, options = job.stages.target, job.stages.target_s3
+    for _, refused in worklist.batches():
+        ledger.append(target, refused, options)
+    return write_report(target, job.stages.job.record(job.source), price_per_hour, options)
+
+
+async def run_job_in_loop(job: Job, worklist: Worklist, engine: Engine, progress: Progress) -> RunRecord:
+    """As `run_job`, in a loop that runs. Cancelling it stops the job; what is done is in the ledger when that is through."""
     target, options = job.stages.target, job.stages.target_s3
     run = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
     started = time.time()

@@ -19,7 +19,7 @@ from resshift.autoencoder import FirstStageConfig
 from resshift.degradation import DegradationRecipe
 from resshift.diffusion import Target
 from resshift.schedule import ScheduleConfig
-from resshift.unet import UNetConfig
+from resshift.unet_config import UNetConfig
 
 # NaN passes every comparison that should refuse it, and equals nothing: a run with it could never be resumed.
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)

@@ -80,8 +80,7 @@ def bicubic_x4_s4() -> RunConfig:
 def inpaint_imagenet_s4() -> RunConfig:
     """Inpainting of photos in 4 steps: picture with holes and mask as the condition, LPIPS weight 10.
 
-    Source: inpaint_lama256_imagenet.yaml. It also distorts photos as LaMa does (perspective, rotation, colour); here crops are flipped
-    only.
+    Source: inpaint_lama256_imagenet.yaml, with its distortions of geometry and colour (`resshift.distortion`).
     """
     base = realsr_x4_s4()
     return replace(
@@ -90,7 +89,7 @@ def inpaint_imagenet_s4() -> RunConfig:
         model=ModelConfig(scale=1, unet=UNetConfig(lq_size=256, cond_mask=True)),
         degradation=degradation.inpainting(),
         loss=replace(base.loss, lpips=10.0),
-        data=DataConfig(crop="random", crop_px=256),
+        data=DataConfig(crop="distorted", crop_px=256),
     )
 
 

@@ -161,8 +161,13 @@ class RowChain:
         return counted
 
     def run(self) -> None:
-        """Do it."""
-        drive(self.stages, self._feed, self._discard)
+        """Do it, once."""
+        try:
+            drive(self.stages, self._feed, self._discard)
+        finally:
+            # Stages call back to this object. Without the cycle, windows and pictures go when the run ends, not when the collector comes:
+            # a replica had 8 GB of them after ten pictures.
+            self.stages.clear()
 
     def upsampled(self, top: int, bottom: int, left: int, right: int) -> Tensor:
         """Return latent positions [top, bottom) x [left, right) of the bicubic enlargement, (3, (bottom - top) f, (right - left) f).

@@ -9,7 +9,6 @@ Shapes: B batch, C channels, H W the map, n windows in a picture, N = window^2 t
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal
 
 import torch
 from einops import rearrange
@@ -19,15 +18,14 @@ from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resshift.unet_config import MaskRule
+
 
 class GroupNorm32(nn.GroupNorm):
     """GroupNorm whose statistics are always float32, cast back to the input's dtype."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.group_norm(input.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps).to(input.dtype)
-
-
-MaskRule = Literal["released", "swin"]
 
 
 @lru_cache(maxsize=64)

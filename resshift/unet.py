@@ -13,90 +13,13 @@ import math
 from typing import cast
 
 import torch
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from resshift.swin import BasicLayer, GroupNorm32, MaskRule
+from resshift.swin import BasicLayer, GroupNorm32
+from resshift.unet_config import UNetConfig
 from resshift.winograd import Conv3x3, norm_silu_conv
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
-class UNetConfig:
-    """Shape of the network. The defaults are realsr-x4.
-
-    `attention_resolutions` name the sides of the feature maps, at the training size `image_size`, that get a Swin layer. `lq_size` is the
-    side of the low-quality picture that belongs to a latent of side `image_size`; when larger, a small strided extractor brings it down.
-    `shift_mask` is "released" for weights trained by the released code and "swin" for new training (`resshift.swin.shifted_window_mask`).
-    """
-
-    image_size: int = 64
-    in_channels: int = 3
-    out_channels: int = 3
-    model_channels: int = 160
-    channel_mult: tuple[int, ...] = (1, 2, 2, 4)
-    num_res_blocks: int | tuple[int, ...] = 2
-    attention_resolutions: tuple[int, ...] = (64, 32, 16, 8)
-    num_head_channels: int = 32
-    swin_embed_dim: int = 192
-    swin_depth: int = 2
-    window_size: int = 8
-    mlp_ratio: float = 4.0
-    shift_mask: MaskRule = "released"
-    cond_lq: bool = True
-    cond_mask: bool = False
-    lq_size: int = 64
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        levels = len(self.channel_mult)
-        if not levels:
-            raise ValueError("model.channel_mult must name at least one level")
-        if not isinstance(self.num_res_blocks, int) and len(self.num_res_blocks) != levels:
-            raise ValueError(f"model.num_res_blocks must be one number or {levels} numbers, got {self.num_res_blocks}")
-        if any(self.model_channels * mult % 32 for mult in self.channel_mult) or self.swin_embed_dim % 32:
-            raise ValueError(
-                f"model.model_channels x channel_mult and swin_embed_dim must be multiples of 32 (GroupNorm has 32 groups), "
-                f"got {self.model_channels} x {self.channel_mult} and {self.swin_embed_dim}"
-            )
-        if self.swin_embed_dim % self.num_head_channels:
-            raise ValueError(
-                f"model.swin_embed_dim ({self.swin_embed_dim}) must be a multiple of num_head_channels ({self.num_head_channels})"
-            )
-        if self.image_size % self.size_multiple and self.image_size >= self.size_multiple:
-            raise ValueError(f"model.image_size must be a multiple of {self.size_multiple}, got {self.image_size}")
-        ratio = self.lq_size / self.image_size
-        if ratio < 1 or not math.log2(ratio).is_integer():
-            raise ValueError(
-                f"model.lq_size must be image_size times a power of two ({self.image_size}, {2 * self.image_size}, ...), got {self.lq_size}"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout must lie in [0, 1), got {self.dropout}")
-        if self.cond_mask and not self.cond_lq:
-            raise ValueError("model.cond_mask needs cond_lq: the mask is concatenated to the low-quality picture")
-
-    @property
-    def res_blocks(self) -> tuple[int, ...]:
-        """Number of residual blocks of each level."""
-        return (self.num_res_blocks,) * len(self.channel_mult) if isinstance(self.num_res_blocks, int) else self.num_res_blocks
-
-    @property
-    def size_multiple(self) -> int:
-        """Sides of the latent must be multiples of this: every level with attention must be cut into whole windows."""
-        deepest = len(self.channel_mult) - 1
-        multiple = 2**deepest
-        for i_level in range(deepest + 1):
-            side = self.image_size >> i_level
-            if side in self.attention_resolutions or i_level == deepest:  # the middle always attends
-                multiple = max(multiple, min(self.window_size, side) << i_level)
-        return multiple
-
-    @property
-    def lq_ratio(self) -> int:
-        """Side of the low-quality picture over side of the latent."""
-        return self.lq_size // self.image_size
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:

@@ -51,6 +51,9 @@ from resshift.weights import WeightsError
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Pixels = TypeVar("Pixels", Image.Image, NDArray[Any])
 
+# To be raised by every change that gives other pixels for the same weights (defaults such as the colour fix included): it is part of a
+# model's identity, so a bulk job that began before such a change is refused instead of mixed.
+PIXELS = 2
 # A VQ tile of this many latent positions (245 x 245) spends as much in its attention as in everything else.
 _VQ_ATTENTION_POSITIONS = 60_000
 
@@ -472,8 +475,8 @@ class ModelFiles:
     first_stage: Path | None
 
     def identity(self) -> str:
-        """Return 16 hexadecimal digits that change with any weight or setting of the model."""
-        digest = hashlib.sha256(json.dumps(to_dict(self.config), sort_keys=True).encode())
+        """Return 16 hexadecimal digits that change with any weight or setting of the model, and with `PIXELS`."""
+        digest = hashlib.sha256(json.dumps([PIXELS, to_dict(self.config)], sort_keys=True).encode())
         for path in (self.unet, self.first_stage):
             if path is not None:
                 with path.open("rb") as file:

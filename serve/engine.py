@@ -24,13 +24,24 @@ from pipelines.replica import ReplicaOptions
 from serve.replica import app_name, model_app
 
 _PATIENCE_S = 90.0
+_GRACE_S = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+_IN_USE = (ApplicationStatus.RUNNING, ApplicationStatus.DEPLOYING, ApplicationStatus.UNHEALTHY)
 
 
 class ServeEngine:
-    """Replicas of the application `resshift-IDENTITY`; started when it does not run."""
+    """Replicas of the application `resshift-IDENTITY`.
 
-    def __init__(self, options: EngineOptions) -> None:
-        self.options = options
+    Args:
+        options: of the replicas that are started.
+        may_deploy: start the application when there is none; an endpoint's jobs wait for the one that its configuration deploys.
+    """
+
+    def __init__(self, options: EngineOptions, *, may_deploy: bool = True) -> None:
+        self.options, self._may_deploy = options, may_deploy
         self._name = app_name(options.identity)
         self._handle: Any = None
         self._is_ours = False
@@ -62,12 +73,14 @@ class ServeEngine:
             serve.start(proxy_location="Disabled", logging_config=LoggingConfig(log_level="WARNING"))
             self._has_started_serve = True
         running = serve.status().applications.get(self._name)
-        if running is None or running.status != ApplicationStatus.RUNNING:
+        # One that is coming up, or replaces a replica, belongs to whoever deployed it.
+        if self._may_deploy and (running is None or running.status not in _IN_USE):
             self._is_ours = True
             app = serve.RunTarget(target=model_app(self.options), name=self._name, route_prefix=None)
             # Not waited for: a replica that dies while others start is no failure of the application, and Serve says it is.
             serve.run_many([app], wait_for_applications_running=False)
-        self._handle = serve.get_app_handle(self._name).options(stream=True)
+        if self._may_deploy or running is not None:
+            self._handle = serve.get_app_handle(self._name).options(stream=True)
 
     def _look(self) -> tuple[int, str]:
         """Return the number of replicas that run, and, when there is none, what Serve says of it."""
@@ -106,6 +119,8 @@ class ServeEngine:
         await self.wait_for_slot()
         self._in_flight += 1
         try:
+            if self._handle is None:
+                self._handle = await asyncio.to_thread(lambda: serve.get_app_handle(self._name).options(stream=True))
             # The references themselves, not their values: pictures do not pass through the driver.
             stream = await self._handle.upscale.remote(options, keys, *inputs)._to_object_ref_gen()
             async for ref in stream:
@@ -122,7 +137,23 @@ class ServeEngine:
 
     def _undeploy(self) -> None:
         if self._is_ours:
-            serve.delete(self._name)
+            serve.delete(self._name, _blocking=False)
+            if not self._is_gone_within(_GRACE_S):
+                # The job was interrupted, and a replica may compute for minutes yet what nobody waits for.
+                actors: Any = ray.util.list_named_actors(all_namespaces=True)  # Ray's type is that of the other form
+                for actor in actors:
+                    if actor["name"].startswith(f"SERVE_REPLICA::{self._name}#"):
+                        ray.kill(ray.get_actor(actor["name"], namespace=actor["namespace"]))
+                if not self._is_gone_within(_GRACE_S):
+                    logger.warning("Serve still has the application %s; `serve.delete(%r)` ends it", self._name, self._name)
         # A Serve without proxies that stays behind would keep a later `serve run` from opening its port.
         if self._has_started_serve and not serve.status().applications:
             serve.shutdown()
+
+    def _is_gone_within(self, seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        while self._name in serve.status().applications:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.2)
+        return True

@@ -10,14 +10,19 @@ while the model computes.
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import ray
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.dataclasses import dataclass
 from ray import serve
 
 from pipelines.engines import UNITS_PER_REPLICA, EngineOptions
-from pipelines.replica import Replica, ReplicaOptions, Started, Upscaled
+from pipelines.replica import Replica, ReplicaOptions, Started, Upscaled, describe_model
 from resshift.animation import Frames
 
 _HEALTH_CHECK_S = 2.0
@@ -28,14 +33,19 @@ class ModelReplica:
 
     def __init__(self, model: str, identity: str, num_threads: int) -> None:
         self._replica = Replica(model, identity, num_threads)
-        self._threads = ThreadPoolExecutor(UNITS_PER_REPLICA + 1, thread_name_prefix="upscale")
+        self._threads = ThreadPoolExecutor(2 * UNITS_PER_REPLICA + 1, thread_name_prefix="upscale")
 
     async def upscale(self, options: ReplicaOptions, keys: Sequence[str], *inputs: Frames) -> AsyncGenerator[Started | Frames | Upscaled]:
         """Upscale a work unit; see `Replica.upscale`."""
         loop = asyncio.get_running_loop()
-        results = self._replica.upscale(options, keys, *inputs)
-        while (result := await loop.run_in_executor(self._threads, next, results, None)) is not None:
-            yield result
+        is_over = threading.Event()
+        results = self._replica.upscale(options, keys, *inputs, is_wanted=lambda: not is_over.is_set())
+        try:
+            while (result := await loop.run_in_executor(self._threads, next, results, None)) is not None:
+                yield result
+        finally:
+            # A caller that went away: a thread that still waits for the model gives up its turn. One that computes cannot be stopped.
+            is_over.set()
 
 
 def app_name(identity: str) -> str:
@@ -64,3 +74,57 @@ def model_app(options: EngineOptions) -> serve.Application:
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )(ModelReplica)
     return deployment.bind(options.model, options.identity, options.num_threads)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class ReplicaSettings:
+    """What a model's application is told, the `args` of serve/config.yaml.
+
+    Fields:
+        model: name or path; its application must be called `resshift-IDENTITY`, as `python -m serve --print-config` does.
+        low, high: fewest and most replicas.
+        num_gpus: of a replica; null: one where the cluster has any.
+        num_cpus, num_threads: of a replica; threads null: the cores of this machine shared out.
+        upscale_s, downscale_s: see `EngineOptions`.
+    """
+
+    model: str
+    low: int = 1
+    high: int = 1
+    num_gpus: float | None = None
+    num_cpus: float = 1
+    num_threads: int | None = None
+    upscale_s: float = 5.0
+    downscale_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.low <= self.high:
+            raise ValueError(f"replicas need 1 <= low <= high, got {self.low} and {self.high}")
+
+
+def application(args: dict[str, Any]) -> serve.Application:
+    """Return the application of a model that serve/config.yaml names.
+
+    Args:
+        args: see `ReplicaSettings`.
+
+    Raises:
+        WeightsError: no such model.
+    """
+    asked = TypeAdapter(ReplicaSettings).validate_python(args)
+    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+    num_gpus = asked.num_gpus if asked.num_gpus is not None else float(has_gpus)
+    shared = 1 if num_gpus else max(1, (os.cpu_count() or 1) // asked.high)
+    return model_app(
+        EngineOptions(
+            model=asked.model,
+            identity=describe_model(asked.model).identity,
+            low=asked.low,
+            high=asked.high,
+            num_gpus=num_gpus,
+            num_cpus=asked.num_cpus,
+            num_threads=asked.num_threads or shared,
+            upscale_s=asked.upscale_s,
+            downscale_s=asked.downscale_s,
+        )
+    )

@@ -57,6 +57,12 @@ GLOBAL_RANDOM = {"random", "np.random.seed", "np.random.rand", "np.random.randn"
 TORCH_DRAWS = {"torch.randn", "torch.rand", "torch.randint", "torch.randperm"}
 
 
+def test_making_pairs_needs_no_library_of_networks() -> None:
+    """timm brings torchvision and the compiler of torch: six seconds of every process that only reads and degrades photos."""
+    program = "import sys, pipelines.pairs; print([m for m in ('timm', 'torchvision', 'torch._dynamo', 'lpips') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize("room", ["resshift", "pipelines"])
 def test_no_global_random_numbers(room: str) -> None:
     found: list[str] = []

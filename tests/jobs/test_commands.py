@@ -143,6 +143,7 @@ def test_dry_run_of_training_prints_the_configuration(job: Job, shards: Path, tm
     [
         (["--model", "tiny-x5"], "no model 'tiny-x5': give one of"),
         (["--replicas", "two"], "--replicas must be MIN:MAX"),
+        (["--replicas", "0"], "1 <= MIN <= MAX"),
         (["--replicas", "3:1"], "1 <= MIN <= MAX"),
         (["--outscale", "0"], "--outscale must lie in (0, 16]"),
         (["--quality", "101"], "--quality must lie in 1 to 100"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from resshift.presets import test_x4 as toy_preset
 from resshift.presets import tiny_x4
 from resshift.training import build_network
 from resshift.unet import UNetConfig, UNetSwin
-from resshift.upscaler import Upscaler
+from resshift.upscaler import PIXELS, Upscaler
 from resshift.weights import WeightsError
 
 Load = Callable[[str], dict[str, np.ndarray]]
@@ -153,7 +155,7 @@ def test_a_weight_file_is_complete_in_itself(tmp_path: Path, toy: Upscaler) -> N
     assert Upscaler.from_pretrained(alone, device="cpu").config == toy.config
 
 
-def test_identity_changes_with_a_weight_and_with_a_setting(tmp_path: Path, toy: Upscaler) -> None:
+def test_identity_changes_with_whatever_changes_pixels(tmp_path: Path, toy: Upscaler, monkeypatch: pytest.MonkeyPatch) -> None:
     other = build_network(replace(toy_preset(), train=replace(toy_preset().train, seed=1)))
     slower = replace(toy.config, schedule=replace(toy.config.schedule, steps=3))
     for name, config, unet in (("a", toy.config, toy.unet), ("b", toy.config, other), ("c", slower, toy.unet), ("d", toy.config, toy.unet)):
@@ -161,6 +163,8 @@ def test_identity_changes_with_a_weight_and_with_a_setting(tmp_path: Path, toy: 
     identities = [Upscaler.from_pretrained(tmp_path / name, device="cpu").identity for name in "abcd"]
     assert len(set(identities)) == 3
     assert identities[0] == identities[3]
+    monkeypatch.setattr("resshift.upscaler.PIXELS", PIXELS + 1)  # another version of the code
+    assert Upscaler.from_pretrained(tmp_path / "a", device="cpu").identity != identities[0]
 
 
 def test_unknown_model_lists_those_that_exist() -> None:
@@ -182,3 +186,16 @@ def test_bare_weight_file_must_say_what_it_is(tmp_path: Path) -> None:
         Upscaler.from_pretrained(path)
     with pytest.raises(WeightsError, match="do not fit"):
         Upscaler.from_pretrained(path, preset_name="tiny-x4")
+
+
+def test_nothing_of_a_picture_stays_behind(toy: Upscaler) -> None:
+    """Cycles of references would keep pictures and windows until the cyclic collector comes, which counts objects and not bytes."""
+    gc.disable()
+    try:
+        image = rgb(20, 20)
+        picture = weakref.ref(image)
+        toy(image)
+        del image
+        assert picture() is None
+    finally:
+        gc.enable()

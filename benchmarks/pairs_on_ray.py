@@ -1,0 +1,125 @@
+"""Training pairs a second of the Ray Data pipeline, beside as many bare processes that call the function alone.
+
+Both run on the wall clock in turn, on the same photos; the overhead is what of the processes' rate the pipeline does not reach: reading
+shards, starting tasks, carrying pairs through the object store, the order, and the consumer. Start-up is left out.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private import internal_api
+
+from pipelines.command import quiet_ray_data
+from pipelines.imagenet import ShardOptions
+from pipelines.pairs import default_rows_per_task, fair_share, rank_batches
+from pipelines.prepare import prepare_here
+from resshift.config import DataConfig
+from resshift.pair import make_pair, use_one_thread
+from resshift.presets import preset
+
+_STORE_BYTES = 1 << 30
+_BATCH = 64
+
+
+@dataclass(slots=True)
+class StorePeak:
+    """The most bytes that the object store of the cluster held while this watched."""
+
+    num_bytes: int = 0
+
+    def watch(self, stop: threading.Event) -> None:
+        state = internal_api.get_state_from_address(ray.get_runtime_context().gcs_address)
+        while not stop.wait(0.2):
+            stats = internal_api.get_memory_info_reply(state).store_stats
+            self.num_bytes = max(self.num_bytes, stats.object_store_bytes_used)
+
+
+def _make_pairs(photos: Sequence[tuple[str, bytes]], crop: DataConfig, first: int, seconds: float, start: Any, out: Any) -> None:  # noqa: ANN401 - a Barrier and a Queue of a context
+    recipe = preset("realsr-x4-s4").degradation
+    use_one_thread()
+    for key, data in photos[:32]:
+        make_pair(data, key, 0, 0, crop, recipe)  # tables, plans and caches that a worker fills once
+    start.wait()
+    began, count = time.monotonic(), 0
+    while (taken := time.monotonic() - began) < seconds:
+        key, data = photos[(first + count) % len(photos)]
+        make_pair(data, key, count // len(photos), 0, crop, recipe)
+        count += 1
+    out.put(count / taken)
+
+
+def bare_rate(photos: Sequence[tuple[str, bytes]], crop: DataConfig, num_processes: int, seconds: float) -> float:
+    """Return pairs a second of so many processes together, each calling `make_pair` and nothing else."""
+    context = multiprocessing.get_context("spawn")
+    start, out = context.Barrier(num_processes), context.Queue()
+    processes = [
+        context.Process(target=_make_pairs, args=(photos, crop, i * len(photos) // num_processes, seconds, start, out))
+        for i in range(num_processes)
+    ]
+    for process in processes:
+        process.start()
+    rates = [out.get() for _ in processes]
+    for process in processes:
+        process.join()
+    return sum(rates)
+
+
+def ray_rate(root: str, crop: DataConfig, num_cpus: int, seconds: float) -> tuple[float, int]:
+    """Return pairs a second that a consumer gets from `rank_batches`, and the peak of the object store in bytes."""
+    config = preset("realsr-x4-s4")
+    config = replace(config, data=crop, train=replace(config.train, batch_size=_BATCH))
+    ray.init(address="local", num_cpus=num_cpus, object_store_memory=_STORE_BYTES, log_to_driver=False, include_dashboard=False)
+    quiet_ray_data()
+    peak, stop = StorePeak(), threading.Event()
+    watcher = threading.Thread(target=peak.watch, args=(stop,))
+    try:
+        watcher.start()
+        batches = rank_batches(root, config, 0, share=fair_share(1, held_cpus=0))
+        # Until every worker has imported what it needs and has made a few tasks, which come in order.
+        for _ in range(-(-8 * num_cpus * default_rows_per_task(config) // _BATCH)):
+            next(batches)
+        began, count = time.monotonic(), 0
+        while (taken := time.monotonic() - began) < seconds:
+            count += len(next(batches)["row"])
+        batches.close()
+        return count / taken, peak.num_bytes
+    finally:
+        stop.set()
+        watcher.join()
+        ray.shutdown()
+
+
+def measure_pipeline(
+    photos: Sequence[tuple[str, bytes]], crop: DataConfig, seconds: float, cores: Sequence[int] = (1, 2), rounds: int = 2
+) -> dict[str, Any]:
+    """Time both forms in turn, `seconds` each, on so many cores; the best of the rounds counts. `ray_overhead` is that of most cores."""
+    figures: dict[str, Any] = {"store_limit_mb": _STORE_BYTES / 1e6}
+    with tempfile.TemporaryDirectory(prefix="pairs-") as temporary:
+        source, root = Path(temporary) / "photos", str(Path(temporary) / "shards")
+        source.mkdir()
+        for i, (_, data) in enumerate(photos):
+            (source / f"{i:05d}.jpg").write_bytes(data)
+        # Row groups of the size that shards of ImageNet have.
+        prepare_here(str(source), root, ShardOptions())
+        for num in cores:
+            bare, piped, peak = 0.0, 0.0, 0
+            for _ in range(rounds):
+                bare = max(bare, bare_rate(photos, crop, num, seconds))
+                rate, num_bytes = ray_rate(root, crop, num, seconds)
+                piped, peak = max(piped, rate), max(peak, num_bytes)
+            figures |= {
+                f"bare_pairs_per_s_{num}": bare,
+                f"ray_pairs_per_s_{num}": piped,
+                f"ray_overhead_{num}": 1 - piped / bare,
+                f"store_peak_mb_{num}": peak / 1e6,
+            }
+    return figures | {"ray_overhead": figures[f"ray_overhead_{max(cores)}"]}

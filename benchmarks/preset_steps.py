@@ -1,0 +1,136 @@
+"""One optimiser step of every preset at its full width and crop, batch 1, on a pair that its own recipe made.
+
+    python benchmarks/preset_steps.py                       all of them: about five minutes on two cores, up to 12 GiB
+    python benchmarks/preset_steps.py realsr-x4-s4 tiny-x4  these
+    python benchmarks/preset_steps.py --quick               tiny-x4 and test-x4
+
+Shows that a preset trains, not how fast (train_step.py does). Weights of the networks are new, those of first stage and LPIPS trunk random.
+Each runs in a process of its own, so that peak memory is its own. Keys are compared with the released lists where there is one
+(tests/parity); of the other networks the number of keys and parameters is known. The last line is a JSON object; exit code 1 when a loss is
+not finite, no weight moved, or keys differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import record
+import torch
+from synthetic_photos import synthetic_photo
+from torch import nn
+from train_step import build
+
+from resshift.autoencoder import VQAutoencoder
+from resshift.pair import make_pair
+from resshift.presets import PRESETS, preset
+from resshift.training import DiffusionLearner
+
+# Of the released networks without a list of keys: official numbers of keys and parameters, by task.
+_COUNTS = {"realsr-x2-s4": (568, 118_640_431), "inpaint": (572, 118_714_399), "face-s4": (576, 118_931_604)}
+_PARITY = record.ROOT / "tests" / "parity"
+
+
+def keys_agree(name: str, unet: nn.Module, stage: object) -> str:
+    """Return which official list or count the keys agree with; "ours" for a network that was never released.
+
+    Raises:
+        SystemExit: they do not agree.
+    """
+    state = {key: [list(value.shape), str(value.dtype).removeprefix("torch.")] for key, value in unet.state_dict().items()}
+    if name in ("tiny-x4", "test-x4"):
+        return "ours"
+    counts = _COUNTS.get(name) or (_COUNTS["inpaint"] if name.startswith("inpaint") else None)
+    agrees = (
+        state == json.loads((_PARITY / "full_unet_realsr_v3_keys.json").read_text())
+        if counts is None
+        else (len(state), sum(parameter.numel() for parameter in unet.parameters())) == counts
+    )
+    if name != "face-s4" and isinstance(stage, VQAutoencoder):
+        vq = {key: [list(value.shape), str(value.dtype).removeprefix("torch.")] for key, value in stage.state_dict().items()}
+        agrees = agrees and vq == json.loads((_PARITY / "full_vq_f4_keys.json").read_text())
+    if not agrees:
+        raise SystemExit(f"{name}: keys differ from the released ones")
+    return "list" if counts is None else "count"
+
+
+def one_step(name: str) -> dict[str, Any]:
+    """Do the step and return what it came to."""
+    config = preset(name)
+    config = replace(config, train=replace(config.train, batch_size=1, micro_batch=1, precision="fp32"))
+    torch.manual_seed(0)
+    network, objective = build(config, torch.device("cpu"))
+    agreement = keys_agree(name, network, objective.first_stage)
+    side = max(config.data.crop_px + 64, 375)
+    pair = make_pair(synthetic_photo(0, side + 125, side), "photo", 0, 0, config.data, config.degradation)
+    batch = {"hq": torch.from_numpy(pair.hq_u8)[None], "lq": torch.from_numpy(pair.lq_u8)[None]}
+    if pair.mask_u8 is not None:
+        batch["mask"] = torch.from_numpy(np.ascontiguousarray(pair.mask_u8))[None]
+    before = {key: value.detach().clone() for key, value in network.named_parameters()}
+    learner = DiffusionLearner(config, network, objective)
+    started = time.perf_counter()
+    result = learner.step(batch)
+    seconds = time.perf_counter() - started
+    moved = sum(not torch.equal(before[key], value.detach()) for key, value in network.named_parameters())
+    terms = {key: float(value) for key, value in result.terms.items()}
+    if not all(math.isfinite(value) for value in terms.values()) or not moved:
+        raise SystemExit(f"{name}: {terms}, {moved} parameters moved")
+    return {
+        "preset": name,
+        "keys": agreement,
+        "millions": sum(value.numel() for value in before.values()) / 1e6,
+        "hq": list(batch["hq"].shape[1:3]),
+        "lq": list(batch["lq"].shape[1:3]),
+        **terms,
+        "moved": f"{moved}/{len(before)}",
+        "seconds": round(seconds, 1),
+        "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do the steps one after the other; return 1 when one fails."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("presets", nargs="*", metavar="PRESET", help="default: all")
+    parser.add_argument("--quick", action="store_true", help="the small ones")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/preset_steps-DATE-MACHINE.json")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # in this process: what the parent starts
+    options = parser.parse_args(argv)
+    names = options.presets or (["tiny-x4", "test-x4"] if options.quick else list(PRESETS))
+    if options.here:
+        print(json.dumps(one_step(names[0])))
+        return 0
+    results: list[dict[str, Any]] = []
+    failed: list[str] = []
+    for name in names:
+        done = subprocess.run([sys.executable, __file__, name, "--here"], stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            failed.append(name)
+        else:
+            results.append(json.loads(done.stdout.splitlines()[-1]))
+            print(done.stdout.splitlines()[-1], file=sys.stderr, flush=True)
+    columns = ("preset", "millions", "keys", "hq", "loss", "mse", "lpips", "moved", "seconds", "peak_gib")
+    print(record.table(columns, [[str(r["hq"]) if c == "hq" else r.get(c) for c in columns] for r in results]))
+    figures: dict[str, Any] = {
+        "benchmark": "preset_steps",
+        "machine": record.machine(torch.device("cpu")),
+        "steps": results,
+        "failed": failed,
+    }
+    if options.write:
+        record.write(record.RESULTS / record.file_name("preset_steps", figures["machine"]), figures)
+    print(record.json_line(figures))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

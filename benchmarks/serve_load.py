@@ -1,0 +1,182 @@
+"""The endpoint under open-loop load, at 0.5, 1, 2 and 10 times what it can do.
+
+    python benchmarks/serve_load.py [--quick] [--model nearest-x4@24] [--seconds 20]
+
+Open loop: requests are sent at their time whatever became of the others, as visitors do. The capacity is what as many clients as there
+are slots get done one after the other. The stand-in sleeps (24 s a megapixel is 0.1 s for the 64 x 64 picture), as a CPU does while a GPU
+works.
+
+goodput_share_10x: answers with a picture a second at 10x, over the capacity. p99_ratio: of the answered at 10x over those at 1x.
+unexpected_status: requests with another end than 200, or 429 and 503 with Retry-After. overhead_ms: p50 of one client, less the model's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import os
+import socket
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+import aiohttp
+import numpy as np
+from PIL import Image
+
+from pipelines.command import connect_to_ray
+from serve.__main__ import arguments, configuration, start
+
+SIDE_PX = 64
+FACTORS = (0.5, 1.0, 2.0, 10.0)
+
+
+@dataclass(slots=True)
+class Load:
+    """What became of the requests of one load; seconds are of those answered with a picture."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+    model_seconds: list[float] = field(default_factory=list)
+    num_unexpected: int = 0
+    wall_s: float = 0.0
+
+    @property
+    def rps(self) -> float:
+        return len(self.seconds) / self.wall_s
+
+    def percentile(self, share: float) -> float:
+        return float(np.percentile(self.seconds, share)) if self.seconds else float("nan")
+
+
+def picture() -> bytes:
+    """Return an encoded picture."""
+    pixels = np.random.default_rng(0).integers(0, 256, (SIDE_PX, SIDE_PX, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+async def send(session: aiohttp.ClientSession, address: str, data: bytes, load: Load) -> None:
+    """Send one request and note what became of it."""
+    began = time.perf_counter()
+    try:
+        async with session.post(f"{address}/v1/upscale", data=data) as answer:
+            await answer.read()
+            status = answer.status
+            load.statuses[str(status)] += 1
+            if status == 200:
+                load.seconds.append(time.perf_counter() - began)
+                phases = dict(part.split(";dur=") for part in answer.headers["Server-Timing"].split(", "))
+                load.model_seconds.append(float(phases["model"]) / 1000)
+            elif status not in (429, 503) or "Retry-After" not in answer.headers:
+                load.num_unexpected += 1
+    except (aiohttp.ClientError, TimeoutError) as error:
+        load.statuses[type(error).__name__] += 1
+        load.num_unexpected += 1
+
+
+async def closed(session: aiohttp.ClientSession, address: str, data: bytes, num_clients: int, seconds: float) -> Load:
+    """Let clients send one request after the other."""
+    load, began = Load(), time.perf_counter()
+
+    async def client() -> None:
+        while time.perf_counter() - began < seconds:
+            await send(session, address, data, load)
+
+    await asyncio.gather(*(client() for _ in range(num_clients)))
+    load.wall_s = time.perf_counter() - began
+    return load
+
+
+async def opened(session: aiohttp.ClientSession, address: str, data: bytes, rps: float, seconds: float) -> Load:
+    """Send requests at a rate, whatever becomes of them. The wall clock is that of the sending and of the last answer with a picture."""
+    load, began, last = Load(), time.perf_counter(), 0.0
+
+    async def one() -> None:
+        nonlocal last
+        before = len(load.seconds)
+        await send(session, address, data, load)
+        if len(load.seconds) > before:
+            last = time.perf_counter()
+
+    sent: list[asyncio.Task[None]] = []
+    for i in range(int(rps * seconds)):
+        await asyncio.sleep(max(0.0, began + i / rps - time.perf_counter()))
+        sent.append(asyncio.create_task(one()))
+    await asyncio.gather(*sent)
+    load.wall_s = max(last - began, seconds)
+    return load
+
+
+async def memory_mb(session: aiohttp.ClientSession, address: str) -> float:
+    """Return what the gateway's process holds."""
+    async with session.get(f"{address}/metrics") as answer:
+        lines = (await answer.text()).splitlines()
+    return next(float(line.split()[1]) / 1e6 for line in lines if line.startswith("process_resident_memory_bytes "))
+
+
+async def measure(address: str, seconds: float, num_clients: int) -> dict[str, float]:
+    """Put all loads on the endpoint, print a line for each, and return the figures."""
+    data = picture()
+    timeout = aiohttp.ClientTimeout(total=180)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
+        await closed(session, address, data, 1, min(3.0, seconds))  # decoders start
+        single = await closed(session, address, data, 1, seconds / 2)
+        overhead_s = single.percentile(50) - float(np.median(single.model_seconds))
+        capacity = (await closed(session, address, data, num_clients, seconds)).rps
+        print(f"capacity {capacity:.1f} requests/s with {num_clients} clients; one client p50 {1000 * single.percentile(50):.0f} ms")
+        loads: dict[float, Load] = {}
+        most_mb = await memory_mb(session, address)
+        print(f"{'load':>6} {'sent/s':>8} {'good/s':>8} {'p50 ms':>8} {'p99 ms':>8}  statuses")
+        for factor in FACTORS:
+            load = loads[factor] = await opened(session, address, data, factor * capacity, seconds)
+            most_mb = max(most_mb, await memory_mb(session, address))
+            times = f"{1000 * load.percentile(50):>8.0f} {1000 * load.percentile(99):>8.0f}"
+            print(f"{factor:>5g}x {factor * capacity:>8.1f} {load.rps:>8.1f} {times}  {dict(sorted(load.statuses.items()))}")
+        began = time.perf_counter()
+        after = await closed(session, address, data, 1, 0.01)
+        recovery_s = time.perf_counter() - began
+    return {
+        "capacity_rps": capacity,
+        "goodput_share_10x": loads[10.0].rps / capacity,
+        "unexpected_status": sum(load.num_unexpected for load in loads.values()) + after.num_unexpected,
+        "p99_ratio": loads[10.0].percentile(99) / loads[1.0].percentile(99),
+        "overhead_ms": 1000 * overhead_s,
+        "recovery_s": recovery_s,
+        "gateway_mb": most_mb,
+    }
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--model", default="nearest-x4@24")
+    parser.add_argument("--seconds", type=float, help="of each load (default 20, quick 5)")
+    chosen = parser.parse_args()
+    from ray import serve
+
+    connect_to_ray()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = configuration(arguments().parse_args(["--model", chosen.model, "--port", str(port)]))
+    # A line of half a second: who waits longer is better served elsewhere.
+    limits = config["applications"][-1]["args"]["limits"]
+    limits["queue"] = 4
+    address = start(config)
+    try:
+        figures = asyncio.run(measure(address, chosen.seconds or (5 if chosen.quick else 20), limits["in_flight"]))
+    finally:
+        serve.shutdown()
+    where = {"model": chosen.model, "cores": os.cpu_count(), "load_average": os.getloadavg()[0]}
+    print(json.dumps({"benchmark": "serve_load"} | where | {name: round(value, 3) for name, value in figures.items()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""Start the endpoint on this machine, or write its configuration.
+
+    python -m serve                                         tiny-x4 at http://127.0.0.1:8000
+    python -m serve --model runs/mine/model --port 9000
+    python -m serve --model tiny-x4 --model nearest-x4 --jobs photos:upscaled
+    python -m serve --config serve/config.yaml              what a configuration says, here
+    python -m serve --print-config > my.yaml                for `serve run my.yaml` and `serve deploy my.yaml`
+    python -m serve --new-key alice                         an API key, and its entry for the configuration
+
+`RAY_ADDRESS` joins a cluster; without it one is started here. Ctrl-C ends it after what is being worked on.
+
+Exit codes: 0 complete, 1 failed, 2 usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from pipelines.command import Exit, UsageError, connect_to_ray, parser, run
+
+
+def arguments() -> argparse.ArgumentParser:
+    """Return the command line."""
+    options = parser(__doc__ or "")
+    options.add_argument("--model", action="append", metavar="NAME", help="name or path, once or several times (default tiny-x4)")
+    options.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1; another needs keys)")
+    options.add_argument("--port", type=int, default=8000, help="port to listen on (default 8000)")
+    options.add_argument("--replicas", default="1:1", metavar="MIN:MAX", help="replicas of each model (default 1:1)")
+    options.add_argument("--jobs", metavar="SRC:DST", help="allow bulk jobs from inside SRC to inside DST (plain paths)")
+    options.add_argument("--config", metavar="FILE", help="take all of it from a configuration")
+    mode = options.add_mutually_exclusive_group()
+    mode.add_argument("--print-config", action="store_true", help="write the configuration and end")
+    mode.add_argument("--new-key", metavar="NAME", help="make an API key and end")
+    return options
+
+
+def configuration(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the configuration that the flags describe, as `serve run` reads it.
+
+    Raises:
+        UsageError: a flag cannot be what it is.
+        WeightsError: no such model.
+    """
+    from pipelines.replica import describe_model
+    from pipelines.request import replica_range
+    from serve.replica import app_name
+
+    low, high = replica_range(options.replicas)
+    models: list[str] = options.model or ["tiny-x4"]
+    args: dict[str, Any] = {"models": models, "limits": {"in_flight": 2 * high + 2}, "jobs": {"replicas": high}}
+    if options.jobs is not None:
+        source, _, target = options.jobs.partition(":")
+        if not source or not target:
+            raise UsageError(f"--jobs must be SRC:DST, got {options.jobs!r}")
+        args["jobs"] |= {"sources": [os.path.abspath(source)], "targets": [os.path.abspath(target)]}
+    endpoint = {"name": "resshift", "route_prefix": "/", "import_path": "serve.app:application", "args": args}
+    applications = [
+        {
+            "name": app_name(describe_model(name).identity),
+            "route_prefix": None,
+            "import_path": "serve.replica:application",
+            "args": {"model": name, "low": low, "high": high},
+        }
+        for name in models
+    ]
+    http = {"host": options.host, "port": options.port}
+    return {"proxy_location": "HeadOnly", "http_options": http, "applications": [*applications, endpoint]}
+
+
+def start(config: dict[str, Any]) -> str:
+    """Deploy a configuration on the connected Ray and return the address of the endpoint when it answers."""
+    import ray
+    from ray import serve
+    from ray.serve.schema import LoggingConfig, ServeDeploySchema
+
+    # Checked by Serve's own schema, and deployed by name: every deployment can be imported wherever this package is installed.
+    schema = ServeDeploySchema.model_validate(config)
+    http = schema.http_options
+    serve.start(
+        proxy_location=schema.proxy_location,
+        http_options={"host": http.host, "port": http.port},
+        logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
+    )
+    targets: list[serve.RunTarget] = []
+    for one in schema.applications:
+        build = getattr(_module(one.import_path.split(":")[0]), one.import_path.split(":")[1])
+        targets.append(serve.RunTarget(target=build(one.args), name=one.name, route_prefix=one.route_prefix))
+    serve.run_many(targets)
+    assert ray.is_initialized()
+    return f"http://{http.host}:{http.port}"
+
+
+def _module(name: str) -> Any:  # noqa: ANN401 - a module
+    import importlib
+
+    return importlib.import_module(name)
+
+
+def command(options: argparse.Namespace) -> Exit:
+    """Run the command."""
+    import yaml
+
+    from serve.keys import digest, new_key
+
+    if options.new_key is not None:
+        key = new_key()
+        sys.stdout.write(f"{key}\n")
+        sys.stderr.write(
+            f"The key is shown once. Under args.keys of the endpoint:\n  - {{name: {options.new_key}, sha256: {digest(key)}}}\n"
+        )
+        return Exit.COMPLETE
+    config: dict[str, Any]
+    if options.config is not None:
+        try:
+            with open(options.config, encoding="utf-8") as file:
+                config = yaml.safe_load(file)
+        except OSError as error:
+            raise UsageError(f"--config {options.config}: {error.strerror}") from None
+    else:
+        config = configuration(options)
+    if options.print_config:
+        sys.stdout.write(yaml.safe_dump(config, sort_keys=False))
+        return Exit.COMPLETE
+    connect_to_ray()
+    address = start(config)
+    sys.stdout.write(f"{address}\n")
+    sys.stdout.flush()
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    ended.wait()
+    from ray import serve
+
+    serve.shutdown()
+    return Exit.COMPLETE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    return run(command, arguments(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""The endpoint: a FastAPI application without a model in it, and its two deployments, the gateway and the job keeper.
+
+    serve run serve/config.yaml        Serve builds `application(args)` beside the applications of the models
+    python -m serve                    the same on this machine, for the models it is given
+
+A gateway reads requests, keeps the limits, decodes and encodes on CPUs. The models are applications of their own (`serve.replica`), shared
+with bulk jobs. The keeper has the jobs (`serve.jobs`); there is one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, MutableMapping
+from typing import Any
+
+import ray
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayError, RayTaskError
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+import resshift
+from resshift.images import Format
+from serve import problems, routes, site
+from serve.jobs import JobKeeper
+from serve.keys import is_loopback
+from serve.models import served_models
+from serve.options import BulkRequest, PictureOptions
+from serve.pictures import PictureService
+from serve.problems import Problem
+from serve.services import Services, watching
+from serve.settings import ServeSettings, parse
+
+APP_NAME = "resshift"
+_SAFE_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+_FORGET_EVERY_S = 600.0
+
+
+class Answering:
+    """ASGI middleware: headers that make answers safe to show, and counts by route and status. (Serve adds `x-request-id`.)
+
+    Args:
+        app: what answers.
+        services: has the counters.
+    """
+
+    def __init__(self, app: Any, services: Services) -> None:  # noqa: ANN401 - an ASGI application
+        self._app, self._services = app, services
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:  # noqa: ANN401 - of ASGI
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def sending(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                headers = list(message["headers"])
+                names = {name.lower() for name, _ in headers}
+                headers += [(name, value) for name, value in _SAFE_HEADERS if name not in names]
+                if scope["path"].startswith("/v1/") and b"cache-control" not in names:
+                    headers.append((b"cache-control", b"no-store"))
+                message["headers"] = headers
+                route = getattr(scope.get("route"), "path", "other")
+                self._services.metrics.requests.labels(route, str(message["status"])).inc()
+            await send(message)
+
+        await self._app(scope, receive, sending)
+
+
+def create_app(services: Services) -> FastAPI:
+    """Return the application. It needs no Ray of its own: what it calls is in `services`."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        async with watching(services.pictures):
+            yield
+        await services.jobs.close()
+        services.pictures.close()
+
+    api = FastAPI(title="ResShift", version=resshift.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    api.state.services = services
+    api.include_router(routes.router)
+    api.include_router(site.router)
+    problems.install(api)
+    api.add_middleware(Answering, services=services)
+    return api
+
+
+class RemoteJobs:
+    """The keeper as the gateway calls it; see `serve.services.Jobs`.
+
+    Args:
+        handle: of the keeper's deployment.
+    """
+
+    def __init__(self, handle: Any) -> None:  # noqa: ANN401 - a DeploymentHandle
+        self._handle = handle
+
+    async def _call(self, method: str, *arguments: object) -> Any:  # noqa: ANN401 - of the method
+        try:
+            return await getattr(self._handle, method).remote(*arguments)
+        except RayTaskError as error:
+            if isinstance(error.cause, Problem):
+                raise error.cause from None
+            raise
+        except RayError as error:
+            raise Problem("unavailable", "the job keeper is being started again", retry_after_s=5) from error
+
+    async def submit_bulk(self, request: BulkRequest, owner: str, idempotency_key: str = "") -> dict[str, Any]:
+        """See `JobKeeper`."""
+        return await self._call("submit_bulk", request, owner, idempotency_key)
+
+    async def submit_picture(
+        self, data: bytes, options: PictureOptions, format: Format, owner: str, idempotency_key: str = ""
+    ) -> dict[str, Any]:
+        """See `JobKeeper`."""
+        return await self._call("submit_picture", data, options, format, owner, idempotency_key)
+
+    async def get(self, id: str, owner: str) -> dict[str, Any]:
+        """See `JobKeeper`."""
+        return await self._call("get", id, owner)
+
+    async def list(self, owner: str) -> list[dict[str, Any]]:
+        """See `JobKeeper`."""
+        return await self._call("list", owner)
+
+    async def cancel(self, id: str, owner: str) -> dict[str, Any] | None:
+        """See `JobKeeper`."""
+        return await self._call("cancel", id, owner)
+
+    async def report(self, id: str, owner: str, format: str) -> tuple[bytes, str]:
+        """See `JobKeeper`."""
+        return await self._call("report", id, owner, format)
+
+    async def result(self, id: str, owner: str) -> tuple[bytes, str]:
+        """See `JobKeeper`."""
+        return await self._call("result", id, owner)
+
+    async def close(self) -> None:
+        """Do nothing: the keeper outlives a gateway."""
+
+
+class Gateway:
+    """A replica of the gateway.
+
+    Args:
+        settings: of the endpoint.
+        jobs: handle of the keeper.
+
+    Raises:
+        RuntimeError: there are no keys, and Serve listens beyond this machine.
+    """
+
+    def __init__(self, settings: ServeSettings, jobs: Any) -> None:  # noqa: ANN401 - a DeploymentHandle
+        controller: Any = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        http: Any = ray.get(controller.get_http_config.remote())
+        host: str | None = http.host
+        if not settings.keys and host is not None and not is_loopback(host):
+            raise RuntimeError(f"Serve listens on {host} and there are no API keys: set http_options.host to 127.0.0.1, or make keys")
+        pictures = PictureService(settings.limits, served_models(settings.models))
+        self._services = Services(settings, pictures, RemoteJobs(jobs))
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Return what answers; called by Serve after the constructor."""
+        return create_app(self._services)
+
+
+class Keeper(JobKeeper):
+    """A replica of the job keeper; there is one."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        super().__init__(settings, PictureService(settings.limits, served_models(settings.models), num_cpus=1))
+        self._tending: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """See `JobKeeper`; and tidy up from time to time."""
+        if self._tending is None:
+            self._tending = asyncio.get_running_loop().create_task(self._tend())
+        await super().start()
+
+    async def _tend(self) -> None:
+        while True:
+            await asyncio.sleep(_FORGET_EVERY_S)
+            await self.forget_old()
+
+    async def check_health(self) -> None:
+        """Begin with what a predecessor left, without waiting for the first request."""
+        await self.start()
+
+
+def application(args: dict[str, Any]) -> serve.Application:
+    """Return the application that serve/config.yaml names.
+
+    Args:
+        args: see `serve.settings`.
+    """
+    settings = parse(args)
+    quiet = {"log_level": "WARNING", "enable_access_log": False}
+    deployment: Any = serve.deployment
+    keeper = deployment(
+        name="keeper",
+        num_replicas=1,
+        max_ongoing_requests=1000,
+        health_check_period_s=2,
+        ray_actor_options={"num_cpus": 0.1},
+        logging_config=quiet,
+    )(Keeper)
+    # More than the line of `Admission` holds: it is the gateway that refuses, with a reason, and not the proxy in front of it.
+    gateway = deployment(
+        name="gateway",
+        num_replicas=1,
+        max_ongoing_requests=settings.limits.in_flight + settings.limits.queue + 1000,
+        health_check_period_s=2,
+        graceful_shutdown_timeout_s=120,
+        ray_actor_options={"num_cpus": 0.5},
+        logging_config=quiet,
+    )(serve.ingress()(Gateway))
+    return gateway.bind(settings, keeper.bind(settings))

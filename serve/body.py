@@ -1,0 +1,134 @@
+"""The picture in a request: a raw body, or a file in a multipart form, read under a limit of bytes and of time.
+
+Bytes are counted as they arrive, whatever `Content-Length` says; what is announced too large is refused before any of it is read. URLs are
+not accepted in place of a picture: the endpoint fetches nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from serve.limits import ByteBudget
+from serve.problems import Problem
+from serve.settings import LimitSettings
+
+_FILE_FIELDS = ("image", "file")
+_MAX_FIELDS = 32
+_MAX_FIELD_BYTES = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What a request brought.
+
+    Fields:
+        picture: encoded.
+        filename: of the form, or empty.
+        options: of the form.
+    """
+
+    picture: bytes
+    filename: str = ""
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Reader:
+    """Reads one body; the bytes stay counted in the budget until `close`.
+
+    Args:
+        limits: of the endpoint.
+        budget: shared by all requests.
+    """
+
+    def __init__(self, limits: LimitSettings, budget: ByteBudget) -> None:
+        self._limits, self._budget = limits, budget
+        self._counted = 0
+
+    def close(self) -> None:
+        """Give the bytes back to the budget."""
+        self._budget.give_back(self._counted)
+        self._counted = 0
+
+    async def read(self, request: Request) -> Body:
+        """Read the body.
+
+        Raises:
+            Problem: too_large, slow_client, busy, empty, bad_multipart, unsupported_format; closed, when the client went away.
+        """
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise Problem("unsupported_format", "the body is compressed (Content-Encoding); send the file as it is")
+        data = await self._bytes(request)
+        if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+            return await _form(request, data)
+        if not data:
+            raise Problem("empty", "the body has 0 bytes; send an encoded picture, or a form with the file in the field `image`")
+        return Body(data)
+
+    def _count(self, num_bytes: int) -> None:
+        self._budget.take(num_bytes)
+        self._counted += num_bytes
+
+    async def _bytes(self, request: Request) -> bytes:
+        limit = self._limits.max_body_bytes
+        announced = request.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced) > limit:
+            raise Problem("too_large", f"the body has {int(announced)} bytes, at most {limit} are allowed", members={"reason": "too_large"})
+        chunks: list[bytes] = []
+        try:
+            async with asyncio.timeout(self._limits.body_s):
+                async for chunk in request.stream():
+                    if self._counted + len(chunk) > limit:
+                        raise Problem("too_large", f"the body has more than {limit} bytes", members={"reason": "too_large"})
+                    self._count(len(chunk))
+                    chunks.append(chunk)
+        except TimeoutError:
+            raise Problem("slow_client", f"the body did not arrive within {self._limits.body_s:g} s") from None
+        except ClientDisconnect:
+            raise Problem("closed", "the client went away") from None
+        return b"".join(chunks)
+
+
+async def _form(request: Request, data: bytes) -> Body:
+    async def once() -> AsyncGenerator[bytes]:
+        yield data
+        yield b""
+
+    parser = MultiPartParser(request.headers, once(), max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES)
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise Problem("bad_multipart", error.message) from None
+    try:
+        picture, filename, options = b"", "", dict[str, Any]()
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                if name not in _FILE_FIELDS:
+                    raise Problem("bad_multipart", f"the file is in the field {name[:40]!r}; it must be `image`")
+                picture, filename = await value.read(), value.filename or ""
+            elif name == "options":
+                options |= _json_object(value)
+            else:
+                options[name] = value
+    finally:
+        await form.close()
+    if not picture:
+        raise Problem("empty", "the form has no file, or an empty one, in the field `image`")
+    return Body(picture, filename, options)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise Problem("bad_option", "the field `options` must hold a JSON object")
+    return {str(name): one for name, one in value.items()}

@@ -1,0 +1,395 @@
+"""Jobs of an endpoint: bulk jobs, and pictures that are answered later. One keeper has them all, and its records outlive it.
+
+    STATE/jobs/ID.json            the record: who, what, how it stands
+    STATE/pictures/ID/in, out     of a picture that is answered later
+
+A bulk job is `jobs/upscale.py` without the command line: the same checks, scheduler, engine, ledger and report. What it has done is in the
+ledger at its target, so a keeper that is started again continues whatever had not ended. Records are single atomic writes, made before the
+client hears of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import secrets
+import time
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from pipelines import ledger
+from pipelines.command import UsageError
+from pipelines.engines import Engine, EngineError
+from pipelines.progress import Progress
+from pipelines.request import check_places, requested_job, requested_work
+from pipelines.upscale import Job, close_job, engine_options, run_job_in_loop
+from resshift import storage
+from resshift.images import Format
+from resshift.storage import StorageError
+from resshift.weights import WeightsError, cache_directory
+from serve.engine import ServeEngine
+from serve.limits import Deadline
+from serve.models import find_model
+from serve.options import BulkRequest, PictureOptions
+from serve.pictures import PictureService
+from serve.problems import Problem
+from serve.settings import ServeSettings
+
+_logger = logging.getLogger(__name__)
+State = Literal["queued", "running", "complete", "complete_with_failures", "failed", "cancelled"]
+_ENDED = ("complete", "complete_with_failures", "failed", "cancelled")
+_REPORTS = {"json": "application/json", "csv": "text/csv; charset=utf-8", "html": "text/html; charset=utf-8"}
+_PICTURE_S = 3600.0  # a picture that is answered later has no client that waits
+
+
+@dataclass(slots=True)
+class Record:
+    """One job.
+
+    Fields:
+        id, kind, owner: who may see it: the holder of the key that made it.
+        state: how it stands.
+        created, ended: wall clock.
+        request: as it was asked for.
+        idempotency_key: of the request.
+        message: what went wrong.
+        counts: of a bulk job that ended, as its ledger counts.
+        result: of a picture: content type, sizes, seconds.
+    """
+
+    id: str
+    kind: Literal["bulk", "picture"]
+    owner: str
+    created: float
+    request: dict[str, Any]
+    state: State = "queued"
+    idempotency_key: str = ""
+    ended: float | None = None
+    message: str = ""
+    counts: dict[str, int] = field(default_factory=dict[str, int])
+    result: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+class JobKeeper:
+    """Takes jobs, runs some of them at a time, and remembers.
+
+    Args:
+        settings: of the endpoint.
+        pictures: runs the pictures that are answered later.
+    """
+
+    def __init__(self, settings: ServeSettings, pictures: PictureService) -> None:
+        self.settings, self.pictures = settings, pictures
+        self.state = settings.jobs.state or str(cache_directory() / "serve")
+        self.records: dict[str, Record] = {}
+        self._progress: dict[str, Progress] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._cancelled: set[str] = set()
+        self._slots = {kind: asyncio.Semaphore(settings.jobs.running) for kind in ("bulk", "picture")}
+        self._started = asyncio.Lock()
+        self._is_started = False
+
+    async def start(self) -> None:
+        """Read the records and continue what had not ended; whoever calls first waits for it."""
+        async with self._started:
+            if self._is_started:
+                return
+            for record in await asyncio.to_thread(self._load):
+                self.records[record.id] = record
+                if record.state not in _ENDED:
+                    self._spawn(record)
+            self._is_started = True
+
+    async def close(self) -> None:
+        """Stop without ending any job: the records stay as they are, and the next keeper continues."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _load(self) -> list[Record]:
+        try:
+            entries = list(storage.list_entries(storage.join(self.state, "jobs")))
+        except StorageError as error:
+            if error.reason is not storage.StorageReason.MISSING:
+                raise
+            return []
+        return [Record(**json.loads(storage.read_bytes(entry.uri))) for entry in entries if entry.key.endswith(".json")]
+
+    async def _save(self, record: Record) -> None:
+        data = (json.dumps(asdict(record), indent=1) + "\n").encode()
+        uri = storage.join(self.state, f"jobs/{record.id}.json")
+        await asyncio.to_thread(storage.write_bytes, uri, data, content_type="application/json")
+
+    def _blob(self, record: Record, name: str) -> str:
+        return storage.join(self.state, f"pictures/{record.id}/{name}")
+
+    async def submit_bulk(self, request: BulkRequest, owner: str, idempotency_key: str = "") -> dict[str, Any]:
+        """Take a bulk job; return its view.
+
+        Raises:
+            Problem: forbidden, bad_option, conflict, busy, reused_key.
+        """
+        await self.start()
+        asked = request.model_dump(mode="json")
+        if known := self._known("bulk", owner, idempotency_key, asked):
+            return self._view(known)
+        for uri, prefixes, name in (
+            (request.source, self.settings.jobs.sources, "source"),
+            (request.target, self.settings.jobs.targets, "target"),
+        ):
+            check_prefix(uri, prefixes, name)
+        find_model(self.pictures.models, request.model)
+        for record in self.records.values():
+            if record.kind == "bulk" and record.state not in _ENDED and storage.is_inside(request.target, record.request["target"]):
+                raise Problem("conflict", f"a job that has not ended writes to {request.target}")
+        await asyncio.to_thread(self._describe, request)
+        return await self._take("bulk", owner, idempotency_key, asked)
+
+    def _describe(self, request: BulkRequest) -> Job:
+        """Return the job of a request, checked as the command checks it."""
+        default = next(iter(self.pictures.models))
+        values = request.model_dump() | {"model": request.model or default}
+        limits = {"max_megapixels": self.settings.limits.megapixels, "price_per_hour": None, "keys": None}
+        options = argparse.Namespace(**values, **limits)
+        try:
+            check_places(options)
+            return requested_job(options, self.settings.jobs.bulk)
+        except UsageError as error:
+            kind = "conflict" if isinstance(error.__cause__, ledger.JobMismatch) else "bad_option"
+            raise Problem(kind, str(error)) from None
+        except (StorageError, WeightsError) as error:
+            raise Problem("bad_option", str(error)) from None
+
+    async def submit_picture(
+        self, data: bytes, options: PictureOptions, format: Format, owner: str, idempotency_key: str = ""
+    ) -> dict[str, Any]:
+        """Take a picture that is answered later; return the view of its job.
+
+        Raises:
+            Problem: busy, reused_key.
+        """
+        await self.start()
+        asked = options.model_dump(mode="json") | {"format": format}
+        if known := self._known("picture", owner, idempotency_key, asked):
+            return self._view(known)
+        return await self._take("picture", owner, idempotency_key, asked, data)
+
+    def _known(self, kind: str, owner: str, idempotency_key: str, asked: Mapping[str, Any]) -> Record | None:
+        if not idempotency_key:
+            return None
+        for record in self.records.values():
+            if (record.owner, record.idempotency_key) == (owner, idempotency_key):
+                if record.kind != kind or record.request != asked:
+                    raise Problem(
+                        "reused_key", f"the key {idempotency_key[:80]!r} belongs to job {record.id}, which asked for something else"
+                    )
+                return record
+        return None
+
+    async def _take(
+        self, kind: Literal["bulk", "picture"], owner: str, idempotency_key: str, asked: dict[str, Any], data: bytes | None = None
+    ) -> dict[str, Any]:
+        num_open = sum(record.kind == kind and record.state not in _ENDED for record in self.records.values())
+        if num_open >= self.settings.jobs.waiting + self.settings.jobs.running:
+            raise Problem("busy", f"{num_open} jobs wait already", retry_after_s=30)
+        record = Record(secrets.token_hex(8), kind, owner, time.time(), asked, idempotency_key=idempotency_key)
+        self.records[record.id] = record  # before anything is awaited: a second request with the same key finds it
+        try:
+            if data is not None:
+                await asyncio.to_thread(storage.write_bytes, self._blob(record, "in"), data)
+            await self._save(record)
+        except BaseException:
+            del self.records[record.id]
+            raise
+        self._spawn(record)
+        return self._view(record)
+
+    def _spawn(self, record: Record) -> None:
+        work = self._run_bulk(record) if record.kind == "bulk" else self._run_picture(record)
+        self._tasks[record.id] = asyncio.get_running_loop().create_task(self._run(record, work))
+
+    async def _run(self, record: Record, work: Coroutine[Any, Any, State]) -> None:
+        try:
+            async with self._slots[record.kind]:
+                record.state = "running"
+                await self._save(record)
+                record.state = await work
+        except asyncio.CancelledError:
+            if record.id not in self._cancelled:
+                raise  # the keeper itself ends: the record stays as it is, and the next keeper continues
+            record.state = "cancelled"
+        except (EngineError, StorageError, Problem, UsageError) as error:
+            record.state, record.message = "failed", str(error)
+        except Exception:
+            # The boundary of a job: one must not end the others. The traceback is in the log, not in the answer.
+            _logger.exception("job=%s failed", record.id)
+            record.state, record.message = "failed", "a mistake of the server; it is in its log"
+        finally:
+            work.close()
+            self._tasks.pop(record.id, None)
+        record.ended = time.time()
+        await self._save(record)
+
+    async def _run_bulk(self, record: Record) -> State:
+        request = BulkRequest.model_validate(record.request)
+        job = await asyncio.to_thread(self._describe, request)
+        options = argparse.Namespace(**request.model_dump(), keys=None)
+        bulk = self.settings.jobs.bulk
+        worklist = await asyncio.to_thread(requested_work, options, bulk, job)
+        await asyncio.to_thread(ledger.begin_job, request.target, job.stages.job.record(request.source), bulk.target)
+        if await asyncio.to_thread(worklist.has_work):
+            with open(os.devnull, "w", encoding="utf-8") as nowhere, Progress(worklist.tally, nowhere, every_s=3600) as progress:
+                self._progress[record.id] = progress
+                try:
+                    await run_job_in_loop(job, worklist, self._engine(job), progress)
+                finally:
+                    del self._progress[record.id]
+        summary = await asyncio.to_thread(close_job, job, worklist)
+        record.counts = {name: count for name, count in summary.counts.items() if count}
+        return "complete_with_failures" if summary.counts["failed"] else "complete"
+
+    def _engine(self, job: Job) -> Engine:
+        replicas = (1, self.settings.jobs.replicas)
+        return ServeEngine(engine_options(job.stages.job, replicas, self.settings.jobs.bulk.engine), may_deploy=False)
+
+    async def _run_picture(self, record: Record) -> State:
+        asked = dict(record.request)
+        format: Format = asked.pop("format")
+        data = await asyncio.to_thread(storage.read_bytes, self._blob(record, "in"))
+        result = await self.pictures.upscale(data, PictureOptions(**asked), format, Deadline(_PICTURE_S))
+        await asyncio.to_thread(storage.write_bytes, self._blob(record, "out"), result.data, content_type=result.content_type)
+        record.result = {"content_type": result.content_type, "sizes": result.sizes, "notes": result.notes, "seconds": result.seconds}
+        return "complete"
+
+    async def get(self, id: str, owner: str) -> dict[str, Any]:
+        """Return the view of a job.
+
+        Raises:
+            Problem: not_found.
+        """
+        return self._view(await self._find(id, owner))
+
+    async def list(self, owner: str) -> list[dict[str, Any]]:
+        """Return the views of the owner's jobs, the latest first."""
+        await self.start()
+        mine = [record for record in self.records.values() if record.owner == owner]
+        return [self._view(record) for record in sorted(mine, key=lambda record: -record.created)]
+
+    async def cancel(self, id: str, owner: str) -> dict[str, Any] | None:
+        """Stop a job; return its view. One that has ended is forgotten, and there is no view; what a bulk job wrote stays.
+
+        Raises:
+            Problem: not_found.
+        """
+        record = await self._find(id, owner)
+        if record.state in _ENDED:
+            await self._forget(record)
+            return None
+        if (task := self._tasks.get(id)) is not None:
+            self._cancelled.add(id)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        return self._view(record)
+
+    async def report(self, id: str, owner: str, format: str) -> tuple[bytes, str]:
+        """Return the report of a bulk job that ended, and its content type.
+
+        Raises:
+            Problem: not_found, bad_option, conflict.
+        """
+        record = await self._find(id, owner)
+        if format not in _REPORTS:
+            raise Problem("bad_option", f"format must be one of {', '.join(_REPORTS)}, got {format[:40]!r}")
+        if record.kind != "bulk":
+            raise Problem("not_found", "a picture has no report, it has a result")
+        uri = storage.join(record.request["target"], f"{ledger.DIRECTORY}/report.{format}")
+        try:
+            return await asyncio.to_thread(storage.read_bytes, uri, None, self.settings.jobs.bulk.target), _REPORTS[format]
+        except StorageError as error:
+            if error.reason is not storage.StorageReason.MISSING:
+                raise
+            raise Problem("conflict", f"the job is {record.state}; its report is written when it ends", retry_after_s=5) from None
+
+    async def result(self, id: str, owner: str) -> tuple[bytes, str]:
+        """Return the picture of a job that is complete, and its content type.
+
+        Raises:
+            Problem: not_found; conflict while it is not done; what went wrong with it.
+        """
+        record = await self._find(id, owner)
+        if record.kind != "picture":
+            raise Problem("not_found", "a bulk job has no result here; its outputs are at its target")
+        if record.state == "complete":
+            return await asyncio.to_thread(storage.read_bytes, self._blob(record, "out")), record.result["content_type"]
+        if record.state in _ENDED:
+            raise Problem("conflict", f"the job is {record.state}: {record.message}")
+        raise Problem("conflict", f"the job is {record.state}", retry_after_s=2)
+
+    async def _find(self, id: str, owner: str) -> Record:
+        await self.start()
+        record = self.records.get(id)
+        if record is None or record.owner != owner:  # whose it is, is nobody else's business
+            raise Problem("not_found", f"there is no job {id[:40]!r}")
+        return record
+
+    async def _forget(self, record: Record) -> None:
+        self.records.pop(record.id, None)
+        names = [storage.join(self.state, f"jobs/{record.id}.json")]
+        if record.kind == "picture":
+            names += [self._blob(record, "in"), self._blob(record, "out")]
+        for uri in names:
+            await asyncio.to_thread(_remove, uri)
+
+    async def forget_old(self) -> None:
+        """Forget the jobs that ended longer ago than they are kept."""
+        oldest = time.time() - 3600 * self.settings.jobs.keep_hours
+        for record in [one for one in self.records.values() if one.ended is not None and one.ended < oldest]:
+            await self._forget(record)
+
+    def _view(self, record: Record) -> dict[str, Any]:
+        view: dict[str, Any] = {
+            "id": record.id,
+            "kind": record.kind,
+            "state": record.state,
+            "created": record.created,
+            "ended": record.ended,
+            "request": record.request,
+        }
+        if record.message:
+            view["message"] = record.message
+        if record.kind == "picture":
+            return view | ({"result": record.result} if record.result else {})
+        if (progress := self._progress.get(record.id)) is not None:
+            view["progress"] = progress.snapshot()
+        return view | ({"counts": record.counts} if record.counts else {})
+
+
+def check_prefix(uri: str, prefixes: Sequence[str], name: str) -> None:
+    """Refuse a place outside the prefixes.
+
+    Raises:
+        Problem: forbidden.
+    """
+    if not prefixes:
+        raise Problem("forbidden", "bulk jobs are off here: the server has no jobs.sources and jobs.targets")
+    # ".." is refused and not resolved: S3 takes it literally, a path does not.
+    is_plain = ".." not in uri.split("/") and "\0" not in uri
+    try:
+        if is_plain and any(storage.is_inside(uri, prefix) for prefix in prefixes):
+            return
+    except (StorageError, ValueError):
+        is_plain = False
+    raise Problem("forbidden", f"{name} must lie inside {', '.join(prefixes)}, got {storage.printable(uri)[:200]!r}")
+
+
+def _remove(uri: str) -> None:
+    try:
+        storage.remove(uri)
+    except StorageError as error:
+        if error.reason is not storage.StorageReason.MISSING:
+            raise

@@ -1,0 +1,110 @@
+"""API keys: who may call, and how much.
+
+    python -m serve --new-key alice          prints a key, once, and the entry for the configuration
+
+A key has 256 random bits, so its SHA-256 is as good as it: the configuration holds digests, and a leaked one opens nothing. Every entry is
+compared in constant time. Without any entry the endpoint answers callers on this machine alone, by three tests: Serve listens on loopback,
+the peer is a loopback address, and so is the name in `Host` (a web page that makes its own name point here is refused).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+
+from serve.limits import Quota
+from serve.problems import Problem
+from serve.settings import KeySettings
+
+_PREFIX = "rsk_"
+_UNSAFE_SITES = ("cross-site", "same-site")
+
+
+def new_key() -> str:
+    """Return a fresh key."""
+    return _PREFIX + secrets.token_urlsafe(32)
+
+
+def digest(key: str) -> str:
+    """Return what the configuration holds of a key: 64 hexadecimal digits."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address or name of a host, with or without a port, is this machine's loopback."""
+    unbracketed = host[1:].partition("]")[0] if host.startswith("[") else host
+    name = unbracketed if unbracketed.count(":") > 1 else unbracketed.partition(":")[0]
+    if name.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls.
+
+    Fields:
+        name: of the key; empty where none is needed.
+        quota: what it may use.
+    """
+
+    name: str
+    quota: Quota
+
+
+class Keys:
+    """The keys of an endpoint.
+
+    Args:
+        entries: of the configuration; none leaves the endpoint to callers on this machine.
+    """
+
+    def __init__(self, entries: Sequence[KeySettings]) -> None:
+        self._entries = [
+            (entry.sha256, Caller(entry.name, Quota(entry.requests_per_minute, entry.megapixels_per_minute))) for entry in entries
+        ]
+        self._anyone = Caller("", Quota(None, None))
+
+    @property
+    def are_needed(self) -> bool:
+        return bool(self._entries)
+
+    def caller(self, headers: Headers, peer: str | None) -> Caller:
+        """Return who calls.
+
+        Args:
+            headers: of the request; the key stands in `Authorization: Bearer KEY` or in `X-API-Key`.
+            peer: address of the other end of the connection.
+
+        Raises:
+            Problem: unauthorised; forbidden.
+        """
+        if not self._entries:
+            return self._local_caller(headers, peer)
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        key = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        if not key:
+            raise Problem("unauthorised", "send the key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+        found, asked = None, digest(key)
+        for expected, caller in self._entries:  # all of them, always: the time tells nothing
+            if hmac.compare_digest(expected, asked):
+                found = caller
+        if found is None:
+            raise Problem("unauthorised", "the key is not known here")
+        return found
+
+    def _local_caller(self, headers: Headers, peer: str | None) -> Caller:
+        if peer is None or not is_loopback(peer) or not is_loopback(headers.get("host", "")):
+            raise Problem("forbidden", "this endpoint has no API keys, so it answers callers on its own machine alone")
+        if headers.get("sec-fetch-site") in _UNSAFE_SITES:
+            raise Problem("forbidden", "a page of another site may not use this endpoint")
+        return self._anyone

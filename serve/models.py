@@ -1,0 +1,171 @@
+"""The models of an endpoint as it calls them: replicas of `serve.replica`, which bulk jobs share.
+
+A call goes through Serve's router to the replica with the shortest queue. A replica that dies takes no request with it: the same picture
+and seed give the same pixels, so it is asked again elsewhere. A call that is cancelled (the client went away, the deadline passed) is
+dropped at the replica unless the model is at it already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from ray import serve
+from ray.exceptions import RayError, RayTaskError
+from ray.serve._private.common import ReplicaState
+
+from pipelines.replica import ModelFacts, ReplicaOptions, Upscaled, describe_model
+from resshift.animation import Frames
+from serve.problems import Problem, picture_problem
+from serve.replica import app_name
+
+_ATTEMPTS = 5
+_PAUSE_S = 0.2
+
+
+class Model(Protocol):
+    """One model."""
+
+    facts: ModelFacts
+
+    async def upscale(self, frames: Frames, *, seed: int, outscale: float | None) -> tuple[Frames, float]:
+        """Return the result and the seconds in the model.
+
+        Raises:
+            Problem: the picture's reason, or unavailable.
+        """
+        ...
+
+    async def count_replicas(self) -> int:
+        """Return how many replicas run."""
+        ...
+
+
+class ServedModel:
+    """A model behind a Serve application.
+
+    Args:
+        name: see `describe_model`.
+
+    Raises:
+        WeightsError: no such model.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.facts = describe_model(name)
+        self._app = app_name(self.facts.identity)
+        self._handle: Any = None
+
+    async def upscale(self, frames: Frames, *, seed: int, outscale: float | None) -> tuple[Frames, float]:
+        """See `Model`."""
+        options = ReplicaOptions(model=self.facts.name, identity=self.facts.identity, seed=seed, outscale=outscale)
+        for i_attempt in range(_ATTEMPTS):
+            try:
+                result, done = await self._call(options, frames)
+                break
+            except RayTaskError as error:
+                raise Problem("failed", "the replica made a mistake; it is in the server's log") from error
+            except (RayError, ConnectionError) as error:
+                if i_attempt == _ATTEMPTS - 1:
+                    raise Problem("unavailable", "replicas of the model ended again and again", retry_after_s=5) from error
+                await asyncio.sleep(_PAUSE_S * 2**i_attempt)
+        else:
+            raise AssertionError("unreachable")
+        if done.reason:
+            told = done.message.strip().splitlines()[-1] if done.message else ""  # a traceback is for the log
+            raise picture_problem(done.reason, told if done.reason == "out_of_memory" else "the model failed on this picture")
+        return result, done.seconds
+
+    async def _call(self, options: ReplicaOptions, frames: Frames) -> tuple[Frames, Upscaled]:
+        if self._handle is None:
+            try:
+                self._handle = await asyncio.to_thread(lambda: serve.get_app_handle(self._app).options(stream=True))
+            except Exception as error:  # RayServeException, before the application is there
+                raise ConnectionError(f"the application {self._app} is not there: {error}") from error
+        # An empty key: the picture's noise is that of the seed itself, as in a call of the library.
+        stream = self._handle.upscale.remote(options, ("",), frames)
+        result: Frames | None = None
+        try:
+            async for answer in stream:
+                if isinstance(answer, Frames):
+                    result = answer
+                elif isinstance(answer, Upscaled):
+                    assert result is not None  # the pixels come before their announcement
+                    return result, answer
+        except asyncio.CancelledError:
+            stream.cancel()
+            raise
+        raise ConnectionError("the stream of a replica ended early")
+
+    async def count_replicas(self) -> int:
+        """See `Model`."""
+        status = await asyncio.to_thread(serve.status)
+        app = status.applications.get(self._app)
+        return 0 if app is None else sum(one.replica_states.get(ReplicaState.RUNNING, 0) for one in app.deployments.values())
+
+
+def find_model(models: Mapping[str, Model], name: str | None) -> Model:
+    """Return a model by name, the first when None.
+
+    Raises:
+        Problem: bad_option.
+    """
+    if name is None:
+        return next(iter(models.values()))
+    if name not in models:
+        raise Problem("bad_option", f"model must be one of {', '.join(models)}, got {name[:80]!r}")
+    return models[name]
+
+
+def served_models(names: Sequence[str]) -> dict[str, Model]:
+    """Return the models by name."""
+    return {name: ServedModel(name) for name in names}
+
+
+class Readiness:
+    """Whether an endpoint can do its work: a model is ready when a forward pass came through it in the last seconds.
+
+    Every pass counts, a probe's or a request's. While one is under way, a busy model stays ready as long as its replicas run: a large
+    picture takes longer than the window. A pass that failed for want of replicas makes it red until one succeeds.
+
+    Args:
+        window_s: how old a pass may be.
+        busy_s: how long a pass may take.
+        clock: in seconds.
+    """
+
+    def __init__(self, window_s: float = 4.0, busy_s: float = 600.0, clock: Any = time.monotonic) -> None:  # noqa: ANN401 - () -> float
+        self._window_s, self._busy_s, self._clock = window_s, busy_s, clock
+        self._last_pass: float | None = None
+        self._is_failing = False
+        self._num_under_way = 0
+        self.num_replicas = 0
+
+    @property
+    def is_ready(self) -> bool:
+        if self._last_pass is None or self._is_failing or self.num_replicas < 1:
+            return False
+        age = self._clock() - self._last_pass
+        return age <= self._window_s or (self._num_under_way > 0 and age <= self._busy_s)
+
+    @property
+    def pass_age_s(self) -> float | None:
+        return None if self._last_pass is None else self._clock() - self._last_pass
+
+    @property
+    def is_idle(self) -> bool:
+        return self._num_under_way == 0
+
+    def begin(self) -> None:
+        """Note that a pass begins."""
+        self._num_under_way += 1
+
+    def end(self, is_good: bool | None) -> None:
+        """Note that a pass ended: well, for want of replicas, or (None) in a way that says nothing about the model."""
+        self._num_under_way -= 1
+        if is_good:
+            self._last_pass, self._is_failing = self._clock(), False
+        elif is_good is False:
+            self._is_failing = True

@@ -1,0 +1,218 @@
+"""One picture through the endpoint: header -> line -> decode (in a limited process) -> model -> encode, each step timed.
+
+The gateway runs this for pictures that are answered at once, the job keeper for those that are answered later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+
+from pipelines.naming import CONTENT_TYPES
+from resshift import images
+from resshift.animation import Frames, encode_frames, fit_frames
+from resshift.decoder import Decoder, DecoderDied, DecoderLimits, DecoderTimeout
+from resshift.images import Format, ImageError, ImageHeader, Picture
+from resshift.output import scaled
+from serve.limits import Admission, Deadline
+from serve.models import Model, Readiness, find_model
+from serve.options import PictureOptions
+from serve.problems import Problem, picture_problem
+from serve.settings import LimitSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A picture that is done.
+
+    Fields:
+        data: encoded.
+        format: of it.
+        model: name and identity.
+        sizes: width and height of the input and of the result.
+        notes: what was changed on the way.
+        seconds: by phase: queue, decode, model, encode.
+    """
+
+    data: bytes
+    format: Format
+    model: tuple[str, str]
+    sizes: tuple[tuple[int, int], tuple[int, int]]
+    notes: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def content_type(self) -> str:
+        return CONTENT_TYPES[self.format]
+
+
+class Decoding:
+    """A few threads with a decoder process each.
+
+    Args:
+        limits: of a file.
+        num_threads: files at a time.
+    """
+
+    def __init__(self, limits: DecoderLimits, num_threads: int) -> None:
+        self.limits = limits
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
+        self._own = threading.local()
+        self._decoders: list[Decoder] = []
+
+    async def header(self, data: bytes) -> ImageHeader:
+        """Read the header; sizes are within the limits when this returns.
+
+        Raises:
+            Problem: with the picture's reason.
+        """
+        try:
+            return await asyncio.to_thread(images.probe, data, self.limits.images)
+        except ImageError as error:
+            raise picture_problem(error.reason, str(error)) from None
+
+    async def decode(self, data: bytes) -> Frames:
+        """Decode the first frame.
+
+        Raises:
+            Problem: with the picture's reason.
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, self._decode, data)
+        except ImageError as error:
+            raise picture_problem(error.reason, str(error)) from None
+        except DecoderTimeout as error:
+            raise picture_problem("timeout", str(error)) from None
+        except DecoderDied as error:
+            raise picture_problem("killed_worker", str(error)) from None
+
+    def _decode(self, data: bytes) -> Frames:
+        decoder: Decoder | None = getattr(self._own, "decoder", None)
+        if decoder is None:
+            decoder = self._own.decoder = Decoder(self.limits)
+            self._decoders.append(decoder)
+        return decoder.decode(data, "first")
+
+    def close(self) -> None:
+        """End the processes."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for decoder in self._decoders:
+            decoder.close()
+
+
+class PictureService:
+    """Upscales pictures, one request at a time each.
+
+    Args:
+        limits: of the endpoint.
+        models: by name.
+        num_cpus: threads for decoding.
+    """
+
+    def __init__(self, limits: LimitSettings, models: Mapping[str, Model], num_cpus: int = 2) -> None:
+        self.limits, self.models = limits, models
+        self.decoding = Decoding(limits.decoder(), num_cpus)
+        self.admission = Admission(limits.in_flight, limits.queue)
+        self.readiness = {name: Readiness(busy_s=limits.max_timeout_s) for name in models}
+
+    async def upscale(
+        self, data: bytes, options: PictureOptions, format: Format, deadline: Deadline, charge: Callable[[int], None] | None = None
+    ) -> Result:
+        """Upscale one encoded picture.
+
+        Args:
+            data: the whole file.
+            options: of the request.
+            format: of the result.
+            deadline: checked before the picture gets its turn, and again by whoever waits for the result.
+            charge: called with the number of pixels of the header; may refuse.
+
+        Raises:
+            Problem: whatever is wrong with the picture, the options or the time.
+        """
+        model = find_model(self.models, options.model)
+        self._check_outscale(model, options.outscale)
+        header = await self.decoding.header(data)
+        self._check_output(header, options.outscale or model.facts.scale)
+        if charge is not None:
+            charge(header.width * header.height)
+        seconds: dict[str, float] = {}
+        try:
+            async with self.admission.slot(deadline) as seconds["queue"]:
+                async with asyncio.timeout(max(0.0, deadline.left_s)):
+                    with _timed(seconds, "decode"):
+                        frames = await self.decoding.decode(data)
+                    frames, seconds["model"] = await self._run(model, frames, options)
+                    with _timed(seconds, "encode"):
+                        first = frames.pictures[0]
+                        encoded = await asyncio.to_thread(encode_result, first, format, options)
+        except TimeoutError:
+            raise Problem("timeout", "the deadline passed while the picture was worked on") from None
+        size_in = (header.width, header.height)
+        picture = encoded[1]
+        names = (model.facts.name, model.facts.identity)
+        return Result(encoded[0], format, names, (size_in, (picture.width, picture.height)), picture.notes, seconds)
+
+    async def _run(self, model: Model, frames: Frames, options: PictureOptions) -> tuple[Frames, float]:
+        async with self.noted_pass(model.facts.name):
+            return await model.upscale(frames, seed=options.seed, outscale=options.outscale)
+
+    @asynccontextmanager
+    async def noted_pass(self, name: str) -> AsyncGenerator[None]:
+        """Let the readiness of a model know how a pass went."""
+        readiness = self.readiness[name]
+        readiness.begin()
+        is_good: bool | None = None
+        try:
+            yield
+            is_good = True
+        except Problem as problem:
+            is_good = False if problem.kind == "unavailable" else None
+            raise
+        finally:
+            readiness.end(is_good)
+
+    def _check_outscale(self, model: Model, outscale: float | None) -> None:
+        if outscale is not None and model.facts.has_one_scale and outscale != model.facts.scale:
+            raise Problem("bad_option", f"outscale must be {model.facts.scale} for {model.facts.name}, got {outscale:g}")
+
+    def _check_output(self, header: ImageHeader, factor: float) -> None:
+        width, height = scaled(header.width, factor), scaled(header.height, factor)
+        if width * height > self.limits.output_megapixels * 1e6:
+            message = f"the result would be {width}x{height}, at most {self.limits.output_megapixels:g} megapixels are allowed"
+            raise Problem("too_large", message, members={"reason": "too_large"})
+
+    def close(self) -> None:
+        """End the processes of the decoders."""
+        self.decoding.close()
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Generator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[phase] = time.perf_counter() - started
+
+
+def encode_result(picture: Picture, format: Format, options: PictureOptions) -> tuple[bytes, Picture]:
+    """Return the encoded result, and the picture as the format holds it.
+
+    Raises:
+        Problem: the result does not fit into the format.
+    """
+    if options.metadata == "keep":
+        picture = images.in_own_profile(picture)
+    else:
+        # A 16-bit picture's samples mean nothing without its profile; 8-bit ones are sRGB here.
+        is_deep = picture.pixels.dtype.itemsize > 1
+        picture = replace(picture, exif=None, source_icc=None, icc=picture.icc if is_deep else None)
+    try:
+        fitted = fit_frames(Frames((picture,)), format)
+        return encode_frames(fitted, format, options.quality), fitted.pictures[0]
+    except ImageError as error:
+        raise picture_problem(error.reason, str(error)) from None

@@ -1,0 +1,162 @@
+"""Errors over HTTP as problem details (RFC 9457): a closed vocabulary of kinds, each with one status.
+
+    HTTP/1.1 413 Content Too Large
+    content-type: application/problem+json
+
+    {"type": "/problems/too_large", "title": "...", "status": 413, "detail": "the picture is 65000x65000 = ...", "reason": "too_large"}
+
+`type` can be opened: it says what the kind means. A refusal that may be tried again carries `Retry-After` in whole seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from resshift.images import Reason
+
+MEDIA_TYPE = "application/problem+json"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a kind of problem means.
+
+    Fields:
+        status: of the answer.
+        title: the same for every occurrence.
+    """
+
+    status: int
+    title: str
+
+
+KINDS: dict[str, Kind] = {
+    "empty": Kind(400, "The request has no picture"),
+    "bad_multipart": Kind(400, "The multipart body cannot be read"),
+    "unauthorised": Kind(401, "An API key is needed"),
+    "forbidden": Kind(403, "This is not allowed"),
+    "not_found": Kind(404, "There is no such thing here"),
+    "method_not_allowed": Kind(405, "This method is not for this address"),
+    "not_acceptable": Kind(406, "The result cannot be had in the types that are accepted"),
+    "slow_client": Kind(408, "The request took too long to arrive"),
+    "conflict": Kind(409, "This is in the way of something that exists"),
+    "too_large": Kind(413, "The picture or the request is too large"),
+    "unsupported_format": Kind(415, "The body is none of the accepted types"),
+    "bad_option": Kind(422, "An option cannot be used"),
+    "unreadable": Kind(422, "The picture cannot be decoded"),
+    "reused_key": Kind(422, "The idempotency key was used for another request"),
+    "rate_limited": Kind(429, "This API key has used up its share for now"),
+    "closed": Kind(499, "The client went away"),
+    "failed": Kind(500, "The picture could not be upscaled"),
+    "busy": Kind(503, "There is more work than can be done in time"),
+    "unavailable": Kind(503, "The model does not run at the moment"),
+    "timeout": Kind(504, "The picture was not done in time"),
+}
+
+_KIND_BY_REASON: dict[str, str] = {
+    Reason.EMPTY: "empty",
+    Reason.NOT_AN_IMAGE: "unsupported_format",
+    Reason.UNSUPPORTED_FORMAT: "unsupported_format",
+    Reason.UNSUPPORTED_MODE: "unreadable",
+    Reason.TRUNCATED: "unreadable",
+    Reason.CORRUPT: "unreadable",
+    Reason.TOO_LARGE: "too_large",
+    Reason.ANIMATED: "unreadable",
+    "timeout": "unreadable",
+    "killed_worker": "unreadable",
+    "out_of_memory": "too_large",
+    "upscale_error": "failed",
+}
+
+
+class Problem(Exception):
+    """An answer that is an error.
+
+    Args:
+        kind: of `KINDS`.
+        detail: of this occurrence, for the user; names the value and what is allowed.
+        retry_after_s: when it may go better.
+        members: more members of the body.
+    """
+
+    def __init__(self, kind: str, detail: str, *, retry_after_s: float | None = None, members: Mapping[str, Any] | None = None) -> None:
+        super().__init__(detail)
+        self.kind, self.detail, self.retry_after_s, self.members = kind, detail, retry_after_s, dict(members or {})
+        self.status = KINDS[kind].status
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (self.kind, self.detail, self.retry_after_s, self.members)  # survives the trip from a replica
+
+    def response(self) -> JSONResponse:
+        """Return the answer."""
+        kind = KINDS[self.kind]
+        body = {"type": f"/problems/{self.kind}", "title": kind.title, "status": kind.status, "detail": self.detail} | self.members
+        headers: dict[str, str] = {}
+        if self.retry_after_s is not None:
+            headers["Retry-After"] = str(max(1, math.ceil(self.retry_after_s)))
+        if kind.status == 401:
+            headers["WWW-Authenticate"] = 'Bearer realm="resshift"'
+        return JSONResponse(body, kind.status, headers, MEDIA_TYPE)
+
+
+def _again(kind: str, detail: str, retry_after_s: float | None, members: Mapping[str, Any]) -> Problem:
+    return Problem(kind, detail, retry_after_s=retry_after_s, members=members)
+
+
+def picture_problem(reason: str, detail: str) -> Problem:
+    """Return the problem of a picture that was refused for one of the ledger's reasons, which the body repeats."""
+    return Problem(_KIND_BY_REASON[reason], detail, members={"reason": str(reason)})
+
+
+def option_problem(error: ValidationError | RequestValidationError) -> Problem:
+    """Return the problem of options that do not validate: one entry of `errors` for each."""
+    return _options([(".".join(str(part) for part in one["loc"]), str(one["msg"])) for one in error.errors()])
+
+
+def _options(errors: Sequence[tuple[str, str]]) -> Problem:
+    listed = [{"option": option, "message": message} for option, message in errors]
+    return Problem("bad_option", "; ".join(f"{option}: {message}" for option, message in errors), members={"errors": listed})
+
+
+def install(api: FastAPI) -> None:
+    """Let every error of an application be a problem."""
+    kind_by_status = {404: "not_found", 405: "method_not_allowed"}
+
+    def on_problem(request: Request, error: Exception) -> JSONResponse:
+        del request
+        assert isinstance(error, Problem)
+        return error.response()
+
+    def on_invalid(request: Request, error: Exception) -> JSONResponse:
+        del request
+        assert isinstance(error, RequestValidationError)
+        return option_problem(error).response()
+
+    def on_http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        kind = kind_by_status.get(error.status_code)
+        if kind is not None:
+            answer = Problem(kind, f"{request.method} {request.url.path}").response()
+        else:
+            body = {"type": "about:blank", "title": str(error.detail), "status": error.status_code}
+            answer = JSONResponse(body, error.status_code, media_type=MEDIA_TYPE)
+        answer.headers.update(error.headers or {})
+        return answer
+
+    def on_mistake(request: Request, error: Exception) -> JSONResponse:
+        del request, error  # the server logs it with its traceback; the client is told nothing of our insides
+        return Problem("failed", "a mistake of the server; it is in its log").response()
+
+    api.add_exception_handler(Problem, on_problem)
+    api.add_exception_handler(RequestValidationError, on_invalid)
+    api.add_exception_handler(HTTPException, on_http)
+    api.add_exception_handler(Exception, on_mistake)

@@ -1,0 +1,155 @@
+"""What the routes of a gateway work with, in one place: `services(request)`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Awaitable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from fastapi import Request
+
+from resshift.animation import Frames
+from resshift.images import Format, Picture
+from serve.keys import Caller, Keys
+from serve.limits import ByteBudget
+from serve.metrics import Metrics
+from serve.options import BulkRequest, PictureOptions
+from serve.pictures import PictureService
+from serve.problems import Problem
+from serve.settings import ServeSettings
+
+_LOOK_S = 0.5
+_PROBE_EVERY_S = 1.5
+_PROBE_S = 3.0
+T = TypeVar("T")
+
+
+class Jobs(Protocol):
+    """What the routes need of the job keeper; see `serve.jobs.JobKeeper`."""
+
+    async def submit_bulk(self, request: BulkRequest, owner: str, idempotency_key: str = "") -> dict[str, Any]: ...
+
+    async def submit_picture(
+        self, data: bytes, options: PictureOptions, format: Format, owner: str, idempotency_key: str = ""
+    ) -> dict[str, Any]: ...
+
+    async def get(self, id: str, owner: str) -> dict[str, Any]: ...
+
+    async def list(self, owner: str) -> list[dict[str, Any]]: ...
+
+    async def cancel(self, id: str, owner: str) -> dict[str, Any] | None: ...
+
+    async def report(self, id: str, owner: str, format: str) -> tuple[bytes, str]: ...
+
+    async def result(self, id: str, owner: str) -> tuple[bytes, str]: ...
+
+    async def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Services:
+    """The parts of a gateway."""
+
+    settings: ServeSettings
+    pictures: PictureService
+    jobs: Jobs
+    keys: Keys = field(init=False)
+    metrics: Metrics = field(default_factory=Metrics)
+    budget: ByteBudget = field(init=False)
+    started: float = field(default_factory=time.time)
+
+    def __post_init__(self) -> None:
+        self.keys = Keys(self.settings.keys)
+        self.budget = ByteBudget(int(self.settings.limits.bodies_mb * 1e6))
+
+    def count(self) -> None:
+        """Bring the gauges up to date."""
+        self.metrics.in_flight.set(self.pictures.admission.num_working)
+        self.metrics.waiting.set(self.pictures.admission.num_waiting)
+        self.metrics.body_bytes.set(self.budget.used)
+        for name, readiness in self.pictures.readiness.items():
+            self.metrics.ready.labels(name).set(readiness.is_ready)
+            self.metrics.replicas.labels(name).set(readiness.num_replicas)
+
+
+def services(request: Request) -> Services:
+    """Return the services of the application that has this request."""
+    found: Services = request.app.state.services
+    return found
+
+
+def caller(request: Request) -> Caller:
+    """Return who calls, counted against the quota.
+
+    Raises:
+        Problem: unauthorised, forbidden, rate_limited.
+    """
+    peer = request.client.host if request.client is not None else None
+    found = services(request).keys.caller(request.headers, peer)
+    found.quota.take_request()
+    return found
+
+
+@contextlib.asynccontextmanager
+async def watching(pictures: PictureService) -> AsyncGenerator[None]:
+    """Keep the readiness of every model true while this is open."""
+    tasks = [asyncio.get_running_loop().create_task(_watch(pictures, name)) for name in pictures.models]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _watch(pictures: PictureService, name: str) -> None:
+    """Count replicas, and send a small picture through the model whenever nothing else goes through it."""
+    readiness, model = pictures.readiness[name], pictures.models[name]
+    probing: asyncio.Task[None] | None = None
+    while True:
+        readiness.num_replicas = await model.count_replicas()
+        age_s = readiness.pass_age_s
+        if (
+            readiness.num_replicas
+            and readiness.is_idle
+            and (age_s is None or age_s > _PROBE_EVERY_S)
+            and (probing is None or probing.done())
+        ):
+            probing = asyncio.get_running_loop().create_task(_probe(pictures, name))
+        await asyncio.sleep(_LOOK_S)
+
+
+async def _probe(pictures: PictureService, name: str) -> None:
+    frames = Frames((Picture(pixels=np.zeros((8, 8, 3), np.uint8)),))
+    # What the probe finds out is noted by `noted_pass`; a late answer is no answer.
+    with contextlib.suppress(Problem, TimeoutError):
+        async with asyncio.timeout(_PROBE_S), pictures.noted_pass(name):
+            await pictures.models[name].upscale(frames, seed=0, outscale=None)
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """Do work whose client may go away; then it is cancelled.
+
+    Raises:
+        Problem: closed; and what the work raises.
+    """
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise Problem("closed", "the client went away")
+    finally:
+        leaving.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)

@@ -1,0 +1,154 @@
+"""What an endpoint is told: the `args` of its application in serve/config.yaml.
+
+Unknown names and values out of range are refused before anything starts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from pipelines.settings import BulkSettings
+from resshift.decoder import DecoderLimits
+from resshift.images import ImageLimits
+
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+def _check_positive(where: str, values: Mapping[str, float | None]) -> None:
+    for name, value in values.items():
+        if value is not None and value <= 0:
+            raise ValueError(f"{where}.{name} must be positive, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
+class KeySettings:
+    """An API key.
+
+    Fields:
+        name: of who holds it; jobs belong to it.
+        sha256: of the key, 64 hexadecimal digits.
+        requests_per_minute, megapixels_per_minute: of input; null: any.
+    """
+
+    name: str
+    sha256: str
+    requests_per_minute: float | None = None
+    megapixels_per_minute: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name or not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise ValueError("a key needs a name and sha256, 64 hexadecimal digits of lower case: see python -m serve --new-key NAME")
+        quotas = {"requests_per_minute": self.requests_per_minute, "megapixels_per_minute": self.megapixels_per_minute}
+        _check_positive(f"key {self.name}", quotas)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
+class LimitSettings:
+    """What one gateway takes. With several gateways, each.
+
+    Fields:
+        body_mb: of one request.
+        body_s: for a request to arrive.
+        bodies_mb: of all requests that are being worked on or wait.
+        megapixels, max_side_px, decode_s, decode_memory_mb: of a picture; the first two are checked on its header.
+        output_megapixels: of a result.
+        in_flight: pictures that are decoded, upscaled or encoded at a time; two for each replica there may be, and two.
+        queue: pictures that wait for that.
+        timeout_s: for an answer, when the request has no `X-Request-Timeout`.
+        max_timeout_s: the longest that a request may ask for.
+    """
+
+    body_mb: float = 64
+    body_s: float = 30
+    bodies_mb: float = 512
+    megapixels: float = 25
+    max_side_px: int = 65_500
+    decode_s: float = 20
+    decode_memory_mb: int | None = None
+    output_megapixels: float = 400
+    in_flight: int = 4
+    queue: int = 32
+    timeout_s: float = 60
+    max_timeout_s: float = 600
+
+    def __post_init__(self) -> None:
+        _check_positive(
+            "limits", {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("queue", "decode_memory_mb")}
+        )
+        if self.queue < 0:
+            raise ValueError(f"limits.queue must be at least 0, got {self.queue}")
+
+    @property
+    def max_body_bytes(self) -> int:
+        return int(self.body_mb * 1e6)
+
+    def decoder(self) -> DecoderLimits:
+        """Return the limits of the decoder."""
+        sizes = ImageLimits(max_pixels=max(1, int(self.megapixels * 1e6)), max_side_px=self.max_side_px, max_bytes=self.max_body_bytes)
+        return DecoderLimits(images=sizes, seconds=self.decode_s, memory_mb=self.decode_memory_mb)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
+class JobSettings:
+    """Of jobs.
+
+    Fields:
+        sources, targets: prefixes (folders, s3://bucket/prefix) inside which bulk jobs may read and write; none: no bulk jobs.
+        state: folder or prefix for the records of jobs and for pictures that are answered later; empty: $RESSHIFT_CACHE/serve. All machines
+            that the job keeper may run on must see it.
+        running: jobs at a time, of each kind.
+        waiting: jobs that wait.
+        keep_hours: records and results of ended jobs are kept.
+        replicas: most replicas that a bulk job keeps busy.
+        bulk: as `--set` of jobs/upscale.py.
+    """
+
+    sources: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    state: str = ""
+    running: int = 2
+    waiting: int = 100
+    keep_hours: float = 24
+    replicas: int = 1
+    bulk: BulkSettings = field(default_factory=BulkSettings)
+
+    def __post_init__(self) -> None:
+        _check_positive(
+            "jobs", {"running": self.running, "waiting": self.waiting, "keep_hours": self.keep_hours, "replicas": self.replicas}
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
+class ServeSettings:
+    """All of them.
+
+    Fields:
+        models: names; the first is the default. Each is an application of its own, see `serve.replica`.
+        keys: none: the endpoint answers its own machine alone.
+    """
+
+    models: tuple[str, ...] = ("tiny-x4",)
+    keys: tuple[KeySettings, ...] = ()
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    jobs: JobSettings = field(default_factory=JobSettings)
+
+    def __post_init__(self) -> None:
+        if not self.models or len(set(self.models)) < len(self.models):
+            raise ValueError(f"models must be at least one and different from each other, got {self.models}")
+        if len({key.name for key in self.keys}) < len(self.keys):
+            raise ValueError("two keys have the same name")
+
+
+def parse(args: Mapping[str, Any]) -> ServeSettings:
+    """Return the settings of `args`.
+
+    Raises:
+        pydantic.ValidationError: what is wrong, and where.
+    """
+    return TypeAdapter(ServeSettings).validate_python(dict(args))

@@ -1,0 +1,224 @@
+import { View } from "/static/view.js";
+
+const $ = (id) => document.getElementById(id);
+const view = new View($("view"), $("split"));
+let current = null; // the picture that was chosen
+let request = null; // what is under way
+let link = ""; // object URL of the last result
+let sources = {}; // canvases to compare with
+
+function headers() {
+  return $("key").value ? { Authorization: `Bearer ${$("key").value}` } : {};
+}
+
+async function learn() {
+  const answer = await fetch("/v1/models", { headers: headers() });
+  $("key-field").hidden = answer.status !== 401 && !$("key").value;
+  if (!answer.ok) return;
+  const { models, limits } = await answer.json();
+  const chosen = $("model").value;
+  $("model").replaceChildren(...models.map(({ name, scale }) => new Option(`${name} (×${scale})`, name, false, name === chosen)));
+  const size = `${limits.megapixels} megapixels`;
+  $("accepts").textContent = `JPEG, PNG, WebP, TIFF, GIF or BMP, up to ${size}. It goes to this server and nowhere else.`;
+}
+
+async function watch() {
+  try {
+    const { ready } = await (await fetch("/readyz")).json();
+    $("health").dataset.state = ready ? "ready" : "away";
+    $("health").lastElementChild.textContent = ready ? "ready" : "the model is starting";
+  } catch {
+    $("health").dataset.state = "away";
+    $("health").lastElementChild.textContent = "no connection";
+  }
+  setTimeout(watch, document.hidden ? 30000 : 5000);
+}
+
+function complain(text) {
+  $("error").textContent = text;
+  $("error").hidden = !text;
+}
+
+function take(file) {
+  if (!file) return;
+  current = file;
+  $("drop").classList.add("small");
+  $("again").disabled = false;
+  upscale();
+}
+
+function parameters() {
+  const asked = new URLSearchParams();
+  for (const name of ["model", "outscale", "format", "seed", "metadata"]) if ($(name).value) asked.set(name, $(name).value);
+  if (!$("quality-field").hidden) asked.set("quality", $("quality").value);
+  return asked;
+}
+
+function upscale() {
+  request?.abort();
+  complain("");
+  const began = performance.now();
+  const sent = new XMLHttpRequest();
+  const isCurrent = () => request === sent;
+  request = sent;
+  $("progress").hidden = false;
+  stage("Sending", 0);
+  const clock = setInterval(() => { if (isCurrent()) $("clock").textContent = `${((performance.now() - began) / 1000).toFixed(1)} s`; }, 100);
+  sent.open("POST", `/v1/upscale?${parameters()}`);
+  sent.responseType = "blob";
+  for (const [name, value] of Object.entries(headers())) sent.setRequestHeader(name, value);
+  sent.setRequestHeader("Content-Type", "application/octet-stream");
+  sent.upload.onprogress = (event) => { if (isCurrent()) stage("Sending", event.loaded / event.total); };
+  sent.upload.onload = () => { if (isCurrent()) stage("Upscaling", null); };
+  sent.onprogress = (event) => { if (isCurrent() && sent.status === 200) stage("Receiving", event.lengthComputable ? event.loaded / event.total : null); };
+  sent.onloadend = async () => {
+    clearInterval(clock);
+    if (!isCurrent()) return;
+    try {
+      if (sent.status === 200) await show(current, sent, (performance.now() - began) / 1000);
+      else if (sent.status) await explain(sent);
+      else complain("The server cannot be reached.");
+    } catch (error) {
+      complain(`The result cannot be shown: ${error.message}`);
+    }
+    if (isCurrent()) { request = null; $("progress").hidden = true; }
+  };
+  sent.send(current);
+}
+
+function stage(text, share) {
+  $("stage").textContent = text;
+  $("bar").classList.toggle("waiting", share === null);
+  $("bar").style.transform = share === null ? "" : `scaleX(${share})`;
+  if (share === null) $("bar").removeAttribute("aria-valuenow");
+  else $("bar").setAttribute("aria-valuenow", Math.round(100 * share));
+}
+
+async function explain(sent) {
+  let told = `The server answered ${sent.status}.`;
+  try {
+    const problem = JSON.parse(await sent.response.text());
+    told = `${problem.title}: ${problem.detail}`;
+  } catch { /* not ours: a proxy's page, of which the status is all that can be said */ }
+  const wait = sent.getResponseHeader("Retry-After");
+  complain(wait ? `${told} (try again in ${wait} s)` : told);
+  if (sent.status === 401) { $("key-field").hidden = false; $("key").focus(); }
+}
+
+async function picture(blob) {
+  try {
+    return await createImageBitmap(blob);
+  } catch {
+    return null; // a format that this browser cannot show
+  }
+}
+
+function draw(canvas, image, width, height) {
+  canvas.width = width;
+  canvas.height = height;
+  const context = canvas.getContext("2d");
+  context.imageSmoothingEnabled = false;
+  context.drawImage(image, 0, 0, width, height);
+}
+
+function bicubic(image, width, height) {
+  const canvas = new OffscreenCanvas(image.width, image.height);
+  const context = canvas.getContext("2d");
+  context.drawImage(image, 0, 0);
+  const { data } = context.getImageData(0, 0, image.width, image.height);
+  const worker = new Worker("/static/bicubic.js");
+  return new Promise((resolve, reject) => {
+    worker.onmessage = ({ data: made }) => { worker.terminate(); resolve(new ImageData(made.data, made.width, made.height)); };
+    worker.onerror = () => { worker.terminate(); reject(new Error("bicubic failed")); };
+    worker.postMessage({ width: image.width, height: image.height, data, outWidth: width, outHeight: height }, [data.buffer]);
+  });
+}
+
+async function compare() {
+  const against = document.querySelector("[name=against]:checked").value;
+  const chosen = sources;
+  if (!chosen.input) return;
+  const { width, height } = chosen.size;
+  if (against === "bicubic") {
+    chosen.bicubic ??= bicubic(chosen.input, width, height);
+    const made = await chosen.bicubic;
+    if (sources !== chosen || document.querySelector("[name=against]:checked").value !== against) return;
+    $("before").width = width;
+    $("before").height = height;
+    $("before").getContext("2d").putImageData(made, 0, 0);
+  } else {
+    draw($("before"), chosen.input, chosen.input.width, chosen.input.height);
+  }
+  $("tag-before").textContent = against;
+  view.draw();
+}
+
+async function show(file, sent, seconds) {
+  const blob = sent.response;
+  URL.revokeObjectURL(link);
+  link = URL.createObjectURL(blob);
+  const [input, output] = await Promise.all([picture(file), picture(blob)]);
+  const [width, height] = sent.getResponseHeader("X-Result-Size").split("x").map(Number);
+  $("download").href = link;
+  $("download").download = decodeURIComponent((sent.getResponseHeader("Content-Disposition") || "").split("''")[1] || "picture.png").replace(/^picture/, file.name?.replace(/\.[^.]*$/, "") || "picture");
+  $("result").hidden = false;
+  $("view").hidden = !output;
+  const isComparable = Boolean(output && input);
+  for (const element of [$("before-layer"), $("divider"), $("tag-before")]) element.hidden = !isComparable;
+  $("split").disabled = !isComparable;
+  sources = { input, size: { width, height } };
+  if (output) {
+    draw($("after"), output, width, height);
+    if (input) draw($("before"), input, input.width, input.height);
+    view.show(width, height);
+  }
+  facts(sent, blob, seconds, output);
+  if (isComparable) await compare();
+  $("result").dataset.done = String(Number($("result").dataset.done || 0) + 1);
+  stage(`Done in ${seconds.toFixed(1)} seconds`, 1);
+  $("result").scrollIntoView({ block: "nearest", behavior: "smooth" });
+}
+
+function facts(sent, blob, seconds, isShown) {
+  const timing = Object.fromEntries((sent.getResponseHeader("Server-Timing") || "").split(", ").map((one) => one.split(";dur=")));
+  const listed = [
+    ["Time", `${seconds.toFixed(2)} s`],
+    ["of it, the model", timing.model ? `${(timing.model / 1000).toFixed(2)} s` : ""],
+    ["Size", `${sent.getResponseHeader("X-Picture-Size")} → ${sent.getResponseHeader("X-Result-Size")}`.replaceAll("x", " × ")],
+    ["File", blob.size < 1e6 ? `${(blob.size / 1e3).toFixed(0)} kB` : `${(blob.size / 1e6).toFixed(1)} MB`],
+    ["Model", decodeURIComponent(sent.getResponseHeader("X-Model") || "")],
+    ["Notes", decodeURIComponent(sent.getResponseHeader("X-Notes") || "") || (isShown ? "" : "this browser cannot show the format")],
+  ];
+  $("facts").replaceChildren(...listed.filter(([, value]) => value).map(([name, value]) => {
+    const pair = document.createElement("div");
+    const [dt, dd] = [document.createElement("dt"), document.createElement("dd")];
+    dt.textContent = name;
+    dd.textContent = value;
+    pair.append(dt, dd);
+    return pair;
+  }));
+}
+
+$("file").addEventListener("change", () => { take($("file").files[0]); $("file").value = ""; });
+$("options").addEventListener("submit", (event) => { event.preventDefault(); if (current) upscale(); });
+$("format").addEventListener("change", () => { $("quality-field").hidden = !["jpeg", "webp"].includes($("format").value); });
+$("key").addEventListener("change", learn);
+$("cancel").addEventListener("click", () => { request?.abort(); request = null; $("progress").hidden = true; });
+for (const radio of document.querySelectorAll("[name=against]")) radio.addEventListener("change", compare);
+$("zoom-in").addEventListener("click", () => view.zoom(1.5, $("view").clientWidth / 2, $("view").clientHeight / 2));
+$("zoom-out").addEventListener("click", () => view.zoom(1 / 1.5, $("view").clientWidth / 2, $("view").clientHeight / 2));
+$("fit").addEventListener("click", () => view.fit());
+$("actual").addEventListener("click", () => view.actual());
+document.addEventListener("paste", (event) => take([...event.clipboardData.files].find((file) => file.type.startsWith("image/"))));
+let depth = 0; // dragenter and dragleave come for every element on the way
+document.addEventListener("dragenter", (event) => { event.preventDefault(); depth++; $("drop").classList.add("over"); });
+document.addEventListener("dragleave", () => { if (!--depth) $("drop").classList.remove("over"); });
+document.addEventListener("dragover", (event) => event.preventDefault());
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  depth = 0;
+  $("drop").classList.remove("over");
+  take(event.dataTransfer.files[0]);
+});
+learn().catch(() => complain("The server cannot be reached."));
+watch();

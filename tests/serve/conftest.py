@@ -1,0 +1,123 @@
+"""An endpoint in this process, whose model repeats pixels: every answer is known."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from pipelines.replica import describe_model
+from pipelines.standin import Nearest
+from resshift.animation import Frames
+from serve.app import create_app
+from serve.jobs import JobKeeper
+from serve.pictures import PictureService
+from serve.services import Services
+from serve.settings import ServeSettings, parse
+
+
+class LocalModel:
+    """`nearest-x4` without replicas. Tests hold it up, count what it does, and take its replicas away."""
+
+    def __init__(self) -> None:
+        self.facts = describe_model("nearest-x4")
+        self.num_begun = self.num_done = 0
+        self.num_replicas = 1
+        self.is_held = False
+
+    async def upscale(self, frames: Frames, *, seed: int, outscale: float | None) -> tuple[Frames, float]:
+        if frames.pictures[0].height == 8:  # the probe of the readiness is not counted
+            return frames, 0.0
+        self.num_begun += 1
+        while self.is_held:
+            await asyncio.sleep(0.01)
+        result = frames.map(lambda picture: Nearest().upscale(picture, seed=seed, outscale=outscale))
+        self.num_done += 1
+        return result, 0.001
+
+    async def count_replicas(self) -> int:
+        return self.num_replicas
+
+
+class Endpoint:
+    """An application, its parts, and a client that is on this machine."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self.model = LocalModel()
+        self.pictures = PictureService(settings.limits, {"nearest-x4": self.model}, num_cpus=1)
+        self.services = Services(settings, self.pictures, JobKeeper(settings, self.pictures))
+        self.app = create_app(self.services)
+        self.client = TestClient(self.app, base_url="http://127.0.0.1", client=("127.0.0.1", 50000), raise_server_exceptions=False)
+
+    def post(self, data: bytes, path: str = "/v1/upscale", **options: Any) -> Any:  # noqa: ANN401 - a response
+        return self.client.post(path, content=data, **options)
+
+
+@pytest.fixture(scope="session")
+def start_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Endpoint]:
+    """Return a function that makes an endpoint: `start_endpoint(limits={"queue": 1})`; enter its client to run it."""
+
+    def start(**args: Any) -> Endpoint:  # noqa: ANN401
+        settings = parse({"models": ["nearest-x4"]} | args)
+        if not settings.jobs.state:
+            settings = replace(settings, jobs=replace(settings.jobs, state=str(tmp_path_factory.mktemp("state"))))
+        return Endpoint(settings)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def endpoint(start_endpoint: Callable[..., Endpoint]) -> Iterator[Endpoint]:
+    """Return the endpoint with narrow limits that most tests share."""
+    made = start_endpoint(limits={"body_mb": 2, "megapixels": 1, "output_megapixels": 8, "max_side_px": 20_000})
+    with made.client:
+        yield made
+
+
+def picture(seed: int = 0, height: int = 20, width: int = 24, format: str = "PNG", **options: Any) -> bytes:  # noqa: ANN401
+    """Return an encoded picture of random pixels."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, format, **options)
+    return out.getvalue()
+
+
+def decoded(data: bytes) -> np.ndarray:
+    """Return the pixels of an encoded picture."""
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def enlarged(data: bytes) -> np.ndarray:
+    """Return what `nearest-x4` makes of an encoded picture."""
+    return decoded(data).repeat(4, axis=0).repeat(4, axis=1)
+
+
+@pytest.fixture
+def make() -> Any:  # noqa: ANN401 - the three functions above
+    """Return the functions of this module: tests cannot import it."""
+
+    class Make:
+        picture = staticmethod(picture)
+        decoded = staticmethod(decoded)
+        enlarged = staticmethod(enlarged)
+
+    return Make
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Return a folder of three pictures and a broken one."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.png").write_bytes(picture(i))
+    (folder / "broken.png").write_bytes(picture(4)[:90])
+    return folder

@@ -1,0 +1,428 @@
+"""The endpoint over HTTP, by known answer: pixels, statuses, headers. The model is in this process; `test_serve.py` has the real thing."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import re
+import struct
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serve.body import Reader
+from serve.keys import digest, new_key
+from serve.limits import ByteBudget
+from serve.models import Readiness
+from serve.problems import KINDS, Problem
+from serve.settings import LimitSettings
+
+
+def bomb(width: int = 65_000, height: int = 65_000) -> bytes:
+    """Return a PNG of a few hundred bytes whose header promises billions of pixels."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10_000))) + chunk(b"IEND", b"")
+
+
+class TestPicture:
+    def test_raw_body_gives_the_known_pixels(self, endpoint: Any, make: Any) -> None:  # noqa: ANN401
+        data = make.picture()
+        answer = endpoint.post(data)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["content-type"] == "image/png"
+        assert np.array_equal(make.decoded(answer.content), make.enlarged(data))
+        phases = [part.split(";dur=") for part in answer.headers["server-timing"].split(", ")]
+        assert [name for name, _ in phases] == ["queue", "decode", "model", "encode"]
+        assert all(float(ms) >= 0 for _, ms in phases)
+        assert (answer.headers["x-picture-size"], answer.headers["x-result-size"]) == ("24x20", "96x80")
+        assert (answer.headers["x-model"], answer.headers["x-model-identity"]) == ("nearest-x4", "nearest-x4")
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+    def test_multipart_with_options_in_fields(self, endpoint: Any, make: Any) -> None:  # noqa: ANN401
+        data = make.picture(1)
+        form = {"files": {"image": ("größe.png", data, "image/png")}, "data": {"format": "tiff", "seed": "5"}}
+        answer = endpoint.client.post("/v1/upscale?format=jpeg", **form)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["content-type"] == "image/tiff"  # a field wins over the query
+        assert np.array_equal(make.decoded(answer.content), make.enlarged(data))
+        assert answer.headers["content-disposition"] == "inline; filename*=UTF-8''gr%C3%B6%C3%9Fe_x4.tiff"
+
+    def test_options_as_a_json_field(self, endpoint: Any, make: Any) -> None:  # noqa: ANN401
+        form = {"files": {"image": make.picture()}, "data": {"options": json.dumps({"format": "webp", "quality": 40})}}
+        assert endpoint.client.post("/v1/upscale", **form).headers["content-type"] == "image/webp"
+
+    @pytest.mark.parametrize("format", ["PNG", "BMP", "GIF", "TIFF", "WEBP"])
+    def test_formats_are_told_by_content(self, format: str, endpoint: Any, make: Any) -> None:  # noqa: ANN401
+        data = make.picture(2, format=format, **({"lossless": True} if format == "WEBP" else {}))
+        answer = endpoint.post(data, headers={"Content-Type": "text/plain"})
+        assert answer.status_code == 200, answer.text
+        with Image.open(io.BytesIO(data)) as image:
+            expected = np.asarray(image.convert("RGB")).repeat(4, axis=0).repeat(4, axis=1)
+        assert np.array_equal(make.decoded(answer.content), expected)
+
+    def test_one_pixel(self, endpoint: Any, make: Any) -> None:  # noqa: ANN401
+        data = make.picture(3, 1, 1)
+        answer = endpoint.post(data)
+        assert np.array_equal(make.decoded(answer.content), make.enlarged(data))
+
+    def test_accept_chooses_the_type(self, endpoint: Any, make: Any) -> None:  # noqa: ANN401
+        answer = endpoint.post(make.picture(), headers={"Accept": "image/jpeg"})
+        assert Image.open(io.BytesIO(answer.content)).format == "JPEG"
+        assert endpoint.post(make.picture(), headers={"Accept": "application/json"}).status_code == 406
+
+    def test_metadata_is_kept_or_stripped(self, endpoint: Any, make: Any) -> None:  # noqa: ANN401
+        exif = Image.Exif()
+        exif[0x010E] = "a bridge"  # ImageDescription
+        data = make.picture(4, format="JPEG", exif=exif)
+        kept = Image.open(io.BytesIO(endpoint.post(data, "/v1/upscale?format=jpeg").content))
+        bare = Image.open(io.BytesIO(endpoint.post(data, "/v1/upscale?format=jpeg&metadata=strip").content))
+        assert kept.getexif().get(0x010E) == "a bridge"
+        assert not bare.getexif()
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("data", "status", "reason"),
+        [
+            (b"", 400, None),
+            (b"hello", 415, "not_an_image"),
+            (b"%PDF-1.7 ...", 415, "unsupported_format"),
+            (PNG, 422, None),
+            (bomb(), 413, "too_large"),
+            (b"BM" + struct.pack("<IIIIiiHHIIiiII", 200, 0, 54, 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0) + bytes(99), 413, "too_large"),
+            (bytes(2_000_001), 413, "too_large"),
+        ],
+    )
+    def test_bad_pictures(self, data: bytes, status: int, reason: str | None, endpoint: Any) -> None:  # noqa: ANN401
+        begun = endpoint.model.num_begun
+        answer = endpoint.post(data)
+        body = answer.json()
+        assert (answer.status_code, answer.headers["content-type"], body["status"]) == (status, "application/problem+json", status)
+        assert reason is None or body["reason"] == reason
+        assert endpoint.client.get(body["type"]).json()["status"] == status  # the type can be opened
+        assert endpoint.model.num_begun == begun
+
+    def test_a_truncated_picture(self, endpoint: Any, make: Any) -> None:  # noqa: ANN401
+        answer = endpoint.post(make.picture(0, 100, 100)[:4000])
+        assert (answer.status_code, answer.json()["reason"]) == (422, "truncated")
+
+    def test_a_result_that_would_be_too_large(self, start_endpoint: Callable[..., Any], make: Any) -> None:  # noqa: ANN401
+        answer = start_endpoint(limits={"output_megapixels": 0.007}).post(make.picture())  # 96 x 80 = 7680
+        assert answer.status_code == 413
+        assert "96x80" in answer.json()["detail"]
+
+    @pytest.mark.parametrize(
+        ("query", "option"),
+        [
+            ("steps=4", "steps"),
+            ("url=http://169.254.169.254/", "url"),  # the endpoint fetches nothing
+            ("format=bmp", "format"),
+            ("quality=0", "quality"),
+            ("quality=101", "quality"),
+            ("seed=-1", "seed"),
+            ("seed=1.5", "seed"),
+            ("outscale=0", "outscale"),
+            ("outscale=nan", "outscale"),
+            ("outscale=17", "outscale"),
+            ("metadata=some", "metadata"),
+        ],
+    )
+    def test_bad_options_are_named(self, query: str, option: str, endpoint: Any, make: Any) -> None:  # noqa: ANN401
+        answer = endpoint.post(make.picture(), f"/v1/upscale?{query}")
+        assert answer.status_code == 422
+        assert [one["option"].removeprefix("query.") for one in answer.json()["errors"]] == [option]
+        form = {"files": {"image": make.picture()}, "data": dict([query.split("=", 1)])}
+        assert endpoint.client.post("/v1/upscale", **form).status_code == 422
+
+    @pytest.mark.parametrize("query", ["model=unknown", "outscale=2"])
+    def test_what_the_model_cannot_do_is_refused_before_it_is_asked(self, query: str, endpoint: Any, make: Any) -> None:  # noqa: ANN401
+        answer = endpoint.post(make.picture(), f"/v1/upscale?{query}")
+        assert (answer.status_code, answer.json()["type"]) == (422, "/problems/bad_option")
+
+    @pytest.mark.parametrize(
+        ("content_type", "body", "status"),
+        [
+            ("multipart/form-data", b"--x\r\n", 400),
+            ("multipart/form-data; boundary=x", b"no boundary here", 400),
+            ("multipart/form-data; boundary=x", b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nab', 400),
+            ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition: form-data\r\n\r\nab\r\n--x--\r\n", 400),
+            ("multipart/form-data; boundary=x", b'--x\r\nContent-Disposition: form-data; name="seed"\r\n\r\n1\r\n--x--\r\n', 400),
+            (
+                "multipart/form-data; boundary=x",
+                b'--x\r\nContent-Disposition: form-data; name="other"; filename="a"\r\n\r\nab\r\n--x--\r\n',
+                400,
+            ),
+            (
+                "multipart/form-data; boundary=x",
+                b'--x\r\nContent-Disposition: form-data; name="options"\r\n\r\n[1]\r\n--x--\r\n',
+                422,
+            ),
+        ],
+    )
+    def test_bad_multipart(self, content_type: str, body: bytes, status: int, endpoint: Any) -> None:  # noqa: ANN401
+        answer = endpoint.post(body, headers={"Content-Type": content_type})
+        assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+
+    def test_compressed_bodies_are_refused(self, endpoint: Any, make: Any) -> None:  # noqa: ANN401
+        assert endpoint.post(make.picture(), headers={"Content-Encoding": "gzip"}).status_code == 415
+
+    def test_a_body_in_pieces_is_counted_as_it_arrives(self, endpoint: Any) -> None:  # noqa: ANN401
+        sent = 0
+
+        def pieces() -> Any:  # noqa: ANN401
+            nonlocal sent
+            for _ in range(5):
+                sent += 500_000
+                yield bytes(500_000)
+
+        assert endpoint.client.post("/v1/upscale", content=pieces()).status_code == 413
+        assert endpoint.services.budget.used == 0
+
+    def test_unknown_places_and_methods(self, endpoint: Any) -> None:  # noqa: ANN401
+        for method, path, status in (
+            ("GET", "/v2", 404),
+            ("PUT", "/v1/upscale", 405),
+            ("GET", "/problems/x", 404),
+            ("GET", "/static/none.js", 404),
+        ):
+            answer = endpoint.client.request(method, path)
+            assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+
+    def test_a_mistake_of_ours_tells_nothing(self, start_endpoint: Callable[..., Any], make: Any) -> None:  # noqa: ANN401
+        broken = start_endpoint()
+
+        async def fail(*_: object, **__: object) -> None:
+            raise RuntimeError("secret")
+
+        broken.model.upscale = fail
+        answer = broken.post(make.picture())
+        assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
+        assert "secret" not in answer.text
+
+
+def request_of(*messages: dict[str, Any], forever: bool = False) -> Any:  # noqa: ANN401
+    """Return a request whose body arrives as told, then (or `forever`) nothing more."""
+    from starlette.requests import Request
+
+    left = list(messages)
+
+    async def receive() -> dict[str, Any]:
+        if not left and forever:
+            await asyncio.sleep(3600)
+        return left.pop(0)
+
+    return Request({"type": "http", "method": "POST", "headers": [], "path": "/", "query_string": b""}, receive)
+
+
+def test_a_slow_client_is_given_up_and_its_bytes_forgotten() -> None:
+    budget = ByteBudget(1000)
+    reader = Reader(LimitSettings(body_s=0.05), budget)
+    request = request_of({"type": "http.request", "body": b"abc", "more_body": True}, forever=True)
+    with pytest.raises(Problem) as refused:
+        asyncio.run(reader.read(request))
+    assert (refused.value.status, budget.used) == (408, 3)
+    reader.close()
+    assert budget.used == 0
+
+
+def test_a_client_that_leaves_while_it_sends() -> None:
+    reader = Reader(LimitSettings(), ByteBudget(1000))
+    request = request_of({"type": "http.request", "body": b"abc", "more_body": True}, {"type": "http.disconnect"})
+    with pytest.raises(Problem) as refused:
+        asyncio.run(reader.read(request))
+    assert refused.value.status == 499
+
+
+class TestOverload:
+    def test_the_line_is_bounded_and_refusals_say_when_to_come_again(self, start_endpoint: Callable[..., Any], make: Any) -> None:  # noqa: ANN401
+        """Ten requests for one slot and a line of two: three are answered, seven are refused at once."""
+        import httpx2
+
+        crowded = start_endpoint(limits={"in_flight": 1, "queue": 2})
+        data = make.picture()
+
+        async def play() -> list[Any]:
+            transport = httpx2.ASGITransport(crowded.app)
+            async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+                crowded.model.is_held = True
+                sent = [asyncio.create_task(client.post("/v1/upscale", content=data)) for _ in range(10)]
+                while sum(one.done() for one in sent) < 7:
+                    await asyncio.sleep(0.01)
+                crowded.model.is_held = False
+                return await asyncio.gather(*sent)
+
+        answers = asyncio.run(play())
+        assert sorted(answer.status_code for answer in answers) == [200] * 3 + [503] * 7
+        for answer in answers:
+            if answer.status_code == 503:
+                assert int(answer.headers["retry-after"]) >= 1
+            else:
+                assert np.array_equal(make.decoded(answer.content), make.enlarged(data))
+        assert crowded.model.num_begun == 3
+
+    def test_a_deadline_ends_the_wait_before_the_model_is_asked(self, start_endpoint: Callable[..., Any], make: Any) -> None:  # noqa: ANN401
+        import httpx2
+
+        crowded = start_endpoint(limits={"in_flight": 1, "queue": 5})
+        data = make.picture()
+
+        async def play() -> tuple[int, int]:
+            transport = httpx2.ASGITransport(crowded.app)
+            async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+                crowded.model.is_held = True
+                first = asyncio.create_task(client.post("/v1/upscale", content=data))
+                while not crowded.model.num_begun:
+                    await asyncio.sleep(0.01)
+                late = await client.post("/v1/upscale", content=data, headers={"X-Request-Timeout": "0.2"})
+                crowded.model.is_held = False
+                return (await first).status_code, late.status_code
+
+        assert asyncio.run(play()) == (200, 503)
+        assert crowded.model.num_begun == 1
+
+    def test_a_deadline_that_passes_at_work_is_504(self, start_endpoint: Callable[..., Any], make: Any) -> None:  # noqa: ANN401
+        crowded = start_endpoint()
+        crowded.model.is_held = True
+        answer = crowded.post(make.picture(), headers={"X-Request-Timeout": "3"})
+        assert answer.status_code == 504
+        assert crowded.pictures.admission.num_working == 0
+
+    def test_work_of_a_client_that_left_is_dropped(self, start_endpoint: Callable[..., Any], make: Any) -> None:  # noqa: ANN401
+        crowded = start_endpoint()
+        crowded.model.is_held = True
+        data, sent = make.picture(), list[Any]()
+
+        async def play() -> None:
+            messages = [{"type": "http.request", "body": data, "more_body": False}]
+
+            async def receive() -> dict[str, Any]:
+                if messages:
+                    return messages.pop(0)
+                while not crowded.model.num_begun:
+                    await asyncio.sleep(0.01)
+                return {"type": "http.disconnect"}
+
+            async def send(message: dict[str, Any]) -> None:
+                sent.append(message)
+
+            headers = [(b"host", b"127.0.0.1")]
+            scope = {"type": "http", "method": "POST", "path": "/v1/upscale", "query_string": b"", "headers": headers}
+            await crowded.app(scope | {"client": ("127.0.0.1", 1), "scheme": "http", "http_version": "1.1"}, receive, send)
+
+        asyncio.run(play())
+        assert sent[0]["status"] == 499
+        assert (crowded.model.num_begun, crowded.model.num_done) == (1, 0)
+        assert (crowded.pictures.admission.num_working, crowded.services.budget.used) == (0, 0)
+
+
+class TestKeys:
+    def test_a_key_is_needed_and_has_its_quota(self, start_endpoint: Callable[..., Any], make: Any) -> None:  # noqa: ANN401
+        key = new_key()
+        entry = {"name": "alice", "sha256": digest(key), "requests_per_minute": 3, "megapixels_per_minute": 0.0009}
+        guarded = start_endpoint(keys=[entry])
+        data, headers = make.picture(), {"Authorization": f"Bearer {key}"}
+        assert guarded.post(data).status_code == 401
+        assert guarded.post(data, headers=headers).status_code == 200
+        used_up = guarded.post(data, headers=headers)  # 480 pixels twice are more than 900
+        assert used_up.status_code == 429
+        assert 1 <= int(used_up.headers["retry-after"]) <= 60
+        assert guarded.client.get("/v1/models", headers=headers).status_code == 200
+        assert guarded.client.get("/v1/models", headers=headers).status_code == 429  # the fourth request
+        assert guarded.client.get("/healthz").status_code == 200
+        assert guarded.client.get("/").status_code == 200
+
+
+class TestReadiness:
+    def test_ready_means_a_pass_in_the_last_seconds(self) -> None:
+        now = [0.0]
+        readiness = Readiness(window_s=4, busy_s=60, clock=lambda: now[0])
+        readiness.num_replicas = 1
+        assert not readiness.is_ready  # nothing has come through yet
+        readiness.begin()
+        assert not readiness.is_ready
+        readiness.end(True)
+        assert readiness.is_ready
+        now[0] = 4.1
+        assert not readiness.is_ready  # too long ago
+        readiness.begin()
+        assert readiness.is_ready  # something large may be under way
+        readiness.num_replicas = 0
+        assert not readiness.is_ready  # at nothing
+        readiness.num_replicas = 1
+        readiness.end(False)
+        now[0] = 4.2
+        assert not readiness.is_ready
+        readiness.begin()
+        readiness.end(None)  # a bad picture says nothing about the model
+        assert not readiness.is_ready
+        readiness.begin()
+        readiness.end(True)
+        assert readiness.is_ready
+
+    def test_readyz_follows_the_replicas(self, start_endpoint: Callable[..., Any]) -> None:
+        made = start_endpoint()
+        with made.client as client:
+            wait_until(lambda: client.get("/readyz").status_code == 200)
+            assert client.get("/readyz").json()["models"]["nearest-x4"]["replicas"] == 1
+            made.model.num_replicas = 0
+            wait_until(lambda: client.get("/readyz").status_code == 503)
+            assert client.get("/healthz").status_code == 200
+            made.model.num_replicas = 1
+            wait_until(lambda: client.get("/readyz").status_code == 200)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.1)
+
+
+class TestDescription:
+    def test_models_and_metrics(self, endpoint: Any, make: Any) -> None:  # noqa: ANN401
+        listed = endpoint.client.get("/v1/models").json()["models"]
+        assert [(one["name"], one["scale"], one["outscale"]) for one in listed] == [("nearest-x4", 4, [4])]
+        before = figure(endpoint, 'resshift_megapixels_total{side="out"}')
+        endpoint.post(make.picture(0, 100, 100))
+        assert figure(endpoint, 'resshift_megapixels_total{side="out"}') == pytest.approx(before + 0.16)
+        assert figure(endpoint, 'resshift_http_requests_total{route="/v1/upscale",status="200"}') >= 1
+        assert figure(endpoint, "resshift_body_bytes") == 0
+
+    def test_every_operation_of_the_document_has_an_answer(self, endpoint: Any) -> None:  # noqa: ANN401
+        """A request without sense to every operation is a client's error, never ours."""
+        document = endpoint.client.get("/openapi.json").json()
+        for path, verbs in document["paths"].items():
+            for verb in verbs:
+                answer = endpoint.client.request(verb, path.replace("{", "").replace("}", ""), content=b"{]")
+                assert answer.status_code < 500 or path == "/readyz", (verb, path, answer.text)
+
+    def test_pages_load_nothing_from_elsewhere(self, endpoint: Any) -> None:  # noqa: ANN401
+        for path in ("/", "/docs", *(f"/static/{file.name}" for file in Path("serve/static").iterdir())):
+            answer = endpoint.client.get(path)
+            assert answer.status_code == 200
+            assert "default-src 'none'" in answer.headers["content-security-policy"]
+            assert not re.search(r"https?://(?!www.w3.org/2000/svg)|@import|url\(", answer.text)
+            assert endpoint.client.get(path, headers={"If-None-Match": answer.headers["etag"]}).status_code == 304
+
+    def test_kinds_of_problems_are_explained(self, endpoint: Any) -> None:  # noqa: ANN401
+        for kind in KINDS:
+            assert endpoint.client.get(f"/problems/{kind}").json()["title"] == KINDS[kind].title
+
+
+def figure(endpoint: Any, name: str) -> float:  # noqa: ANN401
+    lines = endpoint.client.get("/metrics").text.splitlines()
+    return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name} ")), 0.0)

@@ -1,0 +1,168 @@
+"""Pictures that are answered later: asked for once, kept through a new keeper, seen by their owner alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serve.keys import digest, new_key
+
+LATER = {"Prefer": "respond-async"}
+
+
+def ended(endpoint: Any, path: str, **options: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Wait for the end of a job and return its view."""
+    deadline = time.monotonic() + 60
+    while (view := endpoint.client.get(path, **options).json())["state"] in ("queued", "running"):
+        assert time.monotonic() < deadline, f"{path} did not end: {view}"
+        time.sleep(0.05)
+    return view
+
+
+def test_a_picture_is_answered_later(endpoint: Any, make: Any) -> None:  # noqa: ANN401
+    data = make.picture(5)
+    taken = endpoint.post(data, "/v1/upscale?format=tiff", headers=LATER)
+    assert (taken.status_code, taken.headers["preference-applied"]) == (202, "respond-async")
+    where = taken.headers["location"]
+    view = ended(endpoint, where)
+    assert (view["state"], view["kind"], view["result"]["sizes"]) == ("complete", "picture", [[24, 20], [96, 80]])
+    answer = endpoint.client.get(f"{where}/result")
+    assert answer.headers["content-type"] == "image/tiff"
+    assert np.array_equal(make.decoded(answer.content), make.enlarged(data))
+    assert endpoint.client.get(f"{where}/report").status_code == 404
+    assert view["id"] in [job["id"] for job in endpoint.client.get("/v1/jobs").json()["jobs"]]
+    assert endpoint.client.delete(where).status_code == 204
+    assert endpoint.client.get(where).status_code == 404
+
+
+def test_what_is_wrong_with_the_header_is_said_at_once(endpoint: Any) -> None:  # noqa: ANN401
+    assert endpoint.post(b"hello", headers=LATER).status_code == 415
+
+
+def test_a_broken_picture_is_a_failed_job(endpoint: Any, make: Any) -> None:  # noqa: ANN401
+    where = endpoint.post(make.picture(0, 100, 100)[:4000], headers=LATER).headers["location"]
+    view = ended(endpoint, where)
+    assert view["state"] == "failed"
+    assert "truncated" in view["message"]
+    assert endpoint.client.get(f"{where}/result").status_code == 409
+
+
+def test_the_same_idempotency_key_is_the_same_job(endpoint: Any, make: Any) -> None:  # noqa: ANN401
+    headers = LATER | {"Idempotency-Key": "monday"}
+    first = endpoint.post(make.picture(), headers=headers).json()["id"]
+    assert endpoint.post(make.picture(), headers=headers).json()["id"] == first
+    other = endpoint.post(make.picture(), "/v1/upscale?seed=2", headers=headers)
+    assert (other.status_code, other.json()["type"]) == (422, "/problems/reused_key")
+
+
+def test_a_job_is_cancelled(start_endpoint: Callable[..., Any], make: Any) -> None:  # noqa: ANN401
+    made = start_endpoint()
+    with made.client as client:
+        made.model.is_held = True
+        where = made.post(make.picture(), headers=LATER).headers["location"]
+        waiting = client.get(f"{where}/result")
+        assert (waiting.status_code, waiting.headers["retry-after"]) == (409, "2")
+        assert client.delete(where).json()["state"] == "cancelled"
+        made.model.is_held = False
+        assert client.get(where).json()["state"] == "cancelled"
+        assert made.model.num_done == 0
+
+
+def test_a_new_keeper_continues_what_had_not_ended(start_endpoint: Callable[..., Any], make: Any, tmp_path: Path) -> None:  # noqa: ANN401
+    """No job is lost: the first endpoint goes down with one that runs and one that waits."""
+    jobs = {"state": str(tmp_path / "state"), "running": 1}
+    data = [make.picture(6), make.picture(7)]
+    before = start_endpoint(jobs=jobs)
+    with before.client:
+        before.model.is_held = True
+        places = [before.post(one, headers=LATER).headers["location"] for one in data]
+    after = start_endpoint(jobs=jobs)
+    with after.client as client:
+        for place, one in zip(places, data, strict=True):
+            assert ended(after, place)["state"] == "complete"
+            assert np.array_equal(make.decoded(client.get(f"{place}/result").content), make.enlarged(one))
+
+
+def test_jobs_are_their_owners(start_endpoint: Callable[..., Any], make: Any) -> None:  # noqa: ANN401
+    keys = {name: new_key() for name in ("alice", "bob")}
+    made = start_endpoint(keys=[{"name": name, "sha256": digest(key)} for name, key in keys.items()])
+    alice, bob = ({"X-API-Key": key} for key in keys.values())
+    with made.client as client:
+        where = made.post(make.picture(), headers=LATER | alice).headers["location"]
+        assert ended(made, where, headers=alice)["state"] == "complete"
+        for path in (where, f"{where}/result", f"{where}/report"):
+            assert client.get(path, headers=bob).status_code == 404
+        assert client.delete(where, headers=bob).status_code == 404
+        assert client.get("/v1/jobs", headers=bob).json() == {"jobs": []}
+        assert client.get(f"{where}/result", headers=alice).status_code == 200
+
+
+def test_old_jobs_are_forgotten(start_endpoint: Callable[..., Any], make: Any, tmp_path: Path) -> None:  # noqa: ANN401
+    made = start_endpoint(jobs={"state": str(tmp_path / "state"), "keep_hours": 1})
+    with made.client as client:
+        where = made.post(make.picture(), headers=LATER).headers["location"]
+        ended(made, where)
+        keeper: Any = made.services.jobs
+        client.portal.call(keeper.forget_old)
+        assert client.get(where).status_code == 200
+        for record in keeper.records.values():
+            record.ended -= 3601
+        client.portal.call(keeper.forget_old)
+        assert client.get(where).status_code == 404
+        assert [path for path in (tmp_path / "state").rglob("*") if path.is_file()] == []
+
+
+def test_bulk_jobs_are_off_unless_places_are_allowed(endpoint: Any) -> None:  # noqa: ANN401
+    answer = endpoint.client.post("/v1/jobs", json={"source": "/etc", "target": "/tmp/x"})
+    assert (answer.status_code, answer.json()["type"]) == (403, "/problems/forbidden")
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"source": "/etc"}, 403),
+        ({"target": "OUT/../../elsewhere"}, 403),
+        ({"source": "http://169.254.169.254/latest/meta-data"}, 403),
+        ({"model": "unknown"}, 422),
+        ({"unknown": 1}, 422),
+        ({"name": "../{name}"}, 422),
+        ({"target": "IN/inside"}, 403),
+        ({"tile": 0}, 422),
+    ],
+)
+def test_bulk_jobs_that_cannot_be(
+    change: dict[str, Any],
+    status: int,
+    start_endpoint: Callable[..., Any],
+    photos: Path,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    made = start_endpoint(jobs={"sources": [str(photos)], "targets": [str(out)]})
+    places = {"IN": str(photos), "OUT": str(out)}
+    for short, path in places.items():
+        change = {name: value.replace(short, path) if isinstance(value, str) else value for name, value in change.items()}
+    answer = made.client.post("/v1/jobs", json={"source": str(photos), "target": f"{out}/x4"} | change)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
+    assert not out.exists()
+
+
+def test_bulk_job_bodies_must_be_json(endpoint: Any) -> None:  # noqa: ANN401
+    """A form of another site cannot send JSON without being asked by the browser first."""
+    answer = endpoint.client.post("/v1/jobs", content=b'{"source": "/a", "target": "/b"}', headers={"Content-Type": "text/plain"})
+    assert answer.status_code == 422
+
+
+def test_state_has_a_default_place(start_endpoint: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from serve.jobs import JobKeeper
+
+    monkeypatch.setenv("RESSHIFT_CACHE", str(tmp_path))
+    made = start_endpoint()
+    settings = replace(made.services.settings, jobs=replace(made.services.settings.jobs, state=""))
+    assert JobKeeper(settings, made.pictures).state == str(tmp_path / "serve")

@@ -1,0 +1,225 @@
+"""The page in a real browser, driven over its debugging protocol: drop a picture, move the slider, zoom, download, check the pixels."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+from websockets.sync.client import ClientConnection, connect
+
+WAIT_S = 120
+DROP = """
+(async () => {
+  const bytes = Uint8Array.from(atob(%(data)s), (c) => c.charCodeAt(0));
+  const carried = new DataTransfer();
+  carried.items.add(new File([bytes], %(name)s, { type: "image/png" }));
+  document.querySelector("#drop").dispatchEvent(new DragEvent("drop", { dataTransfer: carried, bubbles: true, cancelable: true }));
+})()
+"""
+# The pixel of a canvas, as it is in its memory.
+PIXEL = "[...document.querySelector('%s').getContext('2d').getImageData(%d, %d, 1, 1).data].slice(0, 3)"
+
+
+class Browser:
+    """A tab."""
+
+    def __init__(self, channel: ClientConnection) -> None:
+        self._channel, self._last = channel, 0
+        self.complaints: list[str] = []
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:  # noqa: ANN401 - of the protocol
+        self._last += 1
+        self._channel.send(json.dumps({"id": self._last, "method": method, "params": params}))
+        while True:
+            message = json.loads(self._channel.recv(WAIT_S))
+            if message.get("id") == self._last:
+                assert "error" not in message, message
+                return message["result"]
+            is_error = (
+                message.get("params", {}).get("entry", {}).get("level") == "error"
+            )  # a policy that was broken, a file that is missing
+            if is_error or message.get("method") == "Runtime.exceptionThrown":
+                self.complaints.append(json.dumps(message["params"])[:600])
+
+    def run(self, script: str) -> Any:  # noqa: ANN401 - a JSON value
+        answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def wait(self, condition: str) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while not self.run(f"Boolean({condition})"):
+            assert time.monotonic() < deadline, f"{condition} did not come true: {self.run('document.body.innerText')}"
+            time.sleep(0.05)
+
+    def press(self, key: str) -> None:
+        for kind in ("keyDown", "keyUp"):
+            text = {"text": key} if len(key) == 1 and kind == "keyDown" else {}
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=CODES.get(key, 0), **text)
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        for kind, (x, y) in (("mousePressed", start), ("mouseMoved", end), ("mouseReleased", end)):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+
+    def screenshot(self, path: Path) -> None:
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
+
+
+CODES = {"ArrowLeft": 37, "ArrowRight": 39, "ArrowUp": 38, "ArrowDown": 40, "Tab": 9}
+
+
+@pytest.fixture(scope="module")
+def address(start_endpoint: Callable[..., Any]) -> Iterator[str]:
+    """Serve an endpoint of this process on a port."""
+    endpoint = start_endpoint()
+    server = uvicorn.Server(uvicorn.Config(endpoint.app, host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join(30)
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    """Start Chromium with a profile of its own."""
+    command = shutil.which("chromium") or shutil.which("chromium-browser")
+    if command is None:
+        pytest.skip("chromium is not installed")
+    profile = tmp_path / "profile"
+    quiet = ("--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-gpu")
+    where = (f"--user-data-dir={profile}", "--remote-debugging-port=0", "--window-size=1280,900", "about:blank")
+    with (tmp_path / "chromium.log").open("w") as log:
+        running = subprocess.Popen([command, "--headless=new", "--no-sandbox", *quiet, *where], stdout=log, stderr=log)
+        try:
+            with connect(debugger(profile, running), max_size=None, open_timeout=WAIT_S) as channel:
+                yield Browser(channel)
+        finally:
+            running.kill()
+            running.wait(30)
+
+
+def debugger(profile: Path, running: subprocess.Popen[bytes]) -> str:
+    """Return the address of the tab."""
+    deadline = time.monotonic() + WAIT_S
+    port = profile / "DevToolsActivePort"
+    while time.monotonic() < deadline:
+        assert running.poll() is None, "chromium ended"
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            number = int(port.read_text().splitlines()[0])
+            import httpx2
+
+            found = [tab for tab in httpx2.get(f"http://127.0.0.1:{number}/json", timeout=30).json() if tab["type"] == "page"]
+            return found[0]["webSocketDebuggerUrl"]
+        time.sleep(0.1)
+    raise TimeoutError("chromium did not come up")
+
+
+def open_page(browser: Browser, address: str, downloads: Path, width: int = 1280, height: int = 900) -> None:
+    for domain in ("Page", "Runtime", "Log"):
+        browser.call(f"{domain}.enable")
+    browser.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+    browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))
+    browser.call("Page.navigate", url=address)
+    browser.wait("document.readyState === 'complete' && document.querySelector('#model')?.options.length")
+
+
+def drop(browser: Browser, data: bytes, name: str = "bridge.png") -> None:
+    browser.run(DROP % {"data": json.dumps(base64.b64encode(data).decode()), "name": json.dumps(name)})
+
+
+@pytest.mark.timeout(400)
+def test_drop_compare_and_download(browser: Browser, address: str, make: Any, tmp_path: Path) -> None:  # noqa: ANN401
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    open_page(browser, address, downloads)
+    data = make.picture(11, 60, 80)
+    drop(browser, data)
+    browser.wait("document.querySelector('#result').dataset.done === '1'")
+    expected = make.enlarged(data)
+    # What is on the two canvases: ours, pixel by pixel, and bicubic, as Pillow has it.
+    assert browser.run(PIXEL % ("#after", 101, 77)) == expected[77, 101].tolist()
+    bicubic = bicubic_pixels(make.decoded(data), 320, 240)
+    assert np.abs(np.subtract(browser.run(PIXEL % ("#before", 101, 77)), bicubic[77, 101], dtype=int)).max() <= 1
+    # The divider follows the range, by keyboard and by pointer.
+    browser.run("document.querySelector('#split').focus()")
+    clip = "document.querySelector('#before-layer').style.clipPath"
+    start = browser.run(clip)
+    for _ in range(20):
+        browser.press("ArrowRight")
+    assert browser.run("Number(document.querySelector('#split').value)") == pytest.approx(52)
+    assert browser.run(clip) != start
+    box = browser.run("document.querySelector('#view').getBoundingClientRect().toJSON()")
+    middle = box["y"] + box["height"] / 2
+    browser.drag((box["x"] + box["width"] / 2, middle), (box["x"] + box["width"] / 4, middle))
+    assert browser.run("Number(document.querySelector('#split').value)") == pytest.approx(25, abs=0.5)
+    assert "75%" in browser.run(clip)
+    # Zoom and pan by keyboard, and back.
+    browser.run("document.querySelector('#view').focus()")
+    place = "document.querySelector('#after').style.transform"
+    fitted = browser.run(place)
+    for key in "+++":
+        browser.press(key)
+    zoomed = browser.run(place)
+    assert scale_of(zoomed) == pytest.approx(scale_of(fitted) * 1.25**3)
+    browser.press("ArrowLeft")
+    assert browser.run(place) != zoomed
+    browser.press("0")
+    assert browser.run(place) == fitted
+    # Pixels in the place of bicubic.
+    browser.run("document.querySelector('[name=against][value=pixels]').click()")
+    browser.wait("document.querySelector('#tag-before').textContent === 'pixels'")
+    assert browser.run(PIXEL % ("#before", 25, 19)) == make.decoded(data)[19, 25].tolist()
+    # The download is the file that the server made.
+    browser.run("document.querySelector('#download').click()")
+    saved = downloads / "bridge_x4.png"
+    deadline = time.monotonic() + WAIT_S
+    while not saved.exists():
+        assert time.monotonic() < deadline, list(downloads.iterdir())
+        time.sleep(0.1)
+    assert np.array_equal(make.decoded(saved.read_bytes()), expected)
+    assert "80 × 60 → 320 × 240" in browser.run("document.querySelector('#facts').innerText")
+    assert browser.complaints == []
+
+
+def bicubic_pixels(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def scale_of(transform: str) -> float:
+    return float(transform.split("scale(")[1].rstrip(")"))
+
+
+@pytest.mark.timeout(400)
+def test_errors_are_told_and_a_phone_is_wide_enough(browser: Browser, address: str, make: Any, tmp_path: Path) -> None:  # noqa: ANN401
+    open_page(browser, address, tmp_path, 390, 844)
+    drop(browser, b"no picture at all", "notes.txt")
+    browser.wait("!document.querySelector('#error').hidden")
+    assert "none of the accepted types" in browser.run("document.querySelector('#error').textContent")
+    drop(browser, make.picture(12))
+    browser.wait("document.querySelector('#result').dataset.done === '1'")
+    assert browser.run("document.querySelector('#error').hidden")
+    assert browser.run("document.documentElement.scrollWidth") <= 390
+    # Everything that can be used has a name for a screen reader.
+    tree = browser.call("Accessibility.getFullAXTree")["nodes"]
+    roles = {"button", "link", "textbox", "slider", "combobox", "radio", "spinbutton"}
+    nameless = [node for node in tree if node.get("role", {}).get("value") in roles and not node.get("name", {}).get("value")]
+    assert nameless == []
+    assert len([node for node in tree if node.get("role", {}).get("value") in roles]) > 8
+    browser.call("Page.navigate", url=f"{address}/docs")
+    browser.wait("document.querySelectorAll('article').length > 8")

@@ -1,0 +1,266 @@
+"""The endpoint on a real Ray Serve: pixels, health that tells the truth, bulk jobs, and work that is dropped."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+
+from pipelines.replica import Replica, ReplicaOptions, Started
+from resshift.animation import Frames
+from resshift.images import Picture
+from serve.__main__ import arguments, configuration, start
+
+OPTIONS = ReplicaOptions(model="nearest-x4", identity="nearest-x4")
+
+
+def test_a_replica_leaves_a_picture_that_nobody_waits_for() -> None:
+    replica = Replica("nearest-x4", "nearest-x4", 1)
+    frames = Frames((Picture(pixels=np.zeros((8, 8, 3), np.uint8)),))
+    wanted = [True, False]
+    answers = list(replica.upscale(OPTIONS, ("a", "b"), frames, frames, is_wanted=lambda: wanted.pop(0)))
+    assert [type(answer).__name__ for answer in answers] == ["Started", "Frames", "Upscaled"]
+
+
+def test_a_picture_without_a_key_has_the_noise_of_its_seed() -> None:
+    """So that an answer over HTTP equals a call of the library with the same seed."""
+    seen: list[int] = []
+
+    class Model:
+        identity = "nearest-x4"
+
+        def upscale(self, picture: Picture, *, seed: int = 0, outscale: float | None = None, tile_px: int | None = None) -> Picture:
+            del outscale, tile_px
+            seen.append(seed)
+            return picture
+
+    replica = Replica("nearest-x4", "nearest-x4", 1)
+    replica.model = Model()  # pyright: ignore[reportAttributeAccessIssue] - its scale is not asked for
+    frames = Frames((Picture(pixels=np.zeros((8, 8, 3), np.uint8)),))
+    options = ReplicaOptions(model="nearest-x4", identity="nearest-x4", seed=7)
+    answers = list(replica.upscale(options, ("", "a"), frames, frames))
+    assert isinstance(answers[0], Started)
+    assert seen[0] == 7
+    assert seen[1] != 7
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def address(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Return the address of an endpoint on the cluster of the run; 30 s a megapixel, so that work can be caught at it."""
+    del ray_cluster
+    from ray import serve
+
+    root = tmp_path_factory.mktemp("serve")
+    command = ["--model", "nearest-x4@30", "--port", str(free_port()), "--jobs", f"{root.parent}:{root.parent}"]
+    config = configuration(arguments().parse_args(command))
+    config["applications"][0]["args"]["num_cpus"] = 0.5
+    config["applications"][-1]["args"]["jobs"]["state"] = str(root / "state")
+    config["applications"][-1]["args"]["limits"] |= {"in_flight": 4, "queue": 8}
+    yield start(config)
+    serve.shutdown()
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 240) -> Any:  # noqa: ANN401
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.2)
+    return found
+
+
+def is_ready(address: str) -> bool:
+    return httpx2.get(f"{address}/readyz", timeout=30).status_code == 200
+
+
+def replica_pids() -> list[int]:
+    """Return the processes of the model's replicas on this machine, of this cluster alone."""
+    import ray
+    from ray.util.state import list_actors
+
+    context: Any = ray.get_runtime_context()
+    found: list[Any] = list_actors(context.gcs_address, filters=[("state", "=", "ALIVE")], detail=True)
+    return [actor.pid for actor in found if actor.name is not None and "resshift-nearest-x4#model" in actor.name and actor.pid is not None]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+class TestOnServe:
+    def test_a_picture(self, address: str, make: Any) -> None:  # noqa: ANN401
+        wait_for(lambda: is_ready(address))
+        data = make.picture()
+        answer = httpx2.post(f"{address}/v1/upscale", content=data, timeout=120)
+        assert answer.status_code == 200, answer.text
+        assert np.array_equal(make.decoded(answer.content), make.enlarged(data))
+
+    def test_the_curl_examples_of_the_readme(self, address: str, make: Any, tmp_path: Path) -> None:  # noqa: ANN401
+        """They are run as they stand there, with another port."""
+        import re
+        import shutil
+        import subprocess
+
+        if shutil.which("curl") is None:
+            pytest.skip("curl is not installed")
+        text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+        commands = re.findall(r"^curl .*$", text, re.MULTILINE)
+        assert len(commands) >= 3
+        data = make.picture(0, 30, 40, "JPEG")
+        (tmp_path / "photo.jpg").write_bytes(data)
+        for command in commands:
+            shown = command.split("  #")[0].replace("http://127.0.0.1:8000", address)
+            done = subprocess.run(["bash", "-c", f"set -o pipefail; {shown}"], cwd=tmp_path, capture_output=True, timeout=120, check=False)
+            assert done.returncode == 0, (shown, done.stdout, done.stderr)
+        assert np.array_equal(make.decoded((tmp_path / "photo_x4.png").read_bytes()), make.enlarged(data))
+
+    def test_the_python_example_of_the_docs(self, address: str, make: Any, tmp_path: Path) -> None:  # noqa: ANN401
+        import re
+        import subprocess
+        import sys
+
+        text = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
+        example = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+        assert example is not None
+        assert len(example[1].splitlines()) <= 40
+        data = make.picture(8)
+        (tmp_path / "photo.png").write_bytes(data)
+        (tmp_path / "client.py").write_text(example[1].replace("http://127.0.0.1:8000", address), encoding="utf-8")
+        subprocess.run([sys.executable, "client.py", "photo.png", "big.png"], cwd=tmp_path, check=True, timeout=120)
+        assert np.array_equal(make.decoded((tmp_path / "big.png").read_bytes()), make.enlarged(data))
+
+    def test_a_bulk_job_is_watched_cancelled_and_continued(self, address: str, make: Any, tmp_path: Path) -> None:  # noqa: ANN401
+        source, target = tmp_path / "in", tmp_path / "out"
+        source.mkdir()
+        for i in range(12):
+            (source / f"{i:02}.png").write_bytes(make.picture(i, 200, 250))  # 1.5 s each
+        (source / "broken.png").write_bytes(make.picture(9)[:90])
+        asked = {"source": str(source), "target": str(target)}
+        headers = {"Idempotency-Key": "first"}
+        taken = httpx2.post(f"{address}/v1/jobs", json=asked, headers=headers, timeout=60)
+        assert taken.status_code == 202, taken.text
+        where = address + taken.headers["location"]
+        assert httpx2.post(f"{address}/v1/jobs", json=asked, headers=headers, timeout=60).json()["id"] == taken.json()["id"]
+        assert httpx2.post(f"{address}/v1/jobs", json=asked, timeout=60).status_code == 409  # one job a target at a time
+
+        def progress() -> dict[str, Any] | None:
+            found = httpx2.get(where, timeout=60).json().get("progress")
+            return found if found and found["done"] >= 1 else None
+
+        seen = wait_for(progress)
+        assert (seen["failed"] <= 1, seen["listed"]) == (True, 13)
+        assert httpx2.delete(where, timeout=120).json()["state"] == "cancelled"
+        done_before = len(list(target.glob("*.png")))
+        again = httpx2.post(f"{address}/v1/jobs", json=asked, timeout=60)
+        where = address + again.headers["location"]
+        wait_for(lambda: httpx2.get(where, timeout=60).json()["state"] not in ("queued", "running"))
+        view = httpx2.get(where, timeout=60).json()
+        assert (view["state"], view["counts"]["ok"], view["counts"]["failed"]) == ("complete_with_failures", 12, 1)
+        assert 1 <= done_before <= 12
+        for i in range(12):
+            expected = make.enlarged((source / f"{i:02}.png").read_bytes())
+            assert np.array_equal(make.decoded((target / f"{i:02}_x4.png").read_bytes()), expected)
+        report = httpx2.get(f"{where}/report", timeout=60).json()
+        assert report["counts"]["ok"] == 12
+        assert "truncated" in httpx2.get(f"{where}/report?format=csv", timeout=60).text
+
+    def test_clients_that_leave_free_their_places(self, address: str, make: Any) -> None:  # noqa: ANN401
+        """Three pictures of 9 s each; the clients of the second and third leave, and the fourth is answered after the first."""
+        large = make.picture(0, 500, 600)
+        small = make.picture(1)
+
+        def leave() -> None:
+            with pytest.raises(httpx2.TimeoutException):
+                httpx2.post(f"{address}/v1/upscale", content=large, timeout=httpx2.Timeout(60, read=1.0))
+
+        before = figure(address, 'resshift_megapixels_total{side="in"}')
+        threads = [threading.Thread(target=leave) for _ in range(2)]
+        first: list[httpx2.Response] = []
+        threads.insert(0, threading.Thread(target=lambda: first.append(httpx2.post(f"{address}/v1/upscale", content=large, timeout=200))))
+        for thread in threads:
+            thread.start()
+            time.sleep(0.3)
+        for thread in threads:
+            thread.join()
+        answer = httpx2.post(f"{address}/v1/upscale", content=small, timeout=200)
+        assert (first[0].status_code, answer.status_code) == (200, 200)
+        assert figure(address, 'resshift_megapixels_total{side="in"}') == pytest.approx(before + 0.3 + 0.00048)
+
+    def test_a_replica_that_dies_takes_no_request_with_it(self, address: str, make: Any) -> None:  # noqa: ANN401
+        data = make.picture(3, 200, 300)  # 1.8 s each
+        answers: list[httpx2.Response] = []
+        send = lambda: answers.append(httpx2.post(f"{address}/v1/upscale", content=data, timeout=400, headers={"X-Request-Timeout": "300"}))  # noqa: E731
+        threads = [threading.Thread(target=send) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        time.sleep(1)
+        pids = wait_for(replica_pids)
+        os.kill(pids[0], signal.SIGKILL)
+        wait_for(lambda: not is_ready(address), 30)
+        for thread in threads:
+            thread.join()
+        assert [answer.status_code for answer in answers] == [200] * 4
+        assert all(np.array_equal(make.decoded(answer.content), make.enlarged(data)) for answer in answers)
+        wait_for(lambda: is_ready(address))
+
+    def test_a_body_that_is_too_large_is_refused_while_it_arrives(self, address: str) -> None:
+        def pieces() -> Iterator[bytes]:
+            for _ in range(100):
+                yield bytes(1_000_000)
+
+        try:
+            status = httpx2.post(f"{address}/v1/upscale", content=pieces(), timeout=60).status_code
+        except httpx2.TransportError:
+            status = 413  # the server closed while we were still sending: the refusal may be lost on the way, the body is not read
+        assert status == 413
+        assert figure(address, "resshift_body_bytes") == 0
+
+
+def figure(address: str, name: str) -> float:
+    lines = httpx2.get(f"{address}/metrics", timeout=60).text.splitlines()
+    return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name} ")), 0.0)
+
+
+def test_the_shipped_configuration_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    """The name of a model's application holds its identity: when the weights change, the file has to."""
+    import yaml
+
+    from serve.__main__ import main
+
+    assert main(["--print-config"]) == 0
+    printed: Any = yaml.safe_load(io.StringIO(capsys.readouterr().out))
+    shipped: Any = yaml.safe_load((Path(__file__).parents[2] / "serve" / "config.yaml").read_text(encoding="utf-8"))
+    assert json.loads(json.dumps(shipped)) == printed
+    assert shipped["http_options"]["host"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("command", [["--model", "nearest-x5"], ["--jobs", "here"], ["--replicas", "2:1"], ["--config", "/nowhere.yaml"]])
+def test_a_command_that_cannot_be_is_one_line(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    from serve.__main__ import main
+
+    assert main([*command, "--print-config"] if "--config" not in command else command) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_new_key_is_printed_once_with_its_entry(capsys: pytest.CaptureFixture[str]) -> None:
+    from serve.__main__ import main
+    from serve.keys import digest
+
+    assert main(["--new-key", "alice"]) == 0
+    shown = capsys.readouterr()
+    assert digest(shown.out.strip()) in shown.err
+    assert shown.out.strip() not in shown.err
