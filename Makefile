@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup demo test lint lock clean
+.PHONY: help setup demo test lint lock licences wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -35,5 +35,11 @@ lock: ## resolve requirements.lock again
 	$(VENV)/bin/uv pip compile --quiet pyproject.toml --all-extras --universal --python-version 3.11 --no-emit-index-url --no-header \
 		--output-file requirements.lock
 
+licences: setup ## list the licences of everything installed, refuse what is not for commercial use
+	$(RUN) deploy/licences.py
+
+wheel: setup ## build dist/*.whl from what is here, without a network
+	$(RUN) -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
+
 clean: ## remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) .pytest_cache .ruff_cache dist

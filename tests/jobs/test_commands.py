@@ -44,6 +44,7 @@ FLAGS = {
         ),
     },
     "demo": {"--help", "--out", "--model"},
+    "doctor": {"--help", "--read", "--nodes", "--lock", "--set"},
     "preview": {"--help", "--preset", "--set", "--num"},
     "testset": {"--help", "--protocol", "--recipe", "--num", "--seed", "--dry-run"},
 }

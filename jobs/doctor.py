@@ -1,0 +1,86 @@
+"""Say whether this machine, its Ray cluster and its buckets are fit for the work, and what to do where they are not.
+
+    python jobs/doctor.py                                              this machine, and the cluster of RAY_ADDRESS if there is one
+    python jobs/doctor.py --read s3://in/photos s3://out/x4            and the rights: list and get; list, put, get and delete
+    python jobs/doctor.py s3://out/x4 --set target.endpoint=https://s3.example.org
+    ray job submit --working-dir . -- python jobs/doctor.py --nodes s3://out/x4     every node of the cluster about itself
+
+Each line is ok, warn (works, may disappoint) or fail (will not work), with the remedy. Only URI/_resshift-doctor/ is written to, and it is
+deleted again. With --read nothing is written.
+
+Exit codes: 0 complete, nothing failed (warnings may be there), 1 failed, 2 usage, 3 finished with failed checks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines.command import Exit, UsageError, parser, run
+
+_LOCK = Path(__file__).resolve().parents[1] / "requirements.lock"
+
+
+def arguments() -> argparse.ArgumentParser:
+    """Return the command line."""
+    options = parser(__doc__ or "")
+    options.add_argument("targets", metavar="URI", nargs="*", help="bucket, prefix or folder that jobs write to")
+    options.add_argument("--read", metavar="URI", action="append", default=[], help="one that jobs only read; may be repeated")
+    options.add_argument("--nodes", action="store_true", help="ask every node of the cluster, not only this machine")
+    options.add_argument("--lock", metavar="FILE", help="pinned versions to compare with (default: requirements.lock of the repository)")
+    options.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="source.* and target.* as of upscale")
+    return options
+
+
+def lock_text(path: str | None) -> str | None:
+    """Return the text of the lock; None when there is none and nobody asked for one."""
+    if path is None and not _LOCK.exists():
+        return None
+    try:
+        return Path(path or _LOCK).read_text()
+    except OSError as error:
+        raise UsageError(f"--lock {path}: {error.strerror}") from None
+
+
+def doctor(options: argparse.Namespace) -> Exit:
+    """Ask, print, count."""
+    from pipelines.command import connect_to_ray
+    from pipelines.doctor import Level, machine_checks, read_lock
+    from pipelines.doctor_bucket import bucket_checks
+    from pipelines.doctor_ray import node_checks, ray_checks
+    from pipelines.settings import BulkSettings
+    from resshift.config import with_settings
+
+    settings = with_settings(BulkSettings(), options.set)
+    lock = lock_text(options.lock)
+    try:
+        read_lock(lock or "")
+    except ValueError as error:
+        raise UsageError(f"--lock: {error}") from None
+
+    counts: Counter[Level] = Counter()
+    asked = [machine_checks(lock), ray_checks(os.environ)]
+    asked += [bucket_checks(uri, settings.source, is_read_only=True) for uri in options.read]
+    asked += [bucket_checks(uri, settings.target) for uri in options.targets]
+    if options.nodes:
+        connect_to_ray()
+        asked.append(node_checks(lock))
+    for checks in asked:
+        for check in checks:
+            counts[check.level] += 1
+            print(check.line(), flush=True)
+    print(f"{counts[Level.OK]} ok, {counts[Level.WARN]} warn, {counts[Level.FAIL]} fail")
+    return Exit.FINISHED_WITH_FAILED_ITEMS if counts[Level.FAIL] else Exit.COMPLETE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    return run(doctor, arguments(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
