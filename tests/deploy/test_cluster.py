@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,12 +20,19 @@ from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 ROOT = Path(__file__).parents[2]
+OVERLAYS = sorted((ROOT / "deploy" / "aws").glob("*.yaml"))
 Cluster = dict[str, Any]
 
 
 @pytest.fixture
 def cluster() -> Cluster:
     return yaml.safe_load((ROOT / "cluster.yaml").read_text())
+
+
+def laid_over(*overlays: Path) -> Cluster:
+    """Return what `deploy/overlay.py` prints for cluster.yaml and these."""
+    command = [sys.executable, str(ROOT / "deploy" / "overlay.py"), str(ROOT / "cluster.yaml"), *map(str, overlays)]
+    return yaml.safe_load(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def filled(cluster: Cluster) -> Cluster:
@@ -60,6 +69,36 @@ def test_the_validation_has_teeth(mistake: Callable[[Cluster], None], cluster: C
         filled(cluster)
 
 
+def test_there_are_overlays() -> None:
+    assert {path.stem for path in OVERLAYS} == {"h100", "redis", "small", "vpc"}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
+def test_ray_accepts_every_overlay_and_what_makes_the_cluster_safe_stays(overlay: Path) -> None:
+    changed = laid_over(overlay)
+    test_the_head_runs_no_work(changed)
+    test_no_command_comes_from_the_defaults_of_ray(changed)
+    test_dashboard_is_on_loopback_and_every_ray_asks_for_the_token(changed)
+    test_every_node_has_a_profile_and_no_key(changed)
+    assert changed != yaml.safe_load((ROOT / "cluster.yaml").read_text())
+
+
+def test_overlays_can_be_laid_on_together() -> None:
+    together = filled(laid_over(*OVERLAYS))
+    assert together["provider"]["use_internal_ips"] is True
+    assert "availability_zone" not in together["provider"]
+    assert together["available_node_types"]["gpu-on-demand"]["node_config"]["SubnetIds"]
+
+
+def test_the_small_cluster_has_one_gpu() -> None:
+    assert _launches(laid_over(ROOT / "deploy" / "aws" / "small.yaml"), {}, 5) == {"gpu-on-demand": 1}
+
+
+def test_large_nodes_are_spot_first_too() -> None:
+    changed = laid_over(ROOT / "deploy" / "aws" / "h100.yaml")
+    assert _launches(changed, {}, 5) == {"gpu-spot": 4, "gpu-on-demand": 1}
+
+
 def test_no_command_comes_from_the_defaults_of_ray(cluster: Cluster) -> None:
     """They install a nightly build and start the dashboard on every interface."""
     prepared = filled(cluster)
@@ -73,7 +112,7 @@ def test_no_command_comes_from_the_defaults_of_ray(cluster: Cluster) -> None:
 def test_dashboard_is_on_loopback_and_every_ray_asks_for_the_token(cluster: Cluster) -> None:
     starts = [line for key in ("head_start_ray_commands", "worker_start_ray_commands") for line in cluster[key] if "ray start" in line]
     assert len(starts) == 2
-    assert all("RAY_AUTH_MODE=token ray start" in line for line in starts)
+    assert all("RAY_AUTH_MODE=token ray start" in " ".join(line.split()) for line in starts)
     assert "--dashboard-host=127.0.0.1" in starts[0]
     assert cluster["file_mounts"]["/home/ubuntu/.ray/auth_token"] == "~/.ray/auth_token"
 
