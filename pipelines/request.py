@@ -60,14 +60,14 @@ def job_options(options: argparse.Namespace, settings: BulkSettings) -> UpscaleO
     return job
 
 
-def replica_range(text: str) -> tuple[int, int]:
-    """Parse MIN:MAX, or N for N:N."""
+def replica_range(text: str, least: int = 1) -> tuple[int, int]:
+    """Parse MIN:MAX, or N for N:N; MIN is at least `least`, MAX at least 1."""
     try:
         low, high = (int(part) for part in (text.split(":") if ":" in text else (text, text)))
     except ValueError:
         raise UsageError(f"--replicas must be MIN:MAX or a number, for example 1:8 or 2, got {text!r}") from None
-    if not 1 <= low <= high:
-        raise UsageError(f"--replicas needs 1 <= MIN <= MAX, got {text!r}")
+    if not least <= low <= high or high < 1:
+        raise UsageError(f"--replicas needs {least} <= MIN <= MAX and 1 <= MAX, got {text!r}")
     return low, high
 
 

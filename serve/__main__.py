@@ -31,7 +31,9 @@ def arguments() -> argparse.ArgumentParser:
     options.add_argument("--model", action="append", metavar="NAME", help="name or path, once or several times (default tiny-x4)")
     options.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1; another needs keys)")
     options.add_argument("--port", type=int, default=8000, help="port to listen on (default 8000)")
-    options.add_argument("--replicas", default="1:1", metavar="MIN:MAX", help="replicas of each model (default 1:1)")
+    options.add_argument(
+        "--replicas", default="1:1", metavar="MIN:MAX", help="replicas of each model (default 1:1); 0:MAX: none while nobody asks"
+    )
     options.add_argument("--jobs", metavar="SRC:DST", help="allow bulk jobs from inside SRC to inside DST (plain paths)")
     options.add_argument("--config", metavar="FILE", help="take all of it from a configuration")
     mode = options.add_mutually_exclusive_group()
@@ -51,9 +53,11 @@ def configuration(options: argparse.Namespace) -> dict[str, Any]:
     from pipelines.request import replica_range
     from serve.replica import app_name
 
-    low, high = replica_range(options.replicas)
+    low, high = replica_range(options.replicas, least=0)
     models: list[str] = options.model or ["tiny-x4"]
     args: dict[str, Any] = {"models": models, "limits": {"in_flight": 2 * high + 2}, "jobs": {"replicas": high}}
+    if low == 0:
+        args["sleeping"] = models
     if options.jobs is not None:
         source, _, target = options.jobs.partition(":")
         if not source or not target:

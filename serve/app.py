@@ -164,7 +164,7 @@ class Gateway:
         host: str | None = http.host
         if not settings.keys and host is not None and not is_loopback(host):
             raise RuntimeError(f"Serve listens on {host} and there are no API keys: set http_options.host to 127.0.0.1, or make keys")
-        pictures = PictureService(settings.limits, served_models(settings.models))
+        pictures = PictureService(settings.limits, served_models(settings.models), sleeping=settings.sleeping)
         self._services = Services(settings, pictures, RemoteJobs(jobs))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -176,7 +176,7 @@ class Keeper(JobKeeper):
     """A replica of the job keeper; there is one."""
 
     def __init__(self, settings: ServeSettings) -> None:
-        super().__init__(settings, PictureService(settings.limits, served_models(settings.models), num_cpus=1))
+        super().__init__(settings, PictureService(settings.limits, served_models(settings.models), num_cpus=1, sleeping=settings.sleeping))
         self._tending: asyncio.Task[None] | None = None
 
     async def start(self) -> None:

@@ -130,21 +130,53 @@ class Readiness:
     Every pass counts, a probe's or a request's. While one is under way, a busy model stays ready as long as its replicas run: a large
     picture takes longer than the window. A pass that failed for want of replicas makes it red until one succeeds.
 
+    A model that may sleep has no replicas while nobody asks for it, and no pass that would keep it awake. It is ready until a pass fails,
+    or waits for a first replica for longer than one takes to start.
+
     Args:
         window_s: how old a pass may be.
         busy_s: how long a pass may take.
+        may_sleep: whether having no replicas is normal.
+        start_s: how long a first replica may take to start.
         clock: in seconds.
     """
 
-    def __init__(self, window_s: float = 4.0, busy_s: float = 600.0, clock: Any = time.monotonic) -> None:  # noqa: ANN401 - () -> float
-        self._window_s, self._busy_s, self._clock = window_s, busy_s, clock
+    def __init__(
+        self,
+        window_s: float = 4.0,
+        busy_s: float = 600.0,
+        *,
+        may_sleep: bool = False,
+        start_s: float = 180.0,
+        clock: Any = time.monotonic,  # noqa: ANN401 - () -> float
+    ) -> None:
+        self._window_s, self._busy_s, self._start_s, self._clock = window_s, busy_s, start_s, clock
+        self.may_sleep = may_sleep
         self._last_pass: float | None = None
         self._is_failing = False
         self._num_under_way = 0
-        self.num_replicas = 0
+        self._waits_since: float | None = None  # for a first replica
+        self._num_replicas = 0
+
+    @property
+    def num_replicas(self) -> int:
+        """Replicas that run, as last counted."""
+        return self._num_replicas
+
+    @num_replicas.setter
+    def num_replicas(self, number: int) -> None:
+        self._num_replicas = number
+        if number:
+            self._waits_since = None
+
+    @property
+    def is_asleep(self) -> bool:
+        return self.may_sleep and self.num_replicas == 0 and self.is_idle and self.is_ready
 
     @property
     def is_ready(self) -> bool:
+        if self.may_sleep:
+            return not self._is_failing and not self._waits_too_long
         if self._last_pass is None or self._is_failing or self.num_replicas < 1:
             return False
         age = self._clock() - self._last_pass
@@ -155,17 +187,25 @@ class Readiness:
         return None if self._last_pass is None else self._clock() - self._last_pass
 
     @property
+    def _waits_too_long(self) -> bool:
+        return self._waits_since is not None and self._clock() - self._waits_since > self._start_s
+
+    @property
     def is_idle(self) -> bool:
         return self._num_under_way == 0
 
     def begin(self) -> None:
         """Note that a pass begins."""
         self._num_under_way += 1
+        if self.num_replicas == 0 and self._waits_since is None:
+            self._waits_since = self._clock()
 
     def end(self, is_good: bool | None) -> None:
         """Note that a pass ended: well, for want of replicas, or (None) in a way that says nothing about the model."""
         self._num_under_way -= 1
         if is_good:
-            self._last_pass, self._is_failing = self._clock(), False
+            self._last_pass, self._is_failing, self._waits_since = self._clock(), False, None
         elif is_good is False:
             self._is_failing = True
+        if self.is_idle and not self._waits_too_long:
+            self._waits_since = None  # whoever asked has gone, before a replica had its time to start

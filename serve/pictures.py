@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -112,13 +112,14 @@ class PictureService:
         limits: of the endpoint.
         models: by name.
         num_cpus: threads for decoding.
+        sleeping: models that may have no replicas.
     """
 
-    def __init__(self, limits: LimitSettings, models: Mapping[str, Model], num_cpus: int = 2) -> None:
+    def __init__(self, limits: LimitSettings, models: Mapping[str, Model], num_cpus: int = 2, sleeping: Collection[str] = ()) -> None:
         self.limits, self.models = limits, models
         self.decoding = Decoding(limits.decoder(), num_cpus)
         self.admission = Admission(limits.in_flight, limits.queue)
-        self.readiness = {name: Readiness(busy_s=limits.max_timeout_s) for name in models}
+        self.readiness = {name: Readiness(busy_s=limits.max_timeout_s, may_sleep=name in sleeping) for name in models}
 
     async def upscale(
         self, data: bytes, options: PictureOptions, format: Format, deadline: Deadline, charge: Callable[[int], None] | None = None

@@ -82,7 +82,7 @@ class ReplicaSettings:
 
     Fields:
         model: name or path; its application must be called `resshift-IDENTITY`, as `python -m serve --print-config` does.
-        low, high: fewest and most replicas.
+        low, high: fewest and most replicas; with low 0 name the model under `sleeping` of the endpoint, or its probes keep it awake.
         num_gpus: of a replica; null: one where the cluster has any.
         num_cpus, num_threads: of a replica; threads null: the cores of this machine shared out.
         upscale_s, downscale_s: see `EngineOptions`.
@@ -98,8 +98,8 @@ class ReplicaSettings:
     downscale_s: float = 60.0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.low <= self.high:
-            raise ValueError(f"replicas need 1 <= low <= high, got {self.low} and {self.high}")
+        if not 0 <= self.low <= self.high or self.high < 1:
+            raise ValueError(f"replicas need 0 <= low <= high and 1 <= high, got {self.low} and {self.high}")
 
 
 def application(args: dict[str, Any]) -> serve.Application:

@@ -213,13 +213,14 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz", summary="Can pictures be upscaled?", responses={503: {"description": "not at the moment"}})
 async def readyz(request: Request) -> Response:
-    """Return 200 when every model had a forward pass in the last seconds, else 503; the body says which."""
+    """Return 200 when every model had a forward pass in the last seconds or may sleep, else 503; the body says which."""
     readiness = services(request).pictures.readiness
     body = {
         "ready": all(one.is_ready for one in readiness.values()),
         "models": {
             name: {
                 "ready": one.is_ready,
+                "asleep": one.is_asleep,
                 "replicas": one.num_replicas,
                 "last_pass_s": None if one.pass_age_s is None else round(one.pass_age_s, 2),
             }

@@ -107,18 +107,16 @@ async def watching(pictures: PictureService) -> AsyncGenerator[None]:
 
 
 async def _watch(pictures: PictureService, name: str) -> None:
-    """Count replicas, and send a small picture through the model whenever nothing else goes through it."""
+    """Count replicas, and send a small picture through the model whenever nothing else goes through it, unless it may sleep."""
     readiness, model = pictures.readiness[name], pictures.models[name]
     probing: asyncio.Task[None] | None = None
     while True:
         readiness.num_replicas = await model.count_replicas()
         age_s = readiness.pass_age_s
-        if (
-            readiness.num_replicas
-            and readiness.is_idle
-            and (age_s is None or age_s > _PROBE_EVERY_S)
-            and (probing is None or probing.done())
-        ):
+        is_due = age_s is None or age_s > _PROBE_EVERY_S
+        # A probe would keep a model awake; one that is red is woken, to find out whether it still is.
+        is_wanted = not readiness.is_ready if readiness.may_sleep else readiness.num_replicas > 0 and is_due
+        if is_wanted and readiness.is_idle and (probing is None or probing.done()):
             probing = asyncio.get_running_loop().create_task(_probe(pictures, name))
         await asyncio.sleep(_LOOK_S)
 

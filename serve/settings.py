@@ -130,10 +130,12 @@ class ServeSettings:
 
     Fields:
         models: names; the first is the default. Each is an application of its own, see `serve.replica`.
+        sleeping: those of them that may have no replicas (low 0): the first request after a pause waits for one to start.
         keys: none: the endpoint answers its own machine alone.
     """
 
     models: tuple[str, ...] = ("tiny-x4",)
+    sleeping: tuple[str, ...] = ()
     keys: tuple[KeySettings, ...] = ()
     limits: LimitSettings = field(default_factory=LimitSettings)
     jobs: JobSettings = field(default_factory=JobSettings)
@@ -141,6 +143,8 @@ class ServeSettings:
     def __post_init__(self) -> None:
         if not self.models or len(set(self.models)) < len(self.models):
             raise ValueError(f"models must be at least one and different from each other, got {self.models}")
+        if not set(self.sleeping) <= set(self.models):
+            raise ValueError(f"sleeping must be some of models, {self.models}, got {self.sleeping}")
         if len({key.name for key in self.keys}) < len(self.keys):
             raise ValueError("two keys have the same name")
 

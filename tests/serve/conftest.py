@@ -29,12 +29,13 @@ class LocalModel:
 
     def __init__(self) -> None:
         self.facts = describe_model("nearest-x4")
-        self.num_begun = self.num_done = 0
+        self.num_begun = self.num_done = self.num_probes = self.num_looks = 0
         self.num_replicas = 1
         self.is_held = False
 
     async def upscale(self, frames: Frames, *, seed: int, outscale: float | None) -> tuple[Frames, float]:
-        if frames.pictures[0].height == 8:  # the probe of the readiness is not counted
+        if frames.pictures[0].height == 8:  # the probe of the readiness is counted apart
+            self.num_probes += 1
             return frames, 0.0
         self.num_begun += 1
         while self.is_held:
@@ -44,6 +45,7 @@ class LocalModel:
         return result, 0.001
 
     async def count_replicas(self) -> int:
+        self.num_looks += 1
         return self.num_replicas
 
 
@@ -52,7 +54,7 @@ class Endpoint:
 
     def __init__(self, settings: ServeSettings) -> None:
         self.model = LocalModel()
-        self.pictures = PictureService(settings.limits, {"nearest-x4": self.model}, num_cpus=1)
+        self.pictures = PictureService(settings.limits, {"nearest-x4": self.model}, num_cpus=1, sleeping=settings.sleeping)
         self.services = Services(settings, self.pictures, JobKeeper(settings, self.pictures))
         self.app = create_app(self.services)
         self.client = TestClient(self.app, base_url="http://127.0.0.1", client=("127.0.0.1", 50000), raise_server_exceptions=False)

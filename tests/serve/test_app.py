@@ -373,11 +373,56 @@ class TestReadiness:
         readiness.end(True)
         assert readiness.is_ready
 
+    def test_a_model_that_may_sleep_is_ready_without_replicas_until_it_does_not_wake(self) -> None:
+        now = [0.0]
+        readiness = Readiness(may_sleep=True, start_s=60, clock=lambda: now[0])
+        assert readiness.is_ready
+        assert readiness.is_asleep
+        readiness.begin()
+        now[0] = 59.0
+        assert readiness.is_ready  # a replica is being started
+        assert not readiness.is_asleep
+        readiness.end(None)  # the client went away before it was
+        now[0] = 500.0
+        assert readiness.is_ready
+        readiness.begin()
+        now[0] = 561.0
+        assert not readiness.is_ready  # it does not start
+        readiness.end(None)
+        assert not readiness.is_ready
+        readiness.begin()
+        readiness.num_replicas = 1  # there it is
+        assert readiness.is_ready
+        now[0] = 900.0
+        readiness.end(True)
+        now[0] = 2000.0
+        assert readiness.is_ready  # no pass is needed to stay so
+        readiness.begin()
+        readiness.end(False)
+        assert not readiness.is_ready
+        readiness.begin()
+        readiness.end(True)
+        readiness.num_replicas = 0
+        assert readiness.is_asleep
+
+    def test_a_sleeping_model_is_not_woken_by_probes(self, start_endpoint: Callable[..., Any]) -> None:
+        made = start_endpoint(sleeping=("nearest-x4",))
+        made.model.num_replicas = 0
+        with made.client as client:
+            assert client.get("/readyz").status_code == 200
+            assert client.get("/readyz").json()["models"]["nearest-x4"]["asleep"]
+            made.model.num_replicas = 1  # somebody else woke it
+            wait_until(lambda: client.get("/readyz").json()["models"]["nearest-x4"]["replicas"] == 1)
+            looks = made.model.num_looks
+            wait_until(lambda: made.model.num_looks > looks + 2)
+            assert made.model.num_probes == 0
+
     def test_readyz_follows_the_replicas(self, start_endpoint: Callable[..., Any]) -> None:
         made = start_endpoint()
         with made.client as client:
             wait_until(lambda: client.get("/readyz").status_code == 200)
             assert client.get("/readyz").json()["models"]["nearest-x4"]["replicas"] == 1
+            assert made.model.num_probes > 0
             made.model.num_replicas = 0
             wait_until(lambda: client.get("/readyz").status_code == 503)
             assert client.get("/healthz").status_code == 200

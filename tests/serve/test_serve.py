@@ -21,6 +21,7 @@ from pipelines.replica import Replica, ReplicaOptions, Started
 from resshift.animation import Frames
 from resshift.images import Picture
 from serve.__main__ import arguments, configuration, start
+from serve.settings import parse
 
 OPTIONS = ReplicaOptions(model="nearest-x4", identity="nearest-x4")
 
@@ -248,7 +249,15 @@ def test_the_shipped_configuration_is_what_the_command_prints(capsys: pytest.Cap
     assert shipped["http_options"]["host"] == "127.0.0.1"
 
 
-@pytest.mark.parametrize("command", [["--model", "nearest-x5"], ["--jobs", "here"], ["--replicas", "2:1"], ["--config", "/nowhere.yaml"]])
+def test_models_that_may_have_no_replicas_are_not_probed() -> None:
+    config = configuration(arguments().parse_args(["--model", "nearest-x4", "--replicas", "0:2"]))
+    assert config["applications"][0]["args"] == {"model": "nearest-x4", "low": 0, "high": 2}
+    assert config["applications"][1]["args"]["sleeping"] == ["nearest-x4"]
+    with pytest.raises(ValueError, match="sleeping must be some of models"):
+        parse({"models": ["nearest-x4"], "sleeping": ["tiny-x4"]})
+
+
+@pytest.mark.parametrize("command", [["--model", "nearest-x5"], ["--jobs", "here"], ["--replicas", "2:1"], ["--replicas", "0:0"], ["--config", "/nowhere.yaml"]])
 def test_a_command_that_cannot_be_is_one_line(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     from serve.__main__ import main
 
