@@ -142,9 +142,9 @@ class BulkRun:
             model=job.model, identity=job.identity, seed=job.seed, outscale=job.outscale, tile_px=job.tile_px
         )
         self._growth = 1 + max(job.scale, 1) ** 2
-        limit = options.in_flight_mb * 1e6 if options.in_flight_mb is not None else 0.4 * object_store_bytes
-        self._budget = Budget(int(limit))
-        self._num_tasks = max(1, num_cpus)
+        self.budget = Budget(0)
+        self.num_tasks = 1
+        self.resize(num_cpus=num_cpus, object_store_bytes=object_store_bytes)
         self._queue: collections.deque[Item] = collections.deque()
         self._ready: collections.deque[_Ready] = collections.deque()
         self._num_preparing = 0
@@ -155,6 +155,12 @@ class BulkRun:
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
         self._listing = ThreadPoolExecutor(1, thread_name_prefix="listing")
+
+    def resize(self, *, num_cpus: int, object_store_bytes: int) -> None:
+        """Work with what the cluster has become: nodes come while a job runs, and go."""
+        self.num_tasks = max(1, num_cpus)
+        in_flight_mb = self.options.in_flight_mb
+        self.budget.limit = int(in_flight_mb * 1e6 if in_flight_mb is not None else 0.4 * object_store_bytes)
 
     @property
     def is_listed(self) -> bool:
@@ -231,7 +237,7 @@ class BulkRun:
         """Whether more should be decoded now: enough for every replica to find its next units full."""
         ahead = self.options.unit_pictures * 2 * (self.engine.num_replicas + 1)
         tasks = -(-self._num_preparing // self.options.fetch_pictures)
-        return tasks < self._num_tasks and self._num_preparing + len(self._ready) < ahead + self.options.fetch_pictures
+        return tasks < self.num_tasks and self._num_preparing + len(self._ready) < ahead + self.options.fetch_pictures
 
     async def _fetch(self) -> None:
         while True:
@@ -246,9 +252,9 @@ class BulkRun:
                 items.append(self._queue.popleft())
             self._num_preparing += len(items)
             # What a file will take in memory is known when it is decoded; until then, twelve bytes for each of its own.
-            reserved = [int(12 * item.size * self._growth) for item in items]
-            await self._budget.reserve(min(sum(reserved), self._budget.limit))
-            self._spawn(self._prepare(items, min(sum(reserved), self._budget.limit)))
+            reserved = min(sum(int(12 * item.size * self._growth) for item in items), self.budget.limit)
+            await self.budget.reserve(reserved)
+            self._spawn(self._prepare(items, reserved))
 
     async def _prepare(self, items: list[Item], reserved: int) -> None:
         refs: Any = _prepare.options(num_returns=1 + len(items)).remote(items, self.stages)  # Ray's types know one return
@@ -256,14 +262,14 @@ class BulkRun:
         try:
             answers: list[tuple[Row, int, int]] = await rows_ref
         except RayError as error:
-            await self._budget.adjust(-reserved)
+            await self.budget.adjust(-reserved)
             self._cut_off(items, error, suspects=items)
         else:
-            await self._budget.adjust(-reserved)
+            await self.budget.adjust(-reserved)
             for item, (row, num_pixels, num_bytes), frames in zip(items, answers, frame_refs, strict=True):
                 if row["status"] == "ok":
                     needed = int(num_bytes * self._growth)
-                    await self._budget.adjust(needed)
+                    await self.budget.adjust(needed)
                     self._ready.append(_Ready(item, row, frames, num_pixels, needed))
                 else:
                     self._finish(row)
@@ -337,7 +343,7 @@ class BulkRun:
                         num_handed_on, handed_on_at = len(answered), time.monotonic()
         except (RayError, StopAsyncIteration) as error:
             left = unit[len(answered) :]
-            await self._budget.adjust(-sum(entry.reserved for entry in left))
+            await self.budget.adjust(-sum(entry.reserved for entry in left))
             self._cut_off(
                 [entry.item for entry in left], error, suspects=[left[0].item] if started is not None else [], alone=len(unit) == 1
             )
@@ -348,7 +354,7 @@ class BulkRun:
         """Have results stored; what the model could not do is finished here."""
         for entry, upscaled, _ in answered:
             if upscaled.reason:
-                await self._budget.adjust(-entry.reserved)
+                await self.budget.adjust(-entry.reserved)
                 self._finish(entry.row | {"status": "failed", "reason": upscaled.reason, "message": upscaled.message})
         if good := [(entry, result, upscaled) for entry, upscaled, result in answered if not upscaled.reason]:
             self._spawn(self._store(good))
@@ -368,7 +374,7 @@ class BulkRun:
         else:
             for row in finished:
                 self._finish(row)
-        await self._budget.adjust(-sum(entry.reserved for entry, _, _ in results))
+        await self.budget.adjust(-sum(entry.reserved for entry, _, _ in results))
         await self._notify()
 
     def _finish(self, row: Row) -> None:

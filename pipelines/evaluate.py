@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy
 
+from pipelines.capacity import has_gpus
 from pipelines.page import Card
 from resshift import images, metrics, seeds, storage
 from resshift.degradation import imresize
@@ -159,7 +160,7 @@ class EvaluateStage:
 
 def evaluate(pairs: Sequence[Pair], options: EvaluateOptions, replicas: int = 1) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
     """Evaluate with Ray Data and yield (record, encoded pictures) of each pair."""
-    gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+    gpus = int(has_gpus())
     threads = 1 if gpus else max(1, (os.cpu_count() or 1) // replicas)
     items = [{"pair": json.dumps({name: getattr(pair, name) for name in ("key", "lq_uri", "gt_uri")})} for pair in pairs]
     stage: Any = EvaluateStage  # Ray's types do not know classes with constructor arguments

@@ -27,6 +27,7 @@ from ray.data import ExecutionResources
 from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
+from pipelines.capacity import promised
 from pipelines.epoch import Piece, stream
 from pipelines.retry import retried
 from pipelines.shards import RowGroup, read_manifest, read_pictures, row_groups
@@ -86,6 +87,9 @@ def fair_share(num_ranks: int, held_cpus: float, labels: Mapping[str, str] | Non
     if not nodes:
         raise ConfigError(f"no node of the cluster has the labels {wanted}")
     have: dict[str, float] = {name: sum(node["Resources"].get(name, 0.0) for node in nodes) for name in ("CPU", "object_store_memory")}
+    if labels is None:
+        # Tasks that wait for a CPU are what makes an autoscaler start nodes for them.
+        have["CPU"] = max(have["CPU"], promised().get("CPU", 0.0))
     if have["CPU"] - held_cpus < 0.1:
         raise ConfigError(f"{held_cpus:g} of {have['CPU']:g} logical CPUs are held by workers, none is left to make training pairs")
     # Ray Data itself keeps to half of the object store.

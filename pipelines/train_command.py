@@ -48,13 +48,12 @@ def train_from(options: argparse.Namespace, config: Run) -> Exit:
         return Exit.COMPLETE
 
     connect_to_ray(num_cpus=most + 3)
-    import ray
-
+    from pipelines.capacity import reachable
     from pipelines.export import export
     from pipelines.trainer import plan_workers, run_training
 
     quiet_ray_data()
-    workers = plan_workers(least, most, options.gpus_per_worker, dict(ray.cluster_resources()))
+    workers = plan_workers(least, most, options.gpus_per_worker, reachable())
     summary = run_training(config, options.data, options.out, workers, init=options.init, val=options.val)
     _say(_ended(summary, options.out.rstrip("/")))
     if options.export:

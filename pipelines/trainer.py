@@ -55,7 +55,7 @@ def plan_workers(least: int, most: int, gpus_per_worker: float | None, cluster: 
         least: workers without which the run waits.
         most: workers that it grows to.
         gpus_per_worker: None takes one GPU each when the cluster has enough for the least number, else the CPU.
-        cluster: `ray.cluster_resources()`.
+        cluster: `pipelines.capacity.reachable()`.
 
     Raises:
         ConfigError: the cluster cannot hold the workers, or would have no CPU left for data.

@@ -22,6 +22,7 @@ import ray
 
 from pipelines import ledger
 from pipelines.bulk import BulkOptions, BulkRun, busy_share
+from pipelines.capacity import has_gpus, reachable
 from pipelines.engines import Engine, EngineOptions
 from pipelines.progress import Progress
 from pipelines.report import RunRecord, Summary, write_report, write_run
@@ -59,8 +60,7 @@ def entries(source: str, selection: Selection, keys: Iterable[str] | None = None
 
 def engine_options(job: UpscaleOptions, replicas: tuple[int, int], settings: EngineSettings) -> EngineOptions:
     """Return what replicas are started with on the connected cluster: a GPU each where there are any, else a share of a machine's cores."""
-    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
-    num_gpus = settings.num_gpus if settings.num_gpus is not None else float(has_gpus)
+    num_gpus = settings.num_gpus if settings.num_gpus is not None else float(has_gpus())
     return EngineOptions(
         model=job.model,
         identity=job.identity,
@@ -72,6 +72,18 @@ def engine_options(job: UpscaleOptions, replicas: tuple[int, int], settings: Eng
         upscale_s=settings.upscale_s,
         downscale_s=settings.downscale_s,
     )
+
+
+_LOOK_EVERY_S = 5.0  # for nodes that came or went
+
+
+def _capacity() -> dict[str, int]:
+    """Return `num_cpus` and `object_store_bytes` of a run: tasks for all CPUs that can be had, pictures for the memory that is there."""
+    resources = reachable()
+    return {
+        "num_cpus": int(resources.get("CPU", 1)),
+        "object_store_bytes": int(resources.get("object_store_memory", 1 << 30)),
+    }
 
 
 def run_job(job: Job, worklist: Worklist, engine: Engine, progress: Progress) -> RunRecord:
@@ -112,21 +124,12 @@ async def run_job_in_loop(job: Job, worklist: Worklist, engine: Engine, progress
         progress.count(row)
         writer.add(row | {"run": run})
 
-    resources = ray.cluster_resources()
-    bulk = BulkRun(
-        worklist.batches(),
-        job.stages,
-        engine,
-        job.bulk,
-        finished,
-        num_cpus=int(resources.get("CPU", 1)),
-        object_store_bytes=int(resources.get("object_store_memory", 1 << 30)),
-    )
+    bulk = BulkRun(worklist.batches(), job.stages, engine, job.bulk, finished, **_capacity())
     replica_seconds = 0.0
 
     async def watch() -> None:
         nonlocal replica_seconds
-        last = time.monotonic()
+        last = looked_at = time.monotonic()
         while True:
             await asyncio.sleep(0.5)
             now = time.monotonic()
@@ -134,6 +137,9 @@ async def run_job_in_loop(job: Job, worklist: Worklist, engine: Engine, progress
             progress.num_replicas, progress.is_listed = engine.num_replicas, bulk.is_listed
             progress.show()
             writer.flush_if_due()
+            if now - looked_at > _LOOK_EVERY_S:
+                bulk.resize(**_capacity())
+                looked_at = now
 
     # `ray job stop` sends SIGTERM and kills three seconds later: enough for the rows that are here.
     this = asyncio.current_task()

@@ -16,11 +16,11 @@ from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import ray
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 from ray import serve
 
+from pipelines.capacity import has_gpus
 from pipelines.engines import UNITS_PER_REPLICA, EngineOptions
 from pipelines.replica import Replica, ReplicaOptions, Started, Upscaled, describe_model
 from resshift.animation import Frames
@@ -112,8 +112,7 @@ def application(args: dict[str, Any]) -> serve.Application:
         WeightsError: no such model.
     """
     asked = TypeAdapter(ReplicaSettings).validate_python(args)
-    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
-    num_gpus = asked.num_gpus if asked.num_gpus is not None else float(has_gpus)
+    num_gpus = asked.num_gpus if asked.num_gpus is not None else float(has_gpus())
     shared = 1 if num_gpus else max(1, (os.cpu_count() or 1) // asked.high)
     return model_app(
         EngineOptions(

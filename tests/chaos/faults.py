@@ -83,8 +83,8 @@ def dying(marker: str, step: int, rank: int = 0) -> Callable[[Mapping[str, str]]
     return worker
 
 
-def slow(seconds: float) -> Callable[[Mapping[str, str]], dict[str, Any]]:
-    """Return a worker function whose steps take longer, so that something can happen between them."""
+def slow(seconds: float, marker: str = "") -> Callable[[Mapping[str, str]], dict[str, Any]]:
+    """Return a worker function whose steps take longer, so that something can happen between them; the first leaves a file `marker`."""
 
     def worker(settings: Mapping[str, str]) -> dict[str, Any]:
         import time
@@ -96,6 +96,8 @@ def slow(seconds: float) -> Callable[[Mapping[str, str]], dict[str, Any]]:
 
         def slow_step(self: Any, batch: Any) -> Any:  # noqa: ANN401 - patched over a method
             time.sleep(seconds)
+            if marker:
+                open(marker, "w").close()
             return original(self, batch)
 
         DiffusionLearner.step = slow_step  # type: ignore[method-assign]
@@ -354,9 +356,10 @@ def preempt(work: Path) -> None:
 
     cluster, nodes = simulated_cluster(2)
     config, data, out = elastic_run(work, num_steps=60, checkpoint_every=50)
-    thread, problems = in_background(lambda: train_on_gpus(config, data, out, slow(0.4)))
-    until(lambda: started(out), problems, "the first step")
-    time.sleep(6)
+    first_step = work / "first-step"
+    thread, problems = in_background(lambda: train_on_gpus(config, data, out, slow(0.4, str(first_step))))
+    until(first_step.exists, problems, "the first step")
+    time.sleep(2)
     messages: Any = autoscaler_pb2
     reason = messages.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     GcsClient(address=cluster.address).drain_node(nodes[1].node_id, reason, "spot reclaim", int((time.time() + 8) * 1000))
@@ -374,10 +377,6 @@ def preempt(work: Path) -> None:
     print(f"workers over the run: {worker_counts(out)}")
     ray.shutdown()
     cluster.shutdown()
-
-
-def started(out: str) -> bool:
-    return Path(out, "run.json").exists()
 
 
 def kill_upload(work: Path, num_kills: int = 20) -> None:

@@ -135,6 +135,29 @@ def test_every_node_has_a_profile_and_no_key(cluster: Cluster) -> None:
         assert all(disk["Ebs"]["Encrypted"] for disk in node["node_config"]["BlockDeviceMappings"])
 
 
+# vCPU and GPUs of the machines that the files name.
+MACHINES = {"g6e.2xlarge": (8, 1), "c6i.8xlarge": (32, 0), "g4dn.xlarge": (4, 1), "c6i.2xlarge": (8, 0), "p5.48xlarge": (192, 8)}
+
+
+def _promised_and_possible(cluster: Cluster) -> tuple[Cluster, Cluster]:
+    types = cluster["available_node_types"]
+    workers = [(node["max_workers"], MACHINES[node["node_config"]["InstanceType"]]) for name, node in types.items() if name != "head"]
+    labels = {name: value for name, value in types["head"]["labels"].items() if name.startswith("max-")}
+    return labels, {f"max-{what}": str(sum(most * each[i] for most, each in workers)) for i, what in enumerate(("cpus", "gpus"))}
+
+
+def test_the_head_promises_what_the_workers_add_up_to(cluster: Cluster) -> None:
+    """A driver knows the nodes that run. What the autoscaler may add, it reads from these labels (pipelines/capacity.py)."""
+    promised, possible = _promised_and_possible(cluster)
+    assert promised == possible
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
+def test_so_does_the_head_of_every_overlay(overlay: Path) -> None:
+    promised, possible = _promised_and_possible(laid_over(overlay))
+    assert promised == possible
+
+
 def _launches(cluster: Cluster, unavailable: dict[str, float], gpus: int) -> Counter[str]:
     """Ask Ray's scheduler which nodes it would launch for tasks of one GPU each."""
     from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -83,6 +84,17 @@ def test_the_head_runs_no_work_and_groups_grow_from_nothing() -> None:
     assert cluster["spec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     for group in cluster["spec"]["workerGroupSpecs"]:
         assert 0 == group["minReplicas"] < group["maxReplicas"]
+
+
+def test_the_head_promises_what_the_groups_add_up_to() -> None:
+    """By these a job asks for GPUs that no pod has yet (pipelines/capacity.py)."""
+    cluster = manifest("raycluster.yaml")
+    sums = Counter[str]()
+    for group in cluster["spec"]["workerGroupSpecs"]:
+        (container,) = group["template"]["spec"]["containers"]
+        sums["max-cpus"] += group["maxReplicas"] * int(container["resources"]["requests"]["cpu"])
+        sums["max-gpus"] += group["maxReplicas"] * int(container["resources"]["requests"].get("nvidia.com/gpu", 0))
+    assert cluster["spec"]["headGroupSpec"]["labels"] == {name: str(number) for name, number in sums.items()}
 
 
 def test_only_the_gpu_group_takes_gpus_and_tolerates_their_taint() -> None:

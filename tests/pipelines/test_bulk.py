@@ -46,6 +46,18 @@ def test_a_budget_admits_one_and_then_what_fits() -> None:
     assert asyncio.run(play()) == ["before", "second"]
 
 
+@pytest.mark.parametrize(("in_flight_mb", "expected"), [(None, [400, 800]), (1, [1_000_000, 1_000_000])])
+def test_a_run_works_with_what_the_cluster_has_become(tmp_path: Path, in_flight_mb: float | None, expected: list[int]) -> None:
+    stages = StageOptions(job=JOB, target=str(tmp_path))
+    engine = ActorEngine(EngineOptions(model="nearest-x4", identity="nearest-x4"))
+    options = BulkOptions(in_flight_mb=in_flight_mb)
+    bulk = BulkRun(iter([]), stages, engine, options, list[Row]().append, num_cpus=0, object_store_bytes=1000)
+    seen = [(bulk.num_tasks, bulk.budget.limit)]
+    bulk.resize(num_cpus=30, object_store_bytes=2000)
+    seen.append((bulk.num_tasks, bulk.budget.limit))
+    assert seen == [(1, expected[0]), (30, expected[1])]
+
+
 def test_busy_share_is_model_time_over_wall_clock() -> None:
     assert busy_share([ReplicaTime(0.0, 10.0, 9.0), ReplicaTime(5.0, 10.0, 4.5)]) == pytest.approx(0.9)
     assert busy_share([]) is None

@@ -149,6 +149,10 @@ def test_what_is_left_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     assert fair_share(4, 2) == Share(cpus=4.5, object_store_bytes=250)
     assert fair_share(4, 0, {"role": "data"}) == Share(cpus=4, object_store_bytes=125, labels={"role": "data"})
+    nodes[0]["Labels"]["max-cpus"] = "100"  # the autoscaler would add nodes for tasks that wait
+    assert fair_share(4, 2).cpus == 24.5
+    assert fair_share(4, 0, {"role": "data"}).cpus == 4
+    del nodes[0]["Labels"]["max-cpus"]
     with pytest.raises(ConfigError, match="no node of the cluster has the labels"):
         fair_share(4, 0, {"role": "date"})
     with pytest.raises(ConfigError, match="none is left to make training pairs"):

@@ -257,7 +257,9 @@ def test_models_that_may_have_no_replicas_are_not_probed() -> None:
         parse({"models": ["nearest-x4"], "sleeping": ["tiny-x4"]})
 
 
-@pytest.mark.parametrize("command", [["--model", "nearest-x5"], ["--jobs", "here"], ["--replicas", "2:1"], ["--replicas", "0:0"], ["--config", "/nowhere.yaml"]])
+@pytest.mark.parametrize(
+    "command", [["--model", "nearest-x5"], ["--jobs", "here"], ["--replicas", "2:1"], ["--replicas", "0:0"], ["--config", "/nowhere.yaml"]]
+)
 def test_a_command_that_cannot_be_is_one_line(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     from serve.__main__ import main
 
