@@ -1,4 +1,4 @@
-"""A cluster that grows for a job and shrinks after it, on this machine: the node types of cluster.yaml, started by Ray's fake provider.
+"""A cluster that grows for a job and shrinks after it, on this machine: cluster.yaml's node types and Ray's fake provider.
 
 The head runs Ray's real autoscaler. Its nodes are raylets with the labels, limits and (logical) GPUs of cluster.yaml, two logical CPUs each;
 the model is the stand-in, which repeats pixels and sleeps. Nothing but the head runs when a job begins.
@@ -12,8 +12,10 @@ The last line is a JSON object with the main figures. Exit code 1 when a picture
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -51,9 +53,16 @@ def fake_cluster(port: int) -> dict[str, Any]:
             "max_workers": min(2, node["max_workers"]),
         }
     most = [made[name] for name in made if name != "head"]
-    promised = {"max-cpus": sum(one["max_workers"] * 2 for one in most), "max-gpus": sum(one["max_workers"] * one["resources"].get("GPU", 0) for one in most)}
+    promised = {
+        "max-cpus": sum(one["max_workers"] * 2 for one in most),
+        "max-gpus": sum(one["max_workers"] * one["resources"].get("GPU", 0) for one in most),
+    }
     head = made.pop("head")
-    made[_HEAD_TYPE] = head | {"resources": {"CPU": 0}, "max_workers": 0, "labels": {"role": "head"} | {k: str(v) for k, v in promised.items()}}
+    made[_HEAD_TYPE] = head | {
+        "resources": {"CPU": 0},
+        "max_workers": 0,
+        "labels": {"role": "head"} | {k: str(v) for k, v in promised.items()},
+    }
     empty = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
     return {
         "cluster_name": "fake",
@@ -94,8 +103,21 @@ def head(work: Path) -> Generator[str]:
     path = work / "cluster.json"
     path.write_text(json.dumps(config))
     labels = ",".join(f"{name}={value}" for name, value in config["available_node_types"][_HEAD_TYPE]["labels"].items())
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}", "--num-cpus=0", f"--labels={labels}"]
-    command += [f"--object-store-memory={_STORE_BYTES}", f"--temp-dir={work}/ray", f"--autoscaling-config={path}", "--include-dashboard=false"]
+    command = [
+        str(Path(sys.executable).with_name("ray")),
+        "start",
+        "--head",
+        "--block",
+        f"--port={port}",
+        "--num-cpus=0",
+        f"--labels={labels}",
+    ]
+    command += [
+        f"--object-store-memory={_STORE_BYTES}",
+        f"--temp-dir={work}/ray",
+        f"--autoscaling-config={path}",
+        "--include-dashboard=false",
+    ]
     command += [f"--node-ip-address={_own_ip()}"]
     environment = os.environ | {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     with (work / "head.log").open("wb") as log:
@@ -107,14 +129,8 @@ def head(work: Path) -> Generator[str]:
         try:
             process.wait(30)
         finally:
-            with contextlib_suppress(ProcessLookupError):
-                os.killpg(process.pid, 9)
-
-
-def contextlib_suppress(*errors: type[BaseException]) -> Any:  # noqa: ANN401 - a context manager
-    import contextlib
-
-    return contextlib.suppress(*errors)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 @dataclass(slots=True)
@@ -128,7 +144,11 @@ class Watch:
         """Count the nodes besides the head, by role and market."""
         import ray
 
-        now = Counter(f"{n['Labels'].get('role')}-{n['Labels'].get('market')}" for n in ray.nodes() if n["Alive"] and n["Labels"].get("role") != "head")
+        now = Counter(
+            f"{n['Labels'].get('role')}-{n['Labels'].get('market')}"
+            for n in ray.nodes()
+            if n["Alive"] and n["Labels"].get("role") != "head"
+        )
         if not self.seen or self.seen[-1][1] != now:
             self.seen.append((round(time.monotonic() - self.began, 1), now))
         return now
@@ -209,7 +229,11 @@ def endpoint(address: str, work: Path) -> dict[str, Any]:
     base = f"http://127.0.0.1:{port}"
     with (work / "serve.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "serve", "--config", str(path)], cwd=record.ROOT, env=os.environ | {"RAY_ADDRESS": address}, stdout=log, stderr=log
+            [sys.executable, "-m", "serve", "--config", str(path)],
+            cwd=record.ROOT,
+            env=os.environ | {"RAY_ADDRESS": address},
+            stdout=log,
+            stderr=log,
         )
     try:
         started = watch.until(lambda _: _answers(f"{base}/readyz"), "the endpoint answers", 240)
@@ -221,13 +245,17 @@ def endpoint(address: str, work: Path) -> dict[str, Any]:
         answer = httpx2.post(f"{base}/v1/upscale", content=picture.read_bytes(), timeout=180)
         woke_s = round(time.monotonic() - asked, 1)
         awake = watch.look()
-        slept_s = watch.until(lambda _: httpx2.get(f"{base}/readyz").json()["models"]["nearest-x4"]["replicas"] == 0, "the model sleeps again")
+        slept_s = watch.until(
+            lambda _: httpx2.get(f"{base}/readyz").json()["models"]["nearest-x4"]["replicas"] == 0, "the model sleeps again"
+        )
         gone_s = watch.until(lambda now: not now["gpu-spot"] and not now["gpu-on-demand"], "its node is given back")
     finally:
         process.terminate()
         process.wait(60)
     if answer.status_code != 200 or not asleep["asleep"] or not awake["gpu-spot"] + awake["gpu-on-demand"]:
-        raise RuntimeError(f"answer {answer.status_code} {answer.text[:200] if answer.status_code != 200 else ''}, before it {asleep}, nodes {awake}")
+        raise RuntimeError(
+            f"answer {answer.status_code} {answer.text[:200] if answer.status_code != 200 else ''}, before it {asleep}, nodes {awake}"
+        )
     return {
         "ready_without_replicas_s": started,
         "no_gpu_node_s": gpu_free,
@@ -271,9 +299,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             with head(work) as address:
                 _connect(address)
                 grown = bulk(address, work, options.pictures, options.seconds)
-                print("\na bulk job on a head alone\n\n" + record.table(["figure", "value"], [[k, v] for k, v in grown.items()]), flush=True)
+                print(
+                    "\na bulk job on a head alone\n\n" + record.table(["figure", "value"], [[k, v] for k, v in grown.items()]), flush=True
+                )
                 slept = endpoint(address, work)
-                print("\nan endpoint whose model sleeps\n\n" + record.table(["figure", "value"], [[k, v] for k, v in slept.items()]), flush=True)
+                print(
+                    "\nan endpoint whose model sleeps\n\n" + record.table(["figure", "value"], [[k, v] for k, v in slept.items()]),
+                    flush=True,
+                )
                 ray.shutdown()
         except RuntimeError as error:
             print(f"error: {error}", file=sys.stderr)
