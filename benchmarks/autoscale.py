@@ -1,7 +1,7 @@
 """A cluster that grows for a job and shrinks after it, on this machine: cluster.yaml's node types and Ray's fake provider.
 
-The head runs Ray's real autoscaler. Its nodes are raylets with the labels, limits and (logical) GPUs of cluster.yaml, two logical CPUs each;
-the model is the stand-in, which repeats pixels and sleeps. Nothing but the head runs when a job begins.
+The head runs Ray's real autoscaler. Its nodes are raylets with the labels, limits and (logical) GPUs of cluster.yaml, two logical CPUs
+each; the model is the stand-in, which repeats pixels and sleeps. Nothing but the head runs when a job begins.
 
     benchmarks/autoscale.py             a bulk job from no node to three GPUs and back; then an endpoint whose model sleeps
     benchmarks/autoscale.py --write     and the dated result
