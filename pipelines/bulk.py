@@ -139,7 +139,7 @@ class BulkRun:
         self._batches, self._finished = batches, finished
         job = stages.job
         self._replica_options = ReplicaOptions(
-            model=job.model, identity=job.identity, seed=job.seed, outscale=job.outscale, tile_px=job.tile_px
+            model=job.model, identity=job.identity, seed=job.seed, outscale=job.outscale, steps=job.steps, tile_px=job.tile_px
         )
         self._growth = 1 + max(job.scale, 1) ** 2
         self.budget = Budget(0)

@@ -33,18 +33,32 @@ class Model(Protocol):
     @property
     def scale(self) -> int: ...
 
-    def upscale(self, picture: Picture, *, seed: int = 0, outscale: float | None = None, tile_px: int | None = None) -> Picture: ...
+    def upscale(
+        self, picture: Picture, *, seed: int = 0, outscale: float | None = None, steps: int | None = None, tile_px: int | None = None
+    ) -> Picture: ...
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What a job must know of a model before it is loaded; `has_one_scale`: no other `outscale` can be asked for."""
+    """What a job must know of a model before it is loaded: `steps` of its chain; `has_one_scale`: no other `outscale` can be asked for."""
 
     name: str
     identity: str
     scale: int
     smallest_tile_px: int
+    steps: int
     has_one_scale: bool = False
+
+    def check(self, outscale: float | None, steps: int | None) -> None:
+        """Refuse what this model cannot do.
+
+        Raises:
+            ValueError: the message names the option without dashes, its value and what is allowed.
+        """
+        if outscale is not None and self.has_one_scale and outscale != self.scale:
+            raise ValueError(f"outscale must be {self.scale} for {self.name}, got {outscale:g}")
+        if steps is not None and not 1 <= steps <= self.steps:
+            raise ValueError(f"steps must lie in 1 to {self.steps} for {self.name}, got {steps}")
 
 
 def describe_model(name: str) -> ModelFacts:
@@ -54,9 +68,10 @@ def describe_model(name: str) -> ModelFacts:
         WeightsError: no such model.
     """
     if (model := standin(name)) is not None:
-        return ModelFacts(name, model.identity, model.scale, model.smallest_tile_px, has_one_scale=True)
+        return ModelFacts(name, model.identity, model.scale, model.smallest_tile_px, steps=1, has_one_scale=True)
     files = locate_model(name)
-    return ModelFacts(name, files.identity(), files.config.scale, files.config.unet.size_multiple * files.config.unet.lq_ratio)
+    config = files.config
+    return ModelFacts(name, files.identity(), config.scale, config.unet.size_multiple * config.unet.lq_ratio, config.schedule.steps)
 
 
 def load_model(name: str) -> Model:
@@ -76,6 +91,7 @@ class ReplicaOptions:
     identity: str
     seed: int = 0
     outscale: float | None = None
+    steps: int | None = None
     tile_px: int | None = None
 
 
@@ -158,7 +174,11 @@ class Replica:
         reason, message = "", ""
         try:
             seed = seeds.derive(options.seed, "picture", key) if key else options.seed
-            frames = frames.map(lambda picture: self.model.upscale(picture, seed=seed, outscale=options.outscale, tile_px=options.tile_px))
+            frames = frames.map(
+                lambda picture: self.model.upscale(
+                    picture, seed=seed, outscale=options.outscale, steps=options.steps, tile_px=options.tile_px
+                )
+            )
         except torch.OutOfMemoryError as error:
             reason, message = "out_of_memory", f"{error}; a smaller --tile needs less"
         except torch.AcceleratorError:

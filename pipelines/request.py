@@ -33,6 +33,10 @@ def job_options(options: argparse.Namespace, settings: BulkSettings) -> UpscaleO
     model = describe_model(options.model)
     if options.outscale is not None and not 0 < options.outscale <= 16:
         raise UsageError(f"--outscale must lie in (0, 16], got {options.outscale}")
+    try:
+        model.check(options.outscale, options.steps)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from None
     if not 1 <= options.quality <= 100:
         raise UsageError(f"--quality must lie in 1 to 100, got {options.quality}")
     if not 0 < options.max_megapixels <= 10_000:
@@ -46,6 +50,7 @@ def job_options(options: argparse.Namespace, settings: BulkSettings) -> UpscaleO
         identity=model.identity,
         scale=options.outscale or model.scale,
         outscale=options.outscale,
+        steps=options.steps,
         format=options.format,
         quality=options.quality,
         name=options.name,

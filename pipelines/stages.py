@@ -41,6 +41,7 @@ class UpscaleOptions:
     identity: str
     scale: float
     outscale: float | None = None
+    steps: int | None = None
     format: OutputFormat = "png"
     quality: int = 95
     name: str = "{dir}/{stem}_x{scale}.{ext}"
@@ -54,7 +55,10 @@ class UpscaleOptions:
 
     def record(self, source: str) -> dict[str, Any]:
         """Return what job.json says."""
-        return asdict(self) | {"source": storage.printable(source)}
+        facts = asdict(self) | {"source": storage.printable(source)}
+        if self.steps is None:
+            del facts["steps"]  # as in jobs that were begun before there was such an option
+        return facts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -33,13 +33,15 @@ class Nearest:
         self.seconds_per_megapixel = seconds_per_megapixel
         self.identity = "nearest-x4"
 
-    def upscale(self, picture: Picture, *, seed: int = 0, outscale: float | None = None, tile_px: int | None = None) -> Picture:
-        """Return the picture with every pixel 4 x 4 times; seed and tile change nothing.
+    def upscale(
+        self, picture: Picture, *, seed: int = 0, outscale: float | None = None, steps: int | None = None, tile_px: int | None = None
+    ) -> Picture:
+        """Return the picture with every pixel 4 x 4 times; seed, steps and tile change nothing.
 
         Raises:
             ValueError: another `outscale` than 4.
         """
-        del seed, tile_px
+        del seed, steps, tile_px
         if outscale not in (None, self.scale):
             raise ValueError(f"nearest-x4 has the scale 4, got outscale {outscale}")
         ends = time.monotonic() + self.seconds_per_megapixel * picture.width * picture.height / 1e6

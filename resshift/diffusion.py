@@ -45,6 +45,11 @@ def _table(schedule: ShiftSchedule, name: str, dtype: torch.dtype, device: torch
     return torch.from_numpy(getattr(schedule, name).copy()).to(dtype).to(device)
 
 
+def trained_step(schedule: ShiftSchedule, t: Tensor) -> Tensor:
+    """Return the indices that the network knows the steps `t` by, int64 (B,): `t` itself unless the schedule was shortened."""
+    return t if schedule.trained_steps is None else _table(schedule, "trained_steps", torch.int64, t.device)[t]
+
+
 def at_step(schedule: ShiftSchedule, name: str, t: Tensor, like: Tensor) -> Tensor:
     """Pick one of the schedule's arrays at `t`, shaped (B, 1, ...) to broadcast against `like`.
 

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from resshift.diffusion import Target, predict_x0, prior_sample, q_posterior, scale_input
+from resshift.diffusion import Target, predict_x0, prior_sample, q_posterior, scale_input, trained_step
 from resshift.schedule import ShiftSchedule
 
 
@@ -83,7 +83,7 @@ def network_denoiser(
     """
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        output = network(scale_input(x_t, t, schedule, latent), t, lq, mask)
+        output = network(scale_input(x_t, t, schedule, latent), trained_step(schedule, t), lq, mask)
         return predict_x0(output, x_t, y0, t, schedule, target)
 
     return denoise

@@ -60,10 +60,12 @@ class ShiftSchedule:
     Args:
         sqrt_eta: increasing, in (0, 1], shape (T,).
         kappa: noise level at eta = 1, in units of the latent.
+        trained_steps: indices that the network knows the entries by, shape (T,); None: 0 ... T - 1. See `shortened`.
     """
 
     sqrt_eta: Float64Array
     kappa: float
+    trained_steps: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if self.sqrt_eta.ndim != 1 or not len(self.sqrt_eta):
@@ -90,6 +92,24 @@ class ShiftSchedule:
         if config.form == "paper":
             return cls.paper(config.steps, config.kappa, config.power)
         return cls.released(config.steps, config.kappa, config.min_noise, config.power, config.sqrt_eta_end)
+
+    def shortened(self, steps: int) -> ShiftSchedule:
+        """Return a chain of fewer steps through some of these etas, for the same network.
+
+        Kept are the indices ceil(T k / S) - 1 for k = 1 ... S, so always the last: the chain begins where the prior is, y0 + kappa
+        sqrt(eta_T) noise, which the network was trained on. (The respacing of the released code drops the last.) Posteriors follow from the
+        kept etas alone.
+
+        Raises:
+            ValueError: `steps` lies outside 1 ... T.
+        """
+        if not 1 <= steps <= self.steps:
+            raise ValueError(f"steps must lie in 1 to {self.steps} for this model, got {steps}")
+        if steps == self.steps:
+            return self
+        kept = -(-self.steps * np.arange(1, steps + 1) // steps) - 1
+        known = np.arange(self.steps) if self.trained_steps is None else self.trained_steps
+        return ShiftSchedule(self.sqrt_eta[kept].copy(), self.kappa, known[kept])
 
     @property
     def steps(self) -> int:

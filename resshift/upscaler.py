@@ -114,6 +114,7 @@ class Upscaler:
             for network in (self.unet, self.first_stage):
                 if isinstance(network, nn.Module):
                     winograd.prepare(network)
+        self._shortened = {self.schedule.steps: self.schedule}
         self._compiled = self._compile() if compile else None
         self._backoff = Backoff()
         self._largest_side: int | None = None  # what memory has turned out to allow
@@ -174,7 +175,14 @@ class Upscaler:
         return self.config.scale
 
     def __call__(
-        self, image: Pixels, *, seed: int = 0, outscale: float | None = None, tile_px: int | None = None, tile_batch: int | None = None
+        self,
+        image: Pixels,
+        *,
+        seed: int = 0,
+        outscale: float | None = None,
+        steps: int | None = None,
+        tile_px: int | None = None,
+        tile_batch: int | None = None,
     ) -> Pixels:
         """Upscale an image.
 
@@ -182,6 +190,7 @@ class Upscaler:
             image: PIL image of any common mode, or array (H, W), (H, W, 1 | 3 | 4), uint8 or uint16, RGB order, fourth channel alpha.
             seed: of the noise; the same seed gives the same pixels.
             outscale: sides of the result over sides of the input, > 0; default the model's own scale.
+            steps: of the chain, 1 to as many as the model was trained with, the default. Fewer cost less and show less detail.
             tile_px: longest side of a tile in input pixels; default: what costs least, up to 256. Smaller needs less memory. A picture that
                 is not larger is computed whole.
             tile_batch: most tiles at a time on a GPU, default 8. A CPU computes them one by one.
@@ -192,7 +201,7 @@ class Upscaler:
         Raises:
             ValueError: the image or an option is not usable; the message names the value and what is allowed.
         """
-        upscale = partial(self.upscale, seed=seed, outscale=outscale, tile_px=tile_px, tile_batch=tile_batch)
+        upscale = partial(self.upscale, seed=seed, outscale=outscale, steps=steps, tile_px=tile_px, tile_batch=tile_batch)
         if isinstance(image, Image.Image):
             return images.to_pil(upscale(images.from_pil(image)))
         channels = _channels_of(image)
@@ -212,6 +221,7 @@ class Upscaler:
         *,
         seed: int = 0,
         outscale: float | None = None,
+        steps: int | None = None,
         tile_px: int | None = None,
         tile_batch: int | None = None,
     ) -> Picture:
@@ -227,7 +237,7 @@ class Upscaler:
         notes = picture.notes
         while True:
             try:
-                self._upscale_rows(picture.pixels, Filler(pixels), seed, factor, tile_px, tile_batch)
+                self._upscale_rows(picture.pixels, Filler(pixels), seed, factor, steps, tile_px, tile_batch)
                 break
             except Exception as error:
                 if not is_out_of_memory(error) or not self._shrink_tiles(picture, tile_px):
@@ -247,6 +257,7 @@ class Upscaler:
         *,
         seed: int = 0,
         outscale: float | None = None,
+        steps: int | None = None,
         tile_px: int | None = None,
         tile_batch: int | None = None,
     ) -> tuple[int, int]:
@@ -257,6 +268,7 @@ class Upscaler:
             sink: is called with the next rows of the result, (n, width, channels) of the same dtype: for example `PngRows.write`.
             seed: and the other arguments as in `__call__`.
             outscale: see `__call__`.
+            steps: see `__call__`.
             tile_px: see `__call__`.
             tile_batch: see `__call__`.
 
@@ -270,7 +282,7 @@ class Upscaler:
         if self.colour_fix == "adain":
             raise ValueError("colour_fix='adain' needs the whole picture at once: use 'wavelet' or 'none' to upscale by rows")
         factor = self._checked_outscale(outscale)
-        self._upscale_rows(source, sink, seed, factor, tile_px, tile_batch)
+        self._upscale_rows(source, sink, seed, factor, steps, tile_px, tile_batch)
         return scaled(source.shape[0], factor), scaled(source.shape[1], factor)
 
     @torch.inference_mode()
@@ -279,6 +291,7 @@ class Upscaler:
         lq: Tensor,
         *,
         seed: int = 0,
+        steps: int | None = None,
         tile_px: int | None = None,
         tile_batch: int | None = None,
         noise: Callable[[int], Tensor] | None = None,
@@ -289,6 +302,7 @@ class Upscaler:
         Args:
             lq: on the device of the model.
             seed: of the noise.
+            steps: of the chain, see `__call__`.
             tile_px: longest side of a tile in input pixels.
             tile_batch: most tiles at a time.
             noise: replaces the noise field: `noise(step)` of the shape of the padded latent, for steps T ... 1. For parity tests.
@@ -305,6 +319,7 @@ class Upscaler:
             read=lambda top, bottom: lq[0, :, top:bottom],
             emit=lambda rows: bands.append(rows.clone()),
             noise=_field(seed, self.first_stage.channels) if noise is None else _cut(noise),
+            steps=steps,
             tile_px=tile_px,
             tile_batch=tile_batch,
         )
@@ -357,11 +372,18 @@ class Upscaler:
     def _fits(self, area: int) -> bool:
         return self.memory_budget_bytes is None or self.footprint().tile_bytes(area) <= self.memory_budget_bytes
 
-    def networks(self) -> Networks:
-        """Return what the chain computes with."""
+    def networks(self, steps: int | None = None) -> Networks:
+        """Return what a chain of `steps` (default: all) computes with.
+
+        Raises:
+            ValueError: the model was not trained with so many.
+        """
+        # Kept: tables on the device are cached by schedule.
+        steps = self.schedule.steps if steps is None else steps
+        schedule = self._shortened.get(steps) or self._shortened.setdefault(steps, self.schedule.shortened(steps))
         autocast = partial(torch.autocast, self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
         unet, stage = self._compiled or (self.unet, self.first_stage)
-        return Networks(self.config, unet, stage, self.schedule, self.device, autocast, self._backoff.call)
+        return Networks(self.config, unet, stage, schedule, self.device, autocast, self._backoff.call)
 
     def _compile(self) -> tuple[Callable[..., Tensor], FirstStage]:
         unet, stage = Compiled(self.unet, "the U-Net", self.device), self.first_stage
@@ -373,11 +395,19 @@ class Upscaler:
         return unet, CompiledStage(stage.factor, stage.channels, encode, decode)
 
     def _run_chain(
-        self, size: tuple[int, int], *, read: ReadRows, emit: Emit, noise: Noise, tile_px: int | None, tile_batch: int | None
+        self,
+        size: tuple[int, int],
+        *,
+        read: ReadRows,
+        emit: Emit,
+        noise: Noise,
+        steps: int | None,
+        tile_px: int | None,
+        tile_batch: int | None,
     ) -> None:
         if tile_batch is not None and tile_batch < 1:
             raise ValueError(f"tile_batch must be at least 1, got {tile_batch}")
-        plan, networks = self.plan(*size, tile_px), self.networks()
+        plan, networks = self.plan(*size, tile_px), self.networks(steps)
         batch = 1 if self.device.type == "cpu" else tile_batch or 8
         needed = RowChain.window_bytes(networks, plan)
         if self.memory_budget_bytes is not None:
@@ -387,7 +417,16 @@ class Upscaler:
         allocate: Allocate = in_memory(self.device) if needed <= room else in_file
         RowChain(networks, plan, size, read=read, noise=noise, emit=emit, allocate=allocate, batch=batch).run()
 
-    def _upscale_rows(self, source: PixelRows, sink: Sink, seed: int, factor: float, tile_px: int | None, tile_batch: int | None) -> None:
+    def _upscale_rows(
+        self,
+        source: PixelRows,
+        sink: Sink,
+        seed: int,
+        factor: float,
+        steps: int | None,
+        tile_px: int | None,
+        tile_batch: int | None,
+    ) -> None:
         height, width = source.shape[:2]
         output = RowOutput(source, sink, scale=self.scale, factor=factor, colour_fix=self.colour_fix)
         self._run_chain(
@@ -395,6 +434,7 @@ class Upscaler:
             read=lambda top, bottom: images.to_tensor(source[top:bottom])[0].to(self.device),
             emit=output.push,
             noise=_field(seed, self.first_stage.channels),
+            steps=steps,
             tile_px=tile_px,
             tile_batch=tile_batch,
         )

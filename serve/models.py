@@ -30,7 +30,7 @@ class Model(Protocol):
 
     facts: ModelFacts
 
-    async def upscale(self, frames: Frames, *, seed: int, outscale: float | None) -> tuple[Frames, float]:
+    async def upscale(self, frames: Frames, *, seed: int, outscale: float | None = None, steps: int | None = None) -> tuple[Frames, float]:
         """Return the result and the seconds in the model.
 
         Raises:
@@ -58,9 +58,9 @@ class ServedModel:
         self._app = app_name(self.facts.identity)
         self._handle: Any = None
 
-    async def upscale(self, frames: Frames, *, seed: int, outscale: float | None) -> tuple[Frames, float]:
+    async def upscale(self, frames: Frames, *, seed: int, outscale: float | None = None, steps: int | None = None) -> tuple[Frames, float]:
         """See `Model`."""
-        options = ReplicaOptions(model=self.facts.name, identity=self.facts.identity, seed=seed, outscale=outscale)
+        options = ReplicaOptions(model=self.facts.name, identity=self.facts.identity, seed=seed, outscale=outscale, steps=steps)
         for i_attempt in range(_ATTEMPTS):
             try:
                 result, done = await self._call(options, frames)

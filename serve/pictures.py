@@ -137,7 +137,10 @@ class PictureService:
             Problem: whatever is wrong with the picture, the options or the time.
         """
         model = find_model(self.models, options.model)
-        self._check_outscale(model, options.outscale)
+        try:
+            model.facts.check(options.outscale, options.steps)
+        except ValueError as error:
+            raise Problem("bad_option", str(error)) from None
         header = await self.decoding.header(data)
         self._check_output(header, options.outscale or model.facts.scale)
         if charge is not None:
@@ -161,7 +164,7 @@ class PictureService:
 
     async def _run(self, model: Model, frames: Frames, options: PictureOptions) -> tuple[Frames, float]:
         async with self.noted_pass(model.facts.name):
-            return await model.upscale(frames, seed=options.seed, outscale=options.outscale)
+            return await model.upscale(frames, seed=options.seed, outscale=options.outscale, steps=options.steps)
 
     @asynccontextmanager
     async def noted_pass(self, name: str) -> AsyncGenerator[None]:
@@ -177,10 +180,6 @@ class PictureService:
             raise
         finally:
             readiness.end(is_good)
-
-    def _check_outscale(self, model: Model, outscale: float | None) -> None:
-        if outscale is not None and model.facts.has_one_scale and outscale != model.facts.scale:
-            raise Problem("bad_option", f"outscale must be {model.facts.scale} for {model.facts.name}, got {outscale:g}")
 
     def _check_output(self, header: ImageHeader, factor: float) -> None:
         width, height = scaled(header.width, factor), scaled(header.height, factor)

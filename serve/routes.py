@@ -148,6 +148,7 @@ async def models(request: Request, asking: Asking) -> dict[str, Any]:
             "identity": model.facts.identity,
             "scale": model.facts.scale,
             "outscale": [model.facts.scale] if model.facts.has_one_scale else "(0, 16]",
+            "steps": model.facts.steps,
             "ready": service.pictures.readiness[name].is_ready,
         }
         for name, model in service.pictures.models.items()

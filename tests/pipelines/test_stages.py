@@ -167,7 +167,9 @@ def test_verify_names_what_is_not_as_recorded(tmp_path: Path, encode: Encode) ->
 class Thirteen(Nearest):
     """Fails for pictures 13 wide."""
 
-    def upscale(self, picture: Picture, *, seed: int = 0, outscale: float | None = None, tile_px: int | None = None) -> Picture:
+    def upscale(
+        self, picture: Picture, *, seed: int = 0, outscale: float | None = None, steps: int | None = None, tile_px: int | None = None
+    ) -> Picture:
         if picture.width == 13:
             raise RuntimeError("thirteen")
         return super().upscale(picture, seed=seed, outscale=outscale, tile_px=tile_px)

@@ -66,3 +66,27 @@ def test_network_sees_scaled_input_and_unscaled_condition() -> None:
     torch.testing.assert_close(seen["x"], expected)
     assert seen["lq"] is lq
     torch.testing.assert_close(out, y0 - 1)
+
+
+def test_a_shortened_chain_asks_the_network_at_the_steps_it_was_trained_on() -> None:
+    schedule = ShiftSchedule.released(15).shortened(4)
+    lq, y0 = normal(1, 3, 4, 4, seed=0), normal(1, 3, 4, 4, seed=1)
+    seen: list[tuple[int, float]] = []
+
+    def network(x: Tensor, t: Tensor, lq: Tensor, mask: Tensor | None) -> Tensor:
+        seen.append((int(t[0]), float(x.abs().max())))
+        return torch.full_like(x, 0.25)
+
+    asked: list[int] = []
+
+    def noise(step: int) -> Tensor:
+        asked.append(step)
+        return torch.zeros_like(y0)
+
+    out = sample(network_denoiser(network, lq, y0, schedule), y0, schedule, noise)
+    assert [t for t, _ in seen] == [14, 11, 7, 3]
+    assert asked == [4, 3, 2, 1, 0]
+    assert torch.equal(out, torch.full_like(y0, 0.25))
+    # The first input is the prior, scaled as the network was trained: by sqrt(1 + kappa^2 eta_T) of the whole chain.
+    whole = ShiftSchedule.released(15)
+    assert seen[0][1] == pytest.approx(float(y0.abs().max()) / float(whole.latent_input_std[-1]), rel=1e-12)

@@ -78,3 +78,34 @@ def test_bad_sequences_are_refused(sqrt_eta: list[float]) -> None:
 def test_bad_settings_name_field_and_value(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"schedule\.{field}.*{value}"):
         ScheduleConfig(**{field: value})  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("trained", "steps", "kept"),
+    [(4, 1, [3]), (4, 2, [1, 3]), (4, 3, [1, 2, 3]), (15, 4, [3, 7, 11, 14]), (15, 5, [2, 5, 8, 11, 14])],
+)
+def test_a_shortened_chain_goes_through_some_of_the_same_etas_and_begins_where_the_prior_is(
+    trained: int, steps: int, kept: list[int]
+) -> None:
+    whole = ShiftSchedule.released(trained)
+    short = whole.shortened(steps)
+    assert short.sqrt_eta.tolist() == whole.sqrt_eta[kept].tolist()
+    assert short.trained_steps is not None
+    assert short.trained_steps.tolist() == kept
+    assert short.noise_std[-1] == whole.noise_std[-1]
+    assert short.posterior_variance[0] == 0
+    assert np.allclose(short.posterior_coef_xt + short.posterior_coef_x0, 1, rtol=0, atol=1e-15)
+
+
+def test_shortening_twice_keeps_the_indices_of_the_network() -> None:
+    twice = ShiftSchedule.released(15).shortened(5).shortened(2)
+    assert twice.trained_steps is not None
+    assert twice.trained_steps.tolist() == [8, 14]  # the third and the last of 2, 5, 8, 11, 14
+
+
+def test_all_steps_are_the_chain_itself_and_others_are_refused() -> None:
+    whole = ShiftSchedule.released(4)
+    assert whole.shortened(4) is whole
+    for steps in (0, 5):
+        with pytest.raises(ValueError, match=f"steps must lie in 1 to 4 for this model, got {steps}"):
+            whole.shortened(steps)

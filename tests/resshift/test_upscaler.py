@@ -99,6 +99,20 @@ def test_seed_decides_the_pixels(toy: Upscaler) -> None:
     assert not np.array_equal(toy(image, seed=3), toy(image, seed=4))
 
 
+def test_steps_shorten_the_chain(toy: Upscaler) -> None:
+    image = rgb(20, 24)
+    seen: list[int] = []
+    hook = toy.unet.register_forward_pre_hook(lambda _, inputs: seen.append(int(inputs[1][0])))
+    try:
+        results = {steps: toy(image, steps=steps) for steps in (None, 4, 2, 1)}
+    finally:
+        hook.remove()
+    assert seen == [3, 2, 1, 0] * 2 + [3, 1] + [3]
+    assert np.array_equal(results[None], results[4])
+    assert not np.array_equal(results[None], results[2])
+    assert np.array_equal(results[1], toy(image, steps=1))
+
+
 def test_result_does_not_depend_on_the_tile_batch(toy: Upscaler) -> None:
     image = rgb(40, 56)
     one, many = (toy(image, tile_px=16, tile_batch=n) for n in (1, 5))
@@ -112,6 +126,8 @@ def test_result_does_not_depend_on_the_tile_batch(toy: Upscaler) -> None:
         ({"outscale": 17.0}, "outscale"),
         ({"tile_px": 4}, "tile_px must be at least 8"),
         ({"tile_batch": 0}, "tile_batch"),
+        ({"steps": 5}, "steps must lie in 1 to 4 for this model, got 5"),
+        ({"steps": 0}, "steps must lie in 1 to 4"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, float], message: str, toy: Upscaler) -> None:

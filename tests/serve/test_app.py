@@ -128,7 +128,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("query", "option"),
         [
-            ("steps=4", "steps"),
+            ("step=4", "step"),
             ("url=http://169.254.169.254/", "url"),  # the endpoint fetches nothing
             ("format=bmp", "format"),
             ("quality=0", "quality"),
@@ -138,6 +138,7 @@ class TestRefusals:
             ("outscale=0", "outscale"),
             ("outscale=nan", "outscale"),
             ("outscale=17", "outscale"),
+            ("steps=0", "steps"),
             ("metadata=some", "metadata"),
         ],
     )
@@ -148,7 +149,7 @@ class TestRefusals:
         form = {"files": {"image": make.picture()}, "data": dict([query.split("=", 1)])}
         assert endpoint.client.post("/v1/upscale", **form).status_code == 422
 
-    @pytest.mark.parametrize("query", ["model=unknown", "outscale=2"])
+    @pytest.mark.parametrize("query", ["model=unknown", "outscale=2", "steps=2"])
     def test_what_the_model_cannot_do_is_refused_before_it_is_asked(self, query: str, endpoint: Any, make: Any) -> None:  # noqa: ANN401
         answer = endpoint.post(make.picture(), f"/v1/upscale?{query}")
         assert (answer.status_code, answer.json()["type"]) == (422, "/problems/bad_option")

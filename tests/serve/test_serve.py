@@ -41,8 +41,10 @@ def test_a_picture_without_a_key_has_the_noise_of_its_seed() -> None:
     class Model:
         identity = "nearest-x4"
 
-        def upscale(self, picture: Picture, *, seed: int = 0, outscale: float | None = None, tile_px: int | None = None) -> Picture:
-            del outscale, tile_px
+        def upscale(
+            self, picture: Picture, *, seed: int = 0, outscale: float | None = None, steps: int | None = None, tile_px: int | None = None
+        ) -> Picture:
+            del outscale, steps, tile_px
             seen.append(seed)
             return picture
 
