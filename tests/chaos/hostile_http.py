@@ -1,0 +1,276 @@
+"""Send a real endpoint what it must refuse: broken files, bombs, endless and slow bodies, bad forms, places it must not reach.
+
+    python tests/chaos/hostile_http.py malformed.tar
+
+The archive is that of malformed.py. Every answer must have the right status in bounded time, the gateway must not grow, and a good picture
+must go through afterwards. Bodies without end are a gigabyte, sent in chunks; a slow client sends a byte a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+from malformed import expected_files, own_archive
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+import harness
+
+REFUSED = {400, 413, 415, 422}
+ALLOWED = {
+    "decode": {200},
+    "decode_or_refuse": {200} | REFUSED,
+    "refuse_or_partial": {200} | REFUSED,
+    "refuse": REFUSED,
+    "refuse_too_large": {413},
+    "large_ok_or_refuse": {200, 413},
+}
+BODY_S = 5  # limits.body_s of the endpoint
+GIGABYTE = 10**9
+
+
+@dataclass
+class Tally:
+    """What was answered: statuses by kind of attack, what was wrong, and the longest time."""
+
+    statuses: dict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
+    wrong: list[str] = field(default_factory=list[str])
+    longest_s: float = 0.0
+
+    def note(self, kind: str, name: str, allowed: set[int], send: Callable[[], int]) -> None:
+        """Send one thing; a status outside `allowed` is wrong (0: no answer)."""
+        began = time.monotonic()
+        status = send()
+        self.longest_s = max(self.longest_s, time.monotonic() - began)
+        self.statuses[kind][status] += 1
+        if status not in allowed:
+            self.wrong.append(f"{kind} {name}: {status}, allowed {sorted(allowed)}")
+
+
+def png(side: int = 16) -> bytes:
+    """Return a good picture."""
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+def endless(sent: list[int]) -> Iterator[bytes]:
+    """Yield a gigabyte in chunks, counting."""
+    chunk = bytes(1 << 16)
+    for _ in range(GIGABYTE // len(chunk)):
+        sent[0] += len(chunk)
+        yield chunk
+
+
+def raw(port: int, head: str, body: Iterator[bytes], timeout_s: float = 60) -> int:
+    """Send bytes as they come and return the status, 0 when the connection was closed without one."""
+    with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as connection:
+        connection.sendall(head.encode())
+        stop = threading.Event()
+
+        def send() -> None:
+            try:
+                for part in body:
+                    if stop.is_set():
+                        return
+                    connection.sendall(part)
+            except OSError:
+                return  # the server has heard enough; its answer is read below
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        try:
+            answer = connection.recv(4096)
+        except OSError:
+            answer = b""
+        finally:
+            stop.set()
+            connection.close()
+            sender.join()
+    return int(answer.split(b" ")[1]) if answer.startswith(b"HTTP/1.1 ") else 0
+
+
+def trickle(seconds: int) -> Iterator[bytes]:
+    """Yield a byte a second."""
+    for _ in range(seconds):
+        yield b"x"
+        time.sleep(1)
+
+
+def attack(base: str, port: int, files: list[dict[str, Any]], root: Path, allowed_root: str, tally: Tally) -> int:
+    """Send everything; returns how much of an endless body was taken."""
+    client = httpx2.Client(base_url=base, timeout=120)
+    post = f"{base}/v1/upscale"
+
+    def status(**request: Any) -> Callable[[], int]:  # noqa: ANN401 - of httpx
+        return lambda: client.post(post, **request).status_code
+
+    for one in files:
+        tally.note(one["expect"], one["path"], ALLOWED[one["expect"]], status(content=(root / one["path"]).read_bytes()))
+
+    forms = {
+        "no boundary": {"content": b"x", "headers": {"content-type": "multipart/form-data"}},
+        "wrong boundary": {"content": b"--a\r\n\r\nx", "headers": {"content-type": "multipart/form-data; boundary=b"}},
+        "no end": {
+            "content": b'--b\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\n' + png(),
+            "headers": {"content-type": "multipart/form-data; boundary=b"},
+        },
+        "two images": {"files": [("image", ("a", png())), ("image", ("b", png()))]},
+        "no image": {"files": {"other": ("a", png())}},
+        "thousand fields": {"data": {f"f{i}": "x" for i in range(1000)}, "files": {"image": ("a", png())}},
+        "unknown field": {"data": {"stepps": "4"}, "files": {"image": ("a", png())}},
+        "long name": {"files": {"image": ("n" * 100_000, png())}},
+    }
+    for name, request in forms.items():
+        tally.note("multipart", name, REFUSED | ({200} if name == "long name" else set()), status(**request))
+
+    places = [
+        "http://169.254.169.254/latest/meta-data/",
+        "http://127.0.0.1:8265/",
+        "https://example.com/x.png",
+        "gopher://x",
+        "file:///etc",
+    ]
+    places += ["/etc", "/proc/self", "//etc", "~/.ssh", "s3://not-mine/x", "s3://", "", "\x00"]
+    places += [f"{allowed_root}/../..", f"{allowed_root}/../../etc"]
+    for place in places:
+        for job in ({"source": place, "target": f"{allowed_root}/out"}, {"source": f"{allowed_root}/in", "target": place}):
+            tally.note("places", repr(place), {400, 403, 422}, lambda job=job: client.post("/v1/jobs", json=job).status_code)
+        tally.note(
+            "places", f"?url={place!r}", REFUSED, lambda place=place: client.post(post, params={"url": place}, content=png()).status_code
+        )
+
+    odd = {
+        ("GET", "/v1/upscale"): {405},
+        ("POST", "/v1/jobs"): {422},
+        ("GET", "/v1/jobs/%2e%2e%2f%2e%2e%2fetc"): {404},
+        ("GET", "/static/..%2f..%2fpyproject.toml"): {404},
+        ("DELETE", "/v1/jobs/none"): {404},
+        ("GET", "/" + "a" * 5000): {404, 414},
+    }
+    for (method, path), allowed in odd.items():
+        tally.note("addresses", f"{method} {path[:40]}", allowed, lambda m=method, p=path: client.request(m, p).status_code)
+
+    sent = [0]
+    head = f"POST /v1/upscale HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: image/png\r\n"
+    tally.note("gigabyte", "announced", {413}, lambda: raw(port, head + f"Content-Length: {GIGABYTE}\r\n\r\n", iter(())))
+
+    def chunked() -> Iterator[bytes]:
+        for chunk in endless(sent):
+            yield f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n"
+
+    tally.note("gigabyte", "chunked", {413}, lambda: raw(port, head + "Transfer-Encoding: chunked\r\n\r\n", chunked()))
+    tally.note("slow", "body", {408}, lambda: raw(port, head + "Content-Length: 100000\r\n\r\n", trickle(60)))
+    holders = [socket.create_connection(("127.0.0.1", port)) for _ in range(200)]  # headers that never end
+    for holder in holders:
+        holder.sendall(b"POST /v1/upscale HTTP/1.1\r\nHost: x\r\nX-A: ")
+    tally.note("slow", "beside 200 unfinished headers", {200}, status(content=png()))
+    for holder in holders:
+        holder.close()
+    return sent[0]
+
+
+def main() -> int:
+    """Run and compare."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("archive", nargs="?")
+    chosen = options.parse_args()
+    import yaml
+
+    with tempfile.TemporaryDirectory(prefix="hostile-") as temporary:
+        work = Path(temporary)
+        archive = Path(chosen.archive) if chosen.archive else work / "own.tar"
+        if not chosen.archive:
+            own_archive(archive)
+        files = expected_files(archive, work / "files")
+        (work / "jobs" / "in").mkdir(parents=True)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "serve", "--model", "nearest-x4", "--port", str(port), "--jobs", f"{work}/jobs:{work}/jobs"]
+        printed = subprocess.run([*command, "--print-config"], cwd=harness.ROOT, check=True, capture_output=True, text=True)
+        config = yaml.safe_load(printed.stdout)
+        config["applications"][-1]["args"]["limits"] |= {"body_s": BODY_S}
+        config["applications"][-1]["args"]["jobs"]["state"] = str(work / "state")
+        (work / "serve.yaml").write_text(yaml.safe_dump(config))
+        with (work / "log").open("wb") as log:
+            server = subprocess.Popen(
+                [sys.executable, "-m", "serve", "--config", str(work / "serve.yaml")],
+                cwd=harness.ROOT, env=os.environ | harness.ENVIRONMENT, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        base = f"http://127.0.0.1:{port}"
+        tally = Tally()
+        try:
+            _wait_until_ready(base, server)
+            before = _gateway_bytes(base)
+            taken = attack(base, port, files, work / "files", str(work / "jobs"), tally)
+            after = _gateway_bytes(base)
+            last = httpx2.post(f"{base}/v1/upscale", content=png(), timeout=60).status_code
+            is_ready = httpx2.get(f"{base}/readyz", timeout=30).status_code
+        finally:
+            harness.end(server)
+    for kind, statuses in sorted(tally.statuses.items()):
+        print(f"{kind:20} {dict(statuses.most_common())}")
+    for line in tally.wrong:
+        print("  " + line)
+    everything = Counter[int]()
+    for statuses in tally.statuses.values():
+        everything.update(statuses)
+    result = {
+        "sent": everything.total(),
+        "statuses": dict(sorted(everything.items())),
+        "wrong": len(tally.wrong),
+        "longest_s": round(tally.longest_s, 1),
+        "taken_of_a_gigabyte_mb": round(taken / 1e6, 1),
+        "gateway_mb": [round(before / 1e6), round(after / 1e6)],
+    }
+    claims = {
+        "every answer is one that is allowed": not tally.wrong,
+        "no answer is a mistake of the server": not everything[500] and not everything[0],
+        "no answer took longer than a limit and a few seconds": tally.longest_s < 30,
+        "an endless body is cut off at the limit": taken < 100e6,
+        "the gateway did not grow by more than 300 MB": after - before < 300e6,
+        "a good picture goes through afterwards": (last, is_ready) == (200, 200),
+    }
+    return harness.report(result, claims)
+
+
+def _wait_until_ready(base: str, server: subprocess.Popen[bytes], timeout_s: float = 240) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            if httpx2.get(f"{base}/readyz", timeout=5).status_code == 200:
+                return
+        except httpx2.HTTPError as error:
+            if server.poll() is not None:
+                raise RuntimeError(f"the endpoint ended with {server.returncode}") from error
+        if time.monotonic() > deadline:
+            raise RuntimeError("the endpoint is not ready")
+        time.sleep(0.5)
+
+
+def _gateway_bytes(base: str) -> float:
+    """Return the resident memory of the gateway, as it says itself."""
+    for line in httpx2.get(f"{base}/metrics", timeout=30).text.splitlines():
+        if line.startswith("process_resident_memory_bytes "):
+            return float(line.split()[1])
+    raise RuntimeError("the gateway does not tell its memory")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
