@@ -36,13 +36,18 @@ def add_arguments(options: argparse.ArgumentParser, preset: str, data_needed: bo
 
 def train_from(options: argparse.Namespace, config: Run) -> Exit:
     """Check the configuration against the data and the run directory, train, export, print the summary."""
+    from pipelines.learners import validation_recipe
     from pipelines.shards import read_manifest
     from pipelines.trainer import parse_workers
+    from pipelines.validation import held_out
     from resshift.config import to_dict
 
     least, most = parse_workers(options.workers)
     shards = read_manifest(options.data)
     _say(f"{sum(s.num_ok for s in shards)} pictures in {len(shards)} shards, {config.train.steps} steps of {config.train.batch_size}")
+    if options.val is not None:
+        # Workers read it too, but there a wrong path would be tried again and again.
+        held_out(options.val, 1, config.train.seed, config.data, validation_recipe(config))
     if options.dry_run:
         _say(json.dumps(to_dict(config), indent=2))
         return Exit.COMPLETE

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -21,6 +21,7 @@ from pipelines.checkpoints import read_best
 from pipelines.learners import Run
 from pipelines.train_log import read_lines
 from pipelines.train_loop import FATAL, Task, train_worker
+from pipelines.validation import folders_of
 from resshift import checkpoint, storage
 from resshift.config import ConfigError
 
@@ -90,6 +91,13 @@ def absolute(uri: str) -> str:
     return uri if storage.is_s3(uri) else os.path.abspath(uri.removeprefix("file://"))
 
 
+def with_absolute_files(config: Run) -> Run:
+    """Return the configuration with the files that it names: Ray Train's workers have another working directory than the command."""
+    trunk, stage = config.loss.lpips_trunk, config.train.first_stage_weights
+    loss: Any = replace(config.loss, lpips_trunk=trunk and absolute(trunk))
+    return replace(config, loss=loss, train=replace(config.train, first_stage_weights=stage and absolute(stage)))
+
+
 @dataclass(frozen=True, slots=True)
 class Summary:
     """How a run ended: the last step, its last log line, the last validation, and the best checkpoint (step, figure)."""
@@ -123,7 +131,14 @@ def run_training(
         raise ConfigError(f"train.batch_size ({config.train.batch_size}) must be at least the number of workers ({workers.most})")
     data, out = absolute(data), absolute(out)
     begin_run(config, data, out)
-    task = Task(config=config, data=data, out=out, held_cpus=workers.most * workers.cpus, init=init and absolute(init), val=val)
+    task = Task(
+        config=with_absolute_files(config),
+        data=data,
+        out=out,
+        held_cpus=workers.most * workers.cpus,
+        init=init and absolute(init),
+        val=val and ":".join(map(absolute, folders_of(val))),
+    )
     parent, _, name = out.rstrip("/").rpartition("/")
     elastic = workers.least < workers.most
     trainer = TorchTrainer(

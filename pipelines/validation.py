@@ -52,6 +52,11 @@ class Renderer(Protocol):
         ...
 
 
+def folders_of(source: str) -> list[str]:
+    """Return the one or two places that `--val` names."""
+    return re.split(r":(?!//)", source)  # the colon of s3:// separates nothing
+
+
 def held_out(source: str, limit: int, seed: int, data: DataConfig, recipe: DegradationRecipe) -> list[Held]:
     """Load the fixed set.
 
@@ -65,7 +70,7 @@ def held_out(source: str, limit: int, seed: int, data: DataConfig, recipe: Degra
     Raises:
         ConfigError: nothing fits, or the source cannot serve this recipe.
     """
-    lq_root, *rest = re.split(r":(?!//)", source)  # the colon of s3:// separates nothing
+    lq_root, *rest = folders_of(source)
     if len(rest) > 1:
         raise ConfigError(f"--val must be LQ_DIR:GT_DIR or a directory of shards, got {source!r}")
     if rest and recipe.kind == "inpainting":

@@ -150,6 +150,13 @@ def test_dry_run_of_training_prints_the_configuration(job: Job, shards: Path, tm
     assert not (tmp_path / "run").exists()
 
 
+def test_a_wrong_val_is_told_before_workers_start(job: Job, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--data", str(shards), "--out", str(tmp_path / "run"), "--val", f"{tmp_path}/lq:{tmp_path}/gt")
+    assert job("train", "--preset", "test-x4", *arguments) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path}/lq: missing: no such file or bucket\n"
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

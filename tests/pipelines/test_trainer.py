@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.train_loop import Task
-from pipelines.trainer import Workers, begin_run, parse_workers, plan_workers
+from pipelines.trainer import Workers, begin_run, parse_workers, plan_workers, with_absolute_files
 from resshift.autoencoder_presets import vq_f4
 from resshift.checkpoint import ResumeRefused
 from resshift.config import ConfigError, with_settings
@@ -71,3 +71,13 @@ def test_run_directory_belongs_to_one_configuration(tmp_path: Path) -> None:
 def test_task_reaches_the_worker_as_it_was(config: object) -> None:
     task = Task(config=config, data="d", out="o", held_cpus=1.5, val="a:b")  # type: ignore[arg-type]
     assert Task.from_json(task.to_json()) == task
+
+
+def test_files_of_a_configuration_mean_the_same_in_every_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Workers of Ray Train have another working directory than the command."""
+    monkeypatch.chdir(tmp_path)
+    config = with_settings(toy_preset(), ["loss.lpips_trunk=trunk.pth", "train.first_stage_weights=../vq.safetensors"])
+    found = with_absolute_files(config)
+    assert found.loss.lpips_trunk == str(tmp_path / "trunk.pth")
+    assert found.train.first_stage_weights == str(tmp_path.parent / "vq.safetensors")
+    assert with_absolute_files(toy_preset()) == toy_preset()
