@@ -186,7 +186,9 @@ class Admission:
             raise Problem("busy", f"{len(self._waiting)} requests wait already", retry_after_s=max(1.0, wait_s))
         if wait_s > left_s:
             raise Problem(
-                "busy", f"the line takes about {wait_s:.1f} s, the request has {left_s:.1f} s", retry_after_s=max(1.0, wait_s - left_s)
+                "busy",
+                f"the line takes about {wait_s:.1f} s, the request has {max(0.0, left_s):.1f} s",
+                retry_after_s=max(1.0, wait_s - left_s),
             )
 
     @contextlib.asynccontextmanager
