@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import socket
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 import harness
+import servers
 
 REFUSED = {400, 413, 415, 422}
 ALLOWED = {
@@ -194,8 +194,6 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("archive", nargs="?")
     chosen = options.parse_args()
-    import yaml
-
     with tempfile.TemporaryDirectory(prefix="hostile-") as temporary:
         work = Path(temporary)
         archive = Path(chosen.archive) if chosen.archive else work / "own.tar"
@@ -203,31 +201,20 @@ def main() -> int:
             own_archive(archive)
         files = expected_files(archive, work / "files")
         (work / "jobs" / "in").mkdir(parents=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "serve", "--model", "nearest-x4", "--port", str(port), "--jobs", f"{work}/jobs:{work}/jobs"]
-        printed = subprocess.run([*command, "--print-config"], cwd=harness.ROOT, check=True, capture_output=True, text=True)
-        config = yaml.safe_load(printed.stdout)
-        config["applications"][-1]["args"]["limits"] |= {"body_s": BODY_S}
-        config["applications"][-1]["args"]["jobs"]["state"] = str(work / "state")
-        (work / "serve.yaml").write_text(yaml.safe_dump(config))
-        with (work / "log").open("wb") as log:
-            server = subprocess.Popen(
-                [sys.executable, "-m", "serve", "--config", str(work / "serve.yaml")],
-                cwd=harness.ROOT, env=os.environ | harness.ENVIRONMENT, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
-        base = f"http://127.0.0.1:{port}"
+
+        def change(config: Any) -> None:  # noqa: ANN401 - YAML
+            config["applications"][-1]["args"]["limits"] |= {"body_s": BODY_S}
+            config["applications"][-1]["args"]["jobs"]["state"] = str(work / "state")
+
         tally = Tally()
-        try:
+        with servers.endpoint(work, change, "--model", "nearest-x4", "--jobs", f"{work}/jobs:{work}/jobs") as (server, port, _):
+            base = f"http://127.0.0.1:{port}"
             _wait_until_ready(base, server)
             before = _gateway_bytes(base)
             endings = attack(base, port, files, work / "files", str(work / "jobs"), tally)
             after = _gateway_bytes(base)
             last = httpx2.post(f"{base}/v1/upscale", content=png(), timeout=60).status_code
             is_ready = httpx2.get(f"{base}/readyz", timeout=30).status_code
-        finally:
-            harness.end(server)
     for kind, statuses in sorted(tally.statuses.items()):
         print(f"{kind:20} {dict(statuses.most_common())}")
     for line in tally.wrong:

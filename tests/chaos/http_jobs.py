@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 import harness
@@ -98,23 +95,15 @@ def main() -> int:
         servers.use_store(f"http://127.0.0.1:{stack.enter_context(servers.moto(work / 'moto.log'))}")
         s3.call(s3.DEFAULT, "create_bucket", Bucket="pictures")
         harness.make_pictures(SOURCE, chosen.pictures)
-        port = servers.free_port()
-        command = [sys.executable, "-m", "serve", "--model", "nearest-x4@24", "--port", str(port), "--print-config"]
-        config: Any = yaml.safe_load(subprocess.run(command, cwd=harness.ROOT, check=True, capture_output=True, text=True).stdout)
-        places = {"sources": [SOURCE], "targets": [storage.join("s3://pictures", "out")], "state": "s3://pictures/state"}
-        config["applications"][1]["args"]["jobs"] |= places
-        (work / "serve.yaml").write_text(yaml.safe_dump(config))
-        with (work / "log").open("wb") as log:
-            server = subprocess.Popen(
-                [sys.executable, "-m", "serve", "--config", str(work / "serve.yaml")],
-                cwd=harness.ROOT, env=os.environ | harness.ENVIRONMENT, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
-        try:
-            with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-                until(lambda: {"status": _status(client)}, lambda one: one["status"] == 200)
-                result, claims = use(client, chosen.pictures // 4)
-        finally:
-            harness.end(server)
+        places = {"sources": [SOURCE], "targets": ["s3://pictures/out"], "state": "s3://pictures/state"}
+
+        def change(config: Any) -> None:  # noqa: ANN401 - YAML
+            config["applications"][1]["args"]["jobs"] |= places
+
+        _, port, _ = stack.enter_context(servers.endpoint(work, change, "--model", "nearest-x4@24"))
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            until(lambda: {"status": _status(client)}, lambda one: one["status"] == 200)
+            result, claims = use(client, chosen.pictures // 4)
     claims["every input has one row"] = result["rows"] == chosen.pictures
     return harness.report(result, claims)
 

@@ -12,7 +12,6 @@ import argparse
 import io
 import os
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 import harness
+import servers
 
 # Deploys a configuration on the cluster of $RAY_ADDRESS, as `serve deploy` would.
 DEPLOY = """
@@ -113,25 +113,13 @@ def main() -> int:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with tempfile.TemporaryDirectory(prefix="serve-kills-") as temporary:
         work = Path(temporary)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "serve", "--model", "nearest-x4@24", "--replicas", "2:2", "--port", str(port), "--print-config"]
-        config: Any = yaml.safe_load(subprocess.run(command, cwd=harness.ROOT, check=True, capture_output=True, text=True).stdout)
-        config["applications"][0]["args"]["num_cpus"] = 0.5
-        config["applications"][1]["args"]["jobs"]["state"] = str(work / "state")
-        (work / "serve.yaml").write_text(yaml.safe_dump(config))
-        environment = os.environ | harness.ENVIRONMENT
-        with (work / "log").open("wb") as log:
-            server = subprocess.Popen(
-                [sys.executable, "-m", "serve", "--config", str(work / "serve.yaml")],
-                cwd=harness.ROOT, env=environment, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
-        base = f"http://127.0.0.1:{port}"
-        try:
-            result, claims = disturb(base, server, config, work, environment)
-        finally:
-            harness.end(server)
+
+        def change(config: Any) -> None:  # noqa: ANN401 - YAML
+            config["applications"][0]["args"]["num_cpus"] = 0.5
+            config["applications"][1]["args"]["jobs"]["state"] = str(work / "state")
+
+        with servers.endpoint(work, change, "--model", "nearest-x4@24", "--replicas", "2:2") as (server, port, config):
+            result, claims = disturb(f"http://127.0.0.1:{port}", server, config, work)
     return harness.report(result, claims)
 
 
@@ -140,7 +128,6 @@ def disturb(
     server: subprocess.Popen[bytes],
     config: Any,  # noqa: ANN401 - YAML
     work: Path,
-    environment: dict[str, str],
 ) -> tuple[dict[str, Any], dict[str, bool]]:
     """Do everything to the endpoint; returns figures and claims."""
     ready = f"{base}/readyz"
@@ -174,11 +161,9 @@ def disturb(
         config["applications"][0]["args"]["num_cpus"] = 0.4
         config["applications"][1]["args"]["limits"]["timeout_s"] = 61
         (work / "new.yaml").write_text(yaml.safe_dump(config))
-        address = gcs_address(server.pid)
-        done = subprocess.run(
-            [sys.executable, "-c", DEPLOY, str(work / "new.yaml")],
-            cwd=harness.ROOT, env=environment | {"RAY_ADDRESS": address}, capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
+        update = [sys.executable, "-c", DEPLOY, str(work / "new.yaml")]
+        changed = os.environ | harness.ENVIRONMENT | {"RAY_ADDRESS": gcs_address(server.pid)}
+        done = subprocess.run(update, cwd=harness.ROOT, env=changed, capture_output=True, text=True, timeout=300, check=False)
         if done.returncode:
             raise RuntimeError(f"the update failed: {done.stderr[-2000:]}")
         time.sleep(5)

@@ -8,8 +8,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
+
+import harness
+import yaml
 
 
 def free_port() -> int:
@@ -60,3 +64,30 @@ def use_store(endpoint: str, access: str = "test", secret: str = "test", region:
     )
     for name in ("AWS_CA_BUNDLE", "AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
         os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def endpoint(work: Path, change: Callable[[Any], None], *arguments: str) -> Generator[tuple[subprocess.Popen[bytes], int, Any]]:
+    """Run an endpoint in a session of its own while the block lasts; it has been started when the block begins, and may not be ready.
+
+    Args:
+        work: where its configuration and log go.
+        change: is called with the configuration that `python -m serve --print-config` gives for the arguments.
+        arguments: of `python -m serve`.
+
+    Yields:
+        The process, the port, and the configuration.
+    """
+    port = free_port()
+    command = [sys.executable, "-m", "serve", *arguments, "--port", str(port), "--print-config"]
+    config: Any = yaml.safe_load(subprocess.run(command, cwd=harness.ROOT, check=True, capture_output=True, text=True).stdout)
+    change(config)
+    (work / "serve.yaml").write_text(yaml.safe_dump(config))
+    with (work / "serve.log").open("wb") as log:
+        command = [sys.executable, "-m", "serve", "--config", str(work / "serve.yaml")]
+        environment = os.environ | harness.ENVIRONMENT
+        server = subprocess.Popen(command, cwd=harness.ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield server, port, config
+    finally:
+        harness.end(server)
