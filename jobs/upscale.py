@@ -41,7 +41,7 @@ def arguments() -> argparse.ArgumentParser:
     options.add_argument("target", metavar="DST", help="where outputs and the ledger go; must not lie inside SRC")
     options.add_argument("--model", default="tiny-x4", help="name, model directory or weight file (default tiny-x4)")
     options.add_argument("--outscale", type=float, help="scale of the result (default: the model's)")
-    options.add_argument("--steps", type=int, help="of the chain: fewer cost less and show less detail (default: the model's)")
+    options.add_argument("--steps", type=int, help="of the chain: fewer cost less (default: the model's)")
     options.add_argument("--format", default="png", choices=["keep", "png", "jpeg", "webp", "tiff"], help="keep: as the input's extension")
     options.add_argument("--quality", type=int, default=95, help="of jpeg and webp (default 95)")
     options.add_argument("--name", default="{dir}/{stem}_x{scale}.{ext}", help="template of output names")

@@ -138,7 +138,7 @@ async def run_job_in_loop(job: Job, worklist: Worklist, engine: Engine, progress
             progress.show()
             writer.flush_if_due()
             if now - looked_at > _LOOK_EVERY_S:
-                bulk.resize(**_capacity())
+                bulk.resize(**await asyncio.to_thread(_capacity))  # asks the head of the cluster
                 looked_at = now
 
     # `ray job stop` sends SIGTERM and kills three seconds later: enough for the rows that are here.

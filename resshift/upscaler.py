@@ -190,7 +190,7 @@ class Upscaler:
             image: PIL image of any common mode, or array (H, W), (H, W, 1 | 3 | 4), uint8 or uint16, RGB order, fourth channel alpha.
             seed: of the noise; the same seed gives the same pixels.
             outscale: sides of the result over sides of the input, > 0; default the model's own scale.
-            steps: of the chain, 1 to as many as the model was trained with, the default. Fewer cost less and show less detail.
+            steps: of the chain, 1 to as many as the model was trained with, the default. Fewer cost less.
             tile_px: longest side of a tile in input pixels; default: what costs least, up to 256. Smaller needs less memory. A picture that
                 is not larger is computed whole.
             tile_batch: most tiles at a time on a GPU, default 8. A CPU computes them one by one.

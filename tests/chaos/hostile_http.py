@@ -234,10 +234,10 @@ def main() -> int:
         "every answer is one that is allowed": not tally.wrong,
         "no answer is a mistake of the server": not everything[500] and not everything[0],
         "no answer took longer than a limit and a few seconds": tally.longest_s < 30,
-        # The limit is 64 MB. Serve's proxy (Ray 2.60) takes what comes while the refusal travels back, without asking the gateway: on
-        # loopback that is some hundred megabytes, on a network its bandwidth times a fraction of a second. Ray keeps some of its buffers.
-        "endless bodies are cut off": max(taken for taken, _ in endings) < 0.9 * GIGABYTE,
-        "the gateway stays below 2 GB": max(after, *(held for _, held in endings)) < 2e9,
+        # Neither holds with Ray 2.60: Serve's proxy takes what comes while the refusal travels back, without asking the gateway, and Ray
+        # keeps some of its buffers. A reverse proxy with a body limit in front does not (docs/serve.md).
+        "an endless body is cut off at the limit": max(taken for taken, _ in endings) < 100e6,
+        "the gateway did not grow by more than 300 MB": max(after, *(held for _, held in endings)) - before < 300e6,
         "a good picture goes through afterwards": (last, is_ready) == (200, 200),
     }
     return harness.report(result, claims)

@@ -251,7 +251,7 @@ def test_the_shipped_configuration_is_what_the_command_prints(capsys: pytest.Cap
     assert shipped["http_options"]["host"] == "127.0.0.1"
 
 
-def test_models_that_may_have_no_replicas_are_not_probed() -> None:
+def test_models_that_may_have_no_replicas_are_told_to_the_endpoint() -> None:
     config = configuration(arguments().parse_args(["--model", "nearest-x4", "--replicas", "0:2"]))
     assert config["applications"][0]["args"] == {"model": "nearest-x4", "low": 0, "high": 2}
     assert config["applications"][1]["args"]["sleeping"] == ["nearest-x4"]
