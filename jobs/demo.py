@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING
 from pipelines.command import Exit, parser, run
 
 if TYPE_CHECKING:
-    from pipelines.evaluate import Image
+    from pipelines.figures import Image
 
 # Photos without people, bundled with the package (public domain or CC0): no download.
 PHOTOS = ("chelsea.png", "coffee.png", "rocket.jpg", "hubble_deep_field.jpg", "motorcycle_left.png")
 SCALE = 4
+METHODS = {"bicubic": "bicubic", "ours": "ours"}
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -38,7 +39,8 @@ def arguments() -> argparse.ArgumentParser:
 
 def demo(options: argparse.Namespace) -> Exit:
     """Shrink, upscale through the bulk job, compare, write the page."""
-    from pipelines import evaluate, ledger
+    from pipelines import evaluate, evaluation, ledger
+    from pipelines.figures import against_truth
     from pipelines.page import comparison_page
     from resshift import images, storage
     from resshift.upscaler import locate_model
@@ -67,21 +69,22 @@ def demo(options: argparse.Namespace) -> Exit:
         record = {
             "key": name,
             "seconds": item["seconds"],
-            "bicubic": evaluate.compare(bicubic, originals[name], 0, None),
-            "ours": evaluate.compare(ours, originals[name], 0, None),
+            "bicubic": against_truth(bicubic, originals[name]),
+            "ours": against_truth(ours, originals[name]),
         }
         pictures = {"lq": lq, "bicubic": bicubic, "ours": ours, "gt": originals[name]}
         records.append(record)
         encoded = {kind: images.encode(images.Picture(pixels=pixels)) for kind, pixels in pictures.items()}
-        cards.append(evaluate.card(record, encoded, name.replace("_", " ")))
+        cards.append(evaluation.card(record, encoded, METHODS, name=name.replace("_", " ")))
 
     model = locate_model(options.model)
+    steps = model.config.schedule.steps
     page = comparison_page(
         title="Residual shifting, four times larger",
         lead=f"Photos that come with scikit-image, shrunk {SCALE}x and upscaled again by {model.name} in "
-        f"{model.config.schedule.steps} steps, through Ray on this machine. Drag the divider: bicubic on the left, ours on the right.",
+        f"{steps} step{'s' if steps > 1 else ''}, through Ray on this machine. Drag the divider: bicubic on the left, ours on the right.",
         cards=cards,
-        summary=evaluate.summary_table(evaluate.averages(records)),
+        summary=evaluation.table(records, METHODS),
         facts={"model": f"{model.name} ({model.identity()})", "degradation": "MATLAB bicubic", "CPU cores": str(os.cpu_count())},
     )
     target = (out / "index.html").resolve()

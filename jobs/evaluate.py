@@ -1,11 +1,17 @@
-"""Evaluate a model on pictures with known truth, beside bicubic upsampling.
+"""Evaluate a model on pictures with known truth, beside bicubic upsampling and perhaps another model.
 
     python jobs/evaluate.py --model tiny-x4 --data set5/lq:set5/gt --out report
-    python jobs/evaluate.py --model runs/tiny/model --data s3://bucket/lq:s3://bucket/gt --out report --lpips-net squeeze
-    python jobs/evaluate.py --model tiny-x4 --data photos --out report          no truth: pictures only
+    python jobs/evaluate.py --model tiny-x4 --data set5=set5/lq:set5/gt --data real=photos --out report      several sets, one table
+    python jobs/evaluate.py --model runs/mine/model --against tiny-x4 --data val/lq:val/gt --out report      paired differences
+    python jobs/evaluate.py --model realsr-x4-s15 --protocol imagenet-test --data test/lq:test/gt --out report
+    python jobs/evaluate.py --merge report-1 report-2 --out report
     ray job submit --working-dir . -- python jobs/evaluate.py --model tiny-x4 --data s3://b/lq:s3://b/gt --out s3://b/report
 
-Writes report.csv (a line a picture), summary.json (means and how they were made) and report.html (LR / bicubic / ours / GT).
+Writes summary.json (means and paired differences with bootstrap intervals, and all that is needed to repeat them), report.csv (a line a
+picture), records.jsonl (what reports are merged from) and report.html. The numbers are the same for any number of replicas.
+
+A set without GT_DIR has no truth: its pictures are shown, and measured by NIQE, CLIP-IQA and MUSIQ if you ask for them. A protocol fixes
+the border, names the trunk of LPIPS and adds what papers report for it.
 
 Exit codes: 0 complete, 1 failed, 2 usage, 3 finished with failed items.
 """
@@ -14,97 +20,162 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from pipelines.command import Exit, UsageError, connect_to_ray, parser, quiet_ray_data, run
 
-MOST_PICTURES_ON_THE_PAGE = 32
+if TYPE_CHECKING:
+    from pipelines.evaluation_report import Written
+    from pipelines.protocols import Protocol
 
 
 def arguments() -> argparse.ArgumentParser:
     """Return the command line."""
     options = parser(__doc__ or "")
-    options.add_argument("--model", required=True, help="name, model directory or weight file")
-    options.add_argument("--data", required=True, metavar="LQ_DIR[:GT_DIR]", help="pictures are matched by name without extension")
-    options.add_argument("--out", required=True, metavar="REPORT_DIR")
-    options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--tile", type=int, metavar="PX", help="side of a tile in input pixels (default: chosen, up to 256)")
-    options.add_argument("--border", type=int, default=0, metavar="PX", help="cut from the outputs before measuring (default 0)")
+    options.add_argument("--model", help="name, model directory or weight file")
+    options.add_argument("--against", metavar="MODEL", help="compare with this model instead of bicubic, on the same pictures and noise")
     options.add_argument(
-        "--lpips-net", choices=["alex", "vgg", "squeeze"], help="also measure LPIPS (default: squeeze when a trunk is given)"
+        "--data",
+        action="append",
+        default=[],
+        metavar="[NAME=]LQ_DIR[:GT_DIR]",
+        help="a test set; may be repeated. Pictures are matched by name without extension",
+    )
+    options.add_argument("--out", required=True, metavar="REPORT_DIR")
+    options.add_argument("--merge", nargs="+", metavar="REPORT_DIR", help="join reports of parts instead of evaluating")
+    options.add_argument("--protocol", help="imagenet-test, realsr or bicubic-x4 (default: none, border 0)")
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--steps", type=int, metavar="S", help="of the chain (default: all that the model was trained with)")
+    options.add_argument("--tile", type=int, metavar="PX", help="side of a tile in input pixels (default: chosen, up to 256)")
+    options.add_argument("--border", type=int, metavar="PX", help="cut from the outputs before measuring (default: the protocol's, or 0)")
+    options.add_argument(
+        "--lpips-net",
+        choices=["alex", "vgg", "squeeze"],
+        help="also measure LPIPS (default: the protocol's; squeeze when a trunk is given)",
     )
     options.add_argument("--lpips-trunk", metavar="FILE", help="weights of the LPIPS trunk; without it torchvision downloads them")
-    options.add_argument("--replicas", type=int, default=1, help="replicas of the model (default 1)")
+    options.add_argument("--niqe", metavar="FILE", help="also measure NIQE, with these parameters (niqe_pris_params.npz)")
+    options.add_argument(
+        "--iqa", action="append", default=[], choices=["clipiqa", "musiq"], help="also measure this with pyiqa, if installed"
+    )
+    options.add_argument("--replicas", type=int, help="of the model (default: one a GPU, or one a CPU up to 8)")
     options.add_argument("--dry-run", action="store_true", help="match the pictures, write nothing")
     return options
 
 
 def evaluate(options: argparse.Namespace) -> Exit:
-    """Match pictures, evaluate them on Ray, write the report."""
+    """Match pictures, evaluate them on Ray, write the report; or join reports."""
+    from pipelines.protocols import PROTOCOLS
+
+    if options.protocol is not None and options.protocol not in PROTOCOLS:
+        raise UsageError(f"--protocol must be one of {', '.join(PROTOCOLS)}, got {options.protocol!r}")
+    protocol = PROTOCOLS[options.protocol] if options.protocol else None
+    if options.merge:
+        if options.model or options.data:
+            raise UsageError("--merge joins reports; it takes no --model and no --data")
+        return merge(options.merge, options.out, protocol)
+    if not options.model or not options.data:
+        raise UsageError("--model and --data are needed (or --merge)")
+    return measure(options, protocol)
+
+
+def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
+    """Evaluate."""
     from rich.progress import track
 
-    from pipelines.evaluate import EvaluateOptions, averages, card, pair_up, summary_table, to_csv
+    from pipelines import evaluation
+    from pipelines.evaluate import EvaluateOptions, PictureSet, default_replicas, pairs_of
     from pipelines.evaluate import evaluate as run_evaluation
-    from pipelines.page import comparison_page
-    from resshift import storage
+    from pipelines.evaluation_report import write
     from resshift.upscaler import locate_model
 
     model = locate_model(options.model)
-    lq_root, *rest = re.split(r":(?!//)", options.data)  # the colon of s3:// separates nothing
-    if len(rest) > 1 or options.replicas < 1:
-        raise UsageError(f"--data must be LQ_DIR or LQ_DIR:GT_DIR and --replicas at least 1, got {options.data!r}, {options.replicas}")
+    other = locate_model(options.against) if options.against else None
+    border = options.border if options.border is not None else protocol.border if protocol else 0
+    net = options.lpips_net or (protocol.lpips_net if protocol else "squeeze" if options.lpips_trunk else None)
+    if border < 0 or (options.replicas is not None and options.replicas < 1):
+        raise UsageError(f"--border must not be negative and --replicas at least 1, got {border} and {options.replicas}")
+    if options.steps is not None and not 1 <= options.steps <= model.config.schedule.steps:
+        raise UsageError(f"--steps must lie in 1 to {model.config.schedule.steps} for {model.name}, got {options.steps}")
+    if other is not None and other.config.scale != model.config.scale:
+        raise UsageError(f"{options.against} enlarges {other.config.scale} times, {options.model} {model.config.scale} times")
+    settings = EvaluateOptions(
+        model=options.model,
+        against=options.against,
+        seed=options.seed,
+        steps=options.steps,
+        tile_px=options.tile,
+        border=border,
+        lpips_net=net,
+        lpips_trunk=options.lpips_trunk,
+        niqe_parameters=options.niqe,
+        user_installed=tuple(options.iqa),
+    )
     try:
-        pairs = pair_up(lq_root, rest[0] if rest else None)
-    except ValueError as error:
+        pairs = pairs_of([PictureSet.parse(text) for text in options.data])
+        if not options.dry_run:
+            settings.judge()  # what cannot be loaded is told here, not by replicas that start again and again
+    except (ValueError, OSError, ImportError) as error:
         raise UsageError(str(error)) from None
-    print(f"{len(pairs)} pictures{'' if rest else ', no truth'}")
+    print(f"{len(pairs)} pictures{'' if all(pair.gt_uri for pair in pairs) else ', some without truth'}")
     if options.dry_run:
         return Exit.COMPLETE
 
-    connect_to_ray(num_cpus=options.replicas + 3)
+    connect_to_ray()
     quiet_ray_data()
-    settings = EvaluateOptions(
-        model=options.model,
-        seed=options.seed,
-        tile_px=options.tile,
-        border=options.border,
-        lpips_net=options.lpips_net or ("squeeze" if options.lpips_trunk else None),
-        lpips_trunk=options.lpips_trunk,
-    )
-    results = sorted(
-        track(run_evaluation(pairs, settings, options.replicas), total=len(pairs), description="evaluating"),
-        key=lambda item: item[0]["key"],
-    )
-    records = [record for record, _ in results]
-    failed = [record for record in records if record["status"] != "ok"]
-    means = averages(records)
+    names = {"bicubic": "bicubic", "ours": model.name, "against": other.name if other else ""}
+    if other is not None and other.name == model.name:
+        names |= {"ours": options.model, "against": options.against}
+    kept = asdict(settings)
     facts = {
-        "model": f"{model.name} ({model.identity()})",
-        "data": storage.printable(options.data),
-        "pictures": str(len(records) - len(failed)),
+        "model": {"name": model.name, "identity": model.identity(), "scale": model.config.scale, "steps": model.config.schedule.steps},
+        "against": {"name": other.name, "identity": other.identity()} if other else None,
+        "names": names,
+        "settings": {name: kept[name] for name in ("seed", "steps", "tile_px", "border", "lpips_net", "user_installed")},
+        "versions": evaluation.versions(),
     }
-    facts |= {name: str(value) for name, value in asdict(settings).items() if name not in ("model", "lpips_trunk") and value is not None}
-    table = summary_table(means)
-    page = comparison_page(
-        title=f"{model.name} on {lq_root.rstrip('/').rsplit('/', 1)[-1]}",
-        lead=f"{len(records) - len(failed)} pictures, upscaled {model.config.scale}x. Bicubic is MATLAB's imresize.",
-        cards=[card(*result) for result in results if result[0]["status"] == "ok"][:MOST_PICTURES_ON_THE_PAGE],
-        summary=table if len(table) > 1 else (),
-        facts=facts,
-    )
-    summary = {"means": means, "settings": asdict(settings), "identity": model.identity(), "pictures": len(records), "failed": len(failed)}
-    for name, text in (("report.csv", to_csv(records)), ("summary.json", json.dumps(summary, indent=2) + "\n"), ("report.html", page)):
-        storage.write_bytes(storage.join(options.out, name), text.encode())
+    records: list[dict[str, Any]] = []
+    pictures: dict[str, dict[str, bytes]] = {}
+    replicas = options.replicas or default_replicas(len(pairs))
+    for record, encoded in track(run_evaluation(pairs, settings, replicas), total=len(pairs), description="evaluating"):
+        records.append(record)
+        pictures[evaluation.identity(record)] = encoded
+    chosen = evaluation.on_the_page(records)
+    cards = [evaluation.card(record, pictures[evaluation.identity(record)], names, note) for record, note in chosen]
+    return show(write(options.out, facts, records, protocol, cards), options.out)
 
-    for line in table:
-        print("  ".join(f"{cell:>10}" for cell in line))
-    for record in failed:
-        print(f"failed {record['key']}: {record['reason']}: {record['message'].splitlines()[-1]}")
-    print(f"report: {options.out.rstrip('/')}/report.html")
-    return Exit.FINISHED_WITH_FAILED_ITEMS if failed else Exit.COMPLETE
+
+def merge(reports: Sequence[str], out: str, protocol: Protocol | None) -> Exit:
+    """Join reports of parts; the page of the whole has tables and no pictures."""
+    from pipelines import evaluation
+    from pipelines.evaluation_report import write
+    from resshift import storage
+
+    parts: list[tuple[str, dict[str, Any], list[dict[str, Any]]]] = []
+    for where in reports:
+        summary: dict[str, Any] = json.loads(storage.read_bytes(storage.join(where, "summary.json")))
+        lines = storage.read_bytes(storage.join(where, "records.jsonl")).decode().splitlines()
+        facts = {name: summary[name] for name in ("model", "against", "names", "settings", "versions")}
+        parts.append((where, facts, [json.loads(line) for line in lines]))
+    try:
+        facts, records = evaluation.merged(parts)
+    except evaluation.MergeError as error:
+        raise UsageError(str(error)) from None
+    return show(write(out, facts, records, protocol, []), out)
+
+
+def show(written: Written, out: str) -> Exit:
+    """Print the table and what failed."""
+    widths = [max(len(row[i]) for row in written.table) for i in range(len(written.table[0]))]
+    for row in written.table:
+        print("  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))))
+    for name, record in written.failed:
+        print(f"failed {name}: {record['reason']}: {record['message'].splitlines()[-1]}")
+    print(f"report: {out.rstrip('/')}/report.html")
+    return Exit.FINISHED_WITH_FAILED_ITEMS if written.failed else Exit.COMPLETE
 
 
 def main(argv: Sequence[str] | None = None) -> int:

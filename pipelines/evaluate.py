@@ -1,42 +1,38 @@
-"""How good a model is: upscale low-quality pictures, compare with the truth and with bicubic upsampling, per picture and on average.
+"""How good a model is: upscale low-quality pictures on Ray, beside bicubic upsampling and perhaps another model, and measure each result.
 
-The bicubic baseline is MATLAB's imresize of the 8-bit picture, clipped and rounded. Metrics are those of `resshift.metrics` on 8-bit
-pictures, and LPIPS with the trunk that the caller names; LPIPS values of different trunks cannot be compared.
+The bicubic baseline is MATLAB's imresize of the 8-bit picture, clipped and rounded. Figures are those of `pipelines.figures`. A record of a
+picture is a function of its bytes, the models and the options: every replica computes on one CPU thread, so its numbers do not depend on
+how many there are, or on one of them being lost on the way.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import posixpath
+import re
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import ray
 import ray.data
 import torch
-from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy
 
-from pipelines.capacity import has_gpus
-from pipelines.page import Card
-from resshift import images, metrics, seeds, storage
+from pipelines.capacity import reachable
+from pipelines.figures import Image, Judge
+from resshift import images, seeds, storage
 from resshift.degradation import imresize
 from resshift.images import ImageError, Picture
-from resshift.losses import Lpips
 from resshift.storage import StorageError
 from resshift.upscaler import Upscaler
 
-Image = NDArray[np.uint8]
-FIGURES = ("psnr_y", "ssim_y", "psnr_rgb", "lpips")
-_LABELS = {"psnr_y": "PSNR-Y", "ssim_y": "SSIM-Y", "psnr_rgb": "PSNR-RGB", "lpips": "LPIPS"}
-_UNITS = {"psnr_y": "{:.2f} dB", "ssim_y": "{:.4f}", "psnr_rgb": "{:.2f} dB", "lpips": "{:.4f}"}
+METHODS = ("bicubic", "against", "ours")
+_MOST_REPLICAS_ON_CPUS = 8  # each holds the models and torch: 1 GB
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,20 +40,65 @@ class EvaluateOptions:
     """What is evaluated and how; stands in every report."""
 
     model: str
+    against: str | None = None
     seed: int = 0
+    steps: int | None = None
     tile_px: int | None = None
     border: int = 0
     lpips_net: str | None = None
     lpips_trunk: str | None = None
+    niqe_parameters: str | None = None
+    user_installed: tuple[str, ...] = ()
+
+    def judge(self) -> Judge:
+        """Return what measures."""
+        return Judge(self.border, self.lpips_net, self.lpips_trunk, self.niqe_parameters, self.user_installed)
+
+
+@dataclass(frozen=True, slots=True)
+class PictureSet:
+    """Low-quality pictures and, when there is one, the tree with their truths."""
+
+    name: str
+    lq_root: str
+    gt_root: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> PictureSet:
+        """Read `[NAME=]LQ_DIR[:GT_DIR]`; the name is by default the last part of LQ_DIR.
+
+        Raises:
+            ValueError: more than two places.
+        """
+        named = re.fullmatch(r"([\w.-]+)=(.+)", text)
+        lq_root, *rest = re.split(r":(?!//)", named[2] if named else text)  # the colon of s3:// separates nothing
+        if len(rest) > 1 or not lq_root:
+            raise ValueError(f"a test set is [NAME=]LQ_DIR[:GT_DIR], got {text!r}")
+        name = named[1] if named else lq_root.rstrip("/").rsplit("/", 1)[-1]
+        return cls(name, lq_root, rest[0] if rest else None)
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A low-quality picture and, when there is one, its truth."""
+    """A low-quality picture of a test set and, when there is one, its truth."""
 
     key: str
     lq_uri: str
     gt_uri: str | None
+    set: str = ""
+
+
+def pairs_of(sets: Sequence[PictureSet]) -> list[Pair]:
+    """Return all pairs of all test sets.
+
+    Raises:
+        ValueError: as `pair_up`, or two sets of one name.
+    """
+    names = [one.name for one in sets]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two test sets are called {name!r}: name them, NAME=LQ_DIR:GT_DIR")
+    return [Pair(pair.key, pair.lq_uri, pair.gt_uri, one.name) for one in sets for pair in pair_up(one.lq_root, one.gt_root)]
 
 
 def pair_up(lq_root: str, gt_root: str | None) -> list[Pair]:
@@ -100,37 +141,20 @@ def bicubic_resized(rgb: Image, scale: float) -> Image:
     return (resized.clip(0, 255) + 0.5).astype(np.uint8)
 
 
-def compare(result: Image, gt: Image, border: int, lpips: Lpips | None) -> dict[str, float]:
-    """Return the figures of one picture against the truth; without LPIPS when there is no trunk.
-
-    Raises:
-        ValueError: sizes differ.
-    """
-    y_result, y_gt = metrics.luma(result), metrics.luma(gt)
-    figures = {
-        "psnr_y": metrics.psnr(y_result, y_gt, border),
-        "ssim_y": metrics.ssim(y_result, y_gt, border),
-        "psnr_rgb": metrics.psnr(result, gt, border),
-    }
-    if lpips is not None:
-        with torch.inference_mode():
-            figures["lpips"] = float(lpips(images.to_tensor(result), images.to_tensor(gt)))
-    return figures
-
-
 class EvaluateStage:
-    """A replica: loads the model and the LPIPS trunk once, then evaluates pair after pair."""
+    """A replica: loads models and metrics once, then evaluates pair after pair."""
 
-    def __init__(self, options: EvaluateOptions, num_threads: int) -> None:
-        torch.set_num_threads(num_threads)
+    def __init__(self, options: EvaluateOptions) -> None:
+        torch.set_num_threads(1)  # another number sums in another order
         self.options = options
         self.upscaler = Upscaler.from_pretrained(options.model)
-        self.lpips = Lpips(options.lpips_net, options.lpips_trunk) if options.lpips_net else None
+        self.other = Upscaler.from_pretrained(options.against) if options.against else None
+        self.judge = options.judge()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         pair = Pair(**json.loads(row["pair"]))
-        record: dict[str, Any] = {"key": pair.key, "status": "ok", "reason": "", "message": ""}
-        empty = dict.fromkeys(("lq", "bicubic", "ours", "gt"), b"")
+        record: dict[str, Any] = {"set": pair.set, "key": pair.key, "status": "ok", "reason": "", "message": ""}
+        empty = dict.fromkeys(("lq", *METHODS, "gt"), b"")
         try:
             values, pictures = self._evaluate(pair)
         except (ImageError, StorageError) as error:
@@ -144,78 +168,39 @@ class EvaluateStage:
 
     def _evaluate(self, pair: Pair) -> tuple[dict[str, Any], dict[str, bytes]]:
         lq = rgb_u8(images.decode(storage.read_bytes(pair.lq_uri)))
+        gt = None if pair.gt_uri is None else rgb_u8(images.decode(storage.read_bytes(pair.gt_uri)))
+        seed, tile_px = seeds.derive(self.options.seed, "picture", pair.key), self.options.tile_px
         started = time.monotonic()
-        seed = seeds.derive(self.options.seed, "picture", pair.key)
-        ours = self.upscaler(lq, seed=seed, tile_px=self.options.tile_px)
-        values: dict[str, Any] = {"seconds": time.monotonic() - started, "width": ours.shape[1], "height": ours.shape[0]}
-        bicubic = bicubic_resized(lq, self.upscaler.scale)
-        pictures = {"lq": lq, "bicubic": bicubic, "ours": ours}
-        if pair.gt_uri is not None:
-            gt = rgb_u8(images.decode(storage.read_bytes(pair.gt_uri)))
-            values["bicubic"] = compare(bicubic, gt, self.options.border, self.lpips)
-            values["ours"] = compare(ours, gt, self.options.border, self.lpips)
-            pictures["gt"] = gt
+        ours = self.upscaler(lq, seed=seed, steps=self.options.steps, tile_px=tile_px)
+        values: dict[str, Any] = {
+            "seconds": time.monotonic() - started,
+            "width": ours.shape[1],
+            "height": ours.shape[0],
+            "device": self.upscaler.device.type,
+        }
+        results = {"bicubic": bicubic_resized(lq, self.upscaler.scale), "ours": ours}
+        if self.other is not None:
+            results["against"] = self.other(lq, seed=seed, tile_px=tile_px)
+        values |= {method: self.judge(result, gt) for method, result in results.items()}
+        pictures = {"lq": lq} | results | ({} if gt is None else {"gt": gt})
         return values, {name: images.encode(Picture(pixels=pixels)) for name, pixels in pictures.items()}
 
 
+def default_replicas(num_pairs: int) -> int:
+    """Return how many replicas the connected cluster has room for: one a GPU, or one a CPU of this machine up to eight."""
+    gpus = int(reachable().get("GPU", 0))
+    return max(1, min(num_pairs, gpus or min(os.cpu_count() or 1, _MOST_REPLICAS_ON_CPUS)))
+
+
 def evaluate(pairs: Sequence[Pair], options: EvaluateOptions, replicas: int = 1) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
-    """Evaluate with Ray Data and yield (record, encoded pictures) of each pair."""
-    gpus = int(has_gpus())
-    threads = 1 if gpus else max(1, (os.cpu_count() or 1) // replicas)
-    items = [{"pair": json.dumps({name: getattr(pair, name) for name in ("key", "lq_uri", "gt_uri")})} for pair in pairs]
+    """Evaluate with Ray Data and yield (record, encoded pictures) of each pair, in no order."""
+    items = [{"pair": json.dumps(asdict(pair))} for pair in pairs]
     stage: Any = EvaluateStage  # Ray's types do not know classes with constructor arguments
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
         stage,
-        fn_constructor_kwargs={"options": options, "num_threads": threads},
+        fn_constructor_kwargs={"options": options},
         compute=ActorPoolStrategy(size=replicas),
-        num_gpus=gpus,
+        num_gpus=int(reachable().get("GPU", 0) >= 1),
     )
     for row in dataset.iter_rows():
-        yield json.loads(row["record"]), {name: row[name] for name in ("lq", "bicubic", "ours", "gt")}
-
-
-def averages(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return {"bicubic": {figure: mean}, "ours": {...}} over the pictures that have figures."""
-    result: dict[str, dict[str, float]] = {}
-    for method in ("bicubic", "ours"):
-        rows = [record[method] for record in records if method in record]
-        result[method] = {name: float(np.mean([row[name] for row in rows])) for name in FIGURES if rows and name in rows[0]}
-    return result
-
-
-def to_csv(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return one line a picture: key, status, reason, size, seconds, and every figure for bicubic and ours."""
-    columns = ["key", "status", "reason", "width", "height", "seconds"]
-    columns += [f"{name}_{method}" for name in FIGURES for method in ("bicubic", "ours")]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for record in records:
-        flat = {f"{name}_{method}": value for method in ("bicubic", "ours") for name, value in record.get(method, {}).items()}
-        writer.writerow(dict(record) | flat)
-    return out.getvalue()
-
-
-def shown(name: str, value: float) -> str:
-    """Return a figure with its unit."""
-    return _UNITS[name].format(value)
-
-
-def summary_table(means: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
-    """Return a table with a header row, one line a figure: bicubic and ours."""
-    names = [name for name in FIGURES if name in means.get("ours", {})]
-    return [["", "bicubic", "ours"]] + [[_LABELS[n], shown(n, means["bicubic"][n]), shown(n, means["ours"][n])] for n in names]
-
-
-def card(record: Mapping[str, Any], pictures: Mapping[str, bytes], name: str | None = None) -> Card:
-    """Return the picture's card for the page."""
-    figures = {_LABELS[n]: (shown(n, record["bicubic"][n]), shown(n, record["ours"][n])) for n in FIGURES if n in record.get("ours", {})}
-    return Card(
-        name=name or str(record["key"]),
-        lq=pictures["lq"],
-        bicubic=pictures["bicubic"],
-        ours=pictures["ours"],
-        gt=pictures["gt"] or None,
-        figures=figures,
-        note=f"{record['seconds']:.1f} s",
-    )
+        yield json.loads(row["record"]), {name: row[name] for name in ("lq", *METHODS, "gt")}

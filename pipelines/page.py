@@ -1,4 +1,4 @@
-"""One page of before and after: the pictures of a run beside bicubic upsampling, in a single HTML file that loads nothing.
+"""One page of before and after: pictures of a run beside bicubic upsampling or another model's, in a single HTML file that loads nothing.
 
 `comparison_page` is a pure function of its arguments. The demo writes what it returns to `demo/index.html`, `jobs/evaluate.py` to its
 report. Pictures are data: URIs, each embedded once; a content security policy allows these and the page's own style and script, named by
@@ -13,24 +13,27 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
 from types import MappingProxyType
+from typing import Literal
 
 from resshift.exif import read_orientation
 from resshift.header import read_header
 from resshift.picture import ImageLimits
 
-__all__ = ["Card", "comparison_page", "security_policy"]
+__all__ = ["Card", "Histogram", "comparison_page", "security_policy"]
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 _MIME_BY_FORMAT = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}  # what every browser shows
 _HIGHER_IS_BETTER = ("PSNR", "SSIM", "MS-SSIM", "MUSIQ", "CLIPIQA", "MANIQA")
 _LOWER_IS_BETTER = ("LPIPS", "DISTS", "NIQE", "FID")
+_BARS_A_SIDE = 12
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d+)?(?:e[-+]?\d+)?|inf\b)", re.IGNORECASE)
 _NO_FACTS: Mapping[str, str] = MappingProxyType({})
 
@@ -42,28 +45,51 @@ class Card:
     Fields:
         name: heading, plain text.
         lq: the low-resolution picture, encoded as PNG, JPEG or WebP like the three below.
-        bicubic: bicubic upsampling of `lq`, of the same size as `ours`.
+        before: what `ours` is compared with, bicubic upsampling of `lq` or another model's result, of the same size as `ours`.
         ours: the upscaled picture.
         gt: the picture `lq` was made from, of the same size as `ours`; None when there is none.
-        figures: (bicubic, ours) by name of the metric, with units: {"PSNR-Y": ("25.50 dB", "26.10 dB")}. The better one is marked when
+        figures: (before, ours) by name of the metric, with units: {"PSNR-Y": ("25.50 dB", "26.10 dB")}. The better one is marked when
             both start with a number and the direction is known: from an arrow at the end of the name ("CLIPIQA+ ↑", "NRQM ↓"), else
             from the usual metrics (PSNR, SSIM, ... higher; LPIPS, DISTS, NIQE, FID lower), whatever follows: "PSNR-Y", "LPIPS (alex)".
+        before_name: what `before` is called.
         note: shown beside the size, for example "0.8 s".
         focus: where the magnified detail opens, as fractions of width and height.
     """
 
     name: str
     lq: bytes
-    bicubic: bytes
+    before: bytes
     ours: bytes
     gt: bytes | None
     figures: Mapping[str, tuple[str, str]]
+    before_name: str = "bicubic"
     note: str = ""
     focus: tuple[float, float] = (0.5, 0.5)
 
     def __post_init__(self) -> None:
         if not all(0 <= share <= 1 for share in self.focus):
             raise ValueError(f"focus must be two fractions from 0 to 1, got {self.focus}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Histogram:
+    """How the differences of one figure are spread over the pictures.
+
+    Fields:
+        title: plain text.
+        values: at least one, finite.
+        shown: writes a difference with its unit.
+        better: the side of zero on which ours is better.
+    """
+
+    title: str
+    values: tuple[float, ...]
+    shown: Callable[[float], str]
+    better: Literal["left", "right"]
+
+    def __post_init__(self) -> None:
+        if not self.values or not all(math.isfinite(value) for value in self.values):
+            raise ValueError(f"a histogram needs finite values, {self.title!r} has {self.values[:5]}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +114,7 @@ def comparison_page(
     lead: str,
     cards: Sequence[Card],
     summary: Sequence[Sequence[str]] = (),
+    histograms: Sequence[Histogram] = (),
     facts: Mapping[str, str] = _NO_FACTS,
 ) -> str:
     """Render the page; write it as UTF-8.
@@ -97,10 +124,11 @@ def comparison_page(
         lead: one paragraph below it.
         cards: the pictures, in the order of the page.
         summary: rows of a table above the pictures, the first one its header; all of one length.
+        histograms: below the table.
         facts: what a reader needs to repeat the run (model, steps, seed, machine, commit), at the foot of the page.
 
     Raises:
-        ValueError: rows of different lengths; a picture that is not PNG, JPEG or WebP; bicubic, ours and gt of different sizes.
+        ValueError: rows of different lengths; a picture that is not PNG, JPEG or WebP; before, ours and gt of different sizes.
     """
     template = _TEMPLATE.read_text(encoding="utf-8")
     return Template(template).substitute(
@@ -108,6 +136,7 @@ def comparison_page(
         title=escape(title),
         lead=escape(lead),
         summary=_summary_table(summary),
+        histograms=_histograms(histograms),
         cards="\n".join(_card(card, number) for number, card in enumerate(cards, start=1)),
         facts=_fact_list(facts),
     )
@@ -136,12 +165,12 @@ def _embed(data: bytes, what: str) -> _Embedded:
 
 
 def _card(card: Card, number: int) -> str:
-    lq, bicubic, ours = (_embed(getattr(card, role), f"{role} of {card.name!r}") for role in ("lq", "bicubic", "ours"))
+    lq, before, ours = (_embed(getattr(card, role), f"{role} of {card.name!r}") for role in ("lq", "before", "ours"))
     gt = None if card.gt is None else _embed(card.gt, f"gt of {card.name!r}")
-    for role, picture in (("bicubic", bicubic), ("gt", gt)):
+    for role, picture in (("before", before), ("gt", gt)):
         if picture is not None and picture.size != ours.size:
             raise ValueError(f"{role} of {card.name!r} is {picture.size}, it must have the size of ours, {ours.size}")
-    name = escape(card.name)
+    name, before_name = escape(card.name), escape(card.before_name)
     meta = " · ".join(escape(part) for part in (f"{lq.size} → {ours.size} px", card.note) if part)
     focus = f'data-x="{card.focus[0]}" data-y="{card.focus[1]}"'
     return f"""\
@@ -149,15 +178,15 @@ def _card(card: Card, number: int) -> str:
 <header><h2 id="name-{number}">{name}</h2><p class="meta">{meta}</p></header>
 <div class="frame">
 <div class="stage">
-<figure class="before">{bicubic.img(f"{card.name}, bicubic")}<figcaption>bicubic</figcaption></figure>
+<figure class="before">{before.img(f"{card.name}, {card.before_name}")}<figcaption>{before_name}</figcaption></figure>
 <figure class="after">{ours.img(f"{card.name}, ours")}<figcaption>ours</figcaption></figure>
-<input type="range" min="0" max="100" step="any" value="50" aria-label="{name}: how much of the picture is bicubic, from the left">
+<input type="range" min="0" max="100" step="any" value="50" aria-label="{name}: how much of the picture is {before_name}, from the left">
 <div class="marker" hidden></div>
 <div class="divider" aria-hidden="true"><i></i><i></i></div>
 </div>
 </div>
 {_detail(card, number, lq, gt)}
-{_figures_table(card.figures)}
+{_figures_table(card.figures, before_name)}
 </section>"""
 
 
@@ -166,7 +195,8 @@ def _detail(card: Card, number: int, lq: _Embedded, gt: _Embedded | None) -> str
     views = [
         f'<figure class="view low"><div class="window">{lq.img(f"{card.name}, low resolution")}</div>'
         f"<figcaption>low resolution</figcaption></figure>",
-        '<figure class="view copy" data-of="before"><div class="window"></div><figcaption>bicubic</figcaption></figure>',
+        '<figure class="view copy" data-of="before"><div class="window"></div>'
+        f"<figcaption>{escape(card.before_name)}</figcaption></figure>",
         '<figure class="view copy" data-of="after"><div class="window"></div><figcaption>ours</figcaption></figure>',
     ]
     if gt is not None:
@@ -208,7 +238,34 @@ def _row(cells: Sequence[str]) -> str:
     return f"<tr>{head}{''.join(f'<td>{escape(cell)}</td>' for cell in cells[1:])}</tr>"
 
 
-def _figures_table(figures: Mapping[str, tuple[str, str]]) -> str:
+def _histograms(histograms: Sequence[Histogram]) -> str:
+    return f'<div class="histograms">{"".join(map(_histogram, histograms))}</div>' if histograms else ""
+
+
+def _histogram(histogram: Histogram) -> str:
+    """Return bars whose middle is zero, so that both sides are seen at their true weight."""
+    reach = max(abs(value) for value in histogram.values) or 1.0
+    counts = [0] * (2 * _BARS_A_SIDE)
+    for value in histogram.values:
+        counts[min(len(counts) - 1, int((value / reach + 1) * _BARS_A_SIDE))] += 1
+    bars = "".join(
+        f'<rect x="{10 * i + 1}" y="{100 - 100 * count / max(counts):.1f}" width="8" height="{100 * count / max(counts):.1f}" '
+        f'class="{"good" if (i < _BARS_A_SIDE) == (histogram.better == "left") else "bad"}"/>'
+        for i, count in enumerate(counts)
+        if count
+    )
+    good = sum(value < 0 if histogram.better == "left" else value > 0 for value in histogram.values)
+    title, found = escape(histogram.title), f"better in {good} of {len(histogram.values)}"
+    low, high = (escape(histogram.shown(end)) for end in (-reach, reach))
+    return f"""\
+<figure class="histogram"><figcaption>{title}</figcaption>
+<svg viewBox="0 0 {10 * len(counts)} 101" preserveAspectRatio="none" role="img" aria-label="{title}: {found}">
+{bars}<path d="M0 100.5H{10 * len(counts)}M{10 * _BARS_A_SIDE} 0V100" class="axis"/></svg>
+<p><span>{low}</span><span>{found}</span><span>{high}</span></p></figure>
+"""
+
+
+def _figures_table(figures: Mapping[str, tuple[str, str]], before_name: str) -> str:
     if not figures:
         return ""
     rows: list[str] = []
@@ -220,7 +277,7 @@ def _figures_table(figures: Mapping[str, tuple[str, str]]) -> str:
         if better is not None:
             cells[better] = f'<span class="better">better</span> <strong>{cells[better]}</strong>'
         rows.append(f'<tr><th scope="row">{escape(label)}</th><td>{cells[0]}</td><td>{cells[1]}</td></tr>')
-    header = '<thead><tr><th scope="col">metric</th><th scope="col">bicubic</th><th scope="col">ours</th></tr></thead>'
+    header = f'<thead><tr><th scope="col">metric</th><th scope="col">{before_name}</th><th scope="col">ours</th></tr></thead>'
     body = "\n".join(rows)
     return f'<div class="figures scroll"><table>{header}\n<tbody>\n{body}\n</tbody></table></div>'
 
@@ -239,8 +296,8 @@ def _better(pair: tuple[str, str], direction: int) -> int | None:
     matches = [_NUMBER.match(value.strip().replace("\N{MINUS SIGN}", "-")) for value in pair]
     if not direction or matches[0] is None or matches[1] is None:
         return None
-    bicubic, ours = (direction * float(match.group()) for match in (matches[0], matches[1]))
-    return None if bicubic == ours else int(ours > bicubic)
+    before, ours = (direction * float(match.group()) for match in (matches[0], matches[1]))
+    return None if before == ours else int(ours > before)
 
 
 def _fact_list(facts: Mapping[str, str]) -> str:

@@ -11,19 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from pipelines.evaluate import compare, rgb_u8
+from pipelines.evaluate import rgb_u8
+from pipelines.figures import Image, Judge
 from resshift import images, storage, weights
 from resshift.autoencoder import VQAutoencoder
 from resshift.autoencoder_training import AutoencoderRunConfig
 from resshift.config import ConfigError
 from resshift.images import ImageError
-from resshift.losses import Lpips
 from resshift.picture import Picture
 from resshift.storage import StorageError
 
-Image = NDArray[np.uint8]
 _LIMIT = 64  # pictures
 
 
@@ -54,7 +52,7 @@ def report(photos: str, config: AutoencoderRunConfig, init: str, out: str) -> tu
     autoencoder = VQAutoencoder(config.first_stage.vq).eval().requires_grad_(False)
     weights.load_into(autoencoder, weights.read_state_dict(init))
     autoencoder.to("cuda" if torch.cuda.is_available() else "cpu")
-    lpips = Lpips(config.loss.lpips_net, config.loss.lpips_trunk) if config.loss.lpips_trunk else None
+    judge = Judge(lpips_net=config.loss.lpips_net if config.loss.lpips_trunk else None, lpips_trunk=config.loss.lpips_trunk)
     rows: list[dict[str, Any]] = []
     shown: list[Image] = []
     codes: set[int] = set()
@@ -73,7 +71,7 @@ def report(photos: str, config: AutoencoderRunConfig, init: str, out: str) -> tu
             continue
         quantised, continuous, used = reconstruct(autoencoder, rgb)
         codes |= used
-        rows.append(row | {"quantised": compare(quantised, rgb, 0, lpips), "continuous": compare(continuous, rgb, 0, lpips)})
+        rows.append(row | {"quantised": judge(quantised, rgb), "continuous": judge(continuous, rgb)})
         if len(shown) < 8 and rgb.shape[:2] == (config.data.crop_px, config.data.crop_px):
             shown.append(np.concatenate([rgb, quantised], axis=1))
     good = [row for row in rows if row["status"] == "ok"]

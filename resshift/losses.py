@@ -106,7 +106,8 @@ class Lpips(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the distance of each pair, (B, 3, H, W) in [-1, 1] twice -> (B,) float32."""
         with torch.autocast(x.device.type, enabled=False):
-            return self.distance(x.float(), y.float()).flatten()
+            x, y = (picture.float().contiguous(memory_format=torch.channels_last) for picture in (x, y))
+            return self.distance(x, y).flatten()
 
 
 class LossTerms(NamedTuple):

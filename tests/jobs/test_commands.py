@@ -54,6 +54,7 @@ FLAGS = {
             "--replicas",
             "--dry-run",
         ),
+        *("--against", "--merge", "--protocol", "--steps", "--niqe", "--iqa"),
     },
     "demo": {"--help", "--out", "--model"},
     "doctor": {"--help", "--read", "--nodes", "--lock", "--set"},
@@ -226,6 +227,25 @@ def test_evaluation_names_pictures_without_truth(
     data = f"{photos}:{tmp_path / 'gt'}"
     assert job("evaluate", "--model", str(toy_model), "--data", data, "--out", str(tmp_path / "report")) == 2
     assert "1 pictures" in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--protocol", "set5"], "--protocol must be one of imagenet-test, realsr, bicubic-x4, got 'set5'"),
+        (["--border", "-1"], "--border must not be negative and --replicas at least 1, got -1 and None"),
+        (["--steps", "5"], "--steps must lie in 1 to 4 for toy, got 5"),
+        (["--niqe", "absent.npz"], "no NIQE parameters at absent.npz"),
+        (["--lpips-trunk", "absent.pth"], "no LPIPS trunk at absent.pth"),
+        (["--merge", "report"], "--merge joins reports; it takes no --model and no --data"),
+    ],
+)
+def test_evaluation_refuses_before_it_starts(
+    job: Job, photos: Path, toy_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert job("evaluate", "--model", str(toy_model), "--data", str(photos), "--out", str(tmp_path / "report"), *arguments) == 2
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "report").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,13 +216,34 @@ def test_evaluation_measures_against_the_truth(trained: Path, work: Path, job: J
             (work / "eval" / folder).mkdir(parents=True, exist_ok=True)
             (work / "eval" / folder / f"{i}.png").write_bytes(encoded(picture))
     data = f"{work / 'eval' / 'lq'}:{work / 'eval' / 'gt'}"
-    assert job("evaluate", "--model", str(trained / "model"), "--data", data, "--out", str(work / "report")) == 0
+    common = ("--model", str(trained / "model"))
+    assert job("evaluate", *common, "--data", f"toy={data}", "--out", str(work / "report"), "--replicas", "2") == 0
     summary = json.loads((work / "report" / "summary.json").read_text())
-    assert summary["pictures"] == 3
-    assert 15 < summary["means"]["bicubic"]["psnr_y"] < 60
-    assert summary["means"]["ours"]["psnr_y"] < summary["means"]["bicubic"]["psnr_y"]  # twelve steps do not teach a model to see
+    found = summary["sets"]["toy"]
+    assert found["pictures"] == 3
+    assert 15 < found["means"]["bicubic"]["psnr_y"]["mean"] < 60
+    assert found["difference"]["psnr_y"]["high"] < 0  # twelve steps do not teach a model to see
     lines = (work / "report" / "report.csv").read_text().splitlines()
     assert len(lines) == 4
-    assert lines[0].startswith("key,status,reason,width,height,seconds,psnr_y_bicubic,psnr_y_ours")
+    assert lines[0].startswith("set,key,status,reason,width,height,seconds,psnr_y_bicubic,psnr_y_against,psnr_y_ours")
     assert (work / "report" / "report.html").read_text().count("<section") >= 3
     assert "PSNR-Y" in capsys.readouterr().out
+
+    # One replica; and two parts that are merged: the same report to the byte.
+    assert job("evaluate", *common, "--data", f"toy={data}", "--out", str(work / "one"), "--replicas", "1") == 0
+    for i, names in enumerate((("0",), ("1", "2"))):
+        for folder in ("gt", "lq"):
+            (work / f"part{i}" / folder).mkdir(parents=True)
+            for name in names:
+                shutil.copy(work / "eval" / folder / f"{name}.png", work / f"part{i}" / folder)
+        part = f"toy={work / f'part{i}' / 'lq'}:{work / f'part{i}' / 'gt'}"
+        assert job("evaluate", *common, "--data", part, "--out", str(work / f"report{i}")) == 0
+    assert job("evaluate", "--merge", str(work / "report1"), str(work / "report0"), "--out", str(work / "merged")) == 0
+    for other in ("one", "merged"):
+        assert (work / other / "summary.json").read_bytes() == (work / "report" / "summary.json").read_bytes()
+
+    assert job("evaluate", *common, "--against", str(trained / "model"), "--data", data, "--out", str(work / "same")) == 0
+    same = json.loads((work / "same" / "summary.json").read_text())
+    assert same["sets"]["lq"]["difference"]["psnr_y"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert job("evaluate", "--merge", str(work / "same"), str(work / "one"), "--out", str(work / "x")) == 2
+    assert "differ in against, names" in capsys.readouterr().err

@@ -1,21 +1,13 @@
-"""Evaluation: matching, figures and reports with known answers."""
+"""Evaluation: matching, sets, and a stage whose records do not depend on who computes them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipelines.evaluate import averages, bicubic_resized, card, compare, pair_up, summary_table, to_csv
-
-Encode = Callable[..., bytes]
-RECORDS = [
-    {"key": "a", "status": "ok", "seconds": 1.0, "bicubic": {"psnr_y": 20.0, "ssim_y": 0.5}, "ours": {"psnr_y": 22.0, "ssim_y": 0.75}},
-    {"key": "b", "status": "ok", "seconds": 1.0, "bicubic": {"psnr_y": 30.0, "ssim_y": 0.5}, "ours": {"psnr_y": 26.0, "ssim_y": 0.25}},
-    {"key": "c", "status": "failed", "reason": "truncated"},
-]
+from pipelines.evaluate import PictureSet, bicubic_resized, pair_up, pairs_of
 
 
 def write(folder: Path, *names: str) -> str:
@@ -40,14 +32,32 @@ def test_what_cannot_be_matched_is_named(tmp_path: Path) -> None:
         pair_up(lq, None)
 
 
-def test_equal_pictures_are_perfect() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
-    assert compare(picture, picture, 0, None) == {"psnr_y": float("inf"), "ssim_y": pytest.approx(1), "psnr_rgb": float("inf")}
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("set5/lq:set5/gt", PictureSet("lq", "set5/lq", "set5/gt")),
+        ("set5=lq/:gt", PictureSet("set5", "lq/", "gt")),
+        ("photos/", PictureSet("photos", "photos/", None)),
+        ("s3://b/lq:s3://b/gt", PictureSet("lq", "s3://b/lq", "s3://b/gt")),
+        ("real=s3://b/a=b/lq", PictureSet("real", "s3://b/a=b/lq", None)),
+        ("s3://b/a=b", PictureSet("a=b", "s3://b/a=b", None)),
+    ],
+)
+def test_test_sets_are_read(text: str, expected: PictureSet) -> None:
+    assert PictureSet.parse(text) == expected
 
 
-def test_pictures_of_different_sizes_are_not_compared() -> None:
-    with pytest.raises(ValueError, match=r"of one shape.*\(20, 20\).*\(20, 21\)"):
-        compare(np.zeros((20, 20, 3), np.uint8), np.zeros((20, 21, 3), np.uint8), 0, None)
+@pytest.mark.parametrize("text", ["a:b:c", ":gt", ""])
+def test_what_is_no_test_set_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"\[NAME=\]LQ_DIR\[:GT_DIR\]"):
+        PictureSet.parse(text)
+
+
+def test_sets_of_one_name_are_refused(tmp_path: Path) -> None:
+    lq = write(tmp_path / "lq", "a.jpg")
+    assert [(pair.set, pair.key) for pair in pairs_of([PictureSet("x", lq, None), PictureSet("y", lq, None)])] == [("x", "a"), ("y", "a")]
+    with pytest.raises(ValueError, match="two test sets are called 'x'"):
+        pairs_of([PictureSet("x", lq, None), PictureSet("x", lq, None)])
 
 
 def test_bicubic_of_a_flat_picture_is_flat() -> None:
@@ -55,23 +65,3 @@ def test_bicubic_of_a_flat_picture_is_flat() -> None:
         out = bicubic_resized(np.full((7, 5, 3), 200, np.uint8), scale)
         assert out.shape == (*size, 3)
         assert np.all(out == 200)
-
-
-def test_averages_leave_failures_out() -> None:
-    means = averages(RECORDS)
-    assert means == {"bicubic": {"psnr_y": 25.0, "ssim_y": 0.5}, "ours": {"psnr_y": 24.0, "ssim_y": 0.5}}
-    assert summary_table(means) == [["", "bicubic", "ours"], ["PSNR-Y", "25.00 dB", "24.00 dB"], ["SSIM-Y", "0.5000", "0.5000"]]
-
-
-def test_csv_has_every_picture() -> None:
-    lines = to_csv(RECORDS).splitlines()
-    assert lines[0].split(",")[:8] == ["key", "status", "reason", "width", "height", "seconds", "psnr_y_bicubic", "psnr_y_ours"]
-    assert lines[1].startswith("a,ok,,,,1.0,20.0,22.0,0.5,0.75")
-    assert lines[3].startswith("c,failed,truncated")
-
-
-def test_card_shows_both_figures(encode: Encode) -> None:
-    pictures = {"lq": encode(0, 5, 5), "bicubic": encode(1, 20, 20), "ours": encode(2, 20, 20), "gt": b""}
-    made = card(RECORDS[0], pictures)
-    assert made.figures == {"PSNR-Y": ("20.00 dB", "22.00 dB"), "SSIM-Y": ("0.5000", "0.7500")}
-    assert (made.gt, made.note) == (None, "1.0 s")

@@ -89,6 +89,6 @@ def test_report_measures_an_autoencoder(tmp_path: Path) -> None:
     assert (failed, summary["pictures"], summary["codes"]) == (1, 3, 64)
     assert [row["status"] for row in summary["rows"]].count("failed") == 1
     assert 0 < summary["codes_used"] <= 64
-    assert summary["means"]["quantised"].keys() == {"psnr_y", "ssim_y", "psnr_rgb"}
+    assert summary["means"]["quantised"].keys() == {"psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb"}
     assert [line[0] for line in table] == ["", "quantised", "continuous", "codes used"]
     assert Image.open(tmp_path / "out/pictures.png").size == (64, 96)

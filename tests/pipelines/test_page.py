@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.page import Card, comparison_page
+from pipelines.page import Card, Histogram, comparison_page
 from resshift.exif import ORIENTATION
 
 HOSTILE = "<script>alert('x')</script>\" onload=\"alert(1)"
@@ -32,7 +32,7 @@ def encoded(width: int, height: int, extension: str = ".png", seed: int = 0) -> 
 CARD = Card(
     name="harbour",
     lq=encoded(60, 40),
-    bicubic=encoded(240, 160, ".jpg", seed=1),
+    before=encoded(240, 160, ".jpg", seed=1),
     ours=encoded(240, 160, ".webp", seed=2),
     gt=encoded(240, 160, seed=3),
     figures={"PSNR-Y": ("25.50 dB", "26.10 dB"), "LPIPS": ("0.312", "0.184")},
@@ -142,7 +142,7 @@ def test_missing_ground_truth_leaves_out_its_picture() -> None:
 
 def test_pictures_are_embedded_unchanged_with_their_type_and_size() -> None:
     images = Page(render([CARD])).all("img")
-    expected = [("jpeg", CARD.bicubic), ("webp", CARD.ours), ("png", CARD.lq), ("png", CARD.gt)]
+    expected = [("jpeg", CARD.before), ("webp", CARD.ours), ("png", CARD.lq), ("png", CARD.gt)]
     for image, (kind, data) in zip(images, expected, strict=True):
         head, _, body = (image["src"] or "").partition(",")
         assert head == f"data:image/{kind};base64"
@@ -199,10 +199,40 @@ def test_arrow_given_by_the_caller_is_not_doubled() -> None:
     assert text.count("↓") == 1
 
 
+def test_another_model_stands_where_bicubic_stands() -> None:
+    page = Page(render([replace(CARD, before_name="theirs")]))
+    assert "bicubic" not in page.text
+    assert page.text.count("theirs") == 3  # left of the slider, among the details, above the figures
+    assert page.all("img")[0]["alt"] == "harbour, theirs"
+
+
+def bars(html: str, kind: str) -> list[tuple[int, float]]:
+    """Return (place, height) of the bars of one kind."""
+    found = [rect for rect in Page(html).all("rect") if rect["class"] == kind]
+    return [(int(rect["x"] or 0) // 10, float(rect["height"] or 0)) for rect in found]
+
+
+def test_histogram_has_zero_in_the_middle_and_the_better_side_filled() -> None:
+    histogram = Histogram(title="PSNR <1>", values=(3.0, 3.0, 0.1, -1.0), shown="{:+.1f} dB".format, better="right")
+    html = render([], histograms=[histogram])
+    assert bars(html, "good") == [(12, 50.0), (23, 100.0)]
+    assert bars(html, "bad") == [(8, 50.0)]
+    text = Page(html).text
+    assert all(part in text for part in ("PSNR <1>", "-3.0 dB", "better in 3 of 4", "+3.0 dB"))
+    assert bars(render([], histograms=[replace(histogram, better="left")]), "good") == [(8, 50.0)]
+    assert bars(render([], histograms=[replace(histogram, values=(0.0,))]), "good") == [(12, 100.0)]
+
+
+def test_a_histogram_needs_finite_values() -> None:
+    for values in ((), (1.0, float("inf"))):
+        with pytest.raises(ValueError, match="needs finite values"):
+            Histogram(title="x", values=values, shown=str, better="left")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"bicubic": encoded(60, 40)}, "bicubic of 'harbour' is 60 × 40"),
+        ({"before": encoded(60, 40)}, "before of 'harbour' is 60 × 40"),
         ({"gt": encoded(60, 40)}, "gt of 'harbour' is 60 × 40"),
         ({"lq": encoded(60, 40, ".tiff")}, "lq of 'harbour' is TIFF"),
         ({"lq": b"<svg/>"}, "starts with"),

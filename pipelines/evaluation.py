@@ -1,0 +1,249 @@
+"""What an evaluation found: means with intervals, paired differences, tables, and the report that holds them.
+
+Everything here is a function of the records, which are a line a picture in records.jsonl; so reports of parts of a test set merge into the
+report of the whole. A difference is taken picture by picture: what makes one picture harder than another cancels, and its interval is far
+narrower than those of the two means.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import io
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from pipelines.figures import FIGURES
+from pipelines.intervals import Interval, bootstrap
+from pipelines.page import Card, Histogram
+from pipelines.protocols import Protocol, reproduced
+
+Record = Mapping[str, Any]
+MOST_PICTURES_ON_THE_PAGE = 32
+NUM_WORST = 10
+_VERSIONS = ("resshift", "torch", "numpy", "opencv-python-headless", "pillow", "lpips")
+
+
+class MergeError(ValueError):
+    """Reports that do not belong together; the message says why."""
+
+
+def reference_of(records: Sequence[Record]) -> str:
+    """Return what ours is compared with: the other model when there is one, else bicubic."""
+    return "against" if any("against" in record for record in records) else "bicubic"
+
+
+def measured(records: Sequence[Record]) -> list[str]:
+    """Return the names of the figures that any picture has, in the order of `FIGURES`."""
+    found = {name for record in records for name in record.get("ours", {})}
+    return [name for name in FIGURES if name in found]
+
+
+def means(records: Sequence[Record]) -> dict[str, dict[str, Interval]]:
+    """Return {method: {figure: mean with interval}} over the pictures that have the figure."""
+    result: dict[str, dict[str, Interval]] = {}
+    for method in ("bicubic", "against", "ours"):
+        rows = [record[method] for record in records if method in record]
+        values = {name: [row[name] for row in rows if name in row] for name in FIGURES}
+        if rows:
+            result[method] = {name: bootstrap(column) for name, column in values.items() if column}
+    return result
+
+
+def differences(records: Sequence[Record]) -> dict[str, list[tuple[str, float]]]:
+    """Return {figure: [(set/key, ours - reference)]} over the pictures in which both are finite."""
+    reference = reference_of(records)
+    found: dict[str, list[tuple[str, float]]] = {}
+    for record in records:
+        ours, other = record.get("ours", {}), record.get(reference, {})
+        for name in FIGURES:
+            if name in ours and name in other and abs(difference := ours[name] - other[name]) < float("inf"):
+                found.setdefault(name, []).append((identity(record), difference))
+    return found
+
+
+def identity(record: Record) -> str:
+    """Return set and key of a record as one name."""
+    return f"{record['set']}/{record['key']}" if record.get("set") else str(record["key"])
+
+
+def by_set(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Return the records of each set, sets and pictures in order of name."""
+    found: dict[str, list[Record]] = {}
+    for record in sorted(records, key=lambda record: (record.get("set", ""), record["key"])):
+        found.setdefault(record.get("set", ""), []).append(record)
+    return found
+
+
+def worst(records: Sequence[Record], count: int = NUM_WORST) -> list[Record]:
+    """Return the pictures on which ours did worst, worst first: by LPIPS if it was measured, else by PSNR-Y; none without a truth."""
+    for name in ("lpips", "psnr_y"):
+        rows = [record for record in records if name in record.get("ours", {})]
+        if rows:
+            return sorted(rows, key=lambda row: row["ours"][name], reverse=not FIGURES[name].higher_is_better)[:count]
+    return []
+
+
+def on_the_page(records: Sequence[Record]) -> list[tuple[Record, str]]:
+    """Return the pictures that a page shows, each with a note: the worst ones first, then others in order of name, 32 at most."""
+    usable = [record for members in by_set(records).values() for record in members if record["status"] == "ok"]
+    lowest = worst(usable) if len(usable) > NUM_WORST else []
+    chosen = [(record, f"number {place} of the worst") for place, record in enumerate(lowest, start=1)]
+    taken = {identity(record) for record in lowest}
+    others = [(record, "") for record in usable if identity(record) not in taken]
+    return chosen + others[: MOST_PICTURES_ON_THE_PAGE - len(chosen)]
+
+
+def summary(records: Sequence[Record], facts: Mapping[str, Any], protocol: Protocol | None, model: str) -> dict[str, Any]:
+    """Return summary.json: the same for the same records, whoever computed them and in whatever order.
+
+    Args:
+        records: of all pictures.
+        facts: model, settings, versions: what a reader needs to repeat the run.
+        protocol: how it was measured, if by a frozen one.
+        model: name of the model, for the comparison with what was published for it.
+    """
+    sets: dict[str, Any] = {}
+    for name, rows in by_set(records).items():
+        found = means(rows)
+        entry: dict[str, Any] = {
+            "pictures": len(rows),
+            "failed": sum(row["status"] != "ok" for row in rows),
+            "means": {method: {figure: asdict(value) for figure, value in columns.items()} for method, columns in found.items()},
+            "difference": {figure: asdict(bootstrap([d for _, d in column])) for figure, column in differences(rows).items()},
+        }
+        if protocol is not None and "ours" in found:
+            ours = {figure: value.mean for figure, value in found["ours"].items()}
+            entry["reproduced"] = {
+                figure: asdict(result) | {"agrees": result.agrees} for figure, result in reproduced(protocol, model, ours).items()
+            }
+        sets[name] = entry
+    devices = sorted({record["device"] for record in records if "device" in record})
+    return {**facts, "protocol": protocol.name if protocol else None, "devices": devices, "reference": reference_of(records), "sets": sets}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of everything that figures depend on."""
+    found = {"python": platform.python_version()}
+    for package in _VERSIONS:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def table(records: Sequence[Record], names: Mapping[str, str], protocol: Protocol | None = None) -> list[list[str]]:
+    """Return a table with a header row, one line a figure of a set.
+
+    Args:
+        records: of all pictures.
+        names: of the methods in the header: bicubic, against, ours.
+        protocol: adds a column for every published method.
+    """
+    reference = reference_of(records)
+    methods = [method for method in ("bicubic", "against", "ours") if method != "against" or reference == "against"]
+    anchors = protocol.anchors if protocol else ()
+    header = ["", *(names[method] for method in methods), f"{names['ours']} - {names[reference]}, 95 %"]
+    rows = [header + [f"{anchor.method} (published)" for anchor in anchors]]
+    sets = by_set(records)
+    for name, members in sets.items():
+        found, paired = means(members), differences(members)
+        for figure in measured(members):
+            shown = FIGURES[figure].shown
+            cells = [shown(found[method][figure].mean) if figure in found.get(method, {}) else "" for method in methods]
+            label = FIGURES[figure].label if len(sets) == 1 else f"{name}: {FIGURES[figure].label}"
+            published = [shown(anchor.figures[figure]) if figure in anchor.figures else "" for anchor in anchors]
+            rows.append([label, *cells, _shown_difference(figure, paired.get(figure, [])), *published])
+    return rows
+
+
+def _shown_difference(figure: str, column: Sequence[tuple[str, float]]) -> str:
+    if not column:
+        return ""
+    interval, form = bootstrap([difference for _, difference in column]), FIGURES[figure].difference
+    if interval.low is None or interval.high is None:
+        return form(interval.mean)
+    return f"{form(interval.mean)} [{form(interval.low).split()[0]}, {form(interval.high).split()[0]}]"
+
+
+def histograms(records: Sequence[Record], names: Mapping[str, str]) -> list[Histogram]:
+    """Return how the paired differences of each figure are spread."""
+    reference = names[reference_of(records)]
+    return [
+        Histogram(
+            title=f"{FIGURES[figure].label}: {names['ours']} - {reference}",
+            values=tuple(difference for _, difference in column),
+            shown=FIGURES[figure].difference,
+            better="right" if FIGURES[figure].higher_is_better else "left",
+        )
+        for figure, column in differences(records).items()
+        if len(column) > 1
+    ]
+
+
+def card(record: Record, pictures: Mapping[str, bytes], names: Mapping[str, str], note: str = "", name: str | None = None) -> Card:
+    """Return a picture's card for the page."""
+    reference = "against" if "against" in record else "bicubic"
+    figures: dict[str, tuple[str, str]] = {}
+    for figure in FIGURES:
+        if figure in record.get("ours", {}) and figure in record[reference]:
+            shown = FIGURES[figure].shown
+            figures[FIGURES[figure].label] = (shown(record[reference][figure]), shown(record["ours"][figure]))
+    return Card(
+        name=name or identity(record),
+        lq=pictures["lq"],
+        before=pictures[reference],
+        before_name=names[reference],
+        ours=pictures["ours"],
+        gt=pictures["gt"] or None,
+        figures=figures,
+        note=" · ".join(part for part in (f"{record['seconds']:.1f} s", note) if part),
+    )
+
+
+def to_csv(records: Sequence[Record]) -> str:
+    """Return one line a picture: set, key, status, reason, size, seconds, and every figure of every method."""
+    columns = ["set", "key", "status", "reason", "width", "height", "seconds"]
+    columns += [f"{figure}_{method}" for figure in measured(records) for method in ("bicubic", "against", "ours")]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for record in records:
+        flat = {f"{name}_{method}": value for method in ("bicubic", "against", "ours") for name, value in record.get(method, {}).items()}
+        writer.writerow(dict(record) | flat)
+    return out.getvalue()
+
+
+def to_lines(records: Sequence[Record]) -> str:
+    """Return records.jsonl."""
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def merged(parts: Sequence[tuple[str, Mapping[str, Any], Sequence[Record]]]) -> tuple[dict[str, Any], list[Record]]:
+    """Join reports of parts of one evaluation.
+
+    Args:
+        parts: (where, facts, records) of each.
+
+    Returns:
+        The facts they share, and all records.
+
+    Raises:
+        MergeError: they differ in model, settings or versions, or a picture is in two of them.
+    """
+    (first, facts, _), *others = parts
+    for where, other, _ in others:
+        different = sorted(name for name in facts.keys() | other.keys() if facts.get(name) != other.get(name))
+        if different:
+            raise MergeError(f"{first} and {where} differ in {', '.join(different)}: figures of the two cannot be averaged")
+    seen: dict[str, str] = {}
+    for where, _, records in parts:
+        for record in records:
+            if identity(record) in seen:
+                raise MergeError(f"{identity(record)} is in {seen[identity(record)]} and in {where}")
+            seen[identity(record)] = where
+    return dict(facts), [record for _, _, records in parts for record in records]

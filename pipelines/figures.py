@@ -1,0 +1,129 @@
+"""What is measured of a picture: against the truth where there is one, and by itself.
+
+PSNR and SSIM are those of `resshift.metrics`, on 8-bit pictures; LPIPS is measured with the trunk that the caller names, and values of
+different trunks cannot be compared. NIQE needs its parameters. CLIP-IQA and MUSIQ are those of the package pyiqa when the user has
+installed it: its licence (PolyForm Noncommercial) keeps it out of everything that is installed with this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from resshift import images, metrics
+from resshift.losses import Lpips
+from resshift.niqe import Niqe
+
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """How a figure is shown, and which way is better."""
+
+    label: str
+    format: str
+    higher_is_better: bool
+
+    def shown(self, value: float) -> str:
+        """Return a value with its unit."""
+        return self.format.format(value)
+
+    def difference(self, value: float) -> str:
+        """Return a difference with sign and unit."""
+        return self.format.replace("{:", "{:+").format(value)
+
+
+FIGURES = {
+    "psnr_y": Figure("PSNR-Y", "{:.2f} dB", True),
+    "ssim_y": Figure("SSIM-Y", "{:.4f}", True),
+    "psnr_rgb": Figure("PSNR-RGB", "{:.2f} dB", True),
+    "ssim_rgb": Figure("SSIM-RGB", "{:.4f}", True),
+    "lpips": Figure("LPIPS", "{:.4f}", False),
+    "niqe": Figure("NIQE", "{:.2f}", False),
+    "clipiqa": Figure("CLIPIQA", "{:.4f}", True),
+    "musiq": Figure("MUSIQ", "{:.2f}", True),
+}
+USER_INSTALLED = ("clipiqa", "musiq")
+
+
+class Judge:
+    """Measures pictures; loads what it needs once.
+
+    Args:
+        border: pixels cut from all sides before anything but LPIPS, CLIP-IQA and MUSIQ is measured.
+        lpips_net: trunk of LPIPS, or None to leave it out.
+        lpips_trunk: file with its weights.
+        niqe_parameters: file of `resshift.niqe`, or None to leave it out.
+        user_installed: some of "clipiqa" and "musiq".
+
+    Raises:
+        ImportError: a package is missing; the message says which and what its licence is.
+    """
+
+    def __init__(
+        self,
+        border: int = 0,
+        lpips_net: str | None = None,
+        lpips_trunk: str | None = None,
+        niqe_parameters: str | None = None,
+        user_installed: tuple[str, ...] = (),
+    ) -> None:
+        self.border = border
+        self.lpips = Lpips(lpips_net, lpips_trunk) if lpips_net else None
+        self.niqe = Niqe(niqe_parameters) if niqe_parameters else None
+        self.user_installed = {name: _from_pyiqa(name) for name in user_installed}
+
+    def __call__(self, result: Image, gt: Image | None) -> dict[str, float]:
+        """Return the figures of a picture, (H, W, 3) uint8; those that need the truth are left out without it.
+
+        NIQE is left out of pictures that are too small or too flat for it.
+
+        Raises:
+            ValueError: picture and truth differ in size, or nothing is left inside the border.
+        """
+        figures: dict[str, float] = {}
+        if gt is not None:
+            figures |= against_truth(result, gt, self.border)
+            if self.lpips is not None:
+                with torch.inference_mode():
+                    figures["lpips"] = float(self.lpips(images.to_tensor(result), images.to_tensor(gt)))
+        if self.niqe is not None and (distance := self.niqe(result, self.border)) is not None:
+            figures["niqe"] = distance
+        return figures | {name: call(result) for name, call in self.user_installed.items()}
+
+
+def against_truth(result: Image, gt: Image, border: int = 0) -> dict[str, float]:
+    """Return PSNR and SSIM on luma and on RGB.
+
+    Raises:
+        ValueError: sizes differ.
+    """
+    luma = metrics.luma(result), metrics.luma(gt)
+    return {
+        "psnr_y": metrics.psnr(*luma, border),
+        "ssim_y": metrics.ssim(*luma, border),
+        "psnr_rgb": metrics.psnr(result, gt, border),
+        "ssim_rgb": metrics.ssim(result, gt, border),
+    }
+
+
+def _from_pyiqa(name: str) -> Callable[[Image], float]:
+    try:
+        import pyiqa  # pyright: ignore[reportMissingImports]  # never a dependency: see the module docstring
+    except ImportError as error:
+        raise ImportError(
+            f"{name} needs the package pyiqa, whose licence forbids commercial use; if that suits you: pip install pyiqa"
+        ) from error
+    metric: Any = pyiqa.create_metric(name, device="cpu")
+
+    def measure(result: Image) -> float:
+        with torch.inference_mode():
+            return float(metric(images.to_tensor(result) / 2 + 0.5))
+
+    return measure

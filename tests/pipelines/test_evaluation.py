@@ -1,0 +1,212 @@
+"""Figures, intervals, paired differences and reports with known answers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines import evaluation
+from pipelines.figures import FIGURES, Judge, against_truth
+from pipelines.intervals import Interval, bootstrap
+from pipelines.protocols import PROTOCOLS, Anchor, Protocol, reproduced
+
+Encode = Callable[..., bytes]
+NAMES = {"bicubic": "bicubic", "ours": "mine", "against": "theirs"}
+
+
+def record(key: str, ours: float, bicubic: float = 20.0, **others: Any) -> dict[str, Any]:  # noqa: ANN401
+    figures = {"bicubic": {"psnr_y": bicubic, "ssim_y": 0.5}, "ours": {"psnr_y": ours, "ssim_y": 0.75}}
+    return {"set": "s", "key": key, "status": "ok", "reason": "", "seconds": 1.0, "device": "cpu"} | figures | others
+
+
+FAILED = {"set": "s", "key": "z", "status": "failed", "reason": "truncated", "message": "cut"}
+RECORDS = [record("b", 26.0, 30.0), record("a", 22.0), FAILED]
+
+
+def test_equal_pictures_are_perfect() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
+    one = pytest.approx(1)
+    assert against_truth(picture, picture) == {"psnr_y": np.inf, "ssim_y": one, "psnr_rgb": np.inf, "ssim_rgb": one}
+
+
+def test_pictures_of_different_sizes_are_not_compared() -> None:
+    with pytest.raises(ValueError, match=r"of one shape.*\(20, 20\).*\(20, 21\)"):
+        against_truth(np.zeros((20, 20, 3), np.uint8), np.zeros((20, 21, 3), np.uint8))
+
+
+def test_without_a_truth_only_figures_of_the_picture_itself_are_measured(tmp_path: Path) -> None:
+    np.savez(tmp_path / "p.npz", mu_pris_param=np.zeros(36), cov_pris_param=np.eye(36))
+    judge = Judge(niqe_parameters=str(tmp_path / "p.npz"))
+    picture = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    assert set(judge(picture, None)) == {"niqe"}
+    assert set(judge(picture, picture)) == {"psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "niqe"}
+    assert judge(picture[:90], None) == {}
+
+
+def test_pyiqa_is_used_when_the_user_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, str]] = []
+
+    def create_metric(name: str, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        made.append((name, device))
+        return lambda x: x.mean()  # pyiqa takes (1, 3, H, W) in [0, 1]
+
+    module = ModuleType("pyiqa")
+    monkeypatch.setattr(module, "create_metric", create_metric, raising=False)
+    monkeypatch.setitem(sys.modules, "pyiqa", module)
+    judge = Judge(user_installed=("musiq",))
+    assert judge(np.full((8, 8, 3), 51, np.uint8), None) == {"musiq": pytest.approx(0.2)}
+    assert made == [("musiq", "cpu")]
+
+
+def test_without_pyiqa_its_licence_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyiqa", None)
+    with pytest.raises(ImportError, match="clipiqa needs the package pyiqa, whose licence forbids commercial use"):
+        Judge(user_installed=("clipiqa",))
+
+
+def test_interval_is_that_of_the_normal_distribution() -> None:
+    """For many values the bootstrap of a mean tends to mean +- 1.96 s / sqrt(n)."""
+    values = np.random.default_rng(3).normal(5, 2, 1000)
+    found = bootstrap(list(values))
+    half = 1.96 * values.std() / np.sqrt(len(values))
+    assert found.mean == pytest.approx(values.mean())
+    assert found.low == pytest.approx(values.mean() - half, abs=0.01)
+    assert found.high == pytest.approx(values.mean() + half, abs=0.01)
+    assert found == bootstrap(list(values))
+
+
+def test_intervals_of_few_or_endless_values_are_unknown() -> None:
+    assert bootstrap([3.0]) == Interval(3.0, None, None)
+    assert bootstrap([1.0, np.inf]) == Interval(np.inf, None, None)
+    assert bootstrap([2.0, 2.0]) == Interval(2.0, 2.0, 2.0)
+    with pytest.raises(ValueError, match="at least one value"):
+        bootstrap([])
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"), [((1.0, 0.5, 2.0), True), ((0.1, -1.0, 1.0), False), ((-2.0, -3.0, -1.0), True), ((1.0, None, None), False)]
+)
+def test_a_difference_is_more_than_chance_when_zero_lies_outside(interval: tuple[float, float, float], expected: bool) -> None:
+    assert Interval(*interval).excludes_zero == expected
+
+
+def test_means_leave_failures_out() -> None:
+    means = evaluation.means(RECORDS)
+    assert {method: {name: value.mean for name, value in figures.items()} for method, figures in means.items()} == {
+        "bicubic": {"psnr_y": 25.0, "ssim_y": 0.5},
+        "ours": {"psnr_y": 24.0, "ssim_y": 0.75},
+    }
+
+
+def test_differences_are_paired() -> None:
+    """Pictures of very different difficulty, each 1 dB better: the difference is certain although the means are not."""
+    rows = [record(str(i), 11.0 + 5 * i, 10.0 + 5 * i) for i in range(5)]
+    difference = bootstrap([value for _, value in evaluation.differences(rows)["psnr_y"]])
+    assert difference == Interval(1.0, 1.0, 1.0)
+    ours = evaluation.means(rows)["ours"]["psnr_y"]
+    assert (ours.high or 0) - (ours.low or 0) > 5
+
+
+def test_the_other_model_takes_the_place_of_bicubic() -> None:
+    rows = [record("a", 22.0, against={"psnr_y": 25.0}), record("b", 22.0, against={"psnr_y": np.inf})]
+    assert evaluation.reference_of(rows) == "against"
+    assert evaluation.differences(rows) == {"psnr_y": [("s/a", -3.0)]}
+    assert evaluation.table(rows, NAMES)[0] == ["", "bicubic", "theirs", "mine", "mine - theirs, 95 %"]
+
+
+def test_table_says_how_sure_it_is() -> None:
+    rows = [record(str(i), 21.0) for i in range(3)]
+    assert evaluation.table(rows, NAMES) == [
+        ["", "bicubic", "mine", "mine - bicubic, 95 %"],
+        ["PSNR-Y", "20.00 dB", "21.00 dB", "+1.00 dB [+1.00, +1.00]"],
+        ["SSIM-Y", "0.5000", "0.7500", "+0.2500 [+0.2500, +0.2500]"],
+    ]
+    two_sets = evaluation.table([*rows, record("x", 21.0) | {"set": "t"}], NAMES)
+    assert [row[0] for row in two_sets[1:]] == ["s: PSNR-Y", "s: SSIM-Y", "t: PSNR-Y", "t: SSIM-Y"]
+
+
+def test_published_figures_stand_beside_ours() -> None:
+    anchor = Anchor(method="Paper", source="table 1", figures={"psnr_y": 21.1, "lpips": 0.2}, preset="mine")
+    protocol = Protocol(name="p", pictures=2, anchors=(anchor,))
+    rows = [record("a", 21.0), record("b", 21.0)]
+    table = evaluation.table(rows, NAMES, protocol)
+    assert [row[-1] for row in table] == ["Paper (published)", "21.10 dB", ""]
+    found = reproduced(protocol, "mine", {"psnr_y": 21.0, "ssim_y": 0.1})
+    assert {name: result.agrees for name, result in found.items()} == {"psnr_y": True}
+    assert not reproduced(protocol, "mine", {"psnr_y": 21.3})["psnr_y"].agrees
+    assert reproduced(protocol, "another", {"psnr_y": 21.0}) == {}
+    assert protocol.measured_with("squeeze").anchors[0].figures == {"psnr_y": 21.1}
+    assert protocol.measured_with("alex") is protocol
+
+
+def test_protocols_name_figures_that_exist() -> None:
+    for name, protocol in PROTOCOLS.items():
+        assert protocol.name == name
+        assert all(set(anchor.figures) <= set(FIGURES) for anchor in protocol.anchors)
+
+
+def test_summary_is_the_same_in_any_order() -> None:
+    facts = {"model": {"name": "mine"}}
+    first = evaluation.summary(RECORDS, facts, None, "mine")
+    assert json.dumps(first) == json.dumps(evaluation.summary(RECORDS[::-1], facts, None, "mine"))
+    assert first["sets"]["s"]["pictures"] == 3
+    assert first["sets"]["s"]["failed"] == 1
+    assert "seconds" not in json.dumps(first)
+
+
+def test_the_worst_pictures_come_first() -> None:
+    rows = [record(f"{i:02d}", 30.0 - i) for i in range(40)]
+    page = evaluation.on_the_page([*rows, FAILED])
+    assert len(page) == evaluation.MOST_PICTURES_ON_THE_PAGE
+    assert [row["key"] for row, _ in page[:3]] == ["39", "38", "37"]
+    assert page[0][1] == "number 1 of the worst"
+    assert [row["key"] for row, _ in page[10:12]] == ["00", "01"]
+    by_lpips = [record("a", 30.0) | {"ours": {"lpips": 0.1}}, record("b", 20.0) | {"ours": {"lpips": 0.3}}]
+    assert [row["key"] for row in evaluation.worst(by_lpips)] == ["b", "a"]
+
+
+def test_csv_has_every_picture() -> None:
+    lines = evaluation.to_csv(RECORDS).splitlines()
+    assert lines[0].split(",")[:9] == ["set", "key", "status", "reason", "width", "height", "seconds", "psnr_y_bicubic", "psnr_y_against"]
+    assert lines[2].startswith("s,a,ok,,,,1.0,20.0,,22.0,0.5,,0.75")
+    assert lines[3].startswith("s,z,failed,truncated")
+
+
+def test_reports_of_parts_are_the_report_of_the_whole() -> None:
+    facts = {"model": "m", "settings": {"seed": 0}}
+    whole = evaluation.summary(RECORDS, facts, None, "m")
+    found, records = evaluation.merged([("one", facts, RECORDS[:1]), ("two", facts, RECORDS[1:])])
+    assert json.dumps(evaluation.summary(records, found, None, "m")) == json.dumps(whole)
+
+
+def test_reports_that_do_not_belong_together_are_not_merged() -> None:
+    facts = {"model": "m", "settings": {"seed": 0}}
+    with pytest.raises(evaluation.MergeError, match="one and two differ in settings"):
+        evaluation.merged([("one", facts, []), ("two", facts | {"settings": {"seed": 1}}, [])])
+    with pytest.raises(evaluation.MergeError, match="s/a is in one and in two"):
+        evaluation.merged([("one", facts, RECORDS[1:2]), ("two", facts, RECORDS[1:2])])
+
+
+def test_histograms_are_of_the_differences() -> None:
+    rows = [record("a", 21.0), record("b", 18.0)]
+    histogram = evaluation.histograms(rows, NAMES)[0]
+    assert (histogram.title, histogram.values, histogram.better) == ("PSNR-Y: mine - bicubic", (1.0, -2.0), "right")
+    assert histogram.shown(-2.0) == "-2.00 dB"
+    assert evaluation.histograms(rows[:1], NAMES) == []
+
+
+def test_card_shows_both_figures(encode: Encode) -> None:
+    pictures = {"lq": encode(0, 5, 5), "bicubic": encode(1, 20, 20), "ours": encode(2, 20, 20), "gt": b""}
+    made = evaluation.card(RECORDS[1], pictures, NAMES, "number 1 of the worst")
+    assert made.figures == {"PSNR-Y": ("20.00 dB", "22.00 dB"), "SSIM-Y": ("0.5000", "0.7500")}
+    assert (made.name, made.before_name, made.gt, made.note) == ("s/a", "bicubic", None, "1.0 s · number 1 of the worst")
+    other = evaluation.card(record("a", 22.0, against={"psnr_y": 21.0}), pictures | {"against": encode(3, 20, 20)}, NAMES)
+    assert (other.before_name, other.figures["PSNR-Y"]) == ("theirs", ("21.00 dB", "22.00 dB"))
