@@ -21,9 +21,9 @@ from torch.nn import functional as F
 from resshift import swin
 from resshift.autoencoder import VectorQuantizer
 from resshift.losses import upsample
+from resshift.noise_field import NoiseField
 from resshift.rowchain import Networks
 from resshift.sampler import network_denoiser, sample
-from resshift.seeds import NoiseField
 from resshift.tiling import AxisTiles, TilePlan, reflected
 from resshift.winograd import Conv3x3
 

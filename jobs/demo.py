@@ -43,7 +43,7 @@ def demo(options: argparse.Namespace) -> Exit:
     from pipelines.figures import against_truth
     from pipelines.page import comparison_page
     from resshift import images, storage
-    from resshift.upscaler import locate_model
+    from resshift.models import locate_model
 
     out = Path(options.out)
     lq_root, hq_root = out / "input", out / "upscaled"

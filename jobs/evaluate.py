@@ -90,7 +90,7 @@ def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
     from pipelines.evaluate import EvaluateOptions, PictureSet, default_replicas, pairs_of
     from pipelines.evaluate import evaluate as run_evaluation
     from pipelines.evaluation_report import write
-    from resshift.upscaler import locate_model
+    from resshift.models import locate_model
 
     model = locate_model(options.model)
     other = locate_model(options.against) if options.against else None

@@ -23,8 +23,8 @@ from typing import Any
 
 from resshift import checkpoint, storage
 from resshift.checkpoint import MANIFEST, Run, Snapshot
+from resshift.models import WeightsError
 from resshift.storage import StorageError, StorageReason
-from resshift.weights import WeightsError
 
 logger = logging.getLogger(__name__)
 _FILE = re.compile(r"step-(\d{8,})/([^/]+)")

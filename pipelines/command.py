@@ -35,8 +35,8 @@ def run(command: Callable[[argparse.Namespace], Exit], arguments: argparse.Argum
     # Imported here so that --help does not wait for torch.
     from resshift.checkpoint import ResumeRefused
     from resshift.config import ConfigError
+    from resshift.models import WeightsError
     from resshift.storage import StorageError
-    from resshift.weights import WeightsError
 
     try:
         return int(command(options))

@@ -22,7 +22,7 @@ from resshift import seeds
 from resshift.allocator import keep_freed_pages
 from resshift.animation import Frames
 from resshift.images import Picture
-from resshift.upscaler import locate_model
+from resshift.models import locate_model
 
 
 class Model(Protocol):

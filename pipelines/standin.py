@@ -14,7 +14,7 @@ import time
 from dataclasses import replace
 
 from resshift.images import Picture
-from resshift.weights import WeightsError
+from resshift.models import WeightsError
 
 _NAME = re.compile(r"nearest-x4(?:@(\d+(?:\.\d+)?))?")
 

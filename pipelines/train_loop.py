@@ -32,9 +32,9 @@ from pipelines.validation import Renderer, Validator, held_out
 from resshift import checkpoint, storage, weights
 from resshift.checkpoint import ResumeRefused
 from resshift.config import ConfigError, to_dict
+from resshift.models import WeightsError
 from resshift.optimisation import learning_rate
 from resshift.training import Learner, Slots, TrainingDiverged, start_from
-from resshift.weights import WeightsError
 
 logger = logging.getLogger(__name__)
 # What another attempt would only repeat. Every worker ends with the same one.

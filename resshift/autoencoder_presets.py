@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from resshift.autoencoder import FirstStageConfig, VQConfig
 from resshift.autoencoder_training import AutoencoderLossConfig, AutoencoderRunConfig
 from resshift.config import ConfigError, DataConfig, OptimConfig, TrainConfig
 from resshift.discriminator import DiscriminatorConfig
+from resshift.first_stage_config import FirstStageConfig, VQConfig
 from resshift.presets import VQ_F8_FACE
 
 

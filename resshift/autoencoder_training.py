@@ -24,10 +24,11 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resshift.autoencoder import FirstStageConfig, VQAutoencoder, VQConfig
+from resshift.autoencoder import VQAutoencoder
 from resshift.config import STRICT, DataConfig, LogConfig, OptimConfig, TrainConfig, ValidationConfig
 from resshift.degradation import DegradationRecipe
 from resshift.discriminator import DiscriminatorConfig, PatchDiscriminator, hinge_loss
+from resshift.first_stage_config import FirstStageConfig, VQConfig
 from resshift.losses import Lpips
 from resshift.optimisation import Outcome, guarded_step, learning_rate, set_learning_rate
 from resshift.sharding import synchronise_gradients

@@ -27,8 +27,9 @@ from torch import Tensor
 
 from resshift import __version__
 from resshift.config import RunConfig, TrainConfig, differing_fields, fingerprint, to_dict
+from resshift.models import WeightsError
 from resshift.training import TrainState
-from resshift.weights import WeightsError, model_metadata, read_state_dict, save_safetensors
+from resshift.weights import model_metadata, read_state_dict, save_safetensors
 
 MANIFEST = "files.json"
 

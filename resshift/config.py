@@ -15,10 +15,10 @@ from typing import Any, Literal, TypeVar, cast, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from resshift.autoencoder import FirstStageConfig
 from resshift.degradation import DegradationRecipe
-from resshift.diffusion import Target
+from resshift.first_stage_config import FirstStageConfig
 from resshift.schedule import ScheduleConfig
+from resshift.target import Target
 from resshift.unet_config import UNetConfig
 
 # NaN passes every comparison that should refuse it, and equals nothing: a run with it could never be resumed.

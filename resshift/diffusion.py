@@ -9,7 +9,6 @@ Pure functions of tensors; no network, no random numbers, no device of their own
 
 from __future__ import annotations
 
-from enum import StrEnum
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -17,19 +16,7 @@ import torch
 from torch import Tensor
 
 from resshift.schedule import ShiftSchedule
-
-
-class Target(StrEnum):
-    """What the network's output means. Released weights predict x0; their configurations spell it `xstart`, which is accepted."""
-
-    X0 = "x0"
-    RESIDUAL = "residual"
-    EPSILON = "epsilon"
-    EPSILON_SCALE = "epsilon_scale"
-
-    @classmethod
-    def _missing_(cls, value: object) -> Target | None:
-        return cls.X0 if value == "xstart" else None
+from resshift.target import Target
 
 
 class Posterior(NamedTuple):

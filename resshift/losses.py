@@ -23,8 +23,9 @@ from torch.nn import functional as F
 
 from resshift.autoencoder import FirstStage
 from resshift.config import LossConfig, ModelConfig
-from resshift.diffusion import Target, at_step, predict_x0, q_sample, scale_input, target_of
+from resshift.diffusion import at_step, predict_x0, q_sample, scale_input, target_of
 from resshift.schedule import Float64Array, ShiftSchedule
+from resshift.target import Target
 
 
 def step_weights(schedule: ShiftSchedule, target: Target | str) -> Float64Array:

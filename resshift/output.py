@@ -15,6 +15,7 @@ from torch import Tensor
 
 from resshift import images
 from resshift.colourfix import ColourFix, WaveletFix, adain
+from resshift.picture import scaled
 from resshift.resample import RowResampler
 
 Sink = Callable[[NDArray[Any]], object]  # takes the next rows, (n, width, channels)
@@ -93,11 +94,6 @@ class Filler:
     def __call__(self, rows: NDArray[Any]) -> None:
         self.pixels[self.row : self.row + len(rows)] = rows
         self.row += len(rows)
-
-
-def scaled(length: int, factor: float) -> int:
-    """Return a side of the result; at least 1."""
-    return max(1, round(length * factor))
 
 
 def resize_alpha(alpha: NDArray[Any], height: int, width: int) -> NDArray[Any]:

@@ -121,3 +121,8 @@ class Picture:
     @property
     def width(self) -> int:
         return self.pixels.shape[1]
+
+
+def scaled(length: int, factor: float) -> int:
+    """Return a side of the result; at least 1."""
+    return max(1, round(length * factor))

@@ -16,8 +16,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from resshift.diffusion import Target, predict_x0, prior_sample, q_posterior, scale_input, trained_step
+from resshift.diffusion import predict_x0, prior_sample, q_posterior, scale_input, trained_step
 from resshift.schedule import ShiftSchedule
+from resshift.target import Target
 
 
 class Denoise(Protocol):

@@ -3,20 +3,18 @@
 A stream is named by a *sequence* of parts, for example `(run_seed, "degrade", epoch, key)`. The parts are hashed into the 128-bit key of a
 counter-based generator (Philox, Salmon et al. 2011), so what a sample is never depends on the batch, the worker, the order of work or a
 restart. `seed + epoch` is not used anywhere: with it seed 1, epoch 2 would equal seed 2, epoch 1.
-
-`NoiseField` is the same idea for pictures: standard normal noise as a function of the absolute position in the latent, so a tile sees the
-same noise as the whole picture would.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import DTypeLike, NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    import torch
 
 Part = int | str
 
@@ -63,44 +61,6 @@ def torch_generator(*parts: Part, device: torch.device | str = "cpu") -> torch.G
 
     Generators of the CPU and of CUDA give different numbers for one seed: draw on the CPU what must not depend on the device.
     """
+    import torch  # here: names and NumPy streams are all that most processes need, and torch takes half a gigabyte
+
     return torch.Generator(device=device).manual_seed(derive(*parts) % 2**63)
-
-
-class NoiseField:
-    """Standard normal noise over an unbounded latent plane, drawn block by block.
-
-    The value at (step, channel, y, x) is a pure function of `parts` and of those four numbers; which rectangle is asked for, and in which
-    order, changes nothing.
-
-    Args:
-        parts: what names the picture, for example `(seed, "picture", key)`.
-        channels: latent channels Z.
-        block_px: side of a block in latent pixels. Part of the definition: another side gives other noise.
-    """
-
-    def __init__(self, *parts: Part, channels: int, block_px: int = 64) -> None:
-        self.parts = parts
-        self.channels = channels
-        self.block_px = block_px
-
-    def _block(self, step: int, i_row: int, i_column: int) -> np.ndarray:
-        rng = philox(*self.parts, "noise", step, i_row, i_column)
-        return rng.standard_normal((self.channels, self.block_px, self.block_px), dtype=np.float32)
-
-    def window(self, step: int, top: int, left: int, height: int, width: int) -> Tensor:
-        """Return the noise of a rectangle, (Z, height, width) float32 on the CPU."""
-        out = np.empty((self.channels, height, width), dtype=np.float32)
-        side = self.block_px
-        for i_row in range(top // side, -(-(top + height) // side)):
-            for i_column in range(left // side, -(-(left + width) // side)):
-                y0, x0 = max(top, i_row * side), max(left, i_column * side)
-                y1, x1 = min(top + height, (i_row + 1) * side), min(left + width, (i_column + 1) * side)
-                block = self._block(step, i_row, i_column)
-                out[:, y0 - top : y1 - top, x0 - left : x1 - left] = block[
-                    :, y0 - i_row * side : y1 - i_row * side, x0 - i_column * side : x1 - i_column * side
-                ]
-        return torch.from_numpy(out)
-
-    def for_latent(self, height: int, width: int, device: torch.device | str = "cpu") -> Callable[[int], Tensor]:
-        """Return `noise(step) -> (1, Z, height, width)` for `resshift.sampler.sample`."""
-        return lambda step: self.window(step, 0, 0, height, width)[None].to(device)

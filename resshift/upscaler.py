@@ -14,11 +14,8 @@ antialiased when it shrinks. Beyond the model's scale that adds size, not detail
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -34,26 +31,23 @@ from resshift.alpha import fill_transparent
 from resshift.autoencoder import FirstStage, PixelUnshuffle, build_first_stage
 from resshift.colourfix import COLOUR_FIXES, ColourFix
 from resshift.compiled import Compiled, CompiledStage
-from resshift.config import ConfigError, ModelConfig, to_dict
+from resshift.config import ModelConfig
 from resshift.images import Picture
 from resshift.memory import OVERLAP_SHARE, Backoff, Footprint, MemoryBudgetError, bytes_alive, free_bytes, is_out_of_memory, plan_for
-from resshift.output import Filler, PixelRows, RowOutput, Sink, resize_alpha, scaled
-from resshift.presets import PRESETS, preset
+from resshift.models import WeightsError, locate_model
+from resshift.noise_field import NoiseField
+from resshift.output import Filler, PixelRows, RowOutput, Sink, resize_alpha
+from resshift.picture import scaled
 from resshift.rowbuffer import Allocate, in_file, in_memory
 from resshift.rowchain import Emit, Networks, Noise, ReadRows, RowChain
 from resshift.schedule import ShiftSchedule
-from resshift.seeds import NoiseField
 from resshift.tiling import TilePlan, plan_tiles
 from resshift.training import on_device
 from resshift.unet import UNetSwin
-from resshift.weights import WeightsError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Pixels = TypeVar("Pixels", Image.Image, NDArray[Any])
 
-# To be raised by every change that gives other pixels for the same weights (defaults such as the colour fix included): it is part of a
-# model's identity, so a bulk job that began before such a change is refused instead of mixed.
-PIXELS = 2
 # A VQ tile of this many latent positions (245 x 245) spends as much in its attention as in everything else.
 _VQ_ATTENTION_POSITIONS = 60_000
 
@@ -503,70 +497,3 @@ def _channels_of(array: NDArray[Any]) -> int:
     if channels not in (1, 3, 4) or 0 in array.shape:
         raise ValueError(f"an array must be (H, W) or (H, W, 1 | 3 | 4) and not empty, got {array.shape}")
     return channels
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFiles:
-    """Where the files of a model are, and what it is."""
-
-    name: str
-    config: ModelConfig
-    unet: Path
-    first_stage: Path | None
-
-    def identity(self) -> str:
-        """Return 16 hexadecimal digits that change with any weight or setting of the model, and with `PIXELS`."""
-        digest = hashlib.sha256(json.dumps([PIXELS, to_dict(self.config)], sort_keys=True).encode())
-        for path in (self.unet, self.first_stage):
-            if path is not None:
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()[:16]
-
-
-def locate_model(
-    source: str | Path,
-    *,
-    preset_name: str | None = None,
-    first_stage: str | Path | None = None,
-    accept_licence: bool = False,
-) -> ModelFiles:
-    """Find the files of a model without loading them; arguments and errors as in `Upscaler.from_pretrained`."""
-    source = str(source)
-    accept_licence = accept_licence or os.environ.get("RESSHIFT_ACCEPT_LICENCE") == "1"
-    path = Path(source).expanduser()
-    stage = Path(first_stage).expanduser() if first_stage is not None else None
-    shipped = weights.PRETRAINED / source
-    if path.is_dir() or (shipped / "config.json").is_file():
-        directory = path if path.is_dir() else shipped
-        name, config = weights.read_model_config(directory)
-        averaged = directory / "ema.safetensors"
-        own_stage = directory / "first_stage.safetensors"
-        unet = averaged if averaged.is_file() else directory / "model.safetensors"
-        return ModelFiles(name, config, unet, stage or (own_stage if own_stage.is_file() else None))
-    if path.is_file():
-        return _located_file(path, preset_name, stage)
-    if source in weights.RELEASED:
-        unet_file, stage_file = weights.RELEASED[source]
-        unet = weights.fetch(unet_file, accept_licence=accept_licence)
-        return ModelFiles(source, preset(source).model, unet, stage or weights.fetch(stage_file, accept_licence=accept_licence))
-    names = sorted({entry.name for entry in weights.PRETRAINED.glob("*") if (entry / "config.json").is_file()} | weights.RELEASED.keys())
-    raise WeightsError(f"no model {source!r}: give one of {', '.join(names)}, a model directory, or a weight file")
-
-
-def _located_file(path: Path, preset_name: str | None, stage: Path | None) -> ModelFiles:
-    embedded = weights.embedded_model_config(path)
-    if embedded is not None and preset_name is None:
-        return ModelFiles(*embedded, path, stage)
-    if (path.parent / "config.json").is_file() and preset_name is None:
-        return ModelFiles(*weights.read_model_config(path.parent), path, stage)
-    if preset_name is None:
-        preset_name = next((name for name, (file, _) in weights.RELEASED.items() if file.name == path.name), None)
-    if preset_name is None:
-        raise WeightsError(f"{path} does not say which model it is: give preset_name, one of {', '.join(PRESETS)}")
-    try:
-        config = preset(preset_name).model
-    except ConfigError as error:
-        raise WeightsError(str(error)) from None
-    beside = path.with_name(weights.VQ_F4.name)
-    return ModelFiles(preset_name, config, path, stage or (beside if beside.is_file() else None))

@@ -29,8 +29,8 @@ from pipelines.request import check_places, requested_job, requested_work
 from pipelines.upscale import Job, close_job, engine_options, run_job_in_loop
 from resshift import storage
 from resshift.images import Format
+from resshift.models import WeightsError, cache_directory
 from resshift.storage import StorageError
-from resshift.weights import WeightsError, cache_directory
 from serve.engine import ServeEngine
 from serve.limits import Deadline
 from serve.models import find_model

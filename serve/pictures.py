@@ -18,7 +18,7 @@ from resshift import images
 from resshift.animation import Frames, encode_frames, fit_frames
 from resshift.decoder import Decoder, DecoderDied, DecoderLimits, DecoderTimeout
 from resshift.images import Format, ImageError, ImageHeader, Picture
-from resshift.output import scaled
+from resshift.picture import scaled
 from serve.limits import Admission, Deadline
 from serve.models import Model, Readiness, find_model
 from serve.options import PictureOptions

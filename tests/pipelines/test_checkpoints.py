@@ -15,10 +15,10 @@ from resshift import checkpoint, storage
 from resshift.autoencoder import PixelUnshuffle
 from resshift.checkpoint import Snapshot
 from resshift.losses import Objective
+from resshift.models import WeightsError
 from resshift.presets import test_x4 as toy_preset
 from resshift.storage import StorageError, StorageReason
 from resshift.training import DiffusionLearner, build_network
-from resshift.weights import WeightsError
 
 CONFIG = toy_preset()
 

@@ -23,7 +23,7 @@ from resshift import images, storage
 from resshift.animation import Frames
 from resshift.decoder import DecoderDied, DecoderLimits, DecoderTimeout
 from resshift.images import ImageLimits, Picture
-from resshift.weights import WeightsError
+from resshift.models import WeightsError
 
 Encode = Callable[..., bytes]
 JOB = UpscaleOptions(model="nearest-x4", identity="nearest-x4", scale=4)

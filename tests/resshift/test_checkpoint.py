@@ -16,9 +16,10 @@ from resshift.autoencoder import PixelUnshuffle
 from resshift.checkpoint import Snapshot
 from resshift.config import RunConfig, fingerprint, from_dict, with_settings
 from resshift.losses import Objective
+from resshift.models import WeightsError, read_model_config
 from resshift.presets import test_x4 as toy_preset
 from resshift.training import DiffusionLearner, TrainState, build_network
-from resshift.weights import WeightsError, read_model_config, read_state_dict
+from resshift.weights import read_state_dict
 
 FILES = ["run.json", "config.json", "model.safetensors", "ema.safetensors", "state.pt", "files.json"]
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from resshift.autoencoder import FirstStageConfig, VQConfig
 from resshift.compiled import Compiled
+from resshift.first_stage_config import FirstStageConfig, VQConfig
 from resshift.presets import preset
 from resshift.training import build_network
 from resshift.upscaler import Upscaler

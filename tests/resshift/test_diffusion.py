@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from resshift.diffusion import Target, predict_x0, prior_sample, q_posterior, q_sample, scale_input, target_of
+from resshift.diffusion import predict_x0, prior_sample, q_posterior, q_sample, scale_input, target_of
 from resshift.schedule import ShiftSchedule
+from resshift.target import Target
 
 Load = Callable[[str], dict[str, np.ndarray]]
 SCHEDULES = {"realsr_v1v2_T15": ShiftSchedule.released(15, 2.0, 0.04), "journal_T4": ShiftSchedule.released(4, 2.0, 0.2)}

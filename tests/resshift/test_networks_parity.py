@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from resshift.autoencoder import VectorQuantizer, VQAutoencoder, VQConfig
-from resshift.diffusion import Target
+from resshift.autoencoder import VectorQuantizer, VQAutoencoder
+from resshift.first_stage_config import VQConfig
 from resshift.sampler import network_denoiser, sample
 from resshift.schedule import ShiftSchedule
 from resshift.swin import BasicLayer, shifted_window_mask
-from resshift.unet import UNetConfig, UNetSwin, timestep_embedding
+from resshift.target import Target
+from resshift.unet import UNetSwin, timestep_embedding
+from resshift.unet_config import UNetConfig
 
 from .conftest import PARITY
 

@@ -15,9 +15,10 @@ from resshift import checkpoint
 from resshift.autoencoder import PixelUnshuffle
 from resshift.config import LossConfig, RunConfig, with_settings
 from resshift.losses import LossTerms, Objective
+from resshift.models import WeightsError
 from resshift.presets import test_x4 as toy_preset
 from resshift.training import DiffusionLearner, Slots, TrainState, build_network, draw_noise, mask_to_unit_range, start_from
-from resshift.weights import WeightsError, state_to_store
+from resshift.weights import state_to_store
 
 
 def toy(*settings: str) -> RunConfig:

@@ -15,15 +15,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from resshift import weights
-from resshift.autoencoder import FirstStageConfig, VectorQuantizer, VQAutoencoder, VQConfig
+from resshift.autoencoder import VectorQuantizer, VQAutoencoder
 from resshift.config import ModelConfig
+from resshift.first_stage_config import FirstStageConfig, VQConfig
 from resshift.losses import upsample
+from resshift.models import PIXELS, WeightsError
 from resshift.presets import test_x4 as toy_preset
 from resshift.presets import tiny_x4
 from resshift.training import build_network
-from resshift.unet import UNetConfig, UNetSwin
-from resshift.upscaler import PIXELS, Upscaler
-from resshift.weights import WeightsError
+from resshift.unet import UNetSwin
+from resshift.unet_config import UNetConfig
+from resshift.upscaler import Upscaler
 
 Load = Callable[[str], dict[str, np.ndarray]]
 Fill = Callable[[nn.Module], nn.Module]
@@ -179,7 +181,7 @@ def test_identity_changes_with_whatever_changes_pixels(tmp_path: Path, toy: Upsc
     identities = [Upscaler.from_pretrained(tmp_path / name, device="cpu").identity for name in "abcd"]
     assert len(set(identities)) == 3
     assert identities[0] == identities[3]
-    monkeypatch.setattr("resshift.upscaler.PIXELS", PIXELS + 1)  # another version of the code
+    monkeypatch.setattr("resshift.models.PIXELS", PIXELS + 1)  # another version of the code
     assert Upscaler.from_pretrained(tmp_path / "a", device="cpu").identity != identities[0]
 
 

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resshift.autoencoder import FirstStageConfig, VectorQuantizer, VQAutoencoder, VQConfig
+from resshift.autoencoder import VectorQuantizer, VQAutoencoder
 from resshift.config import ModelConfig
+from resshift.first_stage_config import FirstStageConfig, VQConfig
 from resshift.swin import GroupNorm32
-from resshift.unet import UNetConfig, UNetSwin
+from resshift.unet import UNetSwin
+from resshift.unet_config import UNetConfig
 from resshift.upscaler import Upscaler
 from resshift.winograd import Conv3x3, norm_silu_conv, prepare
 
