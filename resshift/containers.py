@@ -37,13 +37,15 @@ def essential_png(png: bytes) -> bytes:
     return b"".join((*kept, _chunk(b"IEND", b"")))
 
 
-def insert_png_chunks(png: bytes, icc: bytes | None, exif: bytes | None) -> bytes:
-    """Return a PNG with iCCP and eXIf chunks put right after IHDR, where both are allowed."""
+def insert_png_chunks(png: bytes, icc: bytes | None, exif: bytes | None, xmp: bytes | None) -> bytes:
+    """Return a PNG with iCCP, eXIf and iTXt (XMP) chunks put right after IHDR, where all are allowed."""
     extra = b""
     if icc:
         extra += _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc, 9))
     if exif:
         extra += _chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
+    if xmp:
+        extra += _chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
     return png[:_HEADER_END] + extra + png[_HEADER_END:] if extra else png
 
 
@@ -66,7 +68,7 @@ def grey_alpha_png(pixels: np.ndarray, alpha: np.ndarray) -> bytes:
     return PNG_SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
 
 
-def tiff_bytes(pixels: np.ndarray, alpha: np.ndarray | None, icc: bytes | None, exif: bytes | None) -> bytes:
+def tiff_bytes(pixels: np.ndarray, alpha: np.ndarray | None, icc: bytes | None, exif: bytes | None, xmp: bytes | None) -> bytes:
     """Return a one-page little-endian TIFF, Deflate with the horizontal predictor, alpha unassociated.
 
     Args:
@@ -74,6 +76,7 @@ def tiff_bytes(pixels: np.ndarray, alpha: np.ndarray | None, icc: bytes | None, 
         alpha: (H, W) of the same dtype, or None.
         icc: profile to embed.
         exif: block as in `Picture.exif`; its descriptive tags go to the first directory.
+        xmp: packet to embed.
     """
     samples = pixels if alpha is None else np.concatenate([pixels, alpha[..., None]], axis=2)
     height, width, num_samples = samples.shape
@@ -107,6 +110,9 @@ def tiff_bytes(pixels: np.ndarray, alpha: np.ndarray | None, icc: bytes | None, 
     if icc:
         directory.tagtype[TiffImagePlugin.ICCPROFILE] = 7  # UNDEFINED
         directory[TiffImagePlugin.ICCPROFILE] = icc
+    if xmp:
+        directory.tagtype[TiffImagePlugin.XMP] = 1  # BYTE
+        directory[TiffImagePlugin.XMP] = xmp
     directory.tagtype[TiffImagePlugin.STRIPOFFSETS] = directory.tagtype[TiffImagePlugin.STRIPBYTECOUNTS] = 4  # LONG, whatever the values
     # Offsets are relative to the end of the directory: tobytes moves them.
     directory[TiffImagePlugin.STRIPOFFSETS] = tuple(sum(map(len, strips[:i])) for i in range(len(strips)))

@@ -5,7 +5,7 @@ are dropped: strip offsets, thumbnails, sub-pictures, geographic pixel scales. T
 and then says 1.
 
 Blocks are serialised again by Pillow, so maker notes that contain absolute offsets (some Canon bodies) keep their bytes but not their
-meaning. XMP and IPTC are not carried.
+meaning.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from resshift.containers import essential_png, grey_alpha_png, insert_png_chunks
 from resshift.exif import descriptive_exif, read_orientation, resize_exif, upright
 from resshift.header import count_frames, identify, probe, read_header, refusals, sample_bits
 from resshift.picture import Array, ImageError, ImageHeader, ImageLimits, Picture, Reason, check_pixels
+from resshift.xmp import descriptive_xmp, resize_xmp
 
 if TYPE_CHECKING:
     from torch import Tensor  # imported by the two functions that need it: a process that only decodes starts in 0.3 s
@@ -54,6 +55,7 @@ __all__ = [
 Format = Literal["png", "jpeg", "webp", "tiff"]
 _MAX_SIDE_PX: dict[str, int] = {"jpeg": 65_500, "webp": 16_383}
 _MAX_JPEG_EXIF_BYTES = 65_000  # a segment holds 65 533 bytes
+_MAX_JPEG_XMP_BYTES = 65_400
 # Named, not OpenCV's default, so that bytes do not change with its version. These are the fastest for photographs.
 _PNG_OPTIONS = (
     *(cv2.IMWRITE_PNG_COMPRESSION, 1),
@@ -207,6 +209,7 @@ def _from_loaded(image: Image.Image, samples: Array | None) -> Picture:
     """Build the picture of a loaded image; `samples` are its 16-bit values where Pillow has only 8."""
     orientation = read_orientation(image)
     exif, exif_notes = descriptive_exif(image)
+    xmp, xmp_notes = descriptive_xmp(image)
     icc: bytes | None = image.info.get("icc_profile") or None
     if samples is not None:
         has_alpha = samples.shape[2] in (2, 4)
@@ -222,11 +225,11 @@ def _from_loaded(image: Image.Image, samples: Array | None) -> Picture:
     turned = upright(picture.pixels, orientation)
     alpha = None if picture.alpha is None else upright(picture.alpha, orientation)
     turn_notes = () if orientation == 1 else (f"orientation {orientation} applied",)
-    return replace(picture, pixels=turned, alpha=alpha, exif=exif, notes=turn_notes + picture.notes + exif_notes)
+    return replace(picture, pixels=turned, alpha=alpha, exif=exif, xmp=xmp, notes=turn_notes + picture.notes + exif_notes + xmp_notes)
 
 
 def to_pil(picture: Picture) -> Image.Image:
-    """Convert to a Pillow image of mode L, LA, RGB, RGBA or I;16, profile and EXIF in `info`.
+    """Convert to a Pillow image of mode L, LA, RGB, RGBA or I;16, profile, EXIF and XMP in `info`.
 
     Pillow has no 16-bit colour and no 16-bit alpha: both are reduced to 8 bit with rounding.
     """
@@ -238,6 +241,8 @@ def to_pil(picture: Picture) -> Image.Image:
         image.info["icc_profile"] = picture.icc
     if picture.exif:
         image.info["exif"] = resize_exif(picture.exif, picture.width, picture.height)
+    if picture.xmp:
+        image.info["xmp"] = resize_xmp(picture.xmp, picture.width, picture.height)
     return image
 
 
@@ -277,6 +282,8 @@ def fit_format(picture: Picture, format: Format) -> Picture:
         picture = replace(picture, pixels=blended, alpha=None, notes=(*picture.notes, "transparency composited on white for jpeg"))
     if format == "jpeg" and picture.exif is not None and len(picture.exif) > _MAX_JPEG_EXIF_BYTES:
         picture = replace(picture, exif=None, notes=(*picture.notes, "EXIF dropped, it is longer than a JPEG segment"))
+    if format == "jpeg" and picture.xmp is not None and len(picture.xmp) > _MAX_JPEG_XMP_BYTES:
+        picture = replace(picture, xmp=None, notes=(*picture.notes, "XMP dropped, it is longer than a JPEG segment"))
     return picture
 
 
@@ -292,13 +299,14 @@ def encode(picture: Picture, format: Format = "png", quality: int = 95) -> bytes
         raise ValueError(f"quality must be 1 to 100, got {quality}")
     picture = fit_format(picture, format)
     exif = resize_exif(picture.exif, picture.width, picture.height) if picture.exif else None
+    xmp = resize_xmp(picture.xmp, picture.width, picture.height) if picture.xmp else None
     if format == "tiff":
-        return tiff_bytes(picture.pixels, picture.alpha, picture.icc, exif)
+        return tiff_bytes(picture.pixels, picture.alpha, picture.icc, exif, xmp)
     if format == "png":
-        return insert_png_chunks(_png(picture), picture.icc, exif)
+        return insert_png_chunks(_png(picture), picture.icc, exif, xmp)
     image = to_pil(picture)
     out = io.BytesIO()
-    metadata = {"icc_profile": picture.icc or b"", "exif": exif or b""}
+    metadata = {"icc_profile": picture.icc or b"", "exif": exif or b"", "xmp": xmp or b""}
     if format == "jpeg":
         image.save(out, "JPEG", quality=quality, subsampling=0 if quality >= 90 else 2, **metadata)
     else:

@@ -97,6 +97,7 @@ class Picture:
         icc: profile to embed. None means sRGB.
         source_icc: RGB or grey profile of the file that the 8-bit pixels were converted from; `images.in_own_profile` converts them back.
         exif: descriptive tags, bytes that start with `Exif\\0\\0`, orientation already applied; or None.
+        xmp: packet of the editor, orientation already applied; or None.
         format: where it came from: JPEG, PNG, WEBP, TIFF, GIF, BMP, or empty.
         notes: what a user may want to know ("first of 12 frames", "orientation 6 applied", ...).
     """
@@ -106,6 +107,7 @@ class Picture:
     icc: bytes | None = None
     source_icc: bytes | None = None
     exif: bytes | None = None
+    xmp: bytes | None = None
     format: str = ""
     notes: tuple[str, ...] = ()
 

@@ -210,7 +210,7 @@ def encode_result(picture: Picture, format: Format, options: PictureOptions) -> 
     else:
         # A 16-bit picture's samples mean nothing without its profile; 8-bit ones are sRGB here.
         is_deep = picture.pixels.dtype.itemsize > 1
-        picture = replace(picture, exif=None, source_icc=None, icc=picture.icc if is_deep else None)
+        picture = replace(picture, exif=None, xmp=None, source_icc=None, icc=picture.icc if is_deep else None)
     try:
         fitted = fit_frames(Frames((picture,)), format)
         return encode_frames(fitted, format, options.quality), fitted.pictures[0]

@@ -1,6 +1,6 @@
 """The fidelity table: what comes out of decode -> upscale -> encode for every kind of picture, asserted case by case.
 
-The model repeats every pixel, so the result is known: 4 x 4 blocks of what a viewer would show. 94 cases.
+The model repeats every pixel, so the result is known: 4 x 4 blocks of what a viewer would show. 108 cases.
 """
 
 from __future__ import annotations
@@ -92,6 +92,44 @@ def test_metadata_of_the_photo_travels_and_that_of_the_file_does_not(out_format:
     assert (inner[0xA002], inner[0xA003]) == (64, 96)  # 16 x 24 turned, four times larger
     assert exif.get_ifd(0x8825)[1] == "N"
     assert not exif.get_ifd(1)  # the thumbnail
+
+
+XMP = (
+    b'<?xpacket begin="\xef\xbb\xbf" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
+    b'<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" tiff:Orientation="6" '
+    b"xmpNote:HasExtendedXMP='0123' xmlns:tiff=\"http://ns.adobe.com/tiff/1.0/\"><dc:rights>\xc2\xa9 Owner</dc:rights>"
+    b"<exif:PixelXDimension>24</exif:PixelXDimension><tiff:ImageLength>16</tiff:ImageLength>"
+    b'<xmp:Thumbnails><rdf:Alt>AAAA</rdf:Alt></xmp:Thumbnails></rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
+)
+
+
+@pytest.mark.parametrize("out_format", ["png", "jpeg", "webp", "tiff"])
+@pytest.mark.parametrize("in_format", ["JPEG", "WEBP", "TIFF"])
+def test_xmp_travels_and_says_nothing_wrong(in_format: str, out_format: Format) -> None:
+    packet: dict[str, Any] = {"tiffinfo": {700: XMP}} if in_format == "TIFF" else {"xmp": XMP}
+    out = upscaled(saved(Image.fromarray(SMOOTH), in_format, **packet), out_format)
+    image = Image.open(io.BytesIO(out))
+    width, height = image.size
+    assert (width, height) == (64, 96)  # the orientation stands in the packet alone; Pillow heeds it
+    upright = b"" if in_format == "TIFF" else b'tiff:Orientation="1"'  # Pillow turns a TIFF itself, and takes the property out
+    expected = XMP.replace(b'tiff:Orientation="6"', upright).replace(b" xmpNote:HasExtendedXMP='0123'", b"")
+    expected = expected.replace(b"<xmp:Thumbnails><rdf:Alt>AAAA</rdf:Alt></xmp:Thumbnails>", b"")
+    expected = expected.replace(b">24<", b">%d<" % width).replace(b">16<", b">%d<" % height)
+    assert image.info["xmp"] == expected
+    assert images.decode(out).notes == ()  # nothing is turned a second time
+
+
+def test_xmp_that_cannot_travel_is_named() -> None:
+    long = XMP.replace(b"Owner", b"Owner" * 20_000)
+    assert images.fit_format(Picture(pixels=RGB, xmp=long), "jpeg").notes == ("XMP dropped, it is longer than a JPEG segment",)
+    for packet, problem in (
+        (b"\xff\xfe<rdf:RDF", "it is not UTF-8"),
+        (b"hello", "it is no XMP packet"),
+        (b'<!DOCTYPE x [<!ENTITY a "b">]>' + XMP, "it is no XMP packet"),
+        (XMP + b" " * (1 << 20), f"it is {len(XMP) + (1 << 20)} bytes long, {1 << 20} are carried"),
+    ):
+        picture = images.decode(saved(Image.fromarray(RGB), "WEBP", xmp=packet))
+        assert (picture.xmp, picture.notes[-1]) == (None, f"XMP dropped, {problem}")
 
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -1,0 +1,64 @@
+"""XMP: the packet in which editors keep rights, captions, ratings and settings (ISO 16684-1), carried to an upscaled picture.
+
+It goes through byte for byte, but for what would lie about the new file: the orientation, which was applied to the pixels, the sizes in
+pixels, thumbnails, and the pointer to a second part that JPEG keeps elsewhere ("extended XMP", which is not read). Only packets in UTF-8,
+which is what every writer of pictures uses, and up to 1 MB are taken. IPTC blocks of their own are not carried; editors repeat them here.
+"""
+
+from __future__ import annotations
+
+import re
+
+from PIL import Image
+
+_MAX_BYTES = 1 << 20
+_THUMBNAILS = re.compile(rb"<(xmp|xap):Thumbnails\b.*?</\1:Thumbnails>", re.DOTALL)
+_WIDTHS, _HEIGHTS = (b"tiff:ImageWidth", b"exif:PixelXDimension"), (b"tiff:ImageLength", b"exif:PixelYDimension")
+
+
+def descriptive_xmp(image: Image.Image) -> tuple[bytes | None, tuple[str, ...]]:
+    """Return the packet of a loaded picture, upright and without thumbnails, and notes. None when there is none."""
+    packet = image.info.get("xmp")
+    if not packet:
+        return None, ()
+    if isinstance(packet, str):
+        packet = packet.encode()
+    problem = _problem(packet)
+    if problem:
+        return None, (f"XMP dropped, {problem}",)
+    packet = _THUMBNAILS.sub(b"", packet.rstrip(b"\0"))
+    packet = _without(packet, b"xmpNote:HasExtendedXMP")
+    return _with_value(packet, b"tiff:Orientation", 1), ()
+
+
+def resize_xmp(packet: bytes, width: int, height: int) -> bytes:
+    """Return the packet with the sizes it mentions set to those of the picture it is written into."""
+    for names, value in ((_WIDTHS, width), (_HEIGHTS, height)):
+        for name in names:
+            packet = _with_value(packet, name, value)
+    return packet
+
+
+def _problem(packet: object) -> str:
+    if not isinstance(packet, bytes):
+        return "it is damaged"
+    if len(packet) > _MAX_BYTES:
+        return f"it is {len(packet)} bytes long, {_MAX_BYTES} are carried"
+    try:
+        packet.decode()
+    except UnicodeDecodeError:
+        return "it is not UTF-8"
+    return "" if b"<rdf:RDF" in packet and b"<!" not in packet else "it is no XMP packet"
+
+
+def _with_value(packet: bytes, name: bytes, value: int) -> bytes:
+    """Set a simple property wherever the packet has it, as an attribute or as an element."""
+    number = b"%d" % value
+    packet = re.sub(rb"(\b" + name + rb"\s*=\s*)(\"[^\"<]*\"|'[^'<]*')", rb'\g<1>"' + number + b'"', packet)
+    return re.sub(rb"(<" + name + rb"\s*>)[^<]*(</" + name + rb"\s*>)", rb"\g<1>" + number + rb"\g<2>", packet)
+
+
+def _without(packet: bytes, name: bytes) -> bytes:
+    """Remove a simple property."""
+    packet = re.sub(rb"\s\b" + name + rb"\s*=\s*(\"[^\"<]*\"|'[^'<]*')", b"", packet)
+    return re.sub(rb"<" + name + rb"\s*>[^<]*</" + name + rb"\s*>", b"", packet)
