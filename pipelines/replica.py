@@ -128,13 +128,14 @@ class Replica:
     Args:
         model: name or path.
         identity: what the model must be; empty accepts any.
-        num_threads: of the networks on a CPU.
+        num_threads: of the networks on a CPU; the largest power of two up to it is used.
     """
 
     def __init__(self, model: str, identity: str, num_threads: int) -> None:
         import torch
 
-        torch.set_num_threads(num_threads)
+        # A power of two: other numbers cut maps where vectors end in the middle, and the remainders are rounded differently.
+        torch.set_num_threads(1 << (num_threads.bit_length() - 1))
         keep_freed_pages()
         self.model = load_model(model)
         if identity and self.model.identity != identity:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resshift.first_stage_config import FirstStageConfig, VQConfig
+from resshift.group_norm import GroupNorm32
 from resshift.winograd import Conv3x3, norm_silu_conv
 
 
@@ -272,5 +273,5 @@ def build_first_stage(config: FirstStageConfig) -> VQAutoencoder | PixelUnshuffl
     return VQAutoencoder(config.vq) if config.kind == "vq" else PixelUnshuffle(config.unshuffle_factor)
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)  # 1e-5 in the U-Net: both as released
+def _norm(channels: int) -> GroupNorm32:
+    return GroupNorm32(32, channels, eps=1e-6)  # 1e-5 in the U-Net: both as released

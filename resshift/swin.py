@@ -18,14 +18,9 @@ from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resshift.group_norm import GroupNorm32
+from resshift.pointwise import pointwise
 from resshift.unet_config import MaskRule
-
-
-class GroupNorm32(nn.GroupNorm):
-    """GroupNorm whose statistics are always float32, cast back to the input's dtype."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.group_norm(input.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps).to(input.dtype)
 
 
 @lru_cache(maxsize=64)
@@ -172,19 +167,13 @@ class SwinBlock(nn.Module):
             mask = shifted_window_mask(x.shape[1], x.shape[2], self.window, self.shift, self.mask_rule, x.device)
         h = self.attn(h, mask)
         x = x + (torch.roll(h, (self.shift, self.shift), dims=(1, 2)) if self.shift else h)
-        h = self.mlp.drop1(self.mlp.act(_pointwise(self.mlp.fc1, _normalised(self.norm2, x))))
-        return x + self.mlp.drop2(_pointwise(self.mlp.fc2, h))
+        h = self.mlp.drop1(self.mlp.act(pointwise(self.mlp.fc1, _normalised(self.norm2, x))))
+        return x + self.mlp.drop2(pointwise(self.mlp.fc2, h))
 
 
 def _normalised(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     """Apply a GroupNorm to (B, H, W, C)."""
     return norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
-def _pointwise(conv: nn.Module, x: Tensor) -> Tensor:
-    """Apply a 1x1 convolution to (B, H, W, C) as the matrix product it is: PyTorch's convolution may take slower ways on a CPU."""
-    assert isinstance(conv, nn.Conv2d)
-    return F.linear(x, conv.weight.flatten(1), conv.bias)
 
 
 class _ChannelProjection(nn.Module):
@@ -195,7 +184,7 @@ class _ChannelProjection(nn.Module):
         self.proj = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _pointwise(self.proj, x)
+        return pointwise(self.proj, x)
 
 
 class BasicLayer(nn.Module):

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from resshift.swin import BasicLayer, GroupNorm32
+from resshift.group_norm import GroupNorm32
+from resshift.pointwise import Conv1x1
+from resshift.swin import BasicLayer
 from resshift.unet_config import UNetConfig
 from resshift.winograd import Conv3x3, norm_silu_conv
 
@@ -49,7 +51,7 @@ class ResBlock(nn.Module):
         for parameter in last.parameters():
             nn.init.zeros_(parameter)  # a new block starts as the identity (or as its 1x1 skip)
         self.out_layers = nn.Sequential(GroupNorm32(32, out_channels), nn.SiLU(), nn.Dropout(dropout), last)
-        self.skip_connection = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        self.skip_connection = nn.Identity() if in_channels == out_channels else Conv1x1(in_channels, out_channels)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """(B, C_in, h, w), (B, E) -> (B, C_out, h, w)."""

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resshift.group_norm import affine_of
+
 # Interpolation at 0, 1, -1, 2, -2 and infinity.
 _B = (
     (4, 0, -5, 0, 1, 0),
@@ -131,27 +133,9 @@ def _convolve(x: Tensor, conv: Conv3x3, norm: nn.GroupNorm | None, modulation: t
         affine = None
         if norm is not None:
             scale_shift = None if modulation is None else (modulation[0][i].flatten(), modulation[1][i].flatten())
-            affine = _affine_of(norm, rows, scale_shift)
+            affine = affine_of(norm, rows, scale_shift)
         _convolve_rows(rows, conv, affine, out[i].permute(1, 2, 0))
     return out
-
-
-def _affine_of(norm: nn.GroupNorm, rows: Tensor, modulation: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-    """Normalisation and modulation as one factor and one summand a channel, (C,) each; statistics in two passes, summed in float64."""
-    values = rows.reshape(-1, rows.shape[2])
-    parts = values.split(max(1, 2**18 // values.shape[1]))
-    groups, width = norm.num_groups, values.shape[1] // norm.num_groups
-    count = values.shape[0] * width
-    total = torch.stack([part.sum(0) for part in parts]).double().sum(0)
-    mean = (total.reshape(groups, width).sum(1) / count).repeat_interleave(width)
-    centre = mean.float()
-    squares = torch.stack([(part - centre).square_().sum(0) for part in parts]).double().sum(0)
-    variance = squares.reshape(groups, width).sum(1) / count
-    factor = norm.weight.double() * (variance + norm.eps).rsqrt().repeat_interleave(width)
-    summand = norm.bias.double() - mean * factor
-    if modulation is not None:
-        factor, summand = factor * (1 + modulation[0]), summand * (1 + modulation[0]) + modulation[1]
-    return factor.float(), summand.float()
 
 
 def _convolve_rows(rows: Tensor, conv: Conv3x3, affine: tuple[Tensor, Tensor] | None, out: Tensor) -> None:

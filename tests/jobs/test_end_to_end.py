@@ -191,8 +191,7 @@ def test_bulk_output_equals_the_library(hostile: Path, trained: Path, work: Path
     picture = images.decode((hostile / "sub/fine.jpg").read_bytes())
     expected = images.encode(up.upscale(picture, seed=seeds.derive(0, "picture", "sub/fine.jpg")))
     found = (work / "upscaled" / "sub/fine_x4.png").read_bytes()
-    difference = np.abs(images.decode(found).pixels.astype(int) - images.decode(expected).pixels.astype(int))
-    assert difference.max() <= 1  # threads may differ between the processes, and with them the order of sums
+    assert found == expected  # although the processes may have different numbers of threads
 
 
 def test_bucket_to_bucket(trained: Path, bucket: str, job: Job) -> None:

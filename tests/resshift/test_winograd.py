@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from resshift.autoencoder import VectorQuantizer, VQAutoencoder
 from resshift.config import ModelConfig
 from resshift.first_stage_config import FirstStageConfig, VQConfig
-from resshift.swin import GroupNorm32
+from resshift.group_norm import GroupNorm32
 from resshift.unet import UNetSwin
 from resshift.unet_config import UNetConfig
 from resshift.upscaler import Upscaler
