@@ -6,8 +6,8 @@
 `shrink` is the mean over the area of an input pixel. The blur is a Gaussian of 4.6 input pixels, about the low band of a five-level "à
 trous" transform at four times the size, which others use for this (StableSR, InvSR).
 
-Measured with tiny-x4 on Set5: the mean difference of the low band to the true picture is 0.82 in CIE76 without a fix, 0.52 with adain and
-0.24 with wavelet, and the wavelet gains 0.05 dB of PSNR. It is the default.
+Measured with the first tiny-x4 on Set5: the mean difference of the low band to the true picture is 0.82 in CIE76 without a fix, 0.52 with
+adain and 0.24 with wavelet, and the wavelet gains 0.05 dB of PSNR. It is the default.
 
 `WaveletFix` works on rows and needs a few dozen of them at a time. The statistics of `adain` need the whole picture first.
 """

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
 
 from resshift.config import (
     MUTABLE_FIELDS,
@@ -21,7 +20,6 @@ from resshift.config import (
 )
 from resshift.presets import PRESETS, preset
 from resshift.schedule import ShiftSchedule
-from resshift.unet import UNetSwin
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -65,7 +63,7 @@ def test_settings_reach_nested_sections_and_the_last_one_wins() -> None:
         ("train.ema_decay=1", "train.ema_decay must lie in"),
         ("loss.mse=-1", "loss.mse and loss.lpips must not be negative"),
         ("degradation.scale=2", r"degradation.scale \(2\) must equal model.scale \(4\)"),
-        ("data.crop_px=100", "data.crop_px must be a multiple of 128"),
+        ("data.crop_px=100", "data.crop_px must be a multiple of 32"),
         ("model.unet.in_channels=3", r"must equal the latent's 48"),
         ("model.unet.swin_embed_dim=33", "multiples of 32"),
         ("model.unet.dropout=1", r"model.dropout must lie in \[0, 1\), got 1"),
@@ -120,8 +118,8 @@ def test_every_mutable_field_exists_and_leaves_the_fingerprint_alone() -> None:
     "setting",
     [
         "train.seed=1",
-        "train.batch_size=8",
-        "train.precision=bf16",
+        "train.batch_size=16",
+        "train.precision=fp32",
         "data.flip=false",
         "degradation.kernel1.sinc_prob=0.2",
         "model.schedule.steps=5",
@@ -159,14 +157,6 @@ def test_released_presets_have_the_released_numbers() -> None:
     x2 = preset("realsr-x2-s4")
     assert (x2.model.scale, x2.model.unet.lq_size, x2.degradation.scale) == (2, 128, 2)
     assert preset("bicubic-x4-s4").degradation.kind == "bicubic"
-
-
-def test_shipped_model_is_small() -> None:
-    model = preset("tiny-x4").model
-    with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in UNetSwin(model.unet).parameters())
-    assert parameters <= 8_000_000
-    assert (model.schedule.steps, model.first_stage.kind) == (4, "pixel_unshuffle")
 
 
 def test_condition_must_have_the_size_that_the_scale_gives() -> None:

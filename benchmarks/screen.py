@@ -1,0 +1,78 @@
+"""Is there a screen of dots in what a model makes? Power at the frequencies of period `scale` over that of their neighbours.
+
+    python benchmarks/screen.py --model tiny-x4 --model runs/mine/model --data bicubic=lq:gt
+
+A network that makes scale x scale pixels from one position can leave the same small pattern everywhere. LPIPS and PSNR hardly see it,
+people do. For each picture: the spectrum of its luma (BT.601) under a Hann window; at every frequency of whole periods of `scale` pixels,
+the mean power of 5 x 5 bins over the median of the 17 x 17 around them, in dB; the mean over these frequencies. Photographs have about 1
+dB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import record
+
+from pipelines.evaluate import PictureSet, bicubic_resized, pairs_of, rgb_u8
+from resshift import images, metrics, seeds, storage
+from resshift.images import Array
+from resshift.upscaler import Upscaler
+
+_NEAR, _AROUND = 2, 8
+
+
+def screen_db(rgb_u8: Array, period: int) -> float:
+    """Return the excess of a picture, (H, W, 3) uint8; about 1 for photographs, 0 for noise in the mean of the logarithms.
+
+    Raises:
+        ValueError: a side is shorter than 8 * period: the frequencies lie too close.
+    """
+    height, width = (side // period * period for side in rgb_u8.shape[:2])
+    if min(height, width) < 8 * period:
+        raise ValueError(f"the picture is {rgb_u8.shape[1]}x{rgb_u8.shape[0]}, both sides must be at least {8 * period}")
+    y = metrics.luma(rgb_u8[:height, :width]).astype(np.float64)
+    window = np.hanning(height)[:, None] * np.hanning(width)
+    power = np.abs(np.fft.fft2((y - y.mean()) * window)) ** 2
+    found: list[float] = []
+    for down, across in np.ndindex(period, period):
+        if (down, across) != (0, 0):
+            rows = (down * height // period + np.arange(-_AROUND, _AROUND + 1)) % height
+            columns = (across * width // period + np.arange(-_AROUND, _AROUND + 1)) % width
+            patch = power[np.ix_(rows, columns)]
+            inner = (slice(_AROUND - _NEAR, _AROUND + _NEAR + 1),) * 2
+            outside = np.ones(patch.shape, bool)
+            outside[inner] = False
+            found.append(10 * float(np.log10((patch[inner].mean() + 1e-9) / (np.median(patch[outside]) + 1e-9))))
+    return float(np.mean(found))
+
+
+def main() -> int:
+    """Measure truth, bicubic and models."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", action="append", required=True)
+    parser.add_argument("--data", action="append", required=True, metavar="[NAME=]LQ:GT")
+    chosen = parser.parse_args()
+    pairs = [pair for pair in pairs_of([PictureSet.parse(text) for text in chosen.data]) if pair.gt_uri is not None]
+    models = {name: Upscaler.from_pretrained(name) for name in chosen.model}
+    scale = next(iter(models.values())).scale
+    found: dict[str, dict[str, list[float]]] = {}
+    for pair in pairs:
+        lq, gt = (rgb_u8(images.decode(storage.read_bytes(uri))) for uri in (pair.lq_uri, pair.gt_uri or ""))
+        makers: dict[str, Callable[[], Array]] = {"truth": lambda gt=gt: gt, "bicubic": lambda lq=lq: bicubic_resized(lq, scale)}
+        for name, up in models.items():
+            makers[name] = lambda up=up, lq=lq, key=pair.key: up(lq, seed=seeds.derive(0, "picture", key))
+        for name, make in makers.items():
+            found.setdefault(name, {}).setdefault(pair.set, []).append(screen_db(make(), scale))
+    result = {name: {data: round(float(np.mean(values)), 2) for data, values in columns.items()} for name, columns in found.items()}
+    sets = list(result["truth"])
+    print(record.table(["dB", *sets], [[name, *(columns[data] for data in sets)] for name, columns in result.items()]))
+    print(record.json_line({"period_px": scale, "screen_db": result}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
