@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 
 import numpy as np
 import record
+from study import load_truths
 
-from pipelines.evaluate import PictureSet, bicubic_resized, pairs_of, rgb_u8
-from resshift import images, metrics, seeds, storage
+from pipelines.evaluate import bicubic_resized
+from resshift import metrics, seeds
 from resshift.images import Array
 from resshift.upscaler import Upscaler
 
@@ -56,17 +56,15 @@ def main() -> int:
     parser.add_argument("--model", action="append", required=True)
     parser.add_argument("--data", action="append", required=True, metavar="[NAME=]LQ:GT")
     chosen = parser.parse_args()
-    pairs = [pair for pair in pairs_of([PictureSet.parse(text) for text in chosen.data]) if pair.gt_uri is not None]
     models = {name: Upscaler.from_pretrained(name) for name in chosen.model}
     scale = next(iter(models.values())).scale
     found: dict[str, dict[str, list[float]]] = {}
-    for pair in pairs:
-        lq, gt = (rgb_u8(images.decode(storage.read_bytes(uri))) for uri in (pair.lq_uri, pair.gt_uri or ""))
-        makers: dict[str, Callable[[], Array]] = {"truth": lambda gt=gt: gt, "bicubic": lambda lq=lq: bicubic_resized(lq, scale)}
-        for name, up in models.items():
-            makers[name] = lambda up=up, lq=lq, key=pair.key: up(lq, seed=seeds.derive(0, "picture", key))
-        for name, make in makers.items():
-            found.setdefault(name, {}).setdefault(pair.set, []).append(screen_db(make(), scale))
+    for truth in load_truths(chosen.data):
+        seed = seeds.derive(0, "picture", truth.key)
+        made = {"truth": truth.gt, "bicubic": bicubic_resized(truth.lq, scale)}
+        made |= {name: up(truth.lq, seed=seed) for name, up in models.items()}
+        for name, picture in made.items():
+            found.setdefault(name, {}).setdefault(truth.set, []).append(screen_db(picture, scale))
     result = {name: {data: round(float(np.mean(values)), 2) for data, values in columns.items()} for name, columns in found.items()}
     sets = list(result["truth"])
     print(record.table(["dB", *sets], [[name, *(columns[data] for data in sets)] for name, columns in result.items()]))

@@ -108,14 +108,15 @@ def train(
     steps = (samples or 10**6) // size
     config = replace(config, train=replace(config.train, steps=steps), optim=replace(config.optim, warmup_steps=min(100, steps // 10)))
     network = on_device(build_network(config), device)
-    learner = DiffusionLearner(config, network, Objective(config.model, config.loss, stage, lpips))
+    judge = None if lpips is None else lpips.to(device)
+    learner = DiffusionLearner(config, network, Objective(config.model, config.loss, stage, judge))
     taken, last, started = 0, [], time.monotonic()
     while (taken < steps) if seconds is None else (time.monotonic() - started < seconds):
         if seconds is not None and taken > config.optim.warmup_steps:
             learner.state.step = int(steps * min(1.0, (time.monotonic() - started) / seconds))
         rows = torch.arange(taken * size, (taken + 1) * size) % len(pairs[0])
         result = learner.step({"hq": pairs[0][rows].to(device), "lq": pairs[1][rows].to(device)})
-        last.append({name: float(value) for name, value in result.terms.items()})
+        last.append(result.terms)  # on the device: reading them would make every step wait
         taken += 1
     elapsed = time.monotonic() - started
     tail = last[-max(1, len(last) // 5) :]
@@ -124,7 +125,7 @@ def train(
         "samples": taken * size,
         "samples_per_s": round(taken * size / elapsed, 2),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "training": {name: round(float(np.mean([row[name] for row in tail])), 4) for name in ("mse", "lpips")},
+        "training": {name: round(float(torch.stack([row[name] for row in tail]).mean()), 4) for name in ("mse", "lpips")},
     }
 
 

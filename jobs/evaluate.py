@@ -143,6 +143,10 @@ def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
     for record, encoded in track(run_evaluation(pairs, settings, replicas), total=len(pairs), description="evaluating"):
         records.append(record)
         pictures[evaluation.identity(record)] = encoded
+        if len(pictures) > 2 * evaluation.MOST_PICTURES_ON_THE_PAGE:
+            # Who is not on the page of some pictures is not on that of more: what a driver holds does not grow with the test set.
+            kept_names = {evaluation.identity(one) for one, _ in evaluation.on_the_page(records)}
+            pictures = {name: held for name, held in pictures.items() if name in kept_names}
     chosen = evaluation.on_the_page(records)
     cards = [evaluation.card(record, pictures[evaluation.identity(record)], names, note) for record, note in chosen]
     return show(write(options.out, facts, records, protocol, cards), options.out)

@@ -23,7 +23,8 @@ import ray.data
 import torch
 from ray.data import ActorPoolStrategy
 
-from pipelines.capacity import reachable
+from pipelines.capacity import has_gpus, reachable
+from pipelines.evaluation import METHODS
 from pipelines.figures import Image, Judge
 from resshift import images, seeds, storage
 from resshift.degradation import imresize
@@ -31,7 +32,6 @@ from resshift.images import ImageError, Picture
 from resshift.storage import StorageError
 from resshift.upscaler import Upscaler
 
-METHODS = ("bicubic", "against", "ours")
 _MOST_REPLICAS_ON_CPUS = 8  # each holds the models and torch: 1 GB
 
 
@@ -55,6 +55,11 @@ class EvaluateOptions:
         return Judge(self.border, self.lpips_net, self.lpips_trunk, self.niqe_parameters, self.user_installed)
 
 
+def folders_of(source: str) -> list[str]:
+    """Return the places of `LQ_DIR[:GT_DIR]`."""
+    return re.split(r":(?!//)", source)  # the colon of s3:// separates nothing
+
+
 @dataclass(frozen=True, slots=True)
 class PictureSet:
     """Low-quality pictures and, when there is one, the tree with their truths."""
@@ -71,7 +76,7 @@ class PictureSet:
             ValueError: more than two places.
         """
         named = re.fullmatch(r"([\w.-]+)=(.+)", text)
-        lq_root, *rest = re.split(r":(?!//)", named[2] if named else text)  # the colon of s3:// separates nothing
+        lq_root, *rest = folders_of(named[2] if named else text)
         if len(rest) > 1 or not lq_root:
             raise ValueError(f"a test set is [NAME=]LQ_DIR[:GT_DIR], got {text!r}")
         name = named[1] if named else lq_root.rstrip("/").rsplit("/", 1)[-1]
@@ -200,7 +205,7 @@ def evaluate(pairs: Sequence[Pair], options: EvaluateOptions, replicas: int = 1)
         stage,
         fn_constructor_kwargs={"options": options},
         compute=ActorPoolStrategy(size=replicas),
-        num_gpus=int(reachable().get("GPU", 0) >= 1),
+        num_gpus=int(has_gpus()),
     )
     for row in dataset.iter_rows():
         yield json.loads(row["record"]), {name: row[name] for name in ("lq", *METHODS, "gt")}

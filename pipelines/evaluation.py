@@ -22,6 +22,7 @@ from pipelines.page import Card, Histogram
 from pipelines.protocols import Protocol, reproduced
 
 Record = Mapping[str, Any]
+METHODS = ("bicubic", "against", "ours")
 MOST_PICTURES_ON_THE_PAGE = 32
 NUM_WORST = 10
 _VERSIONS = ("resshift", "torch", "numpy", "opencv-python-headless", "pillow", "lpips")
@@ -45,7 +46,7 @@ def measured(records: Sequence[Record]) -> list[str]:
 def means(records: Sequence[Record]) -> dict[str, dict[str, Interval]]:
     """Return {method: {figure: mean with interval}} over the pictures that have the figure."""
     result: dict[str, dict[str, Interval]] = {}
-    for method in ("bicubic", "against", "ours"):
+    for method in METHODS:
         rows = [record[method] for record in records if method in record]
         values = {name: [row[name] for row in rows if name in row] for name in FIGURES}
         if rows:
@@ -53,15 +54,15 @@ def means(records: Sequence[Record]) -> dict[str, dict[str, Interval]]:
     return result
 
 
-def differences(records: Sequence[Record]) -> dict[str, list[tuple[str, float]]]:
-    """Return {figure: [(set/key, ours - reference)]} over the pictures in which both are finite."""
+def differences(records: Sequence[Record]) -> dict[str, list[float]]:
+    """Return {figure: [ours - reference]} over the pictures in which both are finite."""
     reference = reference_of(records)
-    found: dict[str, list[tuple[str, float]]] = {}
+    found: dict[str, list[float]] = {}
     for record in records:
         ours, other = record.get("ours", {}), record.get(reference, {})
         for name in FIGURES:
             if name in ours and name in other and abs(difference := ours[name] - other[name]) < float("inf"):
-                found.setdefault(name, []).append((identity(record), difference))
+                found.setdefault(name, []).append(difference)
     return found
 
 
@@ -113,7 +114,7 @@ def summary(records: Sequence[Record], facts: Mapping[str, Any], protocol: Proto
             "pictures": len(rows),
             "failed": sum(row["status"] != "ok" for row in rows),
             "means": {method: {figure: asdict(value) for figure, value in columns.items()} for method, columns in found.items()},
-            "difference": {figure: asdict(bootstrap([d for _, d in column])) for figure, column in differences(rows).items()},
+            "difference": {figure: asdict(bootstrap(column)) for figure, column in differences(rows).items()},
         }
         if protocol is not None and "ours" in found:
             ours = {figure: value.mean for figure, value in found["ours"].items()}
@@ -145,7 +146,7 @@ def table(records: Sequence[Record], names: Mapping[str, str], protocol: Protoco
         protocol: adds a column for every published method.
     """
     reference = reference_of(records)
-    methods = [method for method in ("bicubic", "against", "ours") if method != "against" or reference == "against"]
+    methods = [method for method in METHODS if method != "against" or reference == "against"]
     anchors = protocol.anchors if protocol else ()
     header = ["", *(names[method] for method in methods), f"{names['ours']} - {names[reference]}, 95 %"]
     rows = [header + [f"{anchor.method} (published)" for anchor in anchors]]
@@ -161,10 +162,10 @@ def table(records: Sequence[Record], names: Mapping[str, str], protocol: Protoco
     return rows
 
 
-def _shown_difference(figure: str, column: Sequence[tuple[str, float]]) -> str:
+def _shown_difference(figure: str, column: Sequence[float]) -> str:
     if not column:
         return ""
-    interval, form = bootstrap([difference for _, difference in column]), FIGURES[figure].difference
+    interval, form = bootstrap(column), FIGURES[figure].difference
     if interval.low is None or interval.high is None:
         return form(interval.mean)
     return f"{form(interval.mean)} [{form(interval.low).split()[0]}, {form(interval.high).split()[0]}]"
@@ -176,7 +177,7 @@ def histograms(records: Sequence[Record], names: Mapping[str, str]) -> list[Hist
     return [
         Histogram(
             title=f"{FIGURES[figure].label}: {names['ours']} - {reference}",
-            values=tuple(difference for _, difference in column),
+            values=tuple(column),
             shown=FIGURES[figure].difference,
             better="right" if FIGURES[figure].higher_is_better else "left",
         )
@@ -208,12 +209,12 @@ def card(record: Record, pictures: Mapping[str, bytes], names: Mapping[str, str]
 def to_csv(records: Sequence[Record]) -> str:
     """Return one line a picture: set, key, status, reason, size, seconds, and every figure of every method."""
     columns = ["set", "key", "status", "reason", "width", "height", "seconds"]
-    columns += [f"{figure}_{method}" for figure in measured(records) for method in ("bicubic", "against", "ours")]
+    columns += [f"{figure}_{method}" for figure in measured(records) for method in METHODS]
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for record in records:
-        flat = {f"{name}_{method}": value for method in ("bicubic", "against", "ours") for name, value in record.get(method, {}).items()}
+        flat = {f"{name}_{method}": value for method in METHODS for name, value in record.get(method, {}).items()}
         writer.writerow(dict(record) | flat)
     return out.getvalue()
 

@@ -22,11 +22,6 @@ class Interval:
     low: float | None
     high: float | None
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether a difference is more than chance."""
-        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
-
 
 def bootstrap(values: Sequence[float], resamples: int = RESAMPLES) -> Interval:
     """Return the mean of at least one value with its interval; a pure function of the values in their order.

@@ -18,10 +18,10 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipelines.checkpoints import read_best
+from pipelines.evaluate import folders_of
 from pipelines.learners import Run
 from pipelines.train_log import read_lines
 from pipelines.train_loop import FATAL, Task, train_worker
-from pipelines.validation import folders_of
 from resshift import checkpoint, storage
 from resshift.config import ConfigError
 

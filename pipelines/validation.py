@@ -8,7 +8,6 @@ the run's recipe. Each picture is the centre of what is there, of the size that 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,7 +18,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.evaluate import bicubic_resized, pair_up, rgb_u8
+from pipelines.evaluate import bicubic_resized, folders_of, pair_up, rgb_u8
 from pipelines.pairs import read_groups
 from pipelines.shards import read_manifest, row_groups
 from resshift import images, metrics, storage
@@ -50,11 +49,6 @@ class Renderer(Protocol):
     def render(self, batch: Mapping[str, Tensor], keys: Sequence[str]) -> Tensor:
         """Return pictures, (B, 3, H, W), about [-1, 1]. With sharded weights a collective operation."""
         ...
-
-
-def folders_of(source: str) -> list[str]:
-    """Return the one or two places that `--val` names."""
-    return re.split(r":(?!//)", source)  # the colon of s3:// separates nothing
 
 
 def held_out(source: str, limit: int, seed: int, data: DataConfig, recipe: DegradationRecipe) -> list[Held]:

@@ -1,8 +1,8 @@
 """Let the C library keep the pages of freed tensors and images, for processes that do nothing but compute on a CPU.
 
 glibc gives memory back whenever 64 MB at the top of its heap are free and takes it again for the next layer, and the system clears every
-page: 370,000 page faults and a tenth of the CPU time of a 256-pixel tile of tiny-x4. Kept, they are none. What a process holds then is its
-peak.
+page: 370,000 page faults and a tenth of the CPU time of a 256-pixel tile of the first tiny-x4. Kept, they are none. What a process holds
+then is its peak.
 """
 
 from __future__ import annotations
