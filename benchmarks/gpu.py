@@ -7,6 +7,7 @@ Start it with `benchmarks/gpu.sh`, which finds Python and the package. Sections,
     inference  realsr-x4-s4, full width, random weights: encode, one U-Net step, decode, the whole chain (64x64 in, 256x256 out)
     training   its optimiser step, with and without the LPIPS term
     tiny       both of the above for tiny-x4
+    together   small pictures alone and with shared calls (`together.py`): the ratio, and the same bytes
     compile    the best of the above under torch.compile
 
 Weights are random and not zero, so that arithmetic costs what it costs with trained ones. Operations are counted once a stage with
@@ -32,6 +33,7 @@ import record
 import torch
 from parity import in_precision, randomise, set_precision
 from timing import Timing, measure, stopwatch_for
+from together import compare
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -61,6 +63,7 @@ class Run:
     ceilings: dict[str, float] = field(default_factory=dict)
     inference: list[dict[str, Any]] = field(default_factory=list)
     training: list[dict[str, Any]] = field(default_factory=list)
+    together: list[dict[str, Any]] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -362,6 +365,20 @@ def run_tiny(run: Run, options: argparse.Namespace) -> None:
         time_training(run, "tiny-x4", (2,) if run.short else (16, 64, 256), "contiguous", objective)
 
 
+def run_together(run: Run, options: argparse.Namespace) -> None:
+    """Compare small pictures alone and together.
+
+    Raises:
+        ValueError: sharing calls changed a picture.
+    """
+    cases = [("tiny-x4", (64, 128, 256), 64), ("realsr-x4-s4", (64, 128), 32)] if not run.short else [("tiny-x4", (8,), 2)]
+    for name, sides, count in cases:
+        if run.has_time(f"together {name}", 3 * RESERVE_S):
+            run.together += compare(name, run.device, sides, count=count, ongoing=16, rounds=1 if run.short else 3)
+    if changed := [f"{row['model']} {row['side_px']} px" for row in run.together if not row["same_bytes"]]:
+        raise ValueError(f"pictures that share calls differ from those alone: {', '.join(changed)}")
+
+
 def run_compile(run: Run, options: argparse.Namespace) -> None:
     if run.short:
         run.dropped.append("compile: left out of the short form")
@@ -386,6 +403,7 @@ SECTIONS: dict[str, Callable[[Run, argparse.Namespace], None]] = {
     "inference": run_inference,
     "training": run_training,
     "tiny": run_tiny,
+    "together": run_together,
     "compile": run_compile,
 }
 
@@ -422,6 +440,8 @@ def print_new(run: Run, section: str, before: tuple[int, int]) -> None:
         print(parity_table(run))
     if section == "ceilings":
         print(record.table(("ceiling", "measured"), list(run.ceilings.items())))
+    if section == "together" and run.together:
+        print(record.table(list(run.together[0]), [list(row.values()) for row in run.together]))
     if rows := run.inference[before[0] :]:
         print(inference_table(rows))
     if rows := run.training[before[1] :]:
@@ -500,7 +520,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             run.notes.append(f"{section} failed: {type(error).__name__}: {error}")
         print_new(run, section, before)
         if writes:  # after every section: a run that is cut off leaves what it found
-            rows = {"parity": run.parity, "inference": run.inference, "training": run.training}
+            rows = {"parity": run.parity, "inference": run.inference, "training": run.training, "together": run.together}
             record.write(path, head | {"seconds": time.monotonic() - started} | summary(run) | rows)
     for line in (*run.notes, *(f"dropped: {what}" for what in run.dropped)):
         print(line)

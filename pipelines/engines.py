@@ -38,6 +38,7 @@ class EngineOptions:
         num_threads: of the networks on a CPU.
         upscale_s: work has to wait that long before another replica is started.
         downscale_s: a replica has to be idle that long before it is ended.
+        ongoing: requests at a time at a replica of a Serve deployment; pictures of all of them share the calls of a GPU.
     """
 
     model: str
@@ -49,6 +50,7 @@ class EngineOptions:
     num_threads: int = 1
     upscale_s: float = 5.0
     downscale_s: float = 60.0
+    ongoing: int = UNITS_PER_REPLICA
 
 
 class Engine(Protocol):

@@ -5,17 +5,22 @@ A unit is answered picture by picture, so that what is done survives the replica
     Started, then for every input: Frames (large, stays in the object store), Upscaled (small, for the driver)
 
 `Frames` come before the `Upscaled` that announces them: who has the announcement has the pixels.
+
+Pictures of all units at a replica share the calls of its networks (`resshift.batching`), which run in one thread.
 """
 
 from __future__ import annotations
 
+import collections
+import itertools
 import os
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
 from pipelines.standin import standin
 from resshift import seeds
@@ -23,6 +28,9 @@ from resshift.allocator import keep_freed_pages
 from resshift.animation import Frames
 from resshift.images import Picture
 from resshift.models import locate_model
+
+if TYPE_CHECKING:
+    from resshift.batching import Done, Work
 
 
 class Model(Protocol):
@@ -33,9 +41,14 @@ class Model(Protocol):
     @property
     def scale(self) -> int: ...
 
-    def upscale(
+    @property
+    def shares_calls(self) -> bool:
+        """Whether tiles of several pictures go through the networks together."""
+        ...
+
+    def upscaling(
         self, picture: Picture, *, seed: int = 0, outscale: float | None = None, steps: int | None = None, tile_px: int | None = None
-    ) -> Picture: ...
+    ) -> Work[Picture]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +136,8 @@ class Upscaled:
 class Replica:
     """Loads the model once, then upscales unit after unit.
 
-    Several units may be handed over at a time: one is computed, the results of another are being stored.
+    Several units may be handed over at a time: results of one are being stored while another is computed, and small pictures of all of them
+    go through the networks together.
 
     Args:
         model: name or path.
@@ -134,20 +148,25 @@ class Replica:
     def __init__(self, model: str, identity: str, num_threads: int) -> None:
         import torch
 
+        from resshift.batching import MOST_OPEN, Batcher
+
         # A power of two: other numbers cut maps where vectors end in the middle, and the remainders are rounded differently.
         torch.set_num_threads(1 << (num_threads.bit_length() - 1))
         keep_freed_pages()
         self.model = load_model(model)
         if identity and self.model.identity != identity:
             raise RuntimeError(f"this node has another {model}: {self.model.identity} instead of {identity}")
-        self._busy = threading.Lock()
+        self._batcher = Batcher()
+        # So many pictures of a unit stand in line: enough to fill calls, and no more than one of another unit may have to wait for.
+        self._ahead = 2 * MOST_OPEN if self.model.shares_calls else 2
+        threading.Thread(target=self._batcher.serve, name="model", daemon=True).start()
 
     def pid(self) -> int:
         """Return the process id: the answer says that the replica is ready."""
         return os.getpid()
 
     def upscale(
-        self, options: ReplicaOptions, keys: Sequence[str], *inputs: Frames, is_wanted: Callable[[], bool] | None = None
+        self, options: ReplicaOptions, keys: Sequence[str], *inputs: Frames, is_wanted: Callable[[], bool] = lambda: True
     ) -> Iterator[Started | Frames | Upscaled]:
         """Upscale the inputs of a unit in order; see the module for what is yielded.
 
@@ -159,34 +178,45 @@ class Replica:
             is_wanted: asked before the model begins with a picture; once it is not, the unit ends.
         """
         yield Started(os.getpid(), time.time())
-        for key, frames in zip(keys, inputs, strict=True):
-            # The lock is held for the arithmetic alone: results are copied to the object store while another unit computes.
-            with self._busy:
-                if is_wanted is not None and not is_wanted():
-                    return
-                result, done = self._one(options, key, frames)
+        waiting = iter(zip(keys, inputs, strict=True))
+        line: collections.deque[Future[Done[Frames]]] = collections.deque()
+        while True:
+            for key, frames in itertools.islice(waiting, self._ahead - len(line)):
+                line.append(self._batcher.submit(self._work(options, key, frames), is_wanted))
+            if not line:
+                return
+            try:
+                result, done = _answer(line.popleft())
+            except CancelledError:  # no longer wanted
+                return
             yield result
             yield done
 
-    def _one(self, options: ReplicaOptions, key: str, frames: Frames) -> tuple[Frames, Upscaled]:
-        import torch
+    def _work(self, options: ReplicaOptions, key: str, frames: Frames) -> Work[Frames]:
+        """Upscale every frame; the work of one input."""
+        seed = seeds.derive(options.seed, "picture", key) if key else options.seed
+        pictures: list[Picture] = []
+        for picture in frames.pictures:
+            work = self.model.upscaling(picture, seed=seed, outscale=options.outscale, steps=options.steps, tile_px=options.tile_px)
+            pictures.append((yield from work))
+        return replace(frames, pictures=tuple(pictures))
 
-        started = time.perf_counter()
-        reason, message = "", ""
-        try:
-            seed = seeds.derive(options.seed, "picture", key) if key else options.seed
-            frames = frames.map(
-                lambda picture: self.model.upscale(
-                    picture, seed=seed, outscale=options.outscale, steps=options.steps, tile_px=options.tile_px
-                )
-            )
-        except torch.OutOfMemoryError as error:
-            reason, message = "out_of_memory", f"{error}; a smaller --tile needs less"
-        except torch.AcceleratorError:
-            # An illegal access leaves the context of the device unusable: the next picture would fail for the sins of this one.
-            traceback.print_exc()
-            os._exit(70)
-        except Exception:
-            # The boundary of the stage: one picture must not end the job. The traceback is kept in the row.
-            reason, message = "upscale_error", traceback.format_exc(limit=-4)
-        return Frames(()) if reason else frames, Upscaled(reason, message, time.perf_counter() - started, time.time())
+
+def _answer(future: Future[Done[Frames]]) -> tuple[Frames, Upscaled]:
+    """Wait for an input; what went wrong becomes a reason."""
+    import torch
+
+    try:
+        done = future.result()
+    except torch.OutOfMemoryError as error:
+        return Frames(()), Upscaled("out_of_memory", f"{error}; a smaller --tile needs less", 0.0, time.time())
+    except torch.AcceleratorError:
+        # An illegal access leaves the context of the device unusable: the next picture would fail for the sins of this one.
+        traceback.print_exc()
+        os._exit(70)
+    except CancelledError:
+        raise
+    except Exception:
+        # The boundary of the stage: one picture must not end the job. The traceback is kept in the row.
+        return Frames(()), Upscaled("upscale_error", traceback.format_exc(limit=-4), 0.0, time.time())
+    return done.value, Upscaled("", "", done.seconds, time.time())

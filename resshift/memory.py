@@ -28,6 +28,8 @@ DEFAULT_SIDE = 256
 OVERLAP_SHARE = 8
 # Larger tiles are worth this much more work than the cheapest plan: they hold more context.
 _WORTH = 1.2
+# Latent positions of a call that keep a GPU busy, and most tiles of one. Not measured on CUDA yet.
+_CALL_POSITIONS, _MOST_TILES = 2**16, 16
 # What the counted tensors leave out: workspaces of kernels, the allocator's rounding, bands of rows on their way in and out.
 _MARGIN, _FIXED_BYTES = 1.25, 48 * 2**20
 
@@ -75,6 +77,16 @@ def plan_for(
     costs = [plan.num_tiles * plan.tile_area * (1 + plan.tile_area / attention_positions) for plan in plans]
     allowed = min(costs) * _WORTH
     return max((plan for plan, cost in zip(plans, costs, strict=True) if cost <= allowed), key=lambda plan: plan.tile_area)
+
+
+def tiles_per_call(area: int, fits: Callable[[int], bool] = lambda area: True) -> int:
+    """Return how many tiles of `area` positions a GPU computes at a time; a function of tile and budget alone, because it decides rounding.
+
+    Args:
+        area: of one tile.
+        fits: whether so many positions may be computed at a time.
+    """
+    return max(n for n in range(1, max(1, min(_MOST_TILES, _CALL_POSITIONS // area)) + 1) if n == 1 or fits(n * area))
 
 
 class _Alive(TorchDispatchMode):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from resshift.autoencoder import FirstStage, PixelUnshuffle
+from resshift.batching import Work
 from resshift.config import ModelConfig
 from resshift.diffusion import prior_sample, q_posterior
 from resshift.losses import upsample
@@ -72,16 +73,15 @@ class Networks:
         with self.precision():
             return self.call(self.first_stage.decode, latent).float()
 
-    def predict_x0(self, i_step: int, x_t: Tensor, y0: Tensor, lq: Tensor) -> Tensor:
-        """Predict x0 of a batch of tiles; `t` lives on the device and is made without asking it anything."""
+    def predict_x0(self, x_t: Tensor, y0: Tensor, lq: Tensor, t: Tensor) -> Tensor:
+        """Predict x0 of a batch of tiles, each at the step of index t, int64 (n,)."""
         config = self.config
 
-        def predict(x_t: Tensor, y0: Tensor, lq: Tensor) -> Tensor:
-            denoise = network_denoiser(self.unet, lq, y0, self.schedule, config.target, latent=config.latent_scaling)
-            return denoise(x_t, torch.full((x_t.shape[0],), i_step, dtype=torch.int64, device=x_t.device))
+        def predict(x_t: Tensor, y0: Tensor, lq: Tensor, t: Tensor) -> Tensor:
+            return network_denoiser(self.unet, lq, y0, self.schedule, config.target, latent=config.latent_scaling)(x_t, t)
 
         with self.precision():
-            return self.call(predict, x_t, y0, lq).float()
+            return self.call(predict, x_t, y0, lq, t).float()
 
 
 class RowChain:
@@ -139,7 +139,7 @@ class RowChain:
             blended = window(tiles=0)
             inputs = [(self.x[i_step], 1), (self.y0, 1), (self.lq, self.ratio)]
             finish = partial(self._finish_step, i_step, blended)
-            self.stages.append(TileStage(plan, partial(networks.predict_x0, i_step), inputs, blended, 1, finish, networks.device, batch))
+            self.stages.append(TileStage(plan, networks.predict_x0, inputs, blended, 1, finish, networks.device, batch, i_step))
         if not networks.unshuffles:
             factor = networks.first_stage.factor
             self.latent = window()
@@ -160,10 +160,10 @@ class RowChain:
         RowChain(networks, plan, (1, 1), read=_unused, noise=_unused, emit=lambda _: None, allocate=count, batch=1)
         return counted
 
-    def run(self) -> None:
+    def run(self) -> Work[None]:
         """Do it, once."""
         try:
-            drive(self.stages, self._feed, self._discard)
+            yield from drive(self.stages, self._feed, self._discard)
         finally:
             # Stages call back to this object. Without the cycle, windows and pictures go when the run ends, not when the collector comes:
             # a replica had 8 GB of them after ten pictures.
@@ -296,10 +296,11 @@ class _EncodeRows:
         rows = self.chain.plan.rows
         return self.i_row < len(rows.starts) and self.chain.can_upsample(rows.complete(self.i_row)[1])
 
-    def run(self) -> None:
+    def run(self) -> Work[None]:
         chain = self.chain
         top, bottom = chain.plan.rows.complete(self.i_row)
         for columns in column_parts(chain.plan.columns.length):
             enlarged = chain.upsampled(top, bottom, columns.start, columns.stop)
             chain.begin(top, bottom, columns, chain.networks.encode(enlarged[None])[0])
         self.i_row += 1
+        yield from ()  # rearranging pixels needs no network

@@ -29,11 +29,22 @@ from torch import Tensor, nn
 from resshift import images, weights, winograd
 from resshift.alpha import fill_transparent
 from resshift.autoencoder import FirstStage, PixelUnshuffle, build_first_stage
+from resshift.batching import Work, alone
 from resshift.colourfix import COLOUR_FIXES, ColourFix
 from resshift.compiled import Compiled, CompiledStage
 from resshift.config import ModelConfig
 from resshift.images import Picture
-from resshift.memory import OVERLAP_SHARE, Backoff, Footprint, MemoryBudgetError, bytes_alive, free_bytes, is_out_of_memory, plan_for
+from resshift.memory import (
+    OVERLAP_SHARE,
+    Backoff,
+    Footprint,
+    MemoryBudgetError,
+    bytes_alive,
+    free_bytes,
+    is_out_of_memory,
+    plan_for,
+    tiles_per_call,
+)
 from resshift.models import WeightsError, locate_model
 from resshift.noise_field import NoiseField
 from resshift.output import Filler, PixelRows, RowOutput, Sink, resize_alpha
@@ -108,7 +119,7 @@ class Upscaler:
             for network in (self.unet, self.first_stage):
                 if isinstance(network, nn.Module):
                     winograd.prepare(network)
-        self._shortened = {self.schedule.steps: self.schedule}
+        self._networks: dict[int, Networks] = {}
         self._compiled = self._compile() if compile else None
         self._backoff = Backoff()
         self._largest_side: int | None = None  # what memory has turned out to allow
@@ -168,6 +179,11 @@ class Upscaler:
         """Native scale: sides of the output over sides of the input."""
         return self.config.scale
 
+    @property
+    def shares_calls(self) -> bool:
+        """Whether tiles of several pictures go through the networks together; a CPU computes them one by one."""
+        return self.device.type != "cpu"
+
     def __call__(
         self,
         image: Pixels,
@@ -187,7 +203,8 @@ class Upscaler:
             steps: of the chain, 1 to as many as the model was trained with, the default. Fewer cost less.
             tile_px: longest side of a tile in input pixels; default: what costs least, up to 256. Smaller needs less memory. A picture that
                 is not larger is computed whole.
-            tile_batch: most tiles at a time on a GPU, default 8. A CPU computes them one by one.
+            tile_batch: tiles in a call of the network on a GPU, which several pictures may share (`resshift.batching`); default: as many
+                as keep it busy (`memory.tiles_per_call`). A CPU computes them one by one.
 
         Returns:
             The same kind: a PIL image (grey stays grey, alpha stays), or an array of the same dtype and channels.
@@ -208,7 +225,6 @@ class Upscaler:
         out = result.pixels if result.alpha is None else np.concatenate([result.pixels, result.alpha[..., None]], axis=2)
         return out[..., 0] if image.ndim == 2 else out
 
-    @torch.inference_mode()
     def upscale(
         self,
         picture: Picture,
@@ -223,6 +239,19 @@ class Upscaler:
 
         When memory runs out for a single tile, smaller tiles are tried; the result then has a note, and this object remembers.
         """
+        return alone(self.upscaling(picture, seed=seed, outscale=outscale, steps=steps, tile_px=tile_px, tile_batch=tile_batch))
+
+    def upscaling(
+        self,
+        picture: Picture,
+        *,
+        seed: int = 0,
+        outscale: float | None = None,
+        steps: int | None = None,
+        tile_px: int | None = None,
+        tile_batch: int | None = None,
+    ) -> Work[Picture]:
+        """Return `upscale` as a work for `resshift.batching.Batcher`, so that pictures share calls: the same bytes, errors when it runs."""
         factor = self._checked_outscale(outscale)
         picture = fill_transparent(picture)
         width, height = scaled(picture.width, factor), scaled(picture.height, factor)
@@ -231,7 +260,7 @@ class Upscaler:
         notes = picture.notes
         while True:
             try:
-                self._upscale_rows(picture.pixels, Filler(pixels), seed, factor, steps, tile_px, tile_batch)
+                yield from self._rows(picture.pixels, Filler(pixels), seed, factor, steps, tile_px, tile_batch)
                 break
             except Exception as error:
                 if not is_out_of_memory(error) or not self._shrink_tiles(picture, tile_px):
@@ -243,7 +272,6 @@ class Upscaler:
         alpha = None if picture.alpha is None else resize_alpha(picture.alpha, height, width)
         return replace(picture, pixels=pixels, alpha=alpha, notes=notes)
 
-    @torch.inference_mode()
     def upscale_rows(
         self,
         source: PixelRows,
@@ -276,10 +304,9 @@ class Upscaler:
         if self.colour_fix == "adain":
             raise ValueError("colour_fix='adain' needs the whole picture at once: use 'wavelet' or 'none' to upscale by rows")
         factor = self._checked_outscale(outscale)
-        self._upscale_rows(source, sink, seed, factor, steps, tile_px, tile_batch)
+        alone(self._rows(source, sink, seed, factor, steps, tile_px, tile_batch))
         return scaled(source.shape[0], factor), scaled(source.shape[1], factor)
 
-    @torch.inference_mode()
     def upscale_tensor(
         self,
         lq: Tensor,
@@ -308,7 +335,7 @@ class Upscaler:
             raise ValueError(f"lq must be (1, 3, h, w) with h and w at least 1, got {tuple(lq.shape)}")
         size = (lq.shape[2], lq.shape[3])
         bands: list[Tensor] = []
-        self._run_chain(
+        chain = self._chain(
             size,
             read=lambda top, bottom: lq[0, :, top:bottom],
             emit=lambda rows: bands.append(rows.clone()),
@@ -317,6 +344,7 @@ class Upscaler:
             tile_px=tile_px,
             tile_batch=tile_batch,
         )
+        alone(chain)
         return torch.cat(bands, 1)[None, :, : size[0] * self.scale, : size[1] * self.scale].to(self.device).clamp(-1, 1)
 
     def plan(self, height: int, width: int, tile_px: int | None = None) -> TilePlan:
@@ -356,7 +384,8 @@ class Upscaler:
                 return torch.zeros((1, channels, side, side), device=self.device)
 
             latent = zeros(channels, side)
-            calls = [lambda: networks.predict_x0(0, latent, latent, zeros(3, lq_side))]
+            first = torch.zeros(1, dtype=torch.int64, device=self.device)
+            calls = [lambda: networks.predict_x0(latent, latent, zeros(3, lq_side), first)]
             if not networks.unshuffles:
                 calls += [lambda: networks.encode(zeros(3, lq_side * self.scale)), lambda: networks.decode(latent)]
             with torch.inference_mode():
@@ -372,12 +401,14 @@ class Upscaler:
         Raises:
             ValueError: the model was not trained with so many.
         """
-        # Kept: tables on the device are cached by schedule.
+        # Kept: tables on the device are cached by schedule, and pictures share the calls of one object.
         steps = self.schedule.steps if steps is None else steps
-        schedule = self._shortened.get(steps) or self._shortened.setdefault(steps, self.schedule.shortened(steps))
-        autocast = partial(torch.autocast, self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
-        unet, stage = self._compiled or (self.unet, self.first_stage)
-        return Networks(self.config, unet, stage, schedule, self.device, autocast, self._backoff.call)
+        if steps not in self._networks:
+            schedule = self.schedule if steps == self.schedule.steps else self.schedule.shortened(steps)
+            autocast = partial(torch.autocast, self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+            unet, stage = self._compiled or (self.unet, self.first_stage)
+            self._networks[steps] = Networks(self.config, unet, stage, schedule, self.device, autocast, self._backoff.call)
+        return self._networks[steps]
 
     def _compile(self) -> tuple[Callable[..., Tensor], FirstStage]:
         unet, stage = Compiled(self.unet, "the U-Net", self.device), self.first_stage
@@ -388,7 +419,7 @@ class Upscaler:
         )
         return unet, CompiledStage(stage.factor, stage.channels, encode, decode)
 
-    def _run_chain(
+    def _chain(
         self,
         size: tuple[int, int],
         *,
@@ -398,20 +429,20 @@ class Upscaler:
         steps: int | None,
         tile_px: int | None,
         tile_batch: int | None,
-    ) -> None:
+    ) -> Work[None]:
         if tile_batch is not None and tile_batch < 1:
             raise ValueError(f"tile_batch must be at least 1, got {tile_batch}")
         plan, networks = self.plan(*size, tile_px), self.networks(steps)
-        batch = 1 if self.device.type == "cpu" else tile_batch or 8
+        batch = (tile_batch or tiles_per_call(plan.tile_area, self._fits)) if self.shares_calls else 1
         needed = RowChain.window_bytes(networks, plan)
         if self.memory_budget_bytes is not None:
             room = self.memory_budget_bytes - self.footprint().tile_bytes(plan.tile_area)
         else:
             room = (free_bytes(self.device) or needed) // 2
         allocate: Allocate = in_memory(self.device) if needed <= room else in_file
-        RowChain(networks, plan, size, read=read, noise=noise, emit=emit, allocate=allocate, batch=batch).run()
+        yield from RowChain(networks, plan, size, read=read, noise=noise, emit=emit, allocate=allocate, batch=batch).run()
 
-    def _upscale_rows(
+    def _rows(
         self,
         source: PixelRows,
         sink: Sink,
@@ -420,10 +451,10 @@ class Upscaler:
         steps: int | None,
         tile_px: int | None,
         tile_batch: int | None,
-    ) -> None:
+    ) -> Work[None]:
         height, width = source.shape[:2]
         output = RowOutput(source, sink, scale=self.scale, factor=factor, colour_fix=self.colour_fix)
-        self._run_chain(
+        yield from self._chain(
             (height, width),
             read=lambda top, bottom: images.to_tensor(source[top:bottom])[0].to(self.device),
             emit=output.push,

@@ -12,7 +12,7 @@ Every tile is computed once, with the same neighbours and in the same order as i
 rounding (2e-5 in [-1, 1]; blending adds in another order).
 Memory is (T + 2) windows of about two rows of tiles; with windows in files (`resshift.rowbuffer`), a tile.
 
-On a CPU tiles run one by one; elsewhere in batches of one shape, the last filled up, so that no result depends on what a batch holds.
+Nothing here calls a network: a stage yields the calls it wants (`resshift.batching`), so that tiles of several pictures can share them.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from resshift.batching import TileCall, Work
 from resshift.rowbuffer import RowBuffer
 from resshift.tiling import AxisTiles, TilePlan
 
 # Columns that are finished at a time, so that temporaries of a wide picture stay small. The side of a noise block.
 _COLUMNS = 64
-
-TileCall = Callable[..., Tensor]
 
 
 class Stage(Protocol):
@@ -40,7 +39,7 @@ class Stage(Protocol):
         """Tell whether the rows that the next row of tiles reads are complete."""
         ...
 
-    def run(self) -> None:
+    def run(self) -> Work[None]:
         """Work on the next row of tiles."""
         ...
 
@@ -56,23 +55,25 @@ class TileStage:
 
     Args:
         plan: of the latent plane.
-        function: (n, C_i, tile_h s_i, tile_w s_i) an input -> (n, C, tile_h s, tile_w s).
+        function: (n, C_i, tile_h s_i, tile_w s_i) an input, and the step's index (n,) where there is one -> (n, C, tile_h s, tile_w s).
         inputs: windows with their scales s_i, pixels a latent position.
         blended: window that results are added into, at scale s.
         scale: s.
         finish: called with the latent rows [top, bottom) once they are complete in `blended`.
         device: that the function runs on.
         batch: tiles in a call.
+        i_step: index of the step; None: the function takes none.
     """
 
     plan: TilePlan
-    function: TileCall
+    function: Callable[..., Tensor]
     inputs: Sequence[tuple[RowBuffer, int]]
     blended: RowBuffer
     scale: int
     finish: Callable[[int, int], None]
     device: torch.device
     batch: int
+    i_step: int | None = None
     i_row: int = field(default=0, init=False)
 
     @property
@@ -85,14 +86,14 @@ class TileStage:
         end = self.needs_from + self.plan.rows.tile
         return all(window.bottom >= end * scale for window, scale in self.inputs)
 
-    def run(self) -> None:
+    def run(self) -> Work[None]:
         rows, columns = self.plan.rows, self.plan.columns
         top, scale = rows.starts[self.i_row], self.scale
         self.blended.extend((top + rows.tile) * scale)
-        for lefts in batches(columns.starts, self.batch):
-            results = self.function(*(self._tiles(window, top, lefts, ratio) for window, ratio in self.inputs))
-            for left, result in zip(lefts, results, strict=False):  # results of what filled up the batch are dropped
-                i_column = columns.starts.index(left)
+        for first in range(0, len(columns.starts), self.batch):
+            lefts = columns.starts[first : first + self.batch]
+            results = yield self._call(top, lefts)
+            for i_column, (left, result) in enumerate(zip(lefts, results, strict=True), first):
                 place = self.blended.rect(top * scale, (top + rows.tile) * scale, left * scale, (left + columns.tile) * scale)
                 place += (result * self._weight(i_column).to(result)).to(place.device)
             for window in (self.blended, *(window for window, _ in self.inputs)):
@@ -102,10 +103,12 @@ class TileStage:
         self.blended.discard(end * scale)
         self.i_row += 1
 
-    def _tiles(self, window: RowBuffer, top: int, lefts: Sequence[int], scale: int) -> Tensor:
-        tiles = [self.tile(window, top, left, scale) for left in lefts]
-        tiles += [tiles[-1]] * (batch_shape(len(self.plan.columns.starts), self.batch) - len(lefts))
-        return torch.stack(tiles).to(self.device, non_blocking=True)
+    def _call(self, top: int, lefts: Sequence[int]) -> TileCall:
+        stacked = [torch.stack([self.tile(window, top, left, scale) for left in lefts]) for window, scale in self.inputs]
+        inputs = [tiles.to(self.device, non_blocking=True) for tiles in stacked]
+        if self.i_step is not None:
+            inputs.append(torch.full((len(lefts),), self.i_step, dtype=torch.int64, device=self.device))
+        return TileCall(self.function, tuple(inputs), self.batch)
 
     def tile(self, window: RowBuffer, top: int, left: int, scale: int) -> Tensor:
         """Return one input of the tile at a latent position."""
@@ -114,18 +117,6 @@ class TileStage:
 
     def _weight(self, i_column: int) -> Tensor:
         return torch.outer(self.plan.rows.weights(self.i_row, self.scale), self.plan.columns.weights(i_column, self.scale))
-
-
-def batch_shape(count: int, batch: int) -> int:
-    """Tiles in every call when `count` are to be done: at most `batch`, and no larger than needed for that number of calls."""
-    return -(-count // -(-count // batch))
-
-
-def batches(items: Sequence[int], batch: int) -> Iterator[Sequence[int]]:
-    """Cut into pieces of `batch_shape`; the last may be shorter."""
-    size = batch_shape(len(items), batch)
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 def column_parts(width: int) -> Iterator[slice]:
@@ -142,7 +133,7 @@ def capacity(rows: AxisTiles, num_consumers: int) -> int:
     return min(rows.length, (num_consumers + 1) * rows.tile)
 
 
-def drive(stages: Sequence[Stage], feed: Callable[[], bool], discard: Callable[[], None]) -> None:
+def drive(stages: Sequence[Stage], feed: Callable[[], bool], discard: Callable[[], None]) -> Work[None]:
     """Run stages to the end, the last that can first.
 
     Args:
@@ -153,7 +144,7 @@ def drive(stages: Sequence[Stage], feed: Callable[[], bool], discard: Callable[[
     while True:
         stage = next((stage for stage in reversed(stages) if stage.ready()), None)
         if stage is not None:
-            stage.run()
+            yield from stage.run()
             discard()
         elif not feed():
             return

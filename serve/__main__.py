@@ -3,6 +3,7 @@
     python -m serve                                         tiny-x4 at http://127.0.0.1:8000
     python -m serve --model runs/mine/model --port 9000
     python -m serve --model tiny-x4 --model nearest-x4 --jobs photos:upscaled
+    python -m serve --replicas 1:4 --ongoing 16             up to four GPUs, each with sixteen pictures at a time
     python -m serve --config serve/config.yaml              what a configuration says, here
     python -m serve --print-config > my.yaml                for `serve run my.yaml` and `serve deploy my.yaml`
     python -m serve --new-key alice                         an API key, and its entry for the configuration
@@ -34,6 +35,9 @@ def arguments() -> argparse.ArgumentParser:
     options.add_argument(
         "--replicas", default="1:1", metavar="MIN:MAX", help="replicas of each model (default 1:1); 0:MAX: none while nobody asks"
     )
+    options.add_argument(
+        "--ongoing", type=int, default=2, metavar="N", help="pictures at a time at a replica (default 2; for a GPU 16: computed together)"
+    )
     options.add_argument("--jobs", metavar="SRC:DST", help="allow bulk jobs from inside SRC to inside DST (plain paths)")
     options.add_argument("--config", metavar="FILE", help="take all of it from a configuration")
     mode = options.add_mutually_exclusive_group()
@@ -55,7 +59,10 @@ def configuration(options: argparse.Namespace) -> dict[str, Any]:
 
     low, high = replica_range(options.replicas, least=0)
     models: list[str] = options.model or ["tiny-x4"]
-    args: dict[str, Any] = {"models": models, "limits": {"in_flight": 2 * high + 2}, "jobs": {"replicas": high}}
+    if options.ongoing < 1:
+        raise UsageError(f"--ongoing must be at least 1, got {options.ongoing}")
+    in_flight = options.ongoing * high + 2
+    args: dict[str, Any] = {"models": models, "limits": {"in_flight": in_flight}, "jobs": {"replicas": high}}
     if low == 0:
         args["sleeping"] = models
     if options.jobs is not None:
@@ -69,7 +76,7 @@ def configuration(options: argparse.Namespace) -> dict[str, Any]:
             "name": app_name(describe_model(name).identity),
             "route_prefix": None,
             "import_path": "serve.replica:application",
-            "args": {"model": name, "low": low, "high": high},
+            "args": {"model": name, "low": low, "high": high, "ongoing": options.ongoing},
         }
         for name in models
     ]

@@ -31,9 +31,9 @@ _HEALTH_CHECK_S = 2.0
 class ModelReplica:
     """A replica of the deployment."""
 
-    def __init__(self, model: str, identity: str, num_threads: int) -> None:
+    def __init__(self, model: str, identity: str, num_threads: int, ongoing: int) -> None:
         self._replica = Replica(model, identity, num_threads)
-        self._threads = ThreadPoolExecutor(2 * UNITS_PER_REPLICA + 1, thread_name_prefix="upscale")
+        self._threads = ThreadPoolExecutor(2 * ongoing + 1, thread_name_prefix="upscale")
 
     async def upscale(self, options: ReplicaOptions, keys: Sequence[str], *inputs: Frames) -> AsyncGenerator[Started | Frames | Upscaled]:
         """Upscale a work unit; see `Replica.upscale`."""
@@ -54,10 +54,10 @@ def app_name(identity: str) -> str:
 
 
 def model_app(options: EngineOptions) -> serve.Application:
-    """Return the application: one deployment that keeps two units in flight at every replica."""
+    """Return the application: one deployment, whose replicas take `options.ongoing` requests at a time."""
     deployment: Any = serve.deployment(
         name="model",
-        max_ongoing_requests=UNITS_PER_REPLICA,
+        max_ongoing_requests=options.ongoing,
         health_check_period_s=_HEALTH_CHECK_S,
         graceful_shutdown_timeout_s=120,
         ray_actor_options={"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},
@@ -65,7 +65,7 @@ def model_app(options: EngineOptions) -> serve.Application:
             "min_replicas": options.low,
             "max_replicas": options.high,
             "initial_replicas": options.low,
-            "target_ongoing_requests": UNITS_PER_REPLICA,
+            "target_ongoing_requests": options.ongoing,
             "upscale_delay_s": options.upscale_s,
             "downscale_delay_s": options.downscale_s,
             "metrics_interval_s": min(2.0, options.upscale_s),
@@ -73,7 +73,7 @@ def model_app(options: EngineOptions) -> serve.Application:
         },
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )(ModelReplica)
-    return deployment.bind(options.model, options.identity, options.num_threads)
+    return deployment.bind(options.model, options.identity, options.num_threads, options.ongoing)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -86,6 +86,7 @@ class ReplicaSettings:
         num_gpus: of a replica; null: one where the cluster has any.
         num_cpus, num_threads: of a replica; threads null: the cores of this machine shared out.
         upscale_s, downscale_s: see `EngineOptions`.
+        ongoing: requests at a time at a replica: on a GPU 16, say, because small pictures of all of them are computed together.
     """
 
     model: str
@@ -96,8 +97,11 @@ class ReplicaSettings:
     num_threads: int | None = None
     upscale_s: float = 5.0
     downscale_s: float = 60.0
+    ongoing: int = UNITS_PER_REPLICA
 
     def __post_init__(self) -> None:
+        if self.ongoing < 1:
+            raise ValueError(f"ongoing must be at least 1, got {self.ongoing}")
         if not 0 <= self.low <= self.high or self.high < 1:
             raise ValueError(f"replicas need 0 <= low <= high and 1 <= high, got {self.low} and {self.high}")
 
@@ -125,5 +129,6 @@ def application(args: dict[str, Any]) -> serve.Application:
             num_threads=asked.num_threads or shared,
             upscale_s=asked.upscale_s,
             downscale_s=asked.downscale_s,
+            ongoing=asked.ongoing,
         )
     )

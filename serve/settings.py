@@ -58,7 +58,7 @@ class LimitSettings:
         bodies_mb: of all requests that are being worked on or wait.
         megapixels, max_side_px, decode_s, decode_memory_mb: of a picture; the first two are checked on its header.
         output_megapixels: of a result.
-        in_flight: pictures that are decoded, upscaled or encoded at a time; two for each replica there may be, and two.
+        in_flight: pictures that are decoded, upscaled or encoded at a time; what all replicas take (`ongoing`), and two.
         queue: pictures that wait for that.
         timeout_s: for an answer, when the request has no `X-Request-Timeout`.
         max_timeout_s: the longest that a request may ask for.

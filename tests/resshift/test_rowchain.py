@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from resshift.autoencoder import VQAutoencoder
+from resshift.batching import alone
 from resshift.config import ModelConfig
 from resshift.first_stage_config import FirstStageConfig, VQConfig
 from resshift.images import Picture, from_tensor
@@ -129,7 +130,7 @@ def test_windows_in_files_change_no_byte(make: Callable[[], Upscaler]) -> None:
             bands.append(rows.clone())
 
         with torch.inference_mode():
-            RowChain(up.networks(), plan, size, read=read, noise=noise, emit=emit, allocate=allocate, batch=1).run()
+            alone(RowChain(up.networks(), plan, size, read=read, noise=noise, emit=emit, allocate=allocate, batch=1).run())
         results.append(torch.cat(bands, 1))
     assert torch.equal(*results)
 

@@ -19,8 +19,10 @@ import pytest
 
 from pipelines.replica import Replica, ReplicaOptions, Started
 from resshift.animation import Frames
+from resshift.batching import Work
 from resshift.images import Picture
 from serve.__main__ import arguments, configuration, start
+from serve.replica import ReplicaSettings
 from serve.settings import parse
 
 OPTIONS = ReplicaOptions(model="nearest-x4", identity="nearest-x4")
@@ -41,11 +43,12 @@ def test_a_picture_without_a_key_has_the_noise_of_its_seed() -> None:
     class Model:
         identity = "nearest-x4"
 
-        def upscale(
+        def upscaling(
             self, picture: Picture, *, seed: int = 0, outscale: float | None = None, steps: int | None = None, tile_px: int | None = None
-        ) -> Picture:
+        ) -> Work[Picture]:
             del outscale, steps, tile_px
             seen.append(seed)
+            yield from ()
             return picture
 
     replica = Replica("nearest-x4", "nearest-x4", 1)
@@ -253,14 +256,31 @@ def test_the_shipped_configuration_is_what_the_command_prints(capsys: pytest.Cap
 
 def test_models_that_may_have_no_replicas_are_told_to_the_endpoint() -> None:
     config = configuration(arguments().parse_args(["--model", "nearest-x4", "--replicas", "0:2"]))
-    assert config["applications"][0]["args"] == {"model": "nearest-x4", "low": 0, "high": 2}
+    assert config["applications"][0]["args"] == {"model": "nearest-x4", "low": 0, "high": 2, "ongoing": 2}
     assert config["applications"][1]["args"]["sleeping"] == ["nearest-x4"]
     with pytest.raises(ValueError, match="sleeping must be some of models"):
         parse({"models": ["nearest-x4"], "sleeping": ["tiny-x4"]})
 
 
+def test_what_replicas_take_at_a_time_is_what_the_endpoint_hands_on() -> None:
+    config = configuration(arguments().parse_args(["--model", "nearest-x4", "--replicas", "1:4", "--ongoing", "16"]))
+    model, endpoint = (one["args"] for one in config["applications"])
+    assert model["ongoing"] == 16
+    assert endpoint["limits"]["in_flight"] == 4 * 16 + 2
+    with pytest.raises(ValueError, match="ongoing must be at least 1, got 0"):
+        ReplicaSettings(**model | {"ongoing": 0})
+
+
 @pytest.mark.parametrize(
-    "command", [["--model", "nearest-x5"], ["--jobs", "here"], ["--replicas", "2:1"], ["--replicas", "0:0"], ["--config", "/nowhere.yaml"]]
+    "command",
+    [
+        ["--model", "nearest-x5"],
+        ["--jobs", "here"],
+        ["--replicas", "2:1"],
+        ["--replicas", "0:0"],
+        ["--ongoing", "0"],
+        ["--config", "/nowhere.yaml"],
+    ],
 )
 def test_a_command_that_cannot_be_is_one_line(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     from serve.__main__ import main

@@ -1,0 +1,93 @@
+"""Small pictures one after the other, and together: what sharing calls of the network brings (`resshift.batching`).
+
+    python benchmarks/together.py --model tiny-x4 --side 64 --pictures 64        on a GPU; on a CPU tiles go one by one, and the ratio is 1
+
+Pictures are those of many requests: alike in size, different in content, one after the other in a replica that takes `--ongoing` at a time.
+Every result is compared with the same picture made alone: all bytes have to be equal, or the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import record
+import torch
+from upscale import load
+
+from resshift.batching import Batcher
+from resshift.images import Picture
+from resshift.upscaler import Upscaler, resolve_device
+
+
+def noisy_pictures(side: int, count: int) -> list[Picture]:
+    """Return pictures of a square of waves with noise; all differ."""
+    x = np.mgrid[:side, :side][1] / side
+    rng = np.random.default_rng(side)
+    waves = [127.5 + 90 * np.sin(9 * x[..., None] + np.array([0, 1, 2]) + i) for i in range(count)]
+    return [Picture(pixels=(wave + rng.normal(0, 12, wave.shape)).clip(0, 255).astype(np.uint8)) for wave in waves]
+
+
+def one_by_one(up: Upscaler, pictures: Sequence[Picture]) -> list[Picture]:
+    """Upscale every picture with calls of its own."""
+    return [up.upscale(picture, seed=i) for i, picture in enumerate(pictures)]
+
+
+def together(up: Upscaler, pictures: Sequence[Picture], ongoing: int) -> list[Picture]:
+    """Upscale with calls that pictures share, `ongoing` under way at a time."""
+    batcher = Batcher(most_open=ongoing)
+    futures = [batcher.submit(up.upscaling(picture, seed=i)) for i, picture in enumerate(pictures)]
+    while batcher.turn():
+        pass
+    return [future.result().value for future in futures]
+
+
+def fastest_s(works: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+    """Return the shortest wall time of each; they take turns. Results are pixels on the host, so nothing is left running."""
+    seconds = [float("inf")] * len(works)
+    for _ in range(rounds):
+        for i, work in enumerate(works):
+            started = time.perf_counter()
+            work()
+            seconds[i] = min(seconds[i], time.perf_counter() - started)
+    return seconds
+
+
+def compare(name: str, device: str | torch.device, sides: Sequence[int], *, count: int, ongoing: int, rounds: int) -> list[dict[str, Any]]:
+    """Return a row for each side of picture: pictures a second alone and together, their ratio, and whether all bytes are equal."""
+    up = load(name, resolve_device(device), "auto")
+    rows: list[dict[str, Any]] = []
+    for side in sides:
+        pictures = noisy_pictures(side, count)
+        pairs = zip(one_by_one(up, pictures), together(up, pictures, ongoing), strict=True)  # and a warm-up
+        same_bytes = all(np.array_equal(alone.pixels, shared.pixels) for alone, shared in pairs)
+        works = [lambda p=pictures: one_by_one(up, p), lambda p=pictures: together(up, p, ongoing)]
+        alone_s, shared_s = fastest_s(works, rounds)
+        speeds = {"alone_per_s": count / alone_s, "together_per_s": count / shared_s, "ratio": alone_s / shared_s}
+        rows.append({"model": name, "side_px": side, **speeds, "same_bytes": same_bytes})
+    return rows
+
+
+def main() -> int:
+    """Compare, for each side."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny-x4", help="tiny-x4, or a preset with random weights (default tiny-x4)")
+    parser.add_argument("--side", type=int, action="append", metavar="PX", help="of the pictures (default 64, 128 and 256)")
+    parser.add_argument("--pictures", type=int, default=32)
+    parser.add_argument("--ongoing", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="auto")
+    chosen = parser.parse_args()
+    sides = chosen.side or [64, 128, 256]
+    rows = compare(chosen.model, chosen.device, sides, count=chosen.pictures, ongoing=chosen.ongoing, rounds=chosen.rounds)
+    print(record.table(list(rows[0]), [list(row.values()) for row in rows]))
+    print(record.json_line({"machine": record.machine(resolve_device(chosen.device)), "ongoing": chosen.ongoing, "rows": rows}))
+    return 0 if all(row["same_bytes"] for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
