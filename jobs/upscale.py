@@ -66,6 +66,8 @@ def arguments() -> argparse.ArgumentParser:
 
 def upscale(options: argparse.Namespace) -> Exit:
     """Run the job, or answer a question about it."""
+    from pipelines.command import UsageError
+    from pipelines.lease import Occupied, held
     from pipelines.request import check_places, replica_range, requested_job, requested_work, settings_of
 
     check_places(options)
@@ -75,10 +77,13 @@ def upscale(options: argparse.Namespace) -> Exit:
     if options.verify:
         return check(options, settings)
     job = requested_job(options, settings)
-    worklist = requested_work(options, settings, job)
     if options.plan:
-        return plan(options, settings, job, worklist, replicas)
-    return work(options, settings, job, worklist, replicas)
+        return plan(options, settings, job, requested_work(options, settings, job), replicas)
+    try:
+        with held(options.target, settings.target):
+            return work(options, settings, job, requested_work(options, settings, job), replicas)
+    except Occupied as error:
+        raise UsageError(str(error)) from error
 
 
 def summary(options: argparse.Namespace, settings: BulkSettings) -> Exit:

@@ -32,15 +32,14 @@ def run(command: Callable[[argparse.Namespace], Exit], arguments: argparse.Argum
     """Parse, run, and turn expected errors into one line on standard error and an exit code."""
     options = arguments.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", datefmt="%H:%M:%S")
-    # Imported here so that --help does not wait for torch.
-    from resshift.checkpoint import ResumeRefused
+    # Imported here so that --help waits for nothing; none of them brings torch, which the driver of a bulk job never needs.
     from resshift.config import ConfigError
     from resshift.models import WeightsError
     from resshift.storage import StorageError
 
     try:
         return int(command(options))
-    except (UsageError, ConfigError, WeightsError, ResumeRefused) as error:
+    except (UsageError, ConfigError, WeightsError) as error:
         sys.stderr.write(f"error: {error}\n")
         return int(Exit.USAGE)
     except StorageError as error:

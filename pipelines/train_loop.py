@@ -30,7 +30,6 @@ from pipelines.pairs import Batch, fair_share, rank_batches
 from pipelines.train_log import Clock, TrainLog, memory_gib
 from pipelines.validation import Renderer, Validator, held_out
 from resshift import checkpoint, storage, weights
-from resshift.checkpoint import ResumeRefused
 from resshift.config import ConfigError, to_dict
 from resshift.models import WeightsError
 from resshift.optimisation import learning_rate
@@ -38,7 +37,7 @@ from resshift.training import Learner, Slots, TrainingDiverged, start_from
 
 logger = logging.getLogger(__name__)
 # What another attempt would only repeat. Every worker ends with the same one.
-FATAL = (ConfigError, WeightsError, ResumeRefused, TrainingDiverged)
+FATAL = (ConfigError, WeightsError, TrainingDiverged)
 # Asking costs a few milliseconds and all workers wait for each other; a notice comes two minutes before the node goes.
 _PREEMPTION_EVERY = 5
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from resshift import __version__
-from resshift.config import RunConfig, TrainConfig, differing_fields, fingerprint, to_dict
+from resshift.config import ConfigError, RunConfig, TrainConfig, differing_fields, fingerprint, to_dict
 from resshift.models import WeightsError
 from resshift.training import TrainState
 from resshift.weights import model_metadata, read_state_dict, save_safetensors
@@ -44,7 +44,7 @@ class Run(Protocol):
     def train(self) -> TrainConfig: ...
 
 
-class ResumeRefused(ValueError):
+class ResumeRefused(ConfigError):
     """The directory holds another run; the message names the differing fields."""
 
 

@@ -24,6 +24,7 @@ from typing import Any, Literal
 from pipelines import ledger
 from pipelines.command import UsageError
 from pipelines.engines import Engine, EngineError
+from pipelines.lease import Lease, Occupied
 from pipelines.progress import Progress
 from pipelines.request import check_places, requested_job, requested_work
 from pipelines.upscale import Job, close_job, engine_options, run_job_in_loop
@@ -223,7 +224,7 @@ class JobKeeper:
             if record.id not in self._cancelled:
                 raise  # the keeper itself ends: the record stays as it is, and the next keeper continues
             record.state = "cancelled"
-        except (EngineError, StorageError, Problem, UsageError) as error:
+        except (EngineError, StorageError, Problem, UsageError, Occupied) as error:
             record.state, record.message = "failed", str(error)
         except Exception:
             # The boundary of a job: one must not end the others. The traceback is in the log, not in the answer.
@@ -239,6 +240,14 @@ class JobKeeper:
         request = BulkRequest.model_validate(record.request)
         job = await asyncio.to_thread(self._describe, request)
         options = argparse.Namespace(**request.model_dump(), keys=None)
+        lease = Lease(request.target, self.settings.jobs.bulk.target)
+        try:
+            await asyncio.to_thread(lease.take)
+            return await self._work(record, request, options, job)
+        finally:
+            await asyncio.shield(asyncio.to_thread(lease.release))
+
+    async def _work(self, record: Record, request: BulkRequest, options: argparse.Namespace, job: Job) -> State:
         bulk = self.settings.jobs.bulk
         worklist = await asyncio.to_thread(requested_work, options, bulk, job)
         await asyncio.to_thread(ledger.begin_job, request.target, job.stages.job.record(request.source), bulk.target)

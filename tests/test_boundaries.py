@@ -70,6 +70,19 @@ def test_what_computes_nothing_does_not_import_torch(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip() == "[]"
 
 
+def test_a_bulk_job_runs_without_torch_in_its_driver(tmp_path: Path) -> None:
+    """Not only what it imports at first: what it does, up to where Ray begins."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(b"no picture")
+    program = (
+        "import runpy, sys; sys.argv[0] = 'upscale.py'; job = runpy.run_path('jobs/upscale.py')['main']; "
+        "code = job(sys.argv[1:]); print(code, [m for m in ('torch', 'timm', 'torchvision') if m in sys.modules])"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "in"), str(tmp_path / "out"), "--plan"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip().splitlines()
+    assert told[-1] == "0 []"
+
+
 @pytest.mark.parametrize("room", ["resshift", "pipelines"])
 def test_no_global_random_numbers(room: str) -> None:
     found: list[str] = []

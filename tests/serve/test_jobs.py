@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipelines import lease
 from serve.keys import digest, new_key
 
 LATER = {"Prefer": "respond-async"}
@@ -151,6 +152,20 @@ def test_bulk_jobs_that_cannot_be(
     answer = made.client.post("/v1/jobs", json={"source": str(photos), "target": f"{out}/x4"} | change)
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
     assert not out.exists()
+
+
+def test_a_bulk_job_where_another_run_works_fails_and_says_so(
+    start_endpoint: Callable[..., Any], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "BEAT_S", 0.1)
+    out = tmp_path / "out"
+    made = start_endpoint(jobs={"sources": [str(photos)], "targets": [str(out)]})
+    with made.client as client, lease.held(str(out)):
+        where = client.post("/v1/jobs", json={"source": str(photos), "target": str(out)}).headers["location"]
+        view = ended(made, where)
+    assert view["state"] == "failed"
+    assert "another run works at" in view["message"]
+    assert not (out / "_resshift" / "job.json").exists()
 
 
 def test_bulk_job_bodies_must_be_json(endpoint: Any) -> None:  # noqa: ANN401

@@ -1,0 +1,175 @@
+"""One run at a time at a destination: who works there says so, and keeps saying it.
+
+    DST/_resshift/working/ID.json      where the run is, and a number that grows
+
+    with held(target, options):        raises Occupied when another run works there
+        ...
+
+A run writes its file again every few seconds and removes it at its end. A run that finds the file of another watches it: while the number
+grows, somebody works there; when it has stood still for several beats, that run was killed, and its file is removed. No two clocks are
+compared. A process that was on this machine and is gone is not waited for. Of two runs that watch each other, the first by name stays.
+
+This keeps two runs from doing the same work, and is no lock: a run that hangs longer than it is watched finds company. Nothing is lost
+then; the same pictures are made twice, to the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import secrets
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipelines.ledger import DIRECTORY
+from resshift import s3, storage
+from resshift.s3 import S3Options
+from resshift.storage import StorageError, StorageReason
+
+BEAT_S = 10.0
+_BEATS_TO_WATCH = 2.5
+
+logger = logging.getLogger(__name__)
+
+
+class Occupied(ValueError):
+    """Another run works at the destination; the message says where it is."""
+
+
+class Lease:
+    """A run's word that it works at a destination.
+
+    Args:
+        target: DST.
+        options: of its store.
+        beat_s: seconds between two beats, the same for all runs; default `BEAT_S`.
+    """
+
+    def __init__(self, target: str, options: S3Options = s3.DEFAULT, beat_s: float | None = None) -> None:
+        self._target, self._options, self._beat_s = target, options, beat_s or BEAT_S
+        self._root = storage.join(target, f"{DIRECTORY}/working")
+        self._name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}.json"
+        self._beats = 0
+        self._is_working = False  # or still watching others
+        self._writing = threading.Lock()
+        self._ended = threading.Event()
+        self._beating: threading.Thread | None = None
+
+    def take(self) -> None:
+        """Begin to beat; wait until a run that seems to work there is known to, or not to.
+
+        Raises:
+            Occupied: it does.
+            StorageError: the destination cannot be read or written.
+        """
+        self._write()
+        self._beating = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._beating.start()
+        try:
+            self._look()
+            self._is_working = True
+            self._write()
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Say that the work has ended."""
+        self._ended.set()
+        if self._beating is not None:
+            self._beating.join()
+        self._remove(self._name)
+
+    def _look(self) -> None:
+        others = {name: beat for name, beat in self._others().items() if not self._has_ended(name, beat)}
+        if not others:
+            return
+        seconds = self._beat_s * _BEATS_TO_WATCH
+        logger.info("another run may be at work at %s: watching it for %.0f s", self._target, seconds)
+        until = time.monotonic() + seconds
+        while others and time.monotonic() < until:
+            time.sleep(self._beat_s / 4)
+            now = self._others()
+            for name, beat in now.items():
+                if name in others and beat["beats"] != others[name]["beats"] and (beat["is_working"] or name < self._name):
+                    raise Occupied(
+                        f"another run works at {self._target} (host {beat['host']}, process {beat['pid']}, since {name[:15]} UTC): "
+                        "wait until it ends, or stop it"
+                    )
+            # What has gone has ended. A beat of one that watches too, and is to go, does not count: it may yet be killed.
+            others = {name: beat for name, beat in others.items() if name in now}
+        for name, beat in others.items():
+            if self._others().get(name, {}).get("beats") == beat["beats"]:
+                self._remove(name)
+
+    def _has_ended(self, name: str, beat: dict[str, Any]) -> bool:
+        if beat["place"] != place() or _is_alive(beat["pid"]):
+            return False
+        self._remove(name)
+        return True
+
+    def _others(self) -> dict[str, dict[str, Any]]:
+        """Return the files of other runs."""
+        found: dict[str, dict[str, Any]] = {}
+        for entry in storage.list_entries(self._root, self._options):
+            if entry.key != self._name:
+                try:
+                    found[entry.key] = json.loads(storage.read_bytes(entry.uri, options=self._options))
+                except StorageError as error:
+                    if error.reason is not StorageReason.MISSING:  # it has just ended
+                        raise
+        return found
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._beat_s):
+            try:
+                self._write()
+            except StorageError as error:
+                logger.warning("this run could not say that it is at work: %s", error)
+
+    def _write(self) -> None:
+        with self._writing:
+            self._beats += 1
+            beat = {"host": platform.node(), "pid": os.getpid(), "place": place(), "beats": self._beats, "is_working": self._is_working}
+            storage.write_bytes(storage.join(self._root, self._name), json.dumps(beat).encode(), self._options, "application/json")
+
+    def _remove(self, name: str) -> None:
+        try:
+            storage.remove(storage.join(self._root, name), self._options)
+        except StorageError as error:
+            logger.warning("the next run will watch for %.0f s before it begins: %s", self._beat_s * _BEATS_TO_WATCH, error)
+
+
+@contextmanager
+def held(target: str, options: S3Options = s3.DEFAULT) -> Generator[None]:
+    """Hold the lease of a destination; see `Lease.take` for errors."""
+    lease = Lease(target, options)
+    lease.take()
+    try:
+        yield
+    finally:
+        lease.release()
+
+
+def place() -> str:
+    """Name the set of processes in which this one's number means something; containers of one machine have sets of their own."""
+    try:
+        return f"{platform.node()} {Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux
+        return platform.node()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
