@@ -1,9 +1,13 @@
-"""Small pictures one after the other, and together: what sharing calls of the network brings (`resshift.batching`).
+"""Small pictures one after the other, and together: what sharing calls of the network brings, and what it costs (`resshift.batching`).
 
-    python benchmarks/together.py --model tiny-x4 --side 64 --pictures 64        on a GPU; on a CPU tiles go one by one, and the ratio is 1
+    python benchmarks/together.py --model tiny-x4 --side 64 --pictures 64        on a GPU; on a CPU tiles go one by one, and ratios are 1
 
-Pictures are those of many requests: alike in size, different in content, one after the other in a replica that takes `--ongoing` at a time.
-Every result is compared with the same picture made alone: all bytes have to be equal, or the exit code is 1.
+    single     one picture after the other, a tile a call: what a program without batching does
+    alone      one picture after the other in calls of the usual size: what a picture pays whose shape nobody shares
+    together   `--ongoing` pictures at a time, as in a replica
+
+Pictures are alike in size, or "mixed": all of different sizes about it, the worst case. Each one made together is compared with the same
+one made alone: all bytes have to be equal, or the exit code is 1.
 """
 
 from __future__ import annotations
@@ -24,17 +28,21 @@ from resshift.images import Picture
 from resshift.upscaler import Upscaler, resolve_device
 
 
-def noisy_pictures(side: int, count: int) -> list[Picture]:
-    """Return pictures of a square of waves with noise; all differ."""
-    x = np.mgrid[:side, :side][1] / side
+def noisy_pictures(side: int, count: int, *, mixed: bool) -> list[Picture]:
+    """Return pictures of waves with noise, squares of a side or rectangles of 3/4 to 5/4 of it; all differ."""
     rng = np.random.default_rng(side)
-    waves = [127.5 + 90 * np.sin(9 * x[..., None] + np.array([0, 1, 2]) + i) for i in range(count)]
-    return [Picture(pixels=(wave + rng.normal(0, 12, wave.shape)).clip(0, 255).astype(np.uint8)) for wave in waves]
+    pictures: list[Picture] = []
+    for i in range(count):
+        height, width = rng.integers(3 * side // 4, 5 * side // 4, 2) if mixed else (side, side)
+        x = np.linspace(0, 9, width)[None, :, None] + np.array([0, 1, 2]) + i
+        pixels = 127.5 + 90 * np.sin(x) + rng.normal(0, 12, (height, width, 3))
+        pictures.append(Picture(pixels=pixels.clip(0, 255).astype(np.uint8)))
+    return pictures
 
 
-def one_by_one(up: Upscaler, pictures: Sequence[Picture]) -> list[Picture]:
+def one_by_one(up: Upscaler, pictures: Sequence[Picture], tile_batch: int | None = None) -> list[Picture]:
     """Upscale every picture with calls of its own."""
-    return [up.upscale(picture, seed=i) for i, picture in enumerate(pictures)]
+    return [up.upscale(picture, seed=i, tile_batch=tile_batch) for i, picture in enumerate(pictures)]
 
 
 def together(up: Upscaler, pictures: Sequence[Picture], ongoing: int) -> list[Picture]:
@@ -58,17 +66,22 @@ def fastest_s(works: Sequence[Callable[[], object]], rounds: int) -> list[float]
 
 
 def compare(name: str, device: str | torch.device, sides: Sequence[int], *, count: int, ongoing: int, rounds: int) -> list[dict[str, Any]]:
-    """Return a row for each side of picture: pictures a second alone and together, their ratio, and whether all bytes are equal."""
+    """Return a row for each side, alike and mixed: pictures a second in the three ways, and whether all bytes are equal."""
     up = load(name, resolve_device(device), "auto")
     rows: list[dict[str, Any]] = []
-    for side in sides:
-        pictures = noisy_pictures(side, count)
+    for side, mixed in ((side, mixed) for side in sides for mixed in (False, True)):
+        pictures = noisy_pictures(side, count, mixed=mixed)
         pairs = zip(one_by_one(up, pictures), together(up, pictures, ongoing), strict=True)  # and a warm-up
         same_bytes = all(np.array_equal(alone.pixels, shared.pixels) for alone, shared in pairs)
-        works = [lambda p=pictures: one_by_one(up, p), lambda p=pictures: together(up, p, ongoing)]
-        alone_s, shared_s = fastest_s(works, rounds)
-        speeds = {"alone_per_s": count / alone_s, "together_per_s": count / shared_s, "ratio": alone_s / shared_s}
-        rows.append({"model": name, "side_px": side, **speeds, "same_bytes": same_bytes})
+        works = [
+            lambda p=pictures: one_by_one(up, p, 1),
+            lambda p=pictures: one_by_one(up, p),
+            lambda p=pictures: together(up, p, ongoing),
+        ]
+        per_s = [count / seconds for seconds in fastest_s(works, rounds)]
+        speeds = dict(zip(("single_per_s", "alone_per_s", "together_per_s"), per_s, strict=True))
+        ratio = per_s[2] / per_s[0]
+        rows.append({"model": name, "side_px": side, "mixed": mixed, **speeds, "ratio": ratio, "same_bytes": same_bytes})
     return rows
 
 

@@ -66,8 +66,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def upscale(options: argparse.Namespace) -> Exit:
     """Run the job, or answer a question about it."""
-    from pipelines.command import UsageError
-    from pipelines.lease import Occupied, held
+    from pipelines.lease import held
     from pipelines.request import check_places, replica_range, requested_job, requested_work, settings_of
 
     check_places(options)
@@ -79,11 +78,8 @@ def upscale(options: argparse.Namespace) -> Exit:
     job = requested_job(options, settings)
     if options.plan:
         return plan(options, settings, job, requested_work(options, settings, job), replicas)
-    try:
-        with held(options.target, settings.target):
-            return work(options, settings, job, requested_work(options, settings, job), replicas)
-    except Occupied as error:
-        raise UsageError(str(error)) from error
+    with held(options.target, settings.target):
+        return work(options, settings, job, requested_work(options, settings, job), replicas)
 
 
 def summary(options: argparse.Namespace, settings: BulkSettings) -> Exit:

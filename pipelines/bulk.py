@@ -345,7 +345,10 @@ class BulkRun:
             left = unit[len(answered) :]
             await self.budget.adjust(-sum(entry.reserved for entry in left))
             self._cut_off(
-                [entry.item for entry in left], error, suspects=[left[0].item] if started is not None else [], alone=len(unit) == 1
+                [entry.item for entry in left],
+                error,
+                suspects=[entry.item for entry in left[: 0 if started is None else started.ahead]],
+                alone=len(unit) == 1,
             )
         await self._hand_on(answered[num_handed_on:])
         await self._notify()

@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipelines.command import UsageError
 from pipelines.ledger import DIRECTORY
 from resshift import s3, storage
 from resshift.s3 import S3Options
@@ -38,7 +39,7 @@ _BEATS_TO_WATCH = 2.5
 logger = logging.getLogger(__name__)
 
 
-class Occupied(ValueError):
+class Occupied(UsageError):
     """Another run works at the destination; the message says where it is."""
 
 
@@ -72,21 +73,27 @@ class Lease:
         self._beating = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._beating.start()
         try:
-            self._look()
+            self._watch()
+            if self._ended.is_set():
+                return
             self._is_working = True
             self._write()
+            # Of runs that began while this one watched others, each sees by now that the other works.
+            self._give_way({name: beat for name, beat in self._others().items() if beat["is_working"] and name < self._name})
         except BaseException:
             self.release()
             raise
 
     def release(self) -> None:
-        """Say that the work has ended."""
+        """Say that the work has ended; a `take` in another thread gives up."""
         self._ended.set()
         if self._beating is not None:
             self._beating.join()
-        self._remove(self._name)
+        with self._writing:  # after this nothing writes the file again
+            self._remove(self._name)
 
-    def _look(self) -> None:
+    def _watch(self) -> None:
+        """Look whether the runs that are there go on; remove those that do not."""
         others = {name: beat for name, beat in self._others().items() if not self._has_ended(name, beat)}
         if not others:
             return
@@ -94,19 +101,23 @@ class Lease:
         logger.info("another run may be at work at %s: watching it for %.0f s", self._target, seconds)
         until = time.monotonic() + seconds
         while others and time.monotonic() < until:
-            time.sleep(self._beat_s / 4)
+            if self._ended.wait(self._beat_s / 4):
+                return
             now = self._others()
-            for name, beat in now.items():
-                if name in others and beat["beats"] != others[name]["beats"] and (beat["is_working"] or name < self._name):
-                    raise Occupied(
-                        f"another run works at {self._target} (host {beat['host']}, process {beat['pid']}, since {name[:15]} UTC): "
-                        "wait until it ends, or stop it"
-                    )
-            # What has gone has ended. A beat of one that watches too, and is to go, does not count: it may yet be killed.
+            moved = {name: beat for name, beat in now.items() if name in others and beat["beats"] != others[name]["beats"]}
+            self._give_way({name: beat for name, beat in moved.items() if beat["is_working"] or name < self._name})
+            # What has gone has ended. What moves and is to give way may yet be killed before it does.
             others = {name: beat for name, beat in others.items() if name in now}
         for name, beat in others.items():
             if self._others().get(name, {}).get("beats") == beat["beats"]:
                 self._remove(name)
+
+    def _give_way(self, others: dict[str, dict[str, Any]]) -> None:
+        for name, beat in others.items():
+            raise Occupied(
+                f"another run works at {self._target} (host {beat['host']}, process {beat['pid']}, since {name[:15]} UTC): "
+                "wait until it ends, or stop it"
+            )
 
     def _has_ended(self, name: str, beat: dict[str, Any]) -> bool:
         if beat["place"] != place() or _is_alive(beat["pid"]):
@@ -118,7 +129,7 @@ class Lease:
         """Return the files of other runs."""
         found: dict[str, dict[str, Any]] = {}
         for entry in storage.list_entries(self._root, self._options):
-            if entry.key != self._name:
+            if entry.key != self._name and entry.key.endswith(".json"):
                 try:
                     found[entry.key] = json.loads(storage.read_bytes(entry.uri, options=self._options))
                 except StorageError as error:
@@ -135,6 +146,8 @@ class Lease:
 
     def _write(self) -> None:
         with self._writing:
+            if self._ended.is_set():
+                return
             self._beats += 1
             beat = {"host": platform.node(), "pid": os.getpid(), "place": place(), "beats": self._beats, "is_working": self._is_working}
             storage.write_bytes(storage.join(self._root, self._name), json.dumps(beat).encode(), self._options, "application/json")

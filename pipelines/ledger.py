@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipelines.command import UsageError
 from pipelines.digests import DigestSet, OwnerMap, digests
 from resshift import s3, storage
 from resshift.s3 import S3Options
@@ -65,7 +66,7 @@ SCHEMA = pa.schema(
 )
 
 
-class JobMismatch(ValueError):
+class JobMismatch(UsageError):
     """The destination belongs to a job with other options; the message names them."""
 
 

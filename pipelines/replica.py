@@ -110,10 +110,17 @@ class ReplicaOptions:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The replica has begun with the unit."""
+    """The replica has taken the unit.
+
+    Fields:
+        replica: its process.
+        at: wall clock.
+        ahead: so many of the unit's inputs may be under way at a time.
+    """
 
     replica: int
     at: float
+    ahead: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +164,17 @@ class Replica:
         if identity and self.model.identity != identity:
             raise RuntimeError(f"this node has another {model}: {self.model.identity} instead of {identity}")
         self._batcher = Batcher()
-        # So many pictures of a unit stand in line: enough to fill calls, and no more than one of another unit may have to wait for.
-        self._ahead = 2 * MOST_OPEN if self.model.shares_calls else 2
-        threading.Thread(target=self._batcher.serve, name="model", daemon=True).start()
+        # So many pictures of a unit are in line at a time. Without shared calls it is one: a death is charged to the picture it was at.
+        self._ahead = MOST_OPEN if self.model.shares_calls else 1
+        threading.Thread(target=self._compute, name="model", daemon=True).start()
+
+    def _compute(self) -> None:
+        """Serve the batcher. What ends it ends the process: a replica without this thread would take work and never answer."""
+        try:
+            self._batcher.serve()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(70)
 
     def pid(self) -> int:
         """Return the process id: the answer says that the replica is ready."""
@@ -177,7 +192,7 @@ class Replica:
             inputs: decoded.
             is_wanted: asked before the model begins with a picture; once it is not, the unit ends.
         """
-        yield Started(os.getpid(), time.time())
+        yield Started(os.getpid(), time.time(), self._ahead)
         waiting = iter(zip(keys, inputs, strict=True))
         line: collections.deque[Future[Done[Frames]]] = collections.deque()
         while True:
@@ -210,13 +225,11 @@ def _answer(future: Future[Done[Frames]]) -> tuple[Frames, Upscaled]:
         done = future.result()
     except torch.OutOfMemoryError as error:
         return Frames(()), Upscaled("out_of_memory", f"{error}; a smaller --tile needs less", 0.0, time.time())
-    except torch.AcceleratorError:
-        # An illegal access leaves the context of the device unusable: the next picture would fail for the sins of this one.
-        traceback.print_exc()
-        os._exit(70)
     except CancelledError:
         raise
     except Exception:
         # The boundary of the stage: one picture must not end the job. The traceback is kept in the row.
         return Frames(()), Upscaled("upscale_error", traceback.format_exc(limit=-4), 0.0, time.time())
+    finally:
+        del future  # an error holds the frames that it passed, and this one would hold the error
     return done.value, Upscaled("", "", done.seconds, time.time())

@@ -5,8 +5,8 @@ What needs a network is a generator, `Work`: it yields a `TileCall` and is sent 
     picture = alone(work)                   one picture: a call has its own tiles
     future = batcher.submit(work)           many pictures: tiles of the same shape go through a network together
 
-All calls on tiles of a shape have one size, filled up where there are fewer tiles. Kernels are chosen by shape, so no result depends on
-what shared its calls: the same picture gives the same bytes alone, beside others, and again.
+All calls on tiles of a shape have one size, filled up where there are fewer tiles. Kernels are chosen by shape; as far as they treat the
+places of a batch alike, which `benchmarks/together.py` looks at, the same picture gives the same bytes alone, beside others, and again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import collections
 import threading
 import time
+import traceback
 from collections.abc import Callable, Generator, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -58,7 +59,10 @@ Work = Generator[TileCall, Tensor, T]
 
 @dataclass(frozen=True, slots=True)
 class Done(Generic[T]):
-    """What a work returned, and its seconds: its own arithmetic, and its share of the calls by tiles."""
+    """What a work returned, and its seconds of wall clock: its own, and its share of the calls by tiles.
+
+    A GPU is not waited for after a call; the work that reads results from it has the seconds of all that it waits for.
+    """
 
     value: T
     seconds: float
@@ -94,8 +98,8 @@ class _Part:
 class Batcher:
     """Drives works together. `submit` may be called from any thread; one thread at a time calls `turn`, or `serve`.
 
-    The oldest work is always in the next call, so none waits for ever; others of the same shape fill it up. A new work is begun only when
-    those under way do not fill a call: large pictures are made one after the other, small ones together.
+    The oldest work is always in the next call, so none waits for ever; others of the same shape fill it up. A new work is begun only while
+    those under way have too few tiles for a call: large pictures are made one after the other, small ones together.
 
     Args:
         most_open: works under way at a time; each may hold windows of its picture.
@@ -124,7 +128,11 @@ class Batcher:
         return entry.future
 
     def serve(self) -> None:
-        """Work for ever."""
+        """Work for ever.
+
+        Raises:
+            torch.AcceleratorError: see `turn`.
+        """
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: bool(self._waiting or self._open))
@@ -132,7 +140,11 @@ class Batcher:
 
     @torch.inference_mode()
     def turn(self) -> bool:
-        """Make one call and let every work that has its result go on; False when there is nothing to do."""
+        """Make one call and let every work that has its result go on; False when there is nothing to do.
+
+        Raises:
+            torch.AcceleratorError: an illegal access. The context of the device is unusable, and with it all works.
+        """
         parts = self._next_parts()
         if parts:
             self._make(parts)
@@ -141,10 +153,15 @@ class Batcher:
     def _next_parts(self) -> list[_Part]:
         """Return what the next call is made of; begins works until it is full."""
         while True:
-            parts = self._parts_for_oldest()
-            is_full = bool(parts) and sum(part.stop - part.start for part in parts) == _call(parts[0].entry).size
-            if is_full or len(self._open) >= self._most_open or not self._begin():
-                return parts
+            if self._has_enough() or not self._begin():
+                return self._parts_for_oldest()
+
+    def _has_enough(self) -> bool:
+        """Tell whether works under way fill a call, whatever their shapes: each may hold windows of a picture."""
+        if not self._open:
+            return False
+        num_waiting = sum(_call(entry).count - entry.num_done for entry in self._open)
+        return num_waiting >= _call(self._open[0]).size or len(self._open) >= self._most_open
 
     def _parts_for_oldest(self) -> list[_Part]:
         """Return tiles of the oldest work, and of others that can share its call, up to the size of one."""
@@ -176,14 +193,14 @@ class Batcher:
 
     def _make(self, parts: Sequence[_Part]) -> None:
         started = time.perf_counter()
-        try:
-            results = _compute(_call(parts[0].entry), [part.inputs for part in parts])
-        except Exception as error:
+        results = self._results(parts)
+        if isinstance(results, Exception):
             if len(parts) > 1:
+                del results
                 for part in parts:  # so that the error meets only the work that it belongs to
                     self._make([part])
             else:
-                self._go_on(parts[0].entry, partial(parts[0].entry.work.throw, error))
+                self._go_on(parts[0].entry, partial(parts[0].entry.work.throw, results))
             return
         seconds = (time.perf_counter() - started) / sum(map(len, results))
         for part, result in zip(parts, results, strict=True):
@@ -191,8 +208,17 @@ class Batcher:
             entry.results.append(result)
             entry.num_done, entry.seconds = part.stop, entry.seconds + seconds * len(result)
             if entry.num_done == _call(entry).count:
-                answer = entry.results[0] if len(entry.results) == 1 else torch.cat(entry.results)
-                self._go_on(entry, partial(entry.work.send, answer))
+                self._go_on(entry, partial(_send, entry.work, entry.results))
+
+    def _results(self, parts: Sequence[_Part]) -> list[Tensor] | Exception:
+        """Make a call; an error is returned, without the tensors that its frames hold: what comes next may need their memory."""
+        try:
+            return _compute(_call(parts[0].entry), [part.inputs for part in parts])
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)
+            return error
 
     def _go_on(self, entry: _Open, step: Callable[[], TileCall]) -> None:
         """Let a work run to its next call, or to its end."""
@@ -203,8 +229,12 @@ class Batcher:
         except StopIteration as end:
             self._open.remove(entry)
             entry.future.set_result(Done(end.value, entry.seconds + time.perf_counter() - started))
+        except torch.AcceleratorError:
+            raise
         except Exception as error:
             self._open.remove(entry)
+            entry.call = None
+            traceback.clear_frames(error.__traceback__)
             entry.future.set_exception(error)
         else:
             entry.seconds += time.perf_counter() - started
@@ -221,6 +251,10 @@ def alone(work: Work[T]) -> T:
     while batcher.turn():
         pass
     return future.result().value
+
+
+def _send(work: Work[Any], results: Sequence[Tensor]) -> TileCall:
+    return work.send(results[0] if len(results) == 1 else torch.cat(list(results)))
 
 
 def _call(entry: _Open) -> TileCall:

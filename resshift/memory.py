@@ -28,8 +28,9 @@ DEFAULT_SIDE = 256
 OVERLAP_SHARE = 8
 # Larger tiles are worth this much more work than the cheapest plan: they hold more context.
 _WORTH = 1.2
-# Latent positions of a call that keep a GPU busy, and most tiles of one. Not measured on CUDA yet.
-_CALL_POSITIONS, _MOST_TILES = 2**16, 16
+# Latent positions of a call, and most tiles of one. Calls are filled up, so a picture whose shape nobody shares pays for all of them: no
+# more than a GPU should compute in about the time of one. Not measured on CUDA yet.
+_CALL_POSITIONS, _MOST_TILES = 2**14, 4
 # What the counted tensors leave out: workspaces of kernels, the allocator's rounding, bands of rows on their way in and out.
 _MARGIN, _FIXED_BYTES = 1.25, 48 * 2**20
 

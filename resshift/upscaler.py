@@ -259,14 +259,15 @@ class Upscaler:
         pixels = np.empty((height, width, picture.pixels.shape[2]), dtype)
         notes = picture.notes
         while True:
+            side = self._largest_side  # of this attempt: pictures that share calls run out of memory together
             try:
                 yield from self._rows(picture.pixels, Filler(pixels), seed, factor, steps, tile_px, tile_batch)
                 break
             except Exception as error:
-                if not is_out_of_memory(error) or not self._shrink_tiles(picture, tile_px):
+                if not is_out_of_memory(error) or not self._shrink_tiles(picture, tile_px, side):
                     raise
-        if self._largest_side is not None:
-            notes += (f"tiles of at most {self._largest_side * self.config.unet.lq_ratio} px: memory ran out",)
+        if side is not None:
+            notes += (f"tiles of at most {side * self.config.unet.lq_ratio} px: memory ran out",)
         if factor > self.scale:
             notes += (f"x{factor:g} is the model's x{self.scale} enlarged by bicubic interpolation",)
         alpha = None if picture.alpha is None else resize_alpha(picture.alpha, height, width)
@@ -325,7 +326,7 @@ class Upscaler:
             seed: of the noise.
             steps: of the chain, see `__call__`.
             tile_px: longest side of a tile in input pixels.
-            tile_batch: most tiles at a time.
+            tile_batch: see `__call__`.
             noise: replaces the noise field: `noise(step)` of the shape of the padded latent, for steps T ... 1. For parity tests.
 
         Raises:
@@ -436,7 +437,7 @@ class Upscaler:
         batch = (tile_batch or tiles_per_call(plan.tile_area, self._fits)) if self.shares_calls else 1
         needed = RowChain.window_bytes(networks, plan)
         if self.memory_budget_bytes is not None:
-            room = self.memory_budget_bytes - self.footprint().tile_bytes(plan.tile_area)
+            room = self.memory_budget_bytes - self.footprint().tile_bytes(batch * plan.tile_area)
         else:
             room = (free_bytes(self.device) or needed) // 2
         allocate: Allocate = in_memory(self.device) if needed <= room else in_file
@@ -470,13 +471,14 @@ class Upscaler:
             raise ValueError(f"outscale must lie in (0, 16], got {outscale}")
         return self.scale if outscale is None else outscale
 
-    def _shrink_tiles(self, picture: Picture, tile_px: int | None) -> bool:
-        """Halve the largest tile after memory ran out; False when it is the smallest already."""
-        plan, multiple = self.plan(picture.height, picture.width, tile_px), self.config.unet.size_multiple
-        side = max(plan.rows.tile, plan.columns.tile)
-        if side == multiple:
-            return False
-        self._largest_side = max(multiple, side // 2 // multiple * multiple)
+    def _shrink_tiles(self, picture: Picture, tile_px: int | None, attempted: int | None) -> bool:
+        """Halve the largest tile after an attempt ran out of memory; False when it was the smallest already."""
+        if self._largest_side == attempted:
+            plan, multiple = self.plan(picture.height, picture.width, tile_px), self.config.unet.size_multiple
+            side = max(plan.rows.tile, plan.columns.tile)
+            if side == multiple:
+                return False
+            self._largest_side = max(multiple, side // 2 // multiple * multiple)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return True

@@ -44,6 +44,7 @@ _logger = logging.getLogger(__name__)
 State = Literal["queued", "running", "complete", "complete_with_failures", "failed", "cancelled"]
 _ENDED = ("complete", "complete_with_failures", "failed", "cancelled")
 _REPORTS = {"json": "application/json", "csv": "text/csv; charset=utf-8", "html": "text/html; charset=utf-8"}
+_OCCUPIED_S = 30.0  # between two looks at a target where another run works
 _PICTURE_S = 3600.0  # a picture that is answered later has no client that waits
 
 
@@ -224,7 +225,7 @@ class JobKeeper:
             if record.id not in self._cancelled:
                 raise  # the keeper itself ends: the record stays as it is, and the next keeper continues
             record.state = "cancelled"
-        except (EngineError, StorageError, Problem, UsageError, Occupied) as error:
+        except (EngineError, StorageError, Problem, UsageError) as error:
             record.state, record.message = "failed", str(error)
         except Exception:
             # The boundary of a job: one must not end the others. The traceback is in the log, not in the answer.
@@ -240,12 +241,17 @@ class JobKeeper:
         request = BulkRequest.model_validate(record.request)
         job = await asyncio.to_thread(self._describe, request)
         options = argparse.Namespace(**request.model_dump(), keys=None)
-        lease = Lease(request.target, self.settings.jobs.bulk.target)
-        try:
-            await asyncio.to_thread(lease.take)
-            return await self._work(record, request, options, job)
-        finally:
-            await asyncio.shield(asyncio.to_thread(lease.release))
+        while True:
+            lease = Lease(request.target, self.settings.jobs.bulk.target)
+            try:
+                await asyncio.to_thread(lease.take)
+                record.message = ""
+                return await self._work(record, request, options, job)
+            except Occupied as error:
+                record.message = f"{error}. This job waits"
+            finally:
+                await asyncio.shield(asyncio.to_thread(lease.release))
+            await asyncio.sleep(_OCCUPIED_S)
 
     async def _work(self, record: Record, request: BulkRequest, options: argparse.Namespace, job: Job) -> State:
         bulk = self.settings.jobs.bulk

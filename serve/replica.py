@@ -65,7 +65,8 @@ def model_app(options: EngineOptions) -> serve.Application:
             "min_replicas": options.low,
             "max_replicas": options.high,
             "initial_replicas": options.low,
-            "target_ongoing_requests": options.ongoing,
+            # Whatever a replica can take beside: more replicas are sooner done than fuller ones, and bulk jobs keep two units for each.
+            "target_ongoing_requests": UNITS_PER_REPLICA,
             "upscale_delay_s": options.upscale_s,
             "downscale_delay_s": options.downscale_s,
             "metrics_interval_s": min(2.0, options.upscale_s),

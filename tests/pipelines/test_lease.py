@@ -73,11 +73,30 @@ def test_a_run_that_was_killed_elsewhere_is_watched_and_then_removed(target: str
     assert files(target) == []
 
 
+def test_a_run_that_is_stopped_while_it_watches_leaves_nothing(tmp_path: Path) -> None:
+    left_behind(str(tmp_path))
+    one = Lease(str(tmp_path), beat_s=1)
+    taking = threading.Thread(target=one.take)
+    taking.start()
+    while len(files(str(tmp_path))) < 2:
+        time.sleep(0.01)
+    one.release()
+    taking.join()
+    assert files(str(tmp_path)) in ([], ["20200101T000000-abcdef.json"])
+
+
+def test_other_files_are_left_alone(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "_resshift" / "working" / "notes.txt"), b"of somebody")
+    with held(str(tmp_path)):
+        pass
+    assert files(str(tmp_path)) == ["notes.txt"]
+
+
 def test_a_process_that_is_gone_from_this_machine_is_not_waited_for(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     left_behind(target, pid=ended.pid, place=lease.place())
-    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waited"))
+    monkeypatch.setattr(lease, "BEAT_S", 3600)  # whoever waits, waits for ever
     with held(target):
         assert len(files(target)) == 1
 

@@ -150,6 +150,19 @@ def test_a_thread_serves_works_from_other_threads() -> None:
     assert all(answer.seconds > 0 for answer in answers.values())
 
 
+class Cramped(torch.nn.Module):
+    """Runs out of memory for tiles above 16 x 16."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, t: Tensor, lq: Tensor, mask: Tensor | None = None) -> Tensor:
+        if x.shape[2] * x.shape[3] > 16 * 16:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.network(x, t, lq, mask)
+
+
 class Sharing(Upscaler):
     """As on a GPU: tiles of several pictures in one call."""
 
@@ -171,3 +184,27 @@ def test_pictures_that_share_calls_have_the_bytes_of_pictures_alone() -> None:
     for future, wanted in zip(futures, expected, strict=True):
         assert np.array_equal(future.result().value.pixels, wanted)
     assert not np.array_equal(expected[0], expected[1])
+
+
+def test_pictures_that_run_out_of_memory_together_try_smaller_tiles_once() -> None:
+    up = Sharing(toy_preset().model, Cramped(build_network(toy_preset())), device="cpu")
+    batcher = Batcher()
+    futures = [batcher.submit(up.upscaling(Picture(pixels=np.full((20, 20, 3), i, np.uint8)))) for i in range(3)]
+    drive(batcher)
+    assert {future.result().value.notes for future in futures} == {("tiles of at most 8 px: memory ran out",)}
+
+
+def test_an_unusable_device_ends_the_batcher() -> None:
+    """No work can go on, and none may be told that it is to blame."""
+
+    def broken(_: Tensor) -> Tensor:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    def asks() -> Work[None]:
+        yield TileCall(broken, (torch.ones(1, 1),), SIZE)
+
+    batcher = Batcher()
+    futures = [batcher.submit(asks()) for _ in range(2)]
+    with pytest.raises(torch.AcceleratorError, match="illegal"):
+        batcher.turn()
+    assert not any(future.done() for future in futures)

@@ -154,18 +154,24 @@ def test_bulk_jobs_that_cannot_be(
     assert not out.exists()
 
 
-def test_a_bulk_job_where_another_run_works_fails_and_says_so(
+def test_a_bulk_job_waits_while_another_run_works_there_and_says_so(
     start_endpoint: Callable[..., Any], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "BEAT_S", 0.1)
+    monkeypatch.setattr("serve.jobs._OCCUPIED_S", 0.1)
     out = tmp_path / "out"
     made = start_endpoint(jobs={"sources": [str(photos)], "targets": [str(out)]})
     with made.client as client, lease.held(str(out)):
         where = client.post("/v1/jobs", json={"source": str(photos), "target": str(out)}).headers["location"]
-        view = ended(made, where)
-    assert view["state"] == "failed"
-    assert "another run works at" in view["message"]
-    assert not (out / "_resshift" / "job.json").exists()
+        deadline = time.monotonic() + 60
+        while not (view := client.get(where).json()).get("message"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert view["state"] == "running"
+        assert view["message"].startswith("another run works at ")
+        assert client.delete(where).json()["state"] == "cancelled"
+        assert [path.suffix for path in (out / "_resshift" / "working").iterdir()] == [".json"]  # of the other run alone
+        assert not (out / "_resshift" / "job.json").exists()
 
 
 def test_bulk_job_bodies_must_be_json(endpoint: Any) -> None:  # noqa: ANN401
