@@ -71,10 +71,14 @@ def upscale(options: argparse.Namespace) -> Exit:
 
     check_places(options)
     replicas, settings = replica_range(options.replicas), settings_of(options)
-    if options.status:
-        return summary(options, settings)
-    if options.verify:
-        return check(options, settings)
+    if options.status or options.verify:
+        from pipelines.command import UsageError
+        from pipelines.ledger import read_job
+
+        recorded = read_job(options.target, settings.target)
+        if recorded is None:
+            raise UsageError(f"{options.target} holds no job: nothing has been upscaled into it")
+        return check(options, settings, recorded["scale"]) if options.verify else summary(options, settings)
     job = requested_job(options, settings)
     if options.plan:
         return plan(options, settings, job, requested_work(options, settings, job), replicas)
@@ -92,12 +96,12 @@ def summary(options: argparse.Namespace, settings: BulkSettings) -> Exit:
     return Exit.FINISHED_WITH_FAILED_ITEMS if counts["failed"] else Exit.COMPLETE
 
 
-def check(options: argparse.Namespace, settings: BulkSettings) -> Exit:
-    """Print what differs from the ledger."""
-    from pipelines.verify import recorded_scale, verify
+def check(options: argparse.Namespace, settings: BulkSettings, scale: float) -> Exit:
+    """Print what differs from the ledger of a job of that scale."""
+    from pipelines.verify import verify
 
     num_problems = 0
-    for problem in verify(options.target, recorded_scale(options.target, settings.target), settings.target):
+    for problem in verify(options.target, scale, settings.target):
         print(problem)
         num_problems += 1
     print(f"{num_problems} outputs differ from the ledger")

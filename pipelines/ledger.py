@@ -83,17 +83,24 @@ def _parts_root(root: str) -> str:
     return storage.join(root, f"{DIRECTORY}/ledger")
 
 
+def read_job(root: str, s3_options: S3Options = s3.DEFAULT) -> dict[str, Any] | None:
+    """Return the options of the destination's job; None when it has none."""
+    try:
+        return json.loads(storage.read_bytes(storage.join(root, f"{DIRECTORY}/job.json"), options=s3_options))
+    except StorageError as error:
+        if error.reason is not StorageReason.MISSING:
+            raise
+        return None
+
+
 def check_job(root: str, options: Mapping[str, Any], s3_options: S3Options = s3.DEFAULT) -> bool:
     """Return whether the destination has a job, which then has these options.
 
     Raises:
         JobMismatch: it belongs to another; a changed model or option must not mix with earlier outputs.
     """
-    try:
-        found = json.loads(storage.read_bytes(storage.join(root, f"{DIRECTORY}/job.json"), options=s3_options))
-    except StorageError as error:
-        if error.reason is not StorageReason.MISSING:
-            raise
+    found = read_job(root, s3_options)
+    if found is None:
         return False
     differing = [
         f"{name}: {found.get(name)!r} -> {options.get(name)!r}"

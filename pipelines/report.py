@@ -205,7 +205,7 @@ def page(root: str, summary: Summary, others: Sequence[Mapping[str, Any]], job: 
         "megapixels in → out": f"{summary.megapixels_in:,.1f} → {summary.megapixels_out:,.1f}",
         "bytes in → out": f"{_size(summary.bytes_in)} → {_size(summary.bytes_out)}",
         "pictures / s": _number(summary.pictures_per_s),
-        "megapixels / s": _number(summary.megapixels_per_s),
+        "input megapixels / s": _number(summary.megapixels_per_s),
         "replica hours": _number(summary.replica_hours),
         "cost": "–" if summary.cost is None else f"{summary.cost:,.2f} (at {price_per_hour:g} per replica hour)",
     }

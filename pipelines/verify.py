@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,22 +16,12 @@ _THREADS = 8
 _BATCH = 1000
 
 
-def recorded_scale(root: str, options: S3Options = s3.DEFAULT) -> float | None:
-    """Return the scale of the job at DST, None when there is no job."""
-    try:
-        return json.loads(storage.read_bytes(storage.join(root, f"{ledger.DIRECTORY}/job.json"), options=options))["scale"]
-    except StorageError as error:
-        if error.reason is not StorageReason.MISSING:
-            raise
-        return None
-
-
-def verify(root: str, scale: float | None, options: S3Options = s3.DEFAULT) -> Iterator[str]:
+def verify(root: str, scale: float, options: S3Options = s3.DEFAULT) -> Iterator[str]:
     """Re-read every output and yield one line for each that is not as recorded.
 
     Args:
         root: DST.
-        scale: sides of an output over sides of its input; None when it is not known.
+        scale: sides of an output over sides of its input.
         options: how DST is reached.
 
     Yields:
@@ -46,7 +35,7 @@ def verify(root: str, scale: float | None, options: S3Options = s3.DEFAULT) -> I
             for row, problem in zip(rows, pool.map(lambda row: verify_row(row, root, options), rows), strict=True):
                 if problem is not None:
                     yield problem
-                elif scale is not None and row["width_in"] is not None:
+                elif row["width_in"] is not None:
                     wanted = tuple(max(1, round(row[side] * scale)) for side in ("width_in", "height_in"))
                     if (row["width_out"], row["height_out"]) != wanted:
                         yield f"corrupt: {row['output']}: {row['width_out']}x{row['height_out']} is not {scale:g} times the input"

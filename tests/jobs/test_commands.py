@@ -139,6 +139,13 @@ def test_bad_configuration_is_one_line(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("question", ["--status", "--verify"])
+def test_a_place_without_a_job_is_not_in_order(question: str, job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mistyped DST would have nothing missing."""
+    assert job("upscale", str(tmp_path / "in"), str(tmp_path / "out"), question) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'out'} holds no job: nothing has been upscaled into it\n"
+
+
 def test_training_without_shards_is_said(job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert job("train", "--preset", "test-x4", "--data", str(tmp_path), "--out", str(tmp_path / "run")) == 1
     assert "manifest.json" in capsys.readouterr().err
