@@ -67,7 +67,7 @@ def arguments() -> argparse.ArgumentParser:
 def upscale(options: argparse.Namespace) -> Exit:
     """Run the job, or answer a question about it."""
     from pipelines.lease import held
-    from pipelines.request import check_places, replica_range, requested_job, requested_work, settings_of
+    from pipelines.request import check_places, remaining_work, replica_range, requested_inputs, requested_job, settings_of
 
     check_places(options)
     replicas, settings = replica_range(options.replicas), settings_of(options)
@@ -80,10 +80,11 @@ def upscale(options: argparse.Namespace) -> Exit:
             raise UsageError(f"{options.target} holds no job: nothing has been upscaled into it")
         return check(options, settings, recorded["scale"]) if options.verify else summary(options, settings)
     job = requested_job(options, settings)
+    inputs = requested_inputs(options, settings)
     if options.plan:
-        return plan(options, settings, job, requested_work(options, settings, job), replicas)
+        return plan(options, settings, job, remaining_work(inputs, options, settings, job), replicas)
     with held(options.target, settings.target):
-        return work(options, settings, job, requested_work(options, settings, job), replicas)
+        return work(options, settings, job, remaining_work(inputs, options, settings, job), replicas)
 
 
 def summary(options: argparse.Namespace, settings: BulkSettings) -> Exit:

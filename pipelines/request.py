@@ -98,8 +98,8 @@ def requested_job(options: argparse.Namespace, settings: BulkSettings) -> Job:
     return Job(source=options.source, stages=stages, bulk=settings.work.bulk_options(settings.limits.deaths))
 
 
-def requested_work(options: argparse.Namespace, settings: BulkSettings, job: Job) -> Worklist:
-    """Return the inputs: selected, minus the ledger. The listing begins here, and streams.
+def requested_inputs(options: argparse.Namespace, settings: BulkSettings) -> Iterator[Entry]:
+    """Return the selected inputs. The listing begins here, and streams.
 
     Raises:
         UsageError: there is nothing, or the list of keys cannot be read.
@@ -115,8 +115,13 @@ def requested_work(options: argparse.Namespace, settings: BulkSettings, job: Job
     first = next(found, None)
     if first is None:
         raise UsageError(f"no files under {options.source}" + (" that are selected" if selection != Selection() or keys else ""))
+    return _chain(first, found)
+
+
+def remaining_work(inputs: Iterator[Entry], options: argparse.Namespace, settings: BulkSettings, job: Job) -> Worklist:
+    """Return the inputs minus the ledger, which is read here."""
     known = ledger.load_known(options.target, retry_failed=options.retry_failed, s3_options=settings.target)
-    return Worklist(_chain(first, found), known, job.stages.job.output_key, job.stages.job.scale)
+    return Worklist(inputs, known, job.stages.job.output_key, job.stages.job.scale)
 
 
 def _lines(path: str) -> Iterator[str]:

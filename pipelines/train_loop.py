@@ -33,7 +33,7 @@ from resshift import checkpoint, storage, weights
 from resshift.config import ConfigError, to_dict
 from resshift.models import WeightsError
 from resshift.optimisation import learning_rate
-from resshift.training import Learner, Slots, TrainingDiverged, start_from
+from resshift.training import Learner, Slots, TrainingDiverged, is_emulated, start_from
 
 logger = logging.getLogger(__name__)
 # What another attempt would only repeat. Every worker ends with the same one.
@@ -138,6 +138,9 @@ class TrainLoop:
 
     def run(self) -> dict[str, Any]:
         """Step until the end and return the summary (on the first worker)."""
+        if self.rank == 0 and is_emulated(self.device, self.train.precision):
+            told = "train.precision=%s is emulated on this CPU, float32 is much faster: --set train.precision=fp32, from the first step on"
+            logger.warning(told, self.train.precision)
         for batch, waited_s in self._batches():
             result = self.learner.step(on_device(batch, self.device))
             self.state.tally.add(*result)

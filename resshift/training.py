@@ -42,6 +42,15 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=_HALF.get(precision), enabled=precision in _HALF)
 
 
+def is_emulated(device: torch.device, precision: str) -> bool:
+    """Tell whether a CPU has no instructions for the arithmetic of `precision`: float32 is faster then, several times over."""
+    instructions = {"bf16": ("avx512_bf16", "amx_bf16"), "fp16": ("avx512_fp16", "amx_fp16")}.get(precision, ())
+    if device.type != "cpu" or not instructions:
+        return False
+    facts = torch.cpu.get_capabilities()
+    return facts.get("architecture") == "x86_64" and not any(facts.get(name) for name in instructions)
+
+
 class TrainingDiverged(RuntimeError):
     """Too many steps in a row had a gradient that is not finite; the message names pictures of the last one."""
 

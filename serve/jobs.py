@@ -26,7 +26,7 @@ from pipelines.command import UsageError
 from pipelines.engines import Engine, EngineError
 from pipelines.lease import Lease, Occupied
 from pipelines.progress import Progress
-from pipelines.request import check_places, requested_job, requested_work
+from pipelines.request import check_places, remaining_work, requested_inputs, requested_job
 from pipelines.upscale import Job, close_job, engine_options, run_job_in_loop
 from resshift import storage
 from resshift.images import Format
@@ -255,7 +255,8 @@ class JobKeeper:
 
     async def _work(self, record: Record, request: BulkRequest, options: argparse.Namespace, job: Job) -> State:
         bulk = self.settings.jobs.bulk
-        worklist = await asyncio.to_thread(requested_work, options, bulk, job)
+        inputs = await asyncio.to_thread(requested_inputs, options, bulk)
+        worklist = await asyncio.to_thread(remaining_work, inputs, options, bulk, job)
         await asyncio.to_thread(ledger.begin_job, request.target, job.stages.job.record(request.source), bulk.target)
         if await asyncio.to_thread(worklist.has_work):
             with open(os.devnull, "w", encoding="utf-8") as nowhere, Progress(worklist.tally, nowhere, every_s=3600) as progress:
