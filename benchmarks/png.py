@@ -8,24 +8,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
-from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
+from timing import fastest
 
 from resshift.images import Picture, encode
-
-
-def fastest(works: Sequence[Callable[[], object]], repeats: int) -> list[float]:
-    """Return the shortest time of each, in seconds; they take turns, so that a busy machine is busy for all of them."""
-    times: list[list[float]] = [[] for _ in works]
-    for _ in range(repeats):
-        for work, own in zip(works, times, strict=True):
-            started = time.perf_counter()
-            work()
-            own.append(time.perf_counter() - started)
-    return [min(own) for own in times]
 
 
 def main() -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -92,3 +92,15 @@ def measure(
     while len(seconds) < min_calls or (len(seconds) < max_calls and sum(seconds) < limit_s):
         seconds.append(stopwatch(call))
     return Timing.of(seconds)
+
+
+def fastest(works: Sequence[Call], repeats: int) -> list[float]:
+    """Return the shortest wall time of each, in seconds; they take turns, so that a busy machine is busy for all of them.
+
+    For works that end on the host: nothing is waited for on a GPU.
+    """
+    times: list[list[float]] = [[] for _ in works]
+    for _ in range(repeats):
+        for work, own in zip(works, times, strict=True):
+            own.append(host_stopwatch(work))
+    return [min(own) for own in times]

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import record
 import torch
+from timing import fastest
 from upscale import load
 
 from resshift.batching import Batcher
@@ -54,17 +54,6 @@ def together(up: Upscaler, pictures: Sequence[Picture], ongoing: int) -> list[Pi
     return [future.result().value for future in futures]
 
 
-def fastest_s(works: Sequence[Callable[[], object]], rounds: int) -> list[float]:
-    """Return the shortest wall time of each; they take turns. Results are pixels on the host, so nothing is left running."""
-    seconds = [float("inf")] * len(works)
-    for _ in range(rounds):
-        for i, work in enumerate(works):
-            started = time.perf_counter()
-            work()
-            seconds[i] = min(seconds[i], time.perf_counter() - started)
-    return seconds
-
-
 def compare(name: str, device: str | torch.device, sides: Sequence[int], *, count: int, ongoing: int, rounds: int) -> list[dict[str, Any]]:
     """Return a row for each side, alike and mixed: pictures a second in the three ways, and whether all bytes are equal."""
     up = load(name, resolve_device(device), "auto")
@@ -78,7 +67,7 @@ def compare(name: str, device: str | torch.device, sides: Sequence[int], *, coun
             lambda p=pictures: one_by_one(up, p),
             lambda p=pictures: together(up, p, ongoing),
         ]
-        per_s = [count / seconds for seconds in fastest_s(works, rounds)]
+        per_s = [count / seconds for seconds in fastest(works, rounds)]
         speeds = dict(zip(("single_per_s", "alone_per_s", "together_per_s"), per_s, strict=True))
         ratio = per_s[2] / per_s[0]
         rows.append({"model": name, "side_px": side, "mixed": mixed, **speeds, "ratio": ratio, "same_bytes": same_bytes})

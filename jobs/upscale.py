@@ -26,7 +26,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipelines.command import Exit, connect_to_ray, parser, run
+from pipelines.command import Exit, UsageError, connect_to_ray, parser, run
 
 if TYPE_CHECKING:
     from pipelines.selection import Worklist
@@ -72,7 +72,6 @@ def upscale(options: argparse.Namespace) -> Exit:
     check_places(options)
     replicas, settings = replica_range(options.replicas), settings_of(options)
     if options.status or options.verify:
-        from pipelines.command import UsageError
         from pipelines.ledger import read_job
 
         recorded = read_job(options.target, settings.target)

@@ -94,7 +94,10 @@ class Lease:
 
     def _watch(self) -> None:
         """Look whether the runs that are there go on; remove those that do not."""
-        others = {name: beat for name, beat in self._others().items() if not self._has_ended(name, beat)}
+        others = self._others()
+        for name in [name for name, beat in others.items() if beat["place"] == place() and not _is_alive(beat["pid"])]:
+            self._remove(name)
+            del others[name]
         if not others:
             return
         seconds = self._beat_s * _BEATS_TO_WATCH
@@ -118,12 +121,6 @@ class Lease:
                 f"another run works at {self._target} (host {beat['host']}, process {beat['pid']}, since {name[:15]} UTC): "
                 "wait until it ends, or stop it"
             )
-
-    def _has_ended(self, name: str, beat: dict[str, Any]) -> bool:
-        if beat["place"] != place() or _is_alive(beat["pid"]):
-            return False
-        self._remove(name)
-        return True
 
     def _others(self) -> dict[str, dict[str, Any]]:
         """Return the files of other runs."""

@@ -80,13 +80,11 @@ def requested_job(options: argparse.Namespace, settings: BulkSettings) -> Job:
     """Return the job that the flags describe.
 
     Raises:
-        UsageError: a flag cannot be what it is, or DST belongs to another job.
+        UsageError: a flag cannot be what it is.
+        JobMismatch: DST belongs to another job.
     """
     made = job_options(options, settings)
-    try:
-        ledger.check_job(options.target, made.record(options.source), settings.target)
-    except ledger.JobMismatch as error:
-        raise UsageError(str(error)) from error  # kept as the cause: over HTTP it has a status of its own
+    ledger.check_job(options.target, made.record(options.source), settings.target)
     stages = StageOptions(
         job=made,
         target=options.target,

@@ -151,7 +151,7 @@ class Batcher:
         return bool(self._open or self._waiting)
 
     def _next_parts(self) -> list[_Part]:
-        """Return what the next call is made of; begins works until it is full."""
+        """Return what the next call is made of; begins works until there are tiles enough."""
         while True:
             if self._has_enough() or not self._begin():
                 return self._parts_for_oldest()

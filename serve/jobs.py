@@ -162,7 +162,7 @@ class JobKeeper:
             check_places(options)
             return requested_job(options, self.settings.jobs.bulk)
         except UsageError as error:
-            kind = "conflict" if isinstance(error.__cause__, ledger.JobMismatch) else "bad_option"
+            kind = "conflict" if isinstance(error, ledger.JobMismatch) else "bad_option"
             raise Problem(kind, str(error)) from None
         except (StorageError, WeightsError) as error:
             raise Problem("bad_option", str(error)) from None

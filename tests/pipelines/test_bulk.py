@@ -7,15 +7,19 @@ import os
 import signal
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+from ray.exceptions import RayActorError
 
 from pipelines.bulk import Budget, BulkOptions, BulkRun, ReplicaTime, busy_share
 from pipelines.digests import DigestSet, OwnerMap
 from pipelines.engines import ActorEngine, Engine, EngineError, EngineOptions
 from pipelines.ledger import Known
+from pipelines.replica import Started
 from pipelines.selection import Item, Selection, Worklist
 from pipelines.stages import Row, StageOptions, UpscaleOptions
 from pipelines.upscale import entries
@@ -147,6 +151,14 @@ class TestOnRay:
         assert "2 workers ended while they had this input alone" in rows["class1/3.png"]["message"]
         assert sum(row["status"] == "ok" for row in rows.values()) == 9
 
+    def test_all_that_may_have_been_under_way_are_tried_alone(self, tree: Path, tmp_path: Path) -> None:
+        """Pictures that share calls: the last of a unit ends the replica before any is answered, and is found at the first retry."""
+        engine = SharedPoisonEngine(EngineOptions(model="nearest-x4", identity="nearest-x4", num_cpus=0.5))
+        rows = {row["key"]: row for row in run_bulk(tree, tmp_path / "out", engine)[0]}
+        assert (rows[engine.poison]["status"], rows[engine.poison]["reason"]) == ("failed", "killed_worker")
+        assert sum(row["status"] == "ok" for row in rows.values()) == 9
+        assert engine.kept_company == [True, False, False]
+
     @pytest.mark.parametrize("kind", [ActorEngine, ServeEngine])
     def test_replicas_come_when_work_waits(self, kind: Callable[[EngineOptions], Engine], encode: Encode, tmp_path: Path) -> None:
         """There is work for two minutes or until the second replica answers: how long a process takes to start is not what is tested."""
@@ -184,3 +196,25 @@ class PoisonedEngine(ActorEngine):
                 os.kill(replica, signal.SIGKILL)
             yield ref
             number += 1
+
+
+class SharedPoisonEngine(ActorEngine):
+    """Says that all pictures of a unit may be under way at a time; the last one of the first unit of several kills its replicas."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        super().__init__(options)
+        self.poison = ""
+        self.kept_company: list[bool] = []  # whether others were in the unit, of every kill
+
+    async def upscale(self, options: Any, keys: Sequence[str], inputs: Sequence[Any]) -> AsyncGenerator[Any]:  # noqa: ANN401 - see Engine
+        stream = super().upscale(options, keys, inputs)
+        started: Started = await (await anext(stream))
+        yield ray.put(replace(started, ahead=len(keys)))
+        if not self.poison and len(keys) > 1:
+            self.poison = keys[-1]
+        if self.poison in keys:
+            self.kept_company.append(len(keys) > 1)
+            os.kill(started.replica, signal.SIGKILL)
+            raise RayActorError
+        async for ref in stream:
+            yield ref

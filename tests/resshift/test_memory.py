@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from resshift.images import Picture
-from resshift.memory import Backoff, MemoryBudgetError, bytes_alive, free_bytes, is_out_of_memory, plan_for
+from resshift.memory import Backoff, MemoryBudgetError, bytes_alive, free_bytes, is_out_of_memory, plan_for, tiles_per_call
 from resshift.presets import preset
 from resshift.training import build_network
 from resshift.upscaler import Upscaler
@@ -52,6 +52,14 @@ def test_the_plan_is_the_largest_that_costs_little_more_than_the_cheapest() -> N
     assert whole is not None
     assert cut is not None
     assert (whole.num_tiles, cut.num_tiles, cut.rows.tile) == (1, 25, 64)
+
+
+@pytest.mark.parametrize(
+    ("side", "most", "count"), [(8, 4**9, 4), (64, 4**9, 4), (72, 4**9, 3), (128, 4**9, 1), (256, 4**9, 1), (64, 3 * 4096, 3), (64, 1, 1)]
+)
+def test_a_call_has_at_most_4_tiles_and_16384_positions_and_fits(side: int, most: int, count: int) -> None:
+    """16384 / 72^2 = 3.2; one tile is always allowed: whether it fits is the plan's business."""
+    assert tiles_per_call(side**2, lambda positions: positions <= most) == count
 
 
 def test_only_what_fits_is_taken() -> None:
