@@ -1,7 +1,8 @@
 """A window of rows that moves down a plane too large to hold.
 
-Rows are appended below (or added to), read by rectangles, and given up from above. The window lives in memory, or in a temporary file that
-is mapped: then `release` hands its pages back to the system, so that they take no memory between uses, and the disk holds them.
+Rows are appended below, written, added to and read by rectangles, and given up from above. The window lives in memory, or in a temporary
+file that is mapped: then every access goes channel by channel and hands the pages back to the system at once, so that the disk holds them.
+Reading one page of a file maps sixteen, so a rectangle of all channels of a wide plane would be resident from edge to edge.
 """
 
 from __future__ import annotations
@@ -9,17 +10,19 @@ from __future__ import annotations
 import math
 import mmap
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-Allocate = Callable[[tuple[int, ...]], tuple[Tensor, Callable[[], None]]]
+_PART_VALUES = 2**20  # values that are moved or cleared at a time: 4 MiB
+
+Allocate = Callable[[tuple[int, ...]], tuple[Tensor, Callable[[], None] | None]]
 
 
 def in_memory(device: torch.device) -> Allocate:
     """Return an allocator of zeros on `device`."""
-    return lambda shape: (torch.zeros(shape, device=device), lambda: None)
+    return lambda shape: (torch.zeros(shape, device=device), None)
 
 
 def in_file(shape: tuple[int, ...]) -> tuple[Tensor, Callable[[], None]]:
@@ -40,13 +43,13 @@ class RowBuffer:
         height: H.
         width: W.
         capacity: most rows alive at a time.
-        allocate: where they live.
+        allocate: where they live; with a call that gives pages back, if they live in a file.
     """
 
     def __init__(self, channels: int, height: int, width: int, capacity: int, allocate: Allocate) -> None:
         self.height = height
         self.top = self.bottom = 0
-        self._values, self.release = allocate((channels, min(capacity, height), width))
+        self._values, self._release = allocate((channels, min(capacity, height), width))
         self._first = 0  # the row of the plane at row 0 of the values
 
     @property
@@ -65,25 +68,63 @@ class RowBuffer:
         if bottom - self.top > self._values.shape[1]:
             raise ValueError(f"rows {self.top} to {bottom} do not fit into a window of {self._values.shape[1]}")
         if bottom - self._first > self._values.shape[1]:
-            begin, end = self.top - self._first, self.bottom - self._first
-            for channel in self._values:  # one by one: the copy is small, and of a mapped file little is resident at a time
-                channel[: end - begin] = channel[begin:end].clone()
-                self.release()
+            move = self.top - self._first
+            for channel, rows in self._parts(0, self.bottom - self.top):
+                channel[rows] = channel[rows.start + move : rows.stop + move].clone()
+                self._give_back()
             self._first = self.top
-        for channel in self._values:
-            channel[self.bottom - self._first : bottom - self._first] = 0
-            self.release()
+        for channel, rows in self._parts(self.bottom - self._first, bottom - self._first):
+            channel[rows] = 0
+            self._give_back()
         self.bottom = bottom
 
-    def rect(self, top: int, bottom: int, left: int = 0, right: int | None = None) -> Tensor:
-        """Return a view (C, bottom - top, right - left) of rows that are alive.
+    def read(self, top: int, bottom: int, left: int = 0, right: int | None = None) -> Tensor:
+        """Return (C, bottom - top, right - left) of rows that are alive, to be read at once: a view, or of a file a copy.
 
         Raises:
             ValueError: some are not.
         """
+        view = self._rect(top, bottom, left, right)
+        if self._release is None:
+            return view
+        out = torch.empty(view.shape)
+        for into, channel in zip(out, view, strict=True):
+            into.copy_(channel)
+            self._release()
+        return out
+
+    def write(self, top: int, left: int, values: Tensor) -> None:
+        """Replace the rectangle of rows that are alive at (top, left) by (C, h, w); ValueError as in `read`."""
+        self._change(top, left, values, Tensor.copy_)
+
+    def add(self, top: int, left: int, values: Tensor) -> None:
+        """Add (C, h, w) to the rectangle of rows that are alive at (top, left); ValueError as in `read`."""
+        self._change(top, left, values.to(self._values.device), Tensor.add_)
+
+    def _change(self, top: int, left: int, values: Tensor, change: Callable[[Tensor, Tensor], object]) -> None:
+        place = self._rect(top, top + values.shape[1], left, left + values.shape[2])
+        if self._release is None:
+            change(place, values)
+            return
+        for into, channel in zip(place, values, strict=True):
+            change(into, channel)
+            self._release()
+
+    def _rect(self, top: int, bottom: int, left: int, right: int | None) -> Tensor:
         if not self.top <= top < bottom <= self.bottom:
             raise ValueError(f"rows {top} to {bottom} are not all within {self.top} to {self.bottom}")
         return self._values[:, top - self._first : bottom - self._first, left:right]
+
+    def _give_back(self) -> None:
+        if self._release is not None:
+            self._release()
+
+    def _parts(self, first: int, end: int) -> Iterator[tuple[Tensor, slice]]:
+        """Cut rows of all channels, top down, into parts so small that of a mapped file little is resident at a time, however wide."""
+        step = max(1, _PART_VALUES // self.width)
+        for channel in self._values:
+            for top in range(first, end, step):
+                yield channel, slice(top, min(end, top + step))
 
     def discard(self, before: int) -> None:
         """Give up the rows above `before`."""

@@ -152,10 +152,10 @@ class RowChain:
         """Return the bytes of all windows of a run."""
         counted = 0
 
-        def count(shape: tuple[int, ...]) -> tuple[Tensor, Callable[[], None]]:
+        def count(shape: tuple[int, ...]) -> tuple[Tensor, None]:
             nonlocal counted
             counted += 4 * math.prod(shape)
-            return torch.empty(shape, device="meta"), lambda: None
+            return torch.empty(shape, device="meta"), None
 
         RowChain(networks, plan, (1, 1), read=_unused, noise=_unused, emit=lambda _: None, allocate=count, batch=1)
         return counted
@@ -177,7 +177,7 @@ class RowChain:
         ratio, scale = self.ratio, self.networks.config.scale
         first, end = max(0, top * ratio - _HALO), min(self.lq.height, bottom * ratio + _HALO)
         begin, stop = max(0, left * ratio - _HALO), min(self.lq.width, right * ratio + _HALO)
-        enlarged = upsample(self.lq.rect(first, end, begin, stop)[None].to(self.networks.device), scale)[0]
+        enlarged = upsample(self.lq.read(first, end, begin, stop)[None].to(self.networks.device), scale)[0]
         down, across = (top * ratio - first) * scale, (left * ratio - begin) * scale
         return enlarged[:, down : down + (bottom - top) * ratio * scale, across : across + (right - left) * ratio * scale]
 
@@ -189,18 +189,15 @@ class RowChain:
         """Take (Z, bottom - top, n) of y0 that is complete, and draw the prior x_T from it."""
         for plane in (self.y0, self.x[-1]):
             plane.extend(bottom)
-        self.y0.rect(top, bottom, columns.start, columns.stop).copy_(y0)
+        self.y0.write(top, columns.start, y0)
         steps = self.networks.schedule.steps
         x_t = prior_sample(y0, self._noise(steps, top, bottom, columns), self.networks.schedule)
-        self.x[-1].rect(top, bottom, columns.start, columns.stop).copy_(x_t)
-        self.y0.release()
-        self.x[-1].release()
+        self.x[-1].write(top, columns.start, x_t)
 
     def _begin_from(self, blended: RowBuffer) -> Callable[[int, int], None]:
         def finish(top: int, bottom: int) -> None:
             for columns in column_parts(blended.width):
-                self.begin(top, bottom, columns, blended.rect(top, bottom, columns.start, columns.stop).to(self.networks.device))
-                blended.release()
+                self.begin(top, bottom, columns, blended.read(top, bottom, columns.start, columns.stop).to(self.networks.device))
 
         return finish
 
@@ -216,27 +213,23 @@ class RowChain:
         after.extend(bottom)
         t = torch.full((1,), i_step, dtype=torch.int64, device=device)
         for columns in column_parts(blended.width):
-            x0_pred, x_t = (plane.rect(top, bottom, columns.start, columns.stop).to(device) for plane in (blended, self.x[i_step]))
+            x0_pred, x_t = (plane.read(top, bottom, columns.start, columns.stop).to(device) for plane in (blended, self.x[i_step]))
             x_prev = x0_pred  # at the last step the posterior is the prediction itself
             if i_step:
                 posterior = q_posterior(x0_pred[None], x_t[None], t, schedule)
                 x_prev = (posterior.mean + posterior.variance.sqrt() * self._noise(i_step, top, bottom, columns))[0]
-            after.rect(top, bottom, columns.start, columns.stop).copy_(x_prev)
-            for plane in (blended, self.x[i_step], after):
-                plane.release()
+            after.write(top, columns.start, x_prev)
 
     def _emit_unshuffled(self, blended: RowBuffer, top: int, bottom: int) -> None:
-        step = max(1, _BAND_VALUES // (blended.rect(top, top + 1).numel()))
+        step = max(1, _BAND_VALUES // (self.networks.first_stage.channels * blended.width))
         for first in range(top, bottom, step):
-            self.emit(self.networks.decode(blended.rect(first, min(bottom, first + step))[None])[0])
-            blended.release()
+            self.emit(self.networks.decode(blended.read(first, min(bottom, first + step))[None])[0])
 
     def _emit_decoded(self, blended: RowBuffer, top: int, bottom: int) -> None:
         factor = self.networks.first_stage.factor
         step = max(1, _BAND_VALUES // (3 * blended.width * factor)) * factor
         for first in range(top * factor, bottom * factor, step):
-            self.emit(blended.rect(first, min(bottom * factor, first + step)))
-            blended.release()
+            self.emit(blended.read(first, min(bottom * factor, first + step)))
 
     def _feed(self) -> bool:
         """Read the rows that the first stage needs next; False at the end of the picture."""
@@ -249,8 +242,7 @@ class RowChain:
             begin = int(wanted.min())
             rows = self.read(begin, int(wanted.max()) + 1)[:, wanted - begin][:, :, self._columns]
             self.lq.extend(first + len(wanted))
-            self.lq.rect(first, first + len(wanted)).copy_(rows)
-            self.lq.release()
+            self.lq.write(first, 0, rows)
         return True
 
     def _discard(self) -> None:

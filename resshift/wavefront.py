@@ -94,10 +94,7 @@ class TileStage:
             lefts = columns.starts[first : first + self.batch]
             results = yield self._call(top, lefts)
             for i_column, (left, result) in enumerate(zip(lefts, results, strict=True), first):
-                place = self.blended.rect(top * scale, (top + rows.tile) * scale, left * scale, (left + columns.tile) * scale)
-                place += (result * self._weight(i_column).to(result)).to(place.device)
-            for window in (self.blended, *(window for window, _ in self.inputs)):
-                window.release()
+                self.blended.add(top * scale, left * scale, result * self._weight(i_column).to(result))
         first, end = rows.complete(self.i_row)
         self.finish(first, end)
         self.blended.discard(end * scale)
@@ -113,7 +110,7 @@ class TileStage:
     def tile(self, window: RowBuffer, top: int, left: int, scale: int) -> Tensor:
         """Return one input of the tile at a latent position."""
         bottom, right = top + self.plan.rows.tile, left + self.plan.columns.tile
-        return window.rect(top * scale, bottom * scale, left * scale, right * scale)
+        return window.read(top * scale, bottom * scale, left * scale, right * scale)
 
     def _weight(self, i_column: int) -> Tensor:
         return torch.outer(self.plan.rows.weights(self.i_row, self.scale), self.plan.columns.weights(i_column, self.scale))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -184,14 +185,55 @@ def test_a_window_moves_down_and_starts_with_zeros() -> None:
         for top in range(0, 96, 4):
             window.discard(top - 4)
             window.extend(top + 4)
-            assert not window.rect(top, top + 4).any()
-            window.rect(top, top + 4).copy_(plane[:, top : top + 4])
-            window.release()
-            assert torch.equal(window.rect(max(0, top - 4), top + 4, 1, 3), plane[:, max(0, top - 4) : top + 4, 1:3])
+            assert not window.read(top, top + 4).any()
+            window.write(top, 0, plane[:, top : top + 4])
+            window.add(top, 2, torch.ones(2, 4, 1))
+            expected = plane[:, max(0, top - 4) : top + 4, 1:3].clone()
+            expected[..., 1] += 1
+            assert torch.equal(window.read(max(0, top - 4), top + 4, 1, 3), expected)
         with pytest.raises(ValueError, match="not all within"):
-            window.rect(10, 12)
+            window.read(10, 12)
+        with pytest.raises(ValueError, match="not all within"):
+            window.write(99, 0, plane[:, :1])
         with pytest.raises(ValueError, match="do not fit"):
             window.extend(100)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to tell what is resident")
+def test_of_a_window_in_a_file_no_more_is_resident_than_one_channel_of_a_rectangle() -> None:
+    resident: list[int] = []
+
+    def watched(shape: tuple[int, ...]) -> tuple[Tensor, Callable[[], None]]:
+        values, release = in_file(shape)
+
+        def release_watched() -> None:
+            lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+            resident.append(sum(int(line[1]) for line in lines if line[0] in ("RssFile:", "RssShmem:")) // 1024)
+            release()
+
+        return values, release_watched
+
+    window = RowBuffer(16, 256, 16_384, 256, watched)  # 256 MiB
+    window.extend(256)
+    before = resident[-1]
+    window.write(0, 0, torch.ones(16, 256, 64))
+    assert window.read(0, 256, 128, 192).sum() == 0
+    window.add(0, 32, torch.ones(16, 256, 64))
+    assert window.read(0, 256, 0, 96).sum() == 16 * 256 * 128
+    # A page is mapped with its neighbours, 64 KiB: at most every row of a channel, 16 MiB.
+    assert max(resident) - before <= 24
+
+
+@pytest.mark.parametrize("columns", [3, 70_000])
+def test_a_window_that_is_wide_moves_as_one_that_is_narrow(columns: int) -> None:
+    window = RowBuffer(2, 64, columns, 24, in_memory(CPU))  # 70,000 columns are moved 14 rows at a time, and move by fewer than they are
+    plane = torch.arange(64.0)[None, :, None].expand(2, 64, columns)
+    for top in range(0, 64, 4):
+        window.discard(top - 18)
+        window.extend(top + 4)
+        window.write(top, 0, plane[:, top : top + 4])
+        first = max(0, top - 18)
+        assert torch.equal(window.read(first, top + 4), plane[:, first : top + 4])
 
 
 def test_tiles_of_another_model_do_not_share_windows() -> None:
