@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resshift.first_stage_config import FirstStageConfig, VQConfig
-from resshift.group_norm import GroupNorm32
+from resshift.group_norm import GroupNorm32, norm_silu
 from resshift.winograd import Conv3x3, norm_silu_conv
 
 
@@ -159,7 +159,7 @@ class _Encoder(nn.Module):
             h = level(h)
             if isinstance(level, _Level) and level.downsample is not None:
                 h = level.downsample(h)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h)), inplace=not torch.is_grad_enabled()))
+        return self.conv_out(norm_silu(self.norm_out, self.mid(h)))
 
 
 class _Decoder(nn.Module):
@@ -186,7 +186,7 @@ class _Decoder(nn.Module):
             h = level(h)
             if isinstance(level, _Level) and level.upsample is not None:
                 h = level.upsample(h)
-        return self.conv_out(F.silu(self.norm_out(h), inplace=not torch.is_grad_enabled()))
+        return self.conv_out(norm_silu(self.norm_out, h))
 
 
 class VectorQuantizer(nn.Module):

@@ -24,7 +24,7 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 METADATA_KEY = "resshift.model"
 # To be raised by every change that gives other pixels for the same weights (defaults such as the colour fix included): it is part of a
 # model's identity, so a bulk job that began before such a change is refused instead of mixed.
-PIXELS = 4
+PIXELS = 5
 
 
 class WeightsError(ValueError):

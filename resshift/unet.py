@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from resshift.group_norm import GroupNorm32
+from resshift.group_norm import GroupNorm32, norm_silu
 from resshift.pointwise import Conv1x1
 from resshift.swin import BasicLayer
 from resshift.unet_config import UNetConfig
@@ -188,7 +188,8 @@ class UNetSwin(nn.Module):
         h = self._run(self.middle_block, h, embedding)
         for stage in self.output_blocks:
             h = self._run(stage, torch.cat([h, skips.pop()], dim=1), embedding)
-        return self.out(h)
+        norm, _, conv = self.out
+        return conv(norm_silu(cast(GroupNorm32, norm), h))
 
     def _run(self, stage: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
         if self.checkpoint_activations and torch.is_grad_enabled():

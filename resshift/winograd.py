@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resshift.group_norm import affine_of
+from resshift.group_norm import affine_of, norm_silu
 
 # Interpolation at 0, 1, -1, 2, -2 and infinity.
 _B = (
@@ -78,10 +78,7 @@ def norm_silu_conv(
     """
     if _usable(conv, x):
         return _convolve(x, conv, norm, modulation)
-    h = norm(x)
-    if modulation is not None:
-        h = h * (1 + modulation[0]) + modulation[1]
-    h = F.silu(h, inplace=not torch.is_grad_enabled())
+    h = norm_silu(norm, x, modulation)
     return conv(h if dropout is None else dropout(h))
 
 
