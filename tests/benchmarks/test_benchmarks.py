@@ -154,11 +154,14 @@ def test_a_seam_shows_in_the_ratio_and_a_clean_picture_gives_one(scripts: Callab
     seams = scripts("seams")
     whole = np.random.default_rng(0).integers(100, 140, (64, 64, 3)).astype(np.uint8)
     edges = np.array([16, 48])
-    assert seams.edge_ratio(whole, whole, edges, 0) == 1.0
+    assert seams.edge_ratio(whole, whole, edges, 0, 4) == 1.0
     stepped = whole.copy()
     stepped[16:48] += 20  # a tone step at both edges, rows 16 and 48
-    assert seams.edge_ratio(stepped, whole, edges, 0) > 1.2
-    assert seams.edge_ratio(stepped, whole, edges, 1) == pytest.approx(1.0, abs=1e-9)
+    assert seams.edge_ratio(stepped, whole, edges, 0, 4) > 1.2
+    assert seams.edge_ratio(stepped, whole, edges, 1, 4) == pytest.approx(1.0, abs=1e-9)
+    patterned = whole.copy()
+    patterned[3::4] += 10  # another step between all positions than inside them is no seam
+    assert seams.edge_ratio(patterned, whole, edges, 0, 4) == pytest.approx(1.0, abs=0.05)
     assert seams.delta_e(whole, whole) == 0.0
 
 
