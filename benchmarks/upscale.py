@@ -2,6 +2,7 @@
 
     python benchmarks/upscale.py                 # minutes on two cores; writes benchmarks/results/upscale-DATE-MACHINE.json
     python benchmarks/upscale.py --quick         # under a minute, nothing written
+    python benchmarks/upscale.py --dtype bfloat16  # for CPUs with AMX: what the networks gain by it, and what it costs the picture
     python benchmarks/upscale.py --memory 1,4,64 # peak memory at a fixed budget for inputs of so many megapixels
 
 Models are tiny-x4 and realsr-x4-s4 (full width, random weights: arithmetic costs what it costs with trained ones). In each case the plain
@@ -45,10 +46,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from resshift import images
 from resshift.autoencoder import build_first_stage
 from resshift.images import Picture
+from resshift.models import Dtype
 from resshift.presets import preset
 from resshift.rowchain import Networks
 from resshift.training import build_network
-from resshift.upscaler import Dtype, Upscaler
+from resshift.upscaler import Upscaler
 
 PLAIN_TILE_PX = 128
 STAND_IN = "stand-in"
@@ -369,9 +371,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         side = headline["input_px"]
         figures["share_of_peak"] = tera_operations("realsr-x4-s4", side, device) / headline["fast_s"] / matrix_tflops(device)
     if not options.quick:
-        record.write(
-            record.RESULTS / record.file_name("upscale", where), {"machine": where, "figures": figures, "cases": rows, "memory": memory}
-        )
+        path = record.RESULTS / record.file_name("upscale" if options.dtype == "auto" else f"upscale-{options.dtype}", where)
+        record.write(path, {"machine": where, "figures": figures, "cases": rows, "memory": memory})
     print(record.json_line(figures))
     return 0
 

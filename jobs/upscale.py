@@ -39,7 +39,7 @@ def arguments() -> argparse.ArgumentParser:
     options = parser(__doc__ or "")
     options.add_argument("source", metavar="SRC", help="folder or s3:// prefix")
     options.add_argument("target", metavar="DST", help="where outputs and the ledger go; must not lie inside SRC")
-    options.add_argument("--model", default="tiny-x4", help="name, model directory or weight file (default tiny-x4)")
+    options.add_argument("--model", default="tiny-x4", help="name, directory or weight file, @bfloat16 may follow (default tiny-x4)")
     options.add_argument("--outscale", type=float, help="scale of the result (default: the model's)")
     options.add_argument("--steps", type=int, help="of the chain: fewer cost less (default: the model's)")
     options.add_argument("--format", default="png", choices=["keep", "png", "jpeg", "webp", "tiff"], help="keep: as the input's extension")

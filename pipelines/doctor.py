@@ -142,8 +142,14 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
 
-def check_gpu(memory_bytes: Sequence[int], has_driver: bool) -> Check:
-    """Devices that torch can use, by their memory; `has_driver`: the kernel has an NVIDIA device, whatever torch says."""
+def check_gpu(memory_bytes: Sequence[int], has_driver: bool, has_amx: bool = False) -> Check:
+    """Devices that torch can use, by their memory.
+
+    Args:
+        memory_bytes: of each device.
+        has_driver: the kernel has an NVIDIA device, whatever torch says.
+        has_amx: the CPU multiplies matrices in bfloat16.
+    """
     if not memory_bytes and has_driver:
         return fail(
             "gpu",
@@ -151,7 +157,7 @@ def check_gpu(memory_bytes: Sequence[int], has_driver: bool) -> Check:
             "update the driver to what `nvidia-smi` and torch.version.cuda need",
         )
     if not memory_bytes:
-        return ok("gpu", "none; the CPU computes")
+        return ok("gpu", "none; the CPU computes" + (", fastest in bfloat16 (AMX): --model NAME@bfloat16" if has_amx else ""))
     found = ", ".join(f"{size / GIB:.0f} GiB" for size in memory_bytes)
     if min(memory_bytes) < 4 * GIB:
         return warn("gpu", found, "below 4 GiB tiles become small and slow: set --tile 64, or use another device")
@@ -224,7 +230,9 @@ def machine_checks(lock: str | None) -> Iterator[Check]:
     else:
         yield from check_versions(read_lock(lock), installed_versions())
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else range(0)
-    yield check_gpu([torch.cuda.get_device_properties(i).total_memory for i in devices], Path("/proc/driver/nvidia/version").exists())
+    memory_bytes = [torch.cuda.get_device_properties(i).total_memory for i in devices]
+    has_amx = bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    yield check_gpu(memory_bytes, Path("/proc/driver/nvidia/version").exists(), has_amx)
     memory_bytes, available_bytes = _memory()
     yield check_memory(available_bytes)
     disk = shutil.disk_usage(tempfile.gettempdir())

@@ -11,14 +11,17 @@ import json
 import os
 import secrets
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
+from typing import Literal
 
 from safetensors import SafetensorError, safe_open
 
 from resshift.config import ConfigError, ModelConfig, from_dict, to_dict
 from resshift.presets import PRESETS, preset
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 METADATA_KEY = "resshift.model"
@@ -159,16 +162,18 @@ def _check(path: Path, expected: str | None, name: str, remedy: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """Where the files of a model are, and what it is."""
+    """Where the files of a model are, what it is, and what its networks are asked to compute in."""
 
     name: str
     config: ModelConfig
     unet: Path
     first_stage: Path | None
+    dtype: Dtype = "auto"
 
     def identity(self) -> str:
-        """Return 16 hexadecimal digits that change with any weight or setting of the model, and with `PIXELS`."""
-        digest = hashlib.sha256(json.dumps([PIXELS, to_dict(self.config)], sort_keys=True).encode())
+        """Return 16 hexadecimal digits that change with any weight or setting of the model, a precision asked for, and `PIXELS`."""
+        asked = [] if self.dtype == "auto" else [self.dtype]
+        digest = hashlib.sha256(json.dumps([PIXELS, to_dict(self.config), *asked], sort_keys=True).encode())
         for path in (self.unet, self.first_stage):
             if path is not None:
                 with path.open("rb") as file:
@@ -183,10 +188,18 @@ def locate_model(
     first_stage: str | Path | None = None,
     accept_licence: bool = False,
 ) -> ModelFiles:
-    """Find the files of a model without loading them; arguments and errors as in `Upscaler.from_pretrained`."""
+    """Find the files of a model without loading them; arguments and errors as in `Upscaler.from_pretrained`.
+
+    A name or path may end in @float32, @bfloat16 or @float16: the precision its networks compute in. So every command takes one, and a job
+    or an endpoint tells the two apart, because the identity is another.
+    """
     source = str(source)
     accept_licence = accept_licence or os.environ.get("RESSHIFT_ACCEPT_LICENCE") == "1"
     path = Path(source).expanduser()
+    base, _, dtype = source.rpartition("@")
+    if base and (dtype == "float32" or dtype == "bfloat16" or dtype == "float16") and not path.exists():
+        found = locate_model(base, preset_name=preset_name, first_stage=first_stage, accept_licence=accept_licence)
+        return replace(found, name=f"{found.name}@{dtype}", dtype=dtype)
     stage = Path(first_stage).expanduser() if first_stage is not None else None
     shipped = PRETRAINED / source
     if path.is_dir() or (shipped / "config.json").is_file():

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ from resshift.memory import (
     plan_for,
     tiles_per_call,
 )
-from resshift.models import WeightsError, locate_model
+from resshift.models import Dtype, WeightsError, locate_model
 from resshift.noise_field import NoiseField
 from resshift.output import Filler, PixelRows, RowOutput, Sink, resize_alpha
 from resshift.picture import scaled
@@ -56,7 +56,6 @@ from resshift.tiling import TilePlan, plan_tiles
 from resshift.training import on_device
 from resshift.unet import UNetSwin
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Pixels = TypeVar("Pixels", Image.Image, NDArray[Any])
 
 # A VQ tile of this many latent positions (245 x 245) spends as much in its attention as in everything else.
@@ -144,7 +143,7 @@ class Upscaler:
             source: a name that ships ("tiny-x4") or whose weights are published ("realsr-x4-s4"); or a model or checkpoint directory; or a
                 weight file: our `.safetensors`, or a released `.pth`.
             device: see the class.
-            dtype: see the class.
+            dtype: see the class; unless it is "auto" it replaces what `source` asks for (`tiny-x4@bfloat16`).
             preset_name: which model a bare weight file belongs to; known for files with their released names.
             first_stage: weights of the autoencoder of a bare file; default: `autoencoder_vq_f4.pth` beside it.
             accept_licence: agree to the licence of published weights so that they may be downloaded (or set RESSHIFT_ACCEPT_LICENCE=1).
@@ -155,6 +154,7 @@ class Upscaler:
             WeightsError: no such model, or its weights do not fit; the message says what is allowed.
         """
         found = locate_model(source, preset_name=preset_name, first_stage=first_stage, accept_licence=accept_licence)
+        found = found if dtype == "auto" else replace(found, dtype=dtype)
         unet = UNetSwin(found.config.unet)
         weights.load_into(unet, weights.read_state_dict(found.unet))
         stage = build_first_stage(found.config.first_stage)
@@ -169,7 +169,7 @@ class Upscaler:
             name=found.name,
             identity=found.identity(),
             device=device,
-            dtype=dtype,
+            dtype=found.dtype,
             colour_fix=colour_fix,
             memory_budget_bytes=memory_budget_bytes,
         )

@@ -36,6 +36,7 @@ def levels(checks: Iterator[Check]) -> dict[str, Level]:
         (doctor.check_python((3, 10, 12)), Level.FAIL, "Python 3.11"),
         (doctor.check_gpu([], False), Level.OK, ""),
         (doctor.check_gpu([], True), Level.FAIL, "driver"),
+        (doctor.check_gpu([], True, has_amx=True), Level.FAIL, "driver"),
         (doctor.check_gpu([48 * GIB, 48 * GIB], True), Level.OK, ""),
         (doctor.check_gpu([48 * GIB, 2 * GIB], True), Level.WARN, "--tile 64"),
         (doctor.check_memory(16 * GIB), Level.OK, ""),
@@ -65,6 +66,11 @@ def test_each_reading_has_its_level_and_remedy(check: Check, level: Level, remed
     assert check.level == level
     assert remedy in check.remedy
     assert (check.remedy == "") == (level == Level.OK)
+
+
+def test_a_cpu_with_amx_is_told_what_it_is_fast_in() -> None:
+    assert "@bfloat16" in doctor.check_gpu([], False, has_amx=True).found
+    assert "@bfloat16" not in doctor.check_gpu([], False).found
 
 
 @pytest.mark.parametrize(

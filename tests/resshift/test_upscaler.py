@@ -185,6 +185,20 @@ def test_identity_changes_with_whatever_changes_pixels(tmp_path: Path, toy: Upsc
     assert Upscaler.from_pretrained(tmp_path / "a", device="cpu").identity != identities[0]
 
 
+def test_a_model_may_be_named_with_the_precision_it_computes_in(tmp_path: Path, toy: Upscaler) -> None:
+    weights.save_model(tmp_path / "a", "toy", toy.config, toy.unet)
+    plain, half = (Upscaler.from_pretrained(f"{tmp_path}/a{suffix}", device="cpu") for suffix in ("", "@bfloat16"))
+    assert (plain.dtype, half.dtype) == (torch.float32, torch.bfloat16)
+    assert (plain.name, half.name) == ("toy", "toy@bfloat16")
+    assert half.identity != plain.identity  # outputs of one job never come from both
+    assert Upscaler.from_pretrained(tmp_path / "a", device="cpu", dtype="bfloat16").identity == half.identity
+    assert Upscaler.from_pretrained(f"{tmp_path}/a@bfloat16", device="cpu", dtype="float32").dtype == torch.float32
+    with pytest.raises(WeightsError, match="no model"):
+        Upscaler.from_pretrained(f"{tmp_path}/a@float8", device="cpu")
+    weights.save_model(tmp_path / "a@float16", "toy", toy.config, toy.unet)  # a path that is there is that path
+    assert Upscaler.from_pretrained(tmp_path / "a@float16", device="cpu").dtype == torch.float32
+
+
 def test_unknown_model_lists_those_that_exist() -> None:
     with pytest.raises(WeightsError, match=r"no model 'tiny-x5'.*realsr-x4-s4"):
         Upscaler.from_pretrained("tiny-x5")
