@@ -1,6 +1,7 @@
 """The endpoint under open-loop load, at 0.5, 1, 2 and 10 times what it can do.
 
-    python benchmarks/serve_load.py [--quick] [--model nearest-x4@24] [--seconds 20]
+    python benchmarks/serve_load.py [--model nearest-x4@24] [--seconds 20]   # writes benchmarks/results/serve_load-MODEL-DATE-MACHINE.json
+    python benchmarks/serve_load.py --quick                                  # nothing written
 
 Open loop: requests are sent at their time whatever became of the others, as visitors do. The capacity is what as many clients as there
 are slots get done one after the other. The stand-in sleeps (24 s a megapixel is 0.1 s for the 64 x 64 picture), as a CPU does while a GPU
@@ -15,16 +16,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
-import json
 import os
 import socket
 import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 import numpy as np
+import record
+import torch
 from PIL import Image
 
 from pipelines.command import connect_to_ray
@@ -119,8 +122,8 @@ async def memory_mb(session: aiohttp.ClientSession, address: str) -> float:
     return next(float(line.split()[1]) / 1e6 for line in lines if line.startswith("process_resident_memory_bytes "))
 
 
-async def measure(address: str, seconds: float, num_clients: int) -> dict[str, float]:
-    """Put all loads on the endpoint, print a line for each, and return the figures."""
+async def measure(address: str, seconds: float, num_clients: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Put all loads on the endpoint, print a line for each, and return the figures, and those of each load."""
     data = picture()
     timeout = aiohttp.ClientTimeout(total=180)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
@@ -140,7 +143,18 @@ async def measure(address: str, seconds: float, num_clients: int) -> dict[str, f
         began = time.perf_counter()
         after = await closed(session, address, data, 1, 0.01)
         recovery_s = time.perf_counter() - began
-    return {
+    by_load = [
+        {
+            "load": factor,
+            "sent_rps": factor * capacity,
+            "good_rps": load.rps,
+            "p50_s": load.percentile(50),
+            "p99_s": load.percentile(99),
+            "statuses": dict(load.statuses),
+        }
+        for factor, load in loads.items()
+    ]
+    figures = {
         "capacity_rps": capacity,
         "goodput_share_10x": loads[10.0].rps / capacity,
         "unexpected_status": sum(load.num_unexpected for load in loads.values()) + after.num_unexpected,
@@ -149,6 +163,7 @@ async def measure(address: str, seconds: float, num_clients: int) -> dict[str, f
         "recovery_s": recovery_s,
         "gateway_mb": most_mb,
     }
+    return figures, by_load
 
 
 def main() -> int:
@@ -170,11 +185,15 @@ def main() -> int:
     limits["queue"] = 4
     address = start(config)
     try:
-        figures = asyncio.run(measure(address, chosen.seconds or (5 if chosen.quick else 20), limits["in_flight"]))
+        figures, loads = asyncio.run(measure(address, chosen.seconds or (5 if chosen.quick else 20), limits["in_flight"]))
     finally:
         serve.shutdown()
-    where = {"model": chosen.model, "cores": os.cpu_count(), "load_average": os.getloadavg()[0]}
-    print(json.dumps({"benchmark": "serve_load"} | where | {name: round(value, 3) for name, value in figures.items()}))
+    told = {"model": chosen.model, "load_average": os.getloadavg()[0]} | {name: round(value, 3) for name, value in figures.items()}
+    if not chosen.quick:
+        where = record.machine(torch.device("cpu"))
+        path = record.RESULTS / record.file_name(f"serve_load-{chosen.model.replace('@', '-')}", where)
+        record.write(path, {"machine": where, "figures": told, "loads": loads})
+    print(record.json_line({"benchmark": "serve_load", "cores": os.cpu_count()} | told))
     return 0
 
 
