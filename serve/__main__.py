@@ -55,7 +55,9 @@ def configuration(options: argparse.Namespace) -> dict[str, Any]:
     """
     from pipelines.replica import describe_model
     from pipelines.request import replica_range
+    from serve import front
     from serve.replica import app_name
+    from serve.settings import LimitSettings
 
     low, high = replica_range(options.replicas, least=0)
     models: list[str] = options.model or ["tiny-x4"]
@@ -81,7 +83,13 @@ def configuration(options: argparse.Namespace) -> dict[str, Any]:
         for name in models
     ]
     http = {"host": options.host, "port": options.port}
-    return {"proxy_location": "HeadOnly", "http_options": http, "applications": [*applications, endpoint]}
+    controller = {"runtime_env": {"env_vars": front.environment(LimitSettings(**args["limits"]))}}
+    return {
+        "proxy_location": "HeadOnly",
+        "http_options": http,
+        "controller_options": controller,
+        "applications": [*applications, endpoint],
+    }
 
 
 def start(config: dict[str, Any]) -> str:
@@ -96,6 +104,7 @@ def start(config: dict[str, Any]) -> str:
     serve.start(
         proxy_location=schema.proxy_location,
         http_options={"host": http.host, "port": http.port},
+        controller_options=schema.controller_options,
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
     )
     targets: list[serve.RunTarget] = []

@@ -22,7 +22,7 @@ from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
 import resshift
 from resshift.images import Format
-from serve import problems, routes, site
+from serve import front, problems, routes, site
 from serve.jobs import JobKeeper
 from serve.keys import is_loopback
 from serve.models import served_models
@@ -156,6 +156,7 @@ class Gateway:
 
     Raises:
         RuntimeError: there are no keys, and Serve listens beyond this machine.
+        ValueError: Serve's proxy was started with lower limits than these.
     """
 
     def __init__(self, settings: ServeSettings, jobs: Any) -> None:  # noqa: ANN401 - a DeploymentHandle
@@ -164,6 +165,7 @@ class Gateway:
         host: str | None = http.host
         if not settings.keys and host is not None and not is_loopback(host):
             raise RuntimeError(f"Serve listens on {host} and there are no API keys: set http_options.host to 127.0.0.1, or make keys")
+        front.check(settings.limits)
         pictures = PictureService(settings.limits, served_models(settings.models), sleeping=settings.sleeping)
         self._services = Services(settings, pictures, RemoteJobs(jobs))
 

@@ -1,0 +1,184 @@
+"""The door by its messages: what comes in, what is handed on, what is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from ray.serve.schema import ServeDeploySchema
+
+from serve import front
+from serve.__main__ import arguments, configuration
+from serve.front import Front, Message, check, environment, limits_of
+from serve.limits import ByteBudget
+from serve.settings import LimitSettings
+
+
+class Proxy:
+    """An application that reads a body and answers `ok`; `answers_first`: before it has read all."""
+
+    def __init__(self, answers_first: bool = False) -> None:
+        self.answers_first = answers_first
+        self.got: list[Message] = []
+
+    async def __call__(self, scope: Message, receive: front.Receive, send: front.Send) -> None:
+        del scope
+        if self.answers_first:
+            await send({"type": "http.response.start", "status": 401, "headers": []})
+        while True:
+            self.got.append(await receive())
+            if not self.got[-1].get("more_body"):
+                break
+        if not self.answers_first:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(len(message.get("body", b"")) for message in self.got)
+
+
+class Client:
+    """Sends a body in pieces and keeps what it is answered."""
+
+    def __init__(self, pieces: list[bytes], announced: int | None = None) -> None:
+        self.pieces: Iterator[bytes] = iter(pieces)
+        self.num_left = len(pieces)
+        self.answered: list[Message] = []
+        headers = [] if announced is None else [(b"content-length", str(announced).encode())]
+        self.scope: Message = {"type": "http", "method": "POST", "path": "/", "headers": headers}
+
+    async def receive(self) -> Message:
+        await asyncio.sleep(0)
+        self.num_left -= 1
+        if self.num_left < 0:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": next(self.pieces), "more_body": self.num_left > 0}
+
+    async def send(self, message: Message) -> None:
+        self.answered.append(message)
+
+    @property
+    def status(self) -> int:
+        assert [message["type"] for message in self.answered] == ["http.response.start", "http.response.body"]
+        return self.answered[0]["status"]
+
+    @property
+    def headers(self) -> dict[bytes, bytes]:
+        return dict(self.answered[0]["headers"])
+
+
+def visit(client: Client, proxy: Proxy, limit: int = 10, budget: ByteBudget | None = None) -> ByteBudget:
+    budget = budget or ByteBudget(100)
+    asyncio.run(Front(proxy, limit, budget)(client.scope, client.receive, client.send))
+    return budget
+
+
+def test_a_body_within_the_limit_is_handed_on_as_it_came() -> None:
+    client, proxy = Client([b"abcd", b"", b"efghij"], announced=10), Proxy()
+    budget = visit(client, proxy)
+    assert [(message["body"], message["more_body"]) for message in proxy.got] == [(b"abcd", True), (b"", True), (b"efghij", False)]
+    assert client.status == 200
+    assert budget.used == 0
+
+
+def test_an_announced_body_that_is_too_large_reaches_nobody() -> None:
+    client, proxy = Client([b"x" * 11], announced=11), Proxy()
+    visit(client, proxy)
+    assert client.status == 413
+    assert not proxy.got
+    assert client.num_left == 1
+    problem = json.loads(client.answered[1]["body"])
+    assert problem["type"] == "/problems/too_large"
+    assert problem["detail"] == "the body has 11 bytes, at most 10 are allowed"
+
+
+def test_a_body_that_grows_too_large_is_answered_at_the_limit_and_not_read_on() -> None:
+    client, proxy = Client([b"x" * 4] * 1000), Proxy()
+    budget = visit(client, proxy)
+    assert client.status == 413  # and the proxy's own answer to the disconnect is dropped
+    assert client.headers[b"connection"] == b"close"
+    assert proxy.num_bytes == 8
+    assert proxy.got[-1] == {"type": "http.disconnect"}
+    assert client.num_left == 1000 - 3
+    assert budget.used == 0
+
+
+def test_what_comes_after_the_answer_has_begun_is_dropped() -> None:
+    client, proxy = Client([b"x" * 4] * 1000), Proxy(answers_first=True)
+    visit(client, proxy)
+    assert client.status == 401
+    assert proxy.num_bytes == 8
+    assert client.num_left < 0
+
+
+def test_bodies_of_all_requests_share_a_budget() -> None:
+    budget = ByteBudget(12)
+    budget.take(8)  # of another request
+    client, proxy = Client([b"x" * 4, b"x"]), Proxy()
+    visit(client, proxy, budget=budget)
+    assert client.status == 503
+    assert client.headers[b"retry-after"] == b"1"
+    assert budget.used == 8
+
+
+def test_a_proxy_that_fails_gives_its_bytes_back() -> None:
+    async def failing(scope: Message, receive: front.Receive, send: front.Send) -> None:
+        del scope, send
+        await receive()
+        raise ConnectionResetError
+
+    client, budget = Client([b"x" * 4]), ByteBudget(100)
+    with pytest.raises(ConnectionResetError):
+        asyncio.run(Front(failing, 10, budget)(client.scope, client.receive, client.send))
+    assert budget.used == 0
+
+
+def test_other_protocols_pass() -> None:
+    seen: list[Any] = []
+
+    async def proxy(*arguments: object) -> None:
+        seen.append(arguments)
+
+    asyncio.run(Front(proxy, 10, ByteBudget(10))({"type": "websocket"}, 1, 2))  # type: ignore[arg-type]
+    assert seen == [({"type": "websocket"}, 1, 2)]
+
+
+def test_the_environment_carries_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = LimitSettings(body_mb=2.5, bodies_mb=20)
+    for name, value in environment(limits).items():
+        monkeypatch.setenv(name, value)
+    (middleware,) = front.middlewares()
+    made: Any = middleware.cls(Proxy(), *middleware.args, **middleware.kwargs)
+    assert (made._max_body_bytes, made._budget.limit) == (2_500_000, 20_000_000)
+    assert limits_of({}) == LimitSettings()
+
+
+def test_serve_takes_the_environment_of_a_printed_configuration() -> None:
+    config = configuration(arguments().parse_args(["--model", "nearest-x4"]))
+    options = ServeDeploySchema.model_validate(config).controller_options
+    assert options is not None
+    assert options.runtime_env == {"env_vars": environment(LimitSettings())}
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "much", "nan", ""])
+def test_a_limit_that_is_none_is_named(value: str) -> None:
+    with pytest.raises(ValueError, match=r"body_mb must be|RESSHIFT_SERVE_BODY_MB must be|finite"):
+        limits_of({front.BODY_MB: value})
+
+
+def test_a_gateway_does_not_start_behind_a_narrower_proxy(caplog: pytest.LogCaptureFixture) -> None:
+    check(LimitSettings(), environment(LimitSettings()))
+    check(LimitSettings(body_mb=1), environment(LimitSettings()))
+    with pytest.raises(ValueError, match=r"limits.body_mb is 65, but the proxy was started with 64: .*RESSHIFT_SERVE_BODY_MB"):
+        check(LimitSettings(body_mb=65), environment(LimitSettings()))
+    with pytest.raises(ValueError, match=r"limits.bodies_mb is 600"):
+        check(LimitSettings(bodies_mb=600), environment(LimitSettings()))
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        check(LimitSettings(), {})
+    assert "does not count bodies" in caplog.text
