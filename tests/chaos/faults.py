@@ -31,6 +31,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parent))
+import servers
+
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ("optim.warmup_steps=0", "train.log_every=1", "train.checkpoint_every=8", "log.samples=true", "log.tensorboard=false")
 
@@ -258,7 +261,13 @@ def simulated_cluster(num_nodes: int) -> tuple[Any, list[Any]]:
         RAY_AUTH_MODE="disabled",
         RAY_USAGE_STATS_ENABLED="0",
     )
-    head = {"num_cpus": 3, "num_gpus": 0, "object_store_memory": 150 << 20, "include_dashboard": True}
+    head = {
+        "num_cpus": 3,
+        "num_gpus": 0,
+        "object_store_memory": 150 << 20,
+        "include_dashboard": True,
+        "dashboard_port": servers.free_port(),
+    }
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [add_node(cluster) for _ in range(num_nodes)]
     ray.init(address=cluster.address, logging_level=logging.WARNING, log_to_driver="-v" in sys.argv)
