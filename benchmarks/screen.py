@@ -1,11 +1,12 @@
-"""Is there a screen of dots in what a model makes? Power at the frequencies of period `scale` over that of their neighbours.
+"""Do the positions that a picture was made from show in it, as a screen of dots or a weave? Two measures of the period `scale`.
 
     python benchmarks/screen.py --model tiny-x4 --model runs/mine/model --data bicubic=lq:gt
 
 A network that makes scale x scale pixels from one position can leave the same small pattern everywhere. LPIPS and PSNR hardly see it,
-people do. For each picture: the spectrum of its luma (BT.601) under a Hann window; at every frequency of whole periods of `scale` pixels,
-the mean power of 5 x 5 bins over the median of the 17 x 17 around them, in dB; the mean over these frequencies. Photographs have about 1
-dB.
+people do. `screen`, for each picture: the spectrum of its luma (BT.601) under a Hann window; at every frequency of whole periods of
+`scale` pixels, the mean power of 5 x 5 bins over the median of the 17 x 17 around them, in dB; the mean over these frequencies.
+Photographs have about 1 dB. It sees a pattern that is the same over the picture. `lattice` is `resshift.lattice`, which also sees one that
+changes with the content, and may be part of the training objective.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import record
 from study import load_truths
 
 from pipelines.evaluate import bicubic_resized
-from resshift import metrics, seeds
+from resshift import images, metrics, seeds
 from resshift.images import Array
+from resshift.lattice import lattice
 from resshift.upscaler import Upscaler
 
 _NEAR, _AROUND = 2, 8
@@ -58,17 +60,22 @@ def main() -> int:
     chosen = parser.parse_args()
     models = {name: Upscaler.from_pretrained(name) for name in chosen.model}
     scale = next(iter(models.values())).scale
-    found: dict[str, dict[str, list[float]]] = {}
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for truth in load_truths(chosen.data):
         seed = seeds.derive(0, "picture", truth.key)
         made = {"truth": truth.gt, "bicubic": bicubic_resized(truth.lq, scale)}
         made |= {name: up(truth.lq, seed=seed) for name, up in models.items()}
         for name, picture in made.items():
-            found.setdefault(name, {}).setdefault(truth.set, []).append(screen_db(picture, scale))
-    result = {name: {data: round(float(np.mean(values)), 2) for data, values in columns.items()} for name, columns in found.items()}
+            found.setdefault(name, {}).setdefault(truth.set, []).append(
+                (screen_db(picture, scale), float(lattice(images.to_tensor(picture), scale)))
+            )
+    result = {
+        name: {data: np.mean(values, axis=0).round(3).tolist() for data, values in columns.items()} for name, columns in found.items()
+    }
     sets = list(result["truth"])
-    print(record.table(["dB", *sets], [[name, *(columns[data] for data in sets)] for name, columns in result.items()]))
-    print(record.json_line({"period_px": scale, "screen_db": result}))
+    header = ["", *(f"{data}: {measure}" for data in sets for measure in ("screen dB", "lattice"))]
+    print(record.table(header, [[name, *(value for data in sets for value in columns[data])] for name, columns in result.items()]))
+    print(record.json_line({"period_px": scale, "screen_db_and_lattice": result}))
     return 0
 
 

@@ -79,6 +79,11 @@ class ModelConfig:
             raise ValueError(
                 f"model.unet channels ({unet.in_channels} in, {unet.out_channels} out) must equal the latent's {self.first_stage.channels}"
             )
+        if unet.pixel_head_channels and self.first_stage.kind != "pixel_unshuffle":
+            raise ValueError(
+                f"model.unet.pixel_head_channels needs first_stage.kind=pixel_unshuffle, got {unet.pixel_head_channels} "
+                f"with {self.first_stage.kind}"
+            )
         if unet.cond_lq and unet.lq_size * self.scale != unet.image_size * factor:
             raise ValueError(
                 f"model.unet.lq_size must be image_size x {factor} / scale = {unet.image_size * factor // self.scale}, got {unet.lq_size}"
@@ -87,9 +92,11 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class LossConfig:
-    """Objective: `mse` x MSE on the target + `lpips` x LPIPS between the decoded prediction of x0 and the clean picture.
+    """Objective: `mse` x MSE on the target + `lpips` x LPIPS between the decoded prediction of x0 and the clean picture + `lattice` x what
+    of the lattice of positions shows in that prediction (`resshift.lattice`).
 
-    `lpips_trunk` is a file with the weights of the LPIPS trunk; without it torchvision downloads them.
+    `lpips_trunk` is a file with the weights of the LPIPS trunk; without it torchvision downloads them. LPIPS sees the pictures from one of
+    `lpips_corners` x `lpips_corners` corners, another at every step; 4 meets every phase of a trunk's first two strides.
     """
 
     mse: float = 1.0
@@ -97,10 +104,16 @@ class LossConfig:
     lpips: float = 0.0
     lpips_net: Literal["vgg", "alex", "squeeze"] = "vgg"
     lpips_trunk: str | None = None
+    lpips_corners: int = 1
+    lattice: float = 0.0
 
     def __post_init__(self) -> None:
         if min(self.mse, self.lpips) < 0 or self.mse + self.lpips == 0:
             raise ValueError(f"loss.mse and loss.lpips must not be negative and not both zero, got {self.mse} and {self.lpips}")
+        if self.lattice < 0 or not 1 <= self.lpips_corners <= 16:
+            raise ValueError(
+                f"loss.lattice must not be negative and loss.lpips_corners must lie in [1, 16], got {self.lattice} and {self.lpips_corners}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)

@@ -1,7 +1,7 @@
-"""The training objective: MSE on the network's target, and LPIPS on the decoded prediction of x0.
+"""The training objective: MSE on the network's target, and on the decoded prediction of x0 LPIPS and what shows the lattice of positions.
 
     mse_b  = mean over (Z, h, w) of (target - output)^2            divided by kappa^2 eta_t when the target is epsilon_scale
-    loss_b = c_mse w_t mse_b + c_lpips LPIPS(clamp(D(x0_pred)), hq)
+    loss_b = c_mse w_t mse_b + c_lpips LPIPS(clamp(D(x0_pred)), hq) + c_lattice lattice(D(x0_pred))
 
 w_t is 1 ("plain") or the weight of the variational bound ("weighted"):
 
@@ -9,6 +9,9 @@ w_t is 1 ("plain") or the weight of the variational bound ("weighted"):
     epsilon, epsilon_scale:  w_t = (kappa alpha_t / ((1 - eta_t) sqrt(eta_t)))^2 / (2 var_t)
 
 with var_t the posterior variance, at t = 1 replaced by that of t = 2 because it is zero there. LPIPS is Zhang et al., CVPR 2018.
+
+The trunks of LPIPS sample at strides of 2 and 4, so from a fixed corner they do not see patterns of these periods. `corner` moves it (one
+of the transformations of E-LPIPS, Kettunen et al. 2019).
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from torch.nn import functional as F
 from resshift.autoencoder import FirstStage
 from resshift.config import LossConfig, ModelConfig
 from resshift.diffusion import at_step, predict_x0, q_sample, scale_input, target_of
+from resshift.lattice import lattice
 from resshift.schedule import Float64Array, ShiftSchedule
 from resshift.target import Target
 
@@ -112,11 +116,12 @@ class Lpips(nn.Module):
 
 
 class LossTerms(NamedTuple):
-    """Means over the batch: `total` has the gradient, `mse` and `lpips` are for the log."""
+    """Means over the batch: `total` has the gradient, the others, without their coefficients, are for the log."""
 
     total: Tensor
     mse: Tensor
     lpips: Tensor
+    lattice: Tensor
 
 
 class Objective:
@@ -143,7 +148,16 @@ class Objective:
         """Run the first stage through torch.compile."""
         self._encode, self._decode = (torch.compile(call, mode=mode) for call in (self._encode, self._decode))
 
-    def __call__(self, network: nn.Module, hq: Tensor, lq: Tensor, t: Tensor, noise: Tensor, mask: Tensor | None = None) -> LossTerms:
+    def __call__(
+        self,
+        network: nn.Module,
+        hq: Tensor,
+        lq: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        mask: Tensor | None = None,
+        corner: tuple[int, int] = (0, 0),
+    ) -> LossTerms:
         """Compute the loss.
 
         Args:
@@ -153,6 +167,7 @@ class Objective:
             t: step indices in [0, T), int64 (B,).
             noise: standard normal, (B, Z, H / f, W / f). The caller draws t and noise, so the caller owns reproducibility.
             mask: 1 = hole and -1 = kept, (B, 1, H / scale, W / scale), for networks with `cond_mask`.
+            corner: row and column of the first pixel that LPIPS sees.
         """
         with torch.no_grad():
             # One pass for both. Autocast leaves half precision behind the encoder; the chain itself is float32.
@@ -161,12 +176,16 @@ class Objective:
             wanted = target_of(x0, y0, noise, t, self.schedule, self.model.target)
         output = network(scale_input(x_t, t, self.schedule, self.model.latent_scaling), t, lq, mask).float()
         mse = mse_per_sample(output, wanted, t, self.schedule, self.model.target, self.loss.mse_weighting == "weighted").mean()
-        perceptual = torch.zeros_like(mse)
-        if self.lpips is not None and self.loss.lpips:
-            x0_pred = predict_x0(output, x_t, y0, t, self.schedule, self.model.target)
-            perceptual = self.lpips(self._decode(x0_pred).clamp(-1, 1), hq).mean()
-        total = self.loss.mse * mse + self.loss.lpips * perceptual
-        return LossTerms(total, mse.detach(), perceptual.detach())
+        perceptual = shown = torch.zeros_like(mse)
+        if self.loss.lpips or self.loss.lattice:
+            decoded = self._decode(predict_x0(output, x_t, y0, t, self.schedule, self.model.target)).float()
+            if self.lpips is not None and self.loss.lpips:
+                seen = (..., slice(corner[0], None), slice(corner[1], None))
+                perceptual = self.lpips(decoded.clamp(-1, 1)[seen], hq[seen]).mean()
+            if self.loss.lattice:
+                shown = lattice(decoded, self.model.first_stage.factor).mean()
+        total = self.loss.mse * mse + self.loss.lpips * perceptual + self.loss.lattice * shown
+        return LossTerms(total, mse.detach(), perceptual.detach(), shown.detach())
 
 
 def upsample(lq: Tensor, scale: int) -> Tensor:

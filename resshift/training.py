@@ -33,7 +33,7 @@ from resshift.unet import UNetSwin
 from resshift.weights import is_derived, load_into
 
 Module = TypeVar("Module", bound=nn.Module)
-TERMS = ("loss", "mse", "lpips")
+TERMS = ("loss", "mse", "lpips", "lattice")
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -314,7 +314,7 @@ class DiffusionLearner:
                 hole), uint8, on the device of the network; the rows of this worker's slots.
 
         Returns:
-            loss, mse and lpips.
+            `TERMS`.
         """
         state, train = self.state, self.config.train
         set_learning_rate(state.optimizer, learning_rate(state.step, self.config.optim, train.steps))
@@ -353,6 +353,7 @@ class DiffusionLearner:
         state, train, model = self.state, self.config.train, self.config.model
         device = batch["hq"].device
         t, noise = draw_noise(self.config, state.step, self.slots, latent_shape(model, batch["hq"]), device)
+        corner = lpips_corner(self.config, state.step)
         sums = [torch.zeros((), device=device) for _ in TERMS]
         for part, factor in shares(state.network, self.slots, train.micro_batch):
             # Dropout draws from torch's own stream.
@@ -360,10 +361,16 @@ class DiffusionLearner:
             hq, lq = to_unit_range(batch["hq"][part]), to_unit_range(batch["lq"][part])
             mask = mask_to_unit_range(batch["mask"][part]) if model.unet.cond_mask else None
             with autocast(device, train.precision):
-                terms = self.objective(state.network, hq, lq, t[part], noise[part], mask)
+                terms = self.objective(state.network, hq, lq, t[part], noise[part], mask, corner)
             state.scaler.scale(terms.total * factor).backward()
             sums = [total + term.detach() * (factor / self.slots.num_ranks) for total, term in zip(sums, terms, strict=True)]
         return dict(zip(TERMS, sums, strict=True))
+
+
+def lpips_corner(config: RunConfig, step: int) -> tuple[int, int]:
+    """Return the first row and column that LPIPS sees in a step, each in [0, loss.lpips_corners): a function of (seed, step)."""
+    row, column = divmod(seeds.derive(config.train.seed, "lpips corner", step) % config.loss.lpips_corners**2, config.loss.lpips_corners)
+    return row, column
 
 
 def latent_shape(model: ModelConfig, hq: Tensor) -> tuple[int, int, int]:

@@ -94,6 +94,35 @@ class Stage(nn.Sequential):
         return x
 
 
+class PixelHead(nn.Module):
+    """What a picture that was made position by position lacks: detail that runs across positions, and is the same for every pixel of one.
+
+        output + unshuffle(conv(silu(conv(silu(shuffle(conv(h)))))))
+
+    The shuffle is that of ESPCN (Shi et al., CVPR 2016). Convolutions behind it share their weights among the f x f pixels of a position
+    and see across its border; the output alone makes every pixel of a position by weights of its own. The last one starts at zero.
+
+    Args:
+        in_channels: of h, the activations before the network's last convolution.
+        channels: at the size of the picture.
+        factor: f.
+    """
+
+    def __init__(self, in_channels: int, channels: int, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+        self.features = Conv3x3(in_channels, channels * factor**2)
+        self.inner = nn.Conv2d(channels, channels, 3, padding=1)
+        self.last = nn.Conv2d(channels, 3, 3, padding=1)
+        for parameter in self.last.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, h: Tensor, output: Tensor) -> Tensor:
+        """(B, C, h, w), (B, 3 f^2, h, w) -> (B, 3 f^2, h, w)."""
+        pixels = F.silu(F.pixel_shuffle(self.features(h), self.factor))  # (B, channels, f h, f w)
+        return output + F.pixel_unshuffle(self.last(F.silu(self.inner(pixels))), self.factor)
+
+
 class UNetSwin(nn.Module):
     """Predict x0 (or another target) from the scaled x_t, the step, the low-quality picture and, for inpainting, a mask."""
 
@@ -162,6 +191,7 @@ class UNetSwin(nn.Module):
                 self.output_blocks.append(Stage(*layers))
 
         self.out = nn.Sequential(GroupNorm32(32, channels), nn.SiLU(), nn.Conv2d(channels, config.out_channels, 3, padding=1))
+        self.pixel_head = PixelHead(channels, config.pixel_head_channels, config.unshuffle_factor) if config.pixel_head_channels else None
 
     def forward(self, x: Tensor, t: Tensor, lq: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Predict the target.
@@ -189,7 +219,8 @@ class UNetSwin(nn.Module):
         for stage in self.output_blocks:
             h = self._run(stage, torch.cat([h, skips.pop()], dim=1), embedding)
         norm, _, conv = self.out
-        return conv(norm_silu(cast(GroupNorm32, norm), h))
+        h = norm_silu(cast(GroupNorm32, norm), h)
+        return conv(h) if self.pixel_head is None else self.pixel_head(h, conv(h))
 
     def _run(self, stage: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
         if self.checkpoint_activations and torch.is_grad_enabled():

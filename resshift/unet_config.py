@@ -18,6 +18,8 @@ class UNetConfig:
     `attention_resolutions` name the sides of the feature maps, at the training size `image_size`, that get a Swin layer. `lq_size` is the
     side of the low-quality picture that belongs to a latent of side `image_size`; when larger, a small strided extractor brings it down.
     `shift_mask` is "released" for weights trained by the released code and "swin" for new training (`resshift.swin.shifted_window_mask`).
+    `pixel_head_channels` adds two convolutions at the size of the picture behind the output (`resshift.unet.PixelHead`); 0 adds none. Only
+    for a latent that is an unshuffled picture, out_channels = 3 f^2.
     """
 
     image_size: int = 64
@@ -37,6 +39,7 @@ class UNetConfig:
     cond_mask: bool = False
     lq_size: int = 64
     dropout: float = 0.0
+    pixel_head_channels: int = 0
 
     def __post_init__(self) -> None:
         levels = len(self.channel_mult)
@@ -62,6 +65,11 @@ class UNetConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout must lie in [0, 1), got {self.dropout}")
+        if self.pixel_head_channels and (self.pixel_head_channels < 0 or 3 * self.unshuffle_factor**2 != self.out_channels):
+            raise ValueError(
+                f"model.unet.pixel_head_channels must be 0, or positive with out_channels = 3 f^2 for a whole f, "
+                f"got {self.pixel_head_channels} with {self.out_channels} out_channels"
+            )
         if self.cond_mask and not self.cond_lq:
             raise ValueError("model.cond_mask needs cond_lq: the mask is concatenated to the low-quality picture")
 
@@ -80,6 +88,11 @@ class UNetConfig:
             if side in self.attention_resolutions or i_level == deepest:  # the middle always attends
                 multiple = max(multiple, min(self.window_size, side) << i_level)
         return multiple
+
+    @property
+    def unshuffle_factor(self) -> int:
+        """f, if the latent is a picture of three channels unshuffled by f."""
+        return math.isqrt(self.out_channels // 3)
 
     @property
     def lq_ratio(self) -> int:

@@ -73,7 +73,7 @@ def test_what_another_attempt_would_repeat_ends_the_run(data: str, tmp_path: Pat
 
         def nothing(self: Any, network: Any, *_: Any) -> LossTerms:  # noqa: ANN401
             loss = next(network.parameters()).sum() * float("nan")
-            return LossTerms(loss, loss.detach(), loss.detach())
+            return LossTerms(loss, loss.detach(), loss.detach(), loss.detach())
 
         patched: Any = Objective
         original, patched.__call__ = patched.__call__, nothing

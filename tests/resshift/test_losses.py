@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from resshift.autoencoder import PixelUnshuffle
 from resshift.config import LossConfig, ModelConfig
 from resshift.diffusion import q_sample, scale_input, target_of
 from resshift.first_stage_config import FirstStageConfig
+from resshift.lattice import lattice
 from resshift.losses import Lpips, Objective, mse_per_sample, step_weights, upsample
 from resshift.presets import tiny_x4
 from resshift.schedule import ShiftSchedule
@@ -114,6 +116,33 @@ def test_coefficients_scale_the_terms() -> None:
     terms.total.backward()
     assert network.residual.grad is not None
     assert network.residual.grad.abs().sum() > 0
+
+
+def test_lattice_is_that_of_the_decoded_prediction() -> None:
+    hq, lq = _pictures()
+    stage = PixelUnshuffle(4)
+    network = _Oracle(torch.zeros(2, 48, 16, 16))
+    terms = Objective(_model(), LossConfig(lattice=5.0), stage)(network, hq, lq, *_draws())
+    expected = lattice(upsample(lq, 4), 4).mean()
+    assert expected > 0.01
+    torch.testing.assert_close(terms.lattice, expected)
+    torch.testing.assert_close(terms.total.detach(), terms.mse + 5 * expected)
+
+
+def test_lpips_sees_the_pictures_from_the_corner() -> None:
+    hq, lq = _pictures()
+    network, lpips = _Oracle(torch.zeros(2, 48, 16, 16)), _untrained_lpips()
+    objective = Objective(_model(), LossConfig(lpips=1.0, lpips_net="squeeze"), PixelUnshuffle(4), lpips)
+    with torch.no_grad():
+        terms = objective(network, hq, lq, *_draws(), corner=(3, 1))
+        expected = lpips(upsample(lq, 4).clamp(-1, 1)[..., 3:, 1:], hq[..., 3:, 1:]).mean()
+    torch.testing.assert_close(terms.lpips, expected)
+
+
+@pytest.mark.parametrize("wrong", [{"lattice": -1.0}, {"lpips_corners": 0}, {"lpips_corners": 17}])
+def test_coefficients_out_of_range_are_named(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"loss.lattice must not be negative and loss.lpips_corners must lie in \[1, 16\], got"):
+        LossConfig(**wrong)
 
 
 def _untrained_lpips() -> Lpips:

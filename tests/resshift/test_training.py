@@ -24,6 +24,7 @@ from resshift.training import (
     build_network,
     draw_noise,
     is_emulated,
+    lpips_corner,
     mask_to_unit_range,
     start_from,
 )
@@ -184,9 +185,9 @@ class StandIn:
     def __init__(self, loss: Callable[[torch.nn.Module, Tensor], Tensor]) -> None:
         self.loss = loss
 
-    def __call__(self, network: torch.nn.Module, hq: Tensor, lq: Tensor, t: Tensor, noise: Tensor, mask: Tensor | None) -> LossTerms:
+    def __call__(self, network: torch.nn.Module, hq: Tensor, lq: Tensor, t: Tensor, noise: Tensor, *_: object) -> LossTerms:
         loss = self.loss(network, hq)
-        return LossTerms(loss, 2 * loss.detach(), 3 * loss.detach())
+        return LossTerms(loss, 2 * loss.detach(), 3 * loss.detach(), 4 * loss.detach())
 
 
 def test_unequal_micro_batches_weigh_by_their_rows() -> None:
@@ -198,6 +199,14 @@ def test_unequal_micro_batches_weigh_by_their_rows() -> None:
     terms = start(config, objective=objective).step(pictures).terms
     mean = (3 - 4) / 7
     assert [float(terms[name]) for name in ("loss", "mse", "lpips")] == pytest.approx([mean, 2 * mean, 3 * mean])
+
+
+def test_every_corner_comes_up_and_all_workers_have_the_same() -> None:
+    config = toy("loss.lpips_corners=4")
+    corners = [lpips_corner(config, step) for step in range(400)]
+    assert set(corners) == {(row, column) for row in range(4) for column in range(4)}
+    assert corners == [lpips_corner(config, step) for step in range(400)]
+    assert {lpips_corner(toy(), step) for step in range(20)} == {(0, 0)}
 
 
 def test_skipped_step_changes_neither_weights_nor_moments() -> None:
