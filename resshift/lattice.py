@@ -1,15 +1,22 @@
 """Does a picture show the lattice of positions it was made from?
 
 A network that makes f x f pixels from one position likes to treat them differently, and the same way everywhere: a screen of dots, a weave.
-LPIPS and PSNR hardly see it, people do. Photographs do not know where a position lies: what a difference between neighbours is on average
-depends on their distance, and not on where in a position they are. So, with E_l(p) the mean of |x(q + l) - x(q)|^2 over all pixels q
-of phase p in (0 .. f-1)^2, for lags l of one and two pixels, and the same for second differences,
+LPIPS and PSNR hardly see it, people do. Photographs do not know where a position lies, and that can be asked of a picture in two ways:
 
-    L = mean over l of var over p of log(E_l(p) + eps)
+    L = U + R / 2
 
-which is zero for a stationary texture, whatever it is, and has no opinion about contrast or sharpness. (In the words of signal processing:
-the second-order cyclostationarity of period f.) Of a photograph of 256 x 256 it is 0.003 to 0.004, by the luck of the sample; of bicubic
-interpolation by four 0.16 to 0.22, because it is sharper near the given pixels than between them.
+U, unevenness: what a difference between neighbours is on average depends on their distance, not on where in a position they are. With
+E_l(p) the mean of |x(q + l) - x(q)|^2 over all pixels q of phase p in (0 .. f-1)^2, for lags l of one and two pixels, and the same for
+second differences: U = mean over l of var over p of log(E_l(p) + eps). It has no opinion about contrast or sharpness, and counts a pattern
+as detail: one that fills in where detail is missing passes.
+
+R, lines: no frequency k / f has more power than those around it. With P the power spectrum of windows of 8 f and 16 f pixels (Hann,
+half overlapping, mean over windows and channels): R = mean over sizes and k of max(0, log P(k / f) - mean of log P around it), the first
+over 3 x 3 bins, the second over those at a distance of 3 and 4. Small windows see a pattern that changes with the content, large ones a
+fainter one that does not.
+
+(In the words of signal processing: the cyclostationarity of period f, of first and of second order.) Trained against one alone, a network
+moves its pattern to where the other looks. L of photographs of 256 x 256 is 0.07 to 0.08, of bicubic interpolation by four 0.24 to 0.27.
 """
 
 from __future__ import annotations
@@ -19,27 +26,42 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _LAGS = ((0, 1), (1, 0), (1, 1), (0, 2), (2, 0))
-_EPSILON = 1e-5  # of values in [-1, 1]: differences of less than half a level of 255 are not seen
+# Of values in [-1, 1]. Squares of differences: less than half a level of 255 is not seen. Power: of noise of an eighth of a level.
+_DIFFERENCE, _POWER = 1e-5, 1e-6
+_NEAR, _FAR = 3, 4  # distances of the bins around a frequency, beyond the window's own blur
 
 
 def lattice(x: Tensor, period: int) -> Tensor:
     """Return L of each picture; differentiable.
 
     Args:
-        x: in [-1, 1], (B, C, H, W); a position begins at the corner. Energies add up over the channels.
-        period: f, pixels of a position along a side.
+        x: in [-1, 1], (B, C, H, W); a position begins at the corner. Energies and powers add up over the channels.
+        period: f, pixels of a position along a side; at least 2.
 
     Returns:
         (B,), of the type of `x`; not negative.
 
     Raises:
-        ValueError: a side has less than two positions.
+        ValueError: a side has less than eight positions, or the period is less than 2.
     """
-    if min(x.shape[2:]) < 2 * period:
-        raise ValueError(f"pictures must have sides of at least {2 * period} pixels, two positions, got {tuple(x.shape)}")
+    if period < 2 or min(x.shape[2:]) < 8 * period:
+        raise ValueError(
+            f"a lattice of period {period} needs a period of 2 and sides of {8 * period} pixels at least, got {tuple(x.shape)}"
+        )
+    return unevenness(x, period) + lines(x, period) / 2
+
+
+def unevenness(x: Tensor, period: int) -> Tensor:
+    """Return U of each picture, (B,)."""
     first = [_difference(x, *lag) for lag in _LAGS]
     second = [_difference(one, *lag) for one, lag in zip(first, _LAGS, strict=True) if sum(lag) == 1]
     return torch.stack([_variance(one, period) for one in (*first, *second)]).mean(0)
+
+
+def lines(x: Tensor, period: int) -> Tensor:
+    """Return R of each picture, (B,)."""
+    sizes = [size for size in (8 * period, 16 * period) if size <= min(x.shape[2:])]
+    return torch.stack([_lines(x, period, size) for size in sizes]).mean(0)
 
 
 def _difference(x: Tensor, down: int, across: int) -> Tensor:
@@ -50,4 +72,20 @@ def _difference(x: Tensor, down: int, across: int) -> Tensor:
 def _variance(difference: Tensor, period: int) -> Tensor:
     height, width = (side // period * period for side in difference.shape[2:])  # as many pixels of every phase
     energy = difference[..., :height, :width].square().sum(1, keepdim=True)
-    return torch.log(F.pixel_unshuffle(energy, period).mean((2, 3)) + _EPSILON).var(1, correction=0)
+    return torch.log(F.pixel_unshuffle(energy, period).mean((2, 3)) + _DIFFERENCE).var(1, correction=0)
+
+
+def _lines(x: Tensor, period: int, size: int) -> Tensor:
+    window = torch.hann_window(size, dtype=x.dtype, device=x.device)
+    window = window[:, None] * window
+    patches = x.unfold(2, size, size // 2).unfold(3, size, size // 2)  # (B, C, n, m, size, size)
+    patches = patches - patches.mean((-2, -1), keepdim=True)
+    power = torch.fft.fft2(patches * window).abs().square().mean((1, 2, 3)) + _POWER * window.square().sum()  # (B, size, size)
+    distance = (torch.arange(2 * _FAR + 1, device=x.device) - _FAR).abs()
+    distance = torch.maximum(distance[:, None], distance)
+    excess: list[Tensor] = []
+    for k in range(1, period**2):
+        shift = tuple(_FAR - multiple * size // period for multiple in divmod(k, period))
+        patch = power.roll(shift, (1, 2))[:, : 2 * _FAR + 1, : 2 * _FAR + 1]
+        excess.append(patch[:, distance <= 1].mean(1).log() - patch[:, distance >= _NEAR].log().mean(1))
+    return F.relu(torch.stack(excess)).mean(0)

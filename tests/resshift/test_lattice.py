@@ -1,4 +1,4 @@
-"""What shows the lattice: zero for textures, known for textures with a known gain at every phase."""
+"""What shows the lattice: nothing in textures, a known amount in textures with a known gain at every phase or with a known sine."""
 
 from __future__ import annotations
 
@@ -8,24 +8,57 @@ import pytest
 import torch
 from torch import Tensor
 
-from resshift.lattice import lattice
+from resshift.lattice import lattice, lines, unevenness
 
 
 def noise(side: int = 512, seed: int = 0, batch: int = 1) -> Tensor:
     return 0.2 * torch.randn((batch, 1, side, side), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def sine(amplitude: float, period: float, side: int = 512) -> Tensor:
+    wave = torch.sin(2 * math.pi * torch.arange(side, dtype=torch.float64) / period)
+    return amplitude * wave.expand(1, 1, side, side)
+
+
 def test_noise_shows_nothing_but_the_luck_of_the_sample() -> None:
     """log of a mean of n squares of normal values has the variance 2 / n; neighbouring differences share values, so a little more."""
     num_per_phase = (512 / 4) ** 2
-    assert float(lattice(noise(), 4)) < 2 * 2 / num_per_phase
+    assert float(unevenness(noise(), 4)) < 2 * 2 / num_per_phase
+    assert float(lines(noise(), 4)) < 0.03
 
 
 def test_blur_and_contrast_are_not_seen() -> None:
     x = noise(batch=2)
     smooth = torch.nn.functional.avg_pool2d(x, 5, stride=1)
-    assert float(lattice(smooth, 4).max()) < 1e-3
-    torch.testing.assert_close(lattice(x, 4), lattice(3 * x, 4), rtol=1e-3, atol=0)
+    assert float(unevenness(smooth, 4).max()) < 1e-3
+    torch.testing.assert_close(lattice(x, 4), lattice(3 * x, 4), rtol=1e-3, atol=1e-4)
+
+
+def test_known_line() -> None:
+    """A wave of amplitude a adds a^2 / 4 (sum of w w')^2 to the s^2 (sum of w^2 w'^2) that noise of sigma s has at its frequency.
+
+    The bins beside it in each axis have half the amplitude, so the nine bins hold 2.25 times that.
+    """
+    amplitude, sigma = 0.4, 0.2
+    expected: list[float] = []
+    for size in (32, 64):
+        window = torch.hann_window(size, dtype=torch.float64)
+        line = amplitude**2 / 4 * float(window.sum()) ** 4
+        expected.append(math.log(1 + 2.25 / 9 * line / (sigma**2 * float(window.square().sum()) ** 2)))
+    # Two of the fifteen frequencies have it, 1/4 and 3/4 across.
+    assert float(lines(noise() + sine(amplitude, 4), 4)) == pytest.approx(2 / 15 * sum(expected) / 2, abs=0.03)
+    assert sum(expected) / 2 > 2
+
+
+def test_texture_that_is_stronger_at_a_phase_has_no_lines() -> None:
+    gain = torch.tensor([1.0, 1.0, 3.0, 1.0], dtype=torch.float64).repeat(128)
+    assert float(unevenness(noise() * gain, 4)) > 0.1
+    assert float(lines(noise() * gain, 4)) < 0.03
+
+
+@pytest.mark.parametrize("period", [3, 6, 7])
+def test_waves_of_another_period_are_not_meant(period: int) -> None:
+    assert float(lines(noise() + sine(0.2, period), 4)) < 0.05
 
 
 def test_known_gain_of_one_phase() -> None:
@@ -40,13 +73,13 @@ def test_known_gain_of_one_phase() -> None:
     across, across_2 = variance({0: 1, 1: 1}), variance({0: 1, 2: 1})
     down = variance({0: 2})  # both pixels are in the same column
     expected = [across, down, across, across_2, down, variance({0: 1, 1: 4, 2: 1}), down]
-    assert float(lattice(x, 4)) == pytest.approx(sum(expected) / len(expected), rel=0.01)
+    assert float(unevenness(x, 4)) == pytest.approx(sum(expected) / len(expected), rel=0.01)
 
 
 def test_repeated_pixels_show_it_and_the_truth_does_not() -> None:
     x = noise(64)
     assert float(lattice(x.repeat_interleave(4, 2).repeat_interleave(4, 3), 4)) > 1
-    assert float(lattice(noise(256), 4)) < 0.01
+    assert float(lattice(noise(256), 4)) < 0.05
 
 
 def test_rows_and_columns_count_the_same() -> None:
@@ -57,11 +90,11 @@ def test_rows_and_columns_count_the_same() -> None:
 def test_pictures_of_a_batch_are_apart_and_channels_together() -> None:
     x = torch.cat([noise(64, seed).repeat_interleave(seed + 1, 3)[..., :64] for seed in range(3)])
     torch.testing.assert_close(lattice(x, 4), torch.cat([lattice(one, 4) for one in x[:, None]]))
-    torch.testing.assert_close(lattice(x.repeat(1, 3, 1, 1) / math.sqrt(3), 4), lattice(x, 4))
+    torch.testing.assert_close(lattice(x.repeat(1, 3, 1, 1) / math.sqrt(3), 4), lattice(x, 4), rtol=0.01, atol=0)
 
 
 def test_gradient_of_an_even_picture_is_finite_and_of_a_screen_removes_it() -> None:
-    x = torch.zeros((1, 3, 32, 32), requires_grad=True)
+    x = torch.zeros((1, 3, 64, 64), requires_grad=True)
     lattice(x, 4).sum().backward()
     assert x.grad is not None
     assert x.grad.abs().max() == 0
@@ -75,6 +108,13 @@ def test_gradient_of_an_even_picture_is_finite_and_of_a_screen_removes_it() -> N
     assert float(lattice(x.detach() - 0.3 * screen, 4)) < before.item()
 
 
-def test_what_is_smaller_than_two_positions_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"at least 8 pixels, two positions, got \(1, 3, 7, 64\)"):
-        lattice(torch.zeros(1, 3, 7, 64), 4)
+def test_large_windows_are_left_out_of_small_pictures() -> None:
+    assert float(lines(noise(32) + sine(0.4, 4, 32), 4)) > 0.2
+
+
+@pytest.mark.parametrize(("side", "period"), [(31, 4), (64, 1)])
+def test_what_is_too_small_is_refused(side: int, period: int) -> None:
+    with pytest.raises(
+        ValueError, match=rf"of period {period} needs a period of 2 and sides of .* pixels at least, got \(1, 3, {side}, 64\)"
+    ):
+        lattice(torch.zeros(1, 3, side, 64), period)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from resshift.config import ModelConfig
 from resshift.first_stage_config import FirstStageConfig
-from resshift.lattice import lattice
+from resshift.lattice import unevenness
 from resshift.presets import tiny_x4
 from resshift.unet import PixelHead, UNetSwin
 from resshift.unet_config import UNetConfig
@@ -64,7 +64,7 @@ def test_behind_the_shuffle_every_pixel_has_the_same_weights() -> None:
         nn.init.zeros_(head.features.bias)  # type: ignore[arg-type]
         texture = torch.randn((1, 1, 1024, 1024))
         made = F.pixel_shuffle(head(F.pixel_unshuffle(texture, 4), torch.zeros(1, 48, 256, 256)), 4)
-    assert float(lattice(made / made.abs().max(), 4)) < 1e-3
+    assert float(unevenness(made / made.abs().max(), 4)) < 1e-3
 
 
 @pytest.mark.parametrize("channels", [-1, 8])
