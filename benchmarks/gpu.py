@@ -263,7 +263,7 @@ def lpips_for_timing(loss: LossConfig, device: torch.device) -> Lpips | str:
 def objectives(run: Run, name: str, trunk: str | None) -> Iterator[Terms]:
     """Give the plain MSE objective, then the preset's own if its LPIPS trunk is here; otherwise note why not."""
     loss = preset(name).loss
-    yield "mse", replace(loss, mse=1.0, lpips=0.0), None
+    yield "mse", replace(loss, mse=1.0, lpips=0.0, lattice=0.0), None
     if loss.lpips:
         lpips = lpips_for_timing(replace(loss, lpips_trunk=trunk), run.device)
         if isinstance(lpips, str):

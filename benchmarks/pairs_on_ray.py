@@ -10,7 +10,7 @@ import multiprocessing
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,19 @@ def bare_rate(photos: Sequence[tuple[str, bytes]], crop: DataConfig, num_process
     return sum(rates)
 
 
+def take_until_waited(batches: Iterator[dict[str, Any]], wait_s: float = 0.02) -> int:
+    """Take batches until one had to be waited for, and return their rows: then the store holds about a task's pairs, as at any such moment.
+
+    Tasks bring a hundred pairs at once, so counting between any two moments is wrong by as many from each worker.
+    """
+    count = 0
+    while True:
+        asked = time.monotonic()
+        count += len(next(batches)["row"])
+        if time.monotonic() - asked > wait_s:
+            return count
+
+
 def ray_rate(root: str, crop: DataConfig, num_cpus: int, seconds: float) -> tuple[float, int]:
     """Return pairs a second that a consumer gets from `rank_batches`, and the peak of the object store in bytes."""
     config = preset("realsr-x4-s4")
@@ -87,9 +100,10 @@ def ray_rate(root: str, crop: DataConfig, num_cpus: int, seconds: float) -> tupl
         # Until every worker has imported what it needs and has made a few tasks, which come in order.
         for _ in range(-(-8 * num_cpus * default_rows_per_task(config) // _BATCH)):
             next(batches)
+        take_until_waited(batches)
         began, count = time.monotonic(), 0
         while (taken := time.monotonic() - began) < seconds:
-            count += len(next(batches)["row"])
+            count += take_until_waited(batches)
         batches.close()
         return count / taken, peak.num_bytes
     finally:

@@ -24,6 +24,7 @@ from resshift.images import Array
 from resshift.lattice import lattice
 from resshift.upscaler import Upscaler
 
+MEASURES = ("screen_db", "lattice")
 _NEAR, _AROUND = 2, 8
 
 
@@ -70,12 +71,13 @@ def main() -> int:
                 (screen_db(picture, scale), float(lattice(images.to_tensor(picture), scale)))
             )
     result = {
-        name: {data: np.mean(values, axis=0).round(3).tolist() for data, values in columns.items()} for name, columns in found.items()
+        name: {data: dict(zip(MEASURES, np.mean(values, axis=0).round(3).tolist(), strict=True)) for data, values in columns.items()}
+        for name, columns in found.items()
     }
     sets = list(result["truth"])
-    header = ["", *(f"{data}: {measure}" for data in sets for measure in ("screen dB", "lattice"))]
-    print(record.table(header, [[name, *(value for data in sets for value in columns[data])] for name, columns in result.items()]))
-    print(record.json_line({"period_px": scale, "screen_db_and_lattice": result}))
+    header = ["", *(f"{data}: {measure}" for data in sets for measure in MEASURES)]
+    print(record.table(header, [[name, *(value for data in sets for value in columns[data].values())] for name, columns in result.items()]))
+    print(record.json_line({"period_px": scale, "sets": result}))
     return 0
 
 

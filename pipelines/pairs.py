@@ -61,7 +61,7 @@ class Share:
     """What the dataset of one rank may use, so that those of all ranks fit beside each other and beside the workers.
 
     Fields:
-        cpus: logical; below 1, a task asks for that fraction.
+        cpus: logical; see `cpus_of_a_task`.
         object_store_bytes: for pairs that wait to be consumed.
         labels: of the nodes that read and degrade, for example {"role": "data"}; None takes any node.
     """
@@ -225,7 +225,7 @@ def pair_dataset(
     maker = PairMaker(root, train.seed, config.data, config.degradation)
     pieces = stream(row_groups(read_manifest(root)), train.seed, train.batch_size, start_row, stop_row, rank=rank, num_ranks=num_ranks)
     source = PairSource(maker, pieces, rows_per_task or default_rows_per_task(config))
-    num_cpus = 1.0 if share is None else min(1.0, math.floor(share.cpus * 100) / 100)
+    num_cpus = 1.0 if share is None else cpus_of_a_task(share.cpus)
     # Asking for more blocks than there are tasks would split each into single rows (Ray 2.60).
     dataset = ray.data.read_datasource(source, override_num_blocks=max(1, len(source.tasks)), num_cpus=num_cpus)
     context = dataset.context
@@ -238,6 +238,17 @@ def pair_dataset(
         )
         context.execution_options.label_selector = dict(share.labels) if share.labels else None
     return dataset
+
+
+def cpus_of_a_task(cpus: float) -> float:
+    """Return how many logical CPUs a task asks for, so that an eighth more tasks run than there are CPUs, and at least one more.
+
+    Ray Data (2.60) looks for tasks that have ended every 0.1 s, and a task takes about a second: with one for each CPU, a tenth of the CPUs
+    would wait for the next one.
+    """
+    if cpus < 2:
+        return min(1.0, math.floor(cpus * 100) / 100)
+    return math.floor(100 * cpus / math.ceil(cpus * 9 / 8)) / 100
 
 
 def default_rows_per_task(config: PairRun) -> int:
@@ -264,7 +275,7 @@ def rank_batches(
 
     The batch of step s holds the rank's slots of stream rows [s B, (s + 1) B): the sequence does not depend on the cluster, on `share`, or
     on where the run was interrupted. Executions of Ray Data follow one another behind it, each over many batches, because starting one
-    costs a second. Arrays lie in Ray's shared memory and are read-only. Close the iterator to stop the tasks behind it.
+    costs seconds. Arrays lie in Ray's shared memory and are read-only. Close the iterator to stop the tasks behind it.
 
     Args:
         root: directory or prefix that `jobs/prepare.py` wrote.
@@ -273,7 +284,7 @@ def rank_batches(
         rank: of this process.
         num_ranks: processes that share each batch.
         share: what this rank's tasks may use, see `fair_share`; None only where one rank runs alone.
-        rows_per_execution: of the stream; default 32 768 for every rank.
+        rows_per_execution: of the stream; default 262 144 for every rank.
         prefetch_batches: made ahead of the consumer, besides what the object store holds.
 
     Raises:
@@ -286,7 +297,7 @@ def rank_batches(
         raise ValueError(
             f"start_row ({start_row}) must be a multiple of batch_size ({batch_size}), which must be at least the {num_ranks} ranks"
         )
-    step = max(1, (rows_per_execution or 32_768 * num_ranks) // batch_size) * batch_size
+    step = max(1, (rows_per_execution or 262_144 * num_ranks) // batch_size) * batch_size
     slots = np.arange(rank * batch_size // num_ranks, (rank + 1) * batch_size // num_ranks)
     expected = start_row
     while True:

@@ -24,6 +24,7 @@ from resshift.unet_config import UNetConfig
 # NaN passes every comparison that should refuse it, and equals nothing: a run with it could never be resumed.
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 T = TypeVar("T")
+LATTICE_POSITIONS = 16  # of a side, at least, for `resshift.lattice`
 
 # These may change when a run is continued: how long it goes on, what it reports, where files lie, and how the same numbers are computed (up
 # to rounding). Everything else is the run.
@@ -271,6 +272,13 @@ class RunConfig:
         multiple = self.model.unet.size_multiple * self.model.first_stage.factor
         if self.data.crop_px % multiple:
             raise ValueError(f"data.crop_px must be a multiple of {multiple} for this network, got {self.data.crop_px}")
+        if self.loss.lattice:
+            factor = self.model.first_stage.factor
+            if factor < 2 or self.data.crop_px < LATTICE_POSITIONS * factor:
+                raise ValueError(
+                    f"loss.lattice needs positions of 2 pixels and crops of {LATTICE_POSITIONS} positions at least, "
+                    f"got {factor} and data.crop_px={self.data.crop_px}"
+                )
 
 
 def to_dict(config: Any) -> dict[str, Any]:  # noqa: ANN401 - any of the dataclasses above

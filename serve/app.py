@@ -33,12 +33,6 @@ from serve.services import Services, watching
 from serve.settings import ServeSettings, parse
 
 APP_NAME = "resshift"
-_SAFE_HEADERS = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"x-frame-options", b"DENY"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-)
 _FORGET_EVERY_S = 600.0
 
 
@@ -63,7 +57,7 @@ class Answering:
             if message["type"] == "http.response.start":
                 headers = list(message["headers"])
                 names = {name.lower() for name, _ in headers}
-                headers += [(name, value) for name, value in _SAFE_HEADERS if name not in names]
+                headers += [(name, value) for name, value in front.SAFE_HEADERS if name not in names]
                 if scope["path"].startswith("/v1/") and b"cache-control" not in names:
                     headers.append((b"cache-control", b"no-store"))
                 message["headers"] = headers

@@ -16,7 +16,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from serve.limits import ByteBudget
+from serve.limits import ByteBudget, announced_bytes, too_large
 from serve.problems import Problem
 from serve.settings import LimitSettings
 
@@ -78,15 +78,14 @@ class Reader:
 
     async def _bytes(self, request: Request) -> bytes:
         limit = self._limits.max_body_bytes
-        announced = request.headers.get("content-length", "")
-        if announced.isdecimal() and int(announced) > limit:
-            raise Problem("too_large", f"the body has {int(announced)} bytes, at most {limit} are allowed", members={"reason": "too_large"})
+        if (announced := announced_bytes(request.headers.get("content-length", ""))) > limit:
+            raise too_large(str(announced), limit)
         chunks: list[bytes] = []
         try:
             async with asyncio.timeout(self._limits.body_s):
                 async for chunk in request.stream():
                     if self._counted + len(chunk) > limit:
-                        raise Problem("too_large", f"the body has more than {limit} bytes", members={"reason": "too_large"})
+                        raise too_large(f"more than {limit}", limit)
                     self._count(len(chunk))
                     chunks.append(chunk)
         except TimeoutError:

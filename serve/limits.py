@@ -4,8 +4,8 @@
     admission = Admission(slots, queue)  a bounded line, first come first served; who would wait too long is told so at once
     quota = Quota(per minute, ...)       a bucket of requests and one of megapixels for every key
 
-Everything here belongs to one gateway and one event loop; with several gateways, each has its own. Clocks are arguments, so that tests need
-not wait.
+Everything here belongs to one process (a gateway, or the proxy in front of it) and one event loop; with several, each has its own. Clocks
+are arguments, so that tests need not wait.
 """
 
 from __future__ import annotations
@@ -20,6 +20,17 @@ from serve.problems import Problem
 
 Clock = Callable[[], float]
 _MEMORY_SHARE = 0.2  # weight of the last request in the estimate of how long one takes
+
+
+def announced_bytes(content_length: str) -> int:
+    """Return what a `Content-Length` says; 0 when it says nothing, and of a number with more than 18 digits no more than 10^18."""
+    digits = content_length.lstrip("0")
+    return (int(digits) if len(digits) <= 18 else 10**18) if digits.isdecimal() and digits.isascii() else 0
+
+
+def too_large(found: str, limit: int) -> Problem:
+    """Return the problem of a body that has `found` bytes."""
+    return Problem("too_large", f"the body has {found} bytes, at most {limit} are allowed", members={"reason": "too_large"})
 
 
 class ByteBudget:

@@ -16,7 +16,7 @@ import ray
 from pipelines import pairs
 from pipelines.epoch import stream
 from pipelines.imagenet import ShardOptions
-from pipelines.pairs import Batch, PairMaker, Share, default_rows_per_task, fair_share, rank_batches, read_groups
+from pipelines.pairs import Batch, PairMaker, Share, cpus_of_a_task, default_rows_per_task, fair_share, rank_batches, read_groups
 from pipelines.prepare import finish, prepare_here
 from pipelines.shards import RowGroup, read_manifest, row_groups, write_shard_file
 from resshift import degradation
@@ -199,3 +199,10 @@ def test_consumers_side_by_side_see_what_one_sees_and_what_a_resumed_one_sees(sh
     assert [digest(batch) for batch in consumed(shards, config, steps, num_ranks=2)] == plain
     resumed = rank_batches(shards, config, 4 * 8, rows_per_execution=24)
     assert [digest(batch) for batch in itertools.islice(resumed, steps - 4)] == plain[4:]
+
+
+@pytest.mark.parametrize(("cpus", "tasks"), [(0.25, 1), (1, 1), (1.9, 1), (2, 3), (3, 4), (8, 9), (16, 18), (30, 34)])
+def test_a_few_more_tasks_than_cpus_so_that_none_waits(cpus: float, tasks: int) -> None:
+    asked = cpus_of_a_task(cpus)
+    assert 0 < asked <= 1
+    assert int(cpus / asked + 1e-9) == tasks

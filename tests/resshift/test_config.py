@@ -163,3 +163,9 @@ def test_condition_must_have_the_size_that_the_scale_gives() -> None:
     base = preset("realsr-x4-s4").model
     with pytest.raises(ValueError, match=r"lq_size must be image_size x 4 / scale = 64, got 128"):
         ModelConfig(unet=replace(base.unet, lq_size=128))
+
+
+def test_a_lattice_needs_room() -> None:
+    with_settings(preset("tiny-x4"), ["loss.lattice=0.03", "data.crop_px=64"])
+    with pytest.raises(ConfigError, match=r"loss.lattice needs .* crops of 16 positions at least, got 4 and data.crop_px=32"):
+        with_settings(preset("tiny-x4"), ["loss.lattice=0.03", "data.crop_px=32"])

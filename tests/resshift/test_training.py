@@ -184,8 +184,13 @@ class StandIn:
 
     def __init__(self, loss: Callable[[torch.nn.Module, Tensor], Tensor]) -> None:
         self.loss = loss
+        self.corners: list[tuple[int, int]] = []
 
-    def __call__(self, network: torch.nn.Module, hq: Tensor, lq: Tensor, t: Tensor, noise: Tensor, *_: object) -> LossTerms:
+    def __call__(
+        self, network: torch.nn.Module, hq: Tensor, lq: Tensor, t: Tensor, noise: Tensor, mask: Tensor | None, corner: tuple[int, int]
+    ) -> LossTerms:
+        del lq, t, noise, mask
+        self.corners.append(corner)
         loss = self.loss(network, hq)
         return LossTerms(loss, 2 * loss.detach(), 3 * loss.detach(), 4 * loss.detach())
 
@@ -201,12 +206,20 @@ def test_unequal_micro_batches_weigh_by_their_rows() -> None:
     assert [float(terms[name]) for name in ("loss", "mse", "lpips")] == pytest.approx([mean, 2 * mean, 3 * mean])
 
 
-def test_every_corner_comes_up_and_all_workers_have_the_same() -> None:
+def test_every_corner_comes_up() -> None:
     config = toy("loss.lpips_corners=4")
-    corners = [lpips_corner(config, step) for step in range(400)]
-    assert set(corners) == {(row, column) for row in range(4) for column in range(4)}
-    assert corners == [lpips_corner(config, step) for step in range(400)]
+    assert {lpips_corner(config, step) for step in range(400)} == {(row, column) for row in range(4) for column in range(4)}
     assert {lpips_corner(toy(), step) for step in range(20)} == {(0, 0)}
+
+
+def test_all_micro_batches_of_a_step_have_its_corner() -> None:
+    """It does not depend on the slots, so workers have the same one too."""
+    config = toy("loss.lpips_corners=4", "train.batch_size=4", "train.micro_batch=2")
+    objective = StandIn(lambda network, hq: hq.mean() + 0 * next(network.parameters()).sum())
+    learner = start(config, objective=objective)
+    for i in range(3):
+        learner.step(batch(i, 4))
+    assert objective.corners == [lpips_corner(config, step) for step in range(3) for _ in range(2)]
 
 
 def test_skipped_step_changes_neither_weights_nor_moments() -> None:
