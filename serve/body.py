@@ -80,19 +80,19 @@ class Reader:
         limit = self._limits.max_body_bytes
         if (announced := announced_bytes(request.headers.get("content-length", ""))) > limit:
             raise too_large(str(announced), limit)
-        chunks: list[bytes] = []
+        data = bytearray()  # one mapping, which goes back to the system; small pieces would leave holes in the heap
         try:
             async with asyncio.timeout(self._limits.body_s):
                 async for chunk in request.stream():
                     if self._counted + len(chunk) > limit:
                         raise too_large(f"more than {limit}", limit)
                     self._count(len(chunk))
-                    chunks.append(chunk)
+                    data += chunk
         except TimeoutError:
             raise Problem("slow_client", f"the body did not arrive within {self._limits.body_s:g} s") from None
         except ClientDisconnect:
             raise Problem("closed", "the client went away") from None
-        return b"".join(chunks)
+        return bytes(data)
 
 
 async def _form(request: Request, data: bytes) -> Body:
