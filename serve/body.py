@@ -10,19 +10,23 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from serve.limits import ByteBudget, announced_bytes, too_large
-from serve.problems import Problem
+from serve.problems import Problem, option_problem
 from serve.settings import LimitSettings
 
 _FILE_FIELDS = ("image", "file")
 _MAX_FIELDS = 32
 _MAX_FIELD_BYTES = 16_384
+_MAX_JSON_BYTES = 1_000_000
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,7 @@ class Reader:
         """
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise Problem("unsupported_format", "the body is compressed (Content-Encoding); send the file as it is")
-        data = await self._bytes(request)
+        data = await self._bytes(request, self._limits.max_body_bytes)
         if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
             return await _form(request, data)
         if not data:
@@ -76,8 +80,23 @@ class Reader:
         self._budget.take(num_bytes)
         self._counted += num_bytes
 
-    async def _bytes(self, request: Request) -> bytes:
-        limit = self._limits.max_body_bytes
+    async def read_json(self, request: Request, kind: type[Model]) -> Model:
+        """Read a body that is a JSON object.
+
+        Raises:
+            Problem: bad_option; too_large, slow_client, busy; closed, when the client went away. Another Content-Type is a bad_option:
+                this is one that a browser does not let a page elsewhere send without asking the server first.
+        """
+        content_type = request.headers.get("content-type", "")
+        if content_type.partition(";")[0].strip().lower() != "application/json":
+            raise Problem("bad_option", f"the body must be JSON, with Content-Type: application/json, got {content_type[:80]!r}")
+        data = await self._bytes(request, min(_MAX_JSON_BYTES, self._limits.max_body_bytes))
+        try:
+            return kind.model_validate_json(data)
+        except ValidationError as error:
+            raise option_problem(error) from None
+
+    async def _bytes(self, request: Request, limit: int) -> bytes:
         if (announced := announced_bytes(request.headers.get("content-length", ""))) > limit:
             raise too_large(str(announced), limit)
         data = bytearray()  # one mapping, which goes back to the system; small pieces would leave holes in the heap

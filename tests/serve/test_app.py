@@ -346,6 +346,22 @@ class TestKeys:
         assert guarded.client.get("/healthz").status_code == 200
         assert guarded.client.get("/").status_code == 200
 
+    @pytest.mark.parametrize("path", ["/v1/upscale", "/v1/jobs"])
+    def test_the_body_of_a_stranger_is_not_read(self, path: str, start_endpoint: Callable[..., Any]) -> None:
+        guarded = start_endpoint(keys=[{"name": "alice", "sha256": digest(new_key())}])
+        sent: list[Any] = []
+
+        async def receive() -> Any:  # noqa: ANN401
+            raise AssertionError("the body was asked for")
+
+        async def send(message: Any) -> None:  # noqa: ANN401
+            sent.append(message)
+
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"1000000"), (b"host", b"127.0.0.1")]
+        scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"", "headers": headers}
+        asyncio.run(guarded.app(scope | {"client": ("127.0.0.1", 1), "scheme": "http", "http_version": "1.1"}, receive, send))
+        assert sent[0]["status"] == 401
+
 
 class TestReadiness:
     def test_ready_means_a_pass_in_the_last_seconds(self) -> None:

@@ -178,6 +178,14 @@ def test_bulk_job_bodies_must_be_json(endpoint: Any) -> None:  # noqa: ANN401
     """A form of another site cannot send JSON without being asked by the browser first."""
     answer = endpoint.client.post("/v1/jobs", content=b'{"source": "/a", "target": "/b"}', headers={"Content-Type": "text/plain"})
     assert answer.status_code == 422
+    assert "Content-Type: application/json, got 'text/plain'" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(("body", "status"), [(b"{", 422), (b"[]", 422), (b"", 422), (b'{"source": "/a"}', 422), (b" " * 1_000_001, 413)])
+def test_bulk_job_bodies_that_cannot_be(endpoint: Any, body: bytes, status: int) -> None:  # noqa: ANN401
+    answer = endpoint.client.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
+    assert endpoint.services.budget.used == 0
 
 
 def test_state_has_a_default_place(start_endpoint: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
