@@ -99,13 +99,14 @@ class RemoteJobs:
 
     async def _call(self, method: str, *arguments: object) -> Any:  # noqa: ANN401 - of the method
         try:
-            return await getattr(self._handle, method).remote(*arguments)
-        except RayTaskError as error:
-            if isinstance(error.cause, Problem):
-                raise error.cause from None
+            answer = await self._handle.answer.remote(method, *arguments)
+        except RayTaskError:
             raise
         except RayError as error:
             raise Problem("unavailable", "the job keeper is being started again", retry_after_s=5) from error
+        if isinstance(answer, Problem):
+            raise answer
+        return answer
 
     async def submit_bulk(self, request: BulkRequest, owner: str, idempotency_key: str = "") -> dict[str, Any]:
         """See `JobKeeper`."""
@@ -174,6 +175,13 @@ class Keeper(JobKeeper):
     def __init__(self, settings: ServeSettings) -> None:
         super().__init__(settings, PictureService(settings.limits, served_models(settings.models), num_cpus=1, sleeping=settings.sleeping))
         self._tending: asyncio.Task[None] | None = None
+
+    async def answer(self, method: str, *arguments: object) -> Any:  # noqa: ANN401 - of the method
+        """Call a method of `JobKeeper`. A problem is returned: Serve would log one that is raised, with its traceback, as a failure."""
+        try:
+            return await getattr(self, method)(*arguments)
+        except Problem as problem:
+            return problem
 
     async def start(self) -> None:
         """See `JobKeeper`; and tidy up from time to time."""
