@@ -125,7 +125,7 @@ def face_s4() -> RunConfig:
 def tiny_x4() -> RunConfig:
     """The small model that ships: pixel-unshuffle instead of an autoencoder, one step, the residual as target.
 
-    All width sits at the size of the input, one Swin layer in the middle. With one step every sample trains the one prediction that
+    All width sits at the size of the input, one Swin layer in the middle, a small head at the size of the picture. With one step every sample trains the one prediction that
     inference makes, and that prediction costs a quarter of a chain of four; why this shape and not another: docs/tiny-x4.md. kappa 1 is for
     a latent in [-1, 1]. The Swin mask is the one of the Swin paper. Trained on native-resolution crops with a mix of the real-world chain
     and plain bicubic.
@@ -147,12 +147,13 @@ def tiny_x4() -> RunConfig:
                 mlp_ratio=2.0,
                 shift_mask="swin",
                 lq_size=32,
+                pixel_head_channels=16,
             ),
             first_stage=FirstStageConfig(kind="pixel_unshuffle", unshuffle_factor=4),
             schedule=ScheduleConfig(steps=1, kappa=1.0, min_noise=0.1),
         ),
         degradation=replace(degradation.realesrgan_x4(), bicubic_share=0.4),
-        loss=LossConfig(lpips=0.1, lpips_net="squeeze"),
+        loss=LossConfig(lpips=0.1, lpips_net="squeeze", lpips_corners=4, lattice=0.03),
         optim=OptimConfig(lr=5e-4, lr_end=1e-5, lr_schedule="cosine", warmup_steps=200, clip_norm=1.0),
         data=DataConfig(crop="random", crop_px=128),
         train=TrainConfig(steps=5000, batch_size=8, micro_batch=8, precision="bf16", checkpoint_every=250, log_every=50),

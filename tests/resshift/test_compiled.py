@@ -69,7 +69,10 @@ def test_upscaler_calls_compiled_networks_for_every_stage(first_stage: str, monk
     config = preset("test-x4")
     model, network = config.model, build_network(config)
     if first_stage == "vq":
-        unet, stage = replace(model.unet, in_channels=3, out_channels=3), FirstStageConfig(vq=VQConfig(ch=32, num_res_blocks=1, n_embed=64))
+        unet, stage = (
+            replace(model.unet, in_channels=3, out_channels=3, pixel_head_channels=0),
+            FirstStageConfig(vq=VQConfig(ch=32, num_res_blocks=1, n_embed=64)),
+        )
         model = replace(model, unet=unet, first_stage=stage)
         network = build_network(replace(config, model=model))
     eager = Upscaler(model, network, device="cpu")
