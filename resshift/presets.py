@@ -125,10 +125,10 @@ def face_s4() -> RunConfig:
 def tiny_x4() -> RunConfig:
     """The small model that ships: pixel-unshuffle instead of an autoencoder, one step, the residual as target.
 
-    All width sits at the size of the input, one Swin layer in the middle, a small head at the size of the picture. With one step every sample trains the one prediction that
-    inference makes, and that prediction costs a quarter of a chain of four; why this shape and not another: docs/tiny-x4.md. kappa 1 is for
-    a latent in [-1, 1]. The Swin mask is the one of the Swin paper. Trained on native-resolution crops with a mix of the real-world chain
-    and plain bicubic.
+    All width sits at the size of the input, one Swin layer in the middle, a small head at the size of the picture. With one step every
+    sample trains the one prediction that inference makes, and that prediction costs a quarter of a chain of four; why this shape and not
+    another: docs/tiny-x4.md. kappa 1 is for a latent in [-1, 1]. The Swin mask is the one of the Swin paper. Trained on native-resolution
+    crops with a mix of the real-world chain and plain bicubic, and against the lattice of its positions.
     """
     return RunConfig(
         preset="tiny-x4",
