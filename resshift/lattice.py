@@ -88,9 +88,11 @@ def _lines(x: Tensor, period: int, size: int) -> Tensor:
     power = torch.fft.fft2(patches * window).abs().square().mean((1, 2, 3)) + _POWER * window.square().sum()  # (B, size, size)
     distance = (torch.arange(2 * _FAR + 1, device=x.device) - _FAR).abs()
     distance = torch.maximum(distance[:, None], distance)
+    # Weights instead of masks as indices, which would wait for the device.
+    near, far = (bins / bins.sum() for bins in ((distance <= 1).to(x.dtype), (distance >= _NEAR).to(x.dtype)))
     excess: list[Tensor] = []
     for k in range(1, period**2):
         shift = tuple(_FAR - multiple * size // period for multiple in divmod(k, period))
         patch = power.roll(shift, (1, 2))[:, : 2 * _FAR + 1, : 2 * _FAR + 1]
-        excess.append(patch[:, distance <= 1].mean(1).log() - patch[:, distance >= _NEAR].log().mean(1))
+        excess.append((patch * near).sum((1, 2)).log() - (patch.log() * far).sum((1, 2)))
     return F.relu(torch.stack(excess)).mean(0)
