@@ -235,7 +235,7 @@ def main() -> int:
         "no answer is a mistake of the server": not everything[500] and not everything[0],
         "no answer took longer than a limit and a few seconds": tally.longest_s < 30,
         "an endless body is cut off at the limit": max(taken for taken, _ in endings) < 100e6,
-        # Pictures of many megapixels, which come first, leave more than that: this one does not hold.
+        # Pictures of many megapixels, which come first, leave more than the first bound; the second holds in about half of the runs.
         "the gateway did not grow by more than 300 MB": max(after, *(held for _, held in endings)) - before < 300e6,
         "endless bodies leave less than 100 MB behind": max(after, *(held for _, held in endings)) - endings[0][1] < 100e6,
         "a good picture goes through afterwards": (last, is_ready) == (200, 200),
