@@ -29,6 +29,7 @@ from ray.data.datasource import Datasource, ReadTask
 
 from pipelines.capacity import promised
 from pipelines.epoch import Piece, stream
+from pipelines.pace import Paced
 from pipelines.retry import retried
 from pipelines.shards import RowGroup, read_manifest, read_pictures, row_groups
 from resshift import degradation, storage
@@ -232,6 +233,7 @@ def pair_dataset(
     context.enable_progress_bars = False  # workers have no terminal: bars would fill the log
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, Paced]
     if share is not None:
         context.execution_options.resource_limits = ExecutionResources.for_limits(
             cpu=max(share.cpus, num_cpus), object_store_memory=share.object_store_bytes
