@@ -31,6 +31,7 @@ from serve.pictures import PictureService
 from serve.problems import Problem
 from serve.services import Services, watching
 from serve.settings import ServeSettings, parse
+from serve.tidying import tidy
 
 APP_NAME = "resshift"
 _FORGET_EVERY_S = 600.0
@@ -73,8 +74,10 @@ def create_app(services: Services) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        tidying = asyncio.get_running_loop().create_task(tidy())
         async with watching(services.pictures):
             yield
+        tidying.cancel()
         await services.jobs.close()
         services.pictures.close()
 
@@ -174,7 +177,7 @@ class Keeper(JobKeeper):
 
     def __init__(self, settings: ServeSettings) -> None:
         super().__init__(settings, PictureService(settings.limits, served_models(settings.models), num_cpus=1, sleeping=settings.sleeping))
-        self._tending: asyncio.Task[None] | None = None
+        self._tending: list[asyncio.Task[None]] = []
 
     async def answer(self, method: str, *arguments: object) -> Any:  # noqa: ANN401 - of the method
         """Call a method of `JobKeeper`. A problem is returned: Serve would log one that is raised, with its traceback, as a failure."""
@@ -185,8 +188,9 @@ class Keeper(JobKeeper):
 
     async def start(self) -> None:
         """See `JobKeeper`; and tidy up from time to time."""
-        if self._tending is None:
-            self._tending = asyncio.get_running_loop().create_task(self._tend())
+        if not self._tending:
+            loop = asyncio.get_running_loop()
+            self._tending = [loop.create_task(self._tend()), loop.create_task(tidy())]
         await super().start()
 
     async def _tend(self) -> None:
