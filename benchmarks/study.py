@@ -28,14 +28,14 @@ from pipelines.evaluate import PictureSet, bicubic_resized, pairs_of, rgb_u8
 from pipelines.figures import Judge
 from pipelines.pairs import read_groups
 from pipelines.shards import read_manifest, row_groups
-from resshift import images, seeds, storage
+from resshift import images, seeds, storage, weights
 from resshift.autoencoder import build_first_stage
 from resshift.config import RunConfig, with_settings
 from resshift.images import ImageError
 from resshift.losses import Lpips, Objective
 from resshift.pair import make_pair
 from resshift.presets import preset
-from resshift.training import DiffusionLearner, build_network, on_device
+from resshift.training import DiffusionLearner, build_network, on_device, start_from
 from resshift.upscaler import Upscaler
 
 
@@ -98,7 +98,12 @@ def figures_of(up: Upscaler | None, truths: Sequence[Truth], judge: Judge, steps
 
 
 def train(
-    config: RunConfig, pairs: tuple[Tensor, Tensor], lpips: Lpips | None, samples: int | None, seconds: float | None
+    config: RunConfig,
+    pairs: tuple[Tensor, Tensor],
+    lpips: Lpips | None,
+    samples: int | None,
+    seconds: float | None,
+    init: dict[str, Tensor] | None,
 ) -> dict[str, Any]:
     """Train until the budget is spent; return the network and what happened."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -110,6 +115,8 @@ def train(
     network = on_device(build_network(config), device)
     judge = None if lpips is None else lpips.to(device)
     learner = DiffusionLearner(config, network, Objective(config.model, config.loss, stage, judge))
+    if init is not None:
+        start_from(learner, init)
     taken, last, started = 0, [], time.monotonic()
     while (taken < steps) if seconds is None else (time.monotonic() - started < seconds):
         if seconds is not None and taken > config.optim.warmup_steps:
@@ -137,6 +144,7 @@ def main() -> int:
     parser.add_argument("--preset", default="tiny-x4")
     parser.add_argument("--variant", action="append", required=True, metavar="'NAME [SETTING ...]'")
     parser.add_argument("--lpips-trunk", metavar="FILE", help="of SqueezeNet: for the objective and for the figures")
+    parser.add_argument("--init", metavar="FILE", help="weights that every variant starts from, safetensors")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true", help="also a dated file in benchmarks/results")
     budget = parser.add_mutually_exclusive_group(required=True)
@@ -147,6 +155,7 @@ def main() -> int:
     base = with_settings(preset(chosen.preset), [f"train.seed={chosen.seed}"])
     truths, judge = load_truths(chosen.test), Judge(lpips_net="squeeze" if chosen.lpips_trunk else None, lpips_trunk=chosen.lpips_trunk)
     lpips = Lpips("squeeze", chosen.lpips_trunk) if chosen.lpips_trunk else None
+    init = weights.read_state_dict(chosen.init) if chosen.init else None
     made: dict[str, tuple[Tensor, Tensor]] = {}
     rows: list[dict[str, Any]] = [{"name": "bicubic", "figures": figures_of(None, truths, judge)}]
     for variant in chosen.variant:
@@ -157,7 +166,7 @@ def main() -> int:
         data = repr((config.data, config.degradation))
         if data not in made:
             made[data] = make_pairs(chosen.data, config, min(chosen.samples or 8000, 16000))
-        row = train(config, made[data], lpips, chosen.samples, chosen.seconds)
+        row = train(config, made[data], lpips, chosen.samples, chosen.seconds, init)
         up = Upscaler(config.model, row.pop("network"), optimise=False)
         row |= {"name": name, "settings": settings, "figures": figures_of(up, truths, judge)}
         if up.schedule.steps > 1:

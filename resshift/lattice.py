@@ -15,6 +15,10 @@ half overlapping, mean over windows and channels): R = mean over sizes and k of 
 over 3 x 3 bins, the second over those at a distance of 3 and 4. Small windows see a pattern that changes with the content, large ones a
 fainter one that does not.
 
+S, screen: the same of whole pictures, for what the pictures of a batch have in common. P is the spectrum of a picture under one Hann
+window, and both means are of logarithms, over bins and pictures, so that chance averages out: S = mean over k of max(0, mean log P near
+k / f - mean log P at a distance of 3 to 6 bins). It sees the faintest pattern, if it is the same over a picture.
+
 (In the words of signal processing: the cyclostationarity of period f, of first and of second order.) Trained against one alone, a network
 moves its pattern to where the other looks. For f = 4 L of photographs of 256 x 256 is 0.07 to 0.08, of bicubic interpolation by
 four 0.24 to 0.27; of white noise 0.01, and 0.02 at 128 x 128, by the luck of the sample.
@@ -22,6 +26,7 @@ four 0.24 to 0.27; of white noise 0.01, and 0.02 at 128 x 128, by the luck of th
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,7 +36,7 @@ from resshift.config import LATTICE_POSITIONS
 _LAGS = ((0, 1), (1, 0), (1, 1), (0, 2), (2, 0))
 # Of values in [-1, 1]. Squares of differences: less than half a level of 255 is not seen. Power: of noise of an eighth of a level.
 _DIFFERENCE, _POWER = 1e-5, 1e-6
-_NEAR, _FAR = 3, 4  # distances of the bins around a frequency, beyond the window's own blur
+_NEAR, _FAR, _BEYOND = 3, 4, 6  # distances of the bins around a frequency, beyond the window's own blur
 
 
 def lattice(x: Tensor, period: int) -> Tensor:
@@ -47,11 +52,15 @@ def lattice(x: Tensor, period: int) -> Tensor:
     Raises:
         ValueError: a side has less than 16 positions, or the period is less than 2.
     """
+    _check(x, period)
+    return unevenness(x, period) + lines(x, period) / 2
+
+
+def _check(x: Tensor, period: int) -> None:
     if period < 2 or min(x.shape[2:]) < LATTICE_POSITIONS * period:
         raise ValueError(
             f"a lattice needs a period of 2 and sides of {LATTICE_POSITIONS} periods at least, got period {period} and {tuple(x.shape)}"
         )
-    return unevenness(x, period) + lines(x, period) / 2
 
 
 def unevenness(x: Tensor, period: int) -> Tensor:
@@ -67,6 +76,20 @@ def lines(x: Tensor, period: int) -> Tensor:
     # the smaller ones.
     sizes = [size for size in (8 * period, 16 * period) if 2 * size <= min(x.shape[2:])]
     return torch.stack([_lines(x, period, size) for size in sizes]).mean(0)
+
+
+def screen(x: Tensor, period: int) -> Tensor:
+    """Return S of a batch, (). Arguments and errors are those of `lattice`; what is more than whole positions is left out."""
+    _check(x, period)
+    height, width = (side // period * period for side in x.shape[2:])
+    x = x[..., :height, :width]
+    x = x - x.mean((2, 3), keepdim=True)
+    across, down = (torch.hann_window(side, dtype=x.dtype, device=x.device) for side in (width, height))
+    window = down[:, None] * across
+    power = torch.fft.fft2(x * window).abs().square().mean(1) + _POWER * window.square().sum()
+    near, far = _weights(_BEYOND, power)
+    around = _around(power.log().mean(0), period, _BEYOND)
+    return F.relu((around * (near - far)).sum((-2, -1))).mean()
 
 
 def _difference(x: Tensor, down: int, across: int) -> Tensor:
@@ -86,13 +109,22 @@ def _lines(x: Tensor, period: int, size: int) -> Tensor:
     patches = x.unfold(2, size, size // 2).unfold(3, size, size // 2)  # (B, C, n, m, size, size)
     patches = patches - patches.mean((-2, -1), keepdim=True)
     power = torch.fft.fft2(patches * window).abs().square().mean((1, 2, 3)) + _POWER * window.square().sum()  # (B, size, size)
-    distance = (torch.arange(2 * _FAR + 1, device=x.device) - _FAR).abs()
+    near, far = _weights(_FAR, power)
+    around = _around(power, period, _FAR)
+    return F.relu((around * near).sum((-2, -1)).log() - (around.log() * far).sum((-2, -1))).mean(0)
+
+
+def _around(power: Tensor, period: int, reach: int) -> Tensor:
+    """Return the bins around every frequency k / period but 0: (..., height, width) -> (period^2 - 1, ..., 2 reach + 1, 2 reach + 1)."""
+    (height, width), size = power.shape[-2:], 2 * reach + 1
+    shifts = [(reach - down * height // period, reach - across * width // period) for down, across in np.ndindex(period, period)]
+    return torch.stack([power.roll(shift, (-2, -1))[..., :size, :size] for shift in shifts[1:]])
+
+
+def _weights(reach: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weights of a mean over 3 x 3 bins and over those at a distance of `_NEAR` to `reach`, both (2 reach + 1, 2 reach + 1)."""
+    distance = (torch.arange(2 * reach + 1, device=like.device) - reach).abs()
     distance = torch.maximum(distance[:, None], distance)
     # Weights instead of masks as indices, which would wait for the device.
-    near, far = (bins / bins.sum() for bins in ((distance <= 1).to(x.dtype), (distance >= _NEAR).to(x.dtype)))
-    excess: list[Tensor] = []
-    for k in range(1, period**2):
-        shift = tuple(_FAR - multiple * size // period for multiple in divmod(k, period))
-        patch = power.roll(shift, (1, 2))[:, : 2 * _FAR + 1, : 2 * _FAR + 1]
-        excess.append((patch * near).sum((1, 2)).log() - (patch.log() * far).sum((1, 2)))
-    return F.relu(torch.stack(excess)).mean(0)
+    near, far = ((distance <= 1).to(like.dtype), (distance >= _NEAR).to(like.dtype))
+    return near / near.sum(), far / far.sum()

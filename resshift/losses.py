@@ -1,7 +1,9 @@
 """The training objective: MSE on the network's target, and on the decoded prediction of x0 LPIPS and what shows the lattice of positions.
 
     mse_b  = mean over (Z, h, w) of (target - output)^2            divided by kappa^2 eta_t when the target is epsilon_scale
-    loss_b = c_mse w_t mse_b + c_lpips LPIPS(clamp(D(x0_pred)), hq) + c_lattice lattice(D(x0_pred))
+    loss_b = c_mse w_t mse_b + c_lpips LPIPS(clamp(D(x0_pred)), hq) + c_lattice (L + S / 2)
+
+L and S are what shows the lattice of positions in D(x0_pred), in each picture and in the batch (`resshift.lattice`).
 
 w_t is 1 ("plain") or the weight of the variational bound ("weighted"):
 
@@ -27,7 +29,7 @@ from torch.nn import functional as F
 from resshift.autoencoder import FirstStage
 from resshift.config import LossConfig, ModelConfig
 from resshift.diffusion import at_step, predict_x0, q_sample, scale_input, target_of
-from resshift.lattice import lattice
+from resshift.lattice import lattice, screen
 from resshift.schedule import Float64Array, ShiftSchedule
 from resshift.target import Target
 
@@ -183,7 +185,8 @@ class Objective:
                 seen = (..., slice(corner[0], None), slice(corner[1], None))
                 perceptual = self.lpips(decoded.clamp(-1, 1)[seen], hq[seen]).mean()
             if self.loss.lattice:
-                shown = lattice(decoded, self.model.first_stage.factor).mean()
+                factor = self.model.first_stage.factor
+                shown = lattice(decoded, factor).mean() + screen(decoded, factor) / 2
         total = self.loss.mse * mse + self.loss.lpips * perceptual + self.loss.lattice * shown
         return LossTerms(total, mse.detach(), perceptual.detach(), shown.detach())
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from resshift.lattice import lattice, lines, unevenness
+from resshift.lattice import lattice, lines, screen, unevenness
 
 
 def noise(side: int = 512, seed: int = 0, batch: int = 1) -> Tensor:
@@ -48,6 +48,29 @@ def test_known_line() -> None:
     # Two of the fifteen frequencies have it, 1/4 and 3/4 across.
     assert float(lines(noise() + sine(amplitude, 4), 4)) == pytest.approx(2 / 15 * sum(expected) / 2, abs=0.03)
     assert sum(expected) / 2 > 2
+
+
+def test_screen_of_a_known_line() -> None:
+    """The bins around a wave have 1, 1/4 and 1/16 of its power; a logarithm of noise is Euler's constant below that of its mean."""
+    amplitude, sigma, side = 0.4, 0.2, 512
+    window = torch.hann_window(side, dtype=torch.float64)
+    line = amplitude**2 / 4 * float(window.sum()) ** 4 / (sigma**2 * float(window.square().sum()) ** 2)
+    excess = math.log(line) - (4 * math.log(4) + 4 * math.log(16)) / 9 + 0.5772
+    # Two of the fifteen frequencies have it; the others have what luck there is in means over nine bins of four pictures.
+    assert float(screen(noise(batch=4) + sine(amplitude, 4), 4)) == pytest.approx(2 / 15 * excess, abs=0.15)
+    assert excess > 8
+
+
+def test_screen_of_noise_goes_away_with_the_number_of_pictures() -> None:
+    few, many = (float(screen(noise(128, batch=batch), 4)) for batch in (4, 64))
+    assert few < 0.3
+    assert many < 0.08
+
+
+def test_screen_does_not_depend_on_contrast_and_takes_any_size() -> None:
+    x = noise(batch=2) + sine(0.02, 4)
+    torch.testing.assert_close(screen(x, 4), screen(3 * x, 4), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(screen(x[..., :-4, :-8], 4), screen(x[..., :-3, :-5], 4))
 
 
 def test_texture_that_is_stronger_at_a_phase_has_no_lines() -> None:
@@ -117,3 +140,5 @@ def test_a_wave_is_seen_in_a_small_picture() -> None:
 def test_what_is_too_small_is_refused(side: int, period: int) -> None:
     with pytest.raises(ValueError, match=rf"sides of 16 periods at least, got period {period} and \(1, 3, {side}, 64\)"):
         lattice(torch.zeros(1, 3, side, 64), period)
+    with pytest.raises(ValueError, match="sides of 16 periods"):
+        screen(torch.zeros(1, 3, side, 64), period)

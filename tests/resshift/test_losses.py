@@ -16,7 +16,7 @@ from resshift.autoencoder import PixelUnshuffle
 from resshift.config import LossConfig, ModelConfig
 from resshift.diffusion import q_sample, scale_input, target_of
 from resshift.first_stage_config import FirstStageConfig
-from resshift.lattice import lattice
+from resshift.lattice import lattice, screen
 from resshift.losses import Lpips, Objective, mse_per_sample, step_weights, upsample
 from resshift.presets import tiny_x4
 from resshift.schedule import ShiftSchedule
@@ -121,12 +121,13 @@ def test_coefficients_scale_the_terms() -> None:
 def test_lattice_is_that_of_the_decoded_prediction() -> None:
     hq, lq = _pictures()
     stage = PixelUnshuffle(4)
-    network = _Oracle(torch.zeros(2, 48, 16, 16))
-    terms = Objective(_model(), LossConfig(lattice=5.0), stage)(network, hq, lq, *_draws())
-    expected = lattice(upsample(lq, 4), 4).mean()
-    assert expected > 0.01
-    torch.testing.assert_close(terms.lattice, expected)
-    torch.testing.assert_close(terms.total.detach(), terms.mse + 5 * expected)
+    pattern = 0.2 * torch.randn((1, 48, 1, 1), generator=torch.Generator().manual_seed(3)).expand(2, 48, 16, 16)
+    terms = Objective(_model(), LossConfig(lattice=5.0), stage)(_Oracle(pattern), hq, lq, *_draws())
+    predicted = upsample(lq, 4) - stage.decode(pattern)
+    parts = lattice(predicted, 4).mean(), screen(predicted, 4) / 2
+    assert min(parts) > 0.01
+    torch.testing.assert_close(terms.lattice, sum(parts))
+    torch.testing.assert_close(terms.total.detach(), terms.mse + 5 * sum(parts))
 
 
 def test_lpips_sees_the_pictures_from_the_corner() -> None:
