@@ -19,6 +19,7 @@ from collections.abc import AsyncGenerator, Callable
 from serve.problems import Problem
 
 Clock = Callable[[], float]
+LEAST_TIMEOUT_S = 0.1  # that a request may ask for; below, the answer would always be to try again later
 _MEMORY_SHARE = 0.2  # weight of the last request in the estimate of how long one takes
 
 
@@ -155,8 +156,8 @@ class Deadline:
             seconds = float(header)
         except ValueError:
             seconds = float("nan")
-        if not 0 < seconds <= max_s:
-            raise Problem("bad_option", f"X-Request-Timeout must be seconds in (0, {max_s:g}], got {header[:40]!r}")
+        if not LEAST_TIMEOUT_S <= seconds <= max_s:
+            raise Problem("bad_option", f"X-Request-Timeout must be seconds in [{LEAST_TIMEOUT_S:g}, {max_s:g}], got {header[:40]!r}")
         return cls(seconds)
 
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pipelines.naming import CONTENT_TYPES
 from serve.body import Body, Reader
 from serve.keys import Caller
-from serve.limits import Deadline
+from serve.limits import LEAST_TIMEOUT_S, Deadline
 from serve.metrics import CONTENT_TYPE as METRICS_TYPE
 from serve.models import find_model
 from serve.options import BulkRequest, PictureOptions, negotiated_format
@@ -42,7 +42,12 @@ _UPSCALE_DOC: dict[str, Any] = {
         },
     },
     "parameters": [
-        {"name": "X-Request-Timeout", "in": "header", "schema": {"type": "number"}, "description": "seconds that the answer may take"},
+        {
+            "name": "X-Request-Timeout",
+            "in": "header",
+            "schema": {"type": "number", "minimum": LEAST_TIMEOUT_S},
+            "description": "seconds that the answer may take",
+        },
         {
             "name": "Prefer",
             "in": "header",

@@ -64,7 +64,7 @@ def test_budget_counts_bytes_of_all_requests() -> None:
     assert budget.used == 10
 
 
-@pytest.mark.parametrize("header", ["0", "-1", "nan", "inf", "601", "soon", ""])
+@pytest.mark.parametrize("header", ["0", "0.09", "-1", "nan", "inf", "601", "soon", ""])
 def test_deadline_must_be_seconds_within_the_limit(header: str) -> None:
     with pytest.raises(Problem) as refused:
         Deadline.asked(header, 60, 600)
@@ -77,6 +77,7 @@ def test_deadline_counts_down() -> None:
     clock.now = 3
     assert deadline.left_s == 2
     assert 599 < Deadline.asked("600", 60, 600).left_s <= 600
+    assert 0 < Deadline.asked("0.1", 60, 600).left_s <= 0.1
     assert 59 < Deadline.asked(None, 60, 600).left_s <= 60
 
 
