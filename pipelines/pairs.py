@@ -115,17 +115,20 @@ class PairMaker:
             ImageError: not one picture of a whole row group can be decoded any more.
             StorageError: a shard cannot be read.
         """
-        made = [pair for piece in pieces for pair in self._pairs(piece)]
-        masks = [pair.mask_u8 for _, pair, _ in made if pair.mask_u8 is not None]
-        return {
-            "hq": np.stack([pair.hq_u8 for _, pair, _ in made]),
-            "lq": np.stack([pair.lq_u8 for _, pair, _ in made]),
-            **({"mask": np.stack(masks)} if masks else {}),
-            "key": np.array([key for key, _, _ in made], dtype=object),
-            "epoch": np.concatenate([np.full(len(piece.rows), piece.epoch) for piece in pieces]),
-            "row": np.concatenate([piece.rows for piece in pieces]),
-            "substituted": np.array([is_substituted for _, _, is_substituted in made], dtype=np.uint8),
-        }
+        row = np.concatenate([piece.rows for piece in pieces])
+        keys = np.empty(len(row), dtype=object)
+        substituted = np.zeros(len(row), dtype=np.uint8)
+        pictures: Batch = {}
+        for i, (key, pair, is_substituted) in enumerate(pair for piece in pieces for pair in self._pairs(piece)):
+            keys[i], substituted[i] = key, is_substituted
+            # Into its place at once: put together at the end, a task would hold all of them twice.
+            for name, value in {"hq": pair.hq_u8, "lq": pair.lq_u8, "mask": pair.mask_u8}.items():
+                if value is not None:
+                    if name not in pictures:
+                        pictures[name] = np.empty((len(row), *value.shape), value.dtype)
+                    pictures[name][i] = value
+        epoch = np.concatenate([np.full(len(piece.rows), piece.epoch) for piece in pieces])
+        return pictures | {"key": keys, "epoch": epoch, "row": row, "substituted": substituted}
 
     def _pairs(self, piece: Piece) -> Iterator[tuple[str, Pair, bool]]:
         """Yield key, pair and whether another picture stands in."""
