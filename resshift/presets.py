@@ -126,9 +126,9 @@ def tiny_x4() -> RunConfig:
     """The small model that ships: pixel-unshuffle instead of an autoencoder, one step, the residual as target.
 
     All width sits at the size of the input, one Swin layer in the middle, a small head at the size of the picture. With one step every
-    sample trains the one prediction that inference makes, and that prediction costs a quarter of a chain of four; why this shape and not
-    another: docs/tiny-x4.md. kappa 1 is for a latent in [-1, 1]. The Swin mask is the one of the Swin paper. Trained on native-resolution
-    crops with a mix of the real-world chain and plain bicubic, and against the lattice of its positions.
+    sample trains the one prediction that inference makes, and that prediction costs a quarter of a chain of four; why this shape, and
+    so small a kappa: docs/tiny-x4.md. The Swin mask is the one of the Swin paper. Trained on native-resolution crops with a mix of the
+    real-world chain and plain bicubic, and against the lattice of its positions.
     """
     return RunConfig(
         preset="tiny-x4",
@@ -150,7 +150,7 @@ def tiny_x4() -> RunConfig:
                 pixel_head_channels=16,
             ),
             first_stage=FirstStageConfig(kind="pixel_unshuffle", unshuffle_factor=4),
-            schedule=ScheduleConfig(steps=1, kappa=1.0, min_noise=0.1),
+            schedule=ScheduleConfig(steps=1, kappa=0.2, min_noise=0.1),
         ),
         degradation=replace(degradation.realesrgan_x4(), bicubic_share=0.4),
         loss=LossConfig(lpips=0.1, lpips_net="squeeze", lpips_corners=4, lattice=0.03),
