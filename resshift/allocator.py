@@ -16,6 +16,7 @@ import platform
 import resource
 from pathlib import Path
 
+_STATM = Path("/proc/self/statm")
 # mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _TRIM_BYTES = 2**31 - 1  # an int; free memory below it is kept
@@ -39,13 +40,18 @@ def give_back_freed_pages() -> bool:
     return platform.libc_ver()[0] == "glibc" and bool(ctypes.CDLL(None).malloc_trim(0))
 
 
+def knows_own_bytes() -> bool:
+    """Return whether `own_bytes` can tell: where there is a /proc."""
+    return _STATM.exists()
+
+
 def own_bytes() -> int:
     """Return the resident memory that is this process's alone, without pages of files and of shared memory such as Ray's object store.
 
     Raises:
         FileNotFoundError: the system has no /proc.
     """
-    _, resident, shared, *_ = Path("/proc/self/statm").read_text().split()
+    _, resident, shared, *_ = _STATM.read_text().split()
     return (int(resident) - int(shared)) * resource.getpagesize()
 
 

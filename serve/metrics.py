@@ -10,11 +10,9 @@ The resident memory of a process of Ray counts what it has read of the node's ob
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
-from resshift.allocator import own_bytes
+from resshift.allocator import knows_own_bytes, own_bytes
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -35,8 +33,8 @@ class Metrics:
         self.ready = Gauge("resshift_ready", "1 when a forward pass came through in the last seconds", ("model",), registry=self.registry)
         self.replicas = Gauge("resshift_replicas", "Replicas that run", ("model",), registry=self.registry)
 
-        own = Gauge("resshift_own_memory_bytes", "Resident memory without files and the object store", registry=self.registry)
-        if Path("/proc/self/statm").exists():
+        if knows_own_bytes():
+            own = Gauge("resshift_own_memory_bytes", "Resident memory without files and the object store", registry=self.registry)
             own.set_function(own_bytes)
 
     def text(self) -> bytes:
