@@ -18,13 +18,15 @@ def training_crop(rgb_u8: Image, rng: np.random.Generator, data: DataConfig) -> 
 
     `short_side`: a random square of side max(min(H, W), crop_px), brought to crop_px by area averaging (what released models saw).
     `random`: a random square of side crop_px at native resolution.
+    `scaled`: a random square of side crop_px (max(min(H, W), crop_px) / crop_px)^u with u uniform in [0, 1), brought to crop_px by area
+        averaging: every scale between those two, a factor of two in side as often wherever it lies.
     `distorted`: a random square of the photo brought to a shorter side of crop_px, distorted in geometry and colour (`distortion`).
 
     A photo that is too small is extended by reflection first; `distorted` enlarges it.
 
     Args:
         rgb_u8: photo, (H, W, 3) uint8, at least 1 x 1.
-        rng: generator of this sample; the number of draws does not depend on the photo.
+        rng: generator of this sample; the number of draws depends on the rule, not on the photo.
         data: which rule, and the side.
 
     Returns:
@@ -34,19 +36,28 @@ def training_crop(rgb_u8: Image, rng: np.random.Generator, data: DataConfig) -> 
     if data.crop == "distorted":
         crop = distorted_square(rgb_u8, draw_distortion(rng), data.crop_px, across, down)
     else:
-        crop = _square(rgb_u8, data, across, down)
+        crop = _square(rgb_u8, _side(rgb_u8, rng, data), data.crop_px, across, down)
     if data.flip and flip < 0.5:
         crop = np.asarray(cv2.flip(crop, 1), dtype=np.uint8)
     return np.ascontiguousarray(crop)
 
 
-def _square(rgb_u8: Image, data: DataConfig, across: float, down: float) -> Image:
-    side = max(min(rgb_u8.shape[:2]), data.crop_px) if data.crop == "short_side" else data.crop_px
+def _side(rgb_u8: Image, rng: np.random.Generator, data: DataConfig) -> int:
+    """Return the side of the square that becomes the crop, in pixels of the photo."""
+    if data.crop == "random":
+        return data.crop_px
+    largest = max(min(rgb_u8.shape[:2]), data.crop_px)
+    if data.crop == "short_side":
+        return largest
+    return int(data.crop_px * (largest / data.crop_px) ** rng.random())
+
+
+def _square(rgb_u8: Image, side: int, crop_px: int, across: float, down: float) -> Image:
     rgb_u8 = _extended_to(rgb_u8, side)
     top = int(down * (rgb_u8.shape[0] - side + 1))
     left = int(across * (rgb_u8.shape[1] - side + 1))
     crop = rgb_u8[top : top + side, left : left + side]
-    return crop if side == data.crop_px else _shrunk(crop, data.crop_px)
+    return crop if side == crop_px else _shrunk(crop, crop_px)
 
 
 def _shrunk(image: Image, side: int) -> Image:

@@ -57,7 +57,7 @@ def make_pair(data: bytes, key: str, epoch: int, seed: int, crop: DataConfig, re
     Raises:
         ImageError: the photo cannot be decoded.
     """
-    rgb_u8 = decode_photo(data, None if crop.crop == "random" else crop.crop_px)
+    rgb_u8 = decode_photo(data, None if crop.crop in ("random", "scaled") else crop.crop_px)
     rng = seeds.philox(seed, "pair", epoch, key)
     hq_u8 = training_crop(rgb_u8, rng, crop)
     params = draw(rng, recipe)

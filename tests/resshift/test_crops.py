@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from scipy import stats
 
 from resshift.config import DataConfig
 from resshift.crops import training_crop
@@ -39,6 +40,23 @@ def test_short_side_takes_the_whole_short_side() -> None:
     np.testing.assert_array_equal(crop, cv2.resize(image, (16, 16), interpolation=cv2.INTER_AREA))
 
 
+def test_scaled_sides_are_as_often_in_every_octave() -> None:
+    """On a ramp of one level a pixel, the columns of a crop are side / crop_px levels apart: read the side off and test its logarithm."""
+    ramp = np.ascontiguousarray(np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None], (256, 256, 3)))
+    data = DataConfig(crop="scaled", crop_px=16, flip=False)
+    crops = np.stack([training_crop(ramp, philox("scale", i), data) for i in range(600)]).astype(float)
+    sides = (crops[:, 0, -1, 0] - crops[:, 0, 0, 0]) * 16 / 15
+    assert 15 < sides.min() < 17.5 and 235 < sides.max() < 257
+    assert stats.kstest(np.log2(sides / 16) / 4, "uniform").pvalue > 0.01
+    np.testing.assert_allclose(crops, np.broadcast_to(crops[:, :1], crops.shape), atol=1)  # whatever the side: still the ramp, in every row
+
+
+def test_scaled_is_a_piece_of_a_photo_of_the_size_of_the_crop() -> None:
+    image = photo(16, 40)
+    crop = training_crop(image, philox(0), DataConfig(crop="scaled", crop_px=16, flip=False))
+    np.testing.assert_array_equal(crop, training_crop(image, philox(0), RANDOM))
+
+
 def test_random_crops_reach_every_corner() -> None:
     image = photo(17, 18)
     corners: set[tuple[int, int]] = set()
@@ -48,7 +66,7 @@ def test_random_crops_reach_every_corner() -> None:
     assert corners == {(y, x) for y in range(2) for x in range(3)}
 
 
-@pytest.mark.parametrize("rule", ["random", "short_side", "distorted"])
+@pytest.mark.parametrize("rule", ["random", "short_side", "scaled", "distorted"])
 def test_crop_draws_the_same_count_whatever_the_photo(rule: str) -> None:
     """What is drawn after the crop, the degradation, must not depend on the size of the photo."""
     data = DataConfig(crop=rule, crop_px=16)  # pyright: ignore[reportArgumentType]
@@ -67,7 +85,7 @@ def test_a_photo_that_is_too_small_is_reflected_about_its_middle() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 300), (300, 5), (15, 15), (16, 17)])
-@pytest.mark.parametrize("rule", ["random", "short_side", "distorted"])
+@pytest.mark.parametrize("rule", ["random", "short_side", "scaled", "distorted"])
 def test_small_photos_are_extended(size: tuple[int, int], rule: str) -> None:
     crop = training_crop(photo(*size), philox(1), DataConfig(crop=rule, crop_px=16))  # pyright: ignore[reportArgumentType]
     assert (crop.shape, crop.dtype, crop.flags.c_contiguous) == ((16, 16, 3), np.uint8, True)
