@@ -13,7 +13,7 @@ from resshift.degradation.kernels import Blur, GaussianKernel, GaussianType, Pul
 from resshift.degradation.masks import draw_mask
 from resshift.degradation.noise import Noise
 from resshift.degradation.ranges import Draws, IntRange
-from resshift.degradation.recipe import DegradationRecipe, FaceRecipe, KernelRecipe, NoiseRecipe, ResizeRecipe
+from resshift.degradation.recipe import DegradationRecipe, FaceRecipe, KernelRecipe, NoiseRecipe, ResizeRecipe, imagenet_test_x4
 from resshift.degradation.resize import InterpolationMode, Resize
 
 _KERNEL_TYPES: tuple[GaussianType, ...] = get_args(GaussianType)
@@ -114,14 +114,14 @@ def draw(rng: np.random.Generator, recipe: DegradationRecipe) -> DegradationPara
         Parameters for `degrade`, which draws nothing further.
     """
     draws = Draws(rng)
-    plain = draws.chance(recipe.bicubic_share)  # drawn even when the share is 0: changing the share leaves the other samples as they were
+    kind = draws.unit()  # drawn even when all shares are 0: changing them leaves the other samples as they were
     ops: tuple[Operation, ...]
-    if recipe.kind == "bicubic" or plain:
+    if recipe.kind == "bicubic" or kind < recipe.bicubic_share:
         ops = (Resize(of="lq", factor=1.0, mode="matlab_bicubic"),)
     elif recipe.kind == "face":
         ops = _draw_face(draws, recipe.face)
     elif recipe.kind == "inpainting":
         ops = (draw_mask(draws, recipe.mask),)
     else:
-        ops = _draw_realesrgan(draws, recipe)
+        ops = _draw_realesrgan(draws, imagenet_test_x4() if kind < recipe.bicubic_share + recipe.mild_share else recipe)
     return DegradationParams(scale=recipe.scale, ops=ops)

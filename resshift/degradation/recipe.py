@@ -123,6 +123,7 @@ class DegradationRecipe:
             "inpainting" cuts the holes of `mask`. A kind ignores the fields of the others.
         scale: side of the clean picture over side of the low-quality one; 1 for inpainting.
         bicubic_share: probability that a sample takes plain bicubic instead of the chain (mixed training); 0 in official recipes.
+        mild_share: probability that the chain has the ranges of `imagenet_test_x4`, once and weakly degraded; 0 in official recipes.
         final_sinc_prob, final_sinc_size, final_sinc_omega: the last filter; without it nothing is filtered.
         jpeg_last_prob: probability of (resize, sinc, JPEG); otherwise (JPEG, resize, sinc).
         jpeg1_quality, jpeg2_quality: (lowest, highest), both drawn.
@@ -131,6 +132,7 @@ class DegradationRecipe:
     kind: Literal["realesrgan", "bicubic", "face", "inpainting"]
     scale: int
     bicubic_share: float = 0.0
+    mild_share: float = 0.0
     # Official configurations name the maxima 21 and 15, but sizes come from range(3, 21, 2) and range(3, 15, 2), which exclude the end.
     kernel1: KernelRecipe = KernelRecipe(size=(3, 19), sigma=(0.2, 3.0))
     resize1: ResizeRecipe = ResizeRecipe(probs=(0.2, 0.7, 0.1), factor=(0.15, 1.5))
@@ -154,8 +156,10 @@ class DegradationRecipe:
             raise ValueError(f"scale = {self.scale}: must be at least 1")
         if self.kind == "inpainting" and self.scale != 1:
             raise ValueError(f"scale = {self.scale}: must be 1 for inpainting")
-        for name in ("bicubic_share", "second_order_prob", "blur2_prob", "final_sinc_prob", "jpeg_last_prob"):
+        for name in ("bicubic_share", "mild_share", "second_order_prob", "blur2_prob", "final_sinc_prob", "jpeg_last_prob"):
             check_prob(name, getattr(self, name))
+        if self.bicubic_share + self.mild_share > 1:
+            raise ValueError(f"bicubic_share = {self.bicubic_share} and mild_share = {self.mild_share}: their sum must be at most 1")
         check_sizes("final_sinc_size", self.final_sinc_size)
         check_range("final_sinc_omega", self.final_sinc_omega, 1e-3, math.pi)
         check_range("jpeg1_quality", self.jpeg1_quality, 1, 100)
