@@ -20,7 +20,7 @@ from ray._private import internal_api
 
 from pipelines.command import quiet_ray_data
 from pipelines.imagenet import ShardOptions
-from pipelines.pairs import default_rows_per_task, fair_share, rank_batches
+from pipelines.pairs import fair_share, rank_batches, rows_per_task
 from pipelines.prepare import prepare_here
 from resshift.config import DataConfig
 from resshift.pair import make_pair, use_one_thread
@@ -96,9 +96,10 @@ def ray_rate(root: str, crop: DataConfig, num_cpus: int, seconds: float) -> tupl
     watcher = threading.Thread(target=peak.watch, args=(stop,))
     try:
         watcher.start()
-        batches = rank_batches(root, config, 0, share=fair_share(1, held_cpus=0))
-        # Until every worker has imported what it needs and has made a few tasks, which come in order.
-        for _ in range(-(-8 * num_cpus * default_rows_per_task(config) // _BATCH)):
+        share = fair_share(1, held_cpus=0)
+        batches = rank_batches(root, config, 0, share=share)
+        # Until every worker has imported what it needs and has made three tasks, which come in order.
+        for _ in range(-(-3 * num_cpus * rows_per_task(config, share) // _BATCH)):
             next(batches)
         take_until_waited(batches)
         began, count = time.monotonic(), 0

@@ -2,7 +2,7 @@
 
 What a pair is depends on (seed, epoch, key) alone; where it stands in the stream on (seed, batch size, row number) alone
 (`pipelines.epoch`). Every rank runs a dataset of its own over its slots of the batches, so nothing is dealt out by timing:
-`rank_batches` is what a worker calls in its own process. Reading and degrading are one task, whose result is one block.
+`rank_batches` is what a worker calls in its own process. Reading and degrading are one task, which hands over a block at a time.
 
 Columns of a batch: hq (H, W, 3) and lq (H / scale, W / scale, 3) uint8; mask (H, W) uint8, 255 in a hole, with inpainting only; key; epoch;
 row, its number in the stream; substituted, 1 when the picture could not be decoded any more. Then the next good picture of its row group
@@ -11,12 +11,13 @@ stands in, cropped and degraded as the broken one would have been: no other pair
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -40,7 +41,8 @@ from resshift.pair import Pair, make_pair, use_one_thread
 
 logger = logging.getLogger(__name__)
 Batch = dict[str, NDArray[Any]]
-_TASK_BYTES = 32 << 20  # of pairs: 160 of 256 px. Smaller tasks spend their time on starting, larger ones wait for each other
+_BLOCK_BYTES = 32 << 20  # of pairs that a task hands over at once: 160 of 256 px
+_BLOCKS_PER_TASK = 8  # several seconds; Ray Data (2.60) needs 0.1 to 0.3 s to see that a task has ended and to start the next
 _READERS = 8  # requests to a bucket at a time
 
 
@@ -99,6 +101,30 @@ def fair_share(num_ranks: int, held_cpus: float, labels: Mapping[str, str] | Non
     )
 
 
+class _Made(NamedTuple):
+    """A pair in its place; `substituted` tells whether another picture stands in."""
+
+    row: int
+    epoch: int
+    key: str
+    pair: Pair
+    substituted: bool
+
+
+def _batch_of(pairs: Iterable[_Made], num_rows: int) -> Batch:
+    """Lay pairs side by side, each as it comes: put together at the end, a task would hold all of them twice."""
+    batch: Batch = {"key": np.empty(num_rows, object), "epoch": np.empty(num_rows, np.int64), "row": np.empty(num_rows, np.int64)}
+    batch["substituted"] = np.zeros(num_rows, np.uint8)
+    for i, (row, epoch, key, pair, substituted) in enumerate(pairs):
+        batch["row"][i], batch["epoch"][i], batch["key"][i], batch["substituted"][i] = row, epoch, key, substituted
+        for name, picture in {"hq": pair.hq_u8, "lq": pair.lq_u8, "mask": pair.mask_u8}.items():
+            if picture is not None:
+                if name not in batch:
+                    batch[name] = np.empty((num_rows, *picture.shape), picture.dtype)
+                batch[name][i] = picture
+    return batch
+
+
 @dataclass(frozen=True, slots=True)
 class PairMaker:
     """Everything that a task needs besides the rows: where the shards are, and what a pair is."""
@@ -109,34 +135,29 @@ class PairMaker:
     recipe: degradation.DegradationRecipe
 
     def __call__(self, pieces: Sequence[Piece]) -> Batch:
-        """Read the rows of some pieces and return their pairs in stream order; see the module docstring for the columns.
+        """Return the pairs of all rows of some pieces; see `batches`."""
+        (batch,) = self.batches(pieces, sum(len(piece.rows) for piece in pieces))
+        return batch
+
+    def batches(self, pieces: Sequence[Piece], num_rows: int) -> Iterator[Batch]:
+        """Read the rows of some pieces and yield their pairs in stream order, `num_rows` at a time; columns: the module docstring.
 
         Raises:
             ImageError: not one picture of a whole row group can be decoded any more.
             StorageError: a shard cannot be read.
         """
-        row = np.concatenate([piece.rows for piece in pieces])
-        keys = np.empty(len(row), dtype=object)
-        substituted = np.zeros(len(row), dtype=np.uint8)
-        pictures: Batch = {}
-        for i, (key, pair, is_substituted) in enumerate(pair for piece in pieces for pair in self._pairs(piece)):
-            keys[i], substituted[i] = key, is_substituted
-            # Into its place at once: put together at the end, a task would hold all of them twice.
-            for name, value in {"hq": pair.hq_u8, "lq": pair.lq_u8, "mask": pair.mask_u8}.items():
-                if value is not None:
-                    if name not in pictures:
-                        pictures[name] = np.empty((len(row), *value.shape), value.dtype)
-                    pictures[name][i] = value
-        epoch = np.concatenate([np.full(len(piece.rows), piece.epoch) for piece in pieces])
-        return pictures | {"key": keys, "epoch": epoch, "row": row, "substituted": substituted}
+        pairs = (made for piece in pieces for made in self._pairs(piece))
+        rest = sum(len(piece.rows) for piece in pieces)
+        while rest:
+            yield _batch_of(itertools.islice(pairs, num_rows), min(num_rows, rest))
+            rest -= min(num_rows, rest)
 
-    def _pairs(self, piece: Piece) -> Iterator[tuple[str, Pair, bool]]:
-        """Yield key, pair and whether another picture stands in."""
+    def _pairs(self, piece: Piece) -> Iterator[_Made]:
         photos = read_groups(self.root, piece.groups)
         members = [(i_group, i) for i_group, group in enumerate(piece.groups) for i in range(group.num_ok)]
-        for source in piece.sources.tolist():
+        for source, row in zip(piece.sources.tolist(), piece.rows.tolist(), strict=True):
             i_group, i = members[source]
-            yield self._pair(photos[i_group], i, piece.epoch)
+            yield _Made(row, piece.epoch, *self._pair(photos[i_group], i, piece.epoch))
 
     def _pair(self, group: pa.Table, i: int, epoch: int) -> tuple[str, Pair, bool]:
         key = str(group["key"][i])
@@ -166,12 +187,12 @@ def read_groups(root: str, groups: Sequence[RowGroup]) -> list[pa.Table]:
 class PairSource(Datasource):
     """Pieces of the stream as a Ray Data source: a task makes the pairs of consecutive pieces, `rows_per_task` rows or a little more."""
 
-    def __init__(self, maker: PairMaker, pieces: Iterable[Piece], rows_per_task: int) -> None:
+    def __init__(self, maker: PairMaker, pieces: Iterable[Piece], rows_per_task: int, rows_per_block: int) -> None:
         super().__init__()
-        self.tasks = [_read_task(maker, part) for part in _grouped(pieces, rows_per_task)]
+        self.tasks = [_read_task(maker, part, rows_per_block) for part in _grouped(pieces, rows_per_task)]
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Not needed: the number of blocks is given."""
+        """Not needed: the number of tasks is given."""
         return None
 
     def get_read_tasks(
@@ -192,11 +213,11 @@ def _grouped(pieces: Iterable[Piece], rows_per_task: int) -> Iterator[list[Piece
         yield part
 
 
-def _read_task(maker: PairMaker, pieces: list[Piece]) -> ReadTask:
+def _read_task(maker: PairMaker, pieces: list[Piece], rows_per_block: int) -> ReadTask:
     def read() -> Iterable[pa.Table]:
         use_one_thread()  # Ray gives a task one CPU
         keep_freed_pages()  # of images: 30 to 70 page faults a pair without, one with
-        return [BlockAccessor.batch_to_block(maker(pieces))]
+        yield from map(BlockAccessor.batch_to_block, maker.batches(pieces, rows_per_block))
 
     num_rows = sum(len(piece.rows) for piece in pieces)
     return ReadTask(read, BlockMetadata(num_rows=num_rows, size_bytes=None, exec_stats=None, input_files=None))
@@ -211,7 +232,6 @@ def pair_dataset(
     rank: int = 0,
     num_ranks: int = 1,
     share: Share | None = None,
-    rows_per_task: int | None = None,
 ) -> ray.data.Dataset:
     """Return the dataset of one rank's pairs of stream rows [start_row, stop_row), in stream order.
 
@@ -223,12 +243,11 @@ def pair_dataset(
         rank: of the reader.
         num_ranks: readers that share each batch.
         share: what the dataset may use; None leaves it to Ray Data.
-        rows_per_task: default `default_rows_per_task`.
     """
     train = config.train
     maker = PairMaker(root, train.seed, config.data, config.degradation)
     pieces = stream(row_groups(read_manifest(root)), train.seed, train.batch_size, start_row, stop_row, rank=rank, num_ranks=num_ranks)
-    source = PairSource(maker, pieces, rows_per_task or default_rows_per_task(config))
+    source = PairSource(maker, pieces, rows_per_task(config, share), rows_per_block(config))
     num_cpus = 1.0 if share is None else cpus_of_a_task(share.cpus)
     # Asking for more blocks than there are tasks would split each into single rows (Ray 2.60).
     dataset = ray.data.read_datasource(source, override_num_blocks=max(1, len(source.tasks)), num_cpus=num_cpus)
@@ -236,6 +255,8 @@ def pair_dataset(
     context.enable_progress_bars = False  # workers have no terminal: bars would fill the log
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
+    # A block goes as it is: larger than this, so it is not kept for the next one, and smaller than 1.5 of it, so it is not cut (2.60).
+    context.target_max_block_size = int(0.8 * rows_per_block(config) * _pair_bytes(config))
     context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, Paced]
     if share is not None:
         context.execution_options.resource_limits = ExecutionResources.for_limits(
@@ -246,21 +267,30 @@ def pair_dataset(
 
 
 def cpus_of_a_task(cpus: float) -> float:
-    """Return how many logical CPUs a task asks for, so that an eighth more tasks run than there are CPUs, and at least one more.
+    """Return how many logical CPUs a task asks for, so that as many tasks run as there are CPUs, a part of one counted as one."""
+    return math.floor(100 * cpus / math.ceil(cpus)) / 100
 
-    Ray Data (2.60) looks for tasks that have ended every 0.1 s, and a task takes about a second: with one for each CPU, a tenth of the CPUs
-    would wait for the next one.
+
+def rows_per_block(config: PairRun) -> int:
+    """Return how many pairs a task hands over at once: 32 MiB of them, 16 to 256."""
+    return max(16, min(256, _BLOCK_BYTES // _pair_bytes(config)))
+
+
+def rows_per_task(config: PairRun, share: Share | None) -> int:
+    """Return how many pairs a task makes at least: eight blocks, or fewer so that what all tasks make fits the object store.
+
+    A window of the stream is not cut, so it may be more. Pairs are consumed in order, so those of the later tasks wait there.
     """
-    if cpus < 2:
-        return min(1.0, math.floor(cpus * 100) / 100)
-    return math.floor(100 * cpus / math.ceil(cpus * 9 / 8)) / 100
+    block = rows_per_block(config)
+    if share is None:
+        return block
+    fitting = share.object_store_bytes / (math.ceil(share.cpus) * block * _pair_bytes(config))
+    return block * max(1, min(_BLOCKS_PER_TASK, int(fitting)))
 
 
-def default_rows_per_task(config: PairRun) -> int:
-    """Return how many pairs a task makes at least: 32 MiB of them, 16 to 256. A window of the stream is not cut, so it may be more."""
+def _pair_bytes(config: PairRun) -> int:
     hq_px = config.data.crop_px**2
-    pair_bytes = 3 * (hq_px + hq_px // config.degradation.scale**2)
-    return max(16, min(256, _TASK_BYTES // pair_bytes))
+    return 3 * (hq_px + hq_px // config.degradation.scale**2)
 
 
 def rank_batches(

@@ -128,7 +128,7 @@ def tiny_x4() -> RunConfig:
     All width sits at the size of the input, one Swin layer in the middle, a small head at the size of the picture. With one step every
     sample trains the one prediction that inference makes, and that prediction costs a quarter of a chain of four; why this shape, and
     so small a kappa: docs/tiny-x4.md. The Swin mask is the one of the Swin paper. Trained on native-resolution crops with a mix of the
-    real-world chain and plain bicubic, and against the lattice of its positions.
+    heavy and the mild real-world chain and plain bicubic, and against the lattice of its positions.
     """
     return RunConfig(
         preset="tiny-x4",
@@ -152,7 +152,7 @@ def tiny_x4() -> RunConfig:
             first_stage=FirstStageConfig(kind="pixel_unshuffle", unshuffle_factor=4),
             schedule=ScheduleConfig(steps=1, kappa=0.2, min_noise=0.1),
         ),
-        degradation=replace(degradation.realesrgan_x4(), bicubic_share=0.4),
+        degradation=replace(degradation.realesrgan_x4(), bicubic_share=0.25, mild_share=0.5),
         loss=LossConfig(lpips=0.1, lpips_net="squeeze", lpips_corners=4, lattice=0.03),
         optim=OptimConfig(lr=5e-4, lr_end=1e-5, lr_schedule="cosine", warmup_steps=200, clip_norm=1.0),
         data=DataConfig(crop="random", crop_px=128),

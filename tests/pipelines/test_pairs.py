@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ import ray
 from pipelines import pairs
 from pipelines.epoch import stream
 from pipelines.imagenet import ShardOptions
-from pipelines.pairs import Batch, PairMaker, Share, cpus_of_a_task, default_rows_per_task, fair_share, rank_batches, read_groups
+from pipelines.pairs import Batch, PairMaker, Share, cpus_of_a_task, fair_share, rank_batches, read_groups, rows_per_block, rows_per_task
 from pipelines.prepare import finish, prepare_here
 from pipelines.shards import RowGroup, read_manifest, row_groups, write_shard_file
 from resshift import degradation
@@ -127,12 +127,23 @@ def test_an_outage_is_waited_for_and_nothing_else(shards: str, monkeypatch: pyte
         assert len(calls) == num_calls
 
 
-def test_tasks_hold_a_few_dozen_megabytes() -> None:
+def test_blocks_are_what_rows_of_the_same_batch_are_cut_into(shards: str) -> None:
+    make = PairMaker(shards, 5, CROP, RECIPE)
+    pieces = pieces_of(shards, 0, 24)
+    whole, parts = make(pieces), list(make.batches(pieces, 7))
+    assert [len(part["row"]) for part in parts] == [7, 7, 7, 3]
+    for name, column in whole.items():
+        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), column)
+
+
+def test_blocks_hold_a_few_dozen_megabytes_and_tasks_what_the_store_has_room_for() -> None:
     toy = toy_preset()
-    assert default_rows_per_task(toy) == 256
-    assert default_rows_per_task(replace(toy, data=DataConfig(crop_px=256))) == 160
-    assert default_rows_per_task(replace(toy, data=DataConfig(crop_px=512))) == 40
-    assert default_rows_per_task(replace(toy, data=DataConfig(crop_px=2048))) == 16
+    sizes = {px: replace(toy, data=DataConfig(crop_px=px)) for px in (256, 512, 2048)}
+    assert [rows_per_block(config) for config in (toy, *sizes.values())] == [256, 160, 40, 16]
+    config, block = sizes[256], 160 * 3 * (256**2 + 64**2)
+    assert rows_per_task(config, None) == 160
+    for room, blocks in ((0.5, 1), (2.1, 2), (100, 8)):
+        assert rows_per_task(config, Share(cpus=2.5, object_store_bytes=int(room * 3 * block))) == 160 * blocks
 
 
 @pytest.mark.parametrize(("start_row", "num_ranks"), [(3, 1), (0, 9)])
@@ -201,8 +212,22 @@ def test_consumers_side_by_side_see_what_one_sees_and_what_a_resumed_one_sees(sh
     assert [digest(batch) for batch in itertools.islice(resumed, steps - 4)] == plain[4:]
 
 
-@pytest.mark.parametrize(("cpus", "tasks"), [(0.25, 1), (1, 1), (1.9, 1), (2, 3), (3, 4), (8, 9), (16, 18), (30, 34)])
-def test_a_few_more_tasks_than_cpus_so_that_none_waits(cpus: float, tasks: int) -> None:
+@pytest.mark.parametrize(("cpus", "tasks"), [(0.25, 1), (1, 1), (1.9, 2), (2, 2), (2.5, 3), (16, 16), (30.01, 31)])
+def test_as_many_tasks_as_cpus(cpus: float, tasks: int) -> None:
     asked = cpus_of_a_task(cpus)
     assert 0 < asked <= 1
     assert int(cpus / asked + 1e-9) == tasks
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_ray_data_hands_blocks_over_as_they_were_made(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tasks of two blocks and a last one: neither joined nor cut."""
+    monkeypatch.setattr(pairs, "rows_per_block", lambda _: 16)
+    monkeypatch.setattr(pairs, "rows_per_task", lambda *_: 32)
+    config = config_of(8)
+    dataset = pairs.pair_dataset(shards, config, 0, 90)
+    tables: list[Any] = [ray.get(cast(Any, ref)) for bundle in dataset.iter_internal_ref_bundles() for ref in bundle.block_refs]
+    assert [row for table in tables for row in table["row"].to_pylist()] == list(range(90))
+    # Pieces are epochs here, of ten rows; a task ends with the first that fills it.
+    assert [len(table) for table in tables] == [16, 16, 8, 16, 16, 8, 10]
