@@ -1,9 +1,10 @@
 """Make a RayService of the cluster in raycluster.yaml and a Serve configuration, so that neither is kept twice.
 
-    python deploy/kuberay/rayservice.py serve/config.yaml | kubectl apply -n resshift -f -
+    python -m serve --host 0.0.0.0 --print-config > service.yaml        # and keys into it: python -m serve --new-key NAME
+    python deploy/kuberay/rayservice.py service.yaml | kubectl apply -n resshift -f -
 
-The configuration is the file that `serve deploy` takes; KubeRay applies it itself, and on a change of the cluster starts a second one
-beside the first and moves traffic over when it is ready.
+The configuration is the file that `serve deploy` takes, with a host that probes reach (`serve/config.yaml` listens on loopback). KubeRay
+applies it itself, and on a change of the cluster starts a second one beside the first and moves traffic over when it is ready.
 """
 
 from __future__ import annotations
