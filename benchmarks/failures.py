@@ -2,9 +2,8 @@
 
     python benchmarks/failures.py --model tiny-x4 --out docs/failures.png
 
-Rows: text of a few pixels, lines beyond what the small picture can hold (a zone plate: it aliases before the model sees it), a woven
-pattern, and a portrait-sized picture that was saved as JPEG of quality 10, below what training knew. Columns: nearest, bicubic, the model,
-the truth. The figures of each are printed.
+Rows: text of a few pixels, rings finer than the small picture can hold (a zone plate), a woven pattern, and a drawn photo that was saved
+as JPEG of quality 10, below what training knew. Columns: nearest, bicubic, the model, the truth. The figures of each are printed.
 """
 
 from __future__ import annotations

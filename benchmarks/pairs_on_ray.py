@@ -37,10 +37,8 @@ class StorePeak:
     num_bytes: int = 0
 
     def watch(self, stop: threading.Event) -> None:
-        state = internal_api.get_state_from_address(ray.get_runtime_context().gcs_address)
         while not stop.wait(0.2):
-            stats = internal_api.get_memory_info_reply(state).store_stats
-            self.num_bytes = max(self.num_bytes, stats.object_store_bytes_used)
+            self.num_bytes = max(self.num_bytes, store_bytes())
 
 
 def _make_pairs(photos: Sequence[tuple[str, bytes]], crop: DataConfig, first: int, seconds: float, start: Any, out: Any) -> None:  # noqa: ANN401 - a Barrier and a Queue of a context
@@ -73,11 +71,14 @@ def bare_rate(photos: Sequence[tuple[str, bytes]], crop: DataConfig, num_process
     return sum(rates)
 
 
-def take_until_waited(batches: Iterator[dict[str, Any]], wait_s: float = 0.02) -> int:
-    """Take batches until one had to be waited for, and return their rows: then the store holds about a task's pairs, as at any such moment.
+def store_bytes() -> int:
+    """Return how many bytes the object stores of the cluster hold."""
+    state = internal_api.get_state_from_address(ray.get_runtime_context().gcs_address)
+    return internal_api.get_memory_info_reply(state).store_stats.object_store_bytes_used
 
-    Tasks bring a hundred pairs at once, so counting between any two moments is wrong by as many from each worker.
-    """
+
+def take_until_waited(batches: Iterator[dict[str, Any]], wait_s: float = 0.02) -> int:
+    """Take batches until one had to be waited for, and return their rows: then nothing lies in the store that could be taken."""
     count = 0
     while True:
         asked = time.monotonic()
@@ -87,7 +88,11 @@ def take_until_waited(batches: Iterator[dict[str, Any]], wait_s: float = 0.02) -
 
 
 def ray_rate(root: str, crop: DataConfig, num_cpus: int, seconds: float) -> tuple[float, int]:
-    """Return pairs a second that a consumer gets from `rank_batches`, and the peak of the object store in bytes."""
+    """Return pairs a second that are made for a consumer of `rank_batches`, and the peak of the object store in bytes.
+
+    Made are the pairs that were consumed and those that lie in the store: of the tasks behind the first, whose turn has not come, that may
+    be a thousand, and more or fewer at the end than at the beginning.
+    """
     config = preset("realsr-x4-s4")
     config = replace(config, data=crop, train=replace(config.train, batch_size=_BATCH))
     ray.init(address="local", num_cpus=num_cpus, object_store_memory=_STORE_BYTES, log_to_driver=False, include_dashboard=False)
@@ -102,11 +107,13 @@ def ray_rate(root: str, crop: DataConfig, num_cpus: int, seconds: float) -> tupl
         for _ in range(-(-3 * num_cpus * rows_per_task(config, share) // _BATCH)):
             next(batches)
         take_until_waited(batches)
-        began, count = time.monotonic(), 0
+        began, count, stored = time.monotonic(), 0, -store_bytes()
         while (taken := time.monotonic() - began) < seconds:
             count += take_until_waited(batches)
+        stored += store_bytes()
         batches.close()
-        return count / taken, peak.num_bytes
+        pair_bytes = 3 * (crop.crop_px**2 + (crop.crop_px // config.degradation.scale) ** 2)
+        return (count + stored / pair_bytes) / taken, peak.num_bytes
     finally:
         stop.set()
         watcher.join()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,12 @@ class Piece:
     groups: tuple[RowGroup, ...]
     sources: Rows
     rows: Rows
+
+    def parts(self, max_rows: int) -> Iterator[Piece]:
+        """Yield pieces of at most `max_rows` rows, as equal as they can be, each with the groups that hold its rows."""
+        edges = np.linspace(0, len(self.rows), -(-len(self.rows) // max_rows) + 1).astype(int)
+        for start, stop in pairwise(edges):
+            yield _with_used_groups(Piece(self.epoch, self.groups, self.sources[start:stop], self.rows[start:stop]))
 
 
 def epoch_windows(groups: Sequence[RowGroup], seed: int, epoch: int, groups_per_window: int = GROUPS_PER_WINDOW) -> Iterator[Window]:
@@ -113,12 +120,16 @@ def _cut(window: Window, order: Rows, batch_size: int, start: int, stop: int, ra
     first_slots = np.arange(1, num_ranks) * batch_size // num_ranks
     owner = np.searchsorted(first_slots, rows % batch_size, side="right")
     kept = (owner == rank) & (start <= rows) & (rows < stop)
-    rows, sources = rows[kept], order[kept]
-    starts = _starts(window.groups)
-    i_group = np.searchsorted(starts, sources, side="right") - 1
+    return _with_used_groups(Piece(window.epoch, window.groups, order[kept], rows[kept]))
+
+
+def _with_used_groups(piece: Piece) -> Piece:
+    """Drop the groups that hold no row of the piece."""
+    starts = _starts(piece.groups)
+    i_group = np.searchsorted(starts, piece.sources, side="right") - 1
     used, i_used = np.unique(i_group, return_inverse=True)
-    groups = tuple(window.groups[i] for i in used)
-    return Piece(window.epoch, groups, sources - starts[i_group] + _starts(groups)[i_used], rows)
+    groups = tuple(piece.groups[i] for i in used)
+    return Piece(piece.epoch, groups, piece.sources - starts[i_group] + _starts(groups)[i_used], piece.rows)
 
 
 def _starts(groups: Sequence[RowGroup]) -> Rows:

@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 Batch = dict[str, NDArray[Any]]
 _BLOCK_BYTES = 32 << 20  # of pairs that a task hands over at once: 160 of 256 px
 _BLOCKS_PER_TASK = 8  # several seconds; Ray Data (2.60) needs 0.1 to 0.3 s to see that a task has ended and to start the next
+_OTHER_BYTES = 64  # of a row, about: the key and three numbers
 _READERS = 8  # requests to a bucket at a time
 
 
@@ -65,7 +66,8 @@ class Share:
 
     Fields:
         cpus: logical; see `cpus_of_a_task`.
-        object_store_bytes: for pairs that wait to be consumed.
+        object_store_bytes: for pairs that wait to be consumed. Ray Data (2.60) starts no task beyond it, but lets those that run finish
+            while the consumer waits for the first of them; see `rows_per_task`.
         labels: of the nodes that read and degrade, for example {"role": "data"}; None takes any node.
     """
 
@@ -112,7 +114,7 @@ class _Made(NamedTuple):
 
 
 def _batch_of(pairs: Iterable[_Made], num_rows: int) -> Batch:
-    """Lay pairs side by side, each as it comes: put together at the end, a task would hold all of them twice."""
+    """Lay pairs side by side, each as it comes: put together at the end, all of them would be held twice."""
     batch: Batch = {"key": np.empty(num_rows, object), "epoch": np.empty(num_rows, np.int64), "row": np.empty(num_rows, np.int64)}
     batch["substituted"] = np.zeros(num_rows, np.uint8)
     for i, (row, epoch, key, pair, substituted) in enumerate(pairs):
@@ -133,11 +135,6 @@ class PairMaker:
     seed: int
     crop: DataConfig
     recipe: degradation.DegradationRecipe
-
-    def __call__(self, pieces: Sequence[Piece]) -> Batch:
-        """Return the pairs of all rows of some pieces; see `batches`."""
-        (batch,) = self.batches(pieces, sum(len(piece.rows) for piece in pieces))
-        return batch
 
     def batches(self, pieces: Sequence[Piece], num_rows: int) -> Iterator[Batch]:
         """Read the rows of some pieces and yield their pairs in stream order, `num_rows` at a time; columns: the module docstring.
@@ -185,7 +182,7 @@ def read_groups(root: str, groups: Sequence[RowGroup]) -> list[pa.Table]:
 
 
 class PairSource(Datasource):
-    """Pieces of the stream as a Ray Data source: a task makes the pairs of consecutive pieces, `rows_per_task` rows or a little more."""
+    """Pieces of the stream as a Ray Data source: a task makes the pairs of consecutive pieces, `rows_per_task` rows at most."""
 
     def __init__(self, maker: PairMaker, pieces: Iterable[Piece], rows_per_task: int, rows_per_block: int) -> None:
         super().__init__()
@@ -204,11 +201,11 @@ class PairSource(Datasource):
 
 def _grouped(pieces: Iterable[Piece], rows_per_task: int) -> Iterator[list[Piece]]:
     part: list[Piece] = []
-    for piece in pieces:
-        part.append(piece)
-        if sum(len(piece.rows) for piece in part) >= rows_per_task:
+    for piece in itertools.chain.from_iterable(piece.parts(rows_per_task) for piece in pieces):
+        if sum(len(piece.rows) for piece in (*part, piece)) > rows_per_task:
             yield part
             part = []
+        part.append(piece)
     if part:
         yield part
 
@@ -249,7 +246,7 @@ def pair_dataset(
     pieces = stream(row_groups(read_manifest(root)), train.seed, train.batch_size, start_row, stop_row, rank=rank, num_ranks=num_ranks)
     source = PairSource(maker, pieces, rows_per_task(config, share), rows_per_block(config))
     num_cpus = 1.0 if share is None else cpus_of_a_task(share.cpus)
-    # Asking for more blocks than there are tasks would split each into single rows (Ray 2.60).
+    # Asking for more blocks than there are tasks would cut each (Ray 2.60).
     dataset = ray.data.read_datasource(source, override_num_blocks=max(1, len(source.tasks)), num_cpus=num_cpus)
     context = dataset.context
     context.enable_progress_bars = False  # workers have no terminal: bars would fill the log
@@ -268,7 +265,7 @@ def pair_dataset(
 
 def cpus_of_a_task(cpus: float) -> float:
     """Return how many logical CPUs a task asks for, so that as many tasks run as there are CPUs, a part of one counted as one."""
-    return math.floor(100 * cpus / math.ceil(cpus)) / 100
+    return max(0.01, math.floor(100 * cpus / math.ceil(cpus)) / 100)
 
 
 def rows_per_block(config: PairRun) -> int:
@@ -277,20 +274,21 @@ def rows_per_block(config: PairRun) -> int:
 
 
 def rows_per_task(config: PairRun, share: Share | None) -> int:
-    """Return how many pairs a task makes at least: eight blocks, or fewer so that what all tasks make fits the object store.
+    """Return how many pairs a task makes at most: eight blocks, or fewer so that what all tasks make fits the share of the object store.
 
-    A window of the stream is not cut, so it may be more. Pairs are consumed in order, so those of the later tasks wait there.
+    Pairs are consumed in order, so those of the later tasks wait there for the first.
     """
     block = rows_per_block(config)
     if share is None:
-        return block
+        return _BLOCKS_PER_TASK * block
     fitting = share.object_store_bytes / (math.ceil(share.cpus) * block * _pair_bytes(config))
     return block * max(1, min(_BLOCKS_PER_TASK, int(fitting)))
 
 
 def _pair_bytes(config: PairRun) -> int:
-    hq_px = config.data.crop_px**2
-    return 3 * (hq_px + hq_px // config.degradation.scale**2)
+    recipe = config.degradation
+    lq_px = config.data.crop_px**2 // recipe.scale**2
+    return 3 * (config.data.crop_px**2 + lq_px) + (lq_px if recipe.kind == "inpainting" else 0) + _OTHER_BYTES
 
 
 def rank_batches(

@@ -1,6 +1,6 @@
 """Make a RayService of the cluster in raycluster.yaml and a Serve configuration, so that neither is kept twice.
 
-    python -m serve --host 0.0.0.0 --print-config > service.yaml        # and keys into it: python -m serve --new-key NAME
+    python -m serve --host 0.0.0.0 --print-config > service.yaml        # and args.keys of the endpoint: docs/operate.md
     python deploy/kuberay/rayservice.py service.yaml | kubectl apply -n resshift -f -
 
 The configuration is the file that `serve deploy` takes, with a host that probes reach (`serve/config.yaml` listens on loopback). KubeRay

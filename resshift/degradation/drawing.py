@@ -18,6 +18,7 @@ from resshift.degradation.resize import InterpolationMode, Resize
 
 _KERNEL_TYPES: tuple[GaussianType, ...] = get_args(GaussianType)
 _MODES: tuple[InterpolationMode, ...] = get_args(InterpolationMode)
+_MILD = imagenet_test_x4()
 _SEED_BITS = 53  # any JSON reader keeps 53
 
 
@@ -114,7 +115,8 @@ def draw(rng: np.random.Generator, recipe: DegradationRecipe) -> DegradationPara
         Parameters for `degrade`, which draws nothing further.
     """
     draws = Draws(rng)
-    kind = draws.unit()  # drawn even when all shares are 0: changing them leaves the other samples as they were
+    # Drawn even when both shares are 0, which grow from its two ends: changing one changes the samples alone that it takes or leaves.
+    kind = draws.unit()
     ops: tuple[Operation, ...]
     if recipe.kind == "bicubic" or kind < recipe.bicubic_share:
         ops = (Resize(of="lq", factor=1.0, mode="matlab_bicubic"),)
@@ -123,5 +125,5 @@ def draw(rng: np.random.Generator, recipe: DegradationRecipe) -> DegradationPara
     elif recipe.kind == "inpainting":
         ops = (draw_mask(draws, recipe.mask),)
     else:
-        ops = _draw_realesrgan(draws, imagenet_test_x4() if kind < recipe.bicubic_share + recipe.mild_share else recipe)
+        ops = _draw_realesrgan(draws, _MILD if kind >= 1 - recipe.mild_share else recipe)
     return DegradationParams(scale=recipe.scale, ops=ops)

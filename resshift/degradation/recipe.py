@@ -123,7 +123,8 @@ class DegradationRecipe:
             "inpainting" cuts the holes of `mask`. A kind ignores the fields of the others.
         scale: side of the clean picture over side of the low-quality one; 1 for inpainting.
         bicubic_share: probability that a sample takes plain bicubic instead of the chain (mixed training); 0 in official recipes.
-        mild_share: probability that the chain has the ranges of `imagenet_test_x4`, once and weakly degraded; 0 in official recipes.
+        mild_share: probability that the chain has the ranges of `imagenet_test_x4`, once and weakly degraded; 0 in official recipes. Both
+            shares are of the real-world chain, and 0 for other kinds.
         final_sinc_prob, final_sinc_size, final_sinc_omega: the last filter; without it nothing is filtered.
         jpeg_last_prob: probability of (resize, sinc, JPEG); otherwise (JPEG, resize, sinc).
         jpeg1_quality, jpeg2_quality: (lowest, highest), both drawn.
@@ -158,6 +159,10 @@ class DegradationRecipe:
             raise ValueError(f"scale = {self.scale}: must be 1 for inpainting")
         for name in ("bicubic_share", "mild_share", "second_order_prob", "blur2_prob", "final_sinc_prob", "jpeg_last_prob"):
             check_prob(name, getattr(self, name))
+        if self.kind != "realesrgan" and (self.bicubic_share or self.mild_share):
+            raise ValueError(
+                f"bicubic_share = {self.bicubic_share} and mild_share = {self.mild_share}: must be 0 for a recipe of kind {self.kind}"
+            )
         if self.bicubic_share + self.mild_share > 1:
             raise ValueError(f"bicubic_share = {self.bicubic_share} and mild_share = {self.mild_share}: their sum must be at most 1")
         check_sizes("final_sinc_size", self.final_sinc_size)

@@ -13,6 +13,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from resshift.tiling import cut_axis
 
@@ -169,3 +170,21 @@ def test_edges_are_where_tiles_begin_or_end(scripts: Callable[[str], ModuleType]
     axis = cut_axis(20, 12, 4)
     assert axis.starts == (0, 8)
     assert scripts("seams").edges_of(axis, 4, 80).tolist() == [32, 48]
+
+
+def test_failures_lays_each_case_beside_its_truth(
+    scripts: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failures = scripts("failures")
+    monkeypatch.setattr(sys, "argv", ["failures.py", "--out", str(tmp_path / "o.png")])
+    assert failures.main() == 0
+    page = np.asarray(Image.open(tmp_path / "o.png"))
+    side = failures.SIDE_PX
+    assert page.shape == (len(failures.CASES) * side, 4 * side, 3)
+    for name, row in zip(failures.CASES, page.reshape(-1, side, 4 * side, 3), strict=True):
+        nearest, bicubic, ours, truth = np.split(row, 4, axis=1)
+        np.testing.assert_array_equal(truth, failures.CASES[name][0]())
+        np.testing.assert_array_equal(nearest, nearest[::4, ::4].repeat(4, 0).repeat(4, 1))
+        assert not np.array_equal(bicubic, ours)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in failures.CASES)

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -16,7 +17,18 @@ import ray
 from pipelines import pairs
 from pipelines.epoch import stream
 from pipelines.imagenet import ShardOptions
-from pipelines.pairs import Batch, PairMaker, Share, cpus_of_a_task, fair_share, rank_batches, read_groups, rows_per_block, rows_per_task
+from pipelines.pairs import (
+    Batch,
+    PairMaker,
+    PairSource,
+    Share,
+    cpus_of_a_task,
+    fair_share,
+    rank_batches,
+    read_groups,
+    rows_per_block,
+    rows_per_task,
+)
 from pipelines.prepare import finish, prepare_here
 from pipelines.shards import RowGroup, read_manifest, row_groups, write_shard_file
 from resshift import degradation
@@ -48,6 +60,11 @@ def pieces_of(root: str, start: int, stop: int, batch_size: int = 4, **ranks: in
     return list(stream(row_groups(read_manifest(root)), 1, batch_size, start, stop, **ranks))
 
 
+def all_of(maker: PairMaker, pieces: list[Any]) -> Batch:
+    (batch,) = maker.batches(pieces, 1000)
+    return batch
+
+
 def digest(batch: Batch) -> str:
     """Return the hash of everything a batch holds."""
     state = hashlib.sha256()
@@ -58,10 +75,10 @@ def digest(batch: Batch) -> str:
 
 def test_rows_do_not_depend_on_how_they_are_cut(shards: str) -> None:
     make = PairMaker(shards, 5, CROP, RECIPE)
-    whole = make(pieces_of(shards, 0, 24))
+    whole = all_of(make, pieces_of(shards, 0, 24))
     assert whole["row"].tolist() == list(range(24))
     for start, stop in ((0, 1), (3, 17), (23, 24)):
-        part = make(pieces_of(shards, start, stop))
+        part = all_of(make, pieces_of(shards, start, stop))
         for name, column in part.items():
             np.testing.assert_array_equal(column, whole[name][start:stop])
 
@@ -79,7 +96,7 @@ def test_a_broken_picture_moves_no_neighbour(tmp_path: Path, encode: Encode) -> 
     good = rotten(str(tmp_path / "good"), photos)
     bad = rotten(str(tmp_path / "bad"), [b"broken" if i in (2, 3) else data for i, data in enumerate(photos)])
     whole = pieces_of(good, 0, 16)
-    expected, found = PairMaker(good, 5, CROP, RECIPE)(whole), PairMaker(bad, 5, CROP, RECIPE)(whole)
+    expected, found = all_of(PairMaker(good, 5, CROP, RECIPE), whole), all_of(PairMaker(bad, 5, CROP, RECIPE), whole)
     is_broken = np.isin(expected["key"], ["k2", "k3"])
     np.testing.assert_array_equal(found["substituted"], is_broken)
     for name in ("key", "row", "epoch"):
@@ -90,14 +107,14 @@ def test_a_broken_picture_moves_no_neighbour(tmp_path: Path, encode: Encode) -> 
     for row in np.flatnonzero(is_broken):
         expected = make_pair(photos[0], found["key"][row], int(found["epoch"][row]), 5, CROP, RECIPE)
         np.testing.assert_array_equal(found["hq"][row], expected.hq_u8)
-        alone = PairMaker(bad, 5, CROP, RECIPE)(pieces_of(bad, int(row), int(row) + 1))
+        alone = all_of(PairMaker(bad, 5, CROP, RECIPE), pieces_of(bad, int(row), int(row) + 1))
         np.testing.assert_array_equal(alone["lq"][0], expected.lq_u8)
 
 
 def test_a_row_group_without_a_good_picture_is_an_error(tmp_path: Path) -> None:
     root = rotten(str(tmp_path / "rotten"), [b"broken"] * 4)
     with pytest.raises(ImageError):
-        PairMaker(root, 5, CROP, RECIPE)(pieces_of(root, 0, 1))
+        all_of(PairMaker(root, 5, CROP, RECIPE), pieces_of(root, 0, 1))
 
 
 def test_an_outage_is_waited_for_and_nothing_else(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +147,7 @@ def test_an_outage_is_waited_for_and_nothing_else(shards: str, monkeypatch: pyte
 def test_blocks_are_what_rows_of_the_same_batch_are_cut_into(shards: str) -> None:
     make = PairMaker(shards, 5, CROP, RECIPE)
     pieces = pieces_of(shards, 0, 24)
-    whole, parts = make(pieces), list(make.batches(pieces, 7))
+    whole, parts = all_of(make, pieces), list(make.batches(pieces, 7))
     assert [len(part["row"]) for part in parts] == [7, 7, 7, 3]
     for name, column in whole.items():
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), column)
@@ -140,8 +157,8 @@ def test_blocks_hold_a_few_dozen_megabytes_and_tasks_what_the_store_has_room_for
     toy = toy_preset()
     sizes = {px: replace(toy, data=DataConfig(crop_px=px)) for px in (256, 512, 2048)}
     assert [rows_per_block(config) for config in (toy, *sizes.values())] == [256, 160, 40, 16]
-    config, block = sizes[256], 160 * 3 * (256**2 + 64**2)
-    assert rows_per_task(config, None) == 160
+    config, block = sizes[256], 160 * (3 * (256**2 + 64**2) + 64)
+    assert rows_per_task(config, None) == 160 * 8
     for room, blocks in ((0.5, 1), (2.1, 2), (100, 8)):
         assert rows_per_task(config, Share(cpus=2.5, object_store_bytes=int(room * 3 * block))) == 160 * blocks
 
@@ -205,7 +222,7 @@ def test_consumers_side_by_side_see_what_one_sees_and_what_a_resumed_one_sees(sh
     config, steps = config_of(8), 9
     make = PairMaker(shards, config.train.seed, config.data, config.degradation)
     groups = row_groups(read_manifest(shards))
-    plain = [digest(make(list(stream(groups, config.train.seed, 8, i * 8, i * 8 + 8)))) for i in range(steps)]
+    plain = [digest(all_of(make, list(stream(groups, config.train.seed, 8, i * 8, i * 8 + 8)))) for i in range(steps)]
     assert len(set(plain)) == steps
     assert [digest(batch) for batch in consumed(shards, config, steps, num_ranks=2)] == plain
     resumed = rank_batches(shards, config, 4 * 8, rows_per_execution=24)
@@ -219,15 +236,43 @@ def test_as_many_tasks_as_cpus(cpus: float, tasks: int) -> None:
     assert int(cpus / asked + 1e-9) == tasks
 
 
+def test_a_share_of_next_to_nothing_asks_for_something() -> None:
+    assert cpus_of_a_task(0.004) == 0.01
+
+
+def test_tasks_keep_to_their_size_and_change_no_row(shards: str) -> None:
+    """Pieces are epochs here, of ten rows."""
+    make = PairMaker(shards, 5, CROP, RECIPE)
+    pieces = pieces_of(shards, 0, 33)
+    whole = all_of(make, pieces)
+    for limit in (1, 4, 7, 10, 25, 100):
+        tasks = [list(task()) for task in PairSource(make, pieces, limit, rows_per_block=3).tasks]
+        assert all(0 < sum(map(len, tables)) <= limit for tables in tasks)
+        assert all(len(table) == 3 for tables in tasks for table in tables[:-1])
+        keys = [key for tables in tasks for table in tables for key in table["key"].to_pylist()]
+        assert keys == whole["key"].tolist()
+
+
+def test_a_part_of_a_piece_reads_the_groups_of_its_rows(shards: str) -> None:
+    (piece,) = pieces_of(shards, 0, 10)
+    parts = list(piece.parts(3))
+    assert [len(part.rows) for part in parts] == [2, 3, 2, 3]
+    assert [len(part.groups) for part in piece.parts(1)] == [1] * 10
+    make = PairMaker(shards, 5, CROP, RECIPE)
+    np.testing.assert_array_equal(np.concatenate([all_of(make, [part])["lq"] for part in parts]), all_of(make, [piece])["lq"])
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_ray_data_hands_blocks_over_as_they_were_made(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two tasks of two blocks and a last one: neither joined nor cut."""
+@pytest.mark.parametrize("recipe", [RECIPE, degradation.inpainting()], ids=lambda recipe: recipe.kind)
+def test_ray_data_hands_blocks_over_as_they_were_made(
+    shards: str, monkeypatch: pytest.MonkeyPatch, recipe: degradation.DegradationRecipe
+) -> None:
+    """Three tasks of two blocks: neither joined nor cut, with masks or without."""
     monkeypatch.setattr(pairs, "rows_per_block", lambda _: 16)
     monkeypatch.setattr(pairs, "rows_per_task", lambda *_: 32)
-    config = config_of(8)
+    config: Any = SimpleNamespace(data=CROP, degradation=recipe, train=config_of(8).train)
     dataset = pairs.pair_dataset(shards, config, 0, 90)
     tables: list[Any] = [ray.get(cast(Any, ref)) for bundle in dataset.iter_internal_ref_bundles() for ref in bundle.block_refs]
     assert [row for table in tables for row in table["row"].to_pylist()] == list(range(90))
-    # Pieces are epochs here, of ten rows; a task ends with the first that fills it.
-    assert [len(table) for table in tables] == [16, 16, 8, 16, 16, 8, 10]
+    assert [len(table) for table in tables] == [16, 14, 16, 14, 16, 14]  # pieces are epochs here, of ten rows

@@ -29,6 +29,7 @@ from resshift.degradation import (
     draw,
     imagenet_test_x4,
     imresize,
+    inpainting,
     realesrgan_x2,
     realesrgan_x4,
 )
@@ -332,12 +333,15 @@ def test_bicubic_share_mixes_and_leaves_the_other_samples() -> None:
 
 
 def test_mild_share_mixes_the_chain_of_the_test_set_in() -> None:
-    """Sample by sample: what the seed gives with the one recipe or with the other, and bicubic as without a mild share."""
+    """Sample by sample: what the seed gives with the one recipe or with the other; and what a share does not touch stays."""
     real, mild, bicubic = draws(realesrgan_x4(), 800), draws(imagenet_test_x4(), 800), draws(bicubic_x4(), 1)[0]
     mixed = draws(replace(realesrgan_x4(), bicubic_share=0.25, mild_share=0.5), 800)
     share([params == bicubic for params in mixed], 0.25)
     share([params == wanted for params, wanted in zip(mixed, mild, strict=True)], 0.5)
     share([params == wanted for params, wanted in zip(mixed, real, strict=True)], 0.25)
+    more = draws(replace(realesrgan_x4(), bicubic_share=0.4, mild_share=0.5), 800)
+    share([params == bicubic for params in more], 0.4)
+    assert all(b in (a, bicubic) for a, b in zip(mixed, more, strict=True))
     assert draws(replace(realesrgan_x2(), mild_share=1.0), 1)[0].scale == 2
 
 
@@ -369,6 +373,8 @@ def test_parameters_are_frozen_and_strict() -> None:
 def test_impossible_recipes_raise_and_name_the_value() -> None:
     with pytest.raises(ValueError, match=r"bicubic_share = 1\.5"):
         replace(realesrgan_x4(), bicubic_share=1.5)
+    with pytest.raises(ValueError, match=r"mild_share = 0\.5: must be 0 for a recipe of kind inpainting"):
+        replace(inpainting(), mild_share=0.5)
     with pytest.raises(ValueError, match=r"bicubic_share = 0\.6 and mild_share = 0\.5: their sum must be at most 1"):
         replace(realesrgan_x4(), bicubic_share=0.6, mild_share=0.5)
     with pytest.raises(ValueError, match=r"jpeg1_quality = \(95\.?0?, 30"):
