@@ -6,6 +6,7 @@
     python jobs/upscale.py photos upscaled --status                        counts so far
     python jobs/upscale.py photos upscaled --retry-failed                  once more what failed
     python jobs/upscale.py photos upscaled --verify                        re-read the outputs: missing, corrupt, extra
+    python jobs/upscale.py photos upscaled --repair                        do once more what is missing or corrupt
     ray job submit --working-dir . -- python jobs/upscale.py s3://in/photos s3://out/x4
 
 Every input gets one row in DST/_resshift/ledger (Parquet: key, status, reason, sizes, sha256, seconds, ...). A broken picture is a row
@@ -61,6 +62,7 @@ def arguments() -> argparse.ArgumentParser:
     mode.add_argument("--status", action="store_true", help="print what the ledger says")
     mode.add_argument("--retry-failed", action="store_true", help="do what failed once more")
     mode.add_argument("--verify", action="store_true", help="compare outputs with the ledger")
+    mode.add_argument("--repair", action="store_true", help="do once more what --verify finds missing or corrupt")
     return options
 
 
@@ -71,6 +73,8 @@ def upscale(options: argparse.Namespace) -> Exit:
 
     check_places(options)
     replicas, settings = replica_range(options.replicas), settings_of(options)
+    if options.repair:
+        options.if_exists = "overwrite"  # what lies there is what is wrong
     if options.status or options.verify:
         from pipelines.ledger import read_job
 
@@ -83,7 +87,8 @@ def upscale(options: argparse.Namespace) -> Exit:
     if options.plan:
         return plan(options, settings, job, remaining_work(inputs, options, settings, job), replicas)
     with held(options.target, settings.target):
-        return work(options, settings, job, remaining_work(inputs, options, settings, job), replicas)
+        again = problems(options.target, settings, job.stages.job.scale)[1] if options.repair else ()
+        return work(options, settings, job, remaining_work(inputs, options, settings, job, again), replicas)
 
 
 def summary(options: argparse.Namespace, settings: BulkSettings) -> Exit:
@@ -96,17 +101,24 @@ def summary(options: argparse.Namespace, settings: BulkSettings) -> Exit:
     return Exit.FINISHED_WITH_FAILED_ITEMS if counts["failed"] else Exit.COMPLETE
 
 
-def check(options: argparse.Namespace, settings: BulkSettings, scale: float) -> Exit:
-    """Print what differs from the ledger of a job of that scale."""
+def problems(target: str, settings: BulkSettings, scale: float) -> tuple[int, set[str]]:
+    """Print what differs from the ledger of a job of that scale; return how much, and the inputs whose outputs it is."""
     from pipelines.verify import verify
 
-    num_problems = 0
-    for problem in verify(options.target, scale, settings.target):
-        print(problem)
-        num_problems += 1
-    print(f"{num_problems} outputs differ from the ledger")
+    count, keys = 0, set[str]()
+    for line, key in verify(target, scale, settings.target):
+        print(line)
+        count += 1
+        keys |= set() if key is None else {key}
+    return count, keys
+
+
+def check(options: argparse.Namespace, settings: BulkSettings, scale: float) -> Exit:
+    """Print what differs, the remedy, and the counts of the ledger."""
+    count, keys = problems(options.target, settings, scale)
+    print(f"{count} outputs differ from the ledger" + (f"; --repair does {len(keys)} once more" if keys else ""))
     code = summary(options, settings)
-    return Exit.FINISHED_WITH_FAILED_ITEMS if num_problems else code
+    return Exit.FINISHED_WITH_FAILED_ITEMS if count else code
 
 
 def plan(options: argparse.Namespace, settings: BulkSettings, job: Job, worklist: Worklist, replicas: tuple[int, int]) -> Exit:

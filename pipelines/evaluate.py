@@ -146,6 +146,10 @@ def bicubic_resized(rgb: Image, scale: float) -> Image:
     return (resized.clip(0, 255) + 0.5).astype(np.uint8)
 
 
+class _SizeMismatch(ValueError):
+    """The truth is not as many times larger as the model makes it."""
+
+
 class EvaluateStage:
     """A replica: loads models and metrics once, then evaluates pair after pair."""
 
@@ -165,6 +169,9 @@ class EvaluateStage:
         except (ImageError, StorageError) as error:
             record |= {"status": "failed", "reason": str(error.reason), "message": str(error)}
             return {"record": json.dumps(record)} | empty
+        except _SizeMismatch as error:
+            record |= {"status": "failed", "reason": "size_mismatch", "message": str(error)}
+            return {"record": json.dumps(record)} | empty
         except Exception:
             # The boundary of the stage: one picture must not end the report. The traceback is kept in the row.
             record |= {"status": "failed", "reason": "evaluate_error", "message": traceback.format_exc(limit=-4)}
@@ -174,6 +181,10 @@ class EvaluateStage:
     def _evaluate(self, pair: Pair) -> tuple[dict[str, Any], dict[str, bytes]]:
         lq = rgb_u8(images.decode(storage.read_bytes(pair.lq_uri)))
         gt = None if pair.gt_uri is None else rgb_u8(images.decode(storage.read_bytes(pair.gt_uri)))
+        (height, width), scale = lq.shape[:2], self.upscaler.scale
+        if gt is not None and gt.shape[:2] != (scale * height, scale * width):
+            expected = f"{width}x{height} times {scale} is {scale * width}x{scale * height}"
+            raise _SizeMismatch(f"the truth is {gt.shape[1]}x{gt.shape[0]}, and {expected}")
         seed, tile_px = seeds.derive(self.options.seed, "picture", pair.key), self.options.tile_px
         started = time.monotonic()
         ours = self.upscaler(lq, seed=seed, steps=self.options.steps, tile_px=tile_px)

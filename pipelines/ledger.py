@@ -18,7 +18,7 @@ import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -200,8 +200,9 @@ class Known:
     counts: Counter[str]
 
 
-def load_known(root: str, *, retry_failed: bool = False, s3_options: S3Options = s3.DEFAULT) -> Known:
-    """Read what is done: everything that has a row, or, with `retry_failed`, everything that did not fail."""
+def load_known(root: str, *, retry_failed: bool = False, again: Collection[str] = (), s3_options: S3Options = s3.DEFAULT) -> Known:
+    """Read what is done: everything that has a row, or, with `retry_failed`, everything that did not fail; without the keys in `again`."""
+    redone = digests(sorted(again))[:, 0]
     columns = ["key", "etag", "status", "output"]
     known = Known(DigestSet(), OwnerMap(), Counter())
     tables: list[tuple[Any, ...]] = []
@@ -211,8 +212,9 @@ def load_known(root: str, *, retry_failed: bool = False, s3_options: S3Options =
         tables.append((digests(keys), digests(list(zip(keys, etags, strict=True))), is_ok, digests([output or "" for output in outputs])))
     masks = _latest_masks([part[0][:, 0] for part in tables])
     for mask, (keys, versions, is_ok, outputs) in zip(masks, tables, strict=True):
-        known.done.add(versions[mask & is_ok] if retry_failed else versions[mask])
         known.owners.claim(outputs[mask & is_ok], keys[mask & is_ok])
+        mask = mask & ~np.isin(keys[:, 0], redone)
+        known.done.add(versions[mask & is_ok] if retry_failed else versions[mask])
         known.counts.update({"done": int((mask & is_ok).sum()), "failed": int((mask & ~is_ok).sum())})
     return known
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from pipelines import ledger
 from pipelines.command import UsageError
@@ -116,9 +116,11 @@ def requested_inputs(options: argparse.Namespace, settings: BulkSettings) -> Ite
     return _chain(first, found)
 
 
-def remaining_work(inputs: Iterator[Entry], options: argparse.Namespace, settings: BulkSettings, job: Job) -> Worklist:
-    """Return the inputs minus the ledger, which is read here."""
-    known = ledger.load_known(options.target, retry_failed=options.retry_failed, s3_options=settings.target)
+def remaining_work(
+    inputs: Iterator[Entry], options: argparse.Namespace, settings: BulkSettings, job: Job, again: Collection[str] = ()
+) -> Worklist:
+    """Return the inputs minus the ledger, which is read here; the keys in `again` are not done, whatever it says."""
+    known = ledger.load_known(options.target, retry_failed=options.retry_failed, again=again, s3_options=settings.target)
     return Worklist(inputs, known, job.stages.job.output_key, job.stages.job.scale)
 
 

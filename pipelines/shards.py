@@ -258,7 +258,14 @@ def read_manifest(root: str) -> list[ShardSummary]:
         StorageError: there is no manifest.
         ValueError: it is of a format that this version does not know.
     """
-    manifest = json.loads(storage.read_bytes(storage.join(root, "manifest.json")))
+    uri = storage.join(root, "manifest.json")
+    try:
+        manifest = json.loads(storage.read_bytes(uri))
+    except StorageError as error:
+        if error.reason is StorageReason.MISSING:
+            detail = f"no shards here; photos become shards with python jobs/prepare.py PHOTOS SHARDS ({error.detail})"
+            raise StorageError(uri, error.reason, detail) from None
+        raise
     if manifest.get("format") != FORMAT:
         raise ValueError(f"{root} holds shards of format {manifest.get('format')!r}; this version reads {FORMAT}: prepare them again")
     pairs = ("row_groups", "duplicates")

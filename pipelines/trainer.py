@@ -17,7 +17,7 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from pipelines.checkpoints import read_best
+from pipelines.checkpoints import read_best, stored
 from pipelines.evaluate import folders_of
 from pipelines.learners import Run
 from pipelines.train_log import read_lines
@@ -77,10 +77,14 @@ def begin_run(config: Run, data: str, out: str) -> None:
 
     Raises:
         ResumeRefused: the directory holds another run.
+        ConfigError: it holds this run, and further than it is to go.
     """
     record_uri = storage.join(out, "run.json")
     if storage.exists(record_uri):
         checkpoint.check_same_run(config, json.loads(storage.read_bytes(record_uri)), out)
+        reached = max((one.step for one in stored(out) if one.complete), default=0)
+        if reached > config.train.steps:
+            raise ConfigError(f"{out} is at step {reached} already, beyond train.steps={config.train.steps}")
         return
     record = checkpoint.run_record(config, data=storage.printable(data), ray=ray.__version__)
     storage.write_bytes(record_uri, (json.dumps(record, indent=2) + "\n").encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 from pipelines import ledger
 from pipelines.digests import DigestSet, digests
@@ -16,16 +17,26 @@ _THREADS = 8
 _BATCH = 1000
 
 
-def verify(root: str, scale: float, options: S3Options = s3.DEFAULT) -> Iterator[str]:
-    """Re-read every output and yield one line for each that is not as recorded.
+class Problem(NamedTuple):
+    """What is not as recorded.
+
+    Fields:
+        line: "missing: OUTPUT: ...", "unreadable: OUTPUT: ...", "corrupt: OUTPUT: ..." (sha256, size, or it does not decode), or
+            "extra: FILE: ..." (no row names it).
+        key: of the input whose output it is; None for what no row names.
+    """
+
+    line: str
+    key: str | None
+
+
+def verify(root: str, scale: float, options: S3Options = s3.DEFAULT) -> Iterator[Problem]:
+    """Re-read every output and yield what is not as recorded.
 
     Args:
         root: DST.
         scale: sides of an output over sides of its input.
         options: how DST is reached.
-
-    Yields:
-        "missing: KEY: ...", "corrupt: KEY: ..." (sha256, size, or it does not decode), "extra: KEY: ..." (no row names it).
     """
     named = DigestSet()
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -34,15 +45,16 @@ def verify(root: str, scale: float, options: S3Options = s3.DEFAULT) -> Iterator
             named.add(digests([row["output"] for row in rows]))
             for row, problem in zip(rows, pool.map(lambda row: verify_row(row, root, options), rows), strict=True):
                 if problem is not None:
-                    yield problem
+                    yield Problem(problem, row["key"])
                 elif row["width_in"] is not None:
                     wanted = tuple(max(1, round(row[side] * scale)) for side in ("width_in", "height_in"))
                     if (row["width_out"], row["height_out"]) != wanted:
-                        yield f"corrupt: {row['output']}: {row['width_out']}x{row['height_out']} is not {scale:g} times the input"
+                        size = f"{row['width_out']}x{row['height_out']}"
+                        yield Problem(f"corrupt: {row['output']}: {size} is not {scale:g} times the input", row["key"])
     yield from _extra(root, named, options)
 
 
-def _extra(root: str, named: DigestSet, options: S3Options) -> Iterator[str]:
+def _extra(root: str, named: DigestSet, options: S3Options) -> Iterator[Problem]:
     keys: list[str] = []
     try:
         for entry in storage.list_entries(root, options):
@@ -57,6 +69,7 @@ def _extra(root: str, named: DigestSet, options: S3Options) -> Iterator[str]:
     yield from _unnamed(keys, named)
 
 
-def _unnamed(keys: list[str], named: DigestSet) -> Iterator[str]:
+def _unnamed(keys: list[str], named: DigestSet) -> Iterator[Problem]:
     if keys:
-        yield from (f"extra: {key}: no row names it" for key, known in zip(keys, named.contains(digests(keys)), strict=True) if not known)
+        is_named = named.contains(digests(keys))
+        yield from (Problem(f"extra: {key}: no row names it", None) for key, known in zip(keys, is_named, strict=True) if not known)

@@ -467,8 +467,9 @@ class Upscaler:
         output.finish()
 
     def _checked_outscale(self, outscale: float | None) -> float:
-        if outscale is not None and not 0 < outscale <= 16:
-            raise ValueError(f"outscale must lie in (0, 16], got {outscale}")
+        is_number = isinstance(outscale, int | float)
+        if outscale is not None and not (is_number and 0 < outscale <= 16):
+            raise ValueError(f"outscale must be a number in (0, 16], got {outscale!r}")
         return self.scale if outscale is None else outscale
 
     def _shrink_tiles(self, picture: Picture, tile_px: int | None, attempted: int | None) -> bool:
@@ -524,6 +525,8 @@ def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
 
 
 def _channels_of(array: NDArray[Any]) -> int:
+    if not isinstance(array, np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance] - what types forbid is what people try
+        raise ValueError(f"an image must be a PIL image or an array, got {type(array).__name__}: a file is opened with PIL.Image.open")
     if array.dtype.type not in (np.uint8, np.uint16):
         raise ValueError(f"an array must be uint8 or uint16, got {array.dtype}")
     channels = 1 if array.ndim == 2 else array.shape[2] if array.ndim == 3 else 0

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Sequence
@@ -63,6 +64,8 @@ def configuration(options: argparse.Namespace) -> dict[str, Any]:
     models: list[str] = options.model or ["tiny-x4"]
     if options.ongoing < 1:
         raise UsageError(f"--ongoing must be at least 1, got {options.ongoing}")
+    if not 1 <= options.port <= 65535:
+        raise UsageError(f"--port must lie in [1, 65535], got {options.port}")
     in_flight = options.ongoing * high + 2
     args: dict[str, Any] = {"models": models, "limits": {"in_flight": in_flight}, "jobs": {"replicas": high}}
     if low == 0:
@@ -90,6 +93,24 @@ def configuration(options: argparse.Namespace) -> dict[str, Any]:
         "controller_options": controller,
         "applications": [*applications, endpoint],
     }
+
+
+def check_address(config: dict[str, Any]) -> None:
+    """Refuse an address that cannot be had, before a cluster is started for it: the proxy would try three times and say so in tracebacks.
+
+    Raises:
+        UsageError: somebody listens there already, or it is not an address of this machine.
+    """
+    from ray.serve.schema import ServeDeploySchema
+
+    http = ServeDeploySchema.model_validate(config).http_options
+    try:
+        # As the proxy binds: a port that was in use a moment ago is free.
+        with socket.create_server((http.host, http.port)):
+            pass
+    except OSError as error:
+        why = str(error.strerror).split(" (", 1)[0]  # Python adds the address
+        raise UsageError(f"cannot listen at {http.host}:{http.port} ({why}): give another --port or --host") from None
 
 
 def start(config: dict[str, Any]) -> str:
@@ -147,8 +168,14 @@ def command(options: argparse.Namespace) -> Exit:
     if options.print_config:
         sys.stdout.write(yaml.safe_dump(config, sort_keys=False))
         return Exit.COMPLETE
-    connect_to_ray()
-    address = start(config)
+    if not os.environ.get("RAY_ADDRESS"):  # else the address is that of the cluster's head
+        check_address(config)
+    try:
+        connect_to_ray()
+        address = start(config)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped before the endpoint answered\n")
+        return Exit.FAILED
     sys.stdout.write(f"{address}\n")
     sys.stdout.flush()
     ended = threading.Event()

@@ -37,7 +37,7 @@ FLAGS = {
             "--max-megapixels",
             "--replicas",
         ),
-        *("--plan", "--dry-run", "--status", "--retry-failed", "--verify", "--set"),
+        *("--plan", "--dry-run", "--status", "--retry-failed", "--verify", "--repair", "--set"),
         *("--include", "--exclude", "--keys", "--if-exists", "--engine", "--price-per-hour"),
     },
     "evaluate": {
@@ -148,7 +148,7 @@ def test_a_place_without_a_job_is_not_in_order(question: str, job: Job, tmp_path
 
 def test_training_without_shards_is_said(job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert job("train", "--preset", "test-x4", "--data", str(tmp_path), "--out", str(tmp_path / "run")) == 1
-    assert "manifest.json" in capsys.readouterr().err
+    assert "manifest.json: missing: no shards here; photos become shards with python jobs/prepare.py" in capsys.readouterr().err
 
 
 def test_dry_run_of_training_prints_the_configuration(job: Job, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -176,11 +176,19 @@ def test_bulk_job_gives_every_input_its_row(hostile: Path, trained: Path, work: 
 
     assert job("upscale", str(hostile), str(out), "--verify") == 3  # failed items, but every output is as recorded
     assert "0 outputs differ" in capsys.readouterr().out
+    contents = {path: path.read_bytes() for path in out.rglob("*.png")}
     (out / "fine_x4.png").write_bytes(b"overwritten")
+    (out / "grey_x4.png").unlink()
     assert job("upscale", str(hostile), str(out), "--verify") == 3
     shown = capsys.readouterr().out
-    assert "1 outputs differ" in shown
-    assert "fine_x4.png" in shown
+    assert "2 outputs differ from the ledger; --repair does 2 once more" in shown
+    assert "corrupt: fine_x4.png" in shown
+    assert "missing: grey_x4.png" in shown
+    assert job("upscale", str(hostile), str(out), "--model", model, "--if-exists", "skip", "--repair") == 3
+    assert f"2 to do, {len(rows) - 2} done before" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in out.rglob("*.png")} == contents
+    assert job("upscale", str(hostile), str(out), "--verify") == 3
+    assert "0 outputs differ" in capsys.readouterr().out
 
 
 def test_bulk_output_equals_the_library(hostile: Path, trained: Path, work: Path) -> None:

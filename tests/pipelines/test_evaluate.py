@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from pipelines.evaluate import PictureSet, bicubic_resized, pair_up, pairs_of
+from pipelines.evaluate import EvaluateOptions, EvaluateStage, Pair, PictureSet, bicubic_resized, pair_up, pairs_of
+from resshift import images
 
 
 def write(folder: Path, *names: str) -> str:
@@ -65,3 +69,17 @@ def test_bicubic_of_a_flat_picture_is_flat() -> None:
         out = bicubic_resized(np.full((7, 5, 3), 200, np.uint8), scale)
         assert out.shape == (*size, 3)
         assert np.all(out == 200)
+
+
+def test_a_truth_of_another_size_is_a_row_that_says_so(tmp_path: Path) -> None:
+    pictures = {"lq": (10, 12), "right": (40, 48), "wrong": (40, 44)}
+    for name, size in pictures.items():
+        (tmp_path / f"{name}.png").write_bytes(images.encode(images.Picture(pixels=np.zeros((*size, 3), np.uint8))))
+    stage = EvaluateStage(EvaluateOptions(model="tiny-x4"))
+    records: list[dict[str, Any]] = []
+    for name in ("right", "wrong"):
+        pair = Pair(set="s", key=name, lq_uri=str(tmp_path / "lq.png"), gt_uri=str(tmp_path / f"{name}.png"))
+        records.append(json.loads(stage({"pair": json.dumps(asdict(pair))})["record"]))
+    assert records[0]["status"] == "ok"
+    assert (records[1]["status"], records[1]["reason"]) == ("failed", "size_mismatch")
+    assert records[1]["message"] == "the truth is 44x40, and 12x10 times 4 is 48x40"

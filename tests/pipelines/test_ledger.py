@@ -43,6 +43,11 @@ def test_failed_rows_are_done_unless_they_are_retried(root: str) -> None:
     assert ledger.load_known(root).done.contains(versions).tolist() == [True, True, True, True, False]
     assert ledger.load_known(root, retry_failed=True).done.contains(versions).tolist() == [True, False, False, True, False]
     assert ledger.total_counts(root) == {"ok": 1, "failed": 2, "failed: empty": 2, "skipped": 1}
+    again = ledger.load_known(root, again={"a", "c", "not there"})
+    assert again.done.contains(versions).tolist() == [False, True, False, True, False]
+    assert again.counts == {"done": 1, "failed": 1}
+    assert again.owners.claim(digests(["a_x4"]), digests(["a"])).tolist() == [True]
+    assert again.owners.claim(digests(["a_x4"]), digests(["b"])).tolist() == [False]
 
 
 def test_only_the_latest_row_of_a_key_counts(tmp_path: Path) -> None:

@@ -137,7 +137,9 @@ def test_verification_finds_what_no_row_names(tmp_path: Path, encode: Encode) ->
     (out / "sub").mkdir()
     (out / "a_x4.png").write_bytes(encode(0, 8, 12))
     (out / "sub" / "stray.png").write_bytes(b"?")
-    assert list(verify(str(out), 4)) == ["extra: sub/stray.png: no row names it"]
-    assert next(verify(str(out), 2)).startswith("corrupt: a_x4.png: 12x8 is not 2 times the input")
+    assert list(verify(str(out), 4)) == [("extra: sub/stray.png: no row names it", None)]
+    assert next(verify(str(out), 2)) == ("corrupt: a_x4.png: 12x8 is not 2 times the input", "a")
     (out / "a_x4.png").unlink()
-    assert next(verify(str(out), 4)).startswith("missing: a_x4.png")
+    missing = next(verify(str(out), 4))
+    assert missing.line.startswith("missing: a_x4.png")
+    assert missing.key == "a"

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import checkpoints
 from pipelines.train_loop import Task
 from pipelines.trainer import Workers, begin_run, parse_workers, plan_workers, with_absolute_files
+from resshift import storage
 from resshift.autoencoder_presets import vq_f4
 from resshift.checkpoint import ResumeRefused
 from resshift.config import ConfigError, with_settings
@@ -65,6 +67,17 @@ def test_run_directory_belongs_to_one_configuration(tmp_path: Path) -> None:
     begin_run(with_settings(toy_preset(), ["train.steps=77"]), "shards", out)
     with pytest.raises(ResumeRefused, match=r"optim\.lr: 0\.0005 -> 0\.1"):
         begin_run(with_settings(toy_preset(), ["optim.lr=0.1"]), "shards", out)
+
+
+def test_a_run_does_not_go_back(tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    begin_run(toy_preset(), "shards", out)
+    for step, names in ((6, ["model.safetensors", "files.json"]), (8, ["model.safetensors"])):  # the second was never finished
+        for name in names:
+            storage.write_bytes(checkpoints.uri_of(out, step, name), b"")
+    begin_run(with_settings(toy_preset(), ["train.steps=6"]), "shards", out)
+    with pytest.raises(ConfigError, match=r"run is at step 6 already, beyond train.steps=5"):
+        begin_run(with_settings(toy_preset(), ["train.steps=5"]), "shards", out)
 
 
 @pytest.mark.parametrize("config", [toy_preset(), vq_f4()])

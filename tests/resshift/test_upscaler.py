@@ -126,6 +126,7 @@ def test_result_does_not_depend_on_the_tile_batch(toy: Upscaler) -> None:
     [
         ({"outscale": 0}, "outscale"),
         ({"outscale": 17.0}, "outscale"),
+        ({"outscale": "2"}, r"outscale must be a number in \(0, 16\], got '2'"),
         ({"tile_px": 4}, "tile_px must be at least 8"),
         ({"tile_batch": 0}, "tile_batch"),
         ({"steps": 5}, "steps must lie in 1 to 4 for this model, got 5"),
@@ -141,6 +142,11 @@ def test_bad_options_are_named(options: dict[str, float], message: str, toy: Ups
 def test_bad_arrays_are_named(image: np.ndarray, toy: Upscaler) -> None:
     with pytest.raises(ValueError, match="an array must be"):
         toy(image)
+
+
+def test_a_path_is_not_an_image(toy: Upscaler) -> None:
+    with pytest.raises(ValueError, match=r"got str: a file is opened with PIL\.Image\.open"):
+        toy("photo.png")  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 @torch.no_grad()

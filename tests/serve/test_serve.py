@@ -284,6 +284,8 @@ def test_what_replicas_take_at_a_time_is_what_the_endpoint_hands_on() -> None:
         ["--replicas", "2:1"],
         ["--replicas", "0:0"],
         ["--ongoing", "0"],
+        ["--port", "0"],
+        ["--port", "99999"],
         ["--config", "/nowhere.yaml"],
     ],
 )
@@ -292,6 +294,21 @@ def test_a_command_that_cannot_be_is_one_line(command: list[str], capsys: pytest
 
     assert main([*command, "--print-config"] if "--config" not in command else command) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_port_in_use_is_told_before_a_cluster_is_started(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from serve import __main__
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(__main__, "connect_to_ray", lambda: pytest.fail("a cluster was started"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert __main__.main(["--model", "nearest-x4", "--port", str(port)]) == 2
+    assert f"error: cannot listen at 127.0.0.1:{port} (Address already in use): give another" in capsys.readouterr().err
+    # Free again, so the cluster is next; and Ctrl-C while it starts is a line.
+    monkeypatch.setattr(__main__, "connect_to_ray", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert __main__.main(["--model", "nearest-x4", "--port", str(port)]) == 1
+    assert capsys.readouterr().err == "stopped before the endpoint answered\n"
 
 
 def test_a_new_key_is_printed_once_with_its_entry(capsys: pytest.CaptureFixture[str]) -> None:
