@@ -20,6 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from pipelines.checkpoints import read_best, stored
 from pipelines.evaluate import folders_of
 from pipelines.learners import Run
+from pipelines.own_cluster import named_to_ray_train
 from pipelines.train_log import read_lines
 from pipelines.train_loop import FATAL, Task, train_worker
 from resshift import checkpoint, storage
@@ -162,7 +163,8 @@ def run_training(
             failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
         ),
     )
-    result = trainer.fit()
+    with named_to_ray_train():
+        result = trainer.fit()
     if result.error is not None:
         raise result.error
     ended: Any = result.return_value
