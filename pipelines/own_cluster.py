@@ -11,7 +11,7 @@ RAY_API_SERVER_ADDRESS is that word. Ray Train hands some variables of the drive
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import ray
@@ -20,7 +20,7 @@ from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
 
 @contextmanager
-def named_to_ray_train() -> Iterator[None]:
+def named_to_ray_train() -> Generator[None]:
     """Name the connected cluster to the actors that Ray Train starts meanwhile; an address that the user has set stays."""
     if VARIABLE in os.environ:
         yield

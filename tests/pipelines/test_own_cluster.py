@@ -19,7 +19,7 @@ def state_of(actor_id: str) -> str | None:
     """What an actor of Ray Train asks, in a process of its own."""
     from ray.util.state import get_actor
 
-    state = get_actor(actor_id, timeout=30)
+    state: Any = get_actor(actor_id, timeout=30)
     return state and state.state
 
 
