@@ -150,7 +150,7 @@ def tiny_x4() -> RunConfig:
                 pixel_head_channels=16,
             ),
             first_stage=FirstStageConfig(kind="pixel_unshuffle", unshuffle_factor=4),
-            schedule=ScheduleConfig(steps=1, kappa=0.2, min_noise=0.1),
+            schedule=ScheduleConfig(steps=1, kappa=0.05, min_noise=0.1),
         ),
         degradation=replace(degradation.realesrgan_x4(), bicubic_share=0.25, mild_share=0.5),
         loss=LossConfig(lpips=0.1, lpips_net="squeeze", lpips_corners=4, lattice=0.03),
