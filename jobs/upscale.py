@@ -109,7 +109,8 @@ def problems(target: str, settings: BulkSettings, scale: float) -> tuple[int, se
     for line, key in verify(target, scale, settings.target):
         print(line)
         count += 1
-        keys |= set() if key is None else {key}
+        if key is not None:
+            keys.add(key)
     return count, keys
 
 
