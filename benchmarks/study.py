@@ -6,7 +6,8 @@
 
 A variant is a name and settings as for `jobs/train.py --set`. Pairs are made before anything is timed and kept in memory. The learning rate
 follows the preset's own curve, stretched over the budget. At the end the network (not its average, which is as old as the run is short)
-upscales the test sets whole, with the full chain and with one step. Small differences mean nothing: repeat with another --seed.
+upscales the test sets whole, with the full chain and with one step, and so does its average of each --average RATE. Small differences mean
+nothing: repeat with another --seed.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 import record
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipelines.evaluate import PictureSet, bicubic_resized, pairs_of, rgb_u8
 from pipelines.figures import Judge
@@ -104,8 +106,9 @@ def train(
     samples: int | None,
     seconds: float | None,
     init: dict[str, Tensor] | None,
+    rates: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """Train until the budget is spent; return the network and what happened."""
+    """Train until the budget is spent; return the network, its averages, one of each rate, and what happened."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stage = on_device(build_first_stage(config.model.first_stage), device)  # type: ignore[type-var]
     size = config.train.batch_size
@@ -117,6 +120,9 @@ def train(
     learner = DiffusionLearner(config, network, Objective(config.model, config.loss, stage, judge))
     if init is not None:
         start_from(learner, init)
+    averages = {rate: AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(rate)) for rate in rates}
+    for average in averages.values():
+        average.n_averaged.fill_(1)  # it holds the first weights already: else the first update would replace them
     taken, last, started = 0, [], time.monotonic()
     while (taken < steps) if seconds is None else (time.monotonic() - started < seconds):
         if seconds is not None and taken > config.optim.warmup_steps:
@@ -124,11 +130,14 @@ def train(
         rows = torch.arange(taken * size, (taken + 1) * size) % len(pairs[0])
         result = learner.step({"hq": pairs[0][rows].to(device), "lq": pairs[1][rows].to(device)})
         last.append(result.terms)  # on the device: reading them would make every step wait
+        for average in averages.values():
+            average.update_parameters(network)
         taken += 1
     elapsed = time.monotonic() - started
     tail = last[-max(1, len(last) // 5) :]
     return {
         "network": network.eval(),
+        "averages": {rate: average.module.eval() for rate, average in averages.items()},
         "samples": taken * size,
         "samples_per_s": round(taken * size / elapsed, 2),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
@@ -145,6 +154,7 @@ def main() -> int:
     parser.add_argument("--variant", action="append", required=True, metavar="'NAME [SETTING ...]'")
     parser.add_argument("--lpips-trunk", metavar="FILE", help="of SqueezeNet: for the objective and for the figures")
     parser.add_argument("--init", metavar="FILE", help="weights that every variant starts from, safetensors")
+    parser.add_argument("--average", action="append", type=float, default=[], metavar="RATE", help="also judge the average of this rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true", help="also a dated file in benchmarks/results")
     budget = parser.add_mutually_exclusive_group(required=True)
@@ -166,9 +176,11 @@ def main() -> int:
         data = repr((config.data, config.degradation))
         if data not in made:
             made[data] = make_pairs(chosen.data, config, min(chosen.samples or 8000, 16000))
-        row = train(config, made[data], lpips, chosen.samples, chosen.seconds, init)
+        row = train(config, made[data], lpips, chosen.samples, chosen.seconds, init, chosen.average)
         up = Upscaler(config.model, row.pop("network"), optimise=False)
+        averages = {rate: Upscaler(config.model, average, optimise=False) for rate, average in row.pop("averages").items()}
         row |= {"name": name, "settings": settings, "figures": figures_of(up, truths, judge)}
+        row["figures_of_averages"] = {str(rate): figures_of(average, truths, judge) for rate, average in averages.items()}
         if up.schedule.steps > 1:
             row["figures_of_one_step"] = figures_of(up, truths, judge, steps=1)
         rows.append(row)
