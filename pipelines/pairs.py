@@ -15,7 +15,7 @@ import itertools
 import logging
 import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -42,7 +42,9 @@ from resshift.pair import Pair, make_pair, use_one_thread
 logger = logging.getLogger(__name__)
 Batch = dict[str, NDArray[Any]]
 _BLOCK_BYTES = 32 << 20  # of pairs that a task hands over at once: 160 of 256 px
-_BLOCKS_PER_TASK = 8  # several seconds; Ray Data (2.60) needs 0.1 to 0.3 s to see that a task has ended and to start the next
+# About 7 s. Between tasks a worker waits 0.1 to 0.4 s until Ray Data (2.60) has seen that the first has ended, which asks for long ones.
+# At the start of an execution the consumer has nothing but what one worker makes until the first task ends, which asks for short ones.
+_BLOCKS_PER_TASK = 8
 _OTHER_BYTES = 64  # of a row, about: the key and three numbers
 _READERS = 8  # requests to a bucket at a time
 
@@ -308,7 +310,8 @@ def rank_batches(
 
     The batch of step s holds the rank's slots of stream rows [s B, (s + 1) B): the sequence does not depend on the cluster, on `share`, or
     on where the run was interrupted. Executions of Ray Data follow one another behind it, each over many batches, because starting one
-    costs seconds. Arrays lie in Ray's shared memory and are read-only. Close the iterator to stop the tasks behind it.
+    costs seconds; the next starts while the last pairs of the one before are consumed, so that nobody waits for it. Arrays lie in Ray's
+    shared memory and are read-only. Close the iterator to stop the tasks behind it.
 
     Args:
         root: directory or prefix that `jobs/prepare.py` wrote.
@@ -332,18 +335,32 @@ def rank_batches(
         )
     step = max(1, (rows_per_execution or 262_144 * num_ranks) // batch_size) * batch_size
     slots = np.arange(rank * batch_size // num_ranks, (rank + 1) * batch_size // num_ranks)
+    # Half of what the last tasks make: the next execution fills the store beside what this one still has there.
+    lead = rows_per_task(config, share) * math.ceil(1 if share is None else share.cpus) * num_ranks // 2
+
+    def started(first: int) -> Iterator[Batch]:
+        dataset = pair_dataset(root, config, first, first + step, rank=rank, num_ranks=num_ranks, share=share)
+        batches: Any = iter(dataset.iter_batches(batch_size=len(slots), batch_format="numpy", prefetch_batches=prefetch_batches))
+        return itertools.chain([next(batches)], batches)
+
     expected = start_row
-    while True:
-        stop = expected + step
-        dataset = pair_dataset(root, config, expected, stop, rank=rank, num_ranks=num_ranks, share=share)
-        batches: Any = dataset.iter_batches(batch_size=len(slots), batch_format="numpy", prefetch_batches=prefetch_batches)
-        for batch in batches:
-            if not np.array_equal(batch["row"], expected + slots):
-                raise RuntimeError(f"rank {rank} was given rows {batch['row']} instead of {expected + slots}: Ray Data changed their order")
-            if batch["substituted"].any():
-                keys = batch["key"][batch["substituted"] > 0]
-                logger.warning("substituted=%d keys=%s: cannot be decoded any more", len(keys), ", ".join(map(str, keys)))
-            yield batch
-            expected += batch_size
-        if expected != stop:
-            raise RuntimeError(f"the training data of rank {rank} ended at row {expected} instead of {stop}")
+    with ThreadPoolExecutor(1, thread_name_prefix="next-pairs") as thread:
+        execution = thread.submit(started, expected)
+        while True:
+            stop = expected + step
+            following: Future[Iterator[Batch]] | None = None
+            for batch in execution.result():
+                if not np.array_equal(batch["row"], expected + slots):
+                    raise RuntimeError(
+                        f"rank {rank} was given rows {batch['row']} instead of {expected + slots}: Ray Data changed their order"
+                    )
+                if batch["substituted"].any():
+                    keys = batch["key"][batch["substituted"] > 0]
+                    logger.warning("substituted=%d keys=%s: cannot be decoded any more", len(keys), ", ".join(map(str, keys)))
+                yield batch
+                expected += batch_size
+                if following is None and stop - expected <= lead:
+                    following = thread.submit(started, stop)
+            if expected != stop or following is None:
+                raise RuntimeError(f"the training data of rank {rank} ended at row {expected} instead of {stop}")
+            execution = following

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -227,6 +228,60 @@ def test_consumers_side_by_side_see_what_one_sees_and_what_a_resumed_one_sees(sh
     assert [digest(batch) for batch in consumed(shards, config, steps, num_ranks=2)] == plain
     resumed = rank_batches(shards, config, 4 * 8, rows_per_execution=24)
     assert [digest(batch) for batch in itertools.islice(resumed, steps - 4)] == plain[4:]
+
+
+class Executions:
+    """Stands for Ray Data: each execution is told of when it starts, and when it is stopped or has ended."""
+
+    def __init__(self, broken_at: int | None = None) -> None:
+        self.told: list[tuple[str, int]] = []
+        self.broken_at = broken_at
+
+    def is_told(self, what: str, start_row: int, within_s: float = 30) -> bool:
+        until = time.monotonic() + within_s
+        while (what, start_row) not in self.told and time.monotonic() < until:
+            time.sleep(0.01)
+        return (what, start_row) in self.told
+
+    def dataset(self, root: str, config: RunConfig, start_row: int, stop_row: int, **_: object) -> Any:  # noqa: ANN401 - a double
+        del root, config
+
+        def batches(batch_size: int, **_: object) -> Iterator[Batch]:
+            self.told.append(("start", start_row))
+            if start_row == self.broken_at:
+                raise StorageError("shards", StorageReason.MISSING, "a test")
+            try:
+                for row in range(start_row, stop_row, batch_size):
+                    yield {"row": np.arange(row, row + batch_size), "substituted": np.zeros(batch_size)}
+            finally:
+                self.told.append(("stop", start_row))
+
+        return SimpleNamespace(iter_batches=batches)
+
+
+def test_the_next_execution_starts_before_the_last_pairs_are_consumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(8)
+    monkeypatch.setattr(pairs, "rows_per_task", lambda *_: 32)  # so two batches ahead
+    monkeypatch.setattr(pairs, "pair_dataset", (ray_data := Executions()).dataset)
+    batches = rank_batches("shards", config, 0, rows_per_execution=48)
+    rows = [next(batches)["row"][0] for _ in range(4)]
+    assert ray_data.told == [("start", 0)]
+    rows.append(next(batches)["row"][0])
+    assert ray_data.is_told("start", 48)
+    rows += [next(batches)["row"][0] for _ in range(3)]
+    assert rows == list(range(0, 64, 8))
+    assert ray_data.told == [("start", 0), ("start", 48), ("stop", 0)]
+    batches.close()
+    assert ray_data.told[3:] == [("stop", 48)]
+
+
+def test_an_execution_that_cannot_start_costs_no_pair_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "pair_dataset", (ray_data := Executions(broken_at=48)).dataset)
+    batches = rank_batches("shards", config_of(8), 0, rows_per_execution=48)
+    assert [next(batches)["row"][0] for _ in range(6)] == list(range(0, 48, 8))
+    with pytest.raises(StorageError, match="shards"):
+        next(batches)
+    assert ("stop", 0) in ray_data.told
 
 
 @pytest.mark.parametrize(("cpus", "tasks"), [(0.25, 1), (1, 1), (1.9, 2), (2, 2), (2.5, 3), (16, 16), (30.01, 31)])
