@@ -12,7 +12,7 @@ fast as either library.
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from typing import Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -21,23 +21,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Rule = Literal["covered", "touched"]
+Pixel = TypeVar("Pixel", np.float32, np.uint8)
 
 
-def area_resize(image: NDArray[np.float32] | NDArray[np.uint8], height: int, width: int, rule: Rule) -> NDArray[np.float32]:
-    """Resize an (H, W, 3) picture of any range to (height, width, 3) float32 by averages.
+def area_resize(image: NDArray[Pixel], height: int, width: int, rule: Rule) -> NDArray[Pixel]:
+    """Resize an (H, W, 3) picture to (height, width, 3) by averages.
 
     Args:
-        image: float32 or uint8; need not be contiguous.
+        image: float32 of any range, or uint8; need not be contiguous.
         height, width: of the result.
         rule: which pixels count, and how much; see above.
+
+    Returns:
+        Of the type of `image`; averages of 8-bit pixels are rounded half to even.
     """
-    if image.dtype == np.uint8:
-        # transposed first, while a pixel has 3 bytes
-        columns = _averaged(np.asarray(cv2.transpose(image), dtype=np.float32), width, rule)
-        return _averaged(np.asarray(cv2.transpose(columns), dtype=np.float32), height, rule)
     rows = _averaged(np.ascontiguousarray(image, dtype=np.float32), height, rule)
     columns = _averaged(np.asarray(cv2.transpose(rows), dtype=np.float32), width, rule)
-    return np.asarray(cv2.transpose(columns), dtype=np.float32)
+    # rounded before it is turned, while it lies in the cache, and turned while a pixel has 3 bytes
+    turned = cv2.convertScaleAbs(columns) if image.dtype == np.uint8 else columns
+    return np.asarray(cv2.transpose(turned), dtype=image.dtype)
 
 
 def _averaged(image: NDArray[np.float32], num_out: int, rule: Rule) -> NDArray[np.float32]:

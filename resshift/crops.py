@@ -64,8 +64,7 @@ def _shrunk(image: Image, side: int) -> Image:
     """Average as cv2.INTER_AREA does, which is what released models saw; OpenCV itself is fast at whole ratios only."""
     if image.shape[0] % side == 0:
         return np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA), dtype=np.uint8)
-    averages = area_resize(image, side, side, "covered")
-    return np.asarray(cv2.convertScaleAbs(averages), dtype=np.uint8)
+    return area_resize(image, side, side, "covered")
 
 
 def _extended_to(image: Image, side: int) -> Image:

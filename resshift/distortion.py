@@ -117,7 +117,7 @@ def _with_short_side(rgb_u8: Image, side: int) -> Image:
     size = max(side, round(height * ratio)), max(side, round(width * ratio))
     if ratio > 1:
         return np.asarray(cv2.resize(rgb_u8, size[::-1], interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
-    return np.asarray(cv2.convertScaleAbs(area_resize(rgb_u8, *size, "covered")), dtype=np.uint8)
+    return area_resize(rgb_u8, *size, "covered")
 
 
 def _source_positions(

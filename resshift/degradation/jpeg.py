@@ -31,8 +31,9 @@ class Jpeg:
 
 
 def to_u8(image: NDArray[np.float32] | NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Round a picture or plane in [0, 1] to 8 bits, half to even as torch.round does; outside values are clipped."""
-    return np.asarray(cv2.convertScaleAbs(np.clip(image, 0, 1), alpha=255), dtype=np.uint8)
+    """Round a picture or plane in [0, 1] to 8 bits, half to even as torch.round does; outside values, up to a million, are clipped."""
+    _, not_negative = cv2.threshold(image, 0, 0, cv2.THRESH_TOZERO)
+    return np.asarray(cv2.convertScaleAbs(not_negative, alpha=255), dtype=np.uint8)  # which clips at 255
 
 
 def from_u8(image_u8: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -34,11 +34,18 @@ def test_covered_equals_opencv_when_shrinking(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("rule", ["covered", "touched"])
-def test_8_bit_pictures_and_views_give_the_same(rule: Rule) -> None:
+def test_8_bit_pictures_and_views_give_the_same_rounded(rule: Rule) -> None:
     image_u8 = (picture(70, 90) * 255).astype(np.uint8)
     view = image_u8[3:60, 10:80]
     expected = area_resize(np.ascontiguousarray(view, dtype=np.float32), 31, 44, rule)
-    np.testing.assert_allclose(area_resize(view, 31, 44, rule), expected, rtol=1e-6)
+    assert area_resize(view, 31, 44, rule).dtype == np.uint8
+    np.testing.assert_array_equal(area_resize(view, 31, 44, rule), np.rint(expected))
+
+
+def test_halves_of_8_bit_pixels_round_to_even() -> None:
+    pairs = np.array([[0, 1], [1, 2], [2, 3], [254, 255]], dtype=np.uint8)
+    halves = area_resize(np.repeat(pairs[:, :, None], 3, axis=2), 4, 1, "covered")
+    np.testing.assert_array_equal(halves[:, 0, 0], [0, 2, 2, 254])
 
 
 @pytest.mark.parametrize(("num_in", "num_out"), [(7, 3), (3, 7), (10, 4), (5, 5), (1, 4)])
