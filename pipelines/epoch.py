@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,11 +55,9 @@ class Piece:
     sources: Rows
     rows: Rows
 
-    def parts(self, max_rows: int) -> Iterator[Piece]:
-        """Yield pieces of at most `max_rows` rows, as equal as they can be, each with the groups that hold its rows."""
-        edges = np.linspace(0, len(self.rows), -(-len(self.rows) // max_rows) + 1).astype(int)
-        for start, stop in pairwise(edges):
-            yield _with_used_groups(Piece(self.epoch, self.groups, self.sources[start:stop], self.rows[start:stop]))
+    def cut(self, start: int, stop: int) -> Piece:
+        """Return its rows [start, stop), counted from the first, and the groups that hold them."""
+        return _with_used_groups(Piece(self.epoch, self.groups, self.sources[start:stop], self.rows[start:stop]))
 
 
 def epoch_windows(groups: Sequence[RowGroup], seed: int, epoch: int, groups_per_window: int = GROUPS_PER_WINDOW) -> Iterator[Window]:

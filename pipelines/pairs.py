@@ -184,11 +184,11 @@ def read_groups(root: str, groups: Sequence[RowGroup]) -> list[pa.Table]:
 
 
 class PairSource(Datasource):
-    """Pieces of the stream as a Ray Data source: a task makes the pairs of consecutive pieces, `rows_per_task` rows at most."""
+    """Pieces of the stream as a Ray Data source: a task makes `rows_per_task` consecutive pairs, the last one what is left."""
 
     def __init__(self, maker: PairMaker, pieces: Iterable[Piece], rows_per_task: int, rows_per_block: int) -> None:
         super().__init__()
-        self.tasks = [_read_task(maker, part, rows_per_block) for part in _grouped(pieces, rows_per_task)]
+        self.tasks = [_read_task(maker, part, rows_per_block) for part in _filled(pieces, rows_per_task)]
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Not needed: the number of tasks is given."""
@@ -201,13 +201,19 @@ class PairSource(Datasource):
         return self.tasks
 
 
-def _grouped(pieces: Iterable[Piece], rows_per_task: int) -> Iterator[list[Piece]]:
+def _filled(pieces: Iterable[Piece], num_rows: int) -> Iterator[list[Piece]]:
+    """Divide pieces into lists of `num_rows` rows; the last list has what is left."""
     part: list[Piece] = []
-    for piece in itertools.chain.from_iterable(piece.parts(rows_per_task) for piece in pieces):
-        if sum(len(piece.rows) for piece in (*part, piece)) > rows_per_task:
-            yield part
-            part = []
-        part.append(piece)
+    missing = num_rows
+    for piece in pieces:
+        taken = 0
+        while taken < len(piece.rows):
+            part.append(piece.cut(taken, taken + missing))
+            taken += len(part[-1].rows)
+            missing -= len(part[-1].rows)
+            if not missing:
+                yield part
+                part, missing = [], num_rows
     if part:
         yield part
 
@@ -246,7 +252,8 @@ def pair_dataset(
     train = config.train
     maker = PairMaker(root, train.seed, config.data, config.degradation)
     pieces = stream(row_groups(read_manifest(root)), train.seed, train.batch_size, start_row, stop_row, rank=rank, num_ranks=num_ranks)
-    source = PairSource(maker, pieces, rows_per_task(config, share), rows_per_block(config))
+    num_rows = rows_per_block(config, num_ranks)
+    source = PairSource(maker, pieces, rows_per_task(config, share, num_ranks), num_rows)
     num_cpus = 1.0 if share is None else cpus_of_a_task(share.cpus)
     # Asking for more blocks than there are tasks would cut each (Ray 2.60).
     dataset = ray.data.read_datasource(source, override_num_blocks=max(1, len(source.tasks)), num_cpus=num_cpus)
@@ -255,7 +262,7 @@ def pair_dataset(
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
     # A block goes as it is: larger than this, so it is not kept for the next one, and smaller than 1.5 of it, so it is not cut (2.60).
-    context.target_max_block_size = int(0.8 * rows_per_block(config) * _pair_bytes(config))
+    context.target_max_block_size = int(0.8 * num_rows * _pair_bytes(config))
     context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, Paced]
     if share is not None:
         context.execution_options.resource_limits = ExecutionResources.for_limits(
@@ -270,17 +277,22 @@ def cpus_of_a_task(cpus: float) -> float:
     return max(0.01, math.floor(100 * cpus / math.ceil(cpus)) / 100)
 
 
-def rows_per_block(config: PairRun) -> int:
-    """Return how many pairs a task hands over at once: 32 MiB of them, 16 to 256."""
-    return max(16, min(256, _BLOCK_BYTES // _pair_bytes(config)))
+def rows_per_block(config: PairRun, num_ranks: int = 1) -> int:
+    """Return how many pairs a task hands over at once: 32 MiB of them, 16 to 256, and whole batches of a rank where one fits.
+
+    A batch that lies in one block is a view of it; one that lies in two is put together by the consumer, page by page.
+    """
+    num_rows = max(16, min(256, _BLOCK_BYTES // _pair_bytes(config)))
+    batch = config.train.batch_size // num_ranks
+    return num_rows - num_rows % batch if batch <= num_rows else num_rows
 
 
-def rows_per_task(config: PairRun, share: Share | None) -> int:
+def rows_per_task(config: PairRun, share: Share | None, num_ranks: int = 1) -> int:
     """Return how many pairs a task makes at most: eight blocks, or fewer so that what all tasks make fits the share of the object store.
 
     Pairs are consumed in order, so those of the later tasks wait there for the first.
     """
-    block = rows_per_block(config)
+    block = rows_per_block(config, num_ranks)
     if share is None:
         return _BLOCKS_PER_TASK * block
     fitting = share.object_store_bytes / (math.ceil(share.cpus) * block * _pair_bytes(config))
@@ -336,7 +348,7 @@ def rank_batches(
     step = max(1, (rows_per_execution or 262_144 * num_ranks) // batch_size) * batch_size
     slots = np.arange(rank * batch_size // num_ranks, (rank + 1) * batch_size // num_ranks)
     # Half of what the last tasks make: the next execution fills the store beside what this one still has there.
-    lead = rows_per_task(config, share) * math.ceil(1 if share is None else share.cpus) * num_ranks // 2
+    lead = rows_per_task(config, share, num_ranks) * math.ceil(1 if share is None else share.cpus) * num_ranks // 2
 
     def started(first: int) -> Iterator[Batch]:
         dataset = pair_dataset(root, config, first, first + step, rank=rank, num_ranks=num_ranks, share=share)

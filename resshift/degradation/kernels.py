@@ -193,7 +193,7 @@ def _transfer_function(k: Tensor, rows: int, columns: int) -> Tensor:
     return cos_a @ (k @ cos_b.T) - sin_a @ (k @ sin_b.T)
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=128)
 def _waves(num_taps: int, length: int, num_frequencies: int) -> tuple[Tensor, Tensor]:
     """Return cosine and sine of 2 pi u i / length for the offsets i of the taps, each (num_frequencies, num_taps)."""
     angles = 2 * math.pi / length * np.outer(np.arange(num_frequencies), np.arange(num_taps) - num_taps // 2)

@@ -164,6 +164,15 @@ def test_blocks_hold_a_few_dozen_megabytes_and_tasks_what_the_store_has_room_for
         assert rows_per_task(config, Share(cpus=2.5, object_store_bytes=int(room * 3 * block))) == 160 * blocks
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "num_ranks", "rows"), [(64, 1, 128), (48, 1, 144), (160, 1, 160), (161, 1, 160), (161, 2, 160), (96, 8, 156)]
+)
+def test_blocks_hold_whole_batches_where_one_fits(batch_size: int, num_ranks: int, rows: int) -> None:
+    config = replace(config_of(batch_size), data=DataConfig(crop_px=256))
+    assert rows_per_block(config, num_ranks) == rows
+    assert rows_per_task(config, None, num_ranks) == 8 * rows
+
+
 @pytest.mark.parametrize(("start_row", "num_ranks"), [(3, 1), (0, 9)])
 def test_batches_begin_where_a_batch_begins(shards: str, start_row: int, num_ranks: int) -> None:
     with pytest.raises(ValueError, match=r"must be a(t least| multiple)"):
@@ -302,7 +311,7 @@ def test_tasks_keep_to_their_size_and_change_no_row(shards: str) -> None:
     whole = all_of(make, pieces)
     for limit in (1, 4, 7, 10, 25, 100):
         tasks = [list(task()) for task in PairSource(make, pieces, limit, rows_per_block=3).tasks]
-        assert all(0 < sum(map(len, tables)) <= limit for tables in tasks)
+        assert [sum(map(len, tables)) for tables in tasks] == [min(limit, 33 - first) for first in range(0, 33, limit)]
         assert all(len(table) == 3 for tables in tasks for table in tables[:-1])
         keys = [key for tables in tasks for table in tables for key in table["key"].to_pylist()]
         assert keys == whole["key"].tolist()
@@ -310,9 +319,9 @@ def test_tasks_keep_to_their_size_and_change_no_row(shards: str) -> None:
 
 def test_a_part_of_a_piece_reads_the_groups_of_its_rows(shards: str) -> None:
     (piece,) = pieces_of(shards, 0, 10)
-    parts = list(piece.parts(3))
-    assert [len(part.rows) for part in parts] == [2, 3, 2, 3]
-    assert [len(part.groups) for part in piece.parts(1)] == [1] * 10
+    parts = [piece.cut(first, first + 3) for first in range(0, 10, 3)]
+    assert [len(part.rows) for part in parts] == [3, 3, 3, 1]
+    assert [len(piece.cut(i, i + 1).groups) for i in range(10)] == [1] * 10
     make = PairMaker(shards, 5, CROP, RECIPE)
     np.testing.assert_array_equal(np.concatenate([all_of(make, [part])["lq"] for part in parts]), all_of(make, [piece])["lq"])
 
@@ -324,10 +333,10 @@ def test_ray_data_hands_blocks_over_as_they_were_made(
     shards: str, monkeypatch: pytest.MonkeyPatch, recipe: degradation.DegradationRecipe
 ) -> None:
     """Three tasks of two blocks: neither joined nor cut, with masks or without."""
-    monkeypatch.setattr(pairs, "rows_per_block", lambda _: 16)
+    monkeypatch.setattr(pairs, "rows_per_block", lambda *_: 16)
     monkeypatch.setattr(pairs, "rows_per_task", lambda *_: 32)
     config: Any = SimpleNamespace(data=CROP, degradation=recipe, train=config_of(8).train)
     dataset = pairs.pair_dataset(shards, config, 0, 90)
     tables: list[Any] = [ray.get(cast(Any, ref)) for bundle in dataset.iter_internal_ref_bundles() for ref in bundle.block_refs]
     assert [row for table in tables for row in table["row"].to_pylist()] == list(range(90))
-    assert [len(table) for table in tables] == [16, 14, 16, 14, 16, 14]  # pieces are epochs here, of ten rows
+    assert [len(table) for table in tables] == [16, 16, 16, 16, 16, 10]
