@@ -80,9 +80,10 @@ def test_released_network_has_its_published_number_of_parameters() -> None:
     assert num_parameters("realsr-x4-s15") == num_parameters("realsr-x4-s4") == 118_593_583
 
 
-def test_shipped_model_is_small_and_needs_no_autoencoder() -> None:
-    model = preset("tiny-x4").model
-    assert num_parameters("tiny-x4") <= 8_000_000
+@pytest.mark.parametrize("name", ["tiny-x4", "tiny-x4-clean"])
+def test_shipped_models_are_small_and_need_no_autoencoder(name: str) -> None:
+    model = preset(name).model
+    assert num_parameters(name) <= 8_000_000
     assert (model.scale, model.schedule.steps, model.target) == (4, 1, Target.RESIDUAL)
     assert (model.first_stage.kind, model.first_stage.factor, model.first_stage.channels) == ("pixel_unshuffle", 4, 48)
 
