@@ -55,7 +55,7 @@ def _averaged(image: NDArray[np.float32], num_out: int, rule: Rule) -> NDArray[n
 
 
 # Few: each that is kept lies for long between images that come and go, and memory that torch asks for aligned is laid around such islands
-# (glibc before 2.38). With 4096 of them a process that makes pairs grew by 600 MB in 4,000 pairs, nearly all of it free.
+# (glibc before 2.38). With 4096 of them a process that makes pairs grew by 600 MB in 4,800 pairs, nearly all of it free.
 @functools.lru_cache(maxsize=64)
 def _taps(num_in: int, num_out: int, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
     """Return the input indices of all outputs one after the other, where those of each output start, and weights with sum 1 an output."""
