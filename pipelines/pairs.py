@@ -280,7 +280,7 @@ def cpus_of_a_task(cpus: float) -> float:
 def rows_per_block(config: PairRun, num_ranks: int = 1) -> int:
     """Return how many pairs a task hands over at once: 32 MiB of them, 16 to 256, and whole batches of a rank where one fits.
 
-    A batch that lies in one block is a view of it; one that lies in two is put together by the consumer, page by page.
+    A batch that lies in one block is a view of it; the consumer copies one that lies in two.
     """
     num_rows = max(16, min(256, _BLOCK_BYTES // _pair_bytes(config)))
     batch = config.train.batch_size // num_ranks

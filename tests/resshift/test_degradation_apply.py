@@ -78,6 +78,12 @@ TO_RGB = np.array([[1, 0, 1.402], [1, -0.344136, -0.714136], [1, 1.772, 0]])
 WAVES = np.sqrt(np.where(np.arange(8) == 0, 1, 2) / 8)[:, None] * np.cos((2 * np.arange(8) + 1) * np.arange(8)[:, None] * math.pi / 16)
 
 
+def test_rounding_is_half_to_even_and_clips() -> None:
+    values = np.array([[-1e6, -0.4, 0, 0.5 / 255, 1.5 / 255, 2.5 / 255, 1, 1.3, 1e6]])
+    for image in (values, values.astype(np.float32)):
+        np.testing.assert_array_equal(to_u8(image), [[0, 0, 0, 0, 2, 2, 255, 255, 255]])
+
+
 def quantised(plane: NDArray[np.float64], table: NDArray[np.float64]) -> NDArray[np.float64]:
     height, width = plane.shape
     blocks = plane.reshape(height // 8, 8, width // 8, 8).transpose(0, 2, 1, 3) - 128

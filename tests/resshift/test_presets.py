@@ -1,4 +1,4 @@
-"""Presets: the numbers of the released runs, and the size of the model that ships."""
+"""Presets: the numbers of the released runs, and the size of the models that ship."""
 
 from __future__ import annotations
 
