@@ -6,11 +6,13 @@ shards, starting tasks, carrying pairs through the object store, the order, and 
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
+import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from ray._private import internal_api
 
 from pipelines.command import quiet_ray_data
 from pipelines.imagenet import ShardOptions
-from pipelines.pairs import fair_share, rank_batches, rows_per_task
+from pipelines.pairs import fair_share, rank_batches, rows_per_task, task_sizes
 from pipelines.prepare import prepare_here
 from resshift.config import DataConfig
 from resshift.pair import make_pair, use_one_thread
@@ -104,8 +106,9 @@ def ray_rate(root: str, crop: DataConfig, num_cpus: int, seconds: float) -> tupl
         watcher.start()
         share = fair_share(1, held_cpus=0)
         batches = rank_batches(root, config, 0, share=share)
-        # Until every worker has imported what it needs and has made three tasks, which come in order.
-        for _ in range(-(-3 * num_cpus * rows_per_task(config, share) // _BATCH)):
+        # Until every worker has imported what it needs and tasks have their full length.
+        full = rows_per_task(config, share)
+        for _ in range(-(-sum(itertools.takewhile(lambda size: size < full, task_sizes(config, share))) // _BATCH)):
             next(batches)
         take_until_waited(batches)
         began, count, stored = time.monotonic(), 0, -store_bytes()
@@ -121,10 +124,11 @@ def ray_rate(root: str, crop: DataConfig, num_cpus: int, seconds: float) -> tupl
         ray.shutdown()
 
 
-def measure_pipeline(
-    photos: Sequence[tuple[str, bytes]], crop: DataConfig, seconds: float, cores: Sequence[int] = (1, 2), rounds: int = 2
-) -> dict[str, Any]:
-    """Time both forms in turn, `seconds` each, on so many cores; the best of the rounds counts. `ray_overhead` is that of most cores."""
+def measure_pipeline(photos: Sequence[tuple[str, bytes]], crop: DataConfig, seconds: float, rounds: Mapping[int, int]) -> dict[str, Any]:
+    """Time both forms in turn, `seconds` each, so many rounds on so many cores; `ray_overhead` is that of most cores.
+
+    Rates and overheads are medians over the rounds: on a machine that is shared, two rates are comparable only where one follows the other.
+    """
     figures: dict[str, Any] = {"store_limit_mb": _STORE_BYTES / 1e6}
     with tempfile.TemporaryDirectory(prefix="pairs-") as temporary:
         source, root = Path(temporary) / "photos", str(Path(temporary) / "shards")
@@ -133,16 +137,19 @@ def measure_pipeline(
             (source / f"{i:05d}.jpg").write_bytes(data)
         # Row groups of the size that shards of ImageNet have.
         prepare_here(str(source), root, ShardOptions())
-        for num in cores:
-            bare, piped, peak = 0.0, 0.0, 0
-            for _ in range(rounds):
-                bare = max(bare, bare_rate(photos, crop, num, seconds))
+        for num, num_rounds in rounds.items():
+            bare, piped, peak = list[float](), list[float](), 0
+            for _ in range(num_rounds):
+                bare.append(bare_rate(photos, crop, num, seconds))
                 rate, num_bytes = ray_rate(root, crop, num, seconds)
-                piped, peak = max(piped, rate), max(peak, num_bytes)
+                piped.append(rate)
+                peak = max(peak, num_bytes)
+            overheads = [1 - ray / alone for ray, alone in zip(piped, bare, strict=True)]
             figures |= {
-                f"bare_pairs_per_s_{num}": bare,
-                f"ray_pairs_per_s_{num}": piped,
-                f"ray_overhead_{num}": 1 - piped / bare,
+                f"bare_pairs_per_s_{num}": statistics.median(bare),
+                f"ray_pairs_per_s_{num}": statistics.median(piped),
+                f"ray_overhead_{num}": statistics.median(overheads),
+                f"ray_overheads_{num}": overheads,
                 f"store_peak_mb_{num}": peak / 1e6,
             }
-    return figures | {"ray_overhead": figures[f"ray_overhead_{max(cores)}"]}
+    return figures | {"ray_overhead": figures[f"ray_overhead_{max(rounds)}"]}

@@ -42,9 +42,8 @@ from resshift.pair import Pair, make_pair, use_one_thread
 logger = logging.getLogger(__name__)
 Batch = dict[str, NDArray[Any]]
 _BLOCK_BYTES = 32 << 20  # of pairs that a task hands over at once: 160 of 256 px
-# About 7 s. Between tasks a worker waits 0.1 to 0.4 s until Ray Data (2.60) has seen that the first has ended, which asks for long ones.
-# At the start of an execution the consumer has nothing but what one worker makes until the first task ends, which asks for short ones.
-_BLOCKS_PER_TASK = 8
+# About 10 s. Between tasks a worker waits 0.1 to 0.2 s until Ray Data (2.60) has seen that the first has ended, which asks for long ones.
+_BLOCKS_PER_TASK = 16
 _OTHER_BYTES = 64  # of a row, about: the key and three numbers
 _READERS = 8  # requests to a bucket at a time
 
@@ -184,11 +183,11 @@ def read_groups(root: str, groups: Sequence[RowGroup]) -> list[pa.Table]:
 
 
 class PairSource(Datasource):
-    """Pieces of the stream as a Ray Data source: a task makes `rows_per_task` consecutive pairs, the last one what is left."""
+    """Pieces of the stream as a Ray Data source: tasks make so many consecutive pairs each (`task_sizes`), the last what is left."""
 
-    def __init__(self, maker: PairMaker, pieces: Iterable[Piece], rows_per_task: int, rows_per_block: int) -> None:
+    def __init__(self, maker: PairMaker, pieces: Iterable[Piece], task_sizes: Iterable[int], rows_per_block: int) -> None:
         super().__init__()
-        self.tasks = [_read_task(maker, part, rows_per_block) for part in _filled(pieces, rows_per_task)]
+        self.tasks = [_read_task(maker, part, rows_per_block) for part in _filled(pieces, task_sizes)]
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Not needed: the number of tasks is given."""
@@ -201,10 +200,11 @@ class PairSource(Datasource):
         return self.tasks
 
 
-def _filled(pieces: Iterable[Piece], num_rows: int) -> Iterator[list[Piece]]:
-    """Divide pieces into lists of `num_rows` rows; the last list has what is left."""
+def _filled(pieces: Iterable[Piece], sizes: Iterable[int]) -> Iterator[list[Piece]]:
+    """Divide pieces into lists of so many rows each; the last list has what is left. There are more sizes than lists."""
     part: list[Piece] = []
-    missing = num_rows
+    rest = iter(sizes)
+    missing = next(rest)
     for piece in pieces:
         taken = 0
         while taken < len(piece.rows):
@@ -213,7 +213,7 @@ def _filled(pieces: Iterable[Piece], num_rows: int) -> Iterator[list[Piece]]:
             missing -= len(part[-1].rows)
             if not missing:
                 yield part
-                part, missing = [], num_rows
+                part, missing = [], next(rest)
     if part:
         yield part
 
@@ -253,7 +253,7 @@ def pair_dataset(
     maker = PairMaker(root, train.seed, config.data, config.degradation)
     pieces = stream(row_groups(read_manifest(root)), train.seed, train.batch_size, start_row, stop_row, rank=rank, num_ranks=num_ranks)
     num_rows = rows_per_block(config, num_ranks)
-    source = PairSource(maker, pieces, rows_per_task(config, share, num_ranks), num_rows)
+    source = PairSource(maker, pieces, task_sizes(config, share, num_ranks), num_rows)
     num_cpus = 1.0 if share is None else cpus_of_a_task(share.cpus)
     # Asking for more blocks than there are tasks would cut each (Ray 2.60).
     dataset = ray.data.read_datasource(source, override_num_blocks=max(1, len(source.tasks)), num_cpus=num_cpus)
@@ -288,7 +288,7 @@ def rows_per_block(config: PairRun, num_ranks: int = 1) -> int:
 
 
 def rows_per_task(config: PairRun, share: Share | None, num_ranks: int = 1) -> int:
-    """Return how many pairs a task makes at most: eight blocks, or fewer so that what all tasks make fits the share of the object store.
+    """Return how many pairs a task makes at most: sixteen blocks, or fewer so that what all tasks make fits the share of the object store.
 
     Pairs are consumed in order, so those of the later tasks wait there for the first.
     """
@@ -297,6 +297,20 @@ def rows_per_task(config: PairRun, share: Share | None, num_ranks: int = 1) -> i
         return _BLOCKS_PER_TASK * block
     fitting = share.object_store_bytes / (math.ceil(share.cpus) * block * _pair_bytes(config))
     return block * max(1, min(_BLOCKS_PER_TASK, int(fitting)))
+
+
+def task_sizes(config: PairRun, share: Share | None, num_ranks: int = 1) -> Iterator[int]:
+    """Yield how many pairs each task of an execution makes, without end: the first a block, and twice as many from turn to turn.
+
+    Pairs are consumed in order, so of the tasks that start together a consumer lives on the first alone until it ends. Were all long, that
+    would be ten seconds of one worker's pairs at the start of each execution.
+    """
+    at_a_time = 1 if share is None else math.ceil(share.cpus)
+    size, most = rows_per_block(config, num_ranks), rows_per_task(config, share, num_ranks)
+    while size < most:
+        yield from itertools.repeat(size, at_a_time)
+        size *= 2
+    yield from itertools.repeat(most)
 
 
 def _pair_bytes(config: PairRun) -> int:

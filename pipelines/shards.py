@@ -294,4 +294,5 @@ def read_pictures(root: str, group: RowGroup) -> pa.Table:
     table = read_row_group(storage.join(root, group.shard), group.index, ("key", "status", "bytes"))
     used: NDArray[np.bool_] = table["status"].to_numpy() == "ok"
     used[list(group.duplicates)] = False
-    return table.filter(pa.array(used)).drop_columns(["status"])
+    table = table.drop_columns(["status"])
+    return table if used.all() else table.filter(pa.array(used))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
@@ -50,7 +51,10 @@ def test_the_loop_behind_the_pairs_is_paced(tree: Path, tmp_path: Path, monkeypa
     next(batches)
     turns = len(ends)
     time.sleep(20 * STEP_S)
+    names = [thread.name for thread in threading.enumerate()]
     batches.close()
     gaps = np.diff(ends)
     assert len(ends) > turns  # it still turns
     assert gaps.min() > 0.99 * STEP_S
+    assert any(name.startswith("StreamingExecutor") for name in names)
+    assert "ray-data-metadata-prefetch" not in names  # it would tell of a task's end a step later

@@ -29,6 +29,7 @@ from pipelines.pairs import (
     read_groups,
     rows_per_block,
     rows_per_task,
+    task_sizes,
 )
 from pipelines.prepare import finish, prepare_here
 from pipelines.shards import RowGroup, read_manifest, row_groups, write_shard_file
@@ -159,8 +160,8 @@ def test_blocks_hold_a_few_dozen_megabytes_and_tasks_what_the_store_has_room_for
     sizes = {px: replace(toy, data=DataConfig(crop_px=px)) for px in (256, 512, 2048)}
     assert [rows_per_block(config) for config in (toy, *sizes.values())] == [256, 160, 40, 16]
     config, block = sizes[256], 160 * (3 * (256**2 + 64**2) + 64)
-    assert rows_per_task(config, None) == 160 * 8
-    for room, blocks in ((0.5, 1), (2.1, 2), (100, 8)):
+    assert rows_per_task(config, None) == 160 * 16
+    for room, blocks in ((0.5, 1), (2.1, 2), (100, 16)):
         assert rows_per_task(config, Share(cpus=2.5, object_store_bytes=int(room * 3 * block))) == 160 * blocks
 
 
@@ -170,7 +171,21 @@ def test_blocks_hold_a_few_dozen_megabytes_and_tasks_what_the_store_has_room_for
 def test_blocks_hold_whole_batches_where_one_fits(batch_size: int, num_ranks: int, rows: int) -> None:
     config = replace(config_of(batch_size), data=DataConfig(crop_px=256))
     assert rows_per_block(config, num_ranks) == rows
-    assert rows_per_task(config, None, num_ranks) == 8 * rows
+    assert rows_per_task(config, None, num_ranks) == 16 * rows
+
+
+@pytest.mark.parametrize(
+    ("share", "blocks"),
+    [
+        (None, [1, 2, 4, 8, 16, 16, 16]),
+        (Share(cpus=1.5, object_store_bytes=1 << 40), [1, 1, 2, 2, 4, 4, 8, 8, 16, 16, 16]),
+        (Share(cpus=2, object_store_bytes=6 * 160 * 3 * (256**2 + 64**2 + 100)), [1, 1, 2, 2, 3, 3, 3]),
+        (Share(cpus=2, object_store_bytes=1), [1, 1, 1]),
+    ],
+)
+def test_tasks_at_the_start_are_short_and_grow_to_what_there_is_room_for(share: Share | None, blocks: list[int]) -> None:
+    config = replace(config_of(160), data=DataConfig(crop_px=256))
+    assert list(itertools.islice(task_sizes(config, share), len(blocks))) == [160 * num for num in blocks]
 
 
 @pytest.mark.parametrize(("start_row", "num_ranks"), [(3, 1), (0, 9)])
@@ -309,9 +324,9 @@ def test_tasks_keep_to_their_size_and_change_no_row(shards: str) -> None:
     make = PairMaker(shards, 5, CROP, RECIPE)
     pieces = pieces_of(shards, 0, 33)
     whole = all_of(make, pieces)
-    for limit in (1, 4, 7, 10, 25, 100):
-        tasks = [list(task()) for task in PairSource(make, pieces, limit, rows_per_block=3).tasks]
-        assert [sum(map(len, tables)) for tables in tasks] == [min(limit, 33 - first) for first in range(0, 33, limit)]
+    for sizes in ([1] * 33, [4] * 9, [7] * 5, [25, 25], [100], [1, 2, 4, 8, 16, 32], [1, 1, 10, 10, 30]):
+        tasks = [list(task()) for task in PairSource(make, pieces, itertools.chain(sizes, itertools.repeat(1)), rows_per_block=3).tasks]
+        assert [sum(map(len, tables)) for tables in tasks] == [*sizes[:-1], 33 - sum(sizes[:-1])]
         assert all(len(table) == 3 for tables in tasks for table in tables[:-1])
         keys = [key for tables in tasks for table in tables for key in table["key"].to_pylist()]
         assert keys == whole["key"].tolist()
@@ -332,7 +347,7 @@ def test_a_part_of_a_piece_reads_the_groups_of_its_rows(shards: str) -> None:
 def test_ray_data_hands_blocks_over_as_they_were_made(
     shards: str, monkeypatch: pytest.MonkeyPatch, recipe: degradation.DegradationRecipe
 ) -> None:
-    """Three tasks of two blocks: neither joined nor cut, with masks or without."""
+    """Tasks of one block and of two: neither joined nor cut, with masks or without."""
     monkeypatch.setattr(pairs, "rows_per_block", lambda *_: 16)
     monkeypatch.setattr(pairs, "rows_per_task", lambda *_: 32)
     config: Any = SimpleNamespace(data=CROP, degradation=recipe, train=config_of(8).train)
