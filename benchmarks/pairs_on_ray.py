@@ -28,7 +28,8 @@ from resshift.config import DataConfig
 from resshift.pair import make_pair, use_one_thread
 from resshift.presets import preset
 
-_STORE_BYTES = 1 << 30
+_STORE_BYTES = 2 << 30  # Ray itself would take 30 % of a machine's memory
+_START_S = 30.0  # after which the daemons and agents of a cluster have started and imported what they need
 _BATCH = 64
 _WATCH_S = 1.0  # a block comes every half second; asking five times a second took 0.01 of a core here, and more of Ray's daemons
 
@@ -98,6 +99,7 @@ def ray_rate(root: str, crop: DataConfig, num_cpus: int, seconds: float) -> tupl
     """
     config = preset("realsr-x4-s4")
     config = replace(config, data=crop, train=replace(config.train, batch_size=_BATCH))
+    ready = time.monotonic() + _START_S
     ray.init(address="local", num_cpus=num_cpus, object_store_memory=_STORE_BYTES, log_to_driver=False, include_dashboard=False)
     quiet_ray_data()
     peak, stop = StorePeak(), threading.Event()
@@ -108,8 +110,9 @@ def ray_rate(root: str, crop: DataConfig, num_cpus: int, seconds: float) -> tupl
         batches = rank_batches(root, config, 0, share=share)
         # Until every worker has imported what it needs and tasks have their full length.
         full = rows_per_task(config, share)
-        for _ in range(-(-sum(itertools.takewhile(lambda size: size < full, task_sizes(config, share))) // _BATCH)):
-            next(batches)
+        rows = sum(itertools.takewhile(lambda size: size < full, task_sizes(config, share)))
+        while rows > 0 or time.monotonic() < ready:
+            rows -= len(next(batches)["row"])
         take_until_waited(batches)
         began, count, stored = time.monotonic(), 0, -store_bytes()
         while (taken := time.monotonic() - began) < seconds:
