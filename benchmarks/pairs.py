@@ -6,7 +6,7 @@ on an idle machine is the time on the wall. Then the Ray Data pipeline on 1 and 
 
     benchmarks/pairs.py                      photos made by the script, about ten minutes
     benchmarks/pairs.py --photos DIR         JPEG photos under DIR
-    benchmarks/pairs.py --quick              under a minute
+    benchmarks/pairs.py --quick              about a minute
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--photos", type=Path, metavar="DIR", help="JPEG photos to use (default: made by the script, 500 x 375)")
     parser.add_argument("--count", type=int, help="of photos (400; with --quick 64)")
     parser.add_argument("--seconds", type=float, help="how long to measure (90; with --quick 12)")
-    parser.add_argument("--quick", action="store_true", help="fewer photos, under a minute")
+    parser.add_argument("--quick", action="store_true", help="fewer photos, about a minute")
     parser.add_argument("--no-ray", action="store_true", help="leave the Ray Data pipeline out")
     parser.add_argument("--out", type=Path, default=record.RESULTS, metavar="DIR", help="where the JSON file goes (benchmarks/results)")
     parser.add_argument("--write", action="store_true", help="write the file")
