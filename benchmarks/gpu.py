@@ -37,9 +37,9 @@ from together import compare
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from resshift.autoencoder import FirstStage, build_first_stage
 from resshift.config import LossConfig, RunConfig
 from resshift.losses import Lpips, Objective, upsample
+from resshift.networks.autoencoder import FirstStage, build_first_stage
 from resshift.presets import preset
 from resshift.sampler import network_denoiser, sample
 from resshift.schedule import ShiftSchedule

@@ -18,14 +18,14 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resshift import swin
-from resshift.autoencoder import VectorQuantizer
 from resshift.losses import upsample
+from resshift.networks import swin
+from resshift.networks.autoencoder import VectorQuantizer
+from resshift.networks.convolution import Conv3x3
 from resshift.noise_field import NoiseField
 from resshift.rowchain import Networks
 from resshift.sampler import network_denoiser, sample
 from resshift.tiling import AxisTiles, TilePlan, reflected
-from resshift.winograd import Conv3x3
 
 
 def fixed_axis(length: int, tile: int, multiple: int) -> AxisTiles:

@@ -30,7 +30,7 @@ from synthetic_photos import synthetic_photo
 from torch import nn
 from train_step import build
 
-from resshift.autoencoder import VQAutoencoder
+from resshift.networks.autoencoder import VQAutoencoder
 from resshift.pair import make_pair
 from resshift.presets import PRESETS, preset
 from resshift.training import DiffusionLearner

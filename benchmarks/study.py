@@ -31,10 +31,10 @@ from pipelines.figures import Judge
 from pipelines.pairs import read_groups
 from pipelines.shards import read_manifest, row_groups
 from resshift import images, seeds, storage, weights
-from resshift.autoencoder import build_first_stage
 from resshift.config import RunConfig, with_settings
 from resshift.images import ImageError
 from resshift.losses import Lpips, Objective
+from resshift.networks.autoencoder import build_first_stage
 from resshift.pair import make_pair
 from resshift.presets import preset
 from resshift.training import DiffusionLearner, build_network, on_device, start_from

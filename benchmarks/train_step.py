@@ -38,10 +38,10 @@ from timing import stopwatch_for
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from resshift.autoencoder import build_first_stage
 from resshift.config import RunConfig
 from resshift.diffusion import predict_x0, q_sample, scale_input, target_of
 from resshift.losses import Lpips, Objective, upsample
+from resshift.networks.autoencoder import build_first_stage
 from resshift.optimisation import guarded_step
 from resshift.presets import preset
 from resshift.training import DiffusionLearner, autocast, build_network, on_device, to_unit_range, unwrapped

@@ -44,9 +44,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from resshift import images
-from resshift.autoencoder import build_first_stage
 from resshift.images import Picture
 from resshift.models import Dtype
+from resshift.networks.autoencoder import build_first_stage
 from resshift.presets import preset
 from resshift.rowchain import Networks
 from resshift.training import build_network

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from resshift import degradation, weights
-from resshift.autoencoder import build_first_stage
 from resshift.autoencoder_training import AutoencoderLearner, AutoencoderRunConfig, build_autoencoder
 from resshift.config import ConfigError, RunConfig, from_dict
 from resshift.losses import Lpips, Objective
+from resshift.networks.autoencoder import build_first_stage
 from resshift.training import DiffusionLearner, Slots, build_network, on_device
 
 Run = RunConfig | AutoencoderRunConfig

@@ -15,10 +15,10 @@ import torch
 from pipelines.evaluate import rgb_u8
 from pipelines.figures import Image, Judge
 from resshift import images, storage, weights
-from resshift.autoencoder import VQAutoencoder
 from resshift.autoencoder_training import AutoencoderRunConfig
 from resshift.config import ConfigError
 from resshift.images import ImageError
+from resshift.networks.autoencoder import VQAutoencoder
 from resshift.picture import Picture
 from resshift.storage import StorageError
 

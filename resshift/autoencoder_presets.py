@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from resshift.autoencoder_training import AutoencoderLossConfig, AutoencoderRunConfig
 from resshift.config import ConfigError, DataConfig, OptimConfig, TrainConfig
-from resshift.discriminator import DiscriminatorConfig
-from resshift.first_stage_config import FirstStageConfig, VQConfig
+from resshift.networks.discriminator import DiscriminatorConfig
+from resshift.networks.first_stage_config import FirstStageConfig, VQConfig
 from resshift.presets import VQ_F8_FACE
 
 

@@ -24,12 +24,12 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resshift.autoencoder import VQAutoencoder
 from resshift.config import STRICT, DataConfig, LogConfig, OptimConfig, TrainConfig, ValidationConfig
 from resshift.degradation import DegradationRecipe
-from resshift.discriminator import DiscriminatorConfig, PatchDiscriminator, hinge_loss
-from resshift.first_stage_config import FirstStageConfig, VQConfig
 from resshift.losses import Lpips
+from resshift.networks.autoencoder import VQAutoencoder
+from resshift.networks.discriminator import DiscriminatorConfig, PatchDiscriminator, hinge_loss
+from resshift.networks.first_stage_config import FirstStageConfig, VQConfig
 from resshift.optimisation import Outcome, guarded_step, learning_rate, set_learning_rate
 from resshift.sharding import synchronise_gradients
 from resshift.training import Slots, StepResult, autocast, build_state, on_device, seeded, shares, to_unit_range, unwrapped

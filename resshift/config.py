@@ -16,10 +16,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from resshift.degradation import DegradationRecipe
-from resshift.first_stage_config import FirstStageConfig
+from resshift.networks.first_stage_config import FirstStageConfig
+from resshift.networks.unet_config import UNetConfig
 from resshift.schedule import ScheduleConfig
 from resshift.target import Target
-from resshift.unet_config import UNetConfig
 
 # NaN passes every comparison that should refuse it, and equals nothing: a run with it could never be resumed.
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resshift.autoencoder import FirstStage
 from resshift.config import LossConfig, ModelConfig
 from resshift.diffusion import at_step, predict_x0, q_sample, scale_input, target_of
 from resshift.lattice import lattice, screen
+from resshift.networks.autoencoder import FirstStage
 from resshift.schedule import Float64Array, ShiftSchedule
 from resshift.target import Target
 

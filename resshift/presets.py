@@ -14,10 +14,10 @@ from dataclasses import replace
 
 from resshift import degradation
 from resshift.config import ConfigError, DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
-from resshift.first_stage_config import FirstStageConfig, VQConfig
+from resshift.networks.first_stage_config import FirstStageConfig, VQConfig
+from resshift.networks.unet_config import UNetConfig
 from resshift.schedule import ScheduleConfig
 from resshift.target import Target
-from resshift.unet_config import UNetConfig
 
 # The released f8 face autoencoder: 77,009,115 parameters, more blocks where the map is small.
 VQ_F8_FACE = VQConfig(ch=64, ch_mult=(1, 2, 4, 8), num_res_blocks=(1, 2, 3, 4), z_channels=8, embed_dim=8, n_embed=4096)

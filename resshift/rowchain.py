@@ -16,11 +16,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from resshift.autoencoder import FirstStage, PixelUnshuffle
 from resshift.batching import Work
 from resshift.config import ModelConfig
 from resshift.diffusion import prior_sample, q_posterior
 from resshift.losses import upsample
+from resshift.networks.autoencoder import FirstStage, PixelUnshuffle
 from resshift.rowbuffer import Allocate, RowBuffer
 from resshift.sampler import network_denoiser
 from resshift.schedule import ShiftSchedule

@@ -74,7 +74,7 @@ def network_denoiser(
     """Wrap a network that sees the scaled x_t and the low-quality picture into a `Denoise`.
 
     Args:
-        network: `network(x_scaled, t, lq, mask)`, for example `resshift.unet.UNetSwin`.
+        network: `network(x_scaled, t, lq, mask)`, for example `resshift.networks.unet.UNetSwin`.
         lq: low-quality picture in [-1, 1], (B, 3, h_lq, w_lq), at the resolution that the network was built for.
         y0: degraded latent, (B, Z, h, w).
         schedule: shifting sequence.

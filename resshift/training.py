@@ -25,11 +25,11 @@ from resshift import seeds
 from resshift.config import ModelConfig, OptimConfig, RunConfig, TrainConfig
 from resshift.losses import Objective, upsample
 from resshift.models import WeightsError
+from resshift.networks.unet import UNetSwin
 from resshift.optimisation import Outcome, adamw, guarded_step, learning_rate, set_learning_rate
 from resshift.sampler import network_denoiser, sample
 from resshift.sharding import load_optimizer, shard, sharded_like, synchronise_gradients, whole
 from resshift.tally import Tally
-from resshift.unet import UNetSwin
 from resshift.weights import is_derived, load_into
 
 Module = TypeVar("Module", bound=nn.Module)

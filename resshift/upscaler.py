@@ -26,9 +26,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from resshift import images, weights, winograd
+from resshift import images, weights
 from resshift.alpha import fill_transparent
-from resshift.autoencoder import FirstStage, PixelUnshuffle, build_first_stage
 from resshift.batching import Work, alone
 from resshift.colourfix import COLOUR_FIXES, ColourFix
 from resshift.compiled import Compiled, CompiledStage
@@ -46,6 +45,9 @@ from resshift.memory import (
     tiles_per_call,
 )
 from resshift.models import Dtype, WeightsError, locate_model
+from resshift.networks import convolution
+from resshift.networks.autoencoder import FirstStage, PixelUnshuffle, build_first_stage
+from resshift.networks.unet import UNetSwin
 from resshift.noise_field import NoiseField
 from resshift.output import Filler, PixelRows, RowOutput, Sink, resize_alpha
 from resshift.picture import scaled
@@ -54,7 +56,6 @@ from resshift.rowchain import Emit, Networks, Noise, ReadRows, RowChain
 from resshift.schedule import ShiftSchedule
 from resshift.tiling import TilePlan, plan_tiles
 from resshift.training import on_device
-from resshift.unet import UNetSwin
 
 Pixels = TypeVar("Pixels", Image.Image, NDArray[Any])
 
@@ -80,7 +81,7 @@ class Upscaler:
         colour_fix: give the result the low band ("wavelet") or the mean and spread ("adain") of the input's colours, or "none".
         memory_budget_bytes: what upscaling may take beside the model, the input and the result; it decides the tiles, and so the pixels.
             None: tiles of the usual size.
-        optimise: use the faster forms of the networks' layers (`resshift.winograd`); they round differently.
+        optimise: use the faster forms of the networks' layers (`resshift.networks.convolution`); they round differently.
         compile: run the networks through `torch.compile` (`resshift.compiled`): minutes at the first picture of a size.
     """
 
@@ -117,7 +118,7 @@ class Upscaler:
         if optimise and self.device.type == "cpu" and self.dtype == torch.float32:
             for network in (self.unet, self.first_stage):
                 if isinstance(network, nn.Module):
-                    winograd.prepare(network)
+                    convolution.prepare(network)
         self._networks: dict[int, Networks] = {}
         self._compiled = self._compile() if compile else None
         self._backoff = Backoff()

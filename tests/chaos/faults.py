@@ -430,9 +430,9 @@ def kill_upload(work: Path, num_kills: int = 20) -> None:
 def write_checkpoints(work: Path, steps: Sequence[int]) -> list[dict[str, Any]]:
     """Write real checkpoints of a few megabytes and return their manifests."""
     from resshift import checkpoint
-    from resshift.autoencoder import PixelUnshuffle
     from resshift.checkpoint import Snapshot
     from resshift.losses import Objective
+    from resshift.networks.autoencoder import PixelUnshuffle
     from resshift.training import DiffusionLearner, build_network
 
     config = toy()

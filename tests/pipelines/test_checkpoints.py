@@ -12,10 +12,10 @@ import torch
 from pipelines import checkpoints
 from pipelines.checkpoints import CheckpointWriter, Keeping, clear, fetch_latest, read_best, stored, uri_of, write_best
 from resshift import checkpoint, storage
-from resshift.autoencoder import PixelUnshuffle
 from resshift.checkpoint import Snapshot
 from resshift.losses import Objective
 from resshift.models import WeightsError
+from resshift.networks.autoencoder import PixelUnshuffle
 from resshift.presets import test_x4 as toy_preset
 from resshift.storage import StorageError, StorageReason
 from resshift.training import DiffusionLearner, build_network

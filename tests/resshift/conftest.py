@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from resshift.autoencoder import VectorQuantizer
+from resshift.networks.autoencoder import VectorQuantizer
 from resshift.pair import use_one_thread
 
 PARITY = Path(__file__).parents[1] / "parity"

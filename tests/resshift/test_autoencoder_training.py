@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from resshift import checkpoint
-from resshift.autoencoder import VQAutoencoder
 from resshift.autoencoder_presets import AUTOENCODER_PRESETS, autoencoder_preset
 from resshift.autoencoder_presets import test_vq as toy_preset
 from resshift.autoencoder_training import AutoencoderLearner, AutoencoderRunConfig, adaptive_weight, build_autoencoder
 from resshift.config import ConfigError, from_dict, to_dict, with_settings
-from resshift.discriminator import DiscriminatorConfig, PatchDiscriminator, hinge_loss
+from resshift.networks.autoencoder import VQAutoencoder
+from resshift.networks.discriminator import DiscriminatorConfig, PatchDiscriminator, hinge_loss
 
 CPU = torch.device("cpu")
 

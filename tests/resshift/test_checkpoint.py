@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from resshift import __version__, checkpoint
-from resshift.autoencoder import PixelUnshuffle
 from resshift.checkpoint import Snapshot
 from resshift.config import RunConfig, fingerprint, from_dict, with_settings
 from resshift.losses import Objective
 from resshift.models import WeightsError, read_model_config
+from resshift.networks.autoencoder import PixelUnshuffle
 from resshift.presets import test_x4 as toy_preset
 from resshift.training import DiffusionLearner, TrainState, build_network
 from resshift.weights import read_state_dict

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from resshift.compiled import Compiled
-from resshift.first_stage_config import FirstStageConfig, VQConfig
+from resshift.networks.first_stage_config import FirstStageConfig, VQConfig
 from resshift.presets import preset
 from resshift.training import build_network
 from resshift.upscaler import Upscaler

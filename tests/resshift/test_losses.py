@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resshift.autoencoder import PixelUnshuffle
 from resshift.config import LossConfig, ModelConfig
 from resshift.diffusion import q_sample, scale_input, target_of
-from resshift.first_stage_config import FirstStageConfig
 from resshift.lattice import lattice, screen
 from resshift.losses import Lpips, Objective, mse_per_sample, step_weights, upsample
+from resshift.networks.autoencoder import PixelUnshuffle
+from resshift.networks.first_stage_config import FirstStageConfig
 from resshift.presets import tiny_x4
 from resshift.schedule import ShiftSchedule
 from resshift.target import Target

@@ -13,12 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resshift.autoencoder import VQAutoencoder
 from resshift.batching import alone
 from resshift.config import ModelConfig
-from resshift.first_stage_config import FirstStageConfig, VQConfig
 from resshift.images import Picture, from_tensor
 from resshift.losses import upsample
+from resshift.networks.autoencoder import VQAutoencoder
+from resshift.networks.first_stage_config import FirstStageConfig, VQConfig
+from resshift.networks.unet import UNetSwin
+from resshift.networks.unet_config import UNetConfig
 from resshift.noise_field import NoiseField
 from resshift.presets import test_x4 as toy_preset
 from resshift.rowbuffer import RowBuffer, in_file, in_memory
@@ -26,8 +28,6 @@ from resshift.rowchain import RowChain
 from resshift.sampler import network_denoiser, sample
 from resshift.tiling import TilePlan, reflected
 from resshift.training import build_network
-from resshift.unet import UNetSwin
-from resshift.unet_config import UNetConfig
 from resshift.upscaler import Upscaler
 
 Network = TypeVar("Network", bound=nn.Module)

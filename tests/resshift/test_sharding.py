@@ -15,9 +15,9 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from resshift import checkpoint
-from resshift.autoencoder import PixelUnshuffle
 from resshift.config import RunConfig, with_settings
 from resshift.losses import Objective
+from resshift.networks.autoencoder import PixelUnshuffle
 from resshift.presets import test_x4 as toy_preset
 from resshift.training import DiffusionLearner, Slots, build_network
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from resshift import checkpoint
-from resshift.autoencoder import PixelUnshuffle
 from resshift.config import LossConfig, RunConfig, with_settings
 from resshift.losses import LossTerms, Objective
 from resshift.models import WeightsError
+from resshift.networks.autoencoder import PixelUnshuffle
 from resshift.presets import test_x4 as toy_preset
 from resshift.training import (
     DiffusionLearner,

@@ -15,16 +15,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from resshift import weights
-from resshift.autoencoder import VectorQuantizer, VQAutoencoder
 from resshift.config import ModelConfig
-from resshift.first_stage_config import FirstStageConfig, VQConfig
 from resshift.losses import upsample
 from resshift.models import PIXELS, WeightsError
+from resshift.networks.autoencoder import VectorQuantizer, VQAutoencoder
+from resshift.networks.first_stage_config import FirstStageConfig, VQConfig
+from resshift.networks.unet import UNetSwin
+from resshift.networks.unet_config import UNetConfig
 from resshift.presets import test_x4 as toy_preset
 from resshift.presets import tiny_x4
 from resshift.training import build_network
-from resshift.unet import UNetSwin
-from resshift.unet_config import UNetConfig
 from resshift.upscaler import Upscaler
 
 Load = Callable[[str], dict[str, np.ndarray]]

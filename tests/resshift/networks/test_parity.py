@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from resshift.autoencoder import VectorQuantizer, VQAutoencoder
-from resshift.first_stage_config import VQConfig
+from resshift.networks.autoencoder import VectorQuantizer, VQAutoencoder
+from resshift.networks.first_stage_config import VQConfig
+from resshift.networks.swin import BasicLayer, shifted_window_mask
+from resshift.networks.unet import UNetSwin, timestep_embedding
+from resshift.networks.unet_config import UNetConfig
 from resshift.sampler import network_denoiser, sample
 from resshift.schedule import ShiftSchedule
-from resshift.swin import BasicLayer, shifted_window_mask
 from resshift.target import Target
-from resshift.unet import UNetSwin, timestep_embedding
-from resshift.unet_config import UNetConfig
 
-from .conftest import PARITY
-
+PARITY = Path(__file__).parents[2] / "parity"
 Load = Callable[[str], dict[str, np.ndarray]]
 Fill = Callable[[nn.Module], nn.Module]
 Settle = Callable[[VectorQuantizer, np.ndarray], None]

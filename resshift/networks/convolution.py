@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resshift.group_norm import affine_of, norm_silu
+from resshift.networks.normalisation import affine_of, norm_silu
 
 # Interpolation at 0, 1, -1, 2, -2 and infinity.
 _B = (

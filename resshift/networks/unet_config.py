@@ -17,8 +17,8 @@ class UNetConfig:
 
     `attention_resolutions` name the sides of the feature maps, at the training size `image_size`, that get a Swin layer. `lq_size` is the
     side of the low-quality picture that belongs to a latent of side `image_size`; when larger, a small strided extractor brings it down.
-    `shift_mask` is "released" for weights trained by the released code and "swin" for new training (`resshift.swin.shifted_window_mask`).
-    `pixel_head_channels` adds two convolutions at the size of the picture behind the output (`resshift.unet.PixelHead`); 0 adds none. Only
+    `shift_mask` is "released" for weights trained by the released code and "swin" for new training (`resshift.networks.swin.shifted_window_mask`).
+    `pixel_head_channels` adds two convolutions at the size of the picture behind the output (`resshift.networks.unet.PixelHead`); 0 adds none. Only
     for a latent that is an unshuffled picture, out_channels = 3 f^2.
     """
 

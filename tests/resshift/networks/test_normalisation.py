@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resshift.group_norm import GroupNorm32, norm_silu
+from resshift.networks.normalisation import GroupNorm32, norm_silu
+from resshift.networks.unet import UNetSwin
 from resshift.presets import preset
-from resshift.unet import UNetSwin
 from resshift.upscaler import Upscaler
 
 

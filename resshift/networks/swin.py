@@ -18,9 +18,9 @@ from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resshift.group_norm import GroupNorm32
-from resshift.pointwise import pointwise
-from resshift.unet_config import MaskRule
+from resshift.networks.normalisation import GroupNorm32
+from resshift.networks.pointwise import pointwise
+from resshift.networks.unet_config import MaskRule
 
 
 @lru_cache(maxsize=64)

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resshift.autoencoder import VectorQuantizer, VQAutoencoder
 from resshift.config import ModelConfig
-from resshift.first_stage_config import FirstStageConfig, VQConfig
-from resshift.group_norm import GroupNorm32
-from resshift.unet import UNetSwin
-from resshift.unet_config import UNetConfig
+from resshift.networks.autoencoder import VectorQuantizer, VQAutoencoder
+from resshift.networks.convolution import Conv3x3, norm_silu_conv, prepare
+from resshift.networks.first_stage_config import FirstStageConfig, VQConfig
+from resshift.networks.normalisation import GroupNorm32
+from resshift.networks.unet import UNetSwin
+from resshift.networks.unet_config import UNetConfig
 from resshift.upscaler import Upscaler
-from resshift.winograd import Conv3x3, norm_silu_conv, prepare
 
 Load = Callable[[str], dict[str, np.ndarray]]
 Fill = Callable[[nn.Module], nn.Module]
@@ -100,7 +100,7 @@ def test_narrow_and_very_wide_layers_stay_direct() -> None:
 @pytest.fixture
 def every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fixtures' networks are narrow: let every convolution that can, use the fast form."""
-    monkeypatch.setattr("resshift.winograd._MIN_PRODUCT", 0)
+    monkeypatch.setattr("resshift.networks.convolution._MIN_PRODUCT", 0)
 
 
 @pytest.mark.usefixtures("every_layer")

@@ -16,9 +16,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resshift.first_stage_config import FirstStageConfig, VQConfig
-from resshift.group_norm import GroupNorm32, norm_silu
-from resshift.winograd import Conv3x3, norm_silu_conv
+from resshift.networks.convolution import Conv3x3, norm_silu_conv
+from resshift.networks.first_stage_config import FirstStageConfig, VQConfig
+from resshift.networks.normalisation import GroupNorm32, norm_silu
 
 
 class FirstStage(Protocol):
