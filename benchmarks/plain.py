@@ -22,10 +22,10 @@ from resshift.losses import upsample
 from resshift.networks import swin
 from resshift.networks.autoencoder import VectorQuantizer
 from resshift.networks.convolution import Conv3x3
-from resshift.noise_field import NoiseField
-from resshift.rowchain import Networks
 from resshift.sampler import network_denoiser, sample
-from resshift.tiling import AxisTiles, TilePlan, reflected
+from resshift.tiles.chain import Networks
+from resshift.tiles.noise import NoiseField
+from resshift.tiles.plan import AxisTiles, TilePlan, reflected
 
 
 def fixed_axis(length: int, tile: int, multiple: int) -> AxisTiles:

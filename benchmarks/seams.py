@@ -30,8 +30,8 @@ import record
 import torch
 
 from resshift import images
-from resshift.colourfix import COLOUR_FIXES
-from resshift.tiling import AxisTiles
+from resshift.tiles.colour_fix import COLOUR_FIXES
+from resshift.tiles.plan import AxisTiles
 from resshift.upscaler import Upscaler
 
 # Steps of a flat picture are a fraction of a level; below this nobody sees a multiple of them, and it decides no ratio.

@@ -1,4 +1,4 @@
-"""Small pictures one after the other, and together: what sharing calls of the network brings, and what it costs (`resshift.batching`).
+"""Small pictures one after the other, and together: what sharing calls of the network brings, and what it costs (`resshift.tiles.batching`).
 
     python benchmarks/together.py --model tiny-x4 --side 64 --pictures 64        on a GPU; on a CPU tiles go one by one, and ratios are 1
 
@@ -23,8 +23,8 @@ import torch
 from timing import fastest
 from upscale import load
 
-from resshift.batching import Batcher
 from resshift.images import Picture
+from resshift.tiles.batching import Batcher
 from resshift.upscaler import Upscaler, resolve_device
 
 

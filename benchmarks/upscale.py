@@ -48,7 +48,7 @@ from resshift.images import Picture
 from resshift.models import Dtype
 from resshift.networks.autoencoder import build_first_stage
 from resshift.presets import preset
-from resshift.rowchain import Networks
+from resshift.tiles.chain import Networks
 from resshift.training import build_network
 from resshift.upscaler import Upscaler
 

@@ -6,7 +6,7 @@ A unit is answered picture by picture, so that what is done survives the replica
 
 `Frames` come before the `Upscaled` that announces them: who has the announcement has the pixels.
 
-Pictures of all units at a replica share the calls of its networks (`resshift.batching`), which run in one thread.
+Pictures of all units at a replica share the calls of its networks (`resshift.tiles.batching`), which run in one thread.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from resshift.images import Picture
 from resshift.models import locate_model
 
 if TYPE_CHECKING:
-    from resshift.batching import Done, Work
+    from resshift.tiles.batching import Done, Work
 
 
 class Model(Protocol):
@@ -155,7 +155,7 @@ class Replica:
     def __init__(self, model: str, identity: str, num_threads: int) -> None:
         import torch
 
-        from resshift.batching import MOST_OPEN, Batcher
+        from resshift.tiles.batching import MOST_OPEN, Batcher
 
         # A power of two: other numbers cut maps where vectors end in the middle, and the remainders are rounded differently.
         torch.set_num_threads(1 << (num_threads.bit_length() - 1))

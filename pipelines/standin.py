@@ -18,7 +18,7 @@ from resshift.images import Picture
 from resshift.models import WeightsError
 
 if TYPE_CHECKING:
-    from resshift.batching import Work
+    from resshift.tiles.batching import Work
 
 _NAME = re.compile(r"nearest-x4(?:@(\d+(?:\.\d+)?))?")
 

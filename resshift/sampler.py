@@ -5,7 +5,7 @@
     x_{t-1} = (eta_{t-1} / eta_t) x_t + (alpha_t / eta_t) x0_pred + sqrt(kappa^2 (eta_{t-1} / eta_t) alpha_t) noise(t - 1)
 
 The variance of the last step is zero, so the result is the last x0_pred. What denoises, and where noise comes from, is the caller's:
-a network over the whole latent, the same network tile by tile (`resshift.tiling`), or in tests a function that knows the answer.
+a network over the whole latent, the same network tile by tile (`resshift.tiles.plan`), or in tests a function that knows the answer.
 """
 
 from __future__ import annotations

@@ -28,12 +28,19 @@ from torch import Tensor, nn
 
 from resshift import images, weights
 from resshift.alpha import fill_transparent
-from resshift.batching import Work, alone
-from resshift.colourfix import COLOUR_FIXES, ColourFix
-from resshift.compiled import Compiled, CompiledStage
 from resshift.config import ModelConfig
 from resshift.images import Picture
-from resshift.memory import (
+from resshift.models import Dtype, WeightsError, locate_model
+from resshift.networks import convolution
+from resshift.networks.autoencoder import FirstStage, PixelUnshuffle, build_first_stage
+from resshift.networks.unet import UNetSwin
+from resshift.picture import scaled
+from resshift.schedule import ShiftSchedule
+from resshift.tiles.batching import Work, alone
+from resshift.tiles.chain import Emit, Networks, Noise, ReadRows, RowChain
+from resshift.tiles.colour_fix import COLOUR_FIXES, ColourFix
+from resshift.tiles.compiled import Compiled, CompiledStage
+from resshift.tiles.memory import (
     OVERLAP_SHARE,
     Backoff,
     Footprint,
@@ -44,17 +51,10 @@ from resshift.memory import (
     plan_for,
     tiles_per_call,
 )
-from resshift.models import Dtype, WeightsError, locate_model
-from resshift.networks import convolution
-from resshift.networks.autoencoder import FirstStage, PixelUnshuffle, build_first_stage
-from resshift.networks.unet import UNetSwin
-from resshift.noise_field import NoiseField
-from resshift.output import Filler, PixelRows, RowOutput, Sink, resize_alpha
-from resshift.picture import scaled
-from resshift.rowbuffer import Allocate, in_file, in_memory
-from resshift.rowchain import Emit, Networks, Noise, ReadRows, RowChain
-from resshift.schedule import ShiftSchedule
-from resshift.tiling import TilePlan, plan_tiles
+from resshift.tiles.noise import NoiseField
+from resshift.tiles.output import Filler, PixelRows, RowOutput, Sink, resize_alpha
+from resshift.tiles.plan import TilePlan, plan_tiles
+from resshift.tiles.window import Allocate, in_file, in_memory
 from resshift.training import on_device
 
 Pixels = TypeVar("Pixels", Image.Image, NDArray[Any])
@@ -82,7 +82,7 @@ class Upscaler:
         memory_budget_bytes: what upscaling may take beside the model, the input and the result; it decides the tiles, and so the pixels.
             None: tiles of the usual size.
         optimise: use the faster forms of the networks' layers (`resshift.networks.convolution`); they round differently.
-        compile: run the networks through `torch.compile` (`resshift.compiled`): minutes at the first picture of a size.
+        compile: run the networks through `torch.compile` (`resshift.tiles.compiled`): minutes at the first picture of a size.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class Upscaler:
             steps: of the chain, 1 to as many as the model was trained with, the default. Fewer cost less.
             tile_px: longest side of a tile in input pixels; default: what costs least, up to 256. Smaller needs less memory. A picture that
                 is not larger is computed whole.
-            tile_batch: tiles in a call of the network on a GPU, which several pictures may share (`resshift.batching`); default: as many
+            tile_batch: tiles in a call of the network on a GPU, which several pictures may share (`resshift.tiles.batching`); default: as many
                 as keep it busy (`memory.tiles_per_call`). A CPU computes them one by one.
 
         Returns:
@@ -252,7 +252,7 @@ class Upscaler:
         tile_px: int | None = None,
         tile_batch: int | None = None,
     ) -> Work[Picture]:
-        """Return `upscale` as a work for `resshift.batching.Batcher`, so that pictures share calls: the same bytes, errors when it runs."""
+        """Return `upscale` as a work for `resshift.tiles.batching.Batcher`, so that pictures share calls: the same bytes, errors when it runs."""
         factor = self._checked_outscale(outscale)
         picture = fill_transparent(picture)
         width, height = scaled(picture.width, factor), scaled(picture.height, factor)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from resshift.tiling import cut_axis
+from resshift.tiles.plan import cut_axis
 
 ROOT = Path(__file__).parents[2]
 

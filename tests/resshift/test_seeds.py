@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from resshift.noise_field import NoiseField
 from resshift.seeds import derive, philox, torch_generator
+from resshift.tiles.noise import NoiseField
 
 
 def test_parts_are_told_apart() -> None:

@@ -19,8 +19,8 @@ import pytest
 
 from pipelines.replica import Replica, ReplicaOptions, Started
 from resshift.animation import Frames
-from resshift.batching import Work
 from resshift.images import Picture
+from resshift.tiles.batching import Work
 from serve.__main__ import arguments, configuration, start
 from serve.replica import ReplicaSettings
 from serve.settings import parse

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resshift import images
-from resshift.colourfix import ColourFix, WaveletFix, adain
 from resshift.picture import scaled
 from resshift.resample import RowResampler
+from resshift.tiles.colour_fix import ColourFix, WaveletFix, adain
 
 Sink = Callable[[NDArray[Any]], object]  # takes the next rows, (n, width, channels)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resshift.colourfix import WaveletFix, adain
+from resshift.tiles.colour_fix import WaveletFix, adain
 
 
 def corrected(hq: Tensor, lq: Tensor, scale: int, band: int) -> Tensor:

@@ -1,6 +1,6 @@
 """The method on a picture of any size, row of tiles by row of tiles: bicubic, encode, T steps, decode.
 
-`RowChain` wires the stages of `resshift.wavefront`: what each reads, what it does with a row of tiles that is complete, and what may be
+`RowChain` wires the stages of `resshift.tiles.stages`: what each reads, what it does with a row of tiles that is complete, and what may be
 given up. Values are float32 between stages, whatever the networks compute in.
 """
 
@@ -16,16 +16,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from resshift.batching import Work
 from resshift.config import ModelConfig
 from resshift.diffusion import prior_sample, q_posterior
 from resshift.losses import upsample
 from resshift.networks.autoencoder import FirstStage, PixelUnshuffle
-from resshift.rowbuffer import Allocate, RowBuffer
 from resshift.sampler import network_denoiser
 from resshift.schedule import ShiftSchedule
-from resshift.tiling import TilePlan, reflected
-from resshift.wavefront import Stage, TileStage, capacity, column_parts, drive
+from resshift.tiles.batching import Work
+from resshift.tiles.plan import TilePlan, reflected
+from resshift.tiles.stages import Stage, TileStage, capacity, column_parts, drive
+from resshift.tiles.window import Allocate, RowBuffer
 
 # Bicubic interpolation reads two rows and columns beyond.
 _HALO = 2

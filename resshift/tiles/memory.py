@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from resshift.tiling import TilePlan, plan_tiles
+from resshift.tiles.plan import TilePlan, plan_tiles
 
 # Longest side of a tile when nobody says, in latent positions: beyond, tiles save little work and cost memory.
 DEFAULT_SIDE = 256

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from resshift.tiling import TilePlan, cut_axis, plan_tiles, reflected
+from resshift.tiles.plan import TilePlan, cut_axis, plan_tiles, reflected
 
 SIZES = [(1, 1), (1, 37), (7, 5), (8, 8), (9, 8), (16, 33), (61, 53)]
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from resshift.memory import is_out_of_memory
+from resshift.tiles.memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 

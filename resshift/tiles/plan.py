@@ -3,7 +3,7 @@
 Weights of neighbouring tiles cross smoothly (a raised cosine) over their overlap and sum to one at every position, so a function that
 looks at single positions only (or an identity) gives exactly what it would give on the whole plane. Seams between tiles of a real network
 are kept away by blending the *latent prediction at every step* and by noise that depends on the absolute position
-(`resshift.noise_field.NoiseField`); both are the caller's (`resshift.wavefront`).
+(`resshift.tiles.noise.NoiseField`); both are the caller's (`resshift.tiles.stages`).
 
 Units are positions of the plane that is cut ("latent"); an input or output at another resolution has an integer number of its pixels in
 each.

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resshift.batching import alone
 from resshift.config import ModelConfig
 from resshift.images import Picture, from_tensor
 from resshift.losses import upsample
@@ -21,12 +20,13 @@ from resshift.networks.autoencoder import VQAutoencoder
 from resshift.networks.first_stage_config import FirstStageConfig, VQConfig
 from resshift.networks.unet import UNetSwin
 from resshift.networks.unet_config import UNetConfig
-from resshift.noise_field import NoiseField
 from resshift.presets import test_x4 as toy_preset
-from resshift.rowbuffer import RowBuffer, in_file, in_memory
-from resshift.rowchain import RowChain
 from resshift.sampler import network_denoiser, sample
-from resshift.tiling import TilePlan, reflected
+from resshift.tiles.batching import alone
+from resshift.tiles.chain import RowChain
+from resshift.tiles.noise import NoiseField
+from resshift.tiles.plan import TilePlan, reflected
+from resshift.tiles.window import RowBuffer, in_file, in_memory
 from resshift.training import build_network
 from resshift.upscaler import Upscaler
 

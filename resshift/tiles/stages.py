@@ -10,9 +10,9 @@ picture can be made alone. It need not: a row of tiles of step t can run as soon
 
 Every tile is computed once, with the same neighbours and in the same order as if all were in memory: the picture is the same up to
 rounding (2e-5 in [-1, 1]; blending adds in another order).
-Memory is (T + 2) windows of about two rows of tiles; with windows in files (`resshift.rowbuffer`), a tile.
+Memory is (T + 2) windows of about two rows of tiles; with windows in files (`resshift.tiles.window`), a tile.
 
-Nothing here calls a network: a stage yields the calls it wants (`resshift.batching`), so that tiles of several pictures can share them.
+Nothing here calls a network: a stage yields the calls it wants (`resshift.tiles.batching`), so that tiles of several pictures can share them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from resshift.batching import TileCall, Work
-from resshift.rowbuffer import RowBuffer
-from resshift.tiling import AxisTiles, TilePlan
+from resshift.tiles.batching import TileCall, Work
+from resshift.tiles.plan import AxisTiles, TilePlan
+from resshift.tiles.window import RowBuffer
 
 # Columns that are finished at a time, so that temporaries of a wide picture stay small. The side of a noise block.
 _COLUMNS = 64

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from resshift.batching import Batcher, Done, TileCall, Work, alone
 from resshift.images import Picture
 from resshift.presets import test_x4 as toy_preset
+from resshift.tiles.batching import Batcher, Done, TileCall, Work, alone
 from resshift.training import build_network
 from resshift.upscaler import Upscaler
 

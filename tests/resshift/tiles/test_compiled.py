@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from resshift.compiled import Compiled
 from resshift.networks.first_stage_config import FirstStageConfig, VQConfig
 from resshift.presets import preset
+from resshift.tiles.compiled import Compiled
 from resshift.training import build_network
 from resshift.upscaler import Upscaler
 

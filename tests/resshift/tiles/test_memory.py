@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from resshift.images import Picture
-from resshift.memory import Backoff, MemoryBudgetError, bytes_alive, free_bytes, is_out_of_memory, plan_for, tiles_per_call
 from resshift.presets import preset
+from resshift.tiles.memory import Backoff, MemoryBudgetError, bytes_alive, free_bytes, is_out_of_memory, plan_for, tiles_per_call
 from resshift.training import build_network
 from resshift.upscaler import Upscaler
 
