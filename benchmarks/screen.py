@@ -19,8 +19,9 @@ import record
 from study import load_truths
 
 from pipelines.evaluate import bicubic_resized
-from resshift import images, metrics, seeds
-from resshift.images import Array
+from resshift import metrics, seeds
+from resshift.images import codec
+from resshift.images.codec import Array
 from resshift.lattice import lattice
 from resshift.upscaler import Upscaler
 
@@ -68,7 +69,7 @@ def main() -> int:
         made |= {name: up(truth.lq, seed=seed) for name, up in models.items()}
         for name, picture in made.items():
             found.setdefault(name, {}).setdefault(truth.set, []).append(
-                (screen_db(picture, scale), float(lattice(images.to_tensor(picture), scale)))
+                (screen_db(picture, scale), float(lattice(codec.to_tensor(picture), scale)))
             )
     result = {
         name: {data: dict(zip(MEASURES, np.mean(values, axis=0).round(3).tolist(), strict=True)) for data, values in columns.items()}

@@ -30,9 +30,10 @@ from pipelines.evaluate import PictureSet, bicubic_resized, pairs_of, rgb_u8
 from pipelines.figures import Judge
 from pipelines.pairs import read_groups
 from pipelines.shards import read_manifest, row_groups
-from resshift import images, seeds, storage, weights
+from resshift import seeds, storage, weights
 from resshift.config import RunConfig, with_settings
-from resshift.images import ImageError
+from resshift.images import codec
+from resshift.images.codec import ImageError
 from resshift.losses import Lpips, Objective
 from resshift.networks.autoencoder import build_first_stage
 from resshift.pair import make_pair
@@ -47,8 +48,8 @@ class Truth:
 
     set: str
     key: str
-    lq: images.Array
-    gt: images.Array
+    lq: codec.Array
+    gt: codec.Array
 
 
 def photos(shards: str) -> Iterator[tuple[str, bytes, int]]:
@@ -64,8 +65,8 @@ def photos(shards: str) -> Iterator[tuple[str, bytes, int]]:
 
 def make_pairs(shards: str, config: RunConfig, count: int) -> tuple[Tensor, Tensor]:
     """Return `count` pairs, shuffled: hq (N, H, W, 3) and lq (N, h, w, 3), uint8."""
-    hq: list[images.Array] = []
-    lq: list[images.Array] = []
+    hq: list[codec.Array] = []
+    lq: list[codec.Array] = []
     for key, data, epoch in photos(shards):
         if len(hq) == count:
             break
@@ -82,7 +83,7 @@ def make_pairs(shards: str, config: RunConfig, count: int) -> tuple[Tensor, Tens
 def load_truths(sets: Sequence[str]) -> list[Truth]:
     """Decode the test sets."""
     pairs = [pair for pair in pairs_of([PictureSet.parse(text) for text in sets]) if pair.gt_uri is not None]
-    decoded = [(pair, *(rgb_u8(images.decode(storage.read_bytes(uri))) for uri in (pair.lq_uri, pair.gt_uri or ""))) for pair in pairs]
+    decoded = [(pair, *(rgb_u8(codec.decode(storage.read_bytes(uri))) for uri in (pair.lq_uri, pair.gt_uri or ""))) for pair in pairs]
     return [Truth(pair.set, pair.key, lq, gt) for pair, lq, gt in decoded]
 
 

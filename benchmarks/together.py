@@ -23,7 +23,7 @@ import torch
 from timing import fastest
 from upscale import load
 
-from resshift.images import Picture
+from resshift.images.codec import Picture
 from resshift.tiles.batching import Batcher
 from resshift.upscaler import Upscaler, resolve_device
 

@@ -43,8 +43,8 @@ from timing import stopwatch_for
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from resshift import images
-from resshift.images import Picture
+from resshift.images import codec
+from resshift.images.codec import Picture
 from resshift.models import Dtype
 from resshift.networks.autoencoder import build_first_stage
 from resshift.presets import preset
@@ -143,7 +143,7 @@ def compare(name: str, side: int, rounds: int, device: torch.device, dtype: Dtyp
     """Time both loops on one picture, in turn."""
     fast, slow = load(name, device, dtype), load(name, device, "float32", optimise=False)
     pixels = picture_of(side)
-    lq = images.to_tensor(pixels).to(device)
+    lq = codec.to_tensor(pixels).to(device)
     ratio = slow.config.unet.lq_ratio
     plan = plain.fixed_plan(-(-side // ratio), -(-side // ratio), PLAIN_TILE_PX // ratio, slow.config.unet.size_multiple)
     stopwatch, stages = cpu_stopwatch if busy else stopwatch_for(device), Stages(time.process_time if busy else time.perf_counter)
@@ -163,7 +163,7 @@ def compare(name: str, side: int, rounds: int, device: torch.device, dtype: Dtyp
         with stages.watch():
             seconds["fast"].append(stopwatch(run_fast))
     start = time.perf_counter()
-    images.encode(images.decode(images.encode(Picture(pixels=images.from_tensor(results["fast"].cpu())))))
+    codec.encode(codec.decode(codec.encode(Picture(pixels=codec.from_tensor(results["fast"].cpu())))))
     codec_s = time.perf_counter() - start
     megapixels = (side * fast.scale) ** 2 / 1e6
     medians = {key: statistics.median(values) for key, values in seconds.items()}
@@ -289,7 +289,7 @@ def tera_operations(name: str, side: int, device: torch.device) -> float:
     """Arithmetic of one picture as it is cut, counted once, TFLOP."""
     up = load(name, device, "float32", optimise=False)
     with FlopCounterMode(display=False) as counter:
-        up.upscale_tensor(images.to_tensor(picture_of(side)).to(device))
+        up.upscale_tensor(codec.to_tensor(picture_of(side)).to(device))
     return counter.get_total_flops() / 1e12
 
 

@@ -27,7 +27,7 @@ from pipelines.engines import Engine
 from pipelines.replica import ReplicaOptions, Started, Upscaled
 from pipelines.selection import Item
 from pipelines.stages import Row, StageOptions, prepare, store
-from resshift.animation import Frames
+from resshift.images.animation import Frames
 
 _HAND_ON_S = 5.0  # results of a unit are stored that often, and at its end
 _MAX_ATTEMPTS = 20  # of one item, whatever cut them off: a cluster that loses everything for ever must not be fed for ever

@@ -26,9 +26,10 @@ from ray.data import ActorPoolStrategy
 from pipelines.capacity import has_gpus, reachable
 from pipelines.evaluation import METHODS
 from pipelines.figures import Image, Judge
-from resshift import images, seeds, storage
+from resshift import seeds, storage
 from resshift.degradation import imresize
-from resshift.images import ImageError, Picture
+from resshift.images import codec
+from resshift.images.codec import ImageError, Picture
 from resshift.storage import StorageError
 from resshift.upscaler import Upscaler
 
@@ -179,8 +180,8 @@ class EvaluateStage:
         return {"record": json.dumps(record | values)} | empty | pictures
 
     def _evaluate(self, pair: Pair) -> tuple[dict[str, Any], dict[str, bytes]]:
-        lq = rgb_u8(images.decode(storage.read_bytes(pair.lq_uri)))
-        gt = None if pair.gt_uri is None else rgb_u8(images.decode(storage.read_bytes(pair.gt_uri)))
+        lq = rgb_u8(codec.decode(storage.read_bytes(pair.lq_uri)))
+        gt = None if pair.gt_uri is None else rgb_u8(codec.decode(storage.read_bytes(pair.gt_uri)))
         (height, width), scale = lq.shape[:2], self.upscaler.scale
         if gt is not None and gt.shape[:2] != (scale * height, scale * width):
             expected = f"{width}x{height} times {scale} is {scale * width}x{scale * height}"
@@ -199,7 +200,7 @@ class EvaluateStage:
             results["against"] = self.other(lq, seed=seed, tile_px=tile_px)
         values |= {method: self.judge(result, gt) for method, result in results.items()}
         pictures = {"lq": lq} | results | ({} if gt is None else {"gt": gt})
-        return values, {name: images.encode(Picture(pixels=pixels)) for name, pixels in pictures.items()}
+        return values, {name: codec.encode(Picture(pixels=pixels)) for name, pixels in pictures.items()}
 
 
 def default_replicas(num_pairs: int) -> int:

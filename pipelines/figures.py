@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from resshift import images, metrics
+from resshift import metrics
+from resshift.images import codec
 from resshift.losses import Lpips
 from resshift.niqe import Niqe
 
@@ -92,7 +93,7 @@ class Judge:
             figures |= against_truth(result, gt, self.border)
             if self.lpips is not None:
                 with torch.inference_mode():
-                    figures["lpips"] = float(self.lpips(images.to_tensor(result), images.to_tensor(gt)))
+                    figures["lpips"] = float(self.lpips(codec.to_tensor(result), codec.to_tensor(gt)))
         if self.niqe is not None and (distance := self.niqe(result, self.border)) is not None:
             figures["niqe"] = distance
         return figures | {name: call(result) for name, call in self.user_installed.items()}
@@ -124,6 +125,6 @@ def _from_pyiqa(name: str) -> Callable[[Image], float]:
 
     def measure(result: Image) -> float:
         with torch.inference_mode():
-            return float(metric(images.to_tensor(result) / 2 + 0.5))
+            return float(metric(codec.to_tensor(result) / 2 + 0.5))
 
     return measure

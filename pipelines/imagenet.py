@@ -27,7 +27,7 @@ from pipelines.inputs import Item
 from pipelines.shards import SCHEMA, Reason, Shard
 from pipelines.tasks import results
 from resshift import seeds, storage
-from resshift.images import ImageError, ImageLimits, Picture, decode, encode, fit_format, probe
+from resshift.images.codec import ImageError, ImageLimits, Picture, decode, encode, fit_format, probe
 from resshift.pair import use_one_thread
 from resshift.storage import StorageError, StorageReason
 

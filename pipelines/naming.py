@@ -6,7 +6,7 @@ import posixpath
 from typing import Literal
 
 from pipelines.ledger import DIRECTORY
-from resshift.images import Format
+from resshift.images.codec import Format
 
 OutputFormat = Literal["keep", "png", "jpeg", "webp", "tiff"]
 FIELDS = ("dir", "name", "stem", "ext", "scale")

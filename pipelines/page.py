@@ -23,9 +23,9 @@ from string import Template
 from types import MappingProxyType
 from typing import Literal
 
-from resshift.exif import read_orientation
-from resshift.header import read_header
-from resshift.picture import ImageLimits
+from resshift.images.exif import read_orientation
+from resshift.images.header import read_header
+from resshift.images.types import ImageLimits
 
 __all__ = ["Card", "Histogram", "comparison_page", "security_policy"]
 

@@ -36,7 +36,7 @@ from pipelines.shards import RowGroup, read_manifest, read_pictures, row_groups
 from resshift import degradation, storage
 from resshift.allocator import keep_freed_pages
 from resshift.config import ConfigError, DataConfig, TrainConfig
-from resshift.images import ImageError
+from resshift.images.codec import ImageError
 from resshift.pair import Pair, make_pair, use_one_thread
 
 logger = logging.getLogger(__name__)

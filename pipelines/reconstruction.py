@@ -14,12 +14,13 @@ import torch
 
 from pipelines.evaluate import rgb_u8
 from pipelines.figures import Image, Judge
-from resshift import images, storage, weights
+from resshift import storage, weights
 from resshift.autoencoder_training import AutoencoderRunConfig
 from resshift.config import ConfigError
-from resshift.images import ImageError
+from resshift.images import codec
+from resshift.images.codec import ImageError
+from resshift.images.types import Picture
 from resshift.networks.autoencoder import VQAutoencoder
-from resshift.picture import Picture
 from resshift.storage import StorageError
 
 _LIMIT = 64  # pictures
@@ -36,9 +37,9 @@ def centre(rgb: Image, side: int, factor: int) -> Image:
 def reconstruct(autoencoder: VQAutoencoder, rgb: Image) -> tuple[Image, Image, set[int]]:
     """Return the picture after quantisation and decoding, after decoding alone, and the codes it used."""
     device = next(autoencoder.parameters()).device
-    z = autoencoder.encode(images.to_tensor(rgb).to(device))
+    z = autoencoder.encode(codec.to_tensor(rgb).to(device))
     z_q, indices = autoencoder.quantize(z)
-    pictures = [images.from_tensor(autoencoder.decode(latent, quantize=False).float()) for latent in (z_q, z)]
+    pictures = [codec.from_tensor(autoencoder.decode(latent, quantize=False).float()) for latent in (z_q, z)]
     return pictures[0], pictures[1], set(indices.unique().tolist())
 
 
@@ -61,7 +62,7 @@ def report(photos: str, config: AutoencoderRunConfig, init: str, out: str) -> tu
             break
         row: dict[str, Any] = {"key": entry.key, "status": "ok"}
         try:
-            picture = rgb_u8(images.decode(storage.read_bytes(entry.uri)))
+            picture = rgb_u8(codec.decode(storage.read_bytes(entry.uri)))
         except (ImageError, StorageError) as error:
             rows.append(row | {"status": "failed", "reason": str(error.reason), "message": str(error)})
             continue
@@ -85,6 +86,6 @@ def report(photos: str, config: AutoencoderRunConfig, init: str, out: str) -> tu
     summary |= {"codes_used": len(codes), "codes": config.first_stage.vq.n_embed, "rows": rows}
     storage.write_bytes(storage.join(out, "report.json"), (json.dumps(summary, indent=2) + "\n").encode())
     if shown:
-        storage.write_bytes(storage.join(out, "pictures.png"), images.encode(Picture(pixels=np.concatenate(shown, axis=0))))
+        storage.write_bytes(storage.join(out, "pictures.png"), codec.encode(Picture(pixels=np.concatenate(shown, axis=0))))
     table = [["", *means["quantised"]]] + [[kind, *(f"{value:.4f}" for value in figures.values())] for kind, figures in means.items()]
     return [*table, ["codes used", f"{len(codes)}/{config.first_stage.vq.n_embed}"]], len(rows) - len(good)

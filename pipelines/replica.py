@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Protocol
 from pipelines.standin import standin
 from resshift import seeds
 from resshift.allocator import keep_freed_pages
-from resshift.animation import Frames
-from resshift.images import Picture
+from resshift.images.animation import Frames
+from resshift.images.codec import Picture
 from resshift.models import locate_model
 
 if TYPE_CHECKING:

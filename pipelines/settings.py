@@ -12,9 +12,9 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from pipelines.bulk import BulkOptions
-from resshift.animation import FrameChoice
-from resshift.decoder import DecoderLimits
-from resshift.images import ImageLimits
+from resshift.images.animation import FrameChoice
+from resshift.images.codec import ImageLimits
+from resshift.images.sandbox import DecoderLimits
 from resshift.s3 import S3Options
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)

@@ -14,7 +14,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from resshift.images import Picture
+from resshift.images.codec import Picture
 from resshift.models import WeightsError
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ from pipelines.tasks import results
 from resshift import degradation, seeds, storage
 from resshift.config import flatten
 from resshift.degradation import DegradationRecipe
-from resshift.images import ImageError, ImageLimits, Picture, encode
+from resshift.images.codec import ImageError, ImageLimits, Picture, encode
 from resshift.pair import use_one_thread
 from resshift.photo import decode_photo
 from resshift.storage import StorageError

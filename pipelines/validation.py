@@ -21,13 +21,14 @@ from torch import Tensor
 from pipelines.evaluate import bicubic_resized, folders_of, pair_up, rgb_u8
 from pipelines.pairs import read_groups
 from pipelines.shards import read_manifest, row_groups
-from resshift import images, metrics, storage
+from resshift import metrics, storage
 from resshift.config import ConfigError, DataConfig, ValidationConfig
 from resshift.degradation import DegradationRecipe
-from resshift.images import ImageError
+from resshift.images import codec
+from resshift.images.codec import ImageError
+from resshift.images.types import Picture
 from resshift.losses import Lpips
 from resshift.pair import make_pair
-from resshift.picture import Picture
 
 logger = logging.getLogger(__name__)
 Image = NDArray[np.uint8]
@@ -83,7 +84,7 @@ def _from_folders(lq_root: str, gt_root: str, limit: int, crop_px: int, scale: i
     found: list[Held] = []
     for pair in sorted(pairs, key=lambda pair: pair.key):
         try:
-            lq, gt = (rgb_u8(images.decode(storage.read_bytes(uri))) for uri in (pair.lq_uri, pair.gt_uri or ""))
+            lq, gt = (rgb_u8(codec.decode(storage.read_bytes(uri))) for uri in (pair.lq_uri, pair.gt_uri or ""))
         except ImageError as error:
             logger.warning("validation picture %s is left out: %s", pair.key, error)
             continue
@@ -173,7 +174,7 @@ class Validator:
             chosen = indices or [len(self.pictures) - 1]
             results = self._render(renderer, [self.pictures[i] for i in chosen])
             for i, result in zip(indices, results, strict=False):
-                shown = images.from_tensor(result[None]) if i < self.config.grid else None
+                shown = codec.from_tensor(result[None]) if i < self.config.grid else None
                 own.append((i, self._measure(result, self.pictures[i].hq_u8), shown))
         gathered: list[Any] = [own]
         if self.num_ranks > 1:
@@ -193,7 +194,7 @@ class Validator:
             return list(renderer.render(tensors, [item.key for item in held]).float().clamp(-1, 1))
 
     def _measure(self, result: Tensor, hq_u8: Image) -> dict[str, float]:
-        ours = images.from_tensor(result[None])
+        ours = codec.from_tensor(result[None])
         y, y_hq = metrics.luma(ours), metrics.luma(hq_u8)
         # Equal pictures have an infinite PSNR; 100 dB keeps the mean readable, and is beyond what 8 bits can show.
         figures = {
@@ -202,7 +203,7 @@ class Validator:
         }
         if self.lpips is not None:
             with torch.no_grad():
-                figures["lpips"] = float(self.lpips(result[None], images.to_tensor(hq_u8).to(self.device)))
+                figures["lpips"] = float(self.lpips(result[None], codec.to_tensor(hq_u8).to(self.device)))
         return figures
 
     def _summary(self, items: Sequence[tuple[int, dict[str, float], Image | None]]) -> Validated:
@@ -215,7 +216,7 @@ class Validator:
         if not rows:
             return Validated(means, None, None)
         grid = np.concatenate(rows, axis=0)
-        return Validated(means, grid, images.encode(Picture(pixels=grid)))
+        return Validated(means, grid, codec.encode(Picture(pixels=grid)))
 
 
 def _as_large_as(lq_u8: Image, result: Image) -> Image:

@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from resshift.images import decode
-from resshift.picture import ImageLimits
+from resshift.images.codec import decode
+from resshift.images.types import ImageLimits
 
 _START, _END = b"\xff\xd8", b"\xff\xd9"
 _SOS, _EXIF, _ICC = 0xDA, 0xE1, 0xE2

@@ -26,15 +26,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from resshift import images, weights
-from resshift.alpha import fill_transparent
+from resshift import weights
 from resshift.config import ModelConfig
-from resshift.images import Picture
+from resshift.images import codec
+from resshift.images.alpha import fill_transparent
+from resshift.images.codec import Picture
+from resshift.images.types import scaled
 from resshift.models import Dtype, WeightsError, locate_model
 from resshift.networks import convolution
 from resshift.networks.autoencoder import FirstStage, PixelUnshuffle, build_first_stage
 from resshift.networks.unet import UNetSwin
-from resshift.picture import scaled
 from resshift.schedule import ShiftSchedule
 from resshift.tiles.batching import Work, alone
 from resshift.tiles.chain import Emit, Networks, Noise, ReadRows, RowChain
@@ -215,7 +216,7 @@ class Upscaler:
         """
         upscale = partial(self.upscale, seed=seed, outscale=outscale, steps=steps, tile_px=tile_px, tile_batch=tile_batch)
         if isinstance(image, Image.Image):
-            return images.to_pil(upscale(images.from_pil(image)))
+            return codec.to_pil(upscale(codec.from_pil(image)))
         channels = _channels_of(image)
         pixels = image.reshape(*image.shape[:2], channels)
         picture = Picture(
@@ -458,7 +459,7 @@ class Upscaler:
         output = RowOutput(source, sink, scale=self.scale, factor=factor, colour_fix=self.colour_fix)
         yield from self._chain(
             (height, width),
-            read=lambda top, bottom: images.to_tensor(source[top:bottom])[0].to(self.device),
+            read=lambda top, bottom: codec.to_tensor(source[top:bottom])[0].to(self.device),
             emit=output.push,
             noise=_field(seed, self.first_stage.channels),
             steps=steps,

@@ -21,7 +21,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
 import resshift
-from resshift.images import Format
+from resshift.images.codec import Format
 from serve import front, problems, routes, site
 from serve.jobs import JobKeeper
 from serve.keys import is_loopback

@@ -29,7 +29,7 @@ from pipelines.progress import Progress
 from pipelines.request import check_places, remaining_work, requested_inputs, requested_job
 from pipelines.upscale import Job, close_job, engine_options, run_job_in_loop
 from resshift import storage
-from resshift.images import Format
+from resshift.images.codec import Format
 from resshift.models import WeightsError, cache_directory
 from resshift.storage import StorageError
 from serve.engine import ServeEngine

@@ -17,7 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve._private.common import ReplicaState
 
 from pipelines.replica import ModelFacts, ReplicaOptions, Upscaled, describe_model
-from resshift.animation import Frames
+from resshift.images.animation import Frames
 from serve.problems import Problem, picture_problem
 from serve.replica import app_name
 

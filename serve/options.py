@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.naming import CONTENT_TYPES
-from resshift.images import Format
+from resshift.images.codec import Format
 from serve.problems import Problem
 
 Outscale = Annotated[float, Field(gt=0, le=16)]

@@ -14,11 +14,11 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 
 from pipelines.naming import CONTENT_TYPES
-from resshift import images
-from resshift.animation import Frames, encode_frames, fit_frames
-from resshift.decoder import Decoder, DecoderDied, DecoderLimits, DecoderTimeout
-from resshift.images import Format, ImageError, ImageHeader, Picture
-from resshift.picture import scaled
+from resshift.images import codec
+from resshift.images.animation import Frames, encode_frames, fit_frames
+from resshift.images.codec import Format, ImageError, ImageHeader, Picture
+from resshift.images.sandbox import Decoder, DecoderDied, DecoderLimits, DecoderTimeout
+from resshift.images.types import scaled
 from serve.limits import Admission, Deadline
 from serve.models import Model, Readiness, find_model
 from serve.options import PictureOptions
@@ -72,7 +72,7 @@ class Decoding:
             Problem: with the picture's reason.
         """
         try:
-            return await asyncio.to_thread(images.probe, data, self.limits.images)
+            return await asyncio.to_thread(codec.probe, data, self.limits.images)
         except ImageError as error:
             raise picture_problem(error.reason, str(error)) from None
 
@@ -206,7 +206,7 @@ def encode_result(picture: Picture, format: Format, options: PictureOptions) -> 
         Problem: the result does not fit into the format.
     """
     if options.metadata == "keep":
-        picture = images.in_own_profile(picture)
+        picture = codec.in_own_profile(picture)
     else:
         # A 16-bit picture's samples mean nothing without its profile; 8-bit ones are sRGB here.
         is_deep = picture.pixels.dtype.itemsize > 1

@@ -21,7 +21,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from resshift.images import Reason
+from resshift.images.codec import Reason
 
 MEDIA_TYPE = "application/problem+json"
 

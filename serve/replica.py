@@ -23,7 +23,7 @@ from ray import serve
 from pipelines.capacity import has_gpus
 from pipelines.engines import UNITS_PER_REPLICA, EngineOptions
 from pipelines.replica import Replica, ReplicaOptions, Started, Upscaled, describe_model
-from resshift.animation import Frames
+from resshift.images.animation import Frames
 
 _HEALTH_CHECK_S = 2.0
 

@@ -12,8 +12,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from fastapi import Request
 
-from resshift.animation import Frames
-from resshift.images import Format, Picture
+from resshift.images.animation import Frames
+from resshift.images.codec import Format, Picture
 from serve.keys import Caller, Keys
 from serve.limits import ByteBudget
 from serve.metrics import Metrics

@@ -14,8 +14,8 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from pipelines.settings import BulkSettings
-from resshift.decoder import DecoderLimits
-from resshift.images import ImageLimits
+from resshift.images.codec import ImageLimits
+from resshift.images.sandbox import DecoderLimits
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 

@@ -109,7 +109,7 @@ def victims(pid: int) -> list[tuple[int, str]]:
     kinds = {"ray::Replica": "replica", "ray::ServeReplica": "replica", "ray::_prepare": "worker", "ray::_store": "worker"}
     found = [(one, title(one)) for one in descendants(pid)]
     named = [(one, next((kind for start, kind in kinds.items() if text.startswith(start)), "")) for one, text in found]
-    named += [(one, "decoder") for one, text in found if "resshift.decoder" in text]
+    named += [(one, "decoder") for one, text in found if "resshift.images.sandbox" in text]
     return [(one, kind) for one, kind in named if kind]
 
 

@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import harness
 import servers
 
-from resshift import images, s3, storage
+from resshift import s3, storage
+from resshift.images import codec
 
 SOURCE, TARGET = "s3://pictures/in", "s3://pictures/out/x4"
 
@@ -63,7 +64,7 @@ def use(client: httpx2.Client, cancel_at: int) -> tuple[dict[str, Any], dict[str
     rows = harness.all_rows(TARGET)
     wrong = 0
     for row in rows:
-        given, made = (images.decode(storage.read_bytes(uri)).pixels for uri in (f"{SOURCE}/{row['key']}", f"{TARGET}/{row['output']}"))
+        given, made = (codec.decode(storage.read_bytes(uri)).pixels for uri in (f"{SOURCE}/{row['key']}", f"{TARGET}/{row['output']}"))
         wrong += not (made == given.repeat(4, axis=0).repeat(4, axis=1)).all()
     result = {
         "progress": watched["progress"],

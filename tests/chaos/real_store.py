@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import harness
 import servers
 
-from resshift import images, s3, storage
+from resshift import s3, storage
+from resshift.images import codec
 
 
 def main() -> int:
@@ -60,8 +61,8 @@ def main() -> int:
         wrong = 0
         for row in rows:
             if row["status"] == "ok":
-                original = images.decode(storage.read_bytes(f"{source}/{row['key']}")).pixels
-                written = images.decode(storage.read_bytes(f"{target}/{row['output']}")).pixels
+                original = codec.decode(storage.read_bytes(f"{source}/{row['key']}")).pixels
+                written = codec.decode(storage.read_bytes(f"{target}/{row['output']}")).pixels
                 wrong += not (written == original.repeat(4, axis=0).repeat(4, axis=1)).all()
         reports = {name: storage.exists(f"{target}/_resshift/report.{name}") for name in ("html", "json", "csv")}
         text = (work / "job.log").read_text(errors="replace")

@@ -24,7 +24,7 @@ from pipelines.selection import Item, Selection, Worklist
 from pipelines.stages import Row, StageOptions, UpscaleOptions
 from pipelines.upscale import entries
 from pipelines.writer import LedgerWriter
-from resshift import images
+from resshift.images import codec
 from serve.engine import ServeEngine
 
 Encode = Callable[..., bytes]
@@ -139,8 +139,8 @@ class TestOnRay:
         assert len({row["key"] for row in rows}) == 11
         for row in rows:
             if row["status"] == "ok":
-                source = images.decode((tree / row["key"]).read_bytes()).pixels
-                written = images.decode((tmp_path / "out" / row["output"]).read_bytes()).pixels
+                source = codec.decode((tree / row["key"]).read_bytes()).pixels
+                written = codec.decode((tmp_path / "out" / row["output"]).read_bytes()).pixels
                 assert (written == source.repeat(4, axis=0).repeat(4, axis=1)).all()
 
     def test_a_picture_that_kills_replicas_is_charged_and_its_neighbours_are_not(self, tree: Path, tmp_path: Path) -> None:

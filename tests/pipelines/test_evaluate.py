@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipelines.evaluate import EvaluateOptions, EvaluateStage, Pair, PictureSet, bicubic_resized, pair_up, pairs_of
-from resshift import images
+from resshift.images import codec
 
 
 def write(folder: Path, *names: str) -> str:
@@ -74,7 +74,7 @@ def test_bicubic_of_a_flat_picture_is_flat() -> None:
 def test_a_truth_of_another_size_is_a_row_that_says_so(tmp_path: Path) -> None:
     pictures = {"lq": (10, 12), "right": (40, 48), "wrong": (40, 44)}
     for name, size in pictures.items():
-        (tmp_path / f"{name}.png").write_bytes(images.encode(images.Picture(pixels=np.zeros((*size, 3), np.uint8))))
+        (tmp_path / f"{name}.png").write_bytes(codec.encode(codec.Picture(pixels=np.zeros((*size, 3), np.uint8))))
     stage = EvaluateStage(EvaluateOptions(model="tiny-x4"))
     records: list[dict[str, Any]] = []
     for name in ("right", "wrong"):

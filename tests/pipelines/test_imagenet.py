@@ -20,7 +20,7 @@ from pipelines.imagenet import ShardOptions, ShardTask, build_shard, plan_shards
 from pipelines.inputs import Item, list_inputs
 from pipelines.shards import Shard, ShardSummary, read_manifest, read_pictures, row_groups, write_manifest
 from pipelines.status import status_of, summaries_of
-from resshift import images
+from resshift.images import codec
 from resshift.storage import StorageError, StorageReason
 
 Encode = Callable[..., bytes]
@@ -120,7 +120,7 @@ def test_larger_pictures_are_shrunk_and_none_is_enlarged(encode: Encode) -> None
     ramp = np.broadcast_to(np.linspace(0, 255, 300, dtype=np.float32)[None, :, None], (200, 300, 3)).astype(np.uint8)
     found = row("x.png", cv2.imencode(".png", ramp)[1].tobytes(), options)
     assert (found["status"], found["width"], found["height"], found["message"]) == ("ok", 96, 64, "was 300x200 RGB PNG")
-    header, picture = images.probe(found["bytes"]), images.decode(found["bytes"])
+    header, picture = codec.probe(found["bytes"]), codec.decode(found["bytes"])
     assert (header.format, picture.width, picture.height, found["size_bytes"]) == ("JPEG", 96, 64, len(found["bytes"]))
     expected = cv2.resize(ramp, (96, 64), interpolation=cv2.INTER_AREA)
     assert np.abs(picture.pixels.astype(int) - expected).max() <= 2  # JPEG of quality 95
@@ -128,7 +128,7 @@ def test_larger_pictures_are_shrunk_and_none_is_enlarged(encode: Encode) -> None
     small = encode(0, 64, 80)
     assert row("x.png", small, options)["bytes"] == small
     grey = row("x.png", cv2.imencode(".png", ramp[..., 0])[1].tobytes(), options)
-    assert (grey["mode"], images.decode(grey["bytes"]).pixels.shape) == ("L", (64, 96, 1))
+    assert (grey["mode"], codec.decode(grey["bytes"]).pixels.shape) == ("L", (64, 96, 1))
 
 
 @pytest.mark.parametrize(("name", "value"), [("min_side_px", 0), ("shard_bytes", 0), ("short_side_px", 16)])

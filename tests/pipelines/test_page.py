@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from pipelines.page import Card, Histogram, comparison_page
-from resshift.exif import ORIENTATION
+from resshift.images.exif import ORIENTATION
 
 HOSTILE = "<script>alert('x')</script>\" onload=\"alert(1)"
 URL_ATTRIBUTES = ("src", "href", "srcset", "action", "formaction", "data", "poster", "background", "xlink:href", "ping")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from resshift import photo
-from resshift.images import ImageError, decode
+from resshift.images.codec import ImageError, decode
 from resshift.photo import decode_photo
 from resshift.seeds import philox
 

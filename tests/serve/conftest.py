@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from pipelines.replica import describe_model
 from pipelines.standin import Nearest
-from resshift.animation import Frames
+from resshift.images.animation import Frames
 from serve.app import create_app
 from serve.jobs import JobKeeper
 from serve.pictures import PictureService

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from resshift.images import Reason
+from resshift.images.codec import Reason
 from serve.problems import KINDS, MEDIA_TYPE, Problem, picture_problem
 
 

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from pipelines.replica import Replica, ReplicaOptions, Started
-from resshift.animation import Frames
-from resshift.images import Picture
+from resshift.images.animation import Frames
+from resshift.images.codec import Picture
 from resshift.tiles.batching import Work
 from serve.__main__ import arguments, configuration, start
 from serve.replica import ReplicaSettings

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from resshift.images import Picture
+from resshift.images.codec import Picture
 from resshift.presets import test_x4 as toy_preset
 from resshift.tiles.batching import Batcher, Done, TileCall, Work, alone
 from resshift.training import build_network

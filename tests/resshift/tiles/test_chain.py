@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from resshift.config import ModelConfig
-from resshift.images import Picture, from_tensor
+from resshift.images.codec import Picture, from_tensor
 from resshift.losses import upsample
 from resshift.networks.autoencoder import VQAutoencoder
 from resshift.networks.first_stage_config import FirstStageConfig, VQConfig

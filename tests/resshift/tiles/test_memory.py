@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from resshift.images import Picture
+from resshift.images.codec import Picture
 from resshift.presets import preset
 from resshift.tiles.memory import Backoff, MemoryBudgetError, bytes_alive, free_bytes, is_out_of_memory, plan_for, tiles_per_call
 from resshift.training import build_network

@@ -3,7 +3,7 @@
     with Decoder(DecoderLimits(seconds=60)) as decoder:
         frames = decoder.decode(data)          ImageError for a bad file; DecoderDied, DecoderTimeout when it took the process down
 
-The child is `python -m resshift.decoder`: one for the life of the parent, started again after a crash. It imports neither torch nor ray, so
+The child is `python -m resshift.images.sandbox`: one for the life of the parent, started again after a crash. It imports neither torch nor ray, so
 a start takes 0.3 s and 60 MB. One file is in it at a time: a crash belongs to that file and to no other. Files travel over a socket pair,
 pixels come back the same way; the child ends when its end of the pair closes, however the parent went.
 
@@ -24,8 +24,8 @@ import sys
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from resshift.animation import FrameChoice, Frames, decode_frames
-from resshift.images import ImageError, ImageLimits, Reason
+from resshift.images.animation import FrameChoice, Frames, decode_frames
+from resshift.images.codec import ImageError, ImageLimits, Reason
 
 _LENGTH = struct.Struct(">Q")
 
@@ -97,7 +97,7 @@ class Decoder:
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", "resshift.decoder", str(theirs.fileno()), str(self.limits.memory_bytes)]
+            command = [sys.executable, "-m", "resshift.images.sandbox", str(theirs.fileno()), str(self.limits.memory_bytes)]
             # The parent's import path, not its environment's: a Ray worker finds the package in a directory of its job.
             environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
             self._child = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL)
@@ -183,7 +183,7 @@ def _serve(channel: socket.socket) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Run the child: `python -m resshift.decoder FD MEMORY_BYTES`."""
+    """Run the child: `python -m resshift.images.sandbox FD MEMORY_BYTES`."""
     import cv2
 
     cv2.setNumThreads(1)

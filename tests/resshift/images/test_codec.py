@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from resshift.images import (
+from resshift.images.codec import (
     Format,
     ImageError,
     ImageLimits,

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from resshift import images
-from resshift.pngrows import PngRows
+from resshift.images import codec
+from resshift.images.pngrows import PngRows
 
 
 def written(pixels: np.ndarray, band: int) -> bytes:
@@ -26,7 +26,7 @@ def test_decoders_read_what_was_written(dtype: type, channels: int) -> None:
     pixels = np.random.default_rng(channels).integers(0, np.iinfo(dtype).max, (37, 21, channels), dtype, endpoint=True)
     data = written(pixels, 5)
     assert data == written(pixels, 37)
-    picture = images.decode(data)
+    picture = codec.decode(data)
     assert np.array_equal(picture.pixels, pixels[..., : 1 if channels < 3 else 3])
     if channels in (2, 4):
         assert picture.alpha is not None

@@ -9,7 +9,7 @@ Pillow's default). OpenCV's channel order is BGR: nowhere outside this module.
 
 Value ranges: uint8 0-255 or uint16 0-65535 in arrays, [-1, 1] float32 in tensors.
 
-What it does not do: animation (`resshift.animation`), floating-point colour, more than four bands (what Pillow makes of the first, with a
+What it does not do: animation (`resshift.images.animation`), floating-point colour, more than four bands (what Pillow makes of the first, with a
 note).
 """
 
@@ -23,12 +23,12 @@ import cv2
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
-from resshift.colour import from_srgb, to_srgb
-from resshift.containers import essential_png, grey_alpha_png, insert_png_chunks, tiff_bytes
-from resshift.exif import descriptive_exif, read_orientation, resize_exif, upright
-from resshift.header import count_frames, identify, probe, read_header, refusals, sample_bits
-from resshift.picture import Array, ImageError, ImageHeader, ImageLimits, Picture, Reason, check_pixels
-from resshift.xmp import descriptive_xmp, resize_xmp
+from resshift.images.containers import essential_png, grey_alpha_png, insert_png_chunks, tiff_bytes
+from resshift.images.exif import descriptive_exif, read_orientation, resize_exif, upright
+from resshift.images.header import count_frames, identify, probe, read_header, refusals, sample_bits
+from resshift.images.icc import from_srgb, to_srgb
+from resshift.images.types import Array, ImageError, ImageHeader, ImageLimits, Picture, Reason, check_pixels
+from resshift.images.xmp import descriptive_xmp, resize_xmp
 
 if TYPE_CHECKING:
     from torch import Tensor  # imported by the two functions that need it: a process that only decodes starts in 0.3 s

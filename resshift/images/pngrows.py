@@ -1,7 +1,7 @@
 """Write a PNG row by row: what a picture too large to hold is streamed into (PNG specification, third edition).
 
 Rows are filtered with "sub" (the difference to the pixel on the left) and compressed with zlib's fastest level and run-length strategy, the
-choice `resshift.images.encode` makes too. The bytes depend on the pixels only, not on how many rows come at a time.
+choice `resshift.images.codec.encode` makes too. The bytes depend on the pixels only, not on how many rows come at a time.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from resshift.picture import Picture
+from resshift.images.types import Picture
 
 _SIGMA_PX = 4.0  # reaches about 12 px from an edge, more than a tile's context makes visible
 

@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
-from resshift.picture import ImageError, ImageHeader, ImageLimits, Reason
+from resshift.images.types import ImageError, ImageHeader, ImageLimits, Reason
 
 _FACTORIES: dict[str, Callable[[io.BytesIO], Image.Image]] = {
     "JPEG": lambda fp: JpegImagePlugin.jpeg_factory(fp, ""),

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resshift import images
-from resshift.decoder import Decoder, DecoderDied, DecoderLimits, DecoderTimeout
-from resshift.images import ImageError, ImageLimits, Reason
+from resshift.images import codec
+from resshift.images.codec import ImageError, ImageLimits, Reason
+from resshift.images.sandbox import Decoder, DecoderDied, DecoderLimits, DecoderTimeout
 
 
 def png(height: int, width: int, seed: int = 0) -> bytes:
@@ -28,7 +28,7 @@ def test_pictures_and_refusals_are_those_of_the_library() -> None:
         for i in range(3):
             data = png(30, 40, i)
             (picture,) = decoder.decode(data).pictures
-            np.testing.assert_array_equal(picture.pixels, images.decode(data).pixels)
+            np.testing.assert_array_equal(picture.pixels, codec.decode(data).pixels)
             with pytest.raises(ImageError) as caught:
                 decoder.decode(data[:-100])
             assert caught.value.reason is Reason.TRUNCATED

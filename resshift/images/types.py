@@ -1,6 +1,6 @@
 """What a picture is, what is accepted, and why one is refused: the types of `images`.
 
-Everyone imports them from `resshift.images`.
+Everyone imports them from `resshift.images.codec`.
 """
 
 from __future__ import annotations
