@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from resshift.area import area_resize
 from resshift.config import DataConfig
 from resshift.distortion import distorted_square, draw_distortion
+from resshift.resize.area import area_resize
 
 Image = NDArray[np.uint8]
 

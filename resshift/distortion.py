@@ -30,8 +30,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from resshift.area import area_resize
 from resshift.degradation.ranges import Draws
+from resshift.resize.area import area_resize
 
 Image = NDArray[np.uint8]
 Corners = tuple[float, float, float, float, float, float, float, float]

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from resshift.area import area_resize
+from resshift.resize.area import area_resize
 
 InterpolationMode = Literal["area", "bilinear", "bicubic"]
 

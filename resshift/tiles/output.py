@@ -15,7 +15,7 @@ from torch import Tensor
 
 from resshift.images import codec
 from resshift.images.types import scaled
-from resshift.resample import RowResampler
+from resshift.resize.bicubic import RowResampler
 from resshift.tiles.colour_fix import ColourFix, WaveletFix, adain
 
 Sink = Callable[[NDArray[Any]], object]  # takes the next rows, (n, width, channels)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resshift.resample import RowResampler
+from resshift.resize.bicubic import RowResampler
 
 
 def resized(picture: Tensor, size: tuple[int, int], band: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from resshift.area import Rule, area_resize
+from resshift.resize.area import Rule, area_resize
 from resshift.seeds import philox
 
 SIZES = [(12, 9), (33, 47), (61, 90), (64, 51), (31, 100)]
