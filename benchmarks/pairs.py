@@ -31,12 +31,12 @@ from timing import Timing, cpu_stopwatch
 
 from resshift import seeds
 from resshift.config import DataConfig
-from resshift.crops import training_crop
 from resshift.degradation import DegradationRecipe, draw, realesrgan_x4
 from resshift.degradation.apply import apply_operation
 from resshift.degradation.jpeg import from_u8, to_u8
-from resshift.pair import make_pair, use_one_thread
-from resshift.photo import decode_photo
+from resshift.pairs.crops import training_crop
+from resshift.pairs.jpeg import decode_photo
+from resshift.pairs.pair import make_pair, use_one_thread
 
 CROP = DataConfig(crop="short_side", crop_px=256)
 STAGES = ("decode", "crop", "draw", "blur", "resize", "noise", "jpeg", "rounding")

@@ -25,7 +25,7 @@ from pipelines.imagenet import ShardOptions
 from pipelines.pairs import fair_share, rank_batches, rows_per_task, task_sizes
 from pipelines.prepare import prepare_here
 from resshift.config import DataConfig
-from resshift.pair import make_pair, use_one_thread
+from resshift.pairs.pair import make_pair, use_one_thread
 from resshift.presets import preset
 
 _STORE_BYTES = 2 << 30  # Ray itself would take 30 % of a machine's memory

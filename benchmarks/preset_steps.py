@@ -31,7 +31,7 @@ from torch import nn
 from train_step import build
 
 from resshift.networks.autoencoder import VQAutoencoder
-from resshift.pair import make_pair
+from resshift.pairs.pair import make_pair
 from resshift.presets import PRESETS, preset
 from resshift.training import DiffusionLearner
 

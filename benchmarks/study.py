@@ -36,7 +36,7 @@ from resshift.images import codec
 from resshift.images.codec import ImageError
 from resshift.losses import Lpips, Objective
 from resshift.networks.autoencoder import build_first_stage
-from resshift.pair import make_pair
+from resshift.pairs.pair import make_pair
 from resshift.presets import preset
 from resshift.training import DiffusionLearner, build_network, on_device, start_from
 from resshift.upscaler import Upscaler

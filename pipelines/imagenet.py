@@ -28,7 +28,7 @@ from pipelines.shards import SCHEMA, Reason, Shard
 from pipelines.tasks import results
 from resshift import seeds, storage
 from resshift.images.codec import ImageError, ImageLimits, Picture, decode, encode, fit_format, probe
-from resshift.pair import use_one_thread
+from resshift.pairs.pair import use_one_thread
 from resshift.storage import StorageError, StorageReason
 
 _READERS = 8  # requests to a bucket at a time

@@ -37,7 +37,7 @@ from resshift import degradation, storage
 from resshift.allocator import keep_freed_pages
 from resshift.config import ConfigError, DataConfig, TrainConfig
 from resshift.images.codec import ImageError
-from resshift.pair import Pair, make_pair, use_one_thread
+from resshift.pairs.pair import Pair, make_pair, use_one_thread
 
 logger = logging.getLogger(__name__)
 Batch = dict[str, NDArray[Any]]

@@ -30,7 +30,7 @@ from resshift.degradation.masks import Border, Box, Mask, Stroke
 from resshift.degradation.noise import Noise
 from resshift.degradation.resize import Resize
 from resshift.images.codec import ImageError, ImageLimits, Picture, encode
-from resshift.pair import Pair, make_pair
+from resshift.pairs.pair import Pair, make_pair
 from resshift.storage import StorageError
 
 _TEMPLATE = Path(__file__).with_name("preview.html")

@@ -38,8 +38,8 @@ from resshift import degradation, seeds, storage
 from resshift.config import flatten
 from resshift.degradation import DegradationRecipe
 from resshift.images.codec import ImageError, ImageLimits, Picture, encode
-from resshift.pair import use_one_thread
-from resshift.photo import decode_photo
+from resshift.pairs.jpeg import decode_photo
+from resshift.pairs.pair import use_one_thread
 from resshift.storage import StorageError
 
 FORMAT = 1

@@ -28,7 +28,7 @@ from resshift.images import codec
 from resshift.images.codec import ImageError
 from resshift.images.types import Picture
 from resshift.losses import Lpips
-from resshift.pair import make_pair
+from resshift.pairs.pair import make_pair
 
 logger = logging.getLogger(__name__)
 Image = NDArray[np.uint8]

@@ -146,8 +146,8 @@ class OptimConfig:
 class DataConfig:
     """How a clean crop is cut: `short_side` takes the largest square, shrunk to `crop_px`; `random` cuts at native resolution.
 
-    `scaled` takes a square of any side between the two, shrunk (`resshift.crops`).
-    `distorted` shrinks the short side to `crop_px` and changes geometry and colour (`resshift.distortion`).
+    `scaled` takes a square of any side between the two, shrunk (`resshift.pairs.crops`).
+    `distorted` shrinks the short side to `crop_px` and changes geometry and colour (`resshift.pairs.augment`).
     """
 
     crop: Literal["short_side", "random", "scaled", "distorted"] = "short_side"

@@ -80,7 +80,7 @@ def bicubic_x4_s4() -> RunConfig:
 def inpaint_imagenet_s4() -> RunConfig:
     """Inpainting of photos in 4 steps: picture with holes and mask as the condition, LPIPS weight 10.
 
-    Source: inpaint_lama256_imagenet.yaml, with its distortions of geometry and colour (`resshift.distortion`).
+    Source: inpaint_lama256_imagenet.yaml, with its distortions of geometry and colour (`resshift.pairs.augment`).
     """
     base = realsr_x4_s4()
     return replace(

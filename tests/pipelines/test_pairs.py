@@ -36,7 +36,7 @@ from pipelines.shards import RowGroup, read_manifest, row_groups, write_shard_fi
 from resshift import degradation
 from resshift.config import ConfigError, DataConfig, RunConfig
 from resshift.images.codec import ImageError
-from resshift.pair import make_pair
+from resshift.pairs.pair import make_pair
 from resshift.presets import test_x4 as toy_preset
 from resshift.storage import StorageError, StorageReason
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from resshift.networks.autoencoder import VectorQuantizer
-from resshift.pair import use_one_thread
+from resshift.pairs.pair import use_one_thread
 
 PARITY = Path(__file__).parents[1] / "parity"
 

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from resshift.config import DataConfig
-from resshift.crops import training_crop
-from resshift.distortion import Distortion, distorted_square, draw_distortion
+from resshift.pairs.augment import Distortion, distorted_square, draw_distortion
+from resshift.pairs.crops import training_crop
 from resshift.seeds import philox
 
 SIDE = 200

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resshift.config import DataConfig
-from resshift.distortion import distorted_square, draw_distortion
+from resshift.pairs.augment import distorted_square, draw_distortion
 from resshift.resize.area import area_resize
 
 Image = NDArray[np.uint8]

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from resshift.config import DataConfig
-from resshift.crops import training_crop
+from resshift.pairs.crops import training_crop
 from resshift.seeds import philox
 
 RANDOM = DataConfig(crop="random", crop_px=16, flip=False)

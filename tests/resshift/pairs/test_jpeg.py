@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from resshift import photo
 from resshift.images.codec import ImageError, decode
-from resshift.photo import decode_photo
+from resshift.pairs import jpeg
+from resshift.pairs.jpeg import decode_photo
 from resshift.seeds import philox
 
 
@@ -45,7 +45,7 @@ PLAIN = {
 @pytest.mark.parametrize("name", PLAIN)
 def test_plain_jpeg_gives_the_same_pixels_without_pillow(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = rgb(PLAIN[name])
-    monkeypatch.delattr(photo, "decode")
+    monkeypatch.delattr(jpeg, "decode")
     np.testing.assert_array_equal(decode_photo(PLAIN[name]), expected)
 
 

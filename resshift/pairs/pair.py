@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from resshift import seeds
 from resshift.config import DataConfig
-from resshift.crops import training_crop
 from resshift.degradation import DegradationParams, DegradationRecipe, degrade, draw, hole_mask, target
-from resshift.photo import decode_photo
+from resshift.pairs.crops import training_crop
+from resshift.pairs.jpeg import decode_photo
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

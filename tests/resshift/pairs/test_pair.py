@@ -14,7 +14,7 @@ from PIL import Image
 from resshift import degradation
 from resshift.config import DataConfig
 from resshift.images.codec import ImageError
-from resshift.pair import Pair, make_pair
+from resshift.pairs.pair import Pair, make_pair
 
 CROP = DataConfig(crop="random", crop_px=32)
 RECIPE = replace(degradation.realesrgan_x4(), bicubic_share=0.3)
