@@ -38,12 +38,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from resshift.config import LossConfig, RunConfig
-from resshift.losses import Lpips, Objective, upsample
 from resshift.networks.autoencoder import FirstStage, build_first_stage
 from resshift.presets import preset
 from resshift.sampler import network_denoiser, sample
 from resshift.schedule import ShiftSchedule
-from resshift.training import DiffusionLearner, build_network
+from resshift.training.losses import Lpips, Objective, upsample
+from resshift.training.step import DiffusionLearner, build_network
 
 Terms = tuple[str, LossConfig, Lpips | None]
 STAGES = ("encode", "unet", "decode", "chain")

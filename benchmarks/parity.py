@@ -16,7 +16,6 @@ import record
 import torch
 from torch import Tensor, nn
 
-from resshift.losses import upsample
 from resshift.networks.autoencoder import VQAutoencoder
 from resshift.networks.first_stage_config import VQConfig
 from resshift.networks.swin import BasicLayer
@@ -24,6 +23,7 @@ from resshift.networks.unet import UNetSwin
 from resshift.networks.unet_config import UNetConfig
 from resshift.sampler import network_denoiser, sample
 from resshift.schedule import ShiftSchedule
+from resshift.training.losses import upsample
 
 # Largest absolute error allowed in float32 with TF32 off; the outputs are of size 2 to 8. Other kernels add in another order, which costs
 # 2e-6 to 6e-6 on a CPU: 1e-4 leaves room for Winograd and split sums on a GPU, and still fails when TF32 (about 1e-3) slips in. End to

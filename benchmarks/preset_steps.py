@@ -33,7 +33,7 @@ from train_step import build
 from resshift.networks.autoencoder import VQAutoencoder
 from resshift.pairs.pair import make_pair
 from resshift.presets import PRESETS, preset
-from resshift.training import DiffusionLearner
+from resshift.training.step import DiffusionLearner
 
 # Of the released networks without a list of keys: official numbers of keys and parameters, by task.
 _COUNTS = {"realsr-x2-s4": (568, 118_640_431), "inpaint": (572, 118_714_399), "face-s4": (576, 118_931_604)}

@@ -5,7 +5,7 @@
 A network that makes scale x scale pixels from one position can leave the same small pattern everywhere. LPIPS and PSNR hardly see it,
 people do. `screen`, for each picture: the spectrum of its luma (BT.601) under a Hann window; at every frequency of whole periods of
 `scale` pixels, the mean power of 5 x 5 bins over the median of the 17 x 17 around them, in dB; the mean over these frequencies.
-Photographs have about 1 dB. It sees a pattern that is the same over the picture. `lattice` is `resshift.lattice`, which also sees one that
+Photographs have about 1 dB. It sees a pattern that is the same over the picture. `lattice` is `resshift.training.lattice`, which also sees one that
 changes with the content, and may be part of the training objective.
 """
 
@@ -22,7 +22,7 @@ from pipelines.evaluate import bicubic_resized
 from resshift import metrics, seeds
 from resshift.images import codec
 from resshift.images.codec import Array
-from resshift.lattice import lattice
+from resshift.training.lattice import lattice
 from resshift.upscaler import Upscaler
 
 MEASURES = ("screen_db", "lattice")

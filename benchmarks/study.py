@@ -34,11 +34,11 @@ from resshift import seeds, storage, weights
 from resshift.config import RunConfig, with_settings
 from resshift.images import codec
 from resshift.images.codec import ImageError
-from resshift.losses import Lpips, Objective
 from resshift.networks.autoencoder import build_first_stage
 from resshift.pairs.pair import make_pair
 from resshift.presets import preset
-from resshift.training import DiffusionLearner, build_network, on_device, start_from
+from resshift.training.losses import Lpips, Objective
+from resshift.training.step import DiffusionLearner, build_network, on_device, start_from
 from resshift.upscaler import Upscaler
 
 

@@ -40,11 +40,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from resshift.config import RunConfig
 from resshift.diffusion import predict_x0, q_sample, scale_input, target_of
-from resshift.losses import Lpips, Objective, upsample
 from resshift.networks.autoencoder import build_first_stage
-from resshift.optimisation import guarded_step
 from resshift.presets import preset
-from resshift.training import DiffusionLearner, autocast, build_network, on_device, to_unit_range, unwrapped
+from resshift.training.losses import Lpips, Objective, upsample
+from resshift.training.optimizer import guarded_step
+from resshift.training.step import DiffusionLearner, autocast, build_network, on_device, to_unit_range, unwrapped
 
 TRUNKS = {"vgg": "vgg16", "alex": "alexnet", "squeeze": "squeezenet1_1"}
 

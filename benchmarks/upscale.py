@@ -49,7 +49,7 @@ from resshift.models import Dtype
 from resshift.networks.autoencoder import build_first_stage
 from resshift.presets import preset
 from resshift.tiles.chain import Networks
-from resshift.training import build_network
+from resshift.training.step import build_network
 from resshift.upscaler import Upscaler
 
 PLAIN_TILE_PX = 128

@@ -21,10 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from resshift import checkpoint, storage
-from resshift.checkpoint import MANIFEST, Run, Snapshot
+from resshift import storage
 from resshift.models import WeightsError
 from resshift.storage import StorageError, StorageReason
+from resshift.training import checkpoint
+from resshift.training.checkpoint import MANIFEST, Run, Snapshot
 
 logger = logging.getLogger(__name__)
 _FILE = re.compile(r"step-(\d{8,})/([^/]+)")

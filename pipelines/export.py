@@ -17,8 +17,8 @@ from typing import Any
 from pipelines.checkpoints import read_best
 from pipelines.train_log import read_lines
 from resshift import storage
-from resshift.checkpoint import Run, description
 from resshift.config import ConfigError, RunConfig, to_dict
+from resshift.training.checkpoint import Run, description
 from resshift.weights import read_state_dict, save_safetensors
 
 HUB = "hf://"

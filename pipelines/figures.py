@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from resshift import metrics
 from resshift.images import codec
-from resshift.losses import Lpips
 from resshift.niqe import Niqe
+from resshift.training.losses import Lpips
 
 Image = NDArray[np.uint8]
 

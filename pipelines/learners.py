@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from resshift import degradation, weights
-from resshift.autoencoder_training import AutoencoderLearner, AutoencoderRunConfig, build_autoencoder
 from resshift.config import ConfigError, RunConfig, from_dict
-from resshift.losses import Lpips, Objective
 from resshift.networks.autoencoder import build_first_stage
-from resshift.training import DiffusionLearner, Slots, build_network, on_device
+from resshift.training.autoencoder import AutoencoderLearner, AutoencoderRunConfig, build_autoencoder
+from resshift.training.losses import Lpips, Objective
+from resshift.training.step import DiffusionLearner, Slots, build_network, on_device
 
 Run = RunConfig | AutoencoderRunConfig
 

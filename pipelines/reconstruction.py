@@ -15,13 +15,13 @@ import torch
 from pipelines.evaluate import rgb_u8
 from pipelines.figures import Image, Judge
 from resshift import storage, weights
-from resshift.autoencoder_training import AutoencoderRunConfig
 from resshift.config import ConfigError
 from resshift.images import codec
 from resshift.images.codec import ImageError
 from resshift.images.types import Picture
 from resshift.networks.autoencoder import VQAutoencoder
 from resshift.storage import StorageError
+from resshift.training.autoencoder import AutoencoderRunConfig
 
 _LIMIT = 64  # pictures
 

@@ -29,12 +29,13 @@ from pipelines.learners import Run, build_learner, lpips_of, run_from_dict, vali
 from pipelines.pairs import Batch, fair_share, rank_batches
 from pipelines.train_log import Clock, TrainLog, memory_gib
 from pipelines.validation import Renderer, Validator, held_out
-from resshift import checkpoint, storage, weights
+from resshift import storage, weights
 from resshift.allocator import keep_freed_pages
 from resshift.config import ConfigError, to_dict
 from resshift.models import WeightsError
-from resshift.optimisation import learning_rate
-from resshift.training import Learner, Slots, TrainingDiverged, is_emulated, start_from
+from resshift.training import checkpoint
+from resshift.training.optimizer import learning_rate
+from resshift.training.step import Learner, Slots, TrainingDiverged, is_emulated, start_from
 
 logger = logging.getLogger(__name__)
 # What another attempt would only repeat. Every worker ends with the same one.

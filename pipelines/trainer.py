@@ -23,8 +23,9 @@ from pipelines.learners import Run
 from pipelines.own_cluster import named_to_ray_train
 from pipelines.train_log import read_lines
 from pipelines.train_loop import FATAL, Task, train_worker
-from resshift import checkpoint, storage
+from resshift import storage
 from resshift.config import ConfigError
+from resshift.training import checkpoint
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

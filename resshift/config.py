@@ -24,7 +24,7 @@ from resshift.target import Target
 # NaN passes every comparison that should refuse it, and equals nothing: a run with it could never be resumed.
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 T = TypeVar("T")
-LATTICE_POSITIONS = 16  # of a side, at least, for `resshift.lattice`
+LATTICE_POSITIONS = 16  # of a side, at least, for `resshift.training.lattice`
 
 # These may change when a run is continued: how long it goes on, what it reports, where files lie, and how the same numbers are computed (up
 # to rounding). Everything else is the run.
@@ -94,7 +94,7 @@ class ModelConfig:
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class LossConfig:
     """Objective: `mse` x MSE on the target + `lpips` x LPIPS between the decoded prediction of x0 and the clean picture + `lattice` x what
-    of the lattice of positions shows in that prediction (`resshift.lattice`).
+    of the lattice of positions shows in that prediction (`resshift.training.lattice`).
 
     `lpips_trunk` is a file with the weights of the LPIPS trunk; without it torchvision downloads them. LPIPS sees the pictures from one of
     `lpips_corners` x `lpips_corners` corners, another at every step; 4 meets every phase of a trunk's first two strides.

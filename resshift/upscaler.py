@@ -56,7 +56,7 @@ from resshift.tiles.noise import NoiseField
 from resshift.tiles.output import Filler, PixelRows, RowOutput, Sink, resize_alpha
 from resshift.tiles.plan import TilePlan, plan_tiles
 from resshift.tiles.window import Allocate, in_file, in_memory
-from resshift.training import on_device
+from resshift.training.step import on_device
 
 Pixels = TypeVar("Pixels", Image.Image, NDArray[Any])
 

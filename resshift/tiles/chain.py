@@ -18,7 +18,6 @@ from torch import Tensor
 
 from resshift.config import ModelConfig
 from resshift.diffusion import prior_sample, q_posterior
-from resshift.losses import upsample
 from resshift.networks.autoencoder import FirstStage, PixelUnshuffle
 from resshift.sampler import network_denoiser
 from resshift.schedule import ShiftSchedule
@@ -26,6 +25,7 @@ from resshift.tiles.batching import Work
 from resshift.tiles.plan import TilePlan, reflected
 from resshift.tiles.stages import Stage, TileStage, capacity, column_parts, drive
 from resshift.tiles.window import Allocate, RowBuffer
+from resshift.training.losses import upsample
 
 # Bicubic interpolation reads two rows and columns beyond.
 _HALO = 2

@@ -67,7 +67,7 @@ def dying(marker: str, step: int, rank: int = 0) -> Callable[[Mapping[str, str]]
         import ray.train
 
         from pipelines import train_loop
-        from resshift.training import DiffusionLearner
+        from resshift.training.step import DiffusionLearner
 
         original = DiffusionLearner.step
 
@@ -93,7 +93,7 @@ def slow(seconds: float, marker: str = "") -> Callable[[Mapping[str, str]], dict
         import time
 
         from pipelines import train_loop
-        from resshift.training import DiffusionLearner
+        from resshift.training.step import DiffusionLearner
 
         original = DiffusionLearner.step
 
@@ -429,11 +429,11 @@ def kill_upload(work: Path, num_kills: int = 20) -> None:
 
 def write_checkpoints(work: Path, steps: Sequence[int]) -> list[dict[str, Any]]:
     """Write real checkpoints of a few megabytes and return their manifests."""
-    from resshift import checkpoint
-    from resshift.checkpoint import Snapshot
-    from resshift.losses import Objective
     from resshift.networks.autoencoder import PixelUnshuffle
-    from resshift.training import DiffusionLearner, build_network
+    from resshift.training import checkpoint
+    from resshift.training.checkpoint import Snapshot
+    from resshift.training.losses import Objective
+    from resshift.training.step import DiffusionLearner, build_network
 
     config = toy()
     learner = DiffusionLearner(config, build_network(config), Objective(config.model, config.loss, PixelUnshuffle(4)))

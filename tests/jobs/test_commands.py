@@ -259,7 +259,7 @@ def test_evaluation_refuses_before_it_starts(
 @pytest.fixture(scope="session")
 def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from resshift.presets import test_x4
-    from resshift.training import build_network
+    from resshift.training.step import build_network
     from resshift.weights import save_model
 
     directory = tmp_path_factory.mktemp("toy")

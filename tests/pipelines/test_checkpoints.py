@@ -11,14 +11,15 @@ import torch
 
 from pipelines import checkpoints
 from pipelines.checkpoints import CheckpointWriter, Keeping, clear, fetch_latest, read_best, stored, uri_of, write_best
-from resshift import checkpoint, storage
-from resshift.checkpoint import Snapshot
-from resshift.losses import Objective
+from resshift import storage
 from resshift.models import WeightsError
 from resshift.networks.autoencoder import PixelUnshuffle
 from resshift.presets import test_x4 as toy_preset
 from resshift.storage import StorageError, StorageReason
-from resshift.training import DiffusionLearner, build_network
+from resshift.training import checkpoint
+from resshift.training.checkpoint import Snapshot
+from resshift.training.losses import Objective
+from resshift.training.step import DiffusionLearner, build_network
 
 CONFIG = toy_preset()
 

@@ -16,14 +16,15 @@ from PIL import Image
 from pipelines.export import export, publish_model
 from pipelines.reconstruction import centre, report
 from pipelines.trainer import begin_run
-from resshift import Upscaler, checkpoint, storage
-from resshift.autoencoder_presets import test_vq as toy_vq
-from resshift.autoencoder_training import build_autoencoder
+from resshift import Upscaler, storage
 from resshift.config import ConfigError
-from resshift.losses import Objective
 from resshift.networks.autoencoder import PixelUnshuffle
 from resshift.presets import test_x4 as toy_preset
-from resshift.training import DiffusionLearner, build_network
+from resshift.training import checkpoint
+from resshift.training.autoencoder import build_autoencoder
+from resshift.training.autoencoder_presets import test_vq as toy_vq
+from resshift.training.losses import Objective
+from resshift.training.step import DiffusionLearner, build_network
 from resshift.weights import save_safetensors, state_to_store
 
 CONFIG = toy_preset()

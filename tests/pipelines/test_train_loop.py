@@ -15,7 +15,7 @@ from pipelines import trainer
 from pipelines.trainer import Workers, run_training
 from resshift import storage
 from resshift.config import ConfigError
-from resshift.training import TrainingDiverged
+from resshift.training.step import TrainingDiverged
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -69,7 +69,7 @@ def test_what_another_attempt_would_repeat_ends_the_run(data: str, tmp_path: Pat
 
     def broken(settings: dict[str, str]) -> dict[str, Any]:
         from pipelines import train_loop
-        from resshift.losses import LossTerms, Objective
+        from resshift.training.losses import LossTerms, Objective
 
         def nothing(self: Any, network: Any, *_: Any) -> LossTerms:  # noqa: ANN401
             loss = next(network.parameters()).sum() * float("nan")

@@ -10,10 +10,10 @@ from pipelines import checkpoints
 from pipelines.train_loop import Task
 from pipelines.trainer import Workers, begin_run, parse_workers, plan_workers, with_absolute_files
 from resshift import storage
-from resshift.autoencoder_presets import vq_f4
-from resshift.checkpoint import ResumeRefused
 from resshift.config import ConfigError, with_settings
 from resshift.presets import test_x4 as toy_preset
+from resshift.training.autoencoder_presets import vq_f4
+from resshift.training.checkpoint import ResumeRefused
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from pipelines.validation import Held, Validator, held_out
 from resshift import degradation
 from resshift.config import ConfigError, DataConfig, ValidationConfig
 from resshift.images import codec
-from resshift.training import to_unit_range
+from resshift.training.step import to_unit_range
 
 CPU = torch.device("cpu")
 CROP = DataConfig(crop="random", crop_px=32)

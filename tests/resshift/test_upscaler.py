@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from resshift import weights
 from resshift.config import ModelConfig
-from resshift.losses import upsample
 from resshift.models import PIXELS, WeightsError
 from resshift.networks.autoencoder import VectorQuantizer, VQAutoencoder
 from resshift.networks.first_stage_config import FirstStageConfig, VQConfig
@@ -24,7 +23,8 @@ from resshift.networks.unet import UNetSwin
 from resshift.networks.unet_config import UNetConfig
 from resshift.presets import test_x4 as toy_preset
 from resshift.presets import tiny_x4
-from resshift.training import build_network
+from resshift.training.losses import upsample
+from resshift.training.step import build_network
 from resshift.upscaler import Upscaler
 
 Load = Callable[[str], dict[str, np.ndarray]]

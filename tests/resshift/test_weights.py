@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from resshift.models import RemoteFile, WeightsError, fetch, read_model_config
 from resshift.presets import test_x4 as toy_preset
-from resshift.training import build_network
+from resshift.training.step import build_network
 from resshift.weights import load_into, read_state_dict, save_model, save_safetensors, state_to_store
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2)}

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resshift.config import ModelConfig
-from resshift.lattice import unevenness
 from resshift.networks.first_stage_config import FirstStageConfig
 from resshift.networks.unet import PixelHead, UNetSwin
 from resshift.networks.unet_config import UNetConfig
 from resshift.presets import tiny_x4
+from resshift.training.lattice import unevenness
 
 
 def small(pixel_head_channels: int) -> UNetConfig:

@@ -15,7 +15,7 @@ from torch import Tensor
 from resshift.images.codec import Picture
 from resshift.presets import test_x4 as toy_preset
 from resshift.tiles.batching import Batcher, Done, TileCall, Work, alone
-from resshift.training import build_network
+from resshift.training.step import build_network
 from resshift.upscaler import Upscaler
 
 SIZE = 4

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from resshift.config import ModelConfig
 from resshift.images.codec import Picture, from_tensor
-from resshift.losses import upsample
 from resshift.networks.autoencoder import VQAutoencoder
 from resshift.networks.first_stage_config import FirstStageConfig, VQConfig
 from resshift.networks.unet import UNetSwin
@@ -27,7 +26,8 @@ from resshift.tiles.chain import RowChain
 from resshift.tiles.noise import NoiseField
 from resshift.tiles.plan import TilePlan, reflected
 from resshift.tiles.window import RowBuffer, in_file, in_memory
-from resshift.training import build_network
+from resshift.training.losses import upsample
+from resshift.training.step import build_network
 from resshift.upscaler import Upscaler
 
 Network = TypeVar("Network", bound=nn.Module)

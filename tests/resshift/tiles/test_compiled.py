@@ -13,7 +13,7 @@ from torch import Tensor
 from resshift.networks.first_stage_config import FirstStageConfig, VQConfig
 from resshift.presets import preset
 from resshift.tiles.compiled import Compiled
-from resshift.training import build_network
+from resshift.training.step import build_network
 from resshift.upscaler import Upscaler
 
 CPU = torch.device("cpu")

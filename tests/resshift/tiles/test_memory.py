@@ -13,7 +13,7 @@ from torch import Tensor
 from resshift.images.codec import Picture
 from resshift.presets import preset
 from resshift.tiles.memory import Backoff, MemoryBudgetError, bytes_alive, free_bytes, is_out_of_memory, plan_for, tiles_per_call
-from resshift.training import build_network
+from resshift.training.step import build_network
 from resshift.upscaler import Upscaler
 
 

@@ -1,4 +1,4 @@
-"""Training of a VQ autoencoder, the first stage of the released models, on the machinery of `resshift.training`.
+"""Training of a VQ autoencoder, the first stage of the released models, on the machinery of `resshift.training.step`.
 
     z = E(x),  z_q = nearest codes,  x_rec = D(z + stop(z_q - z))
 
@@ -26,13 +26,13 @@ from torch.nn import functional as F
 
 from resshift.config import STRICT, DataConfig, LogConfig, OptimConfig, TrainConfig, ValidationConfig
 from resshift.degradation import DegradationRecipe
-from resshift.losses import Lpips
 from resshift.networks.autoencoder import VQAutoencoder
 from resshift.networks.discriminator import DiscriminatorConfig, PatchDiscriminator, hinge_loss
 from resshift.networks.first_stage_config import FirstStageConfig, VQConfig
-from resshift.optimisation import Outcome, guarded_step, learning_rate, set_learning_rate
-from resshift.sharding import synchronise_gradients
-from resshift.training import Slots, StepResult, autocast, build_state, on_device, seeded, shares, to_unit_range, unwrapped
+from resshift.training.losses import Lpips
+from resshift.training.optimizer import Outcome, guarded_step, learning_rate, set_learning_rate
+from resshift.training.sharding import synchronise_gradients
+from resshift.training.step import Slots, StepResult, autocast, build_state, on_device, seeded, shares, to_unit_range, unwrapped
 
 TERMS: tuple[str, ...] = ("loss", "l1", "lpips", "codebook", "adversarial", "adaptive", "discriminator")
 

@@ -3,7 +3,7 @@
     mse_b  = mean over (Z, h, w) of (target - output)^2            divided by kappa^2 eta_t when the target is epsilon_scale
     loss_b = c_mse w_t mse_b + c_lpips LPIPS(clamp(D(x0_pred)), hq) + c_lattice (L + S / 2)
 
-L and S are what shows the lattice of positions in D(x0_pred), in each picture and in the batch (`resshift.lattice`).
+L and S are what shows the lattice of positions in D(x0_pred), in each picture and in the batch (`resshift.training.lattice`).
 
 w_t is 1 ("plain") or the weight of the variational bound ("weighted"):
 
@@ -28,10 +28,10 @@ from torch.nn import functional as F
 
 from resshift.config import LossConfig, ModelConfig
 from resshift.diffusion import at_step, predict_x0, q_sample, scale_input, target_of
-from resshift.lattice import lattice, screen
 from resshift.networks.autoencoder import FirstStage
 from resshift.schedule import Float64Array, ShiftSchedule
 from resshift.target import Target
+from resshift.training.lattice import lattice, screen
 
 
 def step_weights(schedule: ShiftSchedule, target: Target | str) -> Float64Array:

@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from resshift import __version__, checkpoint
-from resshift.checkpoint import Snapshot
+from resshift import __version__
 from resshift.config import RunConfig, fingerprint, from_dict, with_settings
-from resshift.losses import Objective
 from resshift.models import WeightsError, read_model_config
 from resshift.networks.autoencoder import PixelUnshuffle
 from resshift.presets import test_x4 as toy_preset
-from resshift.training import DiffusionLearner, TrainState, build_network
+from resshift.training import checkpoint
+from resshift.training.checkpoint import Snapshot
+from resshift.training.losses import Objective
+from resshift.training.step import DiffusionLearner, TrainState, build_network
 from resshift.weights import read_state_dict
 
 FILES = ["run.json", "config.json", "model.safetensors", "ema.safetensors", "state.pt", "files.json"]

@@ -14,12 +14,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from resshift import checkpoint
 from resshift.config import RunConfig, with_settings
-from resshift.losses import Objective
 from resshift.networks.autoencoder import PixelUnshuffle
 from resshift.presets import test_x4 as toy_preset
-from resshift.training import DiffusionLearner, Slots, build_network
+from resshift.training import checkpoint
+from resshift.training.losses import Objective
+from resshift.training.step import DiffusionLearner, Slots, build_network
 
 STEPS = 3
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from resshift import checkpoint
 from resshift.config import LossConfig, RunConfig, with_settings
-from resshift.losses import LossTerms, Objective
 from resshift.models import WeightsError
 from resshift.networks.autoencoder import PixelUnshuffle
 from resshift.presets import test_x4 as toy_preset
-from resshift.training import (
+from resshift.training import checkpoint
+from resshift.training.losses import LossTerms, Objective
+from resshift.training.step import (
     DiffusionLearner,
     Slots,
     TrainState,

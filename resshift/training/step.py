@@ -5,7 +5,7 @@ whole batch, and each worker takes its slots. How the batch is cut into workers 
 is the exception: it is drawn for each micro-batch from (seed, step, first slot). The learning rate is a function of the step, and no other
 random state exists, so a state that is saved and loaded continues the same curve.
 
-Nothing in a step waits for the device; figures are added up there (`resshift.tally`).
+Nothing in a step waits for the device; figures are added up there (`resshift.training.running_means`).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from resshift import seeds
 from resshift.config import ModelConfig, OptimConfig, RunConfig, TrainConfig
-from resshift.losses import Objective, upsample
 from resshift.models import WeightsError
 from resshift.networks.unet import UNetSwin
-from resshift.optimisation import Outcome, adamw, guarded_step, learning_rate, set_learning_rate
 from resshift.sampler import network_denoiser, sample
-from resshift.sharding import load_optimizer, shard, sharded_like, synchronise_gradients, whole
-from resshift.tally import Tally
+from resshift.training.losses import Objective, upsample
+from resshift.training.optimizer import Outcome, adamw, guarded_step, learning_rate, set_learning_rate
+from resshift.training.running_means import Tally
+from resshift.training.sharding import load_optimizer, shard, sharded_like, synchronise_gradients, whole
 from resshift.weights import is_derived, load_into
 
 Module = TypeVar("Module", bound=nn.Module)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from resshift.autoencoder_training import AutoencoderLossConfig, AutoencoderRunConfig
 from resshift.config import ConfigError, DataConfig, OptimConfig, TrainConfig
 from resshift.networks.discriminator import DiscriminatorConfig
 from resshift.networks.first_stage_config import FirstStageConfig, VQConfig
 from resshift.presets import VQ_F8_FACE
+from resshift.training.autoencoder import AutoencoderLossConfig, AutoencoderRunConfig
 
 
 def vq_f4() -> AutoencoderRunConfig:

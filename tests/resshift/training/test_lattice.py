@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from resshift.lattice import lattice, lines, screen, unevenness
+from resshift.training.lattice import lattice, lines, screen, unevenness
 
 
 def noise(side: int = 512, seed: int = 0, batch: int = 1) -> Tensor:

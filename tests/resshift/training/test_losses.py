@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from resshift.config import LossConfig, ModelConfig
 from resshift.diffusion import q_sample, scale_input, target_of
-from resshift.lattice import lattice, screen
-from resshift.losses import Lpips, Objective, mse_per_sample, step_weights, upsample
 from resshift.networks.autoencoder import PixelUnshuffle
 from resshift.networks.first_stage_config import FirstStageConfig
 from resshift.presets import tiny_x4
 from resshift.schedule import ShiftSchedule
 from resshift.target import Target
+from resshift.training.lattice import lattice, screen
+from resshift.training.losses import Lpips, Objective, mse_per_sample, step_weights, upsample
 
 Load = Callable[[str], dict[str, np.ndarray]]
 SCHEDULES = {"realsr_v1v2_T15": ShiftSchedule.released(15, 2.0, 0.04), "journal_T4": ShiftSchedule.released(4, 2.0, 0.2)}

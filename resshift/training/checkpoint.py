@@ -28,7 +28,7 @@ from torch import Tensor
 from resshift import __version__
 from resshift.config import ConfigError, RunConfig, TrainConfig, differing_fields, fingerprint, to_dict
 from resshift.models import WeightsError
-from resshift.training import TrainState
+from resshift.training.step import TrainState
 from resshift.weights import model_metadata, read_state_dict, save_safetensors
 
 MANIFEST = "files.json"

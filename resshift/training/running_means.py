@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from resshift.optimisation import Outcome
+from resshift.training.optimizer import Outcome
 
 
 class Tally:

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resshift import checkpoint
-from resshift.autoencoder_presets import AUTOENCODER_PRESETS, autoencoder_preset
-from resshift.autoencoder_presets import test_vq as toy_preset
-from resshift.autoencoder_training import AutoencoderLearner, AutoencoderRunConfig, adaptive_weight, build_autoencoder
 from resshift.config import ConfigError, from_dict, to_dict, with_settings
 from resshift.networks.autoencoder import VQAutoencoder
 from resshift.networks.discriminator import DiscriminatorConfig, PatchDiscriminator, hinge_loss
+from resshift.training import checkpoint
+from resshift.training.autoencoder import AutoencoderLearner, AutoencoderRunConfig, adaptive_weight, build_autoencoder
+from resshift.training.autoencoder_presets import AUTOENCODER_PRESETS, autoencoder_preset
+from resshift.training.autoencoder_presets import test_vq as toy_preset
 
 CPU = torch.device("cpu")
 

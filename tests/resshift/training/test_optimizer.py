@@ -10,8 +10,8 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from resshift.config import OptimConfig
-from resshift.optimisation import Outcome, adamw, guarded_step, learning_rate
-from resshift.tally import Tally
+from resshift.training.optimizer import Outcome, adamw, guarded_step, learning_rate
+from resshift.training.running_means import Tally
 
 
 def test_learning_rate_has_its_closed_form() -> None:
