@@ -23,7 +23,7 @@ from synthetic_photos import synthetic_photo
 
 from pipelines.evaluate import bicubic_resized
 from resshift.degradation import bicubic_x4, degrade, draw
-from resshift.metrics import luma, psnr, ssim
+from resshift.metrics.psnr_ssim import luma, psnr, ssim
 from resshift.pairs.jpeg import decode_photo
 from resshift.seeds import philox
 from resshift.upscaler import Upscaler

@@ -19,9 +19,10 @@ import record
 from study import load_truths
 
 from pipelines.evaluate import bicubic_resized
-from resshift import metrics, seeds
+from resshift import seeds
 from resshift.images import codec
 from resshift.images.codec import Array
+from resshift.metrics import psnr_ssim
 from resshift.training.lattice import lattice
 from resshift.upscaler import Upscaler
 
@@ -38,7 +39,7 @@ def screen_db(rgb_u8: Array, period: int) -> float:
     height, width = (side // period * period for side in rgb_u8.shape[:2])
     if min(height, width) < 8 * period:
         raise ValueError(f"the picture is {rgb_u8.shape[1]}x{rgb_u8.shape[0]}, both sides must be at least {8 * period}")
-    y = metrics.luma(rgb_u8[:height, :width]).astype(np.float64)
+    y = psnr_ssim.luma(rgb_u8[:height, :width]).astype(np.float64)
     window = np.hanning(height)[:, None] * np.hanning(width)
     power = np.abs(np.fft.fft2((y - y.mean()) * window)) ** 2
     found: list[float] = []

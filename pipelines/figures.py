@@ -1,6 +1,6 @@
 """What is measured of a picture: against the truth where there is one, and by itself.
 
-PSNR and SSIM are those of `resshift.metrics`, on 8-bit pictures; LPIPS is measured with the trunk that the caller names, and values of
+PSNR and SSIM are those of `resshift.metrics.psnr_ssim`, on 8-bit pictures; LPIPS is measured with the trunk that the caller names, and values of
 different trunks cannot be compared. NIQE needs its parameters. CLIP-IQA and MUSIQ are those of the package pyiqa when the user has
 installed it: its licence (PolyForm Noncommercial) keeps it out of everything that is installed with this one.
 """
@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from resshift import metrics
 from resshift.images import codec
-from resshift.niqe import Niqe
+from resshift.metrics import psnr_ssim
+from resshift.metrics.niqe import Niqe
 from resshift.training.losses import Lpips
 
 Image = NDArray[np.uint8]
@@ -60,7 +60,7 @@ class Judge:
         border: pixels cut from all sides before anything but LPIPS, CLIP-IQA and MUSIQ is measured.
         lpips_net: trunk of LPIPS, or None to leave it out.
         lpips_trunk: file with its weights.
-        niqe_parameters: file of `resshift.niqe`, or None to leave it out.
+        niqe_parameters: file of `resshift.metrics.niqe`, or None to leave it out.
         user_installed: some of "clipiqa" and "musiq".
 
     Raises:
@@ -105,12 +105,12 @@ def against_truth(result: Image, gt: Image, border: int = 0) -> dict[str, float]
     Raises:
         ValueError: sizes differ.
     """
-    luma = metrics.luma(result), metrics.luma(gt)
+    luma = psnr_ssim.luma(result), psnr_ssim.luma(gt)
     return {
-        "psnr_y": metrics.psnr(*luma, border),
-        "ssim_y": metrics.ssim(*luma, border),
-        "psnr_rgb": metrics.psnr(result, gt, border),
-        "ssim_rgb": metrics.ssim(result, gt, border),
+        "psnr_y": psnr_ssim.psnr(*luma, border),
+        "ssim_y": psnr_ssim.ssim(*luma, border),
+        "psnr_rgb": psnr_ssim.psnr(result, gt, border),
+        "ssim_rgb": psnr_ssim.ssim(result, gt, border),
     }
 
 

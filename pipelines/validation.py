@@ -21,12 +21,13 @@ from torch import Tensor
 from pipelines.evaluate import bicubic_resized, folders_of, pair_up, rgb_u8
 from pipelines.pairs import read_groups
 from pipelines.shards import read_manifest, row_groups
-from resshift import metrics, storage
+from resshift import storage
 from resshift.config import ConfigError, DataConfig, ValidationConfig
 from resshift.degradation import DegradationRecipe
 from resshift.images import codec
 from resshift.images.codec import ImageError
 from resshift.images.types import Picture
+from resshift.metrics import psnr_ssim
 from resshift.pairs.pair import make_pair
 from resshift.training.losses import Lpips
 
@@ -195,11 +196,11 @@ class Validator:
 
     def _measure(self, result: Tensor, hq_u8: Image) -> dict[str, float]:
         ours = codec.from_tensor(result[None])
-        y, y_hq = metrics.luma(ours), metrics.luma(hq_u8)
+        y, y_hq = psnr_ssim.luma(ours), psnr_ssim.luma(hq_u8)
         # Equal pictures have an infinite PSNR; 100 dB keeps the mean readable, and is beyond what 8 bits can show.
         figures = {
-            "psnr_y": min(metrics.psnr(y, y_hq, self.config.border), 100.0),
-            "ssim_y": metrics.ssim(y, y_hq, self.config.border),
+            "psnr_y": min(psnr_ssim.psnr(y, y_hq, self.config.border), 100.0),
+            "ssim_y": psnr_ssim.ssim(y, y_hq, self.config.border),
         }
         if self.lpips is not None:
             with torch.no_grad():

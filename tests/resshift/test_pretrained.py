@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from resshift import Upscaler
 from resshift.degradation.resize import imresize
-from resshift.metrics import psnr
+from resshift.metrics.psnr_ssim import psnr
 from resshift.models import PRETRAINED, read_model_config
 from resshift.presets import preset
 

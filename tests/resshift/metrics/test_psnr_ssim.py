@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from skimage.metrics import structural_similarity
 
-from resshift.metrics import luma, psnr, ssim
+from resshift.metrics.psnr_ssim import luma, psnr, ssim
 
 Load = Callable[[str], dict[str, np.ndarray]]
 

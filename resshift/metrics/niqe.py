@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resshift.degradation import imresize
-from resshift.metrics import Image, luma
+from resshift.metrics.psnr_ssim import Image, luma
 
 Float64Array = NDArray[np.float64]
 BLOCK_PX = 96

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resshift.niqe import Niqe, features, fit_asymmetric_gaussian
+from resshift.metrics.niqe import Niqe, features, fit_asymmetric_gaussian
 
 
 def photo_like(height: int, width: int, seed: int = 0) -> np.ndarray:
