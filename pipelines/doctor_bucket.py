@@ -14,9 +14,9 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from pipelines.doctor import Check, fail, ok, warn
-from resshift import s3, storage
-from resshift.s3 import S3Options
-from resshift.storage import StorageError, StorageReason
+from resshift import storage
+from resshift.storage import StorageError, StorageReason, s3
+from resshift.storage.s3 import S3Options
 
 SCRATCH = "_resshift-doctor"
 _CONTENT = b"written by jobs/doctor.py, may be deleted\n"

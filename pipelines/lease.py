@@ -29,9 +29,9 @@ from typing import Any
 
 from pipelines.command import UsageError
 from pipelines.ledger import DIRECTORY
-from resshift import s3, storage
-from resshift.s3 import S3Options
-from resshift.storage import StorageError, StorageReason
+from resshift import storage
+from resshift.storage import StorageError, StorageReason, s3
+from resshift.storage.s3 import S3Options
 
 BEAT_S = 10.0
 _BEATS_TO_WATCH = 2.5

@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 
 from pipelines.command import UsageError
 from pipelines.digests import DigestSet, OwnerMap, digests
-from resshift import s3, storage
-from resshift.s3 import S3Options
-from resshift.storage import StorageError, StorageReason
+from resshift import storage
+from resshift.storage import StorageError, StorageReason, s3
+from resshift.storage.s3 import S3Options
 
 Status = Literal["ok", "failed", "skipped"]
 DIRECTORY = "_resshift"

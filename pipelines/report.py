@@ -19,9 +19,9 @@ from typing import Any
 
 from pipelines import ledger
 from pipelines.ledger import DIRECTORY
-from resshift import s3, storage
-from resshift.s3 import S3Options
-from resshift.storage import StorageError, StorageReason
+from resshift import storage
+from resshift.storage import StorageError, StorageReason, s3
+from resshift.storage.s3 import S3Options
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 _CSV_COLUMNS = ("key", "status", "reason", "message", "etag", "size", "output", "width_in", "height_in", "attempts", "written_at")

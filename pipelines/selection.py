@@ -20,9 +20,9 @@ from typing import Any, TypeAlias
 from pipelines import ledger
 from pipelines.digests import DigestSet, digests
 from pipelines.ledger import Known
-from resshift import s3, storage
-from resshift.s3 import S3Options
-from resshift.storage import Entry, StorageError, StorageReason
+from resshift import storage
+from resshift.storage import Entry, StorageError, StorageReason, s3
+from resshift.storage.s3 import S3Options
 
 _BATCH = 256
 _REMEMBERED = 10_000

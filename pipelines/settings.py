@@ -15,7 +15,7 @@ from pipelines.bulk import BulkOptions
 from resshift.images.animation import FrameChoice
 from resshift.images.codec import ImageLimits
 from resshift.images.sandbox import DecoderLimits
-from resshift.s3 import S3Options
+from resshift.storage.s3 import S3Options
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 

@@ -17,13 +17,13 @@ from typing import Any, Literal
 
 from pipelines.naming import CONTENT_TYPES, OutputFormat, output_format, output_key
 from pipelines.selection import Item
-from resshift import s3, storage
+from resshift import storage
 from resshift.images import codec
 from resshift.images.animation import FrameChoice, Frames, decode_frames, encode_frames, fit_frames
 from resshift.images.codec import ImageError, ImageLimits
 from resshift.images.sandbox import Decoder, DecoderDied, DecoderLimits, DecoderTimeout
-from resshift.s3 import S3Options
-from resshift.storage import StorageError, StorageReason
+from resshift.storage import StorageError, StorageReason, s3
+from resshift.storage.s3 import S3Options
 
 IfExists = Literal["skip", "verify", "overwrite"]
 Row = dict[str, Any]

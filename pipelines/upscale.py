@@ -30,9 +30,9 @@ from pipelines.selection import Selection, Worklist, listed_keys
 from pipelines.settings import EngineSettings
 from pipelines.stages import Row, StageOptions, UpscaleOptions
 from pipelines.writer import LedgerWriter
-from resshift import s3, storage
-from resshift.s3 import S3Options
-from resshift.storage import Entry
+from resshift import storage
+from resshift.storage import Entry, s3
+from resshift.storage.s3 import S3Options
 
 __all__ = ["Job", "UpscaleOptions", "close_job", "engine_options", "entries", "run_job", "run_job_in_loop"]
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 from pipelines import ledger
 from pipelines.digests import DigestSet, digests
 from pipelines.stages import verify_row
-from resshift import s3, storage
-from resshift.s3 import S3Options
-from resshift.storage import StorageError, StorageReason
+from resshift import storage
+from resshift.storage import StorageError, StorageReason, s3
+from resshift.storage.s3 import S3Options
 
 _THREADS = 8
 _BATCH = 1000

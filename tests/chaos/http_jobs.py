@@ -22,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import harness
 import servers
 
-from resshift import s3, storage
+from resshift import storage
 from resshift.images import codec
+from resshift.storage import s3
 
 SOURCE, TARGET = "s3://pictures/in", "s3://pictures/out/x4"
 

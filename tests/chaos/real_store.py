@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import harness
 import servers
 
-from resshift import s3, storage
+from resshift import storage
 from resshift.images import codec
+from resshift.storage import s3
 
 
 def main() -> int:

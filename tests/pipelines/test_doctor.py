@@ -18,7 +18,7 @@ import pytest
 from pipelines import doctor, doctor_bucket, doctor_ray
 from pipelines.doctor import Check, Level
 from resshift import storage
-from resshift.s3 import S3Options
+from resshift.storage.s3 import S3Options
 
 GIB = doctor.GIB
 LOCK = "numpy==2.0.0\n    # via x\nray==2.60.0\ncolorama==0.4.6 ; sys_platform == 'win32'\nrich==14.0.0\n"

@@ -17,8 +17,8 @@ import pytest
 import s3fs
 
 from resshift import storage
-from resshift.s3 import S3Options
-from resshift.storage import StorageError, StorageReason, exists, is_inside, join, list_entries, read_bytes, write_bytes
+from resshift.storage import StorageError, StorageReason, exists, files, is_inside, join, list_entries, read_bytes, write_bytes
+from resshift.storage.s3 import S3Options
 
 AWKWARD_KEYS = (
     "a.png",
@@ -126,7 +126,7 @@ def test_bucket_listing_streams_page_by_page(bucket: str, monkeypatch: pytest.Mo
     for i in range(7):
         write_bytes(f"{bucket}/p/{i}.png", b"x")
     pages: list[int] = []
-    original = storage._call_s3  # pyright: ignore[reportPrivateUsage]
+    original = files._call_s3  # pyright: ignore[reportPrivateUsage]
 
     def small_pages(uri: str, options: S3Options, method: str, **arguments: object) -> dict[str, Any]:
         page = original(uri, options, method, MaxKeys=3, **arguments)
@@ -344,7 +344,7 @@ def test_bytes_left_on_a_connection_do_not_fail_the_next_request(s3: dict[str, s
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
         for _ in range(4):
             with pytest.raises(StorageError) as caught:
-                storage._call_s3("s3://b/a", S3Options(attempts=2), "head_object", Bucket="some-bucket", Key="a")  # pyright: ignore[reportPrivateUsage]
+                files._call_s3("s3://b/a", S3Options(attempts=2), "head_object", Bucket="some-bucket", Key="a")  # pyright: ignore[reportPrivateUsage]
             assert caught.value.reason is StorageReason.MISSING
             time.sleep(0.1)
     assert len(requests) >= 4
@@ -367,7 +367,7 @@ def test_written_objects_get_what_the_options_say(options: S3Options, expected: 
 def test_encryption_class_and_type_reach_the_store(bucket: str) -> None:
     options = S3Options(sse="AES256", storage_class="STANDARD_IA")
     write_bytes(f"{bucket}/a.png", b"x", options, "image/png")
-    found = storage._call_s3(bucket, options, "head_object", Bucket=bucket[5:], Key="a.png")  # pyright: ignore[reportPrivateUsage]
+    found = files._call_s3(bucket, options, "head_object", Bucket=bucket[5:], Key="a.png")  # pyright: ignore[reportPrivateUsage]
     assert (found["ServerSideEncryption"], found["StorageClass"], found["ContentType"]) == ("AES256", "STANDARD_IA", "image/png")
 
 

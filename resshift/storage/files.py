@@ -4,7 +4,7 @@ Listing streams: one page of a bucket or one directory at a time, so ten million
 Keys come in the order of their UTF-8 bytes from both kinds of store. Writing is atomic: a reader sees the whole new file or what was there
 before (local: temporary name, fsync, rename; S3: one PUT).
 
-S3 is in `resshift.s3`; how a bucket is reached are its `S3Options`, which local paths ignore. Credentials come from the environment or a
+S3 is in `resshift.storage.s3`; how a bucket is reached are its `S3Options`, which local paths ignore. Credentials come from the environment or a
 profile, never from a URI. URIs are taken literally: nothing is percent-decoded. What it does not do: other schemes, objects above 5 GiB,
 deleting more than one file at a time.
 """
@@ -26,8 +26,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import IO, Any, TypeVar, cast
 
-from resshift import s3
-from resshift.s3 import S3Options
+from resshift.storage import s3
+from resshift.storage.s3 import S3Options
 
 _TEMPORARY = re.compile(r"\.resshift-[0-9a-f]{16}\.partial")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")

@@ -1,0 +1,41 @@
+"""Files on local disks and objects in S3 by one set of functions: `from resshift import storage`."""
+
+from resshift.storage.files import (
+    EPOCH,
+    Entry,
+    StorageError,
+    StorageReason,
+    exists,
+    find_entry,
+    is_inside,
+    is_s3,
+    join,
+    list_entries,
+    open_input,
+    printable,
+    read_bytes,
+    read_first_bytes,
+    read_range,
+    remove,
+    write_bytes,
+)
+
+__all__ = [
+    "EPOCH",
+    "Entry",
+    "StorageError",
+    "StorageReason",
+    "exists",
+    "find_entry",
+    "is_inside",
+    "is_s3",
+    "join",
+    "list_entries",
+    "open_input",
+    "printable",
+    "read_bytes",
+    "read_first_bytes",
+    "read_range",
+    "remove",
+    "write_bytes",
+]
