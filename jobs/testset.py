@@ -39,7 +39,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def testset(options: argparse.Namespace) -> Exit:
     """List, make the pairs on Ray, write the manifest."""
-    from pipelines.countdown import Countdown
+    from pipelines.cluster.countdown import Countdown
     from pipelines.inputs import Archive, list_inputs
     from pipelines.prepare import with_tars_opened
     from pipelines.testset import bicubic_test, check_same_set, folder_test, imagenet_test, write_testset

@@ -23,7 +23,7 @@ import ray.data
 import torch
 from ray.data import ActorPoolStrategy
 
-from pipelines.capacity import has_gpus, reachable
+from pipelines.cluster.capacity import has_gpus, reachable
 from pipelines.evaluation import METHODS
 from pipelines.figures import Image, Judge
 from resshift import seeds, storage

@@ -23,9 +23,9 @@ from typing import Any
 import cv2
 
 from pipelines import inputs, shards
+from pipelines.cluster.map_tasks import results
 from pipelines.inputs import Item
 from pipelines.shards import SCHEMA, Reason, Shard
-from pipelines.tasks import results
 from resshift import seeds, storage
 from resshift.images.codec import ImageError, ImageLimits, Picture, decode, encode, fit_format, probe
 from resshift.pairs.pair import use_one_thread

@@ -28,10 +28,10 @@ from ray.data import ExecutionResources
 from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from pipelines.capacity import promised
+from pipelines.cluster.capacity import promised
+from pipelines.cluster.pace import Paced
+from pipelines.cluster.retry import retried
 from pipelines.epoch import Piece, stream
-from pipelines.pace import Paced
-from pipelines.retry import retried
 from pipelines.shards import RowGroup, read_manifest, read_pictures, row_groups
 from resshift import degradation, storage
 from resshift.allocator import keep_freed_pages

@@ -11,12 +11,12 @@ from dataclasses import asdict
 import pyarrow as pa
 
 from pipelines import archives
-from pipelines.countdown import Countdown
+from pipelines.cluster.countdown import Countdown
+from pipelines.cluster.map_tasks import results
 from pipelines.imagenet import ShardOptions, ShardTask, build_shard, build_shards, plan_shards
 from pipelines.inputs import Archive, Item, Sidecar, list_inputs
 from pipelines.shards import Reason, Shard, write_manifest
 from pipelines.status import status_of, summaries_of, write_status
-from pipelines.tasks import results
 from resshift import storage
 
 _MAX_DEPTH = 4  # tars in tars

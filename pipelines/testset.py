@@ -31,9 +31,9 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass as record
 
 from pipelines import inputs
+from pipelines.cluster.map_tasks import results
 from pipelines.inputs import Item
 from pipelines.shards import Reason
-from pipelines.tasks import results
 from resshift import degradation, seeds, storage
 from resshift.config import flatten
 from resshift.degradation import DegradationRecipe

@@ -53,7 +53,7 @@ def train_from(options: argparse.Namespace, config: Run) -> Exit:
         return Exit.COMPLETE
 
     connect_to_ray(num_cpus=most + 3)
-    from pipelines.capacity import reachable
+    from pipelines.cluster.capacity import reachable
     from pipelines.export import export
     from pipelines.trainer import plan_workers, run_training
 

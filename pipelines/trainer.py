@@ -18,9 +18,9 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipelines.checkpoints import read_best, stored
+from pipelines.cluster.own_cluster import named_to_ray_train
 from pipelines.evaluate import folders_of
 from pipelines.learners import Run
-from pipelines.own_cluster import named_to_ray_train
 from pipelines.train_log import read_lines
 from pipelines.train_loop import FATAL, Task, train_worker
 from resshift import storage
@@ -58,7 +58,7 @@ def plan_workers(least: int, most: int, gpus_per_worker: float | None, cluster: 
         least: workers without which the run waits.
         most: workers that it grows to.
         gpus_per_worker: None takes one GPU each when the cluster has enough for the least number, else the CPU.
-        cluster: `pipelines.capacity.reachable()`.
+        cluster: `pipelines.cluster.capacity.reachable()`.
 
     Raises:
         ConfigError: the cluster cannot hold the workers, or would have no CPU left for data.

@@ -22,7 +22,7 @@ import ray
 
 from pipelines import ledger
 from pipelines.bulk import BulkOptions, BulkRun, busy_share
-from pipelines.capacity import has_gpus, reachable
+from pipelines.cluster.capacity import has_gpus, reachable
 from pipelines.engines import Engine, EngineOptions
 from pipelines.progress import Progress
 from pipelines.report import RunRecord, Summary, write_report, write_run

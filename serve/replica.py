@@ -20,7 +20,7 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 from ray import serve
 
-from pipelines.capacity import has_gpus
+from pipelines.cluster.capacity import has_gpus
 from pipelines.engines import UNITS_PER_REPLICA, EngineOptions
 from pipelines.replica import Replica, ReplicaOptions, Started, Upscaled, describe_model
 from resshift.images.animation import Frames

@@ -147,7 +147,7 @@ def _promised_and_possible(cluster: Cluster) -> tuple[Cluster, Cluster]:
 
 
 def test_the_head_promises_what_the_workers_add_up_to(cluster: Cluster) -> None:
-    """A driver knows the nodes that run. What the autoscaler may add, it reads from these labels (pipelines/capacity.py)."""
+    """A driver knows the nodes that run. What the autoscaler may add, it reads from these labels (pipelines/cluster/capacity.py)."""
     promised, possible = _promised_and_possible(cluster)
     assert promised == possible
 

@@ -229,7 +229,7 @@ def test_the_head_runs_no_work_and_groups_grow_from_nothing() -> None:
 
 
 def test_the_head_promises_what_the_groups_add_up_to() -> None:
-    """By these a job asks for GPUs that no pod has yet (pipelines/capacity.py)."""
+    """By these a job asks for GPUs that no pod has yet (pipelines/cluster/capacity.py)."""
     cluster = manifest("raycluster.yaml")
     sums = Counter[str]()
     for group in cluster["spec"]["workerGroupSpecs"]:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from pipelines.countdown import Countdown
+from pipelines.cluster.countdown import Countdown
 from pipelines.shards import STATUS_SCHEMA, read_manifest, read_pictures, row_groups
 from pipelines.status import report
 from resshift import storage

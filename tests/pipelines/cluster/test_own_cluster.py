@@ -9,7 +9,7 @@ import pytest
 import ray
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
 
-from pipelines.own_cluster import VARIABLE, named_to_ray_train
+from pipelines.cluster.own_cluster import VARIABLE, named_to_ray_train
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

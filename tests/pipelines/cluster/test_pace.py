@@ -11,8 +11,8 @@ import pytest
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from pipelines import pairs
+from pipelines.cluster.pace import STEP_S, Paced
 from pipelines.imagenet import ShardOptions
-from pipelines.pace import STEP_S, Paced
 from pipelines.prepare import prepare_here
 from resshift.presets import test_x4 as toy_preset
 

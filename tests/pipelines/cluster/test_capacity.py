@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import ray
 
-from pipelines.capacity import has_gpus, reachable
+from pipelines.cluster.capacity import has_gpus, reachable
 
 
 def cluster(monkeypatch: pytest.MonkeyPatch, resources: dict[str, float], *labels: dict[str, str], alive: bool = True) -> None:
