@@ -21,9 +21,9 @@ import ray
 from ray._private import internal_api
 
 from pipelines.command import quiet_ray_data
-from pipelines.imagenet import ShardOptions
 from pipelines.pairs import fair_share, rank_batches, rows_per_task, task_sizes
-from pipelines.prepare import prepare_here
+from pipelines.shards.build import ShardOptions
+from pipelines.shards.prepare import prepare_here
 from resshift.config import DataConfig
 from resshift.pairs.pair import make_pair, use_one_thread
 from resshift.presets import preset

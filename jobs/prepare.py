@@ -38,11 +38,11 @@ def prepare(options: argparse.Namespace) -> Exit:
     """Plan the shards, write those that are missing, then the manifest."""
     from rich.console import Console
 
-    from pipelines.imagenet import ShardOptions, plan_shards
-    from pipelines.inputs import Archive, list_inputs
-    from pipelines.prepare import prepare as build
-    from pipelines.prepare import with_tars_opened
-    from pipelines.status import report
+    from pipelines.shards.build import ShardOptions, plan_shards
+    from pipelines.shards.prepare import prepare as build
+    from pipelines.shards.prepare import with_tars_opened
+    from pipelines.shards.sources import Archive, list_inputs
+    from pipelines.shards.status import report
     from resshift import storage
 
     if storage.is_inside(options.target, options.source):

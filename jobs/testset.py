@@ -40,8 +40,8 @@ def arguments() -> argparse.ArgumentParser:
 def testset(options: argparse.Namespace) -> Exit:
     """List, make the pairs on Ray, write the manifest."""
     from pipelines.cluster.countdown import Countdown
-    from pipelines.inputs import Archive, list_inputs
-    from pipelines.prepare import with_tars_opened
+    from pipelines.shards.prepare import with_tars_opened
+    from pipelines.shards.sources import Archive, list_inputs
     from pipelines.testset import bicubic_test, check_same_set, folder_test, imagenet_test, write_testset
     from resshift import storage
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.shards import RowGroup
+from pipelines.shards.parquet import RowGroup
 from resshift import seeds
 
 GROUPS_PER_WINDOW = 16

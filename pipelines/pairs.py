@@ -32,7 +32,7 @@ from pipelines.cluster.capacity import promised
 from pipelines.cluster.pace import Paced
 from pipelines.cluster.retry import retried
 from pipelines.epoch import Piece, stream
-from pipelines.shards import RowGroup, read_manifest, read_pictures, row_groups
+from pipelines.shards.parquet import RowGroup, read_manifest, read_pictures, row_groups
 from resshift import degradation, storage
 from resshift.allocator import keep_freed_pages
 from resshift.config import ConfigError, DataConfig, TrainConfig

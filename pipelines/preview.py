@@ -16,11 +16,11 @@ from string import Template
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import inputs
 from pipelines.epoch import stream
-from pipelines.inputs import Item
 from pipelines.page import security_policy
-from pipelines.shards import read_manifest, read_pictures, row_groups
+from pipelines.shards import sources
+from pipelines.shards.parquet import read_manifest, read_pictures, row_groups
+from pipelines.shards.sources import Item
 from pipelines.testset import choose
 from resshift.config import RunConfig
 from resshift.degradation.apply import Gray, Operation
@@ -63,7 +63,7 @@ def from_photos(items: Sequence[Item], config: RunConfig, num: int) -> Iterator[
     """Yield pairs of some photos; one that cannot be read is a sample with a problem."""
     for item in choose(items, config.train.seed)[:num]:
         try:
-            yield _sample(item.key, inputs.read(item, ImageLimits().max_bytes), config, 0)
+            yield _sample(item.key, sources.read(item, ImageLimits().max_bytes), config, 0)
         except StorageError as error:
             yield Sample(item.key, None, f"{error.reason}: {error}")
 

@@ -30,10 +30,10 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass as record
 
-from pipelines import inputs
 from pipelines.cluster.map_tasks import results
-from pipelines.inputs import Item
-from pipelines.shards import Reason
+from pipelines.shards import sources
+from pipelines.shards.parquet import Reason
+from pipelines.shards.sources import Item
 from resshift import degradation, seeds, storage
 from resshift.config import flatten
 from resshift.degradation import DegradationRecipe
@@ -160,7 +160,7 @@ def write_pairs(items: Sequence[Item], root: str, protocol: Protocol) -> list[di
         name = _stem(item) + ".png"
         outcome = item.outcome
         try:
-            data = b"" if outcome else inputs.read(item, ImageLimits().max_bytes)
+            data = b"" if outcome else sources.read(item, ImageLimits().max_bytes)
         except StorageError as error:
             data, outcome = b"", ("failed", str(error.reason), str(error))
         row: dict[str, Any]

@@ -37,7 +37,7 @@ def add_arguments(options: argparse.ArgumentParser, preset: str, data_needed: bo
 def train_from(options: argparse.Namespace, config: Run) -> Exit:
     """Check the configuration against the data and the run directory, train, export, print the summary."""
     from pipelines.learners import validation_recipe
-    from pipelines.shards import read_manifest
+    from pipelines.shards.parquet import read_manifest
     from pipelines.trainer import parse_workers
     from pipelines.validation import held_out
     from resshift.config import to_dict

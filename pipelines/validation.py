@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipelines.evaluate import bicubic_resized, folders_of, pair_up, rgb_u8
 from pipelines.pairs import read_groups
-from pipelines.shards import read_manifest, row_groups
+from pipelines.shards.parquet import read_manifest, row_groups
 from resshift import storage
 from resshift.config import ConfigError, DataConfig, ValidationConfig
 from resshift.degradation import DegradationRecipe

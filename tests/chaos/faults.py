@@ -40,7 +40,7 @@ SETTINGS = ("optim.warmup_steps=0", "train.log_every=1", "train.checkpoint_every
 
 def make_shards(root: Path, num_photos: int = 50) -> str:
     """Make photos of noise and shards of them; Ray must be running."""
-    from pipelines.prepare import prepare_here
+    from pipelines.shards.prepare import prepare_here
 
     (root / "photos").mkdir(parents=True)
     for i in range(num_photos):

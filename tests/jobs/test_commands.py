@@ -110,7 +110,7 @@ def photos(tmp_path: Path) -> Path:
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
     """A data set of no pictures, enough for what is checked before training."""
-    from pipelines.shards import write_manifest
+    from pipelines.shards.parquet import write_manifest
 
     write_manifest(str(tmp_path / "shards"), "nowhere", [])
     return tmp_path / "shards"

@@ -17,7 +17,6 @@ import ray
 
 from pipelines import pairs
 from pipelines.epoch import stream
-from pipelines.imagenet import ShardOptions
 from pipelines.pairs import (
     Batch,
     PairMaker,
@@ -31,8 +30,9 @@ from pipelines.pairs import (
     rows_per_task,
     task_sizes,
 )
-from pipelines.prepare import finish, prepare_here
-from pipelines.shards import RowGroup, read_manifest, row_groups, write_shard_file
+from pipelines.shards.build import ShardOptions
+from pipelines.shards.parquet import RowGroup, read_manifest, row_groups, write_shard_file
+from pipelines.shards.prepare import finish, prepare_here
 from resshift import degradation
 from resshift.config import ConfigError, DataConfig, RunConfig
 from resshift.images.codec import ImageError

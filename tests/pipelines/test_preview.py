@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from pipelines.epoch import stream
-from pipelines.imagenet import ShardOptions
-from pipelines.inputs import Item, list_inputs
 from pipelines.pairs import PairMaker
-from pipelines.prepare import prepare_here
 from pipelines.preview import describe, from_photos, from_shards, kernel_picture, preview_page
-from pipelines.shards import read_manifest, row_groups
+from pipelines.shards.build import ShardOptions
+from pipelines.shards.parquet import read_manifest, row_groups
+from pipelines.shards.prepare import prepare_here
+from pipelines.shards.sources import Item, list_inputs
 from resshift import degradation
 from resshift.config import RunConfig
 from resshift.degradation.jpeg import Jpeg

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipelines.prepare import prepare_here
+from pipelines.shards.prepare import prepare_here
 from pipelines.validation import Held, Validator, held_out
 from resshift import degradation
 from resshift.config import ConfigError, DataConfig, ValidationConfig

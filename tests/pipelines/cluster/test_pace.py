@@ -12,8 +12,8 @@ from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from pipelines import pairs
 from pipelines.cluster.pace import STEP_S, Paced
-from pipelines.imagenet import ShardOptions
-from pipelines.prepare import prepare_here
+from pipelines.shards.build import ShardOptions
+from pipelines.shards.prepare import prepare_here
 from resshift.presets import test_x4 as toy_preset
 
 

@@ -1,7 +1,7 @@
 """Photos -> Parquet shards of their bytes, with a status for every input.
 
 A shard is the unit of work: its file carries the fingerprint of what went into it and is written in one piece, so that a re-run does only
-what is missing; rows that failed because a store was away are tried again. The format is that of `pipelines.shards`.
+what is missing; rows that failed because a store was away are tried again. The format is that of `pipelines.shards.parquet`.
 
 Pictures are judged by their content, never by their name. What ImageNet is known for (CMYK, PNG in a .JPEG, damaged EXIF, grey) is decoded
 as training will decode it, kept, and named in the row.
@@ -22,10 +22,10 @@ from typing import Any
 
 import cv2
 
-from pipelines import inputs, shards
 from pipelines.cluster.map_tasks import results
-from pipelines.inputs import Item
-from pipelines.shards import SCHEMA, Reason, Shard
+from pipelines.shards import parquet, sources
+from pipelines.shards.parquet import SCHEMA, Reason, Shard
+from pipelines.shards.sources import Item
 from resshift import seeds, storage
 from resshift.images.codec import ImageError, ImageLimits, Picture, decode, encode, fit_format, probe
 from resshift.pairs.pair import use_one_thread
@@ -106,7 +106,7 @@ def _named_once(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def _task(i_shard: int, items: list[Item], options: ShardOptions) -> ShardTask:
-    described = json.dumps([shards.FORMAT, asdict(options), [asdict(replace(item, uri="")) for item in items]])
+    described = json.dumps([parquet.FORMAT, asdict(options), [asdict(replace(item, uri="")) for item in items]])
     digest = hashlib.sha256(described.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     return ShardTask(f"shard-{i_shard:05d}.parquet", tuple(items), digest)
 
@@ -167,7 +167,7 @@ def shrunk(picture: Picture, short_side_px: int) -> tuple[bytes, Picture]:
 def build_shard(task: ShardTask, root: str, options: ShardOptions) -> Shard:
     """Build a shard and write it in one piece; of one that is there already, only what was unavailable is tried again."""
     use_one_thread()  # Ray gives a task one CPU
-    existing = shards.existing_shard(root, task.name, task.fingerprint)
+    existing = parquet.existing_shard(root, task.name, task.fingerprint)
     if existing is not None and str(StorageReason.UNAVAILABLE) not in existing.status["reason"].to_pylist():
         return existing
     max_bytes = ImageLimits().max_bytes
@@ -176,9 +176,9 @@ def build_shard(task: ShardTask, root: str, options: ShardOptions) -> Shard:
     else:
         rows = (
             row_of(*_read(item, max_bytes), options) if row["reason"] == StorageReason.UNAVAILABLE else row
-            for item, row in zip(task.items, shards.read_rows(root, existing), strict=True)
+            for item, row in zip(task.items, parquet.read_rows(root, existing), strict=True)
         )
-    return shards.write_shard_file(root, task.name, task.fingerprint, rows, options.row_group_rows, options.row_group_bytes)
+    return parquet.write_shard_file(root, task.name, task.fingerprint, rows, options.row_group_rows, options.row_group_bytes)
 
 
 def _read_ahead(items: Sequence[Item], max_bytes: int) -> Iterator[tuple[Item, bytes | StorageError, str]]:
@@ -199,9 +199,9 @@ def _read_ahead(items: Sequence[Item], max_bytes: int) -> Iterator[tuple[Item, b
 
 def _read(item: Item, max_bytes: int) -> tuple[Item, bytes | StorageError, str]:
     if item.outcome is not None:
-        return item, b"", inputs.label_of(item)
+        return item, b"", sources.label_of(item)
     try:
-        return item, inputs.read(item, max_bytes), inputs.label_of(item)
+        return item, sources.read(item, max_bytes), sources.label_of(item)
     except StorageError as error:
         return item, error, item.label or ""
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import inputs
-from pipelines.archives import members
-from pipelines.inputs import Archive, Item, list_inputs
+from pipelines.shards import sources
+from pipelines.shards.archives import members
+from pipelines.shards.sources import Archive, Item, list_inputs
 from resshift import storage
 
 
@@ -38,7 +38,7 @@ def opened(path: Path) -> list[Item]:
 
 
 def contents(items: list[Item]) -> dict[str, bytes]:
-    return {item.key: inputs.read(item, 1 << 20) for item in items if item.outcome is None}
+    return {item.key: sources.read(item, 1 << 20) for item in items if item.outcome is None}
 
 
 LONG = "directory/" * 30 + "n" * 120 + ".jpg"
@@ -62,7 +62,7 @@ def test_a_tar_of_class_tars_has_the_keys_of_the_extracted_tree(tmp_path: Path) 
     found = opened(tmp_path / "ILSVRC2012_img_train.tar")
     assert contents(found) == tree
     assert {item.key for item in found if item.outcome} == {"ILSVRC2012_img_train.tar", "n0.tar", "n1.tar", "n2.tar"}
-    assert {inputs.label_of(item) for item in found if item.outcome is None} == {"n0", "n1", "n2"}
+    assert {sources.label_of(item) for item in found if item.outcome is None} == {"n0", "n1", "n2"}
     assert len({item.etag for item in found}) == len(found)
 
 
@@ -87,7 +87,7 @@ def test_files_beside_a_picture_give_its_label_and_all_others_are_inputs(tmp_pat
     }
     (tmp_path / "shard-000.tar").write_bytes(tar_of(files))
     found = [item for item in opened(tmp_path / "shard-000.tar") if item.outcome is None]
-    labels = {item.key: inputs.label_of(item) for item in found}
+    labels = {item.key: sources.label_of(item) for item in found}
     assert labels == {
         **{"0001.jpg": "37", "0002.jpg": "5", "0002.seg.png": "5", "0003.jpg": ""},
         **{"lonely.txt": "", "0004.jpg": "", "0004.npy": ""},
@@ -136,7 +136,7 @@ def test_a_list_names_files_and_folders_with_labels(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("\n".join(lines) + "\n")
     found = [one for one in list_inputs(str(tmp_path / "list.txt")) if isinstance(one, Item)]
     absolute = f"{tmp_path}/a.jpg".lstrip("/")
-    assert {item.key: inputs.label_of(item) for item in found} == {
+    assert {item.key: sources.label_of(item) for item in found} == {
         **{absolute: "cat", "sub/b.jpg": "sub", "sub/deep/c.jpg": "deep", "with space.jpg": "", "missing.jpg": ""}
     }
     assert contents(found) == {absolute: b"a.jpg", **{name: name.encode() for name in ("sub/b.jpg", "sub/deep/c.jpg", "with space.jpg")}}

@@ -1,6 +1,6 @@
 """What `prepare` is given: a folder, a bucket prefix, a tar of pictures or of tars, WebDataset shards, or a text list -> single inputs.
 
-A file that ends in .tar, wherever it stands, is opened (`pipelines.archives`) and its members are inputs under its name without the ending:
+A file that ends in .tar, wherever it stands, is opened (`pipelines.shards.archives`) and its members are inputs under its name without the ending:
 `n01440764.tar` with `n01440764_10026.JPEG` gives the key `n01440764/n01440764_10026.JPEG`, the same as the extracted tree. A tar that *is*
 the source adds nothing to the keys.
 

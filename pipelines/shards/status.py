@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.table import Table
 
-from pipelines.shards import Reason, Shard, ShardSummary
+from pipelines.shards.parquet import Reason, Shard, ShardSummary
 from resshift import storage
 
 STATUS_FILE = "status.parquet"

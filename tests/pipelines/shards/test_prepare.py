@@ -15,8 +15,8 @@ import pytest
 from rich.console import Console
 
 from pipelines.cluster.countdown import Countdown
-from pipelines.shards import STATUS_SCHEMA, read_manifest, read_pictures, row_groups
-from pipelines.status import report
+from pipelines.shards.parquet import STATUS_SCHEMA, read_manifest, read_pictures, row_groups
+from pipelines.shards.status import report
 from resshift import storage
 
 Job = Callable[..., int]

@@ -10,13 +10,13 @@ from dataclasses import asdict
 
 import pyarrow as pa
 
-from pipelines import archives
 from pipelines.cluster.countdown import Countdown
 from pipelines.cluster.map_tasks import results
-from pipelines.imagenet import ShardOptions, ShardTask, build_shard, build_shards, plan_shards
-from pipelines.inputs import Archive, Item, Sidecar, list_inputs
-from pipelines.shards import Reason, Shard, write_manifest
-from pipelines.status import status_of, summaries_of, write_status
+from pipelines.shards import archives
+from pipelines.shards.build import ShardOptions, ShardTask, build_shard, build_shards, plan_shards
+from pipelines.shards.parquet import Reason, Shard, write_manifest
+from pipelines.shards.sources import Archive, Item, Sidecar, list_inputs
+from pipelines.shards.status import status_of, summaries_of, write_status
 from resshift import storage
 
 _MAX_DEPTH = 4  # tars in tars

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from pipelines.inputs import Archive, Item, Sidecar, is_archive
-from pipelines.shards import Reason
+from pipelines.shards.parquet import Reason
+from pipelines.shards.sources import Archive, Item, Sidecar, is_archive
 from resshift import storage
 from resshift.storage import StorageReason
 

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines.imagenet import ShardOptions, ShardTask, build_shard, plan_shards, row_of
-from pipelines.inputs import Item, list_inputs
-from pipelines.shards import Shard, ShardSummary, read_manifest, read_pictures, row_groups, write_manifest
-from pipelines.status import status_of, summaries_of
+from pipelines.shards.build import ShardOptions, ShardTask, build_shard, plan_shards, row_of
+from pipelines.shards.parquet import Shard, ShardSummary, read_manifest, read_pictures, row_groups, write_manifest
+from pipelines.shards.sources import Item, list_inputs
+from pipelines.shards.status import status_of, summaries_of
 from resshift.images import codec
 from resshift.storage import StorageError, StorageReason
 
@@ -160,11 +160,11 @@ def test_shard_is_written_once_and_again_when_an_input_changes(tree: Path, tmp_p
 
 
 def test_only_what_was_unavailable_is_read_again(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipelines import inputs
+    from pipelines.shards import sources
 
     (task,) = plan_shards(items_of(tree), OPTIONS)
     read: list[str] = []
-    original = inputs.read
+    original = sources.read
 
     def away(item: Item, max_bytes: int) -> bytes:
         read.append(item.key)
@@ -172,7 +172,7 @@ def test_only_what_was_unavailable_is_read_again(tree: Path, tmp_path: Path, mon
             raise StorageError(item.uri, StorageReason.UNAVAILABLE, "try again")
         return original(item, max_bytes)
 
-    monkeypatch.setattr(inputs, "read", away)
+    monkeypatch.setattr(sources, "read", away)
     shard = build_shard(task, str(tmp_path / "s"), OPTIONS)
     assert shard.status["reason"].to_pylist().count("unavailable") == 1
     again = build_shard(task, str(tmp_path / "s"), OPTIONS)
