@@ -21,7 +21,7 @@ import ray
 from ray._private import internal_api
 
 from pipelines.command import quiet_ray_data
-from pipelines.pairs import fair_share, rank_batches, rows_per_task, task_sizes
+from pipelines.pairs.dataset import fair_share, rank_batches, rows_per_task, task_sizes
 from pipelines.shards.build import ShardOptions
 from pipelines.shards.prepare import prepare_here
 from resshift.config import DataConfig

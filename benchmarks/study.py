@@ -28,7 +28,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipelines.evaluate import PictureSet, bicubic_resized, pairs_of, rgb_u8
 from pipelines.figures import Judge
-from pipelines.pairs import read_groups
+from pipelines.pairs.dataset import read_groups
 from pipelines.shards.parquet import read_manifest, row_groups
 from resshift import seeds, storage, weights
 from resshift.config import RunConfig, with_settings

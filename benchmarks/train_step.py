@@ -10,7 +10,7 @@ train the same network on the same bytes, in bf16 on CUDA and float32 on a CPU. 
 arithmetic costs the same, and nothing is downloaded.
 
 The split times parts of a step by themselves, forward and backward where the step has both; they overlap in a real step, so their sum is
-not its time. `data_wait` is the share of the time in which a learner that is fed by `pipelines.pairs.rank_batches` on this machine waits
+not its time. `data_wait` is the share of the time in which a learner that is fed by `pipelines.pairs.dataset.rank_batches` on this machine waits
 for its batch, over the steps after the first four. `share_of_peak` is the step's arithmetic over the matrix rate measured in the same run,
 CUDA only. The last line is a JSON object; its `ratio_to_plain` is the rate of our eager step over that of the plain loop.
 """
@@ -191,7 +191,7 @@ def measured_data_wait(learner: DiffusionLearner, device: torch.device, steps: i
     from PIL import Image
 
     from pipelines.command import connect_to_ray, quiet_ray_data
-    from pipelines.pairs import rank_batches
+    from pipelines.pairs.dataset import rank_batches
     from pipelines.shards.prepare import prepare_here
     from pipelines.train_loop import on_device as to_device
 

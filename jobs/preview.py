@@ -31,7 +31,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def preview(options: argparse.Namespace) -> Exit:
     """Make the pairs in this process and write the page."""
-    from pipelines.preview import from_photos, from_shards, preview_page
+    from pipelines.pairs.preview import from_photos, from_shards, preview_page
     from pipelines.shards.sources import Item, list_inputs
     from resshift import storage
     from resshift.config import with_settings

@@ -26,7 +26,7 @@ from pipelines import checkpoints
 from pipelines.checkpoints import CheckpointWriter, Keeping
 from pipelines.export import publish_model
 from pipelines.learners import Run, build_learner, lpips_of, run_from_dict, validation_recipe
-from pipelines.pairs import Batch, fair_share, rank_batches
+from pipelines.pairs.dataset import Batch, fair_share, rank_batches
 from pipelines.train_log import Clock, TrainLog, memory_gib
 from pipelines.validation import Renderer, Validator, held_out
 from resshift import storage, weights

@@ -59,7 +59,9 @@ TORCH_DRAWS = {"torch.randn", "torch.rand", "torch.randint", "torch.randperm"}
 
 def test_making_pairs_needs_no_library_of_networks() -> None:
     """timm brings torchvision and the compiler of torch: six seconds of every process that only reads and degrades photos."""
-    program = "import sys, pipelines.pairs; print([m for m in ('timm', 'torchvision', 'torch._dynamo', 'lpips') if m in sys.modules])"
+    program = (
+        "import sys, pipelines.pairs.dataset; print([m for m in ('timm', 'torchvision', 'torch._dynamo', 'lpips') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip() == "[]"
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
-from pipelines import pairs
 from pipelines.cluster.pace import STEP_S, Paced
+from pipelines.pairs import dataset
 from pipelines.shards.build import ShardOptions
 from pipelines.shards.prepare import prepare_here
 from resshift.presets import test_x4 as toy_preset
@@ -46,8 +46,8 @@ def test_the_loop_behind_the_pairs_is_paced(tree: Path, tmp_path: Path, monkeypa
             super().on_execution_step(executor)
             ends.append(time.monotonic())
 
-    monkeypatch.setattr(pairs, "Paced", Recorded)
-    batches = pairs.rank_batches(str(tmp_path / "s"), toy_preset(), 0)
+    monkeypatch.setattr(dataset, "Paced", Recorded)
+    batches = dataset.rank_batches(str(tmp_path / "s"), toy_preset(), 0)
     next(batches)
     turns = len(ends)
     time.sleep(20 * STEP_S)

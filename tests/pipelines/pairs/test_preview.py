@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.epoch import stream
-from pipelines.pairs import PairMaker
-from pipelines.preview import describe, from_photos, from_shards, kernel_picture, preview_page
+from pipelines.pairs.dataset import PairMaker
+from pipelines.pairs.order import stream
+from pipelines.pairs.preview import describe, from_photos, from_shards, kernel_picture, preview_page
 from pipelines.shards.build import ShardOptions
 from pipelines.shards.parquet import read_manifest, row_groups
 from pipelines.shards.prepare import prepare_here

@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 import ray
 
-from pipelines import pairs
-from pipelines.epoch import stream
-from pipelines.pairs import (
+from pipelines.pairs import dataset
+from pipelines.pairs.dataset import (
     Batch,
     PairMaker,
     PairSource,
@@ -30,6 +29,7 @@ from pipelines.pairs import (
     rows_per_task,
     task_sizes,
 )
+from pipelines.pairs.order import stream
 from pipelines.shards.build import ShardOptions
 from pipelines.shards.parquet import RowGroup, read_manifest, row_groups, write_shard_file
 from pipelines.shards.prepare import finish, prepare_here
@@ -121,7 +121,7 @@ def test_a_row_group_without_a_good_picture_is_an_error(tmp_path: Path) -> None:
 
 def test_an_outage_is_waited_for_and_nothing_else(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[float] = []
-    original = pairs.read_pictures
+    original = dataset.read_pictures
 
     def failing(reason: StorageReason, times: int) -> Callable[[str, RowGroup], Any]:
         def read(root: str, group: RowGroup) -> Any:  # noqa: ANN401 - an Arrow table
@@ -135,12 +135,12 @@ def test_an_outage_is_waited_for_and_nothing_else(shards: str, monkeypatch: pyte
     waits: list[float] = []
     monkeypatch.setattr("time.sleep", waits.append)
     groups = row_groups(read_manifest(shards))[:1]
-    monkeypatch.setattr(pairs, "read_pictures", failing(StorageReason.UNAVAILABLE, 3))
+    monkeypatch.setattr(dataset, "read_pictures", failing(StorageReason.UNAVAILABLE, 3))
     assert len(read_groups(shards, groups)[0]) == groups[0].num_ok
     assert waits == [0.5, 1.0, 2.0]
     for reason, num_calls in ((StorageReason.MISSING, 1), (StorageReason.UNAVAILABLE, 7)):
         calls.clear()
-        monkeypatch.setattr(pairs, "read_pictures", failing(reason, 100))
+        monkeypatch.setattr(dataset, "read_pictures", failing(reason, 100))
         with pytest.raises(StorageError, match=str(reason)):
             read_groups(shards, groups)
         assert len(calls) == num_calls
@@ -285,8 +285,8 @@ class Executions:
 
 def test_the_next_execution_starts_before_the_last_pairs_are_consumed(monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(8)
-    monkeypatch.setattr(pairs, "rows_per_task", lambda *_: 32)  # so two batches ahead
-    monkeypatch.setattr(pairs, "pair_dataset", (ray_data := Executions()).dataset)
+    monkeypatch.setattr(dataset, "rows_per_task", lambda *_: 32)  # so two batches ahead
+    monkeypatch.setattr(dataset, "pair_dataset", (ray_data := Executions()).dataset)
     batches = rank_batches("shards", config, 0, rows_per_execution=48)
     rows = [next(batches)["row"][0] for _ in range(4)]
     assert ray_data.told == [("start", 0)]
@@ -300,7 +300,7 @@ def test_the_next_execution_starts_before_the_last_pairs_are_consumed(monkeypatc
 
 
 def test_an_execution_that_cannot_start_costs_no_pair_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairs, "pair_dataset", (ray_data := Executions(broken_at=48)).dataset)
+    monkeypatch.setattr(dataset, "pair_dataset", (ray_data := Executions(broken_at=48)).dataset)
     batches = rank_batches("shards", config_of(8), 0, rows_per_execution=48)
     assert [next(batches)["row"][0] for _ in range(6)] == list(range(0, 48, 8))
     with pytest.raises(StorageError, match="shards"):
@@ -348,10 +348,10 @@ def test_ray_data_hands_blocks_over_as_they_were_made(
     shards: str, monkeypatch: pytest.MonkeyPatch, recipe: degradation.DegradationRecipe
 ) -> None:
     """Tasks of one block and of two: neither joined nor cut, with masks or without."""
-    monkeypatch.setattr(pairs, "rows_per_block", lambda *_: 16)
-    monkeypatch.setattr(pairs, "rows_per_task", lambda *_: 32)
+    monkeypatch.setattr(dataset, "rows_per_block", lambda *_: 16)
+    monkeypatch.setattr(dataset, "rows_per_task", lambda *_: 32)
     config: Any = SimpleNamespace(data=CROP, degradation=recipe, train=config_of(8).train)
-    dataset = pairs.pair_dataset(shards, config, 0, 90)
-    tables: list[Any] = [ray.get(cast(Any, ref)) for bundle in dataset.iter_internal_ref_bundles() for ref in bundle.block_refs]
+    made = dataset.pair_dataset(shards, config, 0, 90)
+    tables: list[Any] = [ray.get(cast(Any, ref)) for bundle in made.iter_internal_ref_bundles() for ref in bundle.block_refs]
     assert [row for table in tables for row in table["row"].to_pylist()] == list(range(90))
     assert [len(table) for table in tables] == [16, 16, 16, 16, 16, 10]

@@ -16,8 +16,8 @@ from string import Template
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.epoch import stream
 from pipelines.page import security_policy
+from pipelines.pairs.order import stream
 from pipelines.shards import sources
 from pipelines.shards.parquet import read_manifest, read_pictures, row_groups
 from pipelines.shards.sources import Item

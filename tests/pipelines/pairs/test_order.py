@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pytest
 
-from pipelines.epoch import Piece, Window, epoch_windows, stream, window_order
+from pipelines.pairs.order import Piece, Window, epoch_windows, stream, window_order
 from pipelines.shards.parquet import RowGroup
 
 GROUPS = [RowGroup("a", 0, 5), RowGroup("a", 1, 3), RowGroup("b", 0, 4), RowGroup("b", 1, 1), RowGroup("c", 0, 6)]

@@ -1,7 +1,7 @@
 """Shards -> training pairs on CPUs, in the order of the plan: read, decode, crop, degrade; uint8 columns.
 
 What a pair is depends on (seed, epoch, key) alone; where it stands in the stream on (seed, batch size, row number) alone
-(`pipelines.epoch`). Every rank runs a dataset of its own over its slots of the batches, so nothing is dealt out by timing:
+(`pipelines.pairs.order`). Every rank runs a dataset of its own over its slots of the batches, so nothing is dealt out by timing:
 `rank_batches` is what a worker calls in its own process. Reading and degrading are one task, which hands over a block at a time.
 
 Columns of a batch: hq (H, W, 3) and lq (H / scale, W / scale, 3) uint8; mask (H, W) uint8, 255 in a hole, with inpainting only; key; epoch;
@@ -31,7 +31,7 @@ from ray.data.datasource import Datasource, ReadTask
 from pipelines.cluster.capacity import promised
 from pipelines.cluster.pace import Paced
 from pipelines.cluster.retry import retried
-from pipelines.epoch import Piece, stream
+from pipelines.pairs.order import Piece, stream
 from pipelines.shards.parquet import RowGroup, read_manifest, read_pictures, row_groups
 from resshift import degradation, storage
 from resshift.allocator import keep_freed_pages
