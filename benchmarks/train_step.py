@@ -193,7 +193,7 @@ def measured_data_wait(learner: DiffusionLearner, device: torch.device, steps: i
     from pipelines.command import connect_to_ray, quiet_ray_data
     from pipelines.pairs.dataset import rank_batches
     from pipelines.shards.prepare import prepare_here
-    from pipelines.train_loop import on_device as to_device
+    from pipelines.training.worker import on_device as to_device
 
     connect_to_ray()
     quiet_ray_data()

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 
 from pipelines.command import Exit, parser, run
-from pipelines.train_command import add_arguments, train_from
+from pipelines.training.command import add_arguments, train_from
 
 
 def arguments() -> argparse.ArgumentParser:

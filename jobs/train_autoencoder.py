@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 
 from pipelines.command import Exit, UsageError, parser, run
-from pipelines.train_command import add_arguments, train_from
+from pipelines.training.command import add_arguments, train_from
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -41,7 +41,7 @@ def train(options: argparse.Namespace) -> Exit:
     if options.init is None:
         raise UsageError("--report needs the weights of the autoencoder: --init FILE")
 
-    from pipelines.reconstruction import report
+    from pipelines.training.reconstruction import report
 
     lines, failed = report(options.report, config, options.init, options.out)
     for line in lines:

@@ -8,7 +8,7 @@
     .venv/bin/python tests/chaos/faults.py kill-upload      20 kills while a checkpoint goes to S3: the latest can be read every time
 
 Each prints what it found and ends with exit code 1 when a promise is broken. They take a minute or a few; what fits into the test suite is
-in tests/pipelines/test_train_loop.py and uses the functions here.
+in tests/pipelines/training/test_worker.py and uses the functions here.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def dying(marker: str, step: int, rank: int = 0) -> Callable[[Mapping[str, str]]
 
         import ray.train
 
-        from pipelines import train_loop
+        from pipelines.training import worker
         from resshift.training.step import DiffusionLearner
 
         original = DiffusionLearner.step
@@ -79,7 +79,7 @@ def dying(marker: str, step: int, rank: int = 0) -> Callable[[Mapping[str, str]]
 
         DiffusionLearner.step = step_or_die  # type: ignore[method-assign]
         try:
-            return train_loop.train_worker(settings)
+            return worker.train_worker(settings)
         finally:
             DiffusionLearner.step = original  # type: ignore[method-assign]
 
@@ -92,7 +92,7 @@ def slow(seconds: float, marker: str = "") -> Callable[[Mapping[str, str]], dict
     def worker(settings: Mapping[str, str]) -> dict[str, Any]:
         import time
 
-        from pipelines import train_loop
+        from pipelines.training import worker
         from resshift.training.step import DiffusionLearner
 
         original = DiffusionLearner.step
@@ -105,7 +105,7 @@ def slow(seconds: float, marker: str = "") -> Callable[[Mapping[str, str]], dict
 
         DiffusionLearner.step = slow_step  # type: ignore[method-assign]
         try:
-            return train_loop.train_worker(settings)
+            return worker.train_worker(settings)
         finally:
             DiffusionLearner.step = original  # type: ignore[method-assign]
 
@@ -114,7 +114,7 @@ def slow(seconds: float, marker: str = "") -> Callable[[Mapping[str, str]], dict
 
 def train(config: Any, data: str, out: str, workers: tuple[int, int] = (1, 1), worker: Any = None, check_resize_s: float = 60.0) -> None:  # noqa: ANN401
     """Run the trainer with another worker function."""
-    from pipelines import trainer
+    from pipelines.training import trainer
 
     original = trainer.train_worker
     trainer.train_worker = worker or original
@@ -126,7 +126,7 @@ def train(config: Any, data: str, out: str, workers: tuple[int, int] = (1, 1), w
 
 def seen(out: str) -> dict[int, list[tuple[int, str]]]:
     """Return {step: [(stream row, key)]} that all workers together have seen on the way to the last checkpoint."""
-    from pipelines.checkpoints import stored
+    from pipelines.training.checkpoints import stored
 
     steps: dict[int, list[tuple[int, str]]] = {}
     final = max(found.step for found in stored(out) if found.complete)
@@ -139,7 +139,7 @@ def seen(out: str) -> dict[int, list[tuple[int, str]]]:
 
 def losses(out: str) -> dict[int, dict[str, float]]:
     """Return the logged loss terms by step; raises when a step is logged twice."""
-    from pipelines.train_log import read_lines
+    from pipelines.training.log import read_lines
 
     lines = read_lines(out)
     steps = [int(line["step"]) for line in lines]
@@ -240,7 +240,7 @@ def kill_driver(work: Path) -> None:
 
 
 def latest(out: str) -> int:
-    from pipelines.checkpoints import stored
+    from pipelines.training.checkpoints import stored
 
     return max((found.step for found in stored(out) if found.complete), default=0)
 
@@ -305,7 +305,7 @@ def until(condition: Callable[[], bool], problems: Sequence[BaseException], what
 
 def worker_counts(out: str) -> list[int]:
     """Return how many workers did each step on the way to the last checkpoint, runs of equal numbers drawn together."""
-    from pipelines.train_log import read_lines
+    from pipelines.training.log import read_lines
 
     counts: list[int] = []
     for line in read_lines(out):
@@ -347,7 +347,7 @@ def train_on_gpus(config: Any, data: str, out: str, worker: Any) -> None:  # noq
     """One worker a node: nodes have one logical GPU each, which nobody uses, and gloo instead of NCCL."""
     from ray.train.torch import TorchConfig
 
-    from pipelines import trainer
+    from pipelines.training import trainer
 
     original, trainer.TorchConfig = trainer.TorchConfig, lambda backend: TorchConfig(backend="gloo")  # type: ignore[assignment, misc]
     trainer.train_worker, kept = worker, trainer.train_worker
@@ -394,8 +394,8 @@ def kill_upload(work: Path, num_kills: int = 20) -> None:
     os.environ.update(environment)
     import s3fs
 
-    from pipelines import checkpoints
-    from pipelines.checkpoints import Keeping
+    from pipelines.training import checkpoints
+    from pipelines.training.checkpoints import Keeping
     from resshift import storage
 
     try:
@@ -447,7 +447,7 @@ class Upload:
     def __init__(self, work: Path, out: str, manifest: dict[str, Any]) -> None:
         self.pid = os.fork()
         if not self.pid:
-            from pipelines.checkpoints import publish
+            from pipelines.training.checkpoints import publish
 
             try:
                 publish(work / str(manifest["step"]), out, manifest)

@@ -22,13 +22,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipelines import checkpoints
-from pipelines.checkpoints import CheckpointWriter, Keeping
-from pipelines.export import publish_model
-from pipelines.learners import Run, build_learner, lpips_of, run_from_dict, validation_recipe
 from pipelines.pairs.dataset import Batch, fair_share, rank_batches
-from pipelines.train_log import Clock, TrainLog, memory_gib
-from pipelines.validation import Renderer, Validator, held_out
+from pipelines.training import checkpoints
+from pipelines.training.checkpoints import CheckpointWriter, Keeping
+from pipelines.training.export import publish_model
+from pipelines.training.learners import Run, build_learner, lpips_of, run_from_dict, validation_recipe
+from pipelines.training.log import Clock, TrainLog, memory_gib
+from pipelines.training.validation import Renderer, Validator, held_out
 from resshift import storage, weights
 from resshift.allocator import keep_freed_pages
 from resshift.config import ConfigError, to_dict

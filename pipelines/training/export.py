@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipelines.checkpoints import read_best
-from pipelines.train_log import read_lines
+from pipelines.training.checkpoints import read_best
+from pipelines.training.log import read_lines
 from resshift import storage
 from resshift.config import ConfigError, RunConfig, to_dict
 from resshift.training.checkpoint import Run, description

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines import checkpoints
-from pipelines.checkpoints import CheckpointWriter, Keeping, clear, fetch_latest, read_best, stored, uri_of, write_best
+from pipelines.training import checkpoints
+from pipelines.training.checkpoints import CheckpointWriter, Keeping, clear, fetch_latest, read_best, stored, uri_of, write_best
 from resshift import storage
 from resshift.models import WeightsError
 from resshift.networks.autoencoder import PixelUnshuffle

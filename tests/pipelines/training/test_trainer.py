@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import checkpoints
-from pipelines.train_loop import Task
-from pipelines.trainer import Workers, begin_run, parse_workers, plan_workers, with_absolute_files
+from pipelines.training import checkpoints
+from pipelines.training.trainer import Workers, begin_run, parse_workers, plan_workers, with_absolute_files
+from pipelines.training.worker import Task
 from resshift import storage
 from resshift.config import ConfigError, with_settings
 from resshift.presets import test_x4 as toy_preset

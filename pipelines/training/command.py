@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from pipelines.command import Exit, connect_to_ray, quiet_ray_data
 
 if TYPE_CHECKING:
-    from pipelines.learners import Run
-    from pipelines.trainer import Summary
+    from pipelines.training.learners import Run
+    from pipelines.training.trainer import Summary
 
 
 def add_arguments(options: argparse.ArgumentParser, preset: str, data_needed: bool = True) -> argparse.ArgumentParser:
@@ -36,10 +36,10 @@ def add_arguments(options: argparse.ArgumentParser, preset: str, data_needed: bo
 
 def train_from(options: argparse.Namespace, config: Run) -> Exit:
     """Check the configuration against the data and the run directory, train, export, print the summary."""
-    from pipelines.learners import validation_recipe
     from pipelines.shards.parquet import read_manifest
-    from pipelines.trainer import parse_workers
-    from pipelines.validation import held_out
+    from pipelines.training.learners import validation_recipe
+    from pipelines.training.trainer import parse_workers
+    from pipelines.training.validation import held_out
     from resshift.config import to_dict
 
     least, most = parse_workers(options.workers)
@@ -54,8 +54,8 @@ def train_from(options: argparse.Namespace, config: Run) -> Exit:
 
     connect_to_ray(num_cpus=most + 3)
     from pipelines.cluster.capacity import reachable
-    from pipelines.export import export
-    from pipelines.trainer import plan_workers, run_training
+    from pipelines.training.export import export
+    from pipelines.training.trainer import plan_workers, run_training
 
     quiet_ray_data()
     workers = plan_workers(least, most, options.gpus_per_worker, reachable())

@@ -1,6 +1,6 @@
 """Training runs on Ray Train: who trains, whether a run may go on, and how it is restarted.
 
-Ray restarts the workers after a failure; they go on from the latest checkpoint (`pipelines.checkpoints`), whatever their number is then.
+Ray restarts the workers after a failure; they go on from the latest checkpoint (`pipelines.training.checkpoints`), whatever their number is then.
 Running the same command again does the same from a new driver.
 """
 
@@ -17,12 +17,12 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from pipelines.checkpoints import read_best, stored
 from pipelines.cluster.own_cluster import named_to_ray_train
 from pipelines.evaluate import folders_of
-from pipelines.learners import Run
-from pipelines.train_log import read_lines
-from pipelines.train_loop import FATAL, Task, train_worker
+from pipelines.training.checkpoints import read_best, stored
+from pipelines.training.learners import Run
+from pipelines.training.log import read_lines
+from pipelines.training.worker import FATAL, Task, train_worker
 from resshift import storage
 from resshift.config import ConfigError
 from resshift.training import checkpoint
@@ -125,7 +125,7 @@ def run_training(
         out: run directory, local path or s3://. Holds run.json, step-*/ checkpoints, metrics/, and at the end model/.
         workers: who trains.
         init: weights to begin with.
-        val: set to validate on, see `pipelines.validation`.
+        val: set to validate on, see `pipelines.training.validation`.
         check_resize_s: how often an elastic run looks for more workers; growing costs a restart.
 
     Raises:

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.export import export, publish_model
-from pipelines.reconstruction import centre, report
-from pipelines.trainer import begin_run
+from pipelines.training.export import export, publish_model
+from pipelines.training.reconstruction import centre, report
+from pipelines.training.trainer import begin_run
 from resshift import Upscaler, storage
 from resshift.config import ConfigError
 from resshift.networks.autoencoder import PixelUnshuffle

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines.shards.prepare import prepare_here
-from pipelines.validation import Held, Validator, held_out
+from pipelines.training.validation import Held, Validator, held_out
 from resshift import degradation
 from resshift.config import ConfigError, DataConfig, ValidationConfig
 from resshift.images import codec
@@ -135,7 +135,7 @@ def test_grid_shows_what_went_in_what_came_out_and_the_truth() -> None:
 def test_workers_share_the_set_and_call_equally_often(num: int, num_ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sharded weights are gathered at every call: a worker that calls once less would leave the others waiting for ever."""
     parts: list[object] = []
-    monkeypatch.setattr("pipelines.validation.dist.all_gather_object", lambda gathered, own: parts.append(own))
+    monkeypatch.setattr("pipelines.training.validation.dist.all_gather_object", lambda gathered, own: parts.append(own))
     renderers = [Knows() for _ in range(num_ranks)]
     for rank in range(1, num_ranks):
         assert validator(num, rank, num_ranks)(renderers[rank]) is None
@@ -143,7 +143,7 @@ def test_workers_share_the_set_and_call_equally_often(num: int, num_ranks: int, 
     def gather(gathered: list[object], own: object) -> None:
         gathered[:] = [own, *parts]
 
-    monkeypatch.setattr("pipelines.validation.dist.all_gather_object", gather)
+    monkeypatch.setattr("pipelines.training.validation.dist.all_gather_object", gather)
     result = validator(num, 0, num_ranks)(renderers[0])
     assert result is not None
     assert result.means["psnr_y"] == 100.0

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import train_log
-from pipelines.train_log import Clock, TensorBoard, TrainLog, forget_after, log_line, read_lines, trackers
+from pipelines.training import log
+from pipelines.training.log import Clock, TensorBoard, TrainLog, forget_after, log_line, read_lines, trackers
 from resshift import storage
 from resshift.config import ConfigError, LogConfig
 
@@ -31,7 +31,7 @@ def test_line_says_it_all() -> None:
 
 def test_clock_measures_rates_and_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(train_log.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(log.time, "perf_counter", lambda: now)
     clock = Clock()
     for _ in range(4):
         now += 0.5

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import ray.cloudpickle
 
-from pipelines import trainer
-from pipelines.trainer import Workers, run_training
+from pipelines.training import trainer
+from pipelines.training.trainer import Workers, run_training
 from resshift import storage
 from resshift.config import ConfigError
 from resshift.training.step import TrainingDiverged
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
@@ -68,7 +68,7 @@ def test_what_another_attempt_would_repeat_ends_the_run(data: str, tmp_path: Pat
     """A loss that is never finite: the steps are skipped, their pictures listed, and the run stops without being restarted."""
 
     def broken(settings: dict[str, str]) -> dict[str, Any]:
-        from pipelines import train_loop
+        from pipelines.training import worker
         from resshift.training.losses import LossTerms, Objective
 
         def nothing(self: Any, network: Any, *_: Any) -> LossTerms:  # noqa: ANN401
@@ -78,7 +78,7 @@ def test_what_another_attempt_would_repeat_ends_the_run(data: str, tmp_path: Pat
         patched: Any = Objective
         original, patched.__call__ = patched.__call__, nothing
         try:
-            return train_loop.train_worker(settings)
+            return worker.train_worker(settings)
         finally:
             patched.__call__ = original
 
