@@ -21,14 +21,14 @@ import cv2
 import numpy as np
 import ray
 
-from pipelines.bulk import BulkOptions, BulkRun, busy_share
+from pipelines.bulk.actors import ActorEngine, Engine, EngineOptions
+from pipelines.bulk.job import entries
+from pipelines.bulk.scheduler import BulkOptions, BulkRun, busy_share
+from pipelines.bulk.selection import Selection, Worklist
+from pipelines.bulk.stages import Row, StageOptions, UpscaleOptions
 from pipelines.command import connect_to_ray
 from pipelines.digests import DigestSet, OwnerMap
-from pipelines.engines import ActorEngine, Engine, EngineOptions
 from pipelines.ledger import Known
-from pipelines.selection import Selection, Worklist
-from pipelines.stages import Row, StageOptions, UpscaleOptions
-from pipelines.upscale import entries
 from serve.engine import ServeEngine
 
 SIDE_PX = 128

@@ -48,11 +48,11 @@ def lock_text(path: str | None) -> str | None:
 
 def doctor(options: argparse.Namespace) -> Exit:
     """Ask, print, count."""
+    from pipelines.bulk.settings import BulkSettings
     from pipelines.command import connect_to_ray
     from pipelines.doctor import Level, machine_checks, read_lock
     from pipelines.doctor_bucket import bucket_checks
     from pipelines.doctor_ray import node_checks, ray_checks
-    from pipelines.settings import BulkSettings
     from resshift.config import with_settings
 
     settings = with_settings(BulkSettings(), options.set)

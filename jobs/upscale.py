@@ -13,7 +13,7 @@ Every input gets one row in DST/_resshift/ledger (Parquet: key, status, reason, 
 with a reason, never a stopped job. Running the same command again continues; other options than before are refused. At the end there is a
 report: DST/_resshift/report.html, .json, .csv. `--model nearest-x4` repeats pixels: for trying out a set-up without a network.
 
-Rarer settings are `--set section.field=value` (pipelines/settings.py): source.* and target.* (endpoint, region, profile, anonymous,
+Rarer settings are `--set section.field=value` (pipelines/bulk/settings.py): source.* and target.* (endpoint, region, profile, anonymous,
 requester_pays, sse, storage_class, attempts, ...), limits.* , select.*, output.frames=first|all|fail, work.*, engine.*.
 
 Exit codes: 0 complete, 1 failed, 2 usage, 3 finished with failed items.
@@ -30,9 +30,9 @@ from typing import TYPE_CHECKING
 from pipelines.command import Exit, UsageError, connect_to_ray, parser, run
 
 if TYPE_CHECKING:
-    from pipelines.selection import Worklist
-    from pipelines.settings import BulkSettings
-    from pipelines.upscale import Job
+    from pipelines.bulk.job import Job
+    from pipelines.bulk.selection import Worklist
+    from pipelines.bulk.settings import BulkSettings
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -68,8 +68,8 @@ def arguments() -> argparse.ArgumentParser:
 
 def upscale(options: argparse.Namespace) -> Exit:
     """Run the job, or answer a question about it."""
+    from pipelines.bulk.request import check_places, remaining_work, replica_range, requested_inputs, requested_job, settings_of
     from pipelines.lease import held
-    from pipelines.request import check_places, remaining_work, replica_range, requested_inputs, requested_job, settings_of
 
     check_places(options)
     replicas, settings = replica_range(options.replicas), settings_of(options)
@@ -124,7 +124,7 @@ def check(options: argparse.Namespace, settings: BulkSettings, scale: float) -> 
 
 def plan(options: argparse.Namespace, settings: BulkSettings, job: Job, worklist: Worklist, replicas: tuple[int, int]) -> Exit:
     """Print what would be done."""
-    from pipelines.plan import describe, make_plan
+    from pipelines.bulk.plan import describe, make_plan
     from pipelines.report import summarise
 
     made = make_plan(worklist, job.stages)
@@ -137,9 +137,9 @@ def plan(options: argparse.Namespace, settings: BulkSettings, job: Job, worklist
 def work(options: argparse.Namespace, settings: BulkSettings, job: Job, worklist: Worklist, replicas: tuple[int, int]) -> Exit:
     """Do what is to be done and write the report."""
     from pipelines import ledger
-    from pipelines.engines import ActorEngine, EngineError
-    from pipelines.progress import Progress
-    from pipelines.upscale import close_job, engine_options, run_job
+    from pipelines.bulk.actors import ActorEngine, EngineError
+    from pipelines.bulk.job import close_job, engine_options, run_job
+    from pipelines.bulk.progress import Progress
     from serve.engine import ServeEngine
 
     ledger.begin_job(options.target, job.stages.job.record(options.source), settings.target)

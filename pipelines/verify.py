@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from pipelines import ledger
+from pipelines.bulk.stages import verify_row
 from pipelines.digests import DigestSet, digests
-from pipelines.stages import verify_row
 from resshift import storage
 from resshift.storage import StorageError, StorageReason, s3
 from resshift.storage.s3 import S3Options

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from pipelines.stages import Row
+from pipelines.bulk.stages import Row
 
 
 class LedgerWriter:

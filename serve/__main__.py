@@ -54,8 +54,8 @@ def configuration(options: argparse.Namespace) -> dict[str, Any]:
         UsageError: a flag cannot be what it is.
         WeightsError: no such model.
     """
-    from pipelines.replica import describe_model
-    from pipelines.request import replica_range
+    from pipelines.bulk.request import replica_range
+    from pipelines.bulk.worker import describe_model
     from serve import front
     from serve.replica import app_name
     from serve.settings import LimitSettings

@@ -19,8 +19,8 @@ from ray.serve._private.common import ReplicaState
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
-from pipelines.engines import UNITS_PER_REPLICA, EngineError, EngineOptions
-from pipelines.replica import ReplicaOptions
+from pipelines.bulk.actors import UNITS_PER_REPLICA, EngineError, EngineOptions
+from pipelines.bulk.worker import ReplicaOptions
 from serve.replica import app_name, model_app
 
 _PATIENCE_S = 90.0

@@ -22,12 +22,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from pipelines import ledger
+from pipelines.bulk.actors import Engine, EngineError
+from pipelines.bulk.job import Job, close_job, engine_options, run_job_in_loop
+from pipelines.bulk.progress import Progress
+from pipelines.bulk.request import check_places, remaining_work, requested_inputs, requested_job
 from pipelines.command import UsageError
-from pipelines.engines import Engine, EngineError
 from pipelines.lease import Lease, Occupied
-from pipelines.progress import Progress
-from pipelines.request import check_places, remaining_work, requested_inputs, requested_job
-from pipelines.upscale import Job, close_job, engine_options, run_job_in_loop
 from resshift import storage
 from resshift.images.codec import Format
 from resshift.models import WeightsError, cache_directory

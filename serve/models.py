@@ -16,7 +16,7 @@ from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve._private.common import ReplicaState
 
-from pipelines.replica import ModelFacts, ReplicaOptions, Upscaled, describe_model
+from pipelines.bulk.worker import ModelFacts, ReplicaOptions, Upscaled, describe_model
 from resshift.images.animation import Frames
 from serve.problems import Problem, picture_problem
 from serve.replica import app_name

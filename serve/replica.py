@@ -20,9 +20,9 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 from ray import serve
 
+from pipelines.bulk.actors import UNITS_PER_REPLICA, EngineOptions
+from pipelines.bulk.worker import Replica, ReplicaOptions, Started, Upscaled, describe_model
 from pipelines.cluster.capacity import has_gpus
-from pipelines.engines import UNITS_PER_REPLICA, EngineOptions
-from pipelines.replica import Replica, ReplicaOptions, Started, Upscaled, describe_model
 from resshift.images.animation import Frames
 
 _HEALTH_CHECK_S = 2.0

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from pipelines.settings import BulkSettings
+from pipelines.bulk.settings import BulkSettings
 from resshift.images.codec import ImageLimits
 from resshift.images.sandbox import DecoderLimits
 

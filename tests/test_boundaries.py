@@ -65,7 +65,7 @@ def test_making_pairs_needs_no_library_of_networks() -> None:
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", ["resshift.models", "pipelines.upscale", "pipelines.request", "serve.app", "serve.jobs"])
+@pytest.mark.parametrize("module", ["resshift.models", "pipelines.bulk.job", "pipelines.bulk.request", "serve.app", "serve.jobs"])
 def test_what_computes_nothing_does_not_import_torch(module: str) -> None:
     """Half a gigabyte and three seconds, in the driver of every bulk job and in every process of the endpoint that holds no model."""
     program = f"import sys, {module}; print([m for m in ('torch', 'timm', 'torchvision') if m in sys.modules])"

@@ -78,7 +78,7 @@ def test_files_and_links_lead_somewhere(document: Path) -> None:
 
 
 def test_settings_in_commands_are_settings_that_exist() -> None:
-    from pipelines.settings import BulkSettings
+    from pipelines.bulk.settings import BulkSettings
     from resshift.config import with_settings
 
     tried = 0

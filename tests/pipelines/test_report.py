@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from pipelines import ledger
+from pipelines.bulk.job import entries
+from pipelines.bulk.plan import describe, make_plan
+from pipelines.bulk.progress import Progress, Rate, line
+from pipelines.bulk.selection import Selection, Tally, Worklist
+from pipelines.bulk.stages import StageOptions, UpscaleOptions
 from pipelines.digests import DigestSet, OwnerMap
 from pipelines.ledger import Known
-from pipelines.plan import describe, make_plan
-from pipelines.progress import Progress, Rate, line
 from pipelines.report import RunRecord, summarise, write_report, write_run
-from pipelines.selection import Selection, Tally, Worklist
-from pipelines.stages import StageOptions, UpscaleOptions
-from pipelines.upscale import entries
 from pipelines.verify import verify
 
 Encode = Callable[..., bytes]

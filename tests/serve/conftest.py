@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from pipelines.replica import describe_model
-from pipelines.standin import Nearest
+from pipelines.bulk.standin import Nearest
+from pipelines.bulk.worker import describe_model
 from resshift.images.animation import Frames
 from serve.app import create_app
 from serve.jobs import JobKeeper

@@ -17,7 +17,7 @@ import httpx2
 import numpy as np
 import pytest
 
-from pipelines.replica import Replica, ReplicaOptions, Started
+from pipelines.bulk.worker import Replica, ReplicaOptions, Started
 from resshift.images.animation import Frames
 from resshift.images.codec import Picture
 from resshift.tiles.batching import Work

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from pipelines.standin import Nearest
+from pipelines.bulk.standin import Nearest
 from resshift.images import codec
 from resshift.images.alpha import fill_transparent
 from resshift.images.animation import Frames, decode_frames, encode_frames, fit_frames

@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from pipelines.bulk.selection import Item
 from pipelines.naming import CONTENT_TYPES, OutputFormat, output_format, output_key
-from pipelines.selection import Item
 from resshift import storage
 from resshift.images import codec
 from resshift.images.animation import FrameChoice, Frames, decode_frames, encode_frames, fit_frames

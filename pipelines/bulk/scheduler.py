@@ -23,10 +23,10 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
-from pipelines.engines import Engine
-from pipelines.replica import ReplicaOptions, Started, Upscaled
-from pipelines.selection import Item
-from pipelines.stages import Row, StageOptions, prepare, store
+from pipelines.bulk.actors import Engine
+from pipelines.bulk.selection import Item
+from pipelines.bulk.stages import Row, StageOptions, prepare, store
+from pipelines.bulk.worker import ReplicaOptions, Started, Upscaled
 from resshift.images.animation import Frames
 
 _HAND_ON_S = 5.0  # results of a unit are stored that often, and at its end

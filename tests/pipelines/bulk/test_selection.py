@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from pipelines import naming
+from pipelines.bulk.selection import Selection, Worklist, listed_keys
+from pipelines.bulk.stages import UpscaleOptions
 from pipelines.digests import DigestSet, OwnerMap, digests
 from pipelines.ledger import Known
-from pipelines.selection import Selection, Worklist, listed_keys
-from pipelines.stages import UpscaleOptions
 from resshift.storage import Entry
 
 OPTIONS = UpscaleOptions(model="nearest-x4", identity="0123", scale=4)

@@ -21,14 +21,14 @@ from dataclasses import dataclass, field
 import ray
 
 from pipelines import ledger
-from pipelines.bulk import BulkOptions, BulkRun, busy_share
+from pipelines.bulk.actors import Engine, EngineOptions
+from pipelines.bulk.progress import Progress
+from pipelines.bulk.scheduler import BulkOptions, BulkRun, busy_share
+from pipelines.bulk.selection import Selection, Worklist, listed_keys
+from pipelines.bulk.settings import EngineSettings
+from pipelines.bulk.stages import Row, StageOptions, UpscaleOptions
 from pipelines.cluster.capacity import has_gpus, reachable
-from pipelines.engines import Engine, EngineOptions
-from pipelines.progress import Progress
 from pipelines.report import RunRecord, Summary, write_report, write_run
-from pipelines.selection import Selection, Worklist, listed_keys
-from pipelines.settings import EngineSettings
-from pipelines.stages import Row, StageOptions, UpscaleOptions
 from pipelines.writer import LedgerWriter
 from resshift import storage
 from resshift.storage import Entry, s3

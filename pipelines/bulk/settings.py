@@ -11,7 +11,7 @@ from __future__ import annotations
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from pipelines.bulk import BulkOptions
+from pipelines.bulk.scheduler import BulkOptions
 from resshift.images.animation import FrameChoice
 from resshift.images.codec import ImageLimits
 from resshift.images.sandbox import DecoderLimits

@@ -22,7 +22,7 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from pipelines.standin import standin
+from pipelines.bulk.standin import standin
 from resshift import seeds
 from resshift.allocator import keep_freed_pages
 from resshift.images.animation import Frames

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.selection import Item, Worklist
-from pipelines.stages import StageOptions
+from pipelines.bulk.selection import Item, Worklist
+from pipelines.bulk.stages import StageOptions
 from resshift import seeds, storage
 from resshift.images import codec
 from resshift.images.codec import ImageError, Reason

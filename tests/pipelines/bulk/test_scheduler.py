@@ -15,14 +15,14 @@ import pytest
 import ray
 from ray.exceptions import RayActorError
 
-from pipelines.bulk import Budget, BulkOptions, BulkRun, ReplicaTime, busy_share
+from pipelines.bulk.actors import ActorEngine, Engine, EngineError, EngineOptions
+from pipelines.bulk.job import entries
+from pipelines.bulk.scheduler import Budget, BulkOptions, BulkRun, ReplicaTime, busy_share
+from pipelines.bulk.selection import Item, Selection, Worklist
+from pipelines.bulk.stages import Row, StageOptions, UpscaleOptions
+from pipelines.bulk.worker import Started
 from pipelines.digests import DigestSet, OwnerMap
-from pipelines.engines import ActorEngine, Engine, EngineError, EngineOptions
 from pipelines.ledger import Known
-from pipelines.replica import Started
-from pipelines.selection import Item, Selection, Worklist
-from pipelines.stages import Row, StageOptions, UpscaleOptions
-from pipelines.upscale import entries
 from pipelines.writer import LedgerWriter
 from resshift.images import codec
 from serve.engine import ServeEngine

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from pipelines.selection import Tally
+from pipelines.bulk.selection import Tally
 
 _WINDOW_S = 60.0
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import ray
 from ray.exceptions import RayActorError
 
-from pipelines.replica import Replica, ReplicaOptions
+from pipelines.bulk.worker import Replica, ReplicaOptions
 
 UNITS_PER_REPLICA = 2
 _MAX_FAILED_STARTS = 5

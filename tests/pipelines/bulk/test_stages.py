@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import stages
-from pipelines.replica import Replica, ReplicaOptions, Started, Upscaled, describe_model
-from pipelines.selection import Item
-from pipelines.stages import StageOptions, UpscaleOptions, prepare, store, verify_row
-from pipelines.standin import Nearest, standin
+from pipelines.bulk import stages
+from pipelines.bulk.selection import Item
+from pipelines.bulk.stages import StageOptions, UpscaleOptions, prepare, store, verify_row
+from pipelines.bulk.standin import Nearest, standin
+from pipelines.bulk.worker import Replica, ReplicaOptions, Started, Upscaled, describe_model
 from resshift import storage
 from resshift.images import codec
 from resshift.images.animation import Frames
