@@ -27,8 +27,8 @@ from pipelines.bulk.scheduler import BulkOptions, BulkRun, busy_share
 from pipelines.bulk.selection import Selection, Worklist
 from pipelines.bulk.stages import Row, StageOptions, UpscaleOptions
 from pipelines.command import connect_to_ray
-from pipelines.digests import DigestSet, OwnerMap
-from pipelines.ledger import Known
+from pipelines.ledger.digests import DigestSet, OwnerMap
+from pipelines.ledger.ledger import Known
 from serve.engine import ServeEngine
 
 SIDE_PX = 128

@@ -90,7 +90,7 @@ def start(cluster: Any, source: Path, target: Path, seconds: float, replicas: tu
 
 def rows(target: Path) -> list[dict[str, Any]]:
     """Return every row of the ledger."""
-    from pipelines import ledger
+    from pipelines.ledger import ledger
 
     return [row for part in ledger.parts(str(target)) for row in part.to_pylist()]
 
@@ -126,7 +126,7 @@ def made_at(target: Path) -> list[float]:
 
 def run_record(target: Path) -> dict[str, Any]:
     """Return what the job recorded of its one run: replica_seconds from the moment each was ready, busy_share of them in the model."""
-    from pipelines import ledger
+    from pipelines.ledger import ledger
 
     (path,) = (target / ledger.DIRECTORY / "runs").glob("*.json")
     return json.loads(path.read_text())

@@ -39,8 +39,9 @@ def arguments() -> argparse.ArgumentParser:
 
 def demo(options: argparse.Namespace) -> Exit:
     """Shrink, upscale through the bulk job, compare, write the page."""
-    from pipelines import evaluate, evaluation, ledger
+    from pipelines import evaluate, evaluation
     from pipelines.figures import against_truth
+    from pipelines.ledger import ledger
     from pipelines.page import comparison_page
     from resshift import storage
     from resshift.images import codec

@@ -69,14 +69,14 @@ def arguments() -> argparse.ArgumentParser:
 def upscale(options: argparse.Namespace) -> Exit:
     """Run the job, or answer a question about it."""
     from pipelines.bulk.request import check_places, remaining_work, replica_range, requested_inputs, requested_job, settings_of
-    from pipelines.lease import held
+    from pipelines.ledger.lease import held
 
     check_places(options)
     replicas, settings = replica_range(options.replicas), settings_of(options)
     if options.repair:
         options.if_exists = "overwrite"  # what lies there is what is wrong
     if options.status or options.verify:
-        from pipelines.ledger import read_job
+        from pipelines.ledger.ledger import read_job
 
         recorded = read_job(options.target, settings.target)
         if recorded is None:
@@ -93,7 +93,7 @@ def upscale(options: argparse.Namespace) -> Exit:
 
 def summary(options: argparse.Namespace, settings: BulkSettings) -> Exit:
     """Print the counts of the ledger."""
-    from pipelines.ledger import total_counts
+    from pipelines.ledger.ledger import total_counts
 
     counts = total_counts(options.target, settings.target)
     for name, count in sorted(counts.items()):
@@ -103,7 +103,7 @@ def summary(options: argparse.Namespace, settings: BulkSettings) -> Exit:
 
 def problems(target: str, settings: BulkSettings, scale: float) -> tuple[int, set[str]]:
     """Print what differs from the ledger of a job of that scale; return how much, and the inputs whose outputs it is."""
-    from pipelines.verify import verify
+    from pipelines.ledger.verify import verify
 
     count, keys = 0, set[str]()
     for line, key in verify(target, scale, settings.target):
@@ -125,7 +125,7 @@ def check(options: argparse.Namespace, settings: BulkSettings, scale: float) -> 
 def plan(options: argparse.Namespace, settings: BulkSettings, job: Job, worklist: Worklist, replicas: tuple[int, int]) -> Exit:
     """Print what would be done."""
     from pipelines.bulk.plan import describe, make_plan
-    from pipelines.report import summarise
+    from pipelines.ledger.report import summarise
 
     made = make_plan(worklist, job.stages)
     speed = summarise(options.target, options=settings.target)[0].replica_megapixels_per_s
@@ -136,10 +136,10 @@ def plan(options: argparse.Namespace, settings: BulkSettings, job: Job, worklist
 
 def work(options: argparse.Namespace, settings: BulkSettings, job: Job, worklist: Worklist, replicas: tuple[int, int]) -> Exit:
     """Do what is to be done and write the report."""
-    from pipelines import ledger
     from pipelines.bulk.actors import ActorEngine, EngineError
     from pipelines.bulk.job import close_job, engine_options, run_job
     from pipelines.bulk.progress import Progress
+    from pipelines.ledger import ledger
     from serve.engine import ServeEngine
 
     ledger.begin_job(options.target, job.stages.job.record(options.source), settings.target)

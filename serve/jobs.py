@@ -21,13 +21,13 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from pipelines import ledger
 from pipelines.bulk.actors import Engine, EngineError
 from pipelines.bulk.job import Job, close_job, engine_options, run_job_in_loop
 from pipelines.bulk.progress import Progress
 from pipelines.bulk.request import check_places, remaining_work, requested_inputs, requested_job
 from pipelines.command import UsageError
-from pipelines.lease import Lease, Occupied
+from pipelines.ledger import ledger
+from pipelines.ledger.lease import Lease, Occupied
 from resshift import storage
 from resshift.images.codec import Format
 from resshift.models import WeightsError, cache_directory

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines.naming import CONTENT_TYPES
+from pipelines.ledger.names import CONTENT_TYPES
 from resshift.images.codec import Format
 from serve.problems import Problem
 

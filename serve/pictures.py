@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 
-from pipelines.naming import CONTENT_TYPES
+from pipelines.ledger.names import CONTENT_TYPES
 from resshift.images import codec
 from resshift.images.animation import Frames, encode_frames, fit_frames
 from resshift.images.codec import Format, ImageError, ImageHeader, Picture

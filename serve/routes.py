@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
-from pipelines.naming import CONTENT_TYPES
+from pipelines.ledger.names import CONTENT_TYPES
 from serve.body import Body, Reader
 from serve.keys import Caller
 from serve.limits import LEAST_TIMEOUT_S, Deadline

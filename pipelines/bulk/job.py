@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 
 import ray
 
-from pipelines import ledger
 from pipelines.bulk.actors import Engine, EngineOptions
 from pipelines.bulk.progress import Progress
 from pipelines.bulk.scheduler import BulkOptions, BulkRun, busy_share
@@ -28,8 +27,9 @@ from pipelines.bulk.selection import Selection, Worklist, listed_keys
 from pipelines.bulk.settings import EngineSettings
 from pipelines.bulk.stages import Row, StageOptions, UpscaleOptions
 from pipelines.cluster.capacity import has_gpus, reachable
-from pipelines.report import RunRecord, Summary, write_report, write_run
-from pipelines.writer import LedgerWriter
+from pipelines.ledger import ledger
+from pipelines.ledger.report import RunRecord, Summary, write_report, write_run
+from pipelines.ledger.writer import LedgerWriter
 from resshift import storage
 from resshift.storage import Entry, s3
 from resshift.storage.s3 import S3Options

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Collection, Iterable, Iterator
 
-from pipelines import ledger
 from pipelines.bulk.job import Job, entries
 from pipelines.bulk.selection import Selection, Worklist
 from pipelines.bulk.settings import BulkSettings
 from pipelines.bulk.stages import StageOptions, UpscaleOptions
 from pipelines.bulk.worker import describe_model
 from pipelines.command import UsageError
+from pipelines.ledger import ledger
 from resshift import storage
 from resshift.config import with_settings
 from resshift.storage import Entry

@@ -2,7 +2,7 @@
 
     listing -> selected -> (done? name taken? unreadable?) -> Item | refused row
 
-Everything streams in batches: memory is a few bytes a key (`pipelines.digests`), and the first batch is out after the first page.
+Everything streams in batches: memory is a few bytes a key (`pipelines.ledger.digests`), and the first batch is out after the first page.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from pipelines import ledger
-from pipelines.digests import DigestSet, digests
-from pipelines.ledger import Known
+from pipelines.ledger import ledger
+from pipelines.ledger.digests import DigestSet, digests
+from pipelines.ledger.ledger import Known
 from resshift import storage
 from resshift.storage import Entry, StorageError, StorageReason, s3
 from resshift.storage.s3 import S3Options

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from pipelines.bulk.selection import Item
-from pipelines.naming import CONTENT_TYPES, OutputFormat, output_format, output_key
+from pipelines.ledger.names import CONTENT_TYPES, OutputFormat, output_format, output_key
 from resshift import storage
 from resshift.images import codec
 from resshift.images.animation import FrameChoice, Frames, decode_frames, encode_frames, fit_frames

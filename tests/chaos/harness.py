@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipelines import ledger
+from pipelines.ledger import ledger
 from resshift import storage
 
 ROOT = Path(__file__).parents[2]

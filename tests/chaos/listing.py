@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import harness
 import servers
 
-from pipelines import ledger
+from pipelines.ledger import ledger
 
 PER_PREFIX = 1000
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from pipelines import ledger
+from pipelines.ledger import ledger
 from resshift import storage
 from resshift.images import codec
 from resshift.upscaler import Upscaler

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipelines import ledger
+from pipelines.ledger import ledger
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import lease
+from pipelines.ledger import lease
 from serve.keys import digest, new_key
 
 LATER = {"Prefer": "respond-async"}

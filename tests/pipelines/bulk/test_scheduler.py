@@ -21,9 +21,9 @@ from pipelines.bulk.scheduler import Budget, BulkOptions, BulkRun, ReplicaTime, 
 from pipelines.bulk.selection import Item, Selection, Worklist
 from pipelines.bulk.stages import Row, StageOptions, UpscaleOptions
 from pipelines.bulk.worker import Started
-from pipelines.digests import DigestSet, OwnerMap
-from pipelines.ledger import Known
-from pipelines.writer import LedgerWriter
+from pipelines.ledger.digests import DigestSet, OwnerMap
+from pipelines.ledger.ledger import Known
+from pipelines.ledger.writer import LedgerWriter
 from resshift.images import codec
 from serve.engine import ServeEngine
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import naming
 from pipelines.bulk.selection import Selection, Worklist, listed_keys
 from pipelines.bulk.stages import UpscaleOptions
-from pipelines.digests import DigestSet, OwnerMap, digests
-from pipelines.ledger import Known
+from pipelines.ledger import names
+from pipelines.ledger.digests import DigestSet, OwnerMap, digests
+from pipelines.ledger.ledger import Known
 from resshift.storage import Entry
 
 OPTIONS = UpscaleOptions(model="nearest-x4", identity="0123", scale=4)
@@ -52,15 +52,15 @@ def test_outputs_keep_the_tree(key: str, output: str) -> None:
 
 
 def test_names_follow_the_template() -> None:
-    assert naming.output_key("x/a.png", "{stem}@{scale}.{ext}", "jpeg", 2.5) == "a@2.5.jpg"
+    assert names.output_key("x/a.png", "{stem}@{scale}.{ext}", "jpeg", 2.5) == "a@2.5.jpg"
     with pytest.raises(ValueError, match=r"'when'.*allowed: \{dir\}"):
-        naming.output_key("a.png", "{when}", "png", 4)
+        names.output_key("a.png", "{when}", "png", 4)
 
 
 @pytest.mark.parametrize("name", ["../{stem}.{ext}", "/abs/{stem}.{ext}", "_resshift/{stem}.{ext}", "{dir}", "{stem.foo}"])
 def test_names_stay_inside_the_destination(name: str) -> None:
     with pytest.raises(ValueError, match="the name"):
-        naming.output_key("a.png", name, "png", 4)
+        names.output_key("a.png", name, "png", 4)
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_names_stay_inside_the_destination(name: str) -> None:
     [("a.JPG", "jpeg", "a_x4.JPG"), ("a.webp", "webp", "a_x4.webp"), ("a.gif", "png", "a_x4.png"), ("noext", "png", "noext_x4.png")],
 )
 def test_kept_formats_follow_the_extension(key: str, format: str, output: str) -> None:
-    assert naming.output_format(key, "keep")[0] == format
-    assert naming.output_key(key, "{dir}/{stem}_x{scale}.{ext}", "keep", 4) == output
+    assert names.output_format(key, "keep")[0] == format
+    assert names.output_key(key, "{dir}/{stem}_x{scale}.{ext}", "keep", 4) == output
 
 
 def test_work_is_the_listing_minus_the_ledger() -> None:

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import ledger
-from pipelines.digests import digests
+from pipelines.ledger import ledger
+from pipelines.ledger.digests import digests
 
 
 @pytest.fixture(params=["local", "s3"])

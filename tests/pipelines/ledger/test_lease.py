@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from pipelines import lease
-from pipelines.lease import Lease, Occupied, held
+from pipelines.ledger import lease
+from pipelines.ledger.lease import Lease, Occupied, held
 from resshift import storage
 
 BEAT_S = 0.1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 from typing import Literal
 
-from pipelines.ledger import DIRECTORY
+from pipelines.ledger.ledger import DIRECTORY
 from resshift.images.codec import Format
 
 OutputFormat = Literal["keep", "png", "jpeg", "webp", "tiff"]

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.command import UsageError
-from pipelines.digests import DigestSet, OwnerMap, digests
+from pipelines.ledger.digests import DigestSet, OwnerMap, digests
 from resshift import storage
 from resshift.storage import StorageError, StorageReason, s3
 from resshift.storage.s3 import S3Options

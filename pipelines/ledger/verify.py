@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from pipelines import ledger
 from pipelines.bulk.stages import verify_row
-from pipelines.digests import DigestSet, digests
+from pipelines.ledger import ledger
+from pipelines.ledger.digests import DigestSet, digests
 from resshift import storage
 from resshift.storage import StorageError, StorageReason, s3
 from resshift.storage.s3 import S3Options

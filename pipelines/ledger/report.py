@@ -17,8 +17,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from pipelines import ledger
-from pipelines.ledger import DIRECTORY
+from pipelines.ledger import ledger
+from pipelines.ledger.ledger import DIRECTORY
 from resshift import storage
 from resshift.storage import StorageError, StorageReason, s3
 from resshift.storage.s3 import S3Options

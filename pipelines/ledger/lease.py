@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.command import UsageError
-from pipelines.ledger import DIRECTORY
+from pipelines.ledger.ledger import DIRECTORY
 from resshift import storage
 from resshift.storage import StorageError, StorageReason, s3
 from resshift.storage.s3 import S3Options

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from pipelines import ledger
 from pipelines.bulk.job import entries
 from pipelines.bulk.plan import describe, make_plan
 from pipelines.bulk.progress import Progress, Rate, line
 from pipelines.bulk.selection import Selection, Tally, Worklist
 from pipelines.bulk.stages import StageOptions, UpscaleOptions
-from pipelines.digests import DigestSet, OwnerMap
-from pipelines.ledger import Known
-from pipelines.report import RunRecord, summarise, write_report, write_run
-from pipelines.verify import verify
+from pipelines.ledger import ledger
+from pipelines.ledger.digests import DigestSet, OwnerMap
+from pipelines.ledger.ledger import Known
+from pipelines.ledger.report import RunRecord, summarise, write_report, write_run
+from pipelines.ledger.verify import verify
 
 Encode = Callable[..., bytes]
 JOB = UpscaleOptions(model="nearest-x4", identity="nearest-x4", scale=4)
