@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from synthetic_photos import synthetic_photo
 
-from pipelines.evaluate import bicubic_resized
+from pipelines.evaluation.evaluate import bicubic_resized
 from resshift.degradation import bicubic_x4, degrade, draw
 from resshift.metrics.psnr_ssim import luma, psnr, ssim
 from resshift.pairs.jpeg import decode_photo

@@ -18,7 +18,7 @@ import numpy as np
 import record
 from study import load_truths
 
-from pipelines.evaluate import bicubic_resized
+from pipelines.evaluation.evaluate import bicubic_resized
 from resshift import seeds
 from resshift.images import codec
 from resshift.images.codec import Array

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pipelines.evaluate import PictureSet, bicubic_resized, pairs_of, rgb_u8
-from pipelines.figures import Judge
+from pipelines.evaluation.evaluate import PictureSet, bicubic_resized, pairs_of, rgb_u8
+from pipelines.evaluation.figures import Judge
 from pipelines.pairs.dataset import read_groups
 from pipelines.shards.parquet import read_manifest, row_groups
 from resshift import seeds, storage, weights

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from pipelines.command import Exit, parser, run
 
 if TYPE_CHECKING:
-    from pipelines.figures import Image
+    from pipelines.evaluation.figures import Image
 
 # Photos without people, bundled with the package (public domain or CC0): no download.
 PHOTOS = ("chelsea.png", "coffee.png", "rocket.jpg", "hubble_deep_field.jpg", "motorcycle_left.png")
@@ -39,10 +39,10 @@ def arguments() -> argparse.ArgumentParser:
 
 def demo(options: argparse.Namespace) -> Exit:
     """Shrink, upscale through the bulk job, compare, write the page."""
-    from pipelines import evaluate, evaluation
-    from pipelines.figures import against_truth
+    from pipelines.evaluation import evaluate, results
+    from pipelines.evaluation.figures import against_truth
+    from pipelines.evaluation.page import comparison_page
     from pipelines.ledger import ledger
-    from pipelines.page import comparison_page
     from resshift import storage
     from resshift.images import codec
     from resshift.models import locate_model
@@ -77,7 +77,7 @@ def demo(options: argparse.Namespace) -> Exit:
         pictures = {"lq": lq, "bicubic": bicubic, "ours": ours, "gt": originals[name]}
         records.append(record)
         encoded = {kind: codec.encode(codec.Picture(pixels=pixels)) for kind, pixels in pictures.items()}
-        cards.append(evaluation.card(record, encoded, METHODS, name=name.replace("_", " ")))
+        cards.append(results.card(record, encoded, METHODS, name=name.replace("_", " ")))
 
     model = locate_model(options.model)
     steps = model.config.schedule.steps
@@ -86,7 +86,7 @@ def demo(options: argparse.Namespace) -> Exit:
         lead=f"Photos that come with scikit-image, shrunk {SCALE}x and upscaled again by {model.name} in "
         f"{steps} step{'s' if steps > 1 else ''}, through Ray on this machine. Drag the divider: bicubic on the left, ours on the right.",
         cards=cards,
-        summary=evaluation.table(records, METHODS),
+        summary=results.table(records, METHODS),
         facts={"model": f"{model.name} ({model.identity()})", "degradation": "MATLAB bicubic", "CPU cores": str(os.cpu_count())},
     )
     target = (out / "index.html").resolve()
@@ -99,7 +99,7 @@ def original(name: str) -> Image:
     """Return a bundled photo, cut to a multiple of the scale, (H, W, 3) uint8."""
     import skimage.data
 
-    from pipelines.evaluate import rgb_u8
+    from pipelines.evaluation.evaluate import rgb_u8
     from resshift import storage
     from resshift.images import codec
 

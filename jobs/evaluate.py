@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 from pipelines.command import Exit, UsageError, connect_to_ray, parser, quiet_ray_data, run
 
 if TYPE_CHECKING:
-    from pipelines.evaluation_report import Written
-    from pipelines.protocols import Protocol
+    from pipelines.evaluation.evaluation_report import Written
+    from pipelines.evaluation.protocols import Protocol
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -68,7 +68,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def evaluate(options: argparse.Namespace) -> Exit:
     """Match pictures, evaluate them on Ray, write the report; or join reports."""
-    from pipelines.protocols import PROTOCOLS
+    from pipelines.evaluation.protocols import PROTOCOLS
 
     if options.protocol is not None and options.protocol not in PROTOCOLS:
         raise UsageError(f"--protocol must be one of {', '.join(PROTOCOLS)}, got {options.protocol!r}")
@@ -86,10 +86,10 @@ def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
     """Evaluate."""
     from rich.progress import track
 
-    from pipelines import evaluation
-    from pipelines.evaluate import EvaluateOptions, PictureSet, default_replicas, pairs_of
-    from pipelines.evaluate import evaluate as run_evaluation
-    from pipelines.evaluation_report import write
+    from pipelines.evaluation import results
+    from pipelines.evaluation.evaluate import EvaluateOptions, PictureSet, default_replicas, pairs_of
+    from pipelines.evaluation.evaluate import evaluate as run_evaluation
+    from pipelines.evaluation.evaluation_report import write
     from resshift.models import locate_model
 
     model = locate_model(options.model)
@@ -135,27 +135,27 @@ def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
         "against": {"name": other.name, "identity": other.identity()} if other else None,
         "names": names,
         "settings": {name: kept[name] for name in ("seed", "steps", "tile_px", "border", "lpips_net", "user_installed")},
-        "versions": evaluation.versions(),
+        "versions": results.versions(),
     }
     records: list[dict[str, Any]] = []
     pictures: dict[str, dict[str, bytes]] = {}
     replicas = options.replicas or default_replicas(len(pairs))
     for record, encoded in track(run_evaluation(pairs, settings, replicas), total=len(pairs), description="evaluating"):
         records.append(record)
-        pictures[evaluation.identity(record)] = encoded
-        if len(pictures) > 2 * evaluation.MOST_PICTURES_ON_THE_PAGE:
+        pictures[results.identity(record)] = encoded
+        if len(pictures) > 2 * results.MOST_PICTURES_ON_THE_PAGE:
             # Who is not on the page of some pictures is not on that of more: what a driver holds does not grow with the test set.
-            kept_names = {evaluation.identity(one) for one, _ in evaluation.on_the_page(records)}
+            kept_names = {results.identity(one) for one, _ in results.on_the_page(records)}
             pictures = {name: held for name, held in pictures.items() if name in kept_names}
-    chosen = evaluation.on_the_page(records)
-    cards = [evaluation.card(record, pictures[evaluation.identity(record)], names, note) for record, note in chosen]
+    chosen = results.on_the_page(records)
+    cards = [results.card(record, pictures[results.identity(record)], names, note) for record, note in chosen]
     return show(write(options.out, facts, records, protocol, cards), options.out)
 
 
 def merge(reports: Sequence[str], out: str, protocol: Protocol | None) -> Exit:
     """Join reports of parts; the page of the whole has tables and no pictures."""
-    from pipelines import evaluation
-    from pipelines.evaluation_report import write
+    from pipelines.evaluation import results
+    from pipelines.evaluation.evaluation_report import write
     from resshift import storage
 
     parts: list[tuple[str, dict[str, Any], list[dict[str, Any]]]] = []
@@ -165,8 +165,8 @@ def merge(reports: Sequence[str], out: str, protocol: Protocol | None) -> Exit:
         facts = {name: summary[name] for name in ("model", "against", "names", "settings", "versions")}
         parts.append((where, facts, [json.loads(line) for line in lines]))
     try:
-        facts, records = evaluation.merged(parts)
-    except evaluation.MergeError as error:
+        facts, records = results.merged(parts)
+    except results.MergeError as error:
         raise UsageError(str(error)) from None
     return show(write(out, facts, records, protocol, []), out)
 

@@ -40,9 +40,9 @@ def arguments() -> argparse.ArgumentParser:
 def testset(options: argparse.Namespace) -> Exit:
     """List, make the pairs on Ray, write the manifest."""
     from pipelines.cluster.countdown import Countdown
+    from pipelines.evaluation.testset import bicubic_test, check_same_set, folder_test, imagenet_test, write_testset
     from pipelines.shards.prepare import with_tars_opened
     from pipelines.shards.sources import Archive, list_inputs
-    from pipelines.testset import bicubic_test, check_same_set, folder_test, imagenet_test, write_testset
     from resshift import storage
 
     if storage.is_inside(options.target, options.source):

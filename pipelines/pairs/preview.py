@@ -16,12 +16,12 @@ from string import Template
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.page import security_policy
+from pipelines.evaluation.page import security_policy
+from pipelines.evaluation.testset import choose
 from pipelines.pairs.order import stream
 from pipelines.shards import sources
 from pipelines.shards.parquet import read_manifest, read_pictures, row_groups
 from pipelines.shards.sources import Item
-from pipelines.testset import choose
 from resshift.config import RunConfig
 from resshift.degradation.apply import Gray, Operation
 from resshift.degradation.jpeg import Jpeg

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.evaluate import rgb_u8
-from pipelines.figures import Image, Judge
+from pipelines.evaluation.evaluate import rgb_u8
+from pipelines.evaluation.figures import Image, Judge
 from resshift import storage, weights
 from resshift.config import ConfigError
 from resshift.images import codec

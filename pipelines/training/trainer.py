@@ -18,7 +18,7 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipelines.cluster.own_cluster import named_to_ray_train
-from pipelines.evaluate import folders_of
+from pipelines.evaluation.evaluate import folders_of
 from pipelines.training.checkpoints import read_best, stored
 from pipelines.training.learners import Run
 from pipelines.training.log import read_lines

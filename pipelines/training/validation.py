@@ -18,7 +18,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.evaluate import bicubic_resized, folders_of, pair_up, rgb_u8
+from pipelines.evaluation.evaluate import bicubic_resized, folders_of, pair_up, rgb_u8
 from pipelines.pairs.dataset import read_groups
 from pipelines.shards.parquet import read_manifest, row_groups
 from resshift import storage

@@ -20,7 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 import harness
 
-from pipelines.evaluate import bicubic_resized
+from pipelines.evaluation.evaluate import bicubic_resized
 
 
 def start(data: str, out: Path, model: str, replicas: int, log: Path) -> subprocess.Popen[bytes]:

@@ -216,7 +216,7 @@ def test_bucket_to_bucket(trained: Path, bucket: str, job: Job) -> None:
 
 
 def test_evaluation_measures_against_the_truth(trained: Path, work: Path, job: Job, capsys: pytest.CaptureFixture[str]) -> None:
-    from pipelines.evaluate import bicubic_resized
+    from pipelines.evaluation.evaluate import bicubic_resized
 
     for i in range(3):
         truth = photo(50 + i, 64, 64)

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import evaluation
-from pipelines.figures import FIGURES, Judge, against_truth
-from pipelines.intervals import Interval, bootstrap
-from pipelines.protocols import PROTOCOLS, Anchor, Protocol, reproduced
+from pipelines.evaluation import results
+from pipelines.evaluation.figures import FIGURES, Judge, against_truth
+from pipelines.evaluation.intervals import Interval, bootstrap
+from pipelines.evaluation.protocols import PROTOCOLS, Anchor, Protocol, reproduced
 
 Encode = Callable[..., bytes]
 NAMES = {"bicubic": "bicubic", "ours": "mine", "against": "theirs"}
@@ -92,7 +92,7 @@ def test_intervals_of_few_or_endless_values_are_unknown() -> None:
 
 
 def test_means_leave_failures_out() -> None:
-    means = evaluation.means(RECORDS)
+    means = results.means(RECORDS)
     assert {method: {name: value.mean for name, value in figures.items()} for method, figures in means.items()} == {
         "bicubic": {"psnr_y": 25.0, "ssim_y": 0.5},
         "ours": {"psnr_y": 24.0, "ssim_y": 0.75},
@@ -102,27 +102,27 @@ def test_means_leave_failures_out() -> None:
 def test_differences_are_paired() -> None:
     """Pictures of very different difficulty, each 1 dB better: the difference is certain although the means are not."""
     rows = [record(str(i), 11.0 + 5 * i, 10.0 + 5 * i) for i in range(5)]
-    difference = bootstrap(evaluation.differences(rows)["psnr_y"])
+    difference = bootstrap(results.differences(rows)["psnr_y"])
     assert difference == Interval(1.0, 1.0, 1.0)
-    ours = evaluation.means(rows)["ours"]["psnr_y"]
+    ours = results.means(rows)["ours"]["psnr_y"]
     assert (ours.high or 0) - (ours.low or 0) > 5
 
 
 def test_the_other_model_takes_the_place_of_bicubic() -> None:
     rows = [record("a", 22.0, against={"psnr_y": 25.0}), record("b", 22.0, against={"psnr_y": np.inf})]
-    assert evaluation.reference_of(rows) == "against"
-    assert evaluation.differences(rows) == {"psnr_y": [-3.0]}
-    assert evaluation.table(rows, NAMES)[0] == ["", "bicubic", "theirs", "mine", "mine - theirs, 95 %"]
+    assert results.reference_of(rows) == "against"
+    assert results.differences(rows) == {"psnr_y": [-3.0]}
+    assert results.table(rows, NAMES)[0] == ["", "bicubic", "theirs", "mine", "mine - theirs, 95 %"]
 
 
 def test_table_says_how_sure_it_is() -> None:
     rows = [record(str(i), 21.0) for i in range(3)]
-    assert evaluation.table(rows, NAMES) == [
+    assert results.table(rows, NAMES) == [
         ["", "bicubic", "mine", "mine - bicubic, 95 %"],
         ["PSNR-Y", "20.00 dB", "21.00 dB", "+1.00 dB [+1.00, +1.00]"],
         ["SSIM-Y", "0.5000", "0.7500", "+0.2500 [+0.2500, +0.2500]"],
     ]
-    two_sets = evaluation.table([*rows, record("x", 21.0) | {"set": "t"}], NAMES)
+    two_sets = results.table([*rows, record("x", 21.0) | {"set": "t"}], NAMES)
     assert [row[0] for row in two_sets[1:]] == ["s: PSNR-Y", "s: SSIM-Y", "t: PSNR-Y", "t: SSIM-Y"]
 
 
@@ -130,7 +130,7 @@ def test_published_figures_stand_beside_ours() -> None:
     anchor = Anchor(method="Paper", source="table 1", figures={"psnr_y": 21.1, "lpips": 0.2}, preset="mine")
     protocol = Protocol(name="p", pictures=2, anchors=(anchor,))
     rows = [record("a", 21.0), record("b", 21.0)]
-    table = evaluation.table(rows, NAMES, protocol)
+    table = results.table(rows, NAMES, protocol)
     assert [row[-1] for row in table] == ["Paper (published)", "21.10 dB", ""]
     found = reproduced(protocol, "mine", {"psnr_y": 21.0, "ssim_y": 0.1})
     assert {name: result.agrees for name, result in found.items()} == {"psnr_y": True}
@@ -148,8 +148,8 @@ def test_protocols_name_figures_that_exist() -> None:
 
 def test_summary_is_the_same_in_any_order() -> None:
     facts = {"model": {"name": "mine"}}
-    first = evaluation.summary(RECORDS, facts, None, "mine")
-    assert json.dumps(first) == json.dumps(evaluation.summary(RECORDS[::-1], facts, None, "mine"))
+    first = results.summary(RECORDS, facts, None, "mine")
+    assert json.dumps(first) == json.dumps(results.summary(RECORDS[::-1], facts, None, "mine"))
     assert first["sets"]["s"]["pictures"] == 3
     assert first["sets"]["s"]["failed"] == 1
     assert "seconds" not in json.dumps(first)
@@ -157,13 +157,13 @@ def test_summary_is_the_same_in_any_order() -> None:
 
 def test_the_worst_pictures_come_first() -> None:
     rows = [record(f"{i:02d}", 30.0 - i) for i in range(40)]
-    page = evaluation.on_the_page([*rows, FAILED])
-    assert len(page) == evaluation.MOST_PICTURES_ON_THE_PAGE
+    page = results.on_the_page([*rows, FAILED])
+    assert len(page) == results.MOST_PICTURES_ON_THE_PAGE
     assert [row["key"] for row, _ in page[:3]] == ["39", "38", "37"]
     assert page[0][1] == "number 1 of the worst"
     assert [row["key"] for row, _ in page[10:12]] == ["00", "01"]
     by_lpips = [record("a", 30.0) | {"ours": {"lpips": 0.1}}, record("b", 20.0) | {"ours": {"lpips": 0.3}}]
-    assert [row["key"] for row in evaluation.worst(by_lpips)] == ["b", "a"]
+    assert [row["key"] for row in results.worst(by_lpips)] == ["b", "a"]
 
 
 def test_who_is_not_on_the_page_of_some_pictures_is_not_on_that_of_more() -> None:
@@ -174,12 +174,12 @@ def test_who_is_not_on_the_page_of_some_pictures_is_not_on_that_of_more() -> Non
     for count in range(1, len(rows) + 1):
         held.add(rows[count - 1]["key"])
         if count % 9 == 0:
-            held &= {row["key"] for row, _ in evaluation.on_the_page(rows[:count])}
-    assert {row["key"] for row, _ in evaluation.on_the_page(rows)} <= held
+            held &= {row["key"] for row, _ in results.on_the_page(rows[:count])}
+    assert {row["key"] for row, _ in results.on_the_page(rows)} <= held
 
 
 def test_csv_has_every_picture() -> None:
-    lines = evaluation.to_csv(RECORDS).splitlines()
+    lines = results.to_csv(RECORDS).splitlines()
     assert lines[0].split(",")[:9] == ["set", "key", "status", "reason", "width", "height", "seconds", "psnr_y_bicubic", "psnr_y_against"]
     assert lines[2].startswith("s,a,ok,,,,1.0,20.0,,22.0,0.5,,0.75")
     assert lines[3].startswith("s,z,failed,truncated")
@@ -187,31 +187,31 @@ def test_csv_has_every_picture() -> None:
 
 def test_reports_of_parts_are_the_report_of_the_whole() -> None:
     facts = {"model": "m", "settings": {"seed": 0}}
-    whole = evaluation.summary(RECORDS, facts, None, "m")
-    found, records = evaluation.merged([("one", facts, RECORDS[:1]), ("two", facts, RECORDS[1:])])
-    assert json.dumps(evaluation.summary(records, found, None, "m")) == json.dumps(whole)
+    whole = results.summary(RECORDS, facts, None, "m")
+    found, records = results.merged([("one", facts, RECORDS[:1]), ("two", facts, RECORDS[1:])])
+    assert json.dumps(results.summary(records, found, None, "m")) == json.dumps(whole)
 
 
 def test_reports_that_do_not_belong_together_are_not_merged() -> None:
     facts = {"model": "m", "settings": {"seed": 0}}
-    with pytest.raises(evaluation.MergeError, match="one and two differ in settings"):
-        evaluation.merged([("one", facts, []), ("two", facts | {"settings": {"seed": 1}}, [])])
-    with pytest.raises(evaluation.MergeError, match="s/a is in one and in two"):
-        evaluation.merged([("one", facts, RECORDS[1:2]), ("two", facts, RECORDS[1:2])])
+    with pytest.raises(results.MergeError, match="one and two differ in settings"):
+        results.merged([("one", facts, []), ("two", facts | {"settings": {"seed": 1}}, [])])
+    with pytest.raises(results.MergeError, match="s/a is in one and in two"):
+        results.merged([("one", facts, RECORDS[1:2]), ("two", facts, RECORDS[1:2])])
 
 
 def test_histograms_are_of_the_differences() -> None:
     rows = [record("a", 21.0), record("b", 18.0)]
-    histogram = evaluation.histograms(rows, NAMES)[0]
+    histogram = results.histograms(rows, NAMES)[0]
     assert (histogram.title, histogram.values, histogram.better) == ("PSNR-Y: mine - bicubic", (1.0, -2.0), "right")
     assert histogram.shown(-2.0) == "-2.00 dB"
-    assert evaluation.histograms(rows[:1], NAMES) == []
+    assert results.histograms(rows[:1], NAMES) == []
 
 
 def test_card_shows_both_figures(encode: Encode) -> None:
     pictures = {"lq": encode(0, 5, 5), "bicubic": encode(1, 20, 20), "ours": encode(2, 20, 20), "gt": b""}
-    made = evaluation.card(RECORDS[1], pictures, NAMES, "number 1 of the worst")
+    made = results.card(RECORDS[1], pictures, NAMES, "number 1 of the worst")
     assert made.figures == {"PSNR-Y": ("20.00 dB", "22.00 dB"), "SSIM-Y": ("0.5000", "0.7500")}
     assert (made.name, made.before_name, made.gt, made.note) == ("s/a", "bicubic", None, "1.0 s · number 1 of the worst")
-    other = evaluation.card(record("a", 22.0, against={"psnr_y": 21.0}), pictures | {"against": encode(3, 20, 20)}, NAMES)
+    other = results.card(record("a", 22.0, against={"psnr_y": 21.0}), pictures | {"against": encode(3, 20, 20)}, NAMES)
     assert (other.before_name, other.figures["PSNR-Y"]) == ("theirs", ("21.00 dB", "22.00 dB"))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.evaluate import EvaluateOptions, EvaluateStage, Pair, PictureSet, bicubic_resized, pair_up, pairs_of
+from pipelines.evaluation.evaluate import EvaluateOptions, EvaluateStage, Pair, PictureSet, bicubic_resized, pair_up, pairs_of
 from resshift.images import codec
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.page import Card, Histogram, comparison_page
+from pipelines.evaluation.page import Card, Histogram, comparison_page
 from resshift.images.exif import ORIENTATION
 
 HOSTILE = "<script>alert('x')</script>\" onload=\"alert(1)"

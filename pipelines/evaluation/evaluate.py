@@ -1,6 +1,6 @@
 """How good a model is: upscale low-quality pictures on Ray, beside bicubic upsampling and perhaps another model, and measure each result.
 
-The bicubic baseline is MATLAB's imresize of the 8-bit picture, clipped and rounded. Figures are those of `pipelines.figures`. A record of a
+The bicubic baseline is MATLAB's imresize of the 8-bit picture, clipped and rounded. Figures are those of `pipelines.evaluation.figures`. A record of a
 picture is a function of its bytes, the models and the options: every replica computes on one CPU thread, so its numbers do not depend on
 how many there are, or on one of them being lost on the way.
 """
@@ -24,8 +24,8 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from pipelines.cluster.capacity import has_gpus, reachable
-from pipelines.evaluation import METHODS
-from pipelines.figures import Image, Judge
+from pipelines.evaluation.figures import Image, Judge
+from pipelines.evaluation.results import METHODS
 from resshift import seeds, storage
 from resshift.degradation import imresize
 from resshift.images import codec

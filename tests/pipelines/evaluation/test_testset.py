@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
+from pipelines.evaluation.testset import Protocol, bicubic_test, central_square, choose, folder_test, imagenet_test, make_pair, write_pairs
 from pipelines.shards.sources import Item, list_inputs
-from pipelines.testset import Protocol, bicubic_test, central_square, choose, folder_test, imagenet_test, make_pair, write_pairs
 from resshift import degradation
 from resshift.degradation import DegradationParams
 from resshift.images import codec

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines import evaluation
-from pipelines.evaluation import Record
-from pipelines.page import Card, comparison_page
-from pipelines.protocols import Protocol
+from pipelines.evaluation import results
+from pipelines.evaluation.page import Card, comparison_page
+from pipelines.evaluation.protocols import Protocol
+from pipelines.evaluation.results import Record
 from resshift import storage
 
 
@@ -34,11 +34,11 @@ def write(out: str, facts: Mapping[str, Any], records: Sequence[Record], protoco
     """
     model, names, settings = facts["model"], facts["names"], facts["settings"]
     comparable = protocol.measured_with(settings["lpips_net"]) if protocol else None
-    sets = evaluation.by_set(records)
+    sets = results.by_set(records)
     ordered = [record for members in sets.values() for record in members]
-    failed = [(evaluation.identity(record), record) for record in ordered if record["status"] != "ok"]
+    failed = [(results.identity(record), record) for record in ordered if record["status"] != "ok"]
     num_ok = len(ordered) - len(failed)
-    table = evaluation.table(ordered, names, comparable)
+    table = results.table(ordered, names, comparable)
 
     shown = {name: str(value) for name, value in settings.items() if value not in (None, [], ())}
     if protocol and protocol.pictures not in (None, num_ok):
@@ -49,13 +49,13 @@ def write(out: str, facts: Mapping[str, Any], records: Sequence[Record], protoco
         lead=f"{num_ok} pictures, upscaled {model['scale']}x. Bicubic is MATLAB's imresize. Intervals: 95 %, by bootstrap over pictures.",
         cards=cards,
         summary=table if len(table) > 1 else (),
-        histograms=evaluation.histograms(ordered, names),
+        histograms=results.histograms(ordered, names),
         facts={"model": f"{model['name']} ({model['identity']}), steps: {model['steps']}"} | shown | versions,
     )
-    summary = evaluation.summary(ordered, facts, comparable, model["name"])
+    summary = results.summary(ordered, facts, comparable, model["name"])
     for name, text in (
-        ("report.csv", evaluation.to_csv(ordered)),
-        ("records.jsonl", evaluation.to_lines(ordered)),
+        ("report.csv", results.to_csv(ordered)),
+        ("records.jsonl", results.to_lines(ordered)),
         ("report.html", page),
         ("summary.json", json.dumps(summary, indent=2) + "\n"),
     ):

@@ -20,7 +20,7 @@ class Anchor:
     Fields:
         method: as readers know it.
         source: the table.
-        figures: by name of `pipelines.figures.FIGURES`.
+        figures: by name of `pipelines.evaluation.figures.FIGURES`.
         preset: our name of that very model, whose figures should be these; None for others.
     """
 

@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pipelines.figures import FIGURES
-from pipelines.intervals import Interval, bootstrap
-from pipelines.page import Card, Histogram
-from pipelines.protocols import Protocol, reproduced
+from pipelines.evaluation.figures import FIGURES
+from pipelines.evaluation.intervals import Interval, bootstrap
+from pipelines.evaluation.page import Card, Histogram
+from pipelines.evaluation.protocols import Protocol, reproduced
 
 Record = Mapping[str, Any]
 METHODS = ("bicubic", "against", "ours")
