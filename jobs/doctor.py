@@ -50,9 +50,9 @@ def doctor(options: argparse.Namespace) -> Exit:
     """Ask, print, count."""
     from pipelines.bulk.settings import BulkSettings
     from pipelines.command import connect_to_ray
-    from pipelines.doctor import Level, machine_checks, read_lock
-    from pipelines.doctor_bucket import bucket_checks
-    from pipelines.doctor_ray import node_checks, ray_checks
+    from pipelines.doctor.bucket import bucket_checks
+    from pipelines.doctor.cluster import node_checks, ray_checks
+    from pipelines.doctor.machine import Level, machine_checks, read_lock
     from resshift.config import with_settings
 
     settings = with_settings(BulkSettings(), options.set)

@@ -1,7 +1,7 @@
 """Is this machine fit for the work? One line a question: ok, warn or fail, and what to do about it.
 
 Each check is a function of what was read, so that every answer has a test; `machine_checks` does the reading. Ray is asked in
-`pipelines.doctor_ray`, buckets in `pipelines.doctor_bucket`. Nothing is changed but scratch objects, which are deleted again.
+`pipelines.doctor.cluster`, buckets in `pipelines.doctor.bucket`. Nothing is changed but scratch objects, which are deleted again.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from pipelines.doctor import Check, fail, ok, warn
+from pipelines.doctor.machine import Check, fail, ok, warn
 from resshift import storage
 from resshift.storage import StorageError, StorageReason, s3
 from resshift.storage.s3 import S3Options

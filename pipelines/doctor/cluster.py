@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pipelines.doctor import Check, fail, machine_checks, ok, warn
+from pipelines.doctor.machine import Check, fail, machine_checks, ok, warn
 
 # What `ray start --head` and Serve listen on when nobody says otherwise.
 HEAD_PORTS = {6379: "GCS", 8265: "dashboard", 8000: "Serve", 10001: "Ray client"}

@@ -15,12 +15,14 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from pipelines import doctor, doctor_bucket, doctor_ray
-from pipelines.doctor import Check, Level
+from pipelines.doctor import bucket as doctor_bucket
+from pipelines.doctor import cluster as doctor_cluster
+from pipelines.doctor import machine
+from pipelines.doctor.machine import Check, Level
 from resshift import storage
 from resshift.storage.s3 import S3Options
 
-GIB = doctor.GIB
+GIB = machine.GIB
 LOCK = "numpy==2.0.0\n    # via x\nray==2.60.0\ncolorama==0.4.6 ; sys_platform == 'win32'\nrich==14.0.0\n"
 INSTALLED = {"numpy": "2.0.0", "ray": "2.60.0", "rich": "14.0.0"}
 
@@ -32,34 +34,34 @@ def levels(checks: Iterator[Check]) -> dict[str, Level]:
 @pytest.mark.parametrize(
     ("check", "level", "remedy"),
     [
-        (doctor.check_python((3, 11, 4)), Level.OK, ""),
-        (doctor.check_python((3, 10, 12)), Level.FAIL, "Python 3.11"),
-        (doctor.check_gpu([], False), Level.OK, ""),
-        (doctor.check_gpu([], True), Level.FAIL, "driver"),
-        (doctor.check_gpu([], True, has_amx=True), Level.FAIL, "driver"),
-        (doctor.check_gpu([48 * GIB, 48 * GIB], True), Level.OK, ""),
-        (doctor.check_gpu([48 * GIB, 2 * GIB], True), Level.WARN, "--tile 64"),
-        (doctor.check_memory(16 * GIB), Level.OK, ""),
-        (doctor.check_memory(3 * GIB), Level.WARN, "limits.memory_mb"),
-        (doctor.check_memory(GIB // 2), Level.FAIL, "larger machine"),
-        (doctor.check_disk("/tmp", 100 * GIB, 200 * GIB), Level.OK, ""),
-        (doctor.check_disk("/tmp", 12 * GIB, 200 * GIB), Level.WARN, "--temp-dir"),
-        (doctor.check_disk("/tmp", 9 * GIB, 200 * GIB), Level.FAIL, "95 %"),
-        (doctor.check_shared_memory(8 * GIB, 16 * GIB), Level.OK, ""),
-        (doctor.check_shared_memory(2 * GIB, 16 * GIB), Level.WARN, "--object-store-memory"),
-        (doctor.check_shared_memory(64 << 20, 16 * GIB), Level.FAIL, "--shm-size"),  # what Docker gives by itself
-        (doctor.check_open_files(1 << 20), Level.OK, ""),
-        (doctor.check_open_files(20_000), Level.WARN, "65536"),
-        (doctor.check_open_files(1024), Level.FAIL, "65536"),
-        (doctor.check_weights(["tiny-x4"]), Level.OK, ""),
-        (doctor.check_weights([]), Level.FAIL, "wheel"),
-        (doctor_ray.check_ports([]), Level.OK, ""),
-        (doctor_ray.check_ports([8265]), Level.WARN, "--dashboard-port"),
-        (doctor_ray.check_exposure([("127.0.0.1", 8265)]), Level.OK, ""),
-        (doctor_ray.check_exposure([("0.0.0.0", 8265)]), Level.WARN, "--dashboard-host=127.0.0.1"),
-        (doctor_ray.check_address("auto"), Level.OK, ""),
-        (doctor_ray.check_address("http://127.0.0.1:8265"), Level.FAIL, "RAY_API_SERVER_ADDRESS"),
-        (doctor_ray.check_address("head"), Level.FAIL, "HOST:6379"),
+        (machine.check_python((3, 11, 4)), Level.OK, ""),
+        (machine.check_python((3, 10, 12)), Level.FAIL, "Python 3.11"),
+        (machine.check_gpu([], False), Level.OK, ""),
+        (machine.check_gpu([], True), Level.FAIL, "driver"),
+        (machine.check_gpu([], True, has_amx=True), Level.FAIL, "driver"),
+        (machine.check_gpu([48 * GIB, 48 * GIB], True), Level.OK, ""),
+        (machine.check_gpu([48 * GIB, 2 * GIB], True), Level.WARN, "--tile 64"),
+        (machine.check_memory(16 * GIB), Level.OK, ""),
+        (machine.check_memory(3 * GIB), Level.WARN, "limits.memory_mb"),
+        (machine.check_memory(GIB // 2), Level.FAIL, "larger machine"),
+        (machine.check_disk("/tmp", 100 * GIB, 200 * GIB), Level.OK, ""),
+        (machine.check_disk("/tmp", 12 * GIB, 200 * GIB), Level.WARN, "--temp-dir"),
+        (machine.check_disk("/tmp", 9 * GIB, 200 * GIB), Level.FAIL, "95 %"),
+        (machine.check_shared_memory(8 * GIB, 16 * GIB), Level.OK, ""),
+        (machine.check_shared_memory(2 * GIB, 16 * GIB), Level.WARN, "--object-store-memory"),
+        (machine.check_shared_memory(64 << 20, 16 * GIB), Level.FAIL, "--shm-size"),  # what Docker gives by itself
+        (machine.check_open_files(1 << 20), Level.OK, ""),
+        (machine.check_open_files(20_000), Level.WARN, "65536"),
+        (machine.check_open_files(1024), Level.FAIL, "65536"),
+        (machine.check_weights(["tiny-x4"]), Level.OK, ""),
+        (machine.check_weights([]), Level.FAIL, "wheel"),
+        (doctor_cluster.check_ports([]), Level.OK, ""),
+        (doctor_cluster.check_ports([8265]), Level.WARN, "--dashboard-port"),
+        (doctor_cluster.check_exposure([("127.0.0.1", 8265)]), Level.OK, ""),
+        (doctor_cluster.check_exposure([("0.0.0.0", 8265)]), Level.WARN, "--dashboard-host=127.0.0.1"),
+        (doctor_cluster.check_address("auto"), Level.OK, ""),
+        (doctor_cluster.check_address("http://127.0.0.1:8265"), Level.FAIL, "RAY_API_SERVER_ADDRESS"),
+        (doctor_cluster.check_address("head"), Level.FAIL, "HOST:6379"),
     ],
 )
 def test_each_reading_has_its_level_and_remedy(check: Check, level: Level, remedy: str) -> None:
@@ -69,8 +71,8 @@ def test_each_reading_has_its_level_and_remedy(check: Check, level: Level, remed
 
 
 def test_a_cpu_with_amx_is_told_what_it_is_fast_in() -> None:
-    assert "@bfloat16" in doctor.check_gpu([], False, has_amx=True).found
-    assert "@bfloat16" not in doctor.check_gpu([], False).found
+    assert "@bfloat16" in machine.check_gpu([], False, has_amx=True).found
+    assert "@bfloat16" not in machine.check_gpu([], False).found
 
 
 @pytest.mark.parametrize(
@@ -86,13 +88,13 @@ def test_a_cpu_with_amx_is_told_what_it_is_fast_in() -> None:
 )
 def test_versions_are_held_against_the_lock(change: dict[str, str | None], expected: dict[str, Level]) -> None:
     have = {name: version for name, version in (INSTALLED | change).items() if version is not None}
-    assert levels(doctor.check_versions(doctor.read_lock(LOCK), have)) == expected
+    assert levels(machine.check_versions(machine.read_lock(LOCK), have)) == expected
 
 
 def test_the_lock_of_the_repository_is_what_is_installed() -> None:
-    lock = (Path(__file__).parents[2] / "requirements.lock").read_text()
-    pins = doctor.read_lock(lock)
-    assert set(doctor.CORE) <= set(pins)
+    lock = (Path(__file__).parents[3] / "requirements.lock").read_text()
+    pins = machine.read_lock(lock)
+    assert set(machine.CORE) <= set(pins)
     assert pins["ray"].startswith("2.60.")
     if sys.platform != "win32":
         assert "pywin32" not in pins  # of another platform
@@ -100,7 +102,7 @@ def test_the_lock_of_the_repository_is_what_is_installed() -> None:
 
 def test_a_lock_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match=r"not a pin: ray>=2\.60"):
-        doctor.read_lock("ray>=2.60\n")
+        machine.read_lock("ray>=2.60\n")
 
 
 def _no_token(home: Path) -> None:
@@ -139,7 +141,7 @@ def test_the_token_is_looked_for_where_ray_does(
 ) -> None:
     (tmp_path / ".ray").mkdir()
     make(tmp_path)
-    check = doctor_ray.check_token(environment, tmp_path)
+    check = doctor_cluster.check_token(environment, tmp_path)
     assert check.level == level
     assert "secret" not in check.line()
 
@@ -151,14 +153,14 @@ def test_listening_sockets_are_read_from_the_kernel() -> None:
         "   1: 00000000:1F40 00000000:0000 0A 00000000:00000000\n"  # 0.0.0.0:8000
         "   2: 0100007F:C001 0100007F:2049 01 00000000:00000000\n"  # a connection
     )
-    assert doctor_ray.listeners(table) == [("127.0.0.1", 8265), ("0.0.0.0", 8000)]
+    assert doctor_cluster.listeners(table) == [("127.0.0.1", 8265), ("0.0.0.0", 8000)]
 
 
 def test_an_address_where_nobody_listens_is_said() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-        check = doctor_ray.check_address(address)
+        check = doctor_cluster.check_address(address)
     assert check.level == Level.FAIL
     assert "security group" in check.remedy
 
@@ -298,17 +300,17 @@ def test_a_folder_that_jobs_will_make_is_not_made(tmp_path: Path) -> None:
 def test_nodes_answer_for_themselves_and_a_wrong_token_is_refused(ray_cluster: None, tmp_path: Path) -> None:
     import ray
 
-    checks = list(doctor_ray.node_checks(None))
+    checks = list(doctor_cluster.node_checks(None))
     address = ray.nodes()[0]["NodeManagerAddress"]
     assert {f"{address} python", f"{address} shared memory", f"{address} S3 environment"} <= {check.name for check in checks}
     head = ray.get_runtime_context().gcs_address
     environment = os.environ | {"RAY_ADDRESS": head}
-    joined = doctor_ray.check_cluster(environment)
+    joined = doctor_cluster.check_cluster(environment)
     assert joined.level == Level.OK
     assert joined.found.startswith("1 nodes, 6 CPUs, 0 GPUs")
     (tmp_path / "home").mkdir()
     stranger = environment | {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path / "home")}
-    assert doctor_ray.check_cluster(stranger).level == Level.FAIL
+    assert doctor_cluster.check_cluster(stranger).level == Level.FAIL
 
 
 def test_the_command_prints_lines_and_ends_with_3_when_something_failed(
