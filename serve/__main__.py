@@ -56,7 +56,7 @@ def configuration(options: argparse.Namespace) -> dict[str, Any]:
     """
     from pipelines.bulk.request import replica_range
     from pipelines.bulk.worker import describe_model
-    from serve import front
+    from serve.http import front
     from serve.replica import app_name
     from serve.settings import LimitSettings
 
@@ -147,7 +147,7 @@ def command(options: argparse.Namespace) -> Exit:
     """Run the command."""
     import yaml
 
-    from serve.keys import digest, new_key
+    from serve.http.keys import digest, new_key
 
     if options.new_key is not None:
         key = new_key()

@@ -22,13 +22,14 @@ from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
 import resshift
 from resshift.images.codec import Format
-from serve import front, problems, routes, site
+from serve import routes
+from serve.http import front, problems, site
+from serve.http.keys import is_loopback
+from serve.http.options import BulkRequest, PictureOptions
+from serve.http.problems import Problem
 from serve.jobs import JobKeeper
-from serve.keys import is_loopback
 from serve.models import served_models
-from serve.options import BulkRequest, PictureOptions
 from serve.pictures import PictureService
-from serve.problems import Problem
 from serve.services import Services, watching
 from serve.settings import ServeSettings, parse
 from serve.tidying import tidy

@@ -33,11 +33,11 @@ from resshift.images.codec import Format
 from resshift.models import WeightsError, cache_directory
 from resshift.storage import StorageError
 from serve.engine import ServeEngine
-from serve.limits import Deadline
+from serve.http.limits import Deadline
+from serve.http.options import BulkRequest, PictureOptions
+from serve.http.problems import Problem
 from serve.models import find_model
-from serve.options import BulkRequest, PictureOptions
 from serve.pictures import PictureService
-from serve.problems import Problem
 from serve.settings import ServeSettings
 
 _logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from ray.serve._private.common import ReplicaState
 
 from pipelines.bulk.worker import ModelFacts, ReplicaOptions, Upscaled, describe_model
 from resshift.images.animation import Frames
-from serve.problems import Problem, picture_problem
+from serve.http.problems import Problem, picture_problem
 from serve.replica import app_name
 
 _ATTEMPTS = 5

@@ -19,10 +19,10 @@ from resshift.images.animation import Frames, encode_frames, fit_frames
 from resshift.images.codec import Format, ImageError, ImageHeader, Picture
 from resshift.images.sandbox import Decoder, DecoderDied, DecoderLimits, DecoderTimeout
 from resshift.images.types import scaled
-from serve.limits import Admission, Deadline
+from serve.http.limits import Admission, Deadline
+from serve.http.options import PictureOptions
+from serve.http.problems import Problem, picture_problem
 from serve.models import Model, Readiness, find_model
-from serve.options import PictureOptions
-from serve.problems import Problem, picture_problem
 from serve.settings import LimitSettings
 
 

@@ -13,14 +13,14 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
 from pipelines.ledger.names import CONTENT_TYPES
-from serve.body import Body, Reader
-from serve.keys import Caller
-from serve.limits import LEAST_TIMEOUT_S, Deadline
-from serve.metrics import CONTENT_TYPE as METRICS_TYPE
+from serve.http.body import Body, Reader
+from serve.http.keys import Caller
+from serve.http.limits import LEAST_TIMEOUT_S, Deadline
+from serve.http.metrics import CONTENT_TYPE as METRICS_TYPE
+from serve.http.options import BulkRequest, PictureOptions, negotiated_format
+from serve.http.problems import KINDS, MEDIA_TYPE, Problem, option_problem
 from serve.models import find_model
-from serve.options import BulkRequest, PictureOptions, negotiated_format
 from serve.pictures import Result
-from serve.problems import KINDS, MEDIA_TYPE, Problem, option_problem
 from serve.services import caller, services, unless_gone
 
 router = APIRouter()

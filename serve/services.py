@@ -14,12 +14,12 @@ from fastapi import Request
 
 from resshift.images.animation import Frames
 from resshift.images.codec import Format, Picture
-from serve.keys import Caller, Keys
-from serve.limits import ByteBudget
-from serve.metrics import Metrics
-from serve.options import BulkRequest, PictureOptions
+from serve.http.keys import Caller, Keys
+from serve.http.limits import ByteBudget
+from serve.http.metrics import Metrics
+from serve.http.options import BulkRequest, PictureOptions
+from serve.http.problems import Problem
 from serve.pictures import PictureService
-from serve.problems import Problem
 from serve.settings import ServeSettings
 
 _LOOK_S = 0.5

@@ -37,7 +37,7 @@ def exported() -> set[str]:
 
 def exported_by_the_gateway() -> set[str]:
     """Return the names at /metrics, as Prometheus stores them."""
-    from serve.metrics import Metrics
+    from serve.http.metrics import Metrics
 
     made = Metrics()
     made.requests.labels("/", "200").inc()

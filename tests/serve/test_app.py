@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve.body import Reader
-from serve.keys import digest, new_key
-from serve.limits import ByteBudget
+from serve.http.body import Reader
+from serve.http.keys import digest, new_key
+from serve.http.limits import ByteBudget
+from serve.http.problems import KINDS, Problem
 from serve.models import Readiness
-from serve.problems import KINDS, Problem
 from serve.settings import LimitSettings
 
 

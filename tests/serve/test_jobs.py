@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipelines.ledger import lease
-from serve.keys import digest, new_key
+from serve.http.keys import digest, new_key
 
 LATER = {"Prefer": "respond-async"}
 

@@ -237,7 +237,9 @@ class TestOnServe:
         except httpx2.TransportError:
             status = 413  # the server closed while we were still sending: the refusal may be lost on the way, the body is not read
         assert status == 413
-        assert num_sent < 100  # limits.body_mb is 64; the proxy itself stops it there (serve.front), buffers of the network hold a little
+        assert (
+            num_sent < 100
+        )  # limits.body_mb is 64; the proxy itself stops it there (serve.http.front), buffers of the network hold a little
         assert figure(address, "resshift_body_bytes") == 0
 
 
@@ -313,7 +315,7 @@ def test_a_port_in_use_is_told_before_a_cluster_is_started(capsys: pytest.Captur
 
 def test_a_new_key_is_printed_once_with_its_entry(capsys: pytest.CaptureFixture[str]) -> None:
     from serve.__main__ import main
-    from serve.keys import digest
+    from serve.http.keys import digest
 
     assert main(["--new-key", "alice"]) == 0
     shown = capsys.readouterr()

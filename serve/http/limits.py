@@ -16,7 +16,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable
 
-from serve.problems import Problem
+from serve.http.problems import Problem
 
 Clock = Callable[[], float]
 LEAST_TIMEOUT_S = 0.1  # that a request may ask for; below, the answer would always be to try again later

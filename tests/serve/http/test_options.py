@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from serve.http.options import negotiated_format
+from serve.http.problems import Problem
 from serve.jobs import check_prefix
-from serve.options import negotiated_format
-from serve.problems import Problem
 from serve.settings import parse
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.ledger.names import CONTENT_TYPES
 from resshift.images.codec import Format
-from serve.problems import Problem
+from serve.http.problems import Problem
 
 Outscale = Annotated[float, Field(gt=0, le=16)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from ray.serve.schema import ServeDeploySchema
 
-from serve import front
 from serve.__main__ import arguments, configuration
-from serve.front import SAFE_HEADERS, VARIABLES, Front, Message, check, environment, limits_of
-from serve.limits import ByteBudget
+from serve.http import front
+from serve.http.front import SAFE_HEADERS, VARIABLES, Front, Message, check, environment, limits_of
+from serve.http.limits import ByteBudget
 from serve.settings import LimitSettings
 
 

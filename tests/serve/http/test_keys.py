@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from starlette.datastructures import Headers
 
-from serve.keys import Keys, digest, is_loopback, new_key
-from serve.problems import Problem
+from serve.http.keys import Keys, digest, is_loopback, new_key
+from serve.http.problems import Problem
 from serve.settings import KeySettings
 
 KEY, OTHER = new_key(), new_key()

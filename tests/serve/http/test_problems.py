@@ -8,7 +8,7 @@ import pickle
 import pytest
 
 from resshift.images.codec import Reason
-from serve.problems import KINDS, MEDIA_TYPE, Problem, picture_problem
+from serve.http.problems import KINDS, MEDIA_TYPE, Problem, picture_problem
 
 
 @pytest.mark.parametrize("reason", [*Reason, "timeout", "killed_worker", "out_of_memory", "upscale_error"])

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 
-from serve.limits import Quota
-from serve.problems import Problem
+from serve.http.limits import Quota
+from serve.http.problems import Problem
 from serve.settings import KeySettings
 
 _PREFIX = "rsk_"

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from serve.limits import Admission, Bucket, ByteBudget, Deadline, Quota
-from serve.problems import Problem
+from serve.http.limits import Admission, Bucket, ByteBudget, Deadline, Quota
+from serve.http.problems import Problem
 
 
 class Clock:

@@ -17,8 +17,8 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from serve.limits import ByteBudget, announced_bytes, too_large
-from serve.problems import Problem, option_problem
+from serve.http.limits import ByteBudget, announced_bytes, too_large
+from serve.http.problems import Problem, option_problem
 from serve.settings import LimitSettings
 
 _FILE_FIELDS = ("image", "file")

@@ -20,8 +20,8 @@ from typing import Any
 
 from starlette.middleware import Middleware
 
-from serve.limits import ByteBudget, announced_bytes, too_large
-from serve.problems import Problem
+from serve.http.limits import ByteBudget, announced_bytes, too_large
+from serve.http.problems import Problem
 from serve.settings import LimitSettings
 
 Message = MutableMapping[str, Any]

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
 
-from serve.problems import Problem
+from serve.http.problems import Problem
 
 router = APIRouter(include_in_schema=False)
-_ROOT = Path(__file__).with_name("static")
+_ROOT = Path(__file__).parents[1] / "static"
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
