@@ -102,7 +102,9 @@ def head(work: Path) -> Generator[str]:
     config = fake_cluster(port)
     path = work / "cluster.json"
     path.write_text(json.dumps(config))
-    labels = ",".join(f"{name}={value}" for name, value in config["available_node_types"][_HEAD_TYPE]["labels"].items())
+    labels = ",".join(
+        f"{name}={value}" for name, value in config["available_node_types"][_HEAD_TYPE]["labels"].items()
+    )
     command = [
         str(Path(sys.executable).with_name("ray")),
         "start",
@@ -184,8 +186,22 @@ def bulk(address: str, work: Path, count: int, seconds: float) -> dict[str, Any]
     scale.make_pictures(source, count)
     watch = Watch()
     assert is_empty(watch.look())
-    command = [sys.executable, str(record.ROOT / "jobs" / "upscale.py"), str(source), str(target), "--engine", "actors"]
-    command += ["--model", f"nearest-x4@{seconds * 1e6 / scale.SIDE_PX**2:.4f}", "--replicas", "1:3", "--set", "engine.upscale_s=2"]
+    command = [
+        sys.executable,
+        str(record.ROOT / "jobs" / "upscale.py"),
+        str(source),
+        str(target),
+        "--engine",
+        "actors",
+    ]
+    command += [
+        "--model",
+        f"nearest-x4@{seconds * 1e6 / scale.SIDE_PX**2:.4f}",
+        "--replicas",
+        "1:3",
+        "--set",
+        "engine.upscale_s=2",
+    ]
     with log.open("wb") as out:
         process = subprocess.Popen(command, env=os.environ | {"RAY_ADDRESS": address}, stdout=out, stderr=out)
     ended = threading.Event()
@@ -238,16 +254,21 @@ def endpoint(address: str, work: Path) -> dict[str, Any]:
     try:
         started = watch.until(lambda _: _answers(f"{base}/readyz"), "the endpoint answers", 240)
         asleep = httpx2.get(f"{base}/readyz").json()["models"]["nearest-x4"]
-        gpu_free = watch.until(lambda now: not now["gpu-spot"] and not now["gpu-on-demand"], "no GPU node before a request", 120)
+        gpu_free = watch.until(
+            lambda now: not now["gpu-spot"] and not now["gpu-on-demand"], "no GPU node before a request", 120
+        )
         picture = next((work / "in").iterdir())
         asked = time.monotonic()
         answer = httpx2.post(f"{base}/v1/upscale", content=picture.read_bytes(), timeout=180)
         woke_s = round(time.monotonic() - asked, 1)
         awake = watch.look()
         slept_s = watch.until(
-            lambda _: httpx2.get(f"{base}/readyz").json()["models"]["nearest-x4"]["replicas"] == 0, "the model sleeps again"
+            lambda _: httpx2.get(f"{base}/readyz").json()["models"]["nearest-x4"]["replicas"] == 0,
+            "the model sleeps again",
         )
-        gone_s = watch.until(lambda now: not now["gpu-spot"] and not now["gpu-on-demand"], "its node is given back")
+        gone_s = watch.until(
+            lambda now: not now["gpu-spot"] and not now["gpu-on-demand"], "its node is given back"
+        )
     finally:
         process.terminate()
         process.wait(60)
@@ -273,10 +294,20 @@ def _answers(url: str) -> bool:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the options."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0], epilog="example: benchmarks/autoscale.py --write")
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n\n", 1)[0], epilog="example: benchmarks/autoscale.py --write"
+    )
     parser.add_argument("--pictures", type=int, default=150, help="of the bulk job (150)")
-    parser.add_argument("--seconds", type=float, default=0.5, help="that the stand-in sleeps for a picture (0.5)")
-    parser.add_argument("--out", type=Path, default=record.RESULTS, metavar="DIR", help="where the JSON file goes (benchmarks/results)")
+    parser.add_argument(
+        "--seconds", type=float, default=0.5, help="that the stand-in sleeps for a picture (0.5)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=record.RESULTS,
+        metavar="DIR",
+        help="where the JSON file goes (benchmarks/results)",
+    )
     parser.add_argument("--write", action="store_true", help="write the file")
     parser.add_argument("--commit", help="recorded where the tree has no git directory")
     return parser.parse_args(argv)
@@ -298,11 +329,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _connect(address)
                 grown = bulk(address, work, options.pictures, options.seconds)
                 print(
-                    "\na bulk job on a head alone\n\n" + record.table(["figure", "value"], [[k, v] for k, v in grown.items()]), flush=True
+                    "\na bulk job on a head alone\n\n"
+                    + record.table(["figure", "value"], [[k, v] for k, v in grown.items()]),
+                    flush=True,
                 )
                 slept = endpoint(address, work)
                 print(
-                    "\nan endpoint whose model sleeps\n\n" + record.table(["figure", "value"], [[k, v] for k, v in slept.items()]),
+                    "\nan endpoint whose model sleeps\n\n"
+                    + record.table(["figure", "value"], [[k, v] for k, v in slept.items()]),
                     flush=True,
                 )
                 ray.shutdown()

@@ -43,7 +43,9 @@ def measure(kind: str, source: str, target: str, milliseconds: float, replicas: 
     rows: list[Row] = []
 
     async def run() -> BulkRun:
-        worklist = Worklist(entries(source, Selection()), Known(DigestSet(), OwnerMap(), Counter()), job.output_key, 4)
+        worklist = Worklist(
+            entries(source, Selection()), Known(DigestSet(), OwnerMap(), Counter()), job.output_key, 4
+        )
         resources = ray.cluster_resources()
         bulk = BulkRun(
             worklist.batches(),
@@ -75,7 +77,9 @@ def measure(kind: str, source: str, target: str, milliseconds: float, replicas: 
 
 def main() -> int:
     """Measure both, twice, in turn."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--pictures", type=int)
     parser.add_argument("--replicas", type=int, default=2)
@@ -95,7 +99,13 @@ def main() -> int:
         for kind in (chosen.engine,) if chosen.engine else ("actors", "serve"):
             best: dict[str, float] = {}
             for turn in range(1 if chosen.quick else 2):
-                figures = measure(kind, str(work / "in"), str(work / f"out-{kind}-{turn}"), chosen.milliseconds, chosen.replicas)
+                figures = measure(
+                    kind,
+                    str(work / "in"),
+                    str(work / f"out-{kind}-{turn}"),
+                    chosen.milliseconds,
+                    chosen.replicas,
+                )
                 print(
                     f"{kind:8} {100 * figures['busy_share']:6.1f}% {figures['pictures_per_s']:8.1f} {figures['ideal_pictures_per_s']:8.1f}",
                     flush=True,

@@ -37,7 +37,9 @@ def text() -> Picture:
     image = Image.new("RGB", (SIDE_PX, SIDE_PX), (238, 234, 226))
     pen, top = ImageDraw.Draw(image), 6
     for size in (28, 22, 18, 14, 12, 10):
-        pen.text((8, top), "residual shifting 0123456789", font=ImageFont.load_default(size), fill=(30, 34, 60))
+        pen.text(
+            (8, top), "residual shifting 0123456789", font=ImageFont.load_default(size), fill=(30, 34, 60)
+        )
         top += size + 12
     return np.asarray(image)
 
@@ -82,7 +84,9 @@ CASES: dict[str, tuple[Callable[[], Picture], Callable[[Picture], Picture]]] = {
 
 def main() -> int:
     """Write the picture and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="tiny-x4")
     parser.add_argument("--out", required=True, metavar="FILE.png")
     chosen = parser.parse_args()
@@ -93,7 +97,16 @@ def main() -> int:
         lq_u8 = degraded(hq_u8)
         bicubic, ours = bicubic_resized(lq_u8, 4), upscale(lq_u8, seed=0)
         rows.append(np.concatenate([lq_u8.repeat(4, 0).repeat(4, 1), bicubic, ours, hq_u8], axis=1))
-        figures.append([name, *(round(measure(luma(result), luma(hq_u8)), 3) for measure in (psnr, ssim) for result in (bicubic, ours))])
+        figures.append(
+            [
+                name,
+                *(
+                    round(measure(luma(result), luma(hq_u8)), 3)
+                    for measure in (psnr, ssim)
+                    for result in (bicubic, ours)
+                ),
+            ]
+        )
     Image.fromarray(np.concatenate(rows)).save(chosen.out, optimize=True)
     print(record.table(["case", "bicubic PSNR-Y", "model PSNR-Y", "bicubic SSIM-Y", "model SSIM-Y"], figures))
     return 0

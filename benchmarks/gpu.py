@@ -99,7 +99,9 @@ class Run:
             "gflop_per_image": flops_per_image / 1e9,
             "tflops": tflops,
             "share_of_peak": tflops / peak if peak else None,
-            "peak_memory_gib": torch.cuda.max_memory_allocated(self.device) / 2**30 if self.device.type == "cuda" else None,
+            "peak_memory_gib": torch.cuda.max_memory_allocated(self.device) / 2**30
+            if self.device.type == "cuda"
+            else None,
         }
 
     def attempt(self, case: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -112,7 +114,9 @@ class Run:
         except torch.OutOfMemoryError:
             return {"status": "out of memory"}
         except Exception as error:  # the compiler, cuDNN and the driver each have types of their own
-            return {"status": f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"}
+            return {
+                "status": f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
+            }
 
 
 def measure_ceilings(run: Run) -> dict[str, float]:
@@ -166,7 +170,9 @@ def build_networks(name: str, device: torch.device, layout: str) -> tuple[nn.Mod
     return unet, first_stage
 
 
-def model_of(config: RunConfig, device: torch.device, precision: str, layout: str, compile_mode: str | None = None) -> Model:
+def model_of(
+    config: RunConfig, device: torch.device, precision: str, layout: str, compile_mode: str | None = None
+) -> Model:
     """Build the networks of a preset so that each call runs in `precision`, returns float32 and, on request, is compiled."""
     unet, module = build_networks(config.preset, device, layout)
     first_stage = cast(FirstStage, module)
@@ -176,7 +182,9 @@ def model_of(config: RunConfig, device: torch.device, precision: str, layout: st
     return Model(config, precision, layout, *(in_precision(call, precision, device) for call in calls))
 
 
-def stage_calls(model: Model, batch: int, lq_px: int, device: torch.device) -> dict[str, Callable[[], Tensor]]:
+def stage_calls(
+    model: Model, batch: int, lq_px: int, device: torch.device
+) -> dict[str, Callable[[], Tensor]]:
     """Return what runs each stage on a batch of random pictures whose low-quality side is `lq_px`."""
     config = model.config.model
     generator = torch.Generator(device=device).manual_seed(batch)
@@ -184,9 +192,14 @@ def stage_calls(model: Model, batch: int, lq_px: int, device: torch.device) -> d
     side = lq_px * config.scale // config.first_stage.factor
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(batch, *shape, generator=generator, device=device).to(memory_format=layout_of(model.layout))
+        return torch.randn(batch, *shape, generator=generator, device=device).to(
+            memory_format=layout_of(model.layout)
+        )
 
-    lq, upsampled = normal(3, lq_px, lq_px).clamp(-1, 1), normal(3, lq_px * config.scale, lq_px * config.scale).clamp(-1, 1)
+    lq, upsampled = (
+        normal(3, lq_px, lq_px).clamp(-1, 1),
+        normal(3, lq_px * config.scale, lq_px * config.scale).clamp(-1, 1),
+    )
     noise = [normal(config.first_stage.channels, side, side) for _ in range(schedule.steps + 1)]
     t = torch.full((batch,), schedule.steps - 1, device=device)
 
@@ -215,10 +228,17 @@ def count_flops(model: Model, lq_px: int, device: torch.device) -> dict[str, flo
 
 
 @torch.no_grad()
-def time_inference(run: Run, model: Model, batches: Sequence[int], lq_px: int, flops: dict[str, float], mode: str = "eager") -> None:
+def time_inference(
+    run: Run, model: Model, batches: Sequence[int], lq_px: int, flops: dict[str, float], mode: str = "eager"
+) -> None:
     """Time every stage by batch until memory or time says stop; append one row a stage and batch."""
     set_precision(model.precision)
-    series = {"preset": model.config.preset, "mode": mode, "precision": model.precision, "layout": model.layout}
+    series = {
+        "preset": model.config.preset,
+        "mode": mode,
+        "precision": model.precision,
+        "layout": model.layout,
+    }
     megapixels = (lq_px * model.config.model.scale) ** 2 / 1e6
 
     def case(stage: str, batch: int) -> dict[str, Any]:
@@ -229,7 +249,10 @@ def time_inference(run: Run, model: Model, batches: Sequence[int], lq_px: int, f
     for batch in batches:
         if not run.has_time(f"inference {' '.join(series.values())}, from batch {batch} on"):
             return
-        rows = [series | {"batch": batch, "stage": stage} | run.attempt(partial(case, stage, batch)) for stage in STAGES]
+        rows = [
+            series | {"batch": batch, "stage": stage} | run.attempt(partial(case, stage, batch))
+            for stage in STAGES
+        ]
         run.inference += rows
         if all(row["status"] != "ok" for row in rows):
             return
@@ -239,7 +262,13 @@ def train_config(name: str, loss: LossConfig, micro_batch: int, device: torch.de
     """Return a preset whose optimiser step is one micro-batch, in bf16 (on a CPU fp32). A skipped step would cost less: it is an error."""
     config = preset(name)
     precision = "bf16" if device.type == "cuda" else "fp32"
-    train = replace(config.train, batch_size=micro_batch, micro_batch=micro_batch, precision=precision, max_skipped_steps=1)
+    train = replace(
+        config.train,
+        batch_size=micro_batch,
+        micro_batch=micro_batch,
+        precision=precision,
+        max_skipped_steps=1,
+    )
     return replace(config, loss=loss, train=train)
 
 
@@ -247,13 +276,24 @@ def random_pairs(config: RunConfig, device: torch.device) -> dict[str, Tensor]:
     """Return a batch of uint8 noise of the shapes that training gets."""
     rows, hq_px = config.train.batch_size, config.data.crop_px
     sides = {"hq": hq_px, "lq": hq_px // config.model.scale}
-    return {name: torch.randint(256, (rows, side, side, 3), dtype=torch.uint8, device=device) for name, side in sides.items()}
+    return {
+        name: torch.randint(256, (rows, side, side, 3), dtype=torch.uint8, device=device)
+        for name, side in sides.items()
+    }
 
 
 def lpips_for_timing(loss: LossConfig, device: torch.device) -> Lpips | str:
     """Return LPIPS with its trunk, or why there is none. No download: the trunk must be a file, or in torch's cache."""
-    names = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth", "squeeze": "squeezenet1_1-b8a52dc0.pth"}
-    trunk = Path(loss.lpips_trunk) if loss.lpips_trunk else Path(torch.hub.get_dir()) / "checkpoints" / names[loss.lpips_net]
+    names = {
+        "vgg": "vgg16-397923af.pth",
+        "alex": "alexnet-owt-7be5be79.pth",
+        "squeeze": "squeezenet1_1-b8a52dc0.pth",
+    }
+    trunk = (
+        Path(loss.lpips_trunk)
+        if loss.lpips_trunk
+        else Path(torch.hub.get_dir()) / "checkpoints" / names[loss.lpips_net]
+    )
     try:
         return Lpips(loss.lpips_net, trunk).to(device)
     except (FileNotFoundError, ImportError) as error:
@@ -272,7 +312,9 @@ def objectives(run: Run, name: str, trunk: str | None) -> Iterator[Terms]:
             yield f"mse+lpips-{loss.lpips_net}", loss, lpips
 
 
-def time_training(run: Run, name: str, batches: Sequence[int], layout: str, terms: Terms, mode: str = "eager") -> None:
+def time_training(
+    run: Run, name: str, batches: Sequence[int], layout: str, terms: Terms, mode: str = "eager"
+) -> None:
     """Time the optimiser step by micro-batch until memory or time says stop; append one row a micro-batch.
 
     The layout is that of the weights. Pictures arrive as (B, H, W, 3) bytes, so the first convolution sees channels_last in any case.
@@ -286,7 +328,13 @@ def time_training(run: Run, name: str, batches: Sequence[int], layout: str, term
     flops = step_flops(DiffusionLearner(config, unet, objective), run.device)
     if mode != "eager":
         unet.compile()
-    series = {"preset": name, "mode": mode, "objective": label, "precision": config.train.precision, "layout": layout}
+    series = {
+        "preset": name,
+        "mode": mode,
+        "objective": label,
+        "precision": config.train.precision,
+        "layout": layout,
+    }
 
     def case(batch: int) -> dict[str, Any]:
         config = train_config(name, loss, batch, run.device)
@@ -312,7 +360,9 @@ def step_flops(learner: DiffusionLearner, device: torch.device) -> float:
 
 
 def run_parity(run: Run, options: argparse.Namespace) -> None:
-    for row in parity.compare(run.device, ("fp32", "tf32", "bf16") if run.device.type == "cuda" else ("fp32",)):
+    for row in parity.compare(
+        run.device, ("fp32", "tf32", "bf16") if run.device.type == "cuda" else ("fp32",)
+    ):
         run.parity.append(row)  # one at a time: what was compared before a crash is kept
 
 
@@ -334,7 +384,9 @@ def run_inference(run: Run, options: argparse.Namespace) -> None:
     _inference_series(run, "realsr-x4-s4", [("bf16", "contiguous", (1, 4))] if run.quick else series, 64)
 
 
-def _inference_series(run: Run, name: str, series: Sequence[tuple[str, str, Sequence[int]]], lq_px: int) -> None:
+def _inference_series(
+    run: Run, name: str, series: Sequence[tuple[str, str, Sequence[int]]], lq_px: int
+) -> None:
     config = preset(name)
     flops: dict[str, float] = {}
     for precision, layout, batches in series:
@@ -359,7 +411,11 @@ def run_tiny(run: Run, options: argparse.Namespace) -> None:
         series = [("bf16" if run.device.type == "cuda" else "fp32", "contiguous", batches)]
     else:
         batches, lq_px = (1, 16, 64, 256), 64
-        series = [("bf16", "contiguous", batches), ("bf16", "channels_last", batches), ("tf32", "contiguous", batches)]
+        series = [
+            ("bf16", "contiguous", batches),
+            ("bf16", "channels_last", batches),
+            ("tf32", "contiguous", batches),
+        ]
     _inference_series(run, "tiny-x4", series, lq_px)
     for objective in objectives(run, "tiny-x4", options.lpips_squeeze):
         time_training(run, "tiny-x4", (2,) if run.short else (16, 64, 256), "contiguous", objective)
@@ -371,10 +427,16 @@ def run_together(run: Run, options: argparse.Namespace) -> None:
     Raises:
         ValueError: sharing calls changed a picture.
     """
-    cases = [("tiny-x4", (64, 128, 256), 64), ("realsr-x4-s4", (64, 128), 32)] if not run.short else [("tiny-x4", (8,), 2)]
+    cases = (
+        [("tiny-x4", (64, 128, 256), 64), ("realsr-x4-s4", (64, 128), 32)]
+        if not run.short
+        else [("tiny-x4", (8,), 2)]
+    )
     for name, sides, count in cases:
         if run.has_time(f"together {name}", 3 * RESERVE_S):
-            run.together += compare(name, run.device, sides, count=count, ongoing=16, rounds=1 if run.short else 3)
+            run.together += compare(
+                name, run.device, sides, count=count, ongoing=16, rounds=1 if run.short else 3
+            )
     if changed := [f"{row['model']} {row['side_px']} px" for row in run.together if not row["same_bytes"]]:
         raise ValueError(f"pictures that share calls differ from those alone: {', '.join(changed)}")
 
@@ -417,20 +479,42 @@ def parity_table(run: Run) -> str:
 
 def inference_table(rows: Sequence[dict[str, Any]]) -> str:
     """Return one line a batch: milliseconds of each stage, and the figures of the whole chain."""
-    start, end = ("preset", "mode", "precision", "layout", "batch"), ("images_per_s", "mp_per_s", "share_of_peak", "peak_memory_gib")
+    start, end = (
+        ("preset", "mode", "precision", "layout", "batch"),
+        ("images_per_s", "mp_per_s", "share_of_peak", "peak_memory_gib"),
+    )
     header = (*start, *(f"{stage} ms" for stage in STAGES), "img/s", "MP/s", "of peak", "peak GiB")
     lines: list[list[object]] = []
     for i in range(0, len(rows), len(STAGES)):
         group, chain = rows[i : i + len(STAGES)], rows[i + len(STAGES) - 1]
-        lines.append([*map(chain.get, start), *(row.get("ms", row["status"][:24]) for row in group), *map(chain.get, end)])
+        lines.append(
+            [
+                *map(chain.get, start),
+                *(row.get("ms", row["status"][:24]) for row in group),
+                *map(chain.get, end),
+            ]
+        )
     return record.table(header, lines)
 
 
 def training_table(rows: Sequence[dict[str, Any]]) -> str:
-    header = ("preset", "mode", "objective", "layout", "micro-batch", "ms", "samples/s", "of peak", "peak GiB")
+    header = (
+        "preset",
+        "mode",
+        "objective",
+        "layout",
+        "micro-batch",
+        "ms",
+        "samples/s",
+        "of peak",
+        "peak GiB",
+    )
     keys = ("images_per_s", "share_of_peak", "peak_memory_gib")
     start = ("preset", "mode", "objective", "layout", "micro_batch")
-    return record.table(header, [[*map(row.get, start), row.get("ms", row["status"][:24]), *map(row.get, keys)] for row in rows])
+    return record.table(
+        header,
+        [[*map(row.get, start), row.get("ms", row["status"][:24]), *map(row.get, keys)] for row in rows],
+    )
 
 
 def print_new(run: Run, section: str, before: tuple[int, int]) -> None:
@@ -450,7 +534,11 @@ def print_new(run: Run, section: str, before: tuple[int, int]) -> None:
 
 def best(rows: Sequence[dict[str, Any]], **wanted: object) -> dict[str, Any] | None:
     """Return the row with the most images a second among those that match."""
-    fitting = [row for row in rows if row["status"] == "ok" and all(row[key] == value for key, value in wanted.items())]
+    fitting = [
+        row
+        for row in rows
+        if row["status"] == "ok" and all(row[key] == value for key, value in wanted.items())
+    ]
     row = max(fitting, key=lambda row: row["images_per_s"], default=None)
     return row and {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
 
@@ -460,7 +548,9 @@ def summary(run: Run) -> dict[str, Any]:
     judged = [row for row in run.parity if row["passed"] is not None]
     presets = sorted({row["preset"] for row in run.inference + run.training})
     return {
-        "parity_passed": all(row["passed"] for row in judged) if judged and "parity" not in run.failed else None,
+        "parity_passed": all(row["passed"] for row in judged)
+        if judged and "parity" not in run.failed
+        else None,
         "parity_failed": [f"{row['fixture']} {row['output']}" for row in judged if not row["passed"]],
         "ceilings": {key: round(value, 2) for key, value in run.ceilings.items()},
         "best_inference": {name: best(run.inference, preset=name, stage="chain") for name in presets},
@@ -472,17 +562,35 @@ def summary(run: Run) -> dict[str, Any]:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0], epilog="example: benchmarks/gpu.sh --minutes 8")
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n\n", 1)[0], epilog="example: benchmarks/gpu.sh --minutes 8"
+    )
     parser.add_argument("--sections", default=",".join(SECTIONS), help="comma-separated, of: %(default)s")
     parser.add_argument("--minutes", type=float, help="begin nothing after this long (8; with --quick 0.75)")
     parser.add_argument("--quick", action="store_true", help="small sizes, under a minute")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
-    parser.add_argument("--out", type=Path, default=record.RESULTS, metavar="DIR", help="where the JSON file goes (benchmarks/results)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=record.RESULTS,
+        metavar="DIR",
+        help="where the JSON file goes (benchmarks/results)",
+    )
     parser.add_argument("--write", action="store_true", help="write the file on a CPU or with --quick, too")
     parser.add_argument("--commit", help="recorded where the tree has no git directory")
-    parser.add_argument("--cudnn-benchmark", action="store_true", help="let cuDNN try its algorithms for every shape")
-    parser.add_argument("--lpips-vgg", metavar="FILE", help="torchvision state dict of VGG-16, for realsr-x4-s4 (torch's cache)")
-    parser.add_argument("--lpips-squeeze", metavar="FILE", help="torchvision state dict of SqueezeNet 1.1, for tiny-x4 (torch's cache)")
+    parser.add_argument(
+        "--cudnn-benchmark", action="store_true", help="let cuDNN try its algorithms for every shape"
+    )
+    parser.add_argument(
+        "--lpips-vgg",
+        metavar="FILE",
+        help="torchvision state dict of VGG-16, for realsr-x4-s4 (torch's cache)",
+    )
+    parser.add_argument(
+        "--lpips-squeeze",
+        metavar="FILE",
+        help="torchvision state dict of SqueezeNet 1.1, for tiny-x4 (torch's cache)",
+    )
     options = parser.parse_args(argv)
     options.sections = options.sections.split(",")
     if unknown := set(options.sections) - SECTIONS.keys():
@@ -520,11 +628,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             run.notes.append(f"{section} failed: {type(error).__name__}: {error}")
         print_new(run, section, before)
         if writes:  # after every section: a run that is cut off leaves what it found
-            rows = {"parity": run.parity, "inference": run.inference, "training": run.training, "together": run.together}
+            rows = {
+                "parity": run.parity,
+                "inference": run.inference,
+                "training": run.training,
+                "together": run.together,
+            }
             record.write(path, head | {"seconds": time.monotonic() - started} | summary(run) | rows)
     for line in (*run.notes, *(f"dropped: {what}" for what in run.dropped)):
         print(line)
-    last = head | {"seconds": round(time.monotonic() - started, 1), "file": str(path) if writes else None} | summary(run)
+    last = (
+        head
+        | {"seconds": round(time.monotonic() - started, 1), "file": str(path) if writes else None}
+        | summary(run)
+    )
     print(record.json_line(last), flush=True)
     return 1 if run.failed or last["parity_passed"] is False else 0
 

@@ -86,7 +86,12 @@ def stages(photos: Photos, recipe: DegradationRecipe) -> dict[str, float]:
         params = timed("draw", lambda rng=rng: draw(rng, recipe))
         image = timed("rounding", lambda hq_u8=hq_u8: from_u8(hq_u8))
         for op in params.ops:
-            image = timed(op.op, lambda image=image, op=op: apply_operation(image, op, (CROP.crop_px, CROP.crop_px), recipe.scale))
+            image = timed(
+                op.op,
+                lambda image=image, op=op: apply_operation(
+                    image, op, (CROP.crop_px, CROP.crop_px), recipe.scale
+                ),
+            )
         timed("rounding", lambda image=image: to_u8(image))
     return dict(seconds)
 
@@ -133,9 +138,23 @@ def measure_function(photos: Photos, seconds: float, block_size: int) -> dict[st
 def function_table(figures: dict[str, Any]) -> str:
     ms = figures["ms"]
     rows: list[list[object]] = [[stage, ms[stage], 100 * ms[stage] / ms["ours"], None] for stage in STAGES]
-    rows.append(["decode + crop", ms["decode"] + ms["crop"], 100 * (ms["decode"] + ms["crop"]) / ms["ours"], ms["plain crop"]])
+    rows.append(
+        [
+            "decode + crop",
+            ms["decode"] + ms["crop"],
+            100 * (ms["decode"] + ms["crop"]) / ms["ours"],
+            ms["plain crop"],
+        ]
+    )
     degradation = ms["ours"] - ms["decode"] - ms["crop"]
-    rows.append(["degradation, with its draw", degradation, 100 * degradation / ms["ours"], ms["plain"] - ms["plain crop"]])
+    rows.append(
+        [
+            "degradation, with its draw",
+            degradation,
+            100 * degradation / ms["ours"],
+            ms["plain"] - ms["plain crop"],
+        ]
+    )
     rows.append(["whole pair", ms["ours"], 100, ms["plain"]])
     rows.append(["pairs/s/core", figures["pairs_per_s_core"], None, figures["plain_pairs_per_s_core"]])
     return record.table(("stage", "ms", "%", "plain ms"), rows)
@@ -154,19 +173,34 @@ def pipeline_table(figures: dict[str, Any]) -> str:
         for num in (1, 2)
         if f"ray_overhead_{num}" in figures
     ]
-    return record.table(("Ray Data pipeline on", "pairs/s", "bare pairs/s", "overhead %", "of each round", "store peak MB"), rows)
+    return record.table(
+        ("Ray Data pipeline on", "pairs/s", "bare pairs/s", "overhead %", "of each round", "store peak MB"),
+        rows,
+    )
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=(__doc__ or "").split("\n\n", 1)[0], epilog="example: benchmarks/pairs.py --photos imagenet/train --write"
+        description=(__doc__ or "").split("\n\n", 1)[0],
+        epilog="example: benchmarks/pairs.py --photos imagenet/train --write",
     )
-    parser.add_argument("--photos", type=Path, metavar="DIR", help="JPEG photos to use (default: made by the script, 500 x 375)")
+    parser.add_argument(
+        "--photos",
+        type=Path,
+        metavar="DIR",
+        help="JPEG photos to use (default: made by the script, 500 x 375)",
+    )
     parser.add_argument("--count", type=int, help="of photos (400; with --quick 64)")
     parser.add_argument("--seconds", type=float, help="how long to measure (90; with --quick 12)")
     parser.add_argument("--quick", action="store_true", help="fewer photos, about a minute")
     parser.add_argument("--no-ray", action="store_true", help="leave the Ray Data pipeline out")
-    parser.add_argument("--out", type=Path, default=record.RESULTS, metavar="DIR", help="where the JSON file goes (benchmarks/results)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=record.RESULTS,
+        metavar="DIR",
+        help="where the JSON file goes (benchmarks/results)",
+    )
     parser.add_argument("--write", action="store_true", help="write the file")
     parser.add_argument("--commit", help="recorded where the tree has no git directory")
     options = parser.parse_args(argv)
@@ -183,7 +217,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(" ".join(f"{key}={value}" for key, value in (where | {"load_average": load}).items()))
     photos = load_photos(options.photos, options.count)
     size_kb = sum(len(data) for _, data in photos) / len(photos) / 1e3
-    print(f"{len(photos)} photos{'' if options.photos else ' made by this script'}, {size_kb:.0f} kB each; real-world x4, crop 256\n")
+    print(
+        f"{len(photos)} photos{'' if options.photos else ' made by this script'}, {size_kb:.0f} kB each; real-world x4, crop 256\n"
+    )
     use_one_thread()
     figures = measure_function(photos, options.seconds, block_size=16 if options.quick else 32)
     print(function_table(figures))
@@ -193,7 +229,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         figures |= pairs_on_ray.measure_pipeline(photos, CROP, options.seconds / 4.5, rounds)
         print(pipeline_table(figures))
     source = "given" if options.photos else "synthetic"
-    head = {"benchmark": "pairs", "machine": where, "load_average": load, "photos": source, "opencv": cv2.__version__}
+    head = {
+        "benchmark": "pairs",
+        "machine": where,
+        "load_average": load,
+        "photos": source,
+        "opencv": cv2.__version__,
+    }
     path = options.out / record.file_name("pairs", where)
     if options.write:
         record.write(path, head | figures)

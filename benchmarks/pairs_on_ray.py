@@ -45,7 +45,9 @@ class StorePeak:
             self.num_bytes = max(self.num_bytes, store_bytes())
 
 
-def _make_pairs(photos: Sequence[tuple[str, bytes]], crop: DataConfig, first: int, seconds: float, start: Any, out: Any) -> None:  # noqa: ANN401 - a Barrier and a Queue of a context
+def _make_pairs(
+    photos: Sequence[tuple[str, bytes]], crop: DataConfig, first: int, seconds: float, start: Any, out: Any
+) -> None:  # noqa: ANN401 - a Barrier and a Queue of a context
     recipe = preset("realsr-x4-s4").degradation
     use_one_thread()
     for key, data in photos[:32]:
@@ -59,12 +61,16 @@ def _make_pairs(photos: Sequence[tuple[str, bytes]], crop: DataConfig, first: in
     out.put(count / taken)
 
 
-def bare_rate(photos: Sequence[tuple[str, bytes]], crop: DataConfig, num_processes: int, seconds: float) -> float:
+def bare_rate(
+    photos: Sequence[tuple[str, bytes]], crop: DataConfig, num_processes: int, seconds: float
+) -> float:
     """Return pairs a second of so many processes together, each calling `make_pair` and nothing else."""
     context = multiprocessing.get_context("spawn")
     start, out = context.Barrier(num_processes), context.Queue()
     processes = [
-        context.Process(target=_make_pairs, args=(photos, crop, i * len(photos) // num_processes, seconds, start, out))
+        context.Process(
+            target=_make_pairs, args=(photos, crop, i * len(photos) // num_processes, seconds, start, out)
+        )
         for i in range(num_processes)
     ]
     for process in processes:
@@ -100,7 +106,13 @@ def ray_rate(root: str, crop: DataConfig, num_cpus: int, seconds: float) -> tupl
     config = preset("realsr-x4-s4")
     config = replace(config, data=crop, train=replace(config.train, batch_size=_BATCH))
     ready = time.monotonic() + _START_S
-    ray.init(address="local", num_cpus=num_cpus, object_store_memory=_STORE_BYTES, log_to_driver=False, include_dashboard=False)
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        object_store_memory=_STORE_BYTES,
+        log_to_driver=False,
+        include_dashboard=False,
+    )
     quiet_ray_data()
     peak, stop = StorePeak(), threading.Event()
     watcher = threading.Thread(target=peak.watch, args=(stop,))
@@ -127,7 +139,9 @@ def ray_rate(root: str, crop: DataConfig, num_cpus: int, seconds: float) -> tupl
         ray.shutdown()
 
 
-def measure_pipeline(photos: Sequence[tuple[str, bytes]], crop: DataConfig, seconds: float, rounds: Mapping[int, int]) -> dict[str, Any]:
+def measure_pipeline(
+    photos: Sequence[tuple[str, bytes]], crop: DataConfig, seconds: float, rounds: Mapping[int, int]
+) -> dict[str, Any]:
     """Time both forms in turn, `seconds` each, so many rounds on so many cores; `ray_overhead` is that of most cores.
 
     Rates and overheads are medians over the rounds: on a machine that is shared, two rates are comparable only where one follows the other.

@@ -32,7 +32,9 @@ TOLERANCE = {"unet": 1e-4, "swin": 1e-4, "vq": 1e-4, "e2e latent": 1e-3, "e2e pi
 LEAST_EQUAL_CODES = 0.998
 
 SMALL_UNET, SMALL_VQ = UNetConfig(model_channels=32, swin_embed_dim=64), VQConfig(ch=32, n_embed=256)
-Compared = Iterator[tuple[str, str, Tensor, Tensor]]  # output, key of its tolerance ("" for codes), ours, official
+Compared = Iterator[
+    tuple[str, str, Tensor, Tensor]
+]  # output, key of its tolerance ("" for codes), ours, official
 
 
 def set_precision(name: str) -> None:
@@ -70,7 +72,9 @@ def arrays_of(fixture: str, device: torch.device) -> dict[str, Tensor]:
         return {key: torch.from_numpy(value).to(device) for key, value in arrays.items()}
 
 
-def compare_unet(config: UNetConfig, arrays: dict[str, Tensor], precision: str, device: torch.device) -> Compared:
+def compare_unet(
+    config: UNetConfig, arrays: dict[str, Tensor], precision: str, device: torch.device
+) -> Compared:
     network = in_precision(randomise(UNetSwin(config)).to(device), precision, device)
     mask = arrays["mask"].float() if "mask" in arrays else None
     yield "out", "unet", network(arrays["x"], arrays["t"], arrays["lq"], mask), arrays["out"]
@@ -79,7 +83,9 @@ def compare_unet(config: UNetConfig, arrays: dict[str, Tensor], precision: str, 
 def compare_swin(arrays: dict[str, Tensor], precision: str, device: torch.device) -> Compared:
     for case in sorted(key.removesuffix("_x") for key in arrays if key.endswith("_x")):
         map_size = int(case.split("_")[1].removeprefix("img"))
-        layer = randomise(BasicLayer(channels=64, embed_dim=64, num_heads=2, depth=2, window=8, map_size=map_size)).to(device)
+        layer = randomise(
+            BasicLayer(channels=64, embed_dim=64, num_heads=2, depth=2, window=8, map_size=map_size)
+        ).to(device)
         yield case, "swin", in_precision(layer, precision, device)(arrays[f"{case}_x"]), arrays[f"{case}_out"]
 
 
@@ -128,7 +134,11 @@ def _row(fixture: str, precision: str, compared: tuple[str, str, Tensor, Tensor]
     if kind:
         difference = ours - official
         tolerance, max_error = TOLERANCE[kind], float(difference.abs().max())
-        row |= {"max_error": max_error, "relative_error": float(difference.norm() / official.norm()), "tolerance": tolerance}
+        row |= {
+            "max_error": max_error,
+            "relative_error": float(difference.norm() / official.norm()),
+            "tolerance": tolerance,
+        }
         passed = max_error <= tolerance
     else:
         share = float((ours == official).float().mean())

@@ -77,17 +77,26 @@ def plain_layers() -> Generator[None]:
 def blend(function: Callable[..., Tensor], planes: list[Tensor], plan: TilePlan, scale: int = 1) -> Tensor:
     """Call the function on every tile of whole planes and blend the results at `scale` pixels a position."""
     out: Tensor | None = None
-    for (i_row, top), (i_column, left) in product(enumerate(plan.rows.starts), enumerate(plan.columns.starts)):
+    for (i_row, top), (i_column, left) in product(
+        enumerate(plan.rows.starts), enumerate(plan.columns.starts)
+    ):
         tiles: list[Tensor] = []
         for plane in planes:
             ratio = plane.shape[2] // plan.rows.length
-            rows, columns = (slice(at * ratio, (at + side) * ratio) for at, side in ((top, plan.rows.tile), (left, plan.columns.tile)))
+            rows, columns = (
+                slice(at * ratio, (at + side) * ratio)
+                for at, side in ((top, plan.rows.tile), (left, plan.columns.tile))
+            )
             tiles.append(plane[..., rows, columns].contiguous())
         result = function(*tiles)
         if out is None:
             out = result.new_zeros(1, result.shape[1], plan.rows.length * scale, plan.columns.length * scale)
-        weight = torch.outer(plan.rows.weights(i_row, scale), plan.columns.weights(i_column, scale)).to(result)
-        out[..., top * scale : top * scale + result.shape[2], left * scale : left * scale + result.shape[3]] += result * weight
+        weight = torch.outer(plan.rows.weights(i_row, scale), plan.columns.weights(i_column, scale)).to(
+            result
+        )
+        out[
+            ..., top * scale : top * scale + result.shape[2], left * scale : left * scale + result.shape[3]
+        ] += result * weight
     assert out is not None
     return out
 
@@ -97,19 +106,34 @@ def upscale(networks: Networks, lq: Tensor, plan: TilePlan, seed: int) -> Tensor
     """(1, 3, h, w) in [-1, 1] -> (1, 3, h scale, w scale), clamped; networks in their plain form."""
     config = networks.config
     ratio, size, factor = config.unet.lq_ratio, lq.shape[-2:], networks.first_stage.factor
-    lq = lq[..., reflected(size[0], plan.rows.length * ratio)[:, None], reflected(size[1], plan.columns.length * ratio)]
+    lq = lq[
+        ...,
+        reflected(size[0], plan.rows.length * ratio)[:, None],
+        reflected(size[1], plan.columns.length * ratio),
+    ]
     with plain_layers():
         large = upsample(lq, config.scale)
         y0 = networks.encode(large) if networks.unshuffles else blend(networks.encode, [large], plan)
-        noise = NoiseField(seed, "upscale", channels=y0.shape[1]).for_latent(y0.shape[2], y0.shape[3], lq.device)
+        noise = NoiseField(seed, "upscale", channels=y0.shape[1]).for_latent(
+            y0.shape[2], y0.shape[3], lq.device
+        )
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
             def tile(x_tile: Tensor, y_tile: Tensor, lq_tile: Tensor) -> Tensor:
-                one = network_denoiser(networks.unet, lq_tile, y_tile, networks.schedule, config.target, latent=config.latent_scaling)
+                one = network_denoiser(
+                    networks.unet,
+                    lq_tile,
+                    y_tile,
+                    networks.schedule,
+                    config.target,
+                    latent=config.latent_scaling,
+                )
                 return one(x_tile, t)
 
             return blend(tile, [x_t, y0, lq], plan)
 
         latent = sample(denoise, y0, networks.schedule, noise)
-        out = networks.decode(latent) if networks.unshuffles else blend(networks.decode, [latent], plan, factor)
+        out = (
+            networks.decode(latent) if networks.unshuffles else blend(networks.decode, [latent], plan, factor)
+        )
     return out[..., : size[0] * config.scale, : size[1] * config.scale].clamp(-1, 1)

@@ -33,7 +33,9 @@ def crop(data: bytes, side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     height, width = photo.shape[:2]
     short = min(height, width)
     top, left = rng.integers(height - short + 1), rng.integers(width - short + 1)
-    square = cv2.resize(photo[top : top + short, left : left + short], (side, side), interpolation=cv2.INTER_AREA)
+    square = cv2.resize(
+        photo[top : top + short, left : left + short], (side, side), interpolation=cv2.INTER_AREA
+    )
     return np.ascontiguousarray(square[:, ::-1] if rng.random() < 0.5 else square, dtype=np.uint8)
 
 
@@ -53,7 +55,12 @@ def _sinc(size: int, omega: float) -> Image:
 def _kernel(rng: np.random.Generator, recipe: KernelRecipe) -> Image:
     size = _odd(rng, recipe.size)
     if rng.random() < recipe.sinc_prob:
-        return _sinc(size, rng.uniform(*(recipe.sinc_omega_small if size < recipe.sinc_large_size else recipe.sinc_omega_large)))
+        return _sinc(
+            size,
+            rng.uniform(
+                *(recipe.sinc_omega_small if size < recipe.sinc_large_size else recipe.sinc_omega_large)
+            ),
+        )
     kind = str(rng.choice(_TYPES, p=recipe.type_probs))
     sigma_x = sigma_y = rng.uniform(*recipe.sigma)
     theta = 0.0
@@ -78,12 +85,20 @@ def _blur(image: Image, k: Image) -> Image:
 
 
 def _resize(image: Image, side: int, rng: np.random.Generator) -> Image:
-    return np.asarray(cv2.resize(image, (side, side), interpolation=_MODES[rng.integers(3)]), dtype=np.float32)
+    return np.asarray(
+        cv2.resize(image, (side, side), interpolation=_MODES[rng.integers(3)]), dtype=np.float32
+    )
 
 
 def _factor(rng: np.random.Generator, recipe: ResizeRecipe) -> float:
     direction = rng.choice(["up", "down", "keep"], p=recipe.probs)
-    return 1.0 if direction == "keep" else rng.uniform(1, recipe.factor[1]) if direction == "up" else rng.uniform(recipe.factor[0], 1)
+    return (
+        1.0
+        if direction == "keep"
+        else rng.uniform(1, recipe.factor[1])
+        if direction == "up"
+        else rng.uniform(recipe.factor[0], 1)
+    )
 
 
 def _noise(image: Image, rng: np.random.Generator, recipe: NoiseRecipe) -> Image:
@@ -100,7 +115,12 @@ def _noise(image: Image, rng: np.random.Generator, recipe: NoiseRecipe) -> Image
 
 def _jpeg(image: Image, quality: int) -> Image:
     levels = np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
+    options = [
+        cv2.IMWRITE_JPEG_QUALITY,
+        quality,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+    ]
     decoded = cv2.imdecode(cv2.imencode(".jpg", levels, options)[1], cv2.IMREAD_COLOR)
     return np.asarray(decoded, dtype=np.float32) / np.float32(255)
 
@@ -131,7 +151,9 @@ def degrade(hq: NDArray[np.uint8], recipe: DegradationRecipe, rng: np.random.Gen
     return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
-def plain_pair(data: bytes, side: int, recipe: DegradationRecipe, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def plain_pair(
+    data: bytes, side: int, recipe: DegradationRecipe, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return a clean crop and its degraded copy, RGB."""
     hq = crop(data, side, rng)
     lq = degrade(hq, recipe, rng)

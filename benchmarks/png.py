@@ -18,12 +18,18 @@ from resshift.images.codec import Picture, encode
 
 def main() -> int:
     """Measure, interleaved."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true")
     chosen = parser.parse_args()
     side, repeats = (512, 5) if chosen.quick else (2048, 15)
     rng = np.random.default_rng(0)
-    smooth = cv2.resize(rng.integers(0, 256, (side // 16, side // 16, 3)).astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC)
+    smooth = cv2.resize(
+        rng.integers(0, 256, (side // 16, side // 16, 3)).astype(np.float32),
+        (side, side),
+        interpolation=cv2.INTER_CUBIC,
+    )
     photo = (smooth + rng.normal(0, 4, smooth.shape)).clip(0, 255).astype(np.uint8)
     alpha = photo[..., 0].copy()
     pictures = {
@@ -40,7 +46,9 @@ def main() -> int:
         ours, theirs = fastest(works, repeats)
         sizes = len(encode(picture)) / 1e6, cv2.imencode(".png", plain)[1].nbytes / 1e6
         result[name] = round(ours / theirs, 3)
-        print(f"{name:12} {1e3 * ours:9.1f} {1e3 * theirs:10.1f} {ours / theirs:6.2f} {sizes[0]:8.2f} {sizes[1]:10.2f}")
+        print(
+            f"{name:12} {1e3 * ours:9.1f} {1e3 * theirs:10.1f} {ours / theirs:6.2f} {sizes[0]:8.2f} {sizes[1]:10.2f}"
+        )
     print(json.dumps({"ratio_to_opencv": result}))
     return 0
 

@@ -46,7 +46,10 @@ def keys_agree(name: str, unet: nn.Module, stage: object) -> str:
     Raises:
         SystemExit: they do not agree.
     """
-    state = {key: [list(value.shape), str(value.dtype).removeprefix("torch.")] for key, value in unet.state_dict().items()}
+    state = {
+        key: [list(value.shape), str(value.dtype).removeprefix("torch.")]
+        for key, value in unet.state_dict().items()
+    }
     if name in ("tiny-x4", "test-x4"):
         return "ours"
     counts = _COUNTS.get(name) or (_COUNTS["inpaint"] if name.startswith("inpaint") else None)
@@ -56,7 +59,10 @@ def keys_agree(name: str, unet: nn.Module, stage: object) -> str:
         else (len(state), sum(parameter.numel() for parameter in unet.parameters())) == counts
     )
     if name != "face-s4" and isinstance(stage, VQAutoencoder):
-        vq = {key: [list(value.shape), str(value.dtype).removeprefix("torch.")] for key, value in stage.state_dict().items()}
+        vq = {
+            key: [list(value.shape), str(value.dtype).removeprefix("torch.")]
+            for key, value in stage.state_dict().items()
+        }
         agrees = agrees and vq == json.loads((_PARITY / "full_vq_f4_keys.json").read_text())
     if not agrees:
         raise SystemExit(f"{name}: keys differ from the released ones")
@@ -99,11 +105,17 @@ def one_step(name: str) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do the steps one after the other; return 1 when one fails."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("presets", nargs="*", metavar="PRESET", help="default: all")
     parser.add_argument("--quick", action="store_true", help="the small ones")
-    parser.add_argument("--write", action="store_true", help="write benchmarks/results/preset_steps-DATE-MACHINE.json")
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # in this process: what the parent starts
+    parser.add_argument(
+        "--write", action="store_true", help="write benchmarks/results/preset_steps-DATE-MACHINE.json"
+    )
+    parser.add_argument(
+        "--here", action="store_true", help=argparse.SUPPRESS
+    )  # in this process: what the parent starts
     options = parser.parse_args(argv)
     names = options.presets or (["tiny-x4", "test-x4"] if options.quick else list(PRESETS))
     if options.here:
@@ -112,14 +124,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     results: list[dict[str, Any]] = []
     failed: list[str] = []
     for name in names:
-        done = subprocess.run([sys.executable, __file__, name, "--here"], stdout=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, __file__, name, "--here"], stdout=subprocess.PIPE, text=True, check=False
+        )
         if done.returncode:
             failed.append(name)
         else:
             results.append(json.loads(done.stdout.splitlines()[-1]))
             print(done.stdout.splitlines()[-1], file=sys.stderr, flush=True)
     columns = ("preset", "millions", "keys", "hq", "loss", "mse", "lpips", "moved", "seconds", "peak_gib")
-    print(record.table(columns, [[str(r["hq"]) if c == "hq" else r.get(c) for c in columns] for r in results]))
+    print(
+        record.table(columns, [[str(r["hq"]) if c == "hq" else r.get(c) for c in columns] for r in results])
+    )
     figures: dict[str, Any] = {
         "benchmark": "preset_steps",
         "machine": record.machine(torch.device("cpu")),

@@ -42,7 +42,9 @@ def machine(device: torch.device, commit: str | None = None) -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda if on_gpu else None,
         "cudnn": torch.backends.cudnn.version() if on_gpu else None,
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if on_gpu else None,
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        if on_gpu
+        else None,
         "gpu": properties.name if properties else None,
         "gpu_memory_gib": round(properties.total_memory / 2**30, 1) if properties else None,
         "cpu": _cpu_name(),
@@ -101,7 +103,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
     def line(texts: Sequence[str]) -> str:
         return "  ".join(
-            text.rjust(width) if right else text.ljust(width) for text, width, right in zip(texts, widths, to_right, strict=True)
+            text.rjust(width) if right else text.ljust(width)
+            for text, width, right in zip(texts, widths, to_right, strict=True)
         ).rstrip()
 
     return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, cells)])

@@ -52,7 +52,10 @@ def make_pictures(folder: Path, count: int) -> None:
     """Write `count` different pictures."""
     folder.mkdir()
     for i in range(count):
-        cv2.imwrite(str(folder / f"{i:05d}.png"), np.random.default_rng(i).integers(0, 256, (SIDE_PX, SIDE_PX, 3), np.uint8))
+        cv2.imwrite(
+            str(folder / f"{i:05d}.png"),
+            np.random.default_rng(i).integers(0, 256, (SIDE_PX, SIDE_PX, 3), np.uint8),
+        )
 
 
 def free_port() -> int:
@@ -67,7 +70,12 @@ def head() -> Generator[Any]:
     """Run a head without CPUs; yields the cluster."""
     from ray.cluster_utils import Cluster
 
-    options = {"num_cpus": 0, "object_store_memory": _STORE_BYTES, "include_dashboard": False, "dashboard_port": free_port()}
+    options = {
+        "num_cpus": 0,
+        "object_store_memory": _STORE_BYTES,
+        "include_dashboard": False,
+        "dashboard_port": free_port(),
+    }
     cluster = Cluster(initialize_head=True, head_node_args=options)
     try:
         yield cluster
@@ -80,12 +88,28 @@ def add(cluster: Any) -> Any:  # noqa: ANN401 - Ray's cluster and node
     return cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=_STORE_BYTES)
 
 
-def start(cluster: Any, source: Path, target: Path, seconds: float, replicas: tuple[int, int], log: Path) -> subprocess.Popen[bytes]:  # noqa: ANN401
+def start(
+    cluster: Any, source: Path, target: Path, seconds: float, replicas: tuple[int, int], log: Path
+) -> subprocess.Popen[bytes]:  # noqa: ANN401
     """Start the bulk job on the cluster, as a user would."""
-    command = [sys.executable, str(record.ROOT / "jobs" / "upscale.py"), str(source), str(target), "--engine", "actors"]
-    command += ["--model", f"nearest-x4@{seconds / _MEGAPIXELS:.4f}", "--replicas", f"{replicas[0]}:{replicas[1]}"]
+    command = [
+        sys.executable,
+        str(record.ROOT / "jobs" / "upscale.py"),
+        str(source),
+        str(target),
+        "--engine",
+        "actors",
+    ]
+    command += [
+        "--model",
+        f"nearest-x4@{seconds / _MEGAPIXELS:.4f}",
+        "--replicas",
+        f"{replicas[0]}:{replicas[1]}",
+    ]
     with log.open("ab") as out:
-        return subprocess.Popen(command, env=os.environ | {"RAY_ADDRESS": cluster.address}, stdout=out, stderr=out)
+        return subprocess.Popen(
+            command, env=os.environ | {"RAY_ADDRESS": cluster.address}, stdout=out, stderr=out
+        )
 
 
 def rows(target: Path) -> list[dict[str, Any]]:
@@ -95,7 +119,9 @@ def rows(target: Path) -> list[dict[str, Any]]:
     return [row for part in ledger.parts(str(target)) for row in part.to_pylist()]
 
 
-def finish(process: subprocess.Popen[bytes], source: Path, target: Path, log: Path, timeout_s: float) -> list[dict[str, Any]]:
+def finish(
+    process: subprocess.Popen[bytes], source: Path, target: Path, log: Path, timeout_s: float
+) -> list[dict[str, Any]]:
     """Wait for the job and check what it made: one good row an input, and the known pixels.
 
     Raises:
@@ -111,10 +137,16 @@ def finish(process: subprocess.Popen[bytes], source: Path, target: Path, log: Pa
     counts = Counter(row["key"] for row in found if row["status"] == "ok")
     expected = {path.name for path in source.iterdir()}
     if code or set(counts) != expected:
-        raise RuntimeError(f"exit code {code}, {len(counts)} of {len(expected)} inputs are ok:\n{log.read_text(errors='replace')[-2000:]}")
+        raise RuntimeError(
+            f"exit code {code}, {len(counts)} of {len(expected)} inputs are ok:\n{log.read_text(errors='replace')[-2000:]}"
+        )
     for path in sorted(source.iterdir())[::17]:
         made, given = cv2.imread(str(target / f"{path.stem}_x4.png")), cv2.imread(str(path))
-        if made is None or given is None or not np.array_equal(made, given.repeat(4, axis=0).repeat(4, axis=1)):
+        if (
+            made is None
+            or given is None
+            or not np.array_equal(made, given.repeat(4, axis=0).repeat(4, axis=1))
+        ):
             raise RuntimeError(f"{path.name}: the output is not the input with every pixel 4 x 4 times")
     return found
 
@@ -147,7 +179,9 @@ def cpu_seconds() -> tuple[float, float]:
     return sum(fields) - fields[3] - fields[4], sum(fields)
 
 
-def scaling(cluster: Any, work: Path, levels: Sequence[int], per_replica: int, seconds: float) -> list[dict[str, Any]]:  # noqa: ANN401
+def scaling(
+    cluster: Any, work: Path, levels: Sequence[int], per_replica: int, seconds: float
+) -> list[dict[str, Any]]:  # noqa: ANN401
     """Run the job with each number of replicas, on as many nodes, the number of pictures in proportion; leaves the nodes behind."""
     results: list[dict[str, Any]] = []
     for level in levels:
@@ -156,7 +190,9 @@ def scaling(cluster: Any, work: Path, levels: Sequence[int], per_replica: int, s
         while len(cluster.worker_nodes) < level:
             add(cluster)
         before, started = cpu_seconds(), time.monotonic()
-        found = finish(start(cluster, source, target, seconds, (level, level), log), source, target, log, 1200)
+        found = finish(
+            start(cluster, source, target, seconds, (level, level), log), source, target, log, 1200
+        )
         took, busy = time.monotonic() - started, cpu_busy(before, cpu_seconds())
         record_of_run = run_record(target)
         # Over the time that replicas were there, first and last unit included: the end of outputs alone would hide a slow start.
@@ -203,22 +239,40 @@ def loss_and_gain(cluster: Any, work: Path, count: int, seconds: float) -> dict[
     }
 
 
-def _wait_for_outputs(process: subprocess.Popen[bytes], target: Path, count: int, log: Path, timeout_s: float = 600) -> None:
+def _wait_for_outputs(
+    process: subprocess.Popen[bytes], target: Path, count: int, log: Path, timeout_s: float = 600
+) -> None:
     deadline = time.monotonic() + timeout_s
     while len(made_at(target)) < count:
         if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"the job has not made {count} outputs:\n{log.read_text(errors='replace')[-2000:]}")
+            raise RuntimeError(
+                f"the job has not made {count} outputs:\n{log.read_text(errors='replace')[-2000:]}"
+            )
         time.sleep(0.2)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the options."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0], epilog="example: benchmarks/scale.py --quick --write")
-    parser.add_argument("--replicas", default="1,2,4", help="numbers of replicas, the first is what others are compared with (1,2,4)")
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n\n", 1)[0], epilog="example: benchmarks/scale.py --quick --write"
+    )
+    parser.add_argument(
+        "--replicas",
+        default="1,2,4",
+        help="numbers of replicas, the first is what others are compared with (1,2,4)",
+    )
     parser.add_argument("--pictures", type=int, help="for each replica (200; with --quick 96)")
-    parser.add_argument("--seconds", type=float, default=0.5, help="that the stand-in sleeps for a picture (0.5)")
+    parser.add_argument(
+        "--seconds", type=float, default=0.5, help="that the stand-in sleeps for a picture (0.5)"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer pictures")
-    parser.add_argument("--out", type=Path, default=record.RESULTS, metavar="DIR", help="where the JSON file goes (benchmarks/results)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=record.RESULTS,
+        metavar="DIR",
+        help="where the JSON file goes (benchmarks/results)",
+    )
     parser.add_argument("--write", action="store_true", help="write the file")
     parser.add_argument("--commit", help="recorded where the tree has no git directory")
     options = parser.parse_args(argv)
@@ -248,9 +302,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
     print("\none of two nodes killed, one added\n")
     print(record.table(["figure", "value"], [[name, value] for name, value in loss.items()]) + "\n")
-    summary = {"efficiency": {str(level["replicas"]): level["efficiency"] for level in levels}, "lost": 0, **loss}
+    summary = {
+        "efficiency": {str(level["replicas"]): level["efficiency"] for level in levels},
+        "lost": 0,
+        **loss,
+    }
     settings = {"seconds_per_picture": options.seconds, "pictures_per_replica": options.pictures}
-    figures = {"benchmark": "scale", "machine": where, "load_average": load, **settings, "levels": levels, "node_loss": loss}
+    figures = {
+        "benchmark": "scale",
+        "machine": where,
+        "load_average": load,
+        **settings,
+        "levels": levels,
+        "node_loss": loss,
+    }
     if options.write:
         record.write(options.out / record.file_name("scale", where), figures)
     print(record.json_line(summary))

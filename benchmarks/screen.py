@@ -38,7 +38,9 @@ def screen_db(rgb_u8: Array, period: int) -> float:
     """
     height, width = (side // period * period for side in rgb_u8.shape[:2])
     if min(height, width) < 8 * period:
-        raise ValueError(f"the picture is {rgb_u8.shape[1]}x{rgb_u8.shape[0]}, both sides must be at least {8 * period}")
+        raise ValueError(
+            f"the picture is {rgb_u8.shape[1]}x{rgb_u8.shape[0]}, both sides must be at least {8 * period}"
+        )
     y = psnr_ssim.luma(rgb_u8[:height, :width]).astype(np.float64)
     window = np.hanning(height)[:, None] * np.hanning(width)
     power = np.abs(np.fft.fft2((y - y.mean()) * window)) ** 2
@@ -51,13 +53,17 @@ def screen_db(rgb_u8: Array, period: int) -> float:
             inner = (slice(_AROUND - _NEAR, _AROUND + _NEAR + 1),) * 2
             outside = np.ones(patch.shape, bool)
             outside[inner] = False
-            found.append(10 * float(np.log10((patch[inner].mean() + 1e-9) / (np.median(patch[outside]) + 1e-9))))
+            found.append(
+                10 * float(np.log10((patch[inner].mean() + 1e-9) / (np.median(patch[outside]) + 1e-9)))
+            )
     return float(np.mean(found))
 
 
 def main() -> int:
     """Measure truth, bicubic and models."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", action="append", required=True)
     parser.add_argument("--data", action="append", required=True, metavar="[NAME=]LQ:GT")
     chosen = parser.parse_args()
@@ -73,12 +79,23 @@ def main() -> int:
                 (screen_db(picture, scale), float(lattice(codec.to_tensor(picture), scale)))
             )
     result = {
-        name: {data: dict(zip(MEASURES, np.mean(values, axis=0).round(3).tolist(), strict=True)) for data, values in columns.items()}
+        name: {
+            data: dict(zip(MEASURES, np.mean(values, axis=0).round(3).tolist(), strict=True))
+            for data, values in columns.items()
+        }
         for name, columns in found.items()
     }
     sets = list(result["truth"])
     header = ["", *(f"{data}: {measure}" for data in sets for measure in MEASURES)]
-    print(record.table(header, [[name, *(value for data in sets for value in columns[data].values())] for name, columns in result.items()]))
+    print(
+        record.table(
+            header,
+            [
+                [name, *(value for data in sets for value in columns[data].values())]
+                for name, columns in result.items()
+            ],
+        )
+    )
     print(record.json_line({"period_px": scale, "sets": result}))
     return 0
 

@@ -55,7 +55,9 @@ def synthetic(side: int) -> dict[str, np.ndarray]:
 def photos_of(directory: Path, count: int, side: int) -> dict[str, np.ndarray]:
     """The first photographs of a directory, the middle of each at most `side` pixels a side."""
     found: dict[str, np.ndarray] = {}
-    for path in sorted(path for path in directory.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg"))[:count]:
+    for path in sorted(
+        path for path in directory.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg")
+    )[:count]:
         pixels = codec.decode(path.read_bytes()).pixels
         top, left = (max(0, (length - side) // 2) for length in pixels.shape[:2])
         found[path.name] = np.repeat(pixels, 3 // pixels.shape[2], 2)[top : top + side, left : left + side]
@@ -72,7 +74,10 @@ def edge_ratio(tiled: np.ndarray, whole: np.ndarray, edges: np.ndarray, axis: in
     """Mean step at the edges over that between other positions, each in units of the whole picture's step there; 1 without edges."""
     if not len(edges):
         return 1.0
-    steps = [np.abs(np.diff(picture.astype(np.float64), axis=axis)).mean(axis=(1 - axis, 2)) for picture in (tiled, whole)]
+    steps = [
+        np.abs(np.diff(picture.astype(np.float64), axis=axis)).mean(axis=(1 - axis, 2))
+        for picture in (tiled, whole)
+    ]
     at = np.zeros(len(steps[0]), bool)
     at[edges - 1] = True
     elsewhere = ~at & (np.arange(1, len(at) + 1) % scale == 0)
@@ -93,18 +98,31 @@ def measure(up: Upscaler, name: str, pixels: np.ndarray, tile_px: int, whole: np
     scale = up.scale * up.config.unet.lq_ratio
     axes = enumerate((plan.rows, plan.columns))
     ratios = [edge_ratio(tiled, whole, edges_of(lines, scale, tiled.shape[i]), i, scale) for i, lines in axes]
-    return {"case": name, "tile_px": tile_px, "tiles": plan.num_tiles, "edge_ratio": max(ratios), "delta_e": delta_e(tiled, whole)}
+    return {
+        "case": name,
+        "tile_px": tile_px,
+        "tiles": plan.num_tiles,
+        "edge_ratio": max(ratios),
+        "delta_e": delta_e(tiled, whole),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="under a minute on two cores; writes no file")
     parser.add_argument("--model", default="tiny-x4")
     parser.add_argument(
-        "--photos", type=Path, metavar="DIR", help="a directory of photographs; without one delta E is that of made pictures"
+        "--photos",
+        type=Path,
+        metavar="DIR",
+        help="a directory of photographs; without one delta E is that of made pictures",
     )
     parser.add_argument("--count", type=int, default=4, help="how many photographs (default 4)")
-    parser.add_argument("--side", type=int, default=232, help="side of the pictures (default 232: 64 tiles of 32)")
+    parser.add_argument(
+        "--side", type=int, default=232, help="side of the pictures (default 232: 64 tiles of 32)"
+    )
     parser.add_argument("--colour-fix", default="wavelet", choices=COLOUR_FIXES)
     options = parser.parse_args(argv)
     up = Upscaler.from_pretrained(options.model, device="cpu", colour_fix=options.colour_fix)
@@ -131,7 +149,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Photographs may not be ours to name: they are numbered.
         numbered = {name: f"photo {i}" for i, name in enumerate(photographs, 1)}
         stored = [row | {"case": numbered.get(row["case"], row["case"])} for row in rows]
-        path = record.RESULTS / record.file_name("seams" if options.colour_fix == "wavelet" else f"seams-{options.colour_fix}", where)
+        path = record.RESULTS / record.file_name(
+            "seams" if options.colour_fix == "wavelet" else f"seams-{options.colour_fix}", where
+        )
         record.write(path, {"machine": where, "figures": figures, "cases": stored})
     print(record.json_line(figures))
     return 0

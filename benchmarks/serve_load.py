@@ -82,7 +82,9 @@ async def send(session: aiohttp.ClientSession, address: str, data: bytes, load: 
         load.num_unexpected += 1
 
 
-async def closed(session: aiohttp.ClientSession, address: str, data: bytes, num_clients: int, seconds: float) -> Load:
+async def closed(
+    session: aiohttp.ClientSession, address: str, data: bytes, num_clients: int, seconds: float
+) -> Load:
     """Let clients send one request after the other."""
     load, began = Load(), time.perf_counter()
 
@@ -95,7 +97,9 @@ async def closed(session: aiohttp.ClientSession, address: str, data: bytes, num_
     return load
 
 
-async def opened(session: aiohttp.ClientSession, address: str, data: bytes, rps: float, seconds: float) -> Load:
+async def opened(
+    session: aiohttp.ClientSession, address: str, data: bytes, rps: float, seconds: float
+) -> Load:
     """Send requests at a rate, whatever becomes of them. The wall clock is that of the sending and of the last answer with a picture."""
     load, began, last = Load(), time.perf_counter(), 0.0
 
@@ -119,10 +123,14 @@ async def memory_mb(session: aiohttp.ClientSession, address: str) -> float:
     """Return what the gateway's process holds."""
     async with session.get(f"{address}/metrics") as answer:
         lines = (await answer.text()).splitlines()
-    return next(float(line.split()[1]) / 1e6 for line in lines if line.startswith("process_resident_memory_bytes "))
+    return next(
+        float(line.split()[1]) / 1e6 for line in lines if line.startswith("process_resident_memory_bytes ")
+    )
 
 
-async def measure(address: str, seconds: float, num_clients: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+async def measure(
+    address: str, seconds: float, num_clients: int
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Put all loads on the endpoint, print a line for each, and return the figures, and those of each load."""
     data = picture()
     timeout = aiohttp.ClientTimeout(total=180)
@@ -131,7 +139,9 @@ async def measure(address: str, seconds: float, num_clients: int) -> tuple[dict[
         single = await closed(session, address, data, 1, seconds / 2)
         overhead_s = single.percentile(50) - float(np.median(single.model_seconds))
         capacity = (await closed(session, address, data, num_clients, seconds)).rps
-        print(f"capacity {capacity:.1f} requests/s with {num_clients} clients; one client p50 {1000 * single.percentile(50):.0f} ms")
+        print(
+            f"capacity {capacity:.1f} requests/s with {num_clients} clients; one client p50 {1000 * single.percentile(50):.0f} ms"
+        )
         loads: dict[float, Load] = {}
         most_mb = await memory_mb(session, address)
         print(f"{'load':>6} {'sent/s':>8} {'good/s':>8} {'p50 ms':>8} {'p99 ms':>8}  statuses")
@@ -139,7 +149,9 @@ async def measure(address: str, seconds: float, num_clients: int) -> tuple[dict[
             load = loads[factor] = await opened(session, address, data, factor * capacity, seconds)
             most_mb = max(most_mb, await memory_mb(session, address))
             times = f"{1000 * load.percentile(50):>8.0f} {1000 * load.percentile(99):>8.0f}"
-            print(f"{factor:>5g}x {factor * capacity:>8.1f} {load.rps:>8.1f} {times}  {dict(sorted(load.statuses.items()))}")
+            print(
+                f"{factor:>5g}x {factor * capacity:>8.1f} {load.rps:>8.1f} {times}  {dict(sorted(load.statuses.items()))}"
+            )
         began = time.perf_counter()
         after = await closed(session, address, data, 1, 0.01)
         recovery_s = time.perf_counter() - began
@@ -168,7 +180,9 @@ async def measure(address: str, seconds: float, num_clients: int) -> tuple[dict[
 
 def main() -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--model", default="nearest-x4@24")
     parser.add_argument("--seconds", type=float, help="of each load (default 20, quick 5)")
@@ -185,10 +199,14 @@ def main() -> int:
     limits["queue"] = 4
     address = start(config)
     try:
-        figures, loads = asyncio.run(measure(address, chosen.seconds or (5 if chosen.quick else 20), limits["in_flight"]))
+        figures, loads = asyncio.run(
+            measure(address, chosen.seconds or (5 if chosen.quick else 20), limits["in_flight"])
+        )
     finally:
         serve.shutdown()
-    told = {"model": chosen.model, "load_average": os.getloadavg()[0]} | {name: round(value, 3) for name, value in figures.items()}
+    told = {"model": chosen.model, "load_average": os.getloadavg()[0]} | {
+        name: round(value, 3) for name, value in figures.items()
+    }
     if not chosen.quick:
         where = record.machine(torch.device("cpu"))
         path = record.RESULTS / record.file_name(f"serve_load-{chosen.model.replace('@', '-')}", where)

@@ -83,11 +83,16 @@ def make_pairs(shards: str, config: RunConfig, count: int) -> tuple[Tensor, Tens
 def load_truths(sets: Sequence[str]) -> list[Truth]:
     """Decode the test sets."""
     pairs = [pair for pair in pairs_of([PictureSet.parse(text) for text in sets]) if pair.gt_uri is not None]
-    decoded = [(pair, *(rgb_u8(codec.decode(storage.read_bytes(uri))) for uri in (pair.lq_uri, pair.gt_uri or ""))) for pair in pairs]
+    decoded = [
+        (pair, *(rgb_u8(codec.decode(storage.read_bytes(uri))) for uri in (pair.lq_uri, pair.gt_uri or "")))
+        for pair in pairs
+    ]
     return [Truth(pair.set, pair.key, lq, gt) for pair, lq, gt in decoded]
 
 
-def figures_of(up: Upscaler | None, truths: Sequence[Truth], judge: Judge, steps: int | None = None) -> dict[str, dict[str, float]]:
+def figures_of(
+    up: Upscaler | None, truths: Sequence[Truth], judge: Judge, steps: int | None = None
+) -> dict[str, dict[str, float]]:
     """Return {set: {figure: mean}} of a model, or of bicubic."""
     found: dict[str, list[dict[str, float]]] = {}
     for truth in truths:
@@ -97,7 +102,10 @@ def figures_of(up: Upscaler | None, truths: Sequence[Truth], judge: Judge, steps
             else up(truth.lq, seed=seeds.derive(0, "picture", truth.key), steps=steps)
         )
         found.setdefault(truth.set, []).append(judge(result, truth.gt))
-    return {name: {figure: round(float(np.mean([row[figure] for row in rows])), 4) for figure in rows[0]} for name, rows in found.items()}
+    return {
+        name: {figure: round(float(np.mean([row[figure] for row in rows])), 4) for figure in rows[0]}
+        for name, rows in found.items()
+    }
 
 
 def train(
@@ -115,7 +123,11 @@ def train(
     size = config.train.batch_size
     # The curve of the learning rate is that of a run of `steps`; with a budget of seconds, the step is set to where the clock is.
     steps = (samples or 10**6) // size
-    config = replace(config, train=replace(config.train, steps=steps), optim=replace(config.optim, warmup_steps=min(100, steps // 10)))
+    config = replace(
+        config,
+        train=replace(config.train, steps=steps),
+        optim=replace(config.optim, warmup_steps=min(100, steps // 10)),
+    )
     network = on_device(build_network(config), device)
     judge = None if lpips is None else lpips.to(device)
     learner = DiffusionLearner(config, network, Objective(config.model, config.loss, stage, judge))
@@ -123,7 +135,9 @@ def train(
         start_from(learner, init)
     averages = {rate: AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(rate)) for rate in rates}
     for average in averages.values():
-        average.n_averaged.fill_(1)  # it holds the first weights already: else the first update would replace them
+        average.n_averaged.fill_(
+            1
+        )  # it holds the first weights already: else the first update would replace them
     taken, last, started = 0, [], time.monotonic()
     while (taken < steps) if seconds is None else (time.monotonic() - started < seconds):
         if seconds is not None and taken > config.optim.warmup_steps:
@@ -142,20 +156,34 @@ def train(
         "samples": taken * size,
         "samples_per_s": round(taken * size / elapsed, 2),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "training": {name: round(float(torch.stack([row[name] for row in tail]).mean()), 4) for name in ("mse", "lpips")},
+        "training": {
+            name: round(float(torch.stack([row[name] for row in tail]).mean()), 4)
+            for name in ("mse", "lpips")
+        },
     }
 
 
 def main() -> int:
     """Run the variants one after the other."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, metavar="SHARDS")
     parser.add_argument("--test", action="append", required=True, metavar="[NAME=]LQ:GT")
     parser.add_argument("--preset", default="tiny-x4")
     parser.add_argument("--variant", action="append", required=True, metavar="'NAME [SETTING ...]'")
-    parser.add_argument("--lpips-trunk", metavar="FILE", help="of SqueezeNet: for the objective and for the figures")
+    parser.add_argument(
+        "--lpips-trunk", metavar="FILE", help="of SqueezeNet: for the objective and for the figures"
+    )
     parser.add_argument("--init", metavar="FILE", help="weights that every variant starts from, safetensors")
-    parser.add_argument("--average", action="append", type=float, default=[], metavar="RATE", help="also judge the average of this rate")
+    parser.add_argument(
+        "--average",
+        action="append",
+        type=float,
+        default=[],
+        metavar="RATE",
+        help="also judge the average of this rate",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true", help="also a dated file in benchmarks/results")
     budget = parser.add_mutually_exclusive_group(required=True)
@@ -164,7 +192,10 @@ def main() -> int:
     chosen = parser.parse_args()
 
     base = with_settings(preset(chosen.preset), [f"train.seed={chosen.seed}"])
-    truths, judge = load_truths(chosen.test), Judge(lpips_net="squeeze" if chosen.lpips_trunk else None, lpips_trunk=chosen.lpips_trunk)
+    truths, judge = (
+        load_truths(chosen.test),
+        Judge(lpips_net="squeeze" if chosen.lpips_trunk else None, lpips_trunk=chosen.lpips_trunk),
+    )
     lpips = Lpips("squeeze", chosen.lpips_trunk) if chosen.lpips_trunk else None
     init = weights.read_state_dict(chosen.init) if chosen.init else None
     made: dict[str, tuple[Tensor, Tensor]] = {}
@@ -179,26 +210,46 @@ def main() -> int:
             made[data] = make_pairs(chosen.data, config, min(chosen.samples or 8000, 16000))
         row = train(config, made[data], lpips, chosen.samples, chosen.seconds, init, chosen.average)
         up = Upscaler(config.model, row.pop("network"), optimise=False)
-        averages = {rate: Upscaler(config.model, average, optimise=False) for rate, average in row.pop("averages").items()}
+        averages = {
+            rate: Upscaler(config.model, average, optimise=False)
+            for rate, average in row.pop("averages").items()
+        }
         row |= {"name": name, "settings": settings, "figures": figures_of(up, truths, judge)}
-        row["figures_of_averages"] = {str(rate): figures_of(average, truths, judge) for rate, average in averages.items()}
+        row["figures_of_averages"] = {
+            str(rate): figures_of(average, truths, judge) for rate, average in averages.items()
+        }
         if up.schedule.steps > 1:
             row["figures_of_one_step"] = figures_of(up, truths, judge, steps=1)
         rows.append(row)
         print(record.json_line(row), flush=True)
     figures = list(rows[0]["figures"][truths[0].set])
     sets = list(rows[0]["figures"])
-    header = ["variant", "M parameters", "samples", "samples/s", *(f"{name} {figure}" for name in sets for figure in figures)]
+    header = [
+        "variant",
+        "M parameters",
+        "samples",
+        "samples/s",
+        *(f"{name} {figure}" for name in sets for figure in figures),
+    ]
     table = [
         [row["name"], row.get("parameters", 0) / 1e6, row.get("samples"), row.get("samples_per_s")]
         + [f"{row['figures'][name][figure]:.4g}" for name in sets for figure in figures]
         for row in rows
     ]
     print(record.table(header, table))
-    result = {"preset": chosen.preset, "seed": chosen.seed, "samples": chosen.samples, "seconds": chosen.seconds, "variants": rows}
+    result = {
+        "preset": chosen.preset,
+        "seed": chosen.seed,
+        "samples": chosen.samples,
+        "seconds": chosen.seconds,
+        "variants": rows,
+    }
     if chosen.write:
         where = record.machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        record.write(record.RESULTS / record.file_name("study", where), {"benchmark": "study", "machine": where, **result})
+        record.write(
+            record.RESULTS / record.file_name("study", where),
+            {"benchmark": "study", "machine": where, **result},
+        )
     print(record.json_line(result))
     return 0
 

@@ -24,11 +24,22 @@ def synthetic_photo(i_photo: int, height: int = HEIGHT, width: int = WIDTH) -> b
     for octave in range(_NUM_OCTAVES):
         cell_px = 2**octave
         coarse = rng.standard_normal((height // cell_px + 2, width // cell_px + 2, 3), dtype=np.float32)
-        coarse[..., 1:] = 0.95 * coarse[..., :1] + 0.3 * coarse[..., 1:]  # the channels of a photo go together
-        image += _GRAIN * cell_px**0.6 * np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.float32)
+        coarse[..., 1:] = (
+            0.95 * coarse[..., :1] + 0.3 * coarse[..., 1:]
+        )  # the channels of a photo go together
+        image += (
+            _GRAIN
+            * cell_px**0.6
+            * np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.float32)
+        )
         if octave == 3:
             _paint_polygons(image, rng)
-    options = [cv2.IMWRITE_JPEG_QUALITY, QUALITY, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
+    options = [
+        cv2.IMWRITE_JPEG_QUALITY,
+        QUALITY,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+    ]
     levels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
     return cv2.imencode(".jpg", levels, options)[1].tobytes()
 

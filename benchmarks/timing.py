@@ -33,7 +33,9 @@ class Timing:
     @classmethod
     def of(cls, seconds: list[float]) -> Timing:
         """Summarise measured calls; at least one."""
-        quartiles = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 3
+        quartiles = (
+            statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 3
+        )
         return cls(statistics.median(seconds), quartiles[0], quartiles[2], len(seconds))
 
 

@@ -54,7 +54,9 @@ def together(up: Upscaler, pictures: Sequence[Picture], ongoing: int) -> list[Pi
     return [future.result().value for future in futures]
 
 
-def compare(name: str, device: str | torch.device, sides: Sequence[int], *, count: int, ongoing: int, rounds: int) -> list[dict[str, Any]]:
+def compare(
+    name: str, device: str | torch.device, sides: Sequence[int], *, count: int, ongoing: int, rounds: int
+) -> list[dict[str, Any]]:
     """Return a row for each side, alike and mixed: pictures a second in the three ways, and whether all bytes are equal."""
     up = load(name, resolve_device(device), "auto")
     rows: list[dict[str, Any]] = []
@@ -70,24 +72,54 @@ def compare(name: str, device: str | torch.device, sides: Sequence[int], *, coun
         per_s = [count / seconds for seconds in fastest(works, rounds)]
         speeds = dict(zip(("single_per_s", "alone_per_s", "together_per_s"), per_s, strict=True))
         ratio = per_s[2] / per_s[0]
-        rows.append({"model": name, "side_px": side, "mixed": mixed, **speeds, "ratio": ratio, "same_bytes": same_bytes})
+        rows.append(
+            {
+                "model": name,
+                "side_px": side,
+                "mixed": mixed,
+                **speeds,
+                "ratio": ratio,
+                "same_bytes": same_bytes,
+            }
+        )
     return rows
 
 
 def main() -> int:
     """Compare, for each side."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny-x4", help="tiny-x4, or a preset with random weights (default tiny-x4)")
-    parser.add_argument("--side", type=int, action="append", metavar="PX", help="of the pictures (default 64, 128 and 256)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", default="tiny-x4", help="tiny-x4, or a preset with random weights (default tiny-x4)"
+    )
+    parser.add_argument(
+        "--side", type=int, action="append", metavar="PX", help="of the pictures (default 64, 128 and 256)"
+    )
     parser.add_argument("--pictures", type=int, default=32)
     parser.add_argument("--ongoing", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="auto")
     chosen = parser.parse_args()
     sides = chosen.side or [64, 128, 256]
-    rows = compare(chosen.model, chosen.device, sides, count=chosen.pictures, ongoing=chosen.ongoing, rounds=chosen.rounds)
+    rows = compare(
+        chosen.model,
+        chosen.device,
+        sides,
+        count=chosen.pictures,
+        ongoing=chosen.ongoing,
+        rounds=chosen.rounds,
+    )
     print(record.table(list(rows[0]), [list(row.values()) for row in rows]))
-    print(record.json_line({"machine": record.machine(resolve_device(chosen.device)), "ongoing": chosen.ongoing, "rows": rows}))
+    print(
+        record.json_line(
+            {
+                "machine": record.machine(resolve_device(chosen.device)),
+                "ongoing": chosen.ongoing,
+                "rows": rows,
+            }
+        )
+    )
     return 0 if all(row["same_bytes"] for row in rows) else 1
 
 

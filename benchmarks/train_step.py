@@ -44,7 +44,14 @@ from resshift.networks.autoencoder import build_first_stage
 from resshift.presets import preset
 from resshift.training.losses import Lpips, Objective, upsample
 from resshift.training.optimizer import guarded_step
-from resshift.training.step import DiffusionLearner, autocast, build_network, on_device, to_unit_range, unwrapped
+from resshift.training.step import (
+    DiffusionLearner,
+    autocast,
+    build_network,
+    on_device,
+    to_unit_range,
+    unwrapped,
+)
 
 TRUNKS = {"vgg": "vgg16", "alex": "alexnet", "squeeze": "squeezenet1_1"}
 
@@ -83,7 +90,9 @@ class PlainLoop:
     def __init__(self, config: RunConfig, network: nn.Module, objective: Objective) -> None:
         self.config, self.network, self.objective = config, network, objective
         optim = config.optim
-        self.optimizer = torch.optim.AdamW(network.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
+        )
         self.ema = {key: value.detach().clone() for key, value in network.state_dict().items()}
         self.losses: list[float] = []
 
@@ -105,7 +114,9 @@ class PlainLoop:
                 total = total + loss.lpips * self.objective.lpips(decoded.clamp(-1, 1), hq).mean()
         self.optimizer.zero_grad()
         total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optim.clip_norm or float("inf"))
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.network.parameters(), self.config.optim.clip_norm or float("inf")
+        )
         if np.isfinite(norm.item()):
             self.optimizer.step()
         decay = self.config.train.ema_decay
@@ -123,7 +134,9 @@ def build(config: RunConfig, device: torch.device) -> tuple[nn.Module, Objective
     return on_device(build_network(config), device), objective
 
 
-def interleaved(calls: Mapping[str, Callable[[], object]], device: torch.device, rounds: int, warmup: int) -> dict[str, list[float]]:
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], device: torch.device, rounds: int, warmup: int
+) -> dict[str, list[float]]:
     """Time calls in turn, so that a machine that slows down slows all of them."""
     stopwatch = stopwatch_for(device)
     for call in calls.values():
@@ -202,7 +215,9 @@ def measured_data_wait(learner: DiffusionLearner, device: torch.device, steps: i
         photos.mkdir()
         for i in range(64):
             small = np.random.default_rng(i).integers(0, 256, (24, 32, 3), np.uint8)
-            Image.fromarray(small).resize((384, 288), Image.Resampling.BICUBIC).save(photos / f"{i}.jpg", quality=90)
+            Image.fromarray(small).resize((384, 288), Image.Resampling.BICUBIC).save(
+                photos / f"{i}.jpg", quality=90
+            )
         prepare_here(str(photos), shards)
         waited_s, total_s = 0.0, 0.0
         with closing(rank_batches(shards, learner.config, 0)) as batches:
@@ -215,7 +230,10 @@ def measured_data_wait(learner: DiffusionLearner, device: torch.device, steps: i
                     torch.cuda.synchronize()
                 if i >= 4:  # the pipeline starts
                     waited_s, total_s = waited_s + waited, total_s + time.perf_counter() - started
-    return {"data_wait": waited_s / total_s, "fed_samples_per_s": steps * learner.config.train.batch_size / total_s}
+    return {
+        "data_wait": waited_s / total_s,
+        "fed_samples_per_s": steps * learner.config.train.batch_size / total_s,
+    }
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -230,7 +248,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         PlainLoop(config, deepcopy(network), objective).step(batch)
     flops = float(counter.get_total_flops())
     learner = DiffusionLearner(config, network, objective)
-    calls: dict[str, Callable[[], object]] = {"plain": lambda: plain.step(batch), "ours": lambda: learner.step(batch)}
+    calls: dict[str, Callable[[], object]] = {
+        "plain": lambda: plain.step(batch),
+        "ours": lambda: learner.step(batch),
+    }
     if options.compile:
         compiled_config = replace(config, train=replace(config.train, compile="default"))
         compiled_network, compiled_objective = build(compiled_config, device)
@@ -238,9 +259,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         compiled = DiffusionLearner(compiled_config, compiled_network, compiled_objective)
         calls["compiled"] = lambda: compiled.step(batch)
     rounds = 4 if options.quick else 20 if device.type == "cuda" else 8
-    seconds = {name: statistics.median(times) for name, times in interleaved(calls, device, rounds, warmup=2).items()}
+    seconds = {
+        name: statistics.median(times) for name, times in interleaved(calls, device, rounds, warmup=2).items()
+    }
     split = {
-        name: statistics.median(times) for name, times in interleaved(parts_of(learner, batch), device, max(3, rounds // 2), 1).items()
+        name: statistics.median(times)
+        for name, times in interleaved(parts_of(learner, batch), device, max(3, rounds // 2), 1).items()
     }
     size = config.train.batch_size
     figures: dict[str, Any] = {
@@ -257,18 +281,29 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "share_of_peak": flops / seconds["ours"] / matrix_rate(device) if device.type == "cuda" else None,
         "peak_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,
     }
-    figures |= measured_data_wait(learner, device, 4 if options.quick else 16) if options.data else {"data_wait": None}
+    figures |= (
+        measured_data_wait(learner, device, 4 if options.quick else 16)
+        if options.data
+        else {"data_wait": None}
+    )
     return figures | {"machine": record.machine(device)}
 
 
 def show(figures: Mapping[str, Any]) -> str:
     """Return the figures as tables."""
     size = figures["micro_batch"]
-    rows = [[name, seconds * 1e3, size / seconds, figures["seconds"]["plain"] / seconds] for name, seconds in figures["seconds"].items()]
+    rows = [
+        [name, seconds * 1e3, size / seconds, figures["seconds"]["plain"] / seconds]
+        for name, seconds in figures["seconds"].items()
+    ]
     step = figures["seconds"]["ours"]
     split = [[name, seconds * 1e3, f"{seconds / step:.0%}"] for name, seconds in figures["split_s"].items()]
     title = f"{figures['preset']}, micro-batch {size}, {figures['precision']}, {figures['gflop_per_sample']:.0f} GFLOP a sample"
-    parts = [title, record.table(["step", "ms", "samples/s", "to plain"], rows), record.table(["part", "ms", "of our step"], split)]
+    parts = [
+        title,
+        record.table(["step", "ms", "samples/s", "to plain"], rows),
+        record.table(["part", "ms", "of our step"], split),
+    ]
     if figures["share_of_peak"] is not None:
         parts.append(f"{figures['tflops']:.0f} TFLOP/s, {figures['share_of_peak']:.0%} of the matrix rate")
     if figures["data_wait"] is not None:
@@ -279,14 +314,25 @@ def show(figures: Mapping[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="fewer steps: under a minute on two cores")
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
     parser.add_argument("--preset", help="default: realsr-x4-s4 on CUDA, tiny-x4 on a CPU")
     parser.add_argument("--micro-batch", type=int, help="default: the preset's on CUDA, 4 on a CPU")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None, help="also compiled (default: unless --quick)")
-    parser.add_argument("--data", action=argparse.BooleanOptionalAction, default=True, help="also fed by Ray Data")
-    parser.add_argument("--write", action="store_true", help="write benchmarks/results/train_step-DATE-MACHINE.json")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="also compiled (default: unless --quick)",
+    )
+    parser.add_argument(
+        "--data", action=argparse.BooleanOptionalAction, default=True, help="also fed by Ray Data"
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="write benchmarks/results/train_step-DATE-MACHINE.json"
+    )
     options = parser.parse_args(argv)
     options.compile = not options.quick if options.compile is None else options.compile
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -105,8 +105,13 @@ def load(name: str, device: torch.device, dtype: Dtype, *, optimise: bool = True
         return Upscaler.from_pretrained(name, device=device, dtype=dtype)
     if name == STAND_IN:
         base = preset("test-x4").model
-        half = {"unet": replace(base.unet, in_channels=12, out_channels=12), "first_stage": replace(base.first_stage, unshuffle_factor=2)}
-        return Upscaler(replace(base, scale=2, **half), OneConvolution(), name=name, device=device, dtype=dtype)
+        half = {
+            "unet": replace(base.unet, in_channels=12, out_channels=12),
+            "first_stage": replace(base.first_stage, unshuffle_factor=2),
+        }
+        return Upscaler(
+            replace(base, scale=2, **half), OneConvolution(), name=name, device=device, dtype=dtype
+        )
     config = preset(name)
     unet: nn.Module = build_network(config)
     if name == "tiny-x4":
@@ -139,14 +144,21 @@ def cpu_stopwatch(call: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def compare(name: str, side: int, rounds: int, device: torch.device, dtype: Dtype, busy: bool = False) -> dict[str, Any]:
+def compare(
+    name: str, side: int, rounds: int, device: torch.device, dtype: Dtype, busy: bool = False
+) -> dict[str, Any]:
     """Time both loops on one picture, in turn."""
     fast, slow = load(name, device, dtype), load(name, device, "float32", optimise=False)
     pixels = picture_of(side)
     lq = codec.to_tensor(pixels).to(device)
     ratio = slow.config.unet.lq_ratio
-    plan = plain.fixed_plan(-(-side // ratio), -(-side // ratio), PLAIN_TILE_PX // ratio, slow.config.unet.size_multiple)
-    stopwatch, stages = cpu_stopwatch if busy else stopwatch_for(device), Stages(time.process_time if busy else time.perf_counter)
+    plan = plain.fixed_plan(
+        -(-side // ratio), -(-side // ratio), PLAIN_TILE_PX // ratio, slow.config.unet.size_multiple
+    )
+    stopwatch, stages = (
+        cpu_stopwatch if busy else stopwatch_for(device),
+        Stages(time.process_time if busy else time.perf_counter),
+    )
     results: dict[str, Tensor] = {}
 
     def run_plain() -> None:
@@ -190,11 +202,15 @@ def compare(name: str, side: int, rounds: int, device: torch.device, dtype: Dtyp
     }
 
 
-def same_tiles(name: str, side: int, rounds: int, device: torch.device, dtype: Dtype, busy: bool = False) -> dict[str, Any]:
+def same_tiles(
+    name: str, side: int, rounds: int, device: torch.device, dtype: Dtype, busy: bool = False
+) -> dict[str, Any]:
     """Time both loops where the tiles are the same: one. What is left is what the layers gain, and what they change."""
     with mock.patch(f"{__name__}.PLAIN_TILE_PX", 4096):
         fast_plan = partial(Upscaler.plan, tile_px=4096)
-        with mock.patch.object(Upscaler, "plan", lambda self, height, width, _=None: fast_plan(self, height, width)):
+        with mock.patch.object(
+            Upscaler, "plan", lambda self, height, width, _=None: fast_plan(self, height, width)
+        ):
             return compare(name, side, rounds, device, dtype, busy)
 
 
@@ -272,7 +288,9 @@ def measure_memory(name: str, megapixels: float, budget_mb: int, aspect: float) 
 def memory_in_child(name: str, megapixels: float, budget_mb: int, aspect: float = 1.0) -> dict[str, Any]:
     """Call `measure_memory` in a fresh process, so that no earlier peak is counted."""
     request = json.dumps([name, megapixels, budget_mb, aspect])
-    done = subprocess.run([sys.executable, __file__, "--child", request], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", request], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise RuntimeError(f"memory case {request} failed: {done.stderr[-2000:]}")
     return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -315,19 +333,34 @@ MEMORY_COLUMNS = ("model", "input", "budget_mb", "tiles", "peak_mb", "seconds")
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
-    print(record.table([title for title, _ in COLUMNS], [[row[key] for _, key in COLUMNS] for row in rows]), flush=True)
+    print(
+        record.table([title for title, _ in COLUMNS], [[row[key] for _, key in COLUMNS] for row in rows]),
+        flush=True,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="under a minute on two cores; writes no file")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="of the fast loop")
+    parser.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="of the fast loop"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="how often both loops run (default 3)")
-    parser.add_argument("--full-px", type=int, default=256, help="side of the larger picture of realsr-x4-s4 (default 256)")
-    parser.add_argument("--busy", action="store_true", help="one thread, CPU seconds: for a machine that others use too")
-    parser.add_argument("--memory", metavar="MP,MP,...", help="only the peak memory of inputs of so many megapixels")
-    parser.add_argument("--memory-model", default=STAND_IN, help="for --memory (default: a network that costs nothing)")
+    parser.add_argument(
+        "--full-px", type=int, default=256, help="side of the larger picture of realsr-x4-s4 (default 256)"
+    )
+    parser.add_argument(
+        "--busy", action="store_true", help="one thread, CPU seconds: for a machine that others use too"
+    )
+    parser.add_argument(
+        "--memory", metavar="MP,MP,...", help="only the peak memory of inputs of so many megapixels"
+    )
+    parser.add_argument(
+        "--memory-model", default=STAND_IN, help="for --memory (default: a network that costs nothing)"
+    )
     parser.add_argument("--budget-mb", type=int, default=256, help="for --memory (default 256)")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -337,12 +370,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     where = record.machine(device)
     if options.memory:
-        memory = [memory_in_child(options.memory_model, float(size), options.budget_mb) for size in options.memory.split(",")]
+        memory = [
+            memory_in_child(options.memory_model, float(size), options.budget_mb)
+            for size in options.memory.split(",")
+        ]
         print(record.table(MEMORY_COLUMNS, [[row[key] for key in MEMORY_COLUMNS] for row in memory]))
         record.write(
-            record.RESULTS / record.file_name(f"upscale-memory-{options.memory_model}", where), {"machine": where, "memory": memory}
+            record.RESULTS / record.file_name(f"upscale-memory-{options.memory_model}", where),
+            {"machine": where, "memory": memory},
         )
-        print(record.json_line({"peak_mb": max(row["peak_mb"] for row in memory), "peaks_mb": [row["peak_mb"] for row in memory]}))
+        print(
+            record.json_line(
+                {
+                    "peak_mb": max(row["peak_mb"] for row in memory),
+                    "peaks_mb": [row["peak_mb"] for row in memory],
+                }
+            )
+        )
         return 0
 
     if options.busy:
@@ -355,8 +399,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         tiny = [compare("tiny-x4", side, options.rounds, *how) for side in (128, 256)]
         full = [compare("realsr-x4-s4", side, options.rounds, *how) for side in (64, options.full_px)]
-        alone = [same_tiles(name, side, options.rounds, *how) for name, side in (("tiny-x4", 256), ("realsr-x4-s4", 64))]
-        rows, headline = [*tiny, *full, *[row | {"model": row["model"] + " (same tiles)"} for row in alone]], full[-1]
+        alone = [
+            same_tiles(name, side, options.rounds, *how)
+            for name, side in (("tiny-x4", 256), ("realsr-x4-s4", 64))
+        ]
+        rows, headline = (
+            [*tiny, *full, *[row | {"model": row["model"] + " (same tiles)"} for row in alone]],
+            full[-1],
+        )
         memory = [memory_in_child("tiny-x4", 0.25, 1024)] if device.type == "cpu" else []
     show(rows)
     if memory:
@@ -369,9 +419,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     if device.type == "cuda":
         side = headline["input_px"]
-        figures["share_of_peak"] = tera_operations("realsr-x4-s4", side, device) / headline["fast_s"] / matrix_tflops(device)
+        figures["share_of_peak"] = (
+            tera_operations("realsr-x4-s4", side, device) / headline["fast_s"] / matrix_tflops(device)
+        )
     if not options.quick:
-        path = record.RESULTS / record.file_name("upscale" if options.dtype == "auto" else f"upscale-{options.dtype}", where)
+        path = record.RESULTS / record.file_name(
+            "upscale" if options.dtype == "auto" else f"upscale-{options.dtype}", where
+        )
         record.write(path, {"machine": where, "figures": figures, "cases": rows, "memory": memory})
     print(record.json_line(figures))
     return 0

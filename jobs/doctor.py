@@ -28,11 +28,27 @@ _LOCK = Path(__file__).resolve().parents[1] / "requirements.lock"
 def arguments() -> argparse.ArgumentParser:
     """Return the command line."""
     options = parser(__doc__ or "")
-    options.add_argument("targets", metavar="URI", nargs="*", help="bucket, prefix or folder that jobs write to")
-    options.add_argument("--read", metavar="URI", action="append", default=[], help="one that jobs only read; may be repeated")
-    options.add_argument("--nodes", action="store_true", help="ask every node of the cluster, not only this machine")
-    options.add_argument("--lock", metavar="FILE", help="pinned versions to compare with (default: requirements.lock of the repository)")
-    options.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="source.* and target.* as of upscale")
+    options.add_argument(
+        "targets", metavar="URI", nargs="*", help="bucket, prefix or folder that jobs write to"
+    )
+    options.add_argument(
+        "--read", metavar="URI", action="append", default=[], help="one that jobs only read; may be repeated"
+    )
+    options.add_argument(
+        "--nodes", action="store_true", help="ask every node of the cluster, not only this machine"
+    )
+    options.add_argument(
+        "--lock",
+        metavar="FILE",
+        help="pinned versions to compare with (default: requirements.lock of the repository)",
+    )
+    options.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.FIELD=VALUE",
+        help="source.* and target.* as of upscale",
+    )
     return options
 
 

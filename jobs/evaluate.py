@@ -36,7 +36,11 @@ def arguments() -> argparse.ArgumentParser:
     """Return the command line."""
     options = parser(__doc__ or "")
     options.add_argument("--model", help="name, model directory or weight file")
-    options.add_argument("--against", metavar="MODEL", help="compare with this model instead of bicubic, on the same pictures and noise")
+    options.add_argument(
+        "--against",
+        metavar="MODEL",
+        help="compare with this model instead of bicubic, on the same pictures and noise",
+    )
     options.add_argument(
         "--data",
         action="append",
@@ -45,23 +49,46 @@ def arguments() -> argparse.ArgumentParser:
         help="a test set; may be repeated. Pictures are matched by name without extension",
     )
     options.add_argument("--out", required=True, metavar="REPORT_DIR")
-    options.add_argument("--merge", nargs="+", metavar="REPORT_DIR", help="join reports of parts instead of evaluating")
+    options.add_argument(
+        "--merge", nargs="+", metavar="REPORT_DIR", help="join reports of parts instead of evaluating"
+    )
     options.add_argument("--protocol", help="imagenet-test, realsr or bicubic-x4 (default: none, border 0)")
     options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--steps", type=int, metavar="S", help="of the chain (default: all that the model was trained with)")
-    options.add_argument("--tile", type=int, metavar="PX", help="side of a tile in input pixels (default: chosen, up to 256)")
-    options.add_argument("--border", type=int, metavar="PX", help="cut from the outputs before measuring (default: the protocol's, or 0)")
+    options.add_argument(
+        "--steps", type=int, metavar="S", help="of the chain (default: all that the model was trained with)"
+    )
+    options.add_argument(
+        "--tile", type=int, metavar="PX", help="side of a tile in input pixels (default: chosen, up to 256)"
+    )
+    options.add_argument(
+        "--border",
+        type=int,
+        metavar="PX",
+        help="cut from the outputs before measuring (default: the protocol's, or 0)",
+    )
     options.add_argument(
         "--lpips-net",
         choices=["alex", "vgg", "squeeze"],
         help="also measure LPIPS (default: the protocol's; squeeze when a trunk is given)",
     )
-    options.add_argument("--lpips-trunk", metavar="FILE", help="weights of the LPIPS trunk; without it torchvision downloads them")
-    options.add_argument("--niqe", metavar="FILE", help="also measure NIQE, with these parameters (niqe_pris_params.npz)")
     options.add_argument(
-        "--iqa", action="append", default=[], choices=["clipiqa", "musiq"], help="also measure this with pyiqa, if installed"
+        "--lpips-trunk",
+        metavar="FILE",
+        help="weights of the LPIPS trunk; without it torchvision downloads them",
     )
-    options.add_argument("--replicas", type=int, help="of the model (default: one a GPU, or one a CPU up to 8)")
+    options.add_argument(
+        "--niqe", metavar="FILE", help="also measure NIQE, with these parameters (niqe_pris_params.npz)"
+    )
+    options.add_argument(
+        "--iqa",
+        action="append",
+        default=[],
+        choices=["clipiqa", "musiq"],
+        help="also measure this with pyiqa, if installed",
+    )
+    options.add_argument(
+        "--replicas", type=int, help="of the model (default: one a GPU, or one a CPU up to 8)"
+    )
     options.add_argument("--dry-run", action="store_true", help="match the pictures, write nothing")
     return options
 
@@ -95,13 +122,21 @@ def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
     model = locate_model(options.model)
     other = locate_model(options.against) if options.against else None
     border = options.border if options.border is not None else protocol.border if protocol else 0
-    net = options.lpips_net or (protocol.lpips_net if protocol else "squeeze" if options.lpips_trunk else None)
+    net = options.lpips_net or (
+        protocol.lpips_net if protocol else "squeeze" if options.lpips_trunk else None
+    )
     if border < 0 or (options.replicas is not None and options.replicas < 1):
-        raise UsageError(f"--border must not be negative and --replicas at least 1, got {border} and {options.replicas}")
+        raise UsageError(
+            f"--border must not be negative and --replicas at least 1, got {border} and {options.replicas}"
+        )
     if options.steps is not None and not 1 <= options.steps <= model.config.schedule.steps:
-        raise UsageError(f"--steps must lie in 1 to {model.config.schedule.steps} for {model.name}, got {options.steps}")
+        raise UsageError(
+            f"--steps must lie in 1 to {model.config.schedule.steps} for {model.name}, got {options.steps}"
+        )
     if other is not None and other.config.scale != model.config.scale:
-        raise UsageError(f"{options.against} enlarges {other.config.scale} times, {options.model} {model.config.scale} times")
+        raise UsageError(
+            f"{options.against} enlarges {other.config.scale} times, {options.model} {model.config.scale} times"
+        )
     settings = EvaluateOptions(
         model=options.model,
         against=options.against,
@@ -131,16 +166,25 @@ def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
         names |= {"ours": options.model, "against": options.against}
     kept = asdict(settings)
     facts = {
-        "model": {"name": model.name, "identity": model.identity(), "scale": model.config.scale, "steps": model.config.schedule.steps},
+        "model": {
+            "name": model.name,
+            "identity": model.identity(),
+            "scale": model.config.scale,
+            "steps": model.config.schedule.steps,
+        },
         "against": {"name": other.name, "identity": other.identity()} if other else None,
         "names": names,
-        "settings": {name: kept[name] for name in ("seed", "steps", "tile_px", "border", "lpips_net", "user_installed")},
+        "settings": {
+            name: kept[name] for name in ("seed", "steps", "tile_px", "border", "lpips_net", "user_installed")
+        },
         "versions": results.versions(),
     }
     records: list[dict[str, Any]] = []
     pictures: dict[str, dict[str, bytes]] = {}
     replicas = options.replicas or default_replicas(len(pairs))
-    for record, encoded in track(run_evaluation(pairs, settings, replicas), total=len(pairs), description="evaluating"):
+    for record, encoded in track(
+        run_evaluation(pairs, settings, replicas), total=len(pairs), description="evaluating"
+    ):
         records.append(record)
         pictures[results.identity(record)] = encoded
         if len(pictures) > 2 * results.MOST_PICTURES_ON_THE_PAGE:
@@ -175,7 +219,12 @@ def show(written: Written, out: str) -> Exit:
     """Print the table and what failed."""
     widths = [max(len(row[i]) for row in written.table) for i in range(len(written.table[0]))]
     for row in written.table:
-        print("  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))))
+        print(
+            "  ".join(
+                cell.rjust(width) if i else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+        )
     for name, record in written.failed:
         print(f"failed {name}: {record['reason']}: {record['message'].splitlines()[-1]}")
     print(f"report: {out.rstrip('/')}/report.html")

@@ -27,9 +27,19 @@ def arguments() -> argparse.ArgumentParser:
     options = parser(__doc__ or "")
     options.add_argument("source", metavar="SRC", help="folder, s3:// prefix, .tar, or .txt list of photos")
     options.add_argument("target", metavar="DST", help="where the shards go")
-    options.add_argument("--min-side", type=int, default=32, metavar="PX", help="leave out smaller pictures (default 32)")
-    options.add_argument("--short-side", type=int, default=None, metavar="PX", help="shrink larger pictures to this short side, as JPEG")
-    options.add_argument("--shard-mb", type=int, default=128, metavar="MB", help="size of a shard (default 128)")
+    options.add_argument(
+        "--min-side", type=int, default=32, metavar="PX", help="leave out smaller pictures (default 32)"
+    )
+    options.add_argument(
+        "--short-side",
+        type=int,
+        default=None,
+        metavar="PX",
+        help="shrink larger pictures to this short side, as JPEG",
+    )
+    options.add_argument(
+        "--shard-mb", type=int, default=128, metavar="MB", help="size of a shard (default 128)"
+    )
     options.add_argument("--dry-run", action="store_true", help="list and plan, write nothing")
     return options
 
@@ -46,9 +56,13 @@ def prepare(options: argparse.Namespace) -> Exit:
     from resshift import storage
 
     if storage.is_inside(options.target, options.source):
-        raise UsageError(f"DST ({options.target}) lies inside SRC ({options.source}): the shards would become inputs of the next run")
+        raise UsageError(
+            f"DST ({options.target}) lies inside SRC ({options.source}): the shards would become inputs of the next run"
+        )
     try:
-        shard_options = ShardOptions(min_side_px=options.min_side, short_side_px=options.short_side, shard_bytes=options.shard_mb << 20)
+        shard_options = ShardOptions(
+            min_side_px=options.min_side, short_side_px=options.short_side, shard_bytes=options.shard_mb << 20
+        )
         found = list(list_inputs(options.source))
     except ValueError as error:
         raise UsageError(str(error)) from None
@@ -69,7 +83,9 @@ def prepare(options: argparse.Namespace) -> Exit:
     for table in report(status):
         console.print(table, "", sep="\n")
     counts = Counter(status["status"].to_pylist())
-    print(f"ok {counts['ok']}, skipped {counts['skipped']}, failed {counts['failed']}, shards reused {num_reused}")
+    print(
+        f"ok {counts['ok']}, skipped {counts['skipped']}, failed {counts['failed']}, shards reused {num_reused}"
+    )
     return Exit.FINISHED_WITH_FAILED_ITEMS if counts["failed"] else Exit.COMPLETE
 
 

@@ -24,7 +24,13 @@ def arguments() -> argparse.ArgumentParser:
     options.add_argument("source", metavar="SRC", help="shards, or a folder of photos")
     options.add_argument("out", metavar="OUT", help="the page, an .html file")
     options.add_argument("--preset", required=True, help="named configuration, for example tiny-x4")
-    options.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="change one setting; may be repeated")
+    options.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.FIELD=VALUE",
+        help="change one setting; may be repeated",
+    )
     options.add_argument("--num", type=int, default=24, help="pairs (default 24)")
     return options
 
@@ -50,7 +56,11 @@ def preview(options: argparse.Namespace) -> Exit:
         raise UsageError(str(error)) from None
     if not samples:
         raise UsageError(f"no photos under {options.source}")
-    facts = {"preset": options.preset, "seed": str(config.train.seed), "source": storage.printable(options.source)}
+    facts = {
+        "preset": options.preset,
+        "seed": str(config.train.seed),
+        "source": storage.printable(options.source),
+    }
     if options.set:
         facts["settings"] = ", ".join(options.set)
     storage.write_bytes(options.out, preview_page(samples, config, facts).encode())

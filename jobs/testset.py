@@ -32,7 +32,9 @@ def arguments() -> argparse.ArgumentParser:
     options.add_argument("--protocol", choices=PROTOCOLS, default=PROTOCOLS[0], help="default imagenet-test")
     options.add_argument("--recipe", help="degradation of --protocol folder, for example realesrgan-x4")
     options.add_argument("--num", type=int, help="pictures (default 3000, or all of a folder)")
-    options.add_argument("--seed", type=int, default=0, help="of the choice and of the degradation (default 0)")
+    options.add_argument(
+        "--seed", type=int, default=0, help="of the choice and of the degradation (default 0)"
+    )
     options.add_argument("--dry-run", action="store_true", help="list and check, write nothing")
     return options
 
@@ -40,13 +42,21 @@ def arguments() -> argparse.ArgumentParser:
 def testset(options: argparse.Namespace) -> Exit:
     """List, make the pairs on Ray, write the manifest."""
     from pipelines.cluster.countdown import Countdown
-    from pipelines.evaluation.testset import bicubic_test, check_same_set, folder_test, imagenet_test, write_testset
+    from pipelines.evaluation.testset import (
+        bicubic_test,
+        check_same_set,
+        folder_test,
+        imagenet_test,
+        write_testset,
+    )
     from pipelines.shards.prepare import with_tars_opened
     from pipelines.shards.sources import Archive, list_inputs
     from resshift import storage
 
     if storage.is_inside(options.target, options.source):
-        raise UsageError(f"DST ({options.target}) lies inside SRC ({options.source}): the pairs would become inputs of the next run")
+        raise UsageError(
+            f"DST ({options.target}) lies inside SRC ({options.source}): the pairs would become inputs of the next run"
+        )
     if (options.recipe is not None) != (options.protocol == "folder"):
         raise UsageError("--recipe belongs to --protocol folder, which needs it")
     try:

@@ -24,7 +24,11 @@ from pipelines.training.command import add_arguments, train_from
 def arguments() -> argparse.ArgumentParser:
     """Return the command line."""
     options = add_arguments(parser(__doc__ or ""), preset="vq-f4", data_needed=False)
-    options.add_argument("--report", metavar="PHOTOS", help="reconstruct these pictures with the weights of --init, and measure")
+    options.add_argument(
+        "--report",
+        metavar="PHOTOS",
+        help="reconstruct these pictures with the weights of --init, and measure",
+    )
     return options
 
 
@@ -36,7 +40,9 @@ def train(options: argparse.Namespace) -> Exit:
     config = with_settings(autoencoder_preset(options.preset), options.set)
     if options.report is None:
         if options.data is None:
-            raise UsageError("--data is needed to train; to measure an autoencoder give --report PHOTOS and --init WEIGHTS")
+            raise UsageError(
+                "--data is needed to train; to measure an autoencoder give --report PHOTOS and --init WEIGHTS"
+            )
         return train_from(options, config)
     if options.init is None:
         raise UsageError("--report needs the weights of the autoencoder: --init FILE")

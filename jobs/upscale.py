@@ -39,36 +39,89 @@ def arguments() -> argparse.ArgumentParser:
     """Return the command line."""
     options = parser(__doc__ or "")
     options.add_argument("source", metavar="SRC", help="folder or s3:// prefix")
-    options.add_argument("target", metavar="DST", help="where outputs and the ledger go; must not lie inside SRC")
-    options.add_argument("--model", default="tiny-x4", help="name, directory or weight file, @bfloat16 may follow (default tiny-x4)")
+    options.add_argument(
+        "target", metavar="DST", help="where outputs and the ledger go; must not lie inside SRC"
+    )
+    options.add_argument(
+        "--model",
+        default="tiny-x4",
+        help="name, directory or weight file, @bfloat16 may follow (default tiny-x4)",
+    )
     options.add_argument("--outscale", type=float, help="scale of the result (default: the model's)")
     options.add_argument("--steps", type=int, help="of the chain: fewer cost less (default: the model's)")
-    options.add_argument("--format", default="png", choices=["keep", "png", "jpeg", "webp", "tiff"], help="keep: as the input's extension")
+    options.add_argument(
+        "--format",
+        default="png",
+        choices=["keep", "png", "jpeg", "webp", "tiff"],
+        help="keep: as the input's extension",
+    )
     options.add_argument("--quality", type=int, default=95, help="of jpeg and webp (default 95)")
     options.add_argument("--name", default="{dir}/{stem}_x{scale}.{ext}", help="template of output names")
     options.add_argument("--seed", type=int, default=0, help="same seed, same bytes")
-    options.add_argument("--tile", type=int, metavar="PX", help="side of a tile in input pixels (default: chosen, up to 256)")
-    options.add_argument("--max-megapixels", type=float, default=25.0, help="refuse larger inputs (default 25)")
-    options.add_argument("--include", action="append", default=[], metavar="GLOB", help="only these; * spans /; without / the file name")
-    options.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="not these; wins over --include")
-    options.add_argument("--keys", metavar="FILE", help="inputs are the keys of this list, one a line, instead of a listing")
-    options.add_argument("--if-exists", default="overwrite", choices=["skip", "verify", "overwrite"], help="outputs without a row")
-    options.add_argument("--engine", default="serve", choices=["serve", "actors"], help="replicas of Ray Serve, or of this job alone")
-    options.add_argument("--replicas", default="1:1", metavar="MIN:MAX", help="or one number: replicas of the model (default 1:1)")
-    options.add_argument("--price-per-hour", type=float, metavar="PRICE", help="of one replica, for plan and report")
-    options.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="see above")
+    options.add_argument(
+        "--tile", type=int, metavar="PX", help="side of a tile in input pixels (default: chosen, up to 256)"
+    )
+    options.add_argument(
+        "--max-megapixels", type=float, default=25.0, help="refuse larger inputs (default 25)"
+    )
+    options.add_argument(
+        "--include",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="only these; * spans /; without / the file name",
+    )
+    options.add_argument(
+        "--exclude", action="append", default=[], metavar="GLOB", help="not these; wins over --include"
+    )
+    options.add_argument(
+        "--keys", metavar="FILE", help="inputs are the keys of this list, one a line, instead of a listing"
+    )
+    options.add_argument(
+        "--if-exists",
+        default="overwrite",
+        choices=["skip", "verify", "overwrite"],
+        help="outputs without a row",
+    )
+    options.add_argument(
+        "--engine",
+        default="serve",
+        choices=["serve", "actors"],
+        help="replicas of Ray Serve, or of this job alone",
+    )
+    options.add_argument(
+        "--replicas",
+        default="1:1",
+        metavar="MIN:MAX",
+        help="or one number: replicas of the model (default 1:1)",
+    )
+    options.add_argument(
+        "--price-per-hour", type=float, metavar="PRICE", help="of one replica, for plan and report"
+    )
+    options.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="see above"
+    )
     mode = options.add_mutually_exclusive_group()
     mode.add_argument("--plan", "--dry-run", action="store_true", help="count and check, write nothing")
     mode.add_argument("--status", action="store_true", help="print what the ledger says")
     mode.add_argument("--retry-failed", action="store_true", help="do what failed once more")
     mode.add_argument("--verify", action="store_true", help="compare outputs with the ledger")
-    mode.add_argument("--repair", action="store_true", help="do once more what --verify finds missing or corrupt")
+    mode.add_argument(
+        "--repair", action="store_true", help="do once more what --verify finds missing or corrupt"
+    )
     return options
 
 
 def upscale(options: argparse.Namespace) -> Exit:
     """Run the job, or answer a question about it."""
-    from pipelines.bulk.request import check_places, remaining_work, replica_range, requested_inputs, requested_job, settings_of
+    from pipelines.bulk.request import (
+        check_places,
+        remaining_work,
+        replica_range,
+        requested_inputs,
+        requested_job,
+        settings_of,
+    )
     from pipelines.ledger.lease import held
 
     check_places(options)
@@ -117,24 +170,40 @@ def problems(target: str, settings: BulkSettings, scale: float) -> tuple[int, se
 def check(options: argparse.Namespace, settings: BulkSettings, scale: float) -> Exit:
     """Print what differs, the remedy, and the counts of the ledger."""
     count, keys = problems(options.target, settings, scale)
-    print(f"{count} outputs differ from the ledger" + (f"; --repair does {len(keys)} once more" if keys else ""))
+    print(
+        f"{count} outputs differ from the ledger" + (f"; --repair does {len(keys)} once more" if keys else "")
+    )
     code = summary(options, settings)
     return Exit.FINISHED_WITH_FAILED_ITEMS if count else code
 
 
-def plan(options: argparse.Namespace, settings: BulkSettings, job: Job, worklist: Worklist, replicas: tuple[int, int]) -> Exit:
+def plan(
+    options: argparse.Namespace,
+    settings: BulkSettings,
+    job: Job,
+    worklist: Worklist,
+    replicas: tuple[int, int],
+) -> Exit:
     """Print what would be done."""
     from pipelines.bulk.plan import describe, make_plan
     from pipelines.ledger.report import summarise
 
     made = make_plan(worklist, job.stages)
     speed = summarise(options.target, options=settings.target)[0].replica_megapixels_per_s
-    for line in describe(made, worklist, mp_per_s=speed, replicas=replicas[1], price_per_hour=options.price_per_hour):
+    for line in describe(
+        made, worklist, mp_per_s=speed, replicas=replicas[1], price_per_hour=options.price_per_hour
+    ):
         print(line)
     return Exit.COMPLETE
 
 
-def work(options: argparse.Namespace, settings: BulkSettings, job: Job, worklist: Worklist, replicas: tuple[int, int]) -> Exit:
+def work(
+    options: argparse.Namespace,
+    settings: BulkSettings,
+    job: Job,
+    worklist: Worklist,
+    replicas: tuple[int, int],
+) -> Exit:
     """Do what is to be done and write the report."""
     from pipelines.bulk.actors import ActorEngine, EngineError
     from pipelines.bulk.job import close_job, engine_options, run_job

@@ -25,13 +25,21 @@ class UsageError(ValueError):
 
 def parser(doc: str) -> argparse.ArgumentParser:
     """Return a parser whose help is the module docstring of the command, examples included."""
-    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    return argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
 
 
-def run(command: Callable[[argparse.Namespace], Exit], arguments: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+def run(
+    command: Callable[[argparse.Namespace], Exit],
+    arguments: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+) -> int:
     """Parse, run, and turn expected errors into one line on standard error and an exit code."""
     options = arguments.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", datefmt="%H:%M:%S"
+    )
     # Imported here so that --help waits for nothing; none of them brings torch, which the driver of a bulk job never needs.
     from resshift.config import ConfigError
     from resshift.models import WeightsError
@@ -65,7 +73,9 @@ def connect_to_ray(num_cpus: int | None = None) -> None:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # "local": without it, init would find a cluster that somebody started on this machine, and refuse num_cpus.
-    ray.init(address="local", num_cpus=num_cpus or max(4, (os.cpu_count() or 2) + 2), logging_level=logging.WARNING)
+    ray.init(
+        address="local", num_cpus=num_cpus or max(4, (os.cpu_count() or 2) + 2), logging_level=logging.WARNING
+    )
 
 
 def quiet_ray_data() -> None:
@@ -73,7 +83,9 @@ def quiet_ray_data() -> None:
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that the bars are off, which is what was asked
+    logging.getLogger("ray.data._internal.progress").setLevel(
+        logging.ERROR
+    )  # warns that the bars are off, which is what was asked
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -110,7 +110,9 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         if min(self.mse, self.lpips) < 0 or self.mse + self.lpips == 0:
-            raise ValueError(f"loss.mse and loss.lpips must not be negative and not both zero, got {self.mse} and {self.lpips}")
+            raise ValueError(
+                f"loss.mse and loss.lpips must not be negative and not both zero, got {self.mse} and {self.lpips}"
+            )
         if self.lattice < 0 or not 1 <= self.lpips_corners <= 16:
             raise ValueError(
                 f"loss.lattice must not be negative and loss.lpips_corners must lie in [1, 16], got {self.lattice} and {self.lpips_corners}"
@@ -133,7 +135,9 @@ class OptimConfig:
         if not 0 < self.lr_end <= self.lr and self.lr_schedule == "cosine":
             raise ValueError(f"optim.lr_end must lie in (0, optim.lr = {self.lr}], got {self.lr_end}")
         if self.lr <= 0 or self.warmup_steps < 0:
-            raise ValueError(f"optim.lr must be positive and warmup_steps not negative, got {self.lr} and {self.warmup_steps}")
+            raise ValueError(
+                f"optim.lr must be positive and warmup_steps not negative, got {self.lr} and {self.warmup_steps}"
+            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas must lie in [0, 1), got {self.betas}")
         if self.weight_decay < 0 or (self.clip_norm is not None and self.clip_norm <= 0):
@@ -203,13 +207,23 @@ class TrainConfig:
     first_stage_weights: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "micro_batch", "checkpoint_every", "keep_last", "log_every", "max_skipped_steps"):
+        for name in (
+            "steps",
+            "batch_size",
+            "micro_batch",
+            "checkpoint_every",
+            "keep_last",
+            "log_every",
+            "max_skipped_steps",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
         if self.max_failures < 0:
             raise ValueError(f"train.max_failures must not be negative, got {self.max_failures}")
         if self.milestone_every is not None and self.milestone_every < 1:
-            raise ValueError(f"train.milestone_every must be at least 1, or null for none, got {self.milestone_every}")
+            raise ValueError(
+                f"train.milestone_every must be at least 1, or null for none, got {self.milestone_every}"
+            )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"train.ema_decay must lie in [0, 1), got {self.ema_decay}")
         if self.precision == "fp16" and self.parallel == "fsdp":
@@ -269,10 +283,14 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if self.degradation.scale != self.model.scale:
-            raise ValueError(f"degradation.scale ({self.degradation.scale}) must equal model.scale ({self.model.scale})")
+            raise ValueError(
+                f"degradation.scale ({self.degradation.scale}) must equal model.scale ({self.model.scale})"
+            )
         multiple = self.model.unet.size_multiple * self.model.first_stage.factor
         if self.data.crop_px % multiple:
-            raise ValueError(f"data.crop_px must be a multiple of {multiple} for this network, got {self.data.crop_px}")
+            raise ValueError(
+                f"data.crop_px must be a multiple of {multiple} for this network, got {self.data.crop_px}"
+            )
         if self.loss.lattice:
             factor = self.model.first_stage.factor
             if factor < 2 or self.data.crop_px < LATTICE_POSITIONS * factor:
@@ -335,10 +353,14 @@ def with_settings(config: T, settings: Iterable[str]) -> T:
         section = values
         for part in sections:
             if not isinstance(section.get(part), dict):
-                raise ConfigError(f"unknown setting {path!r}: there is no section {part!r}; allowed: {', '.join(sorted(section))}")
+                raise ConfigError(
+                    f"unknown setting {path!r}: there is no section {part!r}; allowed: {', '.join(sorted(section))}"
+                )
             section = section[part]
         if isinstance(section.get(name), dict):
-            raise ConfigError(f"{path!r} is a section, not a setting; it has: {', '.join(sorted(section[name]))}")
+            raise ConfigError(
+                f"{path!r} is a section, not a setting; it has: {', '.join(sorted(section[name]))}"
+            )
         try:
             section[name] = json.loads(text)
         except json.JSONDecodeError:

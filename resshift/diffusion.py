@@ -34,7 +34,9 @@ def _table(schedule: ShiftSchedule, name: str, dtype: torch.dtype, device: torch
 
 def trained_step(schedule: ShiftSchedule, t: Tensor) -> Tensor:
     """Return the indices that the network knows the steps `t` by, int64 (B,): `t` itself unless the schedule was shortened."""
-    return t if schedule.trained_steps is None else _table(schedule, "trained_steps", torch.int64, t.device)[t]
+    return (
+        t if schedule.trained_steps is None else _table(schedule, "trained_steps", torch.int64, t.device)[t]
+    )
 
 
 def at_step(schedule: ShiftSchedule, name: str, t: Tensor, like: Tensor) -> Tensor:
@@ -77,7 +79,10 @@ def q_posterior(x0: Tensor, x_t: Tensor, t: Tensor, schedule: ShiftSchedule) -> 
         t: step indices in [0, T), int64 (B,). At index 0 the mean is x0 and the variance 0.
         schedule: shifting sequence.
     """
-    mean = at_step(schedule, "posterior_coef_xt", t, x_t) * x_t + at_step(schedule, "posterior_coef_x0", t, x_t) * x0
+    mean = (
+        at_step(schedule, "posterior_coef_xt", t, x_t) * x_t
+        + at_step(schedule, "posterior_coef_x0", t, x_t) * x0
+    )
     return Posterior(mean, at_step(schedule, "posterior_variance", t, x_t))
 
 
@@ -104,7 +109,9 @@ def scale_input(x_t: Tensor, t: Tensor, schedule: ShiftSchedule, latent: bool = 
     return x_t / at_step(schedule, "latent_input_std" if latent else "pixel_input_range", t, x_t)
 
 
-def target_of(x0: Tensor, y0: Tensor, noise: Tensor, t: Tensor, schedule: ShiftSchedule, target: Target | str) -> Tensor:
+def target_of(
+    x0: Tensor, y0: Tensor, noise: Tensor, t: Tensor, schedule: ShiftSchedule, target: Target | str
+) -> Tensor:
     """Return what the network must output for x_t = q_sample(x0, y0, t, noise); same shape as x0.
 
     x0: x0    residual: y0 - x0    epsilon: noise    epsilon_scale: kappa sqrt(eta_t) noise
@@ -120,7 +127,9 @@ def target_of(x0: Tensor, y0: Tensor, noise: Tensor, t: Tensor, schedule: ShiftS
             return at_step(schedule, "noise_std", t, x0) * noise
 
 
-def predict_x0(output: Tensor, x_t: Tensor, y0: Tensor, t: Tensor, schedule: ShiftSchedule, target: Target | str) -> Tensor:
+def predict_x0(
+    output: Tensor, x_t: Tensor, y0: Tensor, t: Tensor, schedule: ShiftSchedule, target: Target | str
+) -> Tensor:
     """Turn the network's output into a prediction of x0.
 
         x0:            output

@@ -36,7 +36,9 @@ class WeightsError(ValueError):
 
 def write_model_config(directory: Path, name: str, config: ModelConfig) -> None:
     """Write `config.json` of a model directory."""
-    (directory / "config.json").write_text(json.dumps({"name": name, "model": to_dict(config)}, indent=2) + "\n")
+    (directory / "config.json").write_text(
+        json.dumps({"name": name, "model": to_dict(config)}, indent=2) + "\n"
+    )
 
 
 def read_model_config(directory: Path) -> tuple[str, ModelConfig]:
@@ -105,7 +107,9 @@ def cache_directory() -> Path:
     return Path(os.environ.get("RESSHIFT_CACHE", "~/.cache/resshift")).expanduser()
 
 
-def fetch(file: RemoteFile, *, accept_licence: bool, cache: Path | None = None, timeout_s: float = 60.0) -> Path:
+def fetch(
+    file: RemoteFile, *, accept_licence: bool, cache: Path | None = None, timeout_s: float = 60.0
+) -> Path:
     """Return the local copy of a weight file, downloading it once.
 
     The download goes to a temporary name and is renamed after its sha256 was checked. For a file without a published checksum, the sha256
@@ -140,7 +144,9 @@ def fetch(file: RemoteFile, *, accept_licence: bool, cache: Path | None = None, 
                 out.write(chunk)
             promised = response.headers.get("Content-Length")
         if promised is not None and temporary.stat().st_size != int(promised):
-            raise WeightsError(f"{file.url} ended after {temporary.stat().st_size} of {promised} bytes; try again")
+            raise WeightsError(
+                f"{file.url} ended after {temporary.stat().st_size} of {promised} bytes; try again"
+            )
         remedy = "try again" if file.sha256 else f"if you trust the source, delete {seen} and try again"
         digest = _check(temporary, expected, file.name, remedy)
         seen.write_text(digest + "\n")
@@ -198,7 +204,9 @@ def locate_model(
     path = Path(source).expanduser()
     base, _, dtype = source.rpartition("@")
     if base and (dtype == "float32" or dtype == "bfloat16" or dtype == "float16") and not path.exists():
-        found = locate_model(base, preset_name=preset_name, first_stage=first_stage, accept_licence=accept_licence)
+        found = locate_model(
+            base, preset_name=preset_name, first_stage=first_stage, accept_licence=accept_licence
+        )
         return replace(found, name=f"{found.name}@{dtype}", dtype=dtype)
     stage = Path(first_stage).expanduser() if first_stage is not None else None
     shipped = PRETRAINED / source
@@ -214,9 +222,15 @@ def locate_model(
     if source in RELEASED:
         unet_file, stage_file = RELEASED[source]
         unet = fetch(unet_file, accept_licence=accept_licence)
-        return ModelFiles(source, preset(source).model, unet, stage or fetch(stage_file, accept_licence=accept_licence))
-    names = sorted({entry.name for entry in PRETRAINED.glob("*") if (entry / "config.json").is_file()} | RELEASED.keys())
-    raise WeightsError(f"no model {source!r}: give one of {', '.join(names)}, a model directory, or a weight file")
+        return ModelFiles(
+            source, preset(source).model, unet, stage or fetch(stage_file, accept_licence=accept_licence)
+        )
+    names = sorted(
+        {entry.name for entry in PRETRAINED.glob("*") if (entry / "config.json").is_file()} | RELEASED.keys()
+    )
+    raise WeightsError(
+        f"no model {source!r}: give one of {', '.join(names)}, a model directory, or a weight file"
+    )
 
 
 def _located_file(path: Path, preset_name: str | None, stage: Path | None) -> ModelFiles:
@@ -228,7 +242,9 @@ def _located_file(path: Path, preset_name: str | None, stage: Path | None) -> Mo
     if preset_name is None:
         preset_name = next((name for name, (file, _) in RELEASED.items() if file.name == path.name), None)
     if preset_name is None:
-        raise WeightsError(f"{path} does not say which model it is: give preset_name, one of {', '.join(PRESETS)}")
+        raise WeightsError(
+            f"{path} does not say which model it is: give preset_name, one of {', '.join(PRESETS)}"
+        )
     try:
         config = preset(preset_name).model
     except ConfigError as error:

@@ -13,14 +13,24 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from resshift import degradation
-from resshift.config import ConfigError, DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from resshift.config import (
+    ConfigError,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+)
 from resshift.networks.first_stage_config import FirstStageConfig, VQConfig
 from resshift.networks.unet_config import UNetConfig
 from resshift.schedule import ScheduleConfig
 from resshift.target import Target
 
 # The released f8 face autoencoder: 77,009,115 parameters, more blocks where the map is small.
-VQ_F8_FACE = VQConfig(ch=64, ch_mult=(1, 2, 4, 8), num_res_blocks=(1, 2, 3, 4), z_channels=8, embed_dim=8, n_embed=4096)
+VQ_F8_FACE = VQConfig(
+    ch=64, ch_mult=(1, 2, 4, 8), num_res_blocks=(1, 2, 3, 4), z_channels=8, embed_dim=8, n_embed=4096
+)
 
 
 def realsr_x4_s15() -> RunConfig:
@@ -33,7 +43,9 @@ def realsr_x4_s15() -> RunConfig:
         preset="realsr-x4-s15",
         model=ModelConfig(schedule=ScheduleConfig(steps=15, min_noise=0.04)),
         degradation=degradation.realesrgan_x4(),
-        train=TrainConfig(steps=300_000, batch_size=64, micro_batch=8, precision="bf16", checkpoint_every=10_000),
+        train=TrainConfig(
+            steps=300_000, batch_size=64, micro_batch=8, precision="bf16", checkpoint_every=10_000
+        ),
     )
 
 
@@ -73,7 +85,10 @@ def bicubic_x4_s4() -> RunConfig:
     the short side is 256 before it crops, and turns them by multiples of 90 degrees.
     """
     return replace(
-        realsr_x4_s4(), preset="bicubic-x4-s4", degradation=degradation.bicubic_x4(), data=DataConfig(crop="random", crop_px=256)
+        realsr_x4_s4(),
+        preset="bicubic-x4-s4",
+        degradation=degradation.bicubic_x4(),
+        data=DataConfig(crop="random", crop_px=256),
     )
 
 
@@ -98,7 +113,9 @@ def inpaint_face_s4() -> RunConfig:
 
     Source: inpaint_lama256_face.yaml.
     """
-    return replace(inpaint_imagenet_s4(), preset="inpaint-face-s4", data=DataConfig(crop="short_side", crop_px=256))
+    return replace(
+        inpaint_imagenet_s4(), preset="inpaint-face-s4", data=DataConfig(crop="short_side", crop_px=256)
+    )
 
 
 def face_s4() -> RunConfig:
@@ -156,7 +173,9 @@ def tiny_x4() -> RunConfig:
         loss=LossConfig(lpips=0.1, lpips_net="squeeze", lpips_corners=4, lattice=0.03),
         optim=OptimConfig(lr=5e-4, lr_end=1e-5, lr_schedule="cosine", warmup_steps=200, clip_norm=1.0),
         data=DataConfig(crop="random", crop_px=128),
-        train=TrainConfig(steps=5000, batch_size=8, micro_batch=8, precision="bf16", checkpoint_every=250, log_every=50),
+        train=TrainConfig(
+            steps=5000, batch_size=8, micro_batch=8, precision="bf16", checkpoint_every=250, log_every=50
+        ),
     )
 
 

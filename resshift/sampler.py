@@ -35,7 +35,9 @@ class SamplingStep(NamedTuple):
     x_prev: Tensor
 
 
-def trajectory(denoise: Denoise, y0: Tensor, schedule: ShiftSchedule, noise: Callable[[int], Tensor]) -> Iterator[SamplingStep]:
+def trajectory(
+    denoise: Denoise, y0: Tensor, schedule: ShiftSchedule, noise: Callable[[int], Tensor]
+) -> Iterator[SamplingStep]:
     """Walk the reverse chain and yield after every step, so that a caller can show progress or stop.
 
     Args:

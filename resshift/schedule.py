@@ -76,7 +76,12 @@ class ShiftSchedule:
 
     @classmethod
     def released(
-        cls, steps: int = 4, kappa: float = 2.0, min_noise: float = 0.2, power: float = 0.3, sqrt_eta_end: float = 0.99
+        cls,
+        steps: int = 4,
+        kappa: float = 2.0,
+        min_noise: float = 0.2,
+        power: float = 0.3,
+        sqrt_eta_end: float = 0.99,
     ) -> ShiftSchedule:
         """Return the sequence of the released weights: sqrt(eta_1) = min(min_noise / kappa, min_noise), sqrt(eta_T) = sqrt_eta_end."""
         return cls(_powered_curve(min(min_noise / kappa, min_noise), sqrt_eta_end, steps, power), kappa)
@@ -84,7 +89,9 @@ class ShiftSchedule:
     @classmethod
     def paper(cls, steps: int = 15, kappa: float = 2.0, power: float = 0.3) -> ShiftSchedule:
         """Return the sequence of the paper: eta_1 = min((0.04 / kappa)^2, 0.001), eta_T = 0.999."""
-        return cls(_powered_curve(np.sqrt(min((0.04 / kappa) ** 2, 0.001)), np.sqrt(0.999), steps, power), kappa)
+        return cls(
+            _powered_curve(np.sqrt(min((0.04 / kappa) ** 2, 0.001)), np.sqrt(0.999), steps, power), kappa
+        )
 
     @classmethod
     def from_config(cls, config: ScheduleConfig) -> ShiftSchedule:

@@ -113,7 +113,11 @@ class Upscaler:
         self.colour_fix: ColourFix = colour_fix
         self.memory_budget_bytes = memory_budget_bytes
         stage = first_stage if first_stage is not None else build_first_stage(config.first_stage)
-        self.first_stage: FirstStage = on_device(stage.eval().requires_grad_(False), self.device) if isinstance(stage, nn.Module) else stage
+        self.first_stage: FirstStage = (
+            on_device(stage.eval().requires_grad_(False), self.device)
+            if isinstance(stage, nn.Module)
+            else stage
+        )
         self.unet = on_device(unet.eval().requires_grad_(False), self.device)
         self.schedule = ShiftSchedule.from_config(config.schedule)
         if optimise and self.device.type == "cpu" and self.dtype == torch.float32:
@@ -155,7 +159,9 @@ class Upscaler:
         Raises:
             WeightsError: no such model, or its weights do not fit; the message says what is allowed.
         """
-        found = locate_model(source, preset_name=preset_name, first_stage=first_stage, accept_licence=accept_licence)
+        found = locate_model(
+            source, preset_name=preset_name, first_stage=first_stage, accept_licence=accept_licence
+        )
         found = found if dtype == "auto" else replace(found, dtype=dtype)
         unet = UNetSwin(found.config.unet)
         weights.load_into(unet, weights.read_state_dict(found.unet))
@@ -214,7 +220,9 @@ class Upscaler:
         Raises:
             ValueError: the image or an option is not usable; the message names the value and what is allowed.
         """
-        upscale = partial(self.upscale, seed=seed, outscale=outscale, steps=steps, tile_px=tile_px, tile_batch=tile_batch)
+        upscale = partial(
+            self.upscale, seed=seed, outscale=outscale, steps=steps, tile_px=tile_px, tile_batch=tile_batch
+        )
         if isinstance(image, Image.Image):
             return codec.to_pil(upscale(codec.from_pil(image)))
         channels = _channels_of(image)
@@ -224,7 +232,11 @@ class Upscaler:
             alpha=np.ascontiguousarray(pixels[..., 3]) if channels == 4 else None,
         )
         result = upscale(picture)
-        out = result.pixels if result.alpha is None else np.concatenate([result.pixels, result.alpha[..., None]], axis=2)
+        out = (
+            result.pixels
+            if result.alpha is None
+            else np.concatenate([result.pixels, result.alpha[..., None]], axis=2)
+        )
         return out[..., 0] if image.ndim == 2 else out
 
     def upscale(
@@ -241,7 +253,11 @@ class Upscaler:
 
         When memory runs out for a single tile, smaller tiles are tried; the result then has a note, and this object remembers.
         """
-        return alone(self.upscaling(picture, seed=seed, outscale=outscale, steps=steps, tile_px=tile_px, tile_batch=tile_batch))
+        return alone(
+            self.upscaling(
+                picture, seed=seed, outscale=outscale, steps=steps, tile_px=tile_px, tile_batch=tile_batch
+            )
+        )
 
     def upscaling(
         self,
@@ -263,7 +279,9 @@ class Upscaler:
         while True:
             side = self._largest_side  # of this attempt: pictures that share calls run out of memory together
             try:
-                yield from self._rows(picture.pixels, Filler(pixels), seed, factor, steps, tile_px, tile_batch)
+                yield from self._rows(
+                    picture.pixels, Filler(pixels), seed, factor, steps, tile_px, tile_batch
+                )
                 break
             except Exception as error:
                 if not is_out_of_memory(error) or not self._shrink_tiles(picture, tile_px, side):
@@ -305,7 +323,9 @@ class Upscaler:
             MemoryBudgetError: the budget is below what one tile needs.
         """
         if self.colour_fix == "adain":
-            raise ValueError("colour_fix='adain' needs the whole picture at once: use 'wavelet' or 'none' to upscale by rows")
+            raise ValueError(
+                "colour_fix='adain' needs the whole picture at once: use 'wavelet' or 'none' to upscale by rows"
+            )
         factor = self._checked_outscale(outscale)
         alone(self._rows(source, sink, seed, factor, steps, tile_px, tile_batch))
         return scaled(source.shape[0], factor), scaled(source.shape[1], factor)
@@ -348,7 +368,11 @@ class Upscaler:
             tile_batch=tile_batch,
         )
         alone(chain)
-        return torch.cat(bands, 1)[None, :, : size[0] * self.scale, : size[1] * self.scale].to(self.device).clamp(-1, 1)
+        return (
+            torch.cat(bands, 1)[None, :, : size[0] * self.scale, : size[1] * self.scale]
+            .to(self.device)
+            .clamp(-1, 1)
+        )
 
     def plan(self, height: int, width: int, tile_px: int | None = None) -> TilePlan:
         """Return the tiles of an input picture, in latent positions.
@@ -362,7 +386,11 @@ class Upscaler:
         if tile_px is not None and tile_px < multiple * ratio:
             raise ValueError(f"tile_px must be at least {multiple * ratio} for this model, got {tile_px}")
         attention = float("inf") if isinstance(self.first_stage, PixelUnshuffle) else _VQ_ATTENTION_POSITIONS
-        limits = [side for side in (self._largest_side, None if tile_px is None else tile_px // ratio) if side is not None]
+        limits = [
+            side
+            for side in (self._largest_side, None if tile_px is None else tile_px // ratio)
+            if side is not None
+        ]
         if limits:
             side = min(limits) // multiple * multiple
             plan = plan_tiles(*size, side, side // OVERLAP_SHARE, multiple)
@@ -374,8 +402,13 @@ class Upscaler:
             if plan is not None:
                 return plan
             least_area = multiple**2
-        least, asked = self.footprint().tile_bytes(least_area), "" if tile_px is None else f" with tile_px {tile_px}"
-        raise MemoryBudgetError(f"memory_budget_bytes{asked} must be at least {least} for this model, got {self.memory_budget_bytes}")
+        least, asked = (
+            self.footprint().tile_bytes(least_area),
+            "" if tile_px is None else f" with tile_px {tile_px}",
+        )
+        raise MemoryBudgetError(
+            f"memory_budget_bytes{asked} must be at least {least} for this model, got {self.memory_budget_bytes}"
+        )
 
     def footprint(self) -> Footprint:
         """Return what this model takes, measured at the first call on one small tile."""
@@ -390,13 +423,18 @@ class Upscaler:
             first = torch.zeros(1, dtype=torch.int64, device=self.device)
             calls = [lambda: networks.predict_x0(latent, latent, zeros(3, lq_side), first)]
             if not networks.unshuffles:
-                calls += [lambda: networks.encode(zeros(3, lq_side * self.scale)), lambda: networks.decode(latent)]
+                calls += [
+                    lambda: networks.encode(zeros(3, lq_side * self.scale)),
+                    lambda: networks.decode(latent),
+                ]
             with torch.inference_mode():
                 self._footprint = Footprint(max(map(bytes_alive, calls)) / side**2)
         return self._footprint
 
     def _fits(self, area: int) -> bool:
-        return self.memory_budget_bytes is None or self.footprint().tile_bytes(area) <= self.memory_budget_bytes
+        return (
+            self.memory_budget_bytes is None or self.footprint().tile_bytes(area) <= self.memory_budget_bytes
+        )
 
     def networks(self, steps: int | None = None) -> Networks:
         """Return what a chain of `steps` (default: all) computes with.
@@ -408,9 +446,13 @@ class Upscaler:
         steps = self.schedule.steps if steps is None else steps
         if steps not in self._networks:
             schedule = self.schedule if steps == self.schedule.steps else self.schedule.shortened(steps)
-            autocast = partial(torch.autocast, self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+            autocast = partial(
+                torch.autocast, self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32
+            )
             unet, stage = self._compiled or (self.unet, self.first_stage)
-            self._networks[steps] = Networks(self.config, unet, stage, schedule, self.device, autocast, self._backoff.call)
+            self._networks[steps] = Networks(
+                self.config, unet, stage, schedule, self.device, autocast, self._backoff.call
+            )
         return self._networks[steps]
 
     def _compile(self) -> tuple[Callable[..., Tensor], FirstStage]:
@@ -418,7 +460,8 @@ class Upscaler:
         if isinstance(stage, PixelUnshuffle):
             return unet, stage
         encode, decode = (
-            Compiled(call, name, self.device) for call, name in ((stage.encode, "the encoder"), (stage.decode, "the decoder"))
+            Compiled(call, name, self.device)
+            for call, name in ((stage.encode, "the encoder"), (stage.decode, "the decoder"))
         )
         return unet, CompiledStage(stage.factor, stage.channels, encode, decode)
 
@@ -443,7 +486,9 @@ class Upscaler:
         else:
             room = (free_bytes(self.device) or needed) // 2
         allocate: Allocate = in_memory(self.device) if needed <= room else in_file
-        yield from RowChain(networks, plan, size, read=read, noise=noise, emit=emit, allocate=allocate, batch=batch).run()
+        yield from RowChain(
+            networks, plan, size, read=read, noise=noise, emit=emit, allocate=allocate, batch=batch
+        ).run()
 
     def _rows(
         self,
@@ -528,7 +573,9 @@ def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
 
 def _channels_of(array: NDArray[Any]) -> int:
     if not isinstance(array, np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance] - what types forbid is what people try
-        raise ValueError(f"an image must be a PIL image or an array, got {type(array).__name__}: a file is opened with PIL.Image.open")
+        raise ValueError(
+            f"an image must be a PIL image or an array, got {type(array).__name__}: a file is opened with PIL.Image.open"
+        )
     if array.dtype.type not in (np.uint8, np.uint16):
         raise ValueError(f"an array must be uint8 or uint16, got {array.dtype}")
     channels = 1 if array.ndim == 2 else array.shape[2] if array.ndim == 3 else 0

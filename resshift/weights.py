@@ -43,12 +43,18 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"no weight file at {path}")
     try:
-        loaded: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        loaded: Any = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise WeightsError(f"{path} cannot be read as weights: {error}") from error
     except Exception as error:
         # torch.load(weights_only=True) raises pickle.UnpicklingError and, for damaged streams, almost anything.
-        raise WeightsError(f"{path} is not a plain file of tensors ({type(error).__name__}: {error})") from error
+        raise WeightsError(
+            f"{path} is not a plain file of tensors ({type(error).__name__}: {error})"
+        ) from error
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
@@ -73,7 +79,11 @@ def is_derived(key: str) -> bool:
 
 def state_to_store(module: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Return the state dict of a module on the CPU, contiguous, without derived buffers, cast to `dtype` when one is given."""
-    return {key: value.detach().to("cpu", dtype).contiguous() for key, value in module.state_dict().items() if not is_derived(key)}
+    return {
+        key: value.detach().to("cpu", dtype).contiguous()
+        for key, value in module.state_dict().items()
+        if not is_derived(key)
+    }
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -107,7 +117,9 @@ def _problem(kind: str, names: list[str]) -> list[str]:
     return [f"{len(names)} {kind} ({', '.join(names[:8])}{', ...' if len(names) > 8 else ''})"]
 
 
-def save_safetensors(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+def save_safetensors(
+    state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write tensors to a file through a temporary name, so that a half-written file never has the final one."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -136,7 +148,9 @@ def save_model(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    save_safetensors(state_to_store(unet, dtype), directory / "model.safetensors", model_metadata(name, config))
+    save_safetensors(
+        state_to_store(unet, dtype), directory / "model.safetensors", model_metadata(name, config)
+    )
     if first_stage is not None and any(True for _ in first_stage.parameters()):
         save_safetensors(state_to_store(first_stage, dtype), directory / "first_stage.safetensors")
     write_model_config(directory, name, config)

@@ -30,16 +30,32 @@ from pipelines.command import Exit, UsageError, connect_to_ray, parser, run
 def arguments() -> argparse.ArgumentParser:
     """Return the command line."""
     options = parser(__doc__ or "")
-    options.add_argument("--model", action="append", metavar="NAME", help="name or path, once or several times (default tiny-x4)")
-    options.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1; another needs keys)")
+    options.add_argument(
+        "--model",
+        action="append",
+        metavar="NAME",
+        help="name or path, once or several times (default tiny-x4)",
+    )
+    options.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1; another needs keys)"
+    )
     options.add_argument("--port", type=int, default=8000, help="port to listen on (default 8000)")
     options.add_argument(
-        "--replicas", default="1:1", metavar="MIN:MAX", help="replicas of each model (default 1:1); 0:MAX: none while nobody asks"
+        "--replicas",
+        default="1:1",
+        metavar="MIN:MAX",
+        help="replicas of each model (default 1:1); 0:MAX: none while nobody asks",
     )
     options.add_argument(
-        "--ongoing", type=int, default=2, metavar="N", help="pictures at a time at a replica (default 2; for a GPU 16: computed together)"
+        "--ongoing",
+        type=int,
+        default=2,
+        metavar="N",
+        help="pictures at a time at a replica (default 2; for a GPU 16: computed together)",
     )
-    options.add_argument("--jobs", metavar="SRC:DST", help="allow bulk jobs from inside SRC to inside DST (plain paths)")
+    options.add_argument(
+        "--jobs", metavar="SRC:DST", help="allow bulk jobs from inside SRC to inside DST (plain paths)"
+    )
     options.add_argument("--config", metavar="FILE", help="take all of it from a configuration")
     mode = options.add_mutually_exclusive_group()
     mode.add_argument("--print-config", action="store_true", help="write the configuration and end")
@@ -110,7 +126,9 @@ def check_address(config: dict[str, Any]) -> None:
             pass
     except OSError as error:
         why = str(error.strerror).split(" (", 1)[0]  # Python adds the address
-        raise UsageError(f"cannot listen at {http.host}:{http.port} ({why}): give another --port or --host") from None
+        raise UsageError(
+            f"cannot listen at {http.host}:{http.port} ({why}): give another --port or --host"
+        ) from None
 
 
 def start(config: dict[str, Any]) -> str:

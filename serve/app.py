@@ -82,7 +82,9 @@ def create_app(services: Services) -> FastAPI:
         await services.jobs.close()
         services.pictures.close()
 
-    api = FastAPI(title="ResShift", version=resshift.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    api = FastAPI(
+        title="ResShift", version=resshift.__version__, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
     api.state.services = services
     api.include_router(routes.router)
     api.include_router(site.router)
@@ -112,7 +114,9 @@ class RemoteJobs:
             raise answer
         return answer
 
-    async def submit_bulk(self, request: BulkRequest, owner: str, idempotency_key: str = "") -> dict[str, Any]:
+    async def submit_bulk(
+        self, request: BulkRequest, owner: str, idempotency_key: str = ""
+    ) -> dict[str, Any]:
         """See `JobKeeper`."""
         return await self._call("submit_bulk", request, owner, idempotency_key)
 
@@ -163,7 +167,9 @@ class Gateway:
         http: Any = ray.get(controller.get_http_config.remote())
         host: str | None = http.host
         if not settings.keys and host is not None and not is_loopback(host):
-            raise RuntimeError(f"Serve listens on {host} and there are no API keys: set http_options.host to 127.0.0.1, or make keys")
+            raise RuntimeError(
+                f"Serve listens on {host} and there are no API keys: set http_options.host to 127.0.0.1, or make keys"
+            )
         front.check(settings.limits)
         pictures = PictureService(settings.limits, served_models(settings.models), sleeping=settings.sleeping)
         self._services = Services(settings, pictures, RemoteJobs(jobs))
@@ -177,7 +183,12 @@ class Keeper(JobKeeper):
     """A replica of the job keeper; there is one."""
 
     def __init__(self, settings: ServeSettings) -> None:
-        super().__init__(settings, PictureService(settings.limits, served_models(settings.models), num_cpus=1, sleeping=settings.sleeping))
+        super().__init__(
+            settings,
+            PictureService(
+                settings.limits, served_models(settings.models), num_cpus=1, sleeping=settings.sleeping
+            ),
+        )
         self._tending: list[asyncio.Task[None]] = []
 
     async def answer(self, method: str, *arguments: object) -> Any:  # noqa: ANN401 - of the method

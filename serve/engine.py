@@ -87,8 +87,13 @@ class ServeEngine:
         running = serve.status().applications.get(self._name)
         if running is None:
             return 0, "it is gone"
-        told = " ".join([running.message, *(deployment.message for deployment in running.deployments.values())])
-        number = sum(deployment.replica_states.get(ReplicaState.RUNNING, 0) for deployment in running.deployments.values())
+        told = " ".join(
+            [running.message, *(deployment.message for deployment in running.deployments.values())]
+        )
+        number = sum(
+            deployment.replica_states.get(ReplicaState.RUNNING, 0)
+            for deployment in running.deployments.values()
+        )
         is_failed = running.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
         return number, " ".join(told.split())[-600:] if is_failed and not number else ""
 
@@ -107,7 +112,9 @@ class ServeEngine:
 
     def _has_slot(self) -> bool:
         # Before the first replica runs, units would only wait in the router.
-        return self._num_replicas > 0 and self._in_flight < UNITS_PER_REPLICA * max(self.options.high, self._num_replicas)
+        return self._num_replicas > 0 and self._in_flight < UNITS_PER_REPLICA * max(
+            self.options.high, self._num_replicas
+        )
 
     async def wait_for_slot(self) -> None:
         async with self._changed:
@@ -115,12 +122,16 @@ class ServeEngine:
         if self._error is not None:
             raise self._error
 
-    async def upscale(self, options: ReplicaOptions, keys: Sequence[str], inputs: Sequence[ray.ObjectRef]) -> AsyncGenerator[ray.ObjectRef]:
+    async def upscale(
+        self, options: ReplicaOptions, keys: Sequence[str], inputs: Sequence[ray.ObjectRef]
+    ) -> AsyncGenerator[ray.ObjectRef]:
         await self.wait_for_slot()
         self._in_flight += 1
         try:
             if self._handle is None:
-                self._handle = await asyncio.to_thread(lambda: serve.get_app_handle(self._name).options(stream=True))
+                self._handle = await asyncio.to_thread(
+                    lambda: serve.get_app_handle(self._name).options(stream=True)
+                )
             # The references themselves, not their values: pictures do not pass through the driver.
             stream = await self._handle.upscale.remote(options, keys, *inputs)._to_object_ref_gen()
             async for ref in stream:
@@ -140,12 +151,18 @@ class ServeEngine:
             serve.delete(self._name, _blocking=False)
             if not self._is_gone_within(_GRACE_S):
                 # The job was interrupted, and a replica may compute for minutes yet what nobody waits for.
-                actors: Any = ray.util.list_named_actors(all_namespaces=True)  # Ray's type is that of the other form
+                actors: Any = ray.util.list_named_actors(
+                    all_namespaces=True
+                )  # Ray's type is that of the other form
                 for actor in actors:
                     if actor["name"].startswith(f"SERVE_REPLICA::{self._name}#"):
                         ray.kill(ray.get_actor(actor["name"], namespace=actor["namespace"]))
                 if not self._is_gone_within(_GRACE_S):
-                    logger.warning("Serve still has the application %s; `serve.delete(%r)` ends it", self._name, self._name)
+                    logger.warning(
+                        "Serve still has the application %s; `serve.delete(%r)` ends it",
+                        self._name,
+                        self._name,
+                    )
         # A Serve without proxies that stays behind would keep a later `serve run` from opening its port.
         if self._has_started_serve and not serve.status().applications:
             serve.shutdown()

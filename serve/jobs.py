@@ -120,7 +120,11 @@ class JobKeeper:
             if error.reason is not storage.StorageReason.MISSING:
                 raise
             return []
-        return [Record(**json.loads(storage.read_bytes(entry.uri))) for entry in entries if entry.key.endswith(".json")]
+        return [
+            Record(**json.loads(storage.read_bytes(entry.uri)))
+            for entry in entries
+            if entry.key.endswith(".json")
+        ]
 
     async def _save(self, record: Record) -> None:
         data = (json.dumps(asdict(record), indent=1) + "\n").encode()
@@ -130,7 +134,9 @@ class JobKeeper:
     def _blob(self, record: Record, name: str) -> str:
         return storage.join(self.state, f"pictures/{record.id}/{name}")
 
-    async def submit_bulk(self, request: BulkRequest, owner: str, idempotency_key: str = "") -> dict[str, Any]:
+    async def submit_bulk(
+        self, request: BulkRequest, owner: str, idempotency_key: str = ""
+    ) -> dict[str, Any]:
         """Take a bulk job; return its view.
 
         Raises:
@@ -147,7 +153,11 @@ class JobKeeper:
             check_prefix(uri, prefixes, name)
         find_model(self.pictures.models, request.model)
         for record in self.records.values():
-            if record.kind == "bulk" and record.state not in _ENDED and storage.is_inside(request.target, record.request["target"]):
+            if (
+                record.kind == "bulk"
+                and record.state not in _ENDED
+                and storage.is_inside(request.target, record.request["target"])
+            ):
                 raise Problem("conflict", f"a job that has not ended writes to {request.target}")
         await asyncio.to_thread(self._describe, request)
         return await self._take("bulk", owner, idempotency_key, asked)
@@ -188,19 +198,29 @@ class JobKeeper:
             if (record.owner, record.idempotency_key) == (owner, idempotency_key):
                 if record.kind != kind or record.request != asked:
                     raise Problem(
-                        "reused_key", f"the key {idempotency_key[:80]!r} belongs to job {record.id}, which asked for something else"
+                        "reused_key",
+                        f"the key {idempotency_key[:80]!r} belongs to job {record.id}, which asked for something else",
                     )
                 return record
         return None
 
     async def _take(
-        self, kind: Literal["bulk", "picture"], owner: str, idempotency_key: str, asked: dict[str, Any], data: bytes | None = None
+        self,
+        kind: Literal["bulk", "picture"],
+        owner: str,
+        idempotency_key: str,
+        asked: dict[str, Any],
+        data: bytes | None = None,
     ) -> dict[str, Any]:
         num_open = sum(record.kind == kind and record.state not in _ENDED for record in self.records.values())
         if num_open >= self.settings.jobs.waiting + self.settings.jobs.running:
             raise Problem("busy", f"{num_open} jobs wait already", retry_after_s=30)
-        record = Record(secrets.token_hex(8), kind, owner, time.time(), asked, idempotency_key=idempotency_key)
-        self.records[record.id] = record  # before anything is awaited: a second request with the same key finds it
+        record = Record(
+            secrets.token_hex(8), kind, owner, time.time(), asked, idempotency_key=idempotency_key
+        )
+        self.records[record.id] = (
+            record  # before anything is awaited: a second request with the same key finds it
+        )
         try:
             if data is not None:
                 await asyncio.to_thread(storage.write_bytes, self._blob(record, "in"), data)
@@ -253,13 +273,20 @@ class JobKeeper:
                 await asyncio.shield(asyncio.to_thread(lease.release))
             await asyncio.sleep(_OCCUPIED_S)
 
-    async def _work(self, record: Record, request: BulkRequest, options: argparse.Namespace, job: Job) -> State:
+    async def _work(
+        self, record: Record, request: BulkRequest, options: argparse.Namespace, job: Job
+    ) -> State:
         bulk = self.settings.jobs.bulk
         inputs = await asyncio.to_thread(requested_inputs, options, bulk)
         worklist = await asyncio.to_thread(remaining_work, inputs, options, bulk, job)
-        await asyncio.to_thread(ledger.begin_job, request.target, job.stages.job.record(request.source), bulk.target)
+        await asyncio.to_thread(
+            ledger.begin_job, request.target, job.stages.job.record(request.source), bulk.target
+        )
         if await asyncio.to_thread(worklist.has_work):
-            with open(os.devnull, "w", encoding="utf-8") as nowhere, Progress(worklist.tally, nowhere, every_s=3600) as progress:
+            with (
+                open(os.devnull, "w", encoding="utf-8") as nowhere,
+                Progress(worklist.tally, nowhere, every_s=3600) as progress,
+            ):
                 self._progress[record.id] = progress
                 try:
                     await run_job_in_loop(job, worklist, self._engine(job), progress)
@@ -271,15 +298,24 @@ class JobKeeper:
 
     def _engine(self, job: Job) -> Engine:
         replicas = (1, self.settings.jobs.replicas)
-        return ServeEngine(engine_options(job.stages.job, replicas, self.settings.jobs.bulk.engine), may_deploy=False)
+        return ServeEngine(
+            engine_options(job.stages.job, replicas, self.settings.jobs.bulk.engine), may_deploy=False
+        )
 
     async def _run_picture(self, record: Record) -> State:
         asked = dict(record.request)
         format: Format = asked.pop("format")
         data = await asyncio.to_thread(storage.read_bytes, self._blob(record, "in"))
         result = await self.pictures.upscale(data, PictureOptions(**asked), format, Deadline(_PICTURE_S))
-        await asyncio.to_thread(storage.write_bytes, self._blob(record, "out"), result.data, content_type=result.content_type)
-        record.result = {"content_type": result.content_type, "sizes": result.sizes, "notes": result.notes, "seconds": result.seconds}
+        await asyncio.to_thread(
+            storage.write_bytes, self._blob(record, "out"), result.data, content_type=result.content_type
+        )
+        record.result = {
+            "content_type": result.content_type,
+            "sizes": result.sizes,
+            "notes": result.notes,
+            "seconds": result.seconds,
+        }
         return "complete"
 
     async def get(self, id: str, owner: str) -> dict[str, Any]:
@@ -325,11 +361,15 @@ class JobKeeper:
             raise Problem("not_found", "a picture has no report, it has a result")
         uri = storage.join(record.request["target"], f"{ledger.DIRECTORY}/report.{format}")
         try:
-            return await asyncio.to_thread(storage.read_bytes, uri, None, self.settings.jobs.bulk.target), _REPORTS[format]
+            return await asyncio.to_thread(
+                storage.read_bytes, uri, None, self.settings.jobs.bulk.target
+            ), _REPORTS[format]
         except StorageError as error:
             if error.reason is not storage.StorageReason.MISSING:
                 raise
-            raise Problem("conflict", f"the job is {record.state}; its report is written when it ends", retry_after_s=5) from None
+            raise Problem(
+                "conflict", f"the job is {record.state}; its report is written when it ends", retry_after_s=5
+            ) from None
 
     async def result(self, id: str, owner: str) -> tuple[bytes, str]:
         """Return the picture of a job that is complete, and its content type.
@@ -341,7 +381,9 @@ class JobKeeper:
         if record.kind != "picture":
             raise Problem("not_found", "a bulk job has no result here; its outputs are at its target")
         if record.state == "complete":
-            return await asyncio.to_thread(storage.read_bytes, self._blob(record, "out")), record.result["content_type"]
+            return await asyncio.to_thread(storage.read_bytes, self._blob(record, "out")), record.result[
+                "content_type"
+            ]
         if record.state in _ENDED:
             raise Problem("conflict", f"the job is {record.state}: {record.message}")
         raise Problem("conflict", f"the job is {record.state}", retry_after_s=2)
@@ -400,7 +442,9 @@ def check_prefix(uri: str, prefixes: Sequence[str], name: str) -> None:
             return
     except (StorageError, ValueError):
         is_plain = False
-    raise Problem("forbidden", f"{name} must lie inside {', '.join(prefixes)}, got {storage.printable(uri)[:200]!r}")
+    raise Problem(
+        "forbidden", f"{name} must lie inside {', '.join(prefixes)}, got {storage.printable(uri)[:200]!r}"
+    )
 
 
 def _remove(uri: str) -> None:

@@ -30,7 +30,9 @@ class Model(Protocol):
 
     facts: ModelFacts
 
-    async def upscale(self, frames: Frames, *, seed: int, outscale: float | None = None, steps: int | None = None) -> tuple[Frames, float]:
+    async def upscale(
+        self, frames: Frames, *, seed: int, outscale: float | None = None, steps: int | None = None
+    ) -> tuple[Frames, float]:
         """Return the result and the seconds in the model.
 
         Raises:
@@ -58,9 +60,13 @@ class ServedModel:
         self._app = app_name(self.facts.identity)
         self._handle: Any = None
 
-    async def upscale(self, frames: Frames, *, seed: int, outscale: float | None = None, steps: int | None = None) -> tuple[Frames, float]:
+    async def upscale(
+        self, frames: Frames, *, seed: int, outscale: float | None = None, steps: int | None = None
+    ) -> tuple[Frames, float]:
         """See `Model`."""
-        options = ReplicaOptions(model=self.facts.name, identity=self.facts.identity, seed=seed, outscale=outscale, steps=steps)
+        options = ReplicaOptions(
+            model=self.facts.name, identity=self.facts.identity, seed=seed, outscale=outscale, steps=steps
+        )
         for i_attempt in range(_ATTEMPTS):
             try:
                 result, done = await self._call(options, frames)
@@ -69,19 +75,25 @@ class ServedModel:
                 raise Problem("failed", "the replica made a mistake; it is in the server's log") from error
             except (RayError, ConnectionError) as error:
                 if i_attempt == _ATTEMPTS - 1:
-                    raise Problem("unavailable", "replicas of the model ended again and again", retry_after_s=5) from error
+                    raise Problem(
+                        "unavailable", "replicas of the model ended again and again", retry_after_s=5
+                    ) from error
                 await asyncio.sleep(_PAUSE_S * 2**i_attempt)
         else:
             raise AssertionError("unreachable")
         if done.reason:
             told = done.message.strip().splitlines()[-1] if done.message else ""  # a traceback is for the log
-            raise picture_problem(done.reason, told if done.reason == "out_of_memory" else "the model failed on this picture")
+            raise picture_problem(
+                done.reason, told if done.reason == "out_of_memory" else "the model failed on this picture"
+            )
         return result, done.seconds
 
     async def _call(self, options: ReplicaOptions, frames: Frames) -> tuple[Frames, Upscaled]:
         if self._handle is None:
             try:
-                self._handle = await asyncio.to_thread(lambda: serve.get_app_handle(self._app).options(stream=True))
+                self._handle = await asyncio.to_thread(
+                    lambda: serve.get_app_handle(self._app).options(stream=True)
+                )
             except Exception as error:  # RayServeException, before the application is there
                 raise ConnectionError(f"the application {self._app} is not there: {error}") from error
         # An empty key: the picture's noise is that of the seed itself, as in a call of the library.
@@ -103,7 +115,11 @@ class ServedModel:
         """See `Model`."""
         status = await asyncio.to_thread(serve.status)
         app = status.applications.get(self._app)
-        return 0 if app is None else sum(one.replica_states.get(ReplicaState.RUNNING, 0) for one in app.deployments.values())
+        return (
+            0
+            if app is None
+            else sum(one.replica_states.get(ReplicaState.RUNNING, 0) for one in app.deployments.values())
+        )
 
 
 def find_model(models: Mapping[str, Model], name: str | None) -> Model:

@@ -115,14 +115,27 @@ class PictureService:
         sleeping: models that may have no replicas.
     """
 
-    def __init__(self, limits: LimitSettings, models: Mapping[str, Model], num_cpus: int = 2, sleeping: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        limits: LimitSettings,
+        models: Mapping[str, Model],
+        num_cpus: int = 2,
+        sleeping: Collection[str] = (),
+    ) -> None:
         self.limits, self.models = limits, models
         self.decoding = Decoding(limits.decoder(), num_cpus)
         self.admission = Admission(limits.in_flight, limits.queue)
-        self.readiness = {name: Readiness(busy_s=limits.max_timeout_s, may_sleep=name in sleeping) for name in models}
+        self.readiness = {
+            name: Readiness(busy_s=limits.max_timeout_s, may_sleep=name in sleeping) for name in models
+        }
 
     async def upscale(
-        self, data: bytes, options: PictureOptions, format: Format, deadline: Deadline, charge: Callable[[int], None] | None = None
+        self,
+        data: bytes,
+        options: PictureOptions,
+        format: Format,
+        deadline: Deadline,
+        charge: Callable[[int], None] | None = None,
     ) -> Result:
         """Upscale one encoded picture.
 
@@ -160,11 +173,15 @@ class PictureService:
         size_in = (header.width, header.height)
         picture = encoded[1]
         names = (model.facts.name, model.facts.identity)
-        return Result(encoded[0], format, names, (size_in, (picture.width, picture.height)), picture.notes, seconds)
+        return Result(
+            encoded[0], format, names, (size_in, (picture.width, picture.height)), picture.notes, seconds
+        )
 
     async def _run(self, model: Model, frames: Frames, options: PictureOptions) -> tuple[Frames, float]:
         async with self.noted_pass(model.facts.name):
-            return await model.upscale(frames, seed=options.seed, outscale=options.outscale, steps=options.steps)
+            return await model.upscale(
+                frames, seed=options.seed, outscale=options.outscale, steps=options.steps
+            )
 
     @asynccontextmanager
     async def noted_pass(self, name: str) -> AsyncGenerator[None]:

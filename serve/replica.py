@@ -35,7 +35,9 @@ class ModelReplica:
         self._replica = Replica(model, identity, num_threads)
         self._threads = ThreadPoolExecutor(2 * ongoing + 1, thread_name_prefix="upscale")
 
-    async def upscale(self, options: ReplicaOptions, keys: Sequence[str], *inputs: Frames) -> AsyncGenerator[Started | Frames | Upscaled]:
+    async def upscale(
+        self, options: ReplicaOptions, keys: Sequence[str], *inputs: Frames
+    ) -> AsyncGenerator[Started | Frames | Upscaled]:
         """Upscale a work unit; see `Replica.upscale`."""
         loop = asyncio.get_running_loop()
         is_over = threading.Event()

@@ -38,7 +38,9 @@ _UPSCALE_DOC: dict[str, Any] = {
         "content": {
             "application/octet-stream": {"schema": _PICTURE},
             "image/*": {"schema": _PICTURE},
-            "multipart/form-data": {"schema": {"type": "object", "properties": {"image": _PICTURE}, "required": ["image"]}},
+            "multipart/form-data": {
+                "schema": {"type": "object", "properties": {"image": _PICTURE}, "required": ["image"]}
+            },
         },
     },
     "parameters": [
@@ -65,12 +67,21 @@ _UPSCALE_DOC: dict[str, Any] = {
     response_class=Response,
     responses=_PROBLEMS
     | {
-        200: {"description": "the picture", "content": {kind: {"schema": _PICTURE} for kind in CONTENT_TYPES.values()}},
-        202: {"description": "a job that will have the picture", "content": {"application/json": {"schema": {"type": "object"}}}},
+        200: {
+            "description": "the picture",
+            "content": {kind: {"schema": _PICTURE} for kind in CONTENT_TYPES.values()},
+        },
+        202: {
+            "description": "a job that will have the picture",
+            "content": {"application/json": {"schema": {"type": "object"}}},
+        },
     },
 )
 async def upscale(
-    request: Request, asking: Asking, options: Annotated[PictureOptions, Query()], idempotency_key: IdempotencyKey = ""
+    request: Request,
+    asking: Asking,
+    options: Annotated[PictureOptions, Query()],
+    idempotency_key: IdempotencyKey = "",
 ) -> Response:
     """Upscale one picture.
 
@@ -78,7 +89,9 @@ async def upscale(
     `Retry-After`; a key that used up its share with 429. If the client goes away, its work is dropped.
     """
     service, limits = services(request), services(request).settings.limits
-    deadline = Deadline.asked(request.headers.get("x-request-timeout"), limits.timeout_s, limits.max_timeout_s)
+    deadline = Deadline.asked(
+        request.headers.get("x-request-timeout"), limits.timeout_s, limits.max_timeout_s
+    )
     is_async = "respond-async" in request.headers.get("prefer", "").lower()
     if not is_async:
         service.pictures.admission.check(deadline.left_s)
@@ -97,7 +110,9 @@ async def upscale(
     service.metrics.megapixels.labels("out").inc(result.sizes[1][0] * result.sizes[1][1] / 1e6)
     for phase, seconds in result.seconds.items():
         service.metrics.phases.labels(phase).observe(seconds)
-    return Response(result.data, media_type=result.content_type, headers=result_headers(result, body.filename))
+    return Response(
+        result.data, media_type=result.content_type, headers=result_headers(result, body.filename)
+    )
 
 
 def merged(options: PictureOptions, fields: Mapping[str, Any]) -> PictureOptions:
@@ -114,20 +129,28 @@ def merged(options: PictureOptions, fields: Mapping[str, Any]) -> PictureOptions
         raise option_problem(error) from None
 
 
-async def _later(request: Request, asking: Caller, body: Body, options: PictureOptions, format: Any, idempotency_key: str) -> Response:  # noqa: ANN401
+async def _later(
+    request: Request, asking: Caller, body: Body, options: PictureOptions, format: Any, idempotency_key: str
+) -> Response:  # noqa: ANN401
     pictures = services(request).pictures
     find_model(pictures.models, options.model)
     header = await pictures.decoding.header(body.picture)
     asking.quota.take_pixels(header.width * header.height)
-    view = await services(request).jobs.submit_picture(body.picture, options, format, asking.name, idempotency_key)
-    return JSONResponse(view, 202, {"Location": f"/v1/jobs/{view['id']}", "Preference-Applied": "respond-async"})
+    view = await services(request).jobs.submit_picture(
+        body.picture, options, format, asking.name, idempotency_key
+    )
+    return JSONResponse(
+        view, 202, {"Location": f"/v1/jobs/{view['id']}", "Preference-Applied": "respond-async"}
+    )
 
 
 def result_headers(result: Result, filename: str) -> dict[str, str]:
     """Return the headers that go with a result."""
     stem = posixpath.splitext(posixpath.basename(filename.replace("\\", "/")))[0] or "picture"
     factor = result.sizes[1][0] / result.sizes[0][0]
-    name = urllib.parse.quote(f"{stem[:120]}_x{factor:.3g}.{'jpg' if result.format == 'jpeg' else result.format}")
+    name = urllib.parse.quote(
+        f"{stem[:120]}_x{factor:.3g}.{'jpg' if result.format == 'jpeg' else result.format}"
+    )
     timing = ", ".join(f"{phase};dur={1000 * seconds:.1f}" for phase, seconds in result.seconds.items())
     return {
         "Server-Timing": timing,
@@ -158,16 +181,29 @@ async def models(request: Request, asking: Asking) -> dict[str, Any]:
         }
         for name, model in service.pictures.models.items()
     ]
-    allowed = {"body_bytes": limits.max_body_bytes, "megapixels": limits.megapixels, "output_megapixels": limits.output_megapixels}
+    allowed = {
+        "body_bytes": limits.max_body_bytes,
+        "megapixels": limits.megapixels,
+        "output_megapixels": limits.output_megapixels,
+    }
     return {"models": listed, "limits": allowed, "formats": list(CONTENT_TYPES)}
 
 
 # The body is no parameter: FastAPI would read it, without limit or clock, before it looks at the key.
-_JOB_DOC = {"requestBody": {"required": True, "content": {"application/json": {"schema": BulkRequest.model_json_schema()}}}}
+_JOB_DOC = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": BulkRequest.model_json_schema()}},
+    }
+}
 
 
-@router.post("/v1/jobs", status_code=202, summary="Submit a bulk job", responses=_PROBLEMS, openapi_extra=_JOB_DOC)
-async def submit(request: Request, response: Response, asking: Asking, idempotency_key: IdempotencyKey = "") -> dict[str, Any]:
+@router.post(
+    "/v1/jobs", status_code=202, summary="Submit a bulk job", responses=_PROBLEMS, openapi_extra=_JOB_DOC
+)
+async def submit(
+    request: Request, response: Response, asking: Asking, idempotency_key: IdempotencyKey = ""
+) -> dict[str, Any]:
     """Upscale everything below `source` into `target`: the engine, ledger and report of `jobs/upscale.py`.
 
     Submitting the same places and options again continues: what the ledger at the target has is not done twice.
@@ -195,14 +231,23 @@ async def job(request: Request, asking: Asking, id: str) -> dict[str, Any]:
     return await services(request).jobs.get(id, asking.name)
 
 
-@router.delete("/v1/jobs/{id}", summary="Cancel or forget a job", responses=_PROBLEMS | {204: {"description": "forgotten"}})
+@router.delete(
+    "/v1/jobs/{id}",
+    summary="Cancel or forget a job",
+    responses=_PROBLEMS | {204: {"description": "forgotten"}},
+)
 async def cancel(request: Request, asking: Asking, id: str) -> Response:
     """Cancel a job that has not ended (200 and the job); forget one that has (204). What a bulk job wrote stays."""
     view = await services(request).jobs.cancel(id, asking.name)
     return Response(status_code=204) if view is None else JSONResponse(view)
 
 
-@router.get("/v1/jobs/{id}/report", summary="Get the report of a bulk job", response_class=Response, responses=_PROBLEMS)
+@router.get(
+    "/v1/jobs/{id}/report",
+    summary="Get the report of a bulk job",
+    response_class=Response,
+    responses=_PROBLEMS,
+)
 async def report(request: Request, asking: Asking, id: str, format: str = "json") -> Response:
     """Return the report: `format` is json, csv or html."""
     data, content_type = await services(request).jobs.report(id, asking.name, format)
@@ -211,7 +256,9 @@ async def report(request: Request, asking: Asking, id: str, format: str = "json"
     return Response(data, headers={"Content-Type": content_type, "Content-Security-Policy": policy})
 
 
-@router.get("/v1/jobs/{id}/result", summary="Get the picture of a job", response_class=Response, responses=_PROBLEMS)
+@router.get(
+    "/v1/jobs/{id}/result", summary="Get the picture of a job", response_class=Response, responses=_PROBLEMS
+)
 async def result(request: Request, asking: Asking, id: str) -> Response:
     """Return the picture of a job that was asked for with `Prefer: respond-async`; 409 with `Retry-After` until it is done."""
     data, content_type = await services(request).jobs.result(id, asking.name)
@@ -225,7 +272,9 @@ async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz", summary="Can pictures be upscaled?", responses={503: {"description": "not at the moment"}})
+@router.get(
+    "/readyz", summary="Can pictures be upscaled?", responses={503: {"description": "not at the moment"}}
+)
 async def readyz(request: Request) -> Response:
     """Return 200 when every model had a forward pass in the last seconds or may sleep, else 503; the body says which."""
     readiness = services(request).pictures.readiness

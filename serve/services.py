@@ -31,7 +31,9 @@ T = TypeVar("T")
 class Jobs(Protocol):
     """What the routes need of the job keeper; see `serve.jobs.JobKeeper`."""
 
-    async def submit_bulk(self, request: BulkRequest, owner: str, idempotency_key: str = "") -> dict[str, Any]: ...
+    async def submit_bulk(
+        self, request: BulkRequest, owner: str, idempotency_key: str = ""
+    ) -> dict[str, Any]: ...
 
     async def submit_picture(
         self, data: bytes, options: PictureOptions, format: Format, owner: str, idempotency_key: str = ""

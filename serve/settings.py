@@ -43,8 +43,13 @@ class KeySettings:
 
     def __post_init__(self) -> None:
         if not self.name or not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
-            raise ValueError("a key needs a name and sha256, 64 hexadecimal digits of lower case: see python -m serve --new-key NAME")
-        quotas = {"requests_per_minute": self.requests_per_minute, "megapixels_per_minute": self.megapixels_per_minute}
+            raise ValueError(
+                "a key needs a name and sha256, 64 hexadecimal digits of lower case: see python -m serve --new-key NAME"
+            )
+        quotas = {
+            "requests_per_minute": self.requests_per_minute,
+            "megapixels_per_minute": self.megapixels_per_minute,
+        }
         _check_positive(f"key {self.name}", quotas)
 
 
@@ -79,7 +84,12 @@ class LimitSettings:
 
     def __post_init__(self) -> None:
         _check_positive(
-            "limits", {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("queue", "decode_memory_mb")}
+            "limits",
+            {
+                name: getattr(self, name)
+                for name in self.__dataclass_fields__
+                if name not in ("queue", "decode_memory_mb")
+            },
         )
         if self.queue < 0:
             raise ValueError(f"limits.queue must be at least 0, got {self.queue}")
@@ -90,7 +100,11 @@ class LimitSettings:
 
     def decoder(self) -> DecoderLimits:
         """Return the limits of the decoder."""
-        sizes = ImageLimits(max_pixels=max(1, int(self.megapixels * 1e6)), max_side_px=self.max_side_px, max_bytes=self.max_body_bytes)
+        sizes = ImageLimits(
+            max_pixels=max(1, int(self.megapixels * 1e6)),
+            max_side_px=self.max_side_px,
+            max_bytes=self.max_body_bytes,
+        )
         return DecoderLimits(images=sizes, seconds=self.decode_s, memory_mb=self.decode_memory_mb)
 
 
@@ -120,7 +134,13 @@ class JobSettings:
 
     def __post_init__(self) -> None:
         _check_positive(
-            "jobs", {"running": self.running, "waiting": self.waiting, "keep_hours": self.keep_hours, "replicas": self.replicas}
+            "jobs",
+            {
+                "running": self.running,
+                "waiting": self.waiting,
+                "keep_hours": self.keep_hours,
+                "replicas": self.replicas,
+            },
         )
 
 

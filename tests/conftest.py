@@ -98,7 +98,14 @@ def ray_cluster(s3: dict[str, str]) -> Iterator[None]:
     import ray
 
     # The dashboard stays on: without it Ray Train's placement group cleaner fills the log.
-    ray.init(address="local", num_cpus=6, num_gpus=0, object_store_memory=300 << 20, log_to_driver=False, dashboard_port=free_port())
+    ray.init(
+        address="local",
+        num_cpus=6,
+        num_gpus=0,
+        object_store_memory=300 << 20,
+        log_to_driver=False,
+        dashboard_port=free_port(),
+    )
     yield
     ray.shutdown()
 

@@ -36,40 +36,72 @@ def imports(path: Path) -> Iterator[str]:
 @pytest.mark.parametrize("room", ALLOWED)
 def test_dependencies_point_one_way(room: str) -> None:
     forbidden = ROOMS - ALLOWED[room] - {room}
-    found = [f"{path.relative_to(ROOT)}: {name}" for path in sources(room) for name in imports(path) if name.split(".")[0] in forbidden]
+    found = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in sources(room)
+        for name in imports(path)
+        if name.split(".")[0] in forbidden
+    ]
     assert sources(room)
     assert found == []
 
 
 def test_the_method_never_imports_ray() -> None:
-    found = [f"{path.name}: {name}" for path in sources("resshift") for name in imports(path) if name.split(".")[0] == "ray"]
+    found = [
+        f"{path.name}: {name}"
+        for path in sources("resshift")
+        for name in imports(path)
+        if name.split(".")[0] == "ray"
+    ]
     assert found == []
 
 
 def test_the_method_works_with_ray_out_of_reach() -> None:
     """Importing every module of the library in a process where `import ray` fails."""
-    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in sources("resshift")]
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in sources("resshift")
+    ]
     code = "import sys; sys.modules['ray'] = None\n" + "\n".join(f"import {name}" for name in modules)
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-GLOBAL_RANDOM = {"random", "np.random.seed", "np.random.rand", "np.random.randn", "np.random.randint", "np.random.uniform"}
+GLOBAL_RANDOM = {
+    "random",
+    "np.random.seed",
+    "np.random.rand",
+    "np.random.randn",
+    "np.random.randint",
+    "np.random.uniform",
+}
 TORCH_DRAWS = {"torch.randn", "torch.rand", "torch.randint", "torch.randperm"}
 
 
 def test_making_pairs_needs_no_library_of_networks() -> None:
     """timm brings torchvision and the compiler of torch: six seconds of every process that only reads and degrades photos."""
-    program = (
-        "import sys, pipelines.pairs.dataset; print([m for m in ('timm', 'torchvision', 'torch._dynamo', 'lpips') if m in sys.modules])"
+    program = "import sys, pipelines.pairs.dataset; print([m for m in ('timm', 'torchvision', 'torch._dynamo', 'lpips') if m in sys.modules])"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+        ).stdout.strip()
+        == "[]"
     )
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", ["resshift.models", "pipelines.bulk.job", "pipelines.bulk.request", "serve.app", "serve.jobs"])
+@pytest.mark.parametrize(
+    "module", ["resshift.models", "pipelines.bulk.job", "pipelines.bulk.request", "serve.app", "serve.jobs"]
+)
 def test_what_computes_nothing_does_not_import_torch(module: str) -> None:
     """Half a gigabyte and three seconds, in the driver of every bulk job and in every process of the endpoint that holds no model."""
-    program = f"import sys, {module}; print([m for m in ('torch', 'timm', 'torchvision') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip() == "[]"
+    program = (
+        f"import sys, {module}; print([m for m in ('torch', 'timm', 'torchvision') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_a_bulk_job_runs_without_torch_in_its_driver(tmp_path: Path) -> None:
@@ -81,7 +113,11 @@ def test_a_bulk_job_runs_without_torch_in_its_driver(tmp_path: Path) -> None:
         "code = job(sys.argv[1:]); print(code, [m for m in ('torch', 'timm', 'torchvision') if m in sys.modules])"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "in"), str(tmp_path / "out"), "--plan"]
-    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip().splitlines()
+    told = (
+        subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+        .stdout.strip()
+        .splitlines()
+    )
     assert told[-1] == "0 []"
 
 
@@ -100,7 +136,12 @@ def test_no_global_random_numbers(room: str) -> None:
 
 
 def test_bgr_is_spoken_of_in_one_module_only() -> None:
-    speakers = {path.name for room in ("resshift", "pipelines", "jobs") for path in sources(room) if "BGR" in path.read_text()}
+    speakers = {
+        path.name
+        for room in ("resshift", "pipelines", "jobs")
+        for path in sources(room)
+        if "BGR" in path.read_text()
+    }
     assert speakers <= {"images.py"}
 
 
@@ -111,5 +152,19 @@ def test_no_attic(name: str) -> None:
 
 def test_jobs_shadow_no_installed_module() -> None:
     """`python jobs/x.py` puts jobs/ first on sys.path; Ray imports a great deal by top-level name."""
-    needed = {"ray", "torch", "numpy", "pyarrow", "PIL", "cv2", "rich", "pydantic", "s3fs", "fsspec", "timm", "einops", "lpips"}
+    needed = {
+        "ray",
+        "torch",
+        "numpy",
+        "pyarrow",
+        "PIL",
+        "cv2",
+        "rich",
+        "pydantic",
+        "s3fs",
+        "fsspec",
+        "timm",
+        "einops",
+        "lpips",
+    }
     assert {path.stem for path in sources("jobs")} & (needed | set(sys.stdlib_module_names)) == set()

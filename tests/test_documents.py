@@ -14,7 +14,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # A file's name in backticks, with a folder in it, or of this repository's top.
-_FILE = re.compile(r"`((?:resshift|pipelines|serve|jobs|benchmarks|tests|deploy|docs)/[\w./-]+\.\w+|[\w-]+\.(?:yaml|lock|toml))`")
+_FILE = re.compile(
+    r"`((?:resshift|pipelines|serve|jobs|benchmarks|tests|deploy|docs)/[\w./-]+\.\w+|[\w-]+\.(?:yaml|lock|toml))`"
+)
 _MADE_BY_RUNS = {"config.yaml"}
 
 
@@ -62,8 +64,20 @@ def test_every_command_parses(document: str, line: str) -> None:
 
 def test_the_commands_were_found() -> None:
     jobs = {shlex.split(line)[1] for _, line in commands()}
-    assert {"jobs/train.py", "jobs/upscale.py", "jobs/prepare.py", "jobs/evaluate.py", "jobs/doctor.py"} <= jobs
-    assert {document for document, _ in commands()} >= {"README.md", "operate.md", "faq.md", "bulk.md", "training.md"}
+    assert {
+        "jobs/train.py",
+        "jobs/upscale.py",
+        "jobs/prepare.py",
+        "jobs/evaluate.py",
+        "jobs/doctor.py",
+    } <= jobs
+    assert {document for document, _ in commands()} >= {
+        "README.md",
+        "operate.md",
+        "faq.md",
+        "bulk.md",
+        "training.md",
+    }
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -22,7 +22,15 @@ ROOT = Path(__file__).parents[1]
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the wheel with the installed build backend; no index is asked."""
     target = tmp_path_factory.mktemp("wheel")
-    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(target)]
+    options = [
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--wheel-dir",
+        str(target),
+    ]
     subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(ROOT)], check=True)
     (built,) = target.glob("*.whl")
     return built
@@ -34,13 +42,21 @@ def names(wheel: Path) -> set[str]:
 
 
 def test_the_wheel_has_every_file_of_the_packages(wheel: Path) -> None:
-    tracked = subprocess.run(["git", "ls-files", "resshift", "pipelines", "serve"], cwd=ROOT, capture_output=True, text=True, check=True)
+    tracked = subprocess.run(
+        ["git", "ls-files", "resshift", "pipelines", "serve"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     expected = {name for name in tracked.stdout.splitlines() if (ROOT / name).exists()}
     assert expected
     assert expected - names(wheel) == set()
-    assert {"resshift/pretrained/tiny-x4/model.safetensors", "resshift/pretrained/tiny-x4/config.json", "pipelines/report.html"} <= names(
-        wheel
-    )
+    assert {
+        "resshift/pretrained/tiny-x4/model.safetensors",
+        "resshift/pretrained/tiny-x4/config.json",
+        "pipelines/report.html",
+    } <= names(wheel)
 
 
 def test_the_wheel_has_nothing_else(wheel: Path) -> None:
@@ -52,7 +68,9 @@ def test_the_wheel_has_nothing_else(wheel: Path) -> None:
 
 def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        about = message_from_string(archive.read(f"resshift-{resshift.__version__}.dist-info/METADATA").decode())
+        about = message_from_string(
+            archive.read(f"resshift-{resshift.__version__}.dist-info/METADATA").decode()
+        )
         assert f"resshift-{resshift.__version__}.dist-info/licenses/LICENSE" in archive.namelist()
     assert about["Version"] == resshift.__version__
     assert about["License-Expression"] == "Apache-2.0"
@@ -70,7 +88,12 @@ def test_the_installed_wheel_upscales_outside_the_repository(wheel: Path, tmp_pa
         "out = resshift.Upscaler.from_pretrained('tiny-x4', device='cpu')(np.zeros((16, 16, 3), np.uint8), seed=0)\n"
         "assert out.shape == (64, 64, 3) and out.dtype == np.uint8\n"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site"), "PATH": ""}, check=True)
+    subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path / "site"), "PATH": ""},
+        check=True,
+    )
 
 
 def licences() -> ModuleType:

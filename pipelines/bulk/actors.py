@@ -78,7 +78,9 @@ class Engine(Protocol):
         """
         ...
 
-    def upscale(self, options: ReplicaOptions, keys: Sequence[str], inputs: Sequence[ray.ObjectRef]) -> AsyncGenerator[ray.ObjectRef]:
+    def upscale(
+        self, options: ReplicaOptions, keys: Sequence[str], inputs: Sequence[ray.ObjectRef]
+    ) -> AsyncGenerator[ray.ObjectRef]:
         """Upscale a unit; yields what `Replica.upscale` yields, by reference."""
         ...
 
@@ -131,7 +133,11 @@ class ActorEngine:
         options = self.options
         decorate: Any = ray.remote  # its types know no fractions of a GPU
         actor_class = decorate(
-            num_cpus=options.num_cpus, num_gpus=options.num_gpus, max_concurrency=UNITS_PER_REPLICA + 1, max_restarts=0, max_task_retries=0
+            num_cpus=options.num_cpus,
+            num_gpus=options.num_gpus,
+            max_concurrency=UNITS_PER_REPLICA + 1,
+            max_restarts=0,
+            max_task_retries=0,
         )(Replica)
         member = _Member(actor_class.remote(options.model, options.identity, options.num_threads))
         self._members.append(member)
@@ -143,7 +149,9 @@ class ActorEngine:
         except RayActorError as error:
             self._failed_starts += 1
             if self._failed_starts >= _MAX_FAILED_STARTS:
-                self._error = EngineError(f"{self._failed_starts} replicas in a row could not start: {str(error).strip()}")
+                self._error = EngineError(
+                    f"{self._failed_starts} replicas in a row could not start: {str(error).strip()}"
+                )
             await self._remove(member)
             return
         self._failed_starts = 0
@@ -161,7 +169,9 @@ class ActorEngine:
             self._changed.notify_all()
 
     def _free(self) -> _Member | None:
-        free = [member for member in self._members if member.is_ready and member.in_flight < UNITS_PER_REPLICA]
+        free = [
+            member for member in self._members if member.is_ready and member.in_flight < UNITS_PER_REPLICA
+        ]
         return min(free, key=lambda member: member.in_flight, default=None)
 
     async def wait_for_slot(self) -> None:
@@ -176,13 +186,17 @@ class ActorEngine:
             if self.is_starving:
                 self._starved_since = None
 
-    async def upscale(self, options: ReplicaOptions, keys: Sequence[str], inputs: Sequence[ray.ObjectRef]) -> AsyncGenerator[ray.ObjectRef]:
+    async def upscale(
+        self, options: ReplicaOptions, keys: Sequence[str], inputs: Sequence[ray.ObjectRef]
+    ) -> AsyncGenerator[ray.ObjectRef]:
         await self.wait_for_slot()
         member = self._free()
         assert member is not None  # nothing was awaited since
         member.in_flight += 1
         try:
-            async for ref in member.actor.upscale.options(num_returns="streaming").remote(options, keys, *inputs):
+            async for ref in member.actor.upscale.options(num_returns="streaming").remote(
+                options, keys, *inputs
+            ):
                 yield ref
         finally:
             member.in_flight -= 1
@@ -205,11 +219,19 @@ class ActorEngine:
             await asyncio.sleep(0.25)
             now = time.monotonic()
             are_ready = all(member.is_ready for member in self._members)
-            if self._starved_since is not None and now - self._starved_since > options.upscale_s and are_ready:
+            if (
+                self._starved_since is not None
+                and now - self._starved_since > options.upscale_s
+                and are_ready
+            ):
                 if len(self._members) < options.high:
                     self._add()
                 self._starved_since = None
-            idle = [m for m in self._members if m.is_ready and not m.in_flight and now - m.idle_since > options.downscale_s]
+            idle = [
+                m
+                for m in self._members
+                if m.is_ready and not m.in_flight and now - m.idle_since > options.downscale_s
+            ]
             if idle and len(self._members) > options.low:
                 self._members.remove(idle[0])
                 ray.kill(idle[0].actor)

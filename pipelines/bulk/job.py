@@ -52,7 +52,9 @@ class Job:
     bulk: BulkOptions = field(default_factory=BulkOptions)
 
 
-def entries(source: str, selection: Selection, keys: Iterable[str] | None = None, options: S3Options = s3.DEFAULT) -> Iterator[Entry]:
+def entries(
+    source: str, selection: Selection, keys: Iterable[str] | None = None, options: S3Options = s3.DEFAULT
+) -> Iterator[Entry]:
     """Stream the selected inputs: of the listing, or of a list of keys."""
     found = storage.list_entries(source, options) if keys is None else listed_keys(source, keys, options)
     return filter(selection.matcher(), found)
@@ -144,7 +146,9 @@ async def run_job_in_loop(job: Job, worklist: Worklist, engine: Engine, progress
     # `ray job stop` sends SIGTERM and kills three seconds later: enough for the rows that are here.
     this = asyncio.current_task()
     assert this is not None
-    with contextlib.suppress(RuntimeError, ValueError):  # not the main thread: whoever runs it there handles signals
+    with contextlib.suppress(
+        RuntimeError, ValueError
+    ):  # not the main thread: whoever runs it there handles signals
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     watching = asyncio.get_running_loop().create_task(watch())
     try:
@@ -163,6 +167,13 @@ async def run_job_in_loop(job: Job, worklist: Worklist, engine: Engine, progress
         "host": platform.node(),
     }
     share = busy_share(list(bulk.replica_times.values()))
-    record = RunRecord(run=run, started=started, ended=time.time(), replica_seconds=replica_seconds, busy_share=share, facts=facts)
+    record = RunRecord(
+        run=run,
+        started=started,
+        ended=time.time(),
+        replica_seconds=replica_seconds,
+        busy_share=share,
+        facts=facts,
+    )
     write_run(target, record, options)
     return record

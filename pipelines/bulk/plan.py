@@ -71,7 +71,9 @@ def make_plan(worklist: Worklist, options: StageOptions, num_samples: int = 200)
             elif (place := int(rng.integers(plan.pending))) < num_samples:
                 sample[place] = item
     with ThreadPoolExecutor(16) as pool:
-        for item, (num_pixels, reason, message) in zip(sample, pool.map(lambda item: _probe(item, options), sample), strict=True):
+        for item, (num_pixels, reason, message) in zip(
+            sample, pool.map(lambda item: _probe(item, options), sample), strict=True
+        ):
             plan.sampled += 1
             if reason:
                 plan.unreadable.append((item.key, reason, message))
@@ -89,7 +91,12 @@ def _probe(item: Item, options: StageOptions) -> tuple[int, str, str]:
         try:
             header = codec.probe(data, limits)
         except ImageError as error:
-            if len(data) == item.size or error.reason in (Reason.TOO_LARGE, Reason.NOT_AN_IMAGE, Reason.UNSUPPORTED_FORMAT, Reason.EMPTY):
+            if len(data) == item.size or error.reason in (
+                Reason.TOO_LARGE,
+                Reason.NOT_AN_IMAGE,
+                Reason.UNSUPPORTED_FORMAT,
+                Reason.EMPTY,
+            ):
                 raise
             header = codec.probe(storage.read_bytes(item.uri, limits.max_bytes, options.source_s3), limits)
     except (ImageError, StorageError) as error:
@@ -97,7 +104,9 @@ def _probe(item: Item, options: StageOptions) -> tuple[int, str, str]:
     return header.width * header.height * (header.num_frames if options.job.frames == "all" else 1), "", ""
 
 
-def describe(plan: Plan, worklist: Worklist, *, mp_per_s: float | None, replicas: int, price_per_hour: float | None) -> Iterable[str]:
+def describe(
+    plan: Plan, worklist: Worklist, *, mp_per_s: float | None, replicas: int, price_per_hour: float | None
+) -> Iterable[str]:
     """Yield the lines of the plan.
 
     Args:

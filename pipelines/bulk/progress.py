@@ -66,8 +66,14 @@ class Progress:
         self._out, self._every_s = out or sys.stderr, every_s
         self._rate = Rate()
         self._last_line = time.monotonic()
-        self._live = Live(console=Console(file=self._out), refresh_per_second=4, transient=False) if self._out.isatty() else None
-        self._pictures = MetricsCounter("resshift_bulk_pictures_total", "Inputs with a row", tag_keys=("status", "reason"))
+        self._live = (
+            Live(console=Console(file=self._out), refresh_per_second=4, transient=False)
+            if self._out.isatty()
+            else None
+        )
+        self._pictures = MetricsCounter(
+            "resshift_bulk_pictures_total", "Inputs with a row", tag_keys=("status", "reason")
+        )
         self._megapixels = MetricsCounter("resshift_bulk_megapixels_total", "Megapixels of input upscaled")
         self._replicas = Gauge("resshift_bulk_replicas", "Replicas that are ready")
         self._pending = Gauge("resshift_bulk_pending", "Inputs listed and without a row")
@@ -78,7 +84,9 @@ class Progress:
         self._rate.add(time.monotonic(), 0, 0)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.show(force=True)
         if self._live is not None:
             self._live.stop()
@@ -129,7 +137,11 @@ class Progress:
 def line(state: dict[str, Any]) -> str:
     """Return the live line of a snapshot."""
     of = f"/{state['listed'] - state['before']}{'' if state['is_listed'] else '+'}"
-    eta = "" if state["eta_s"] is None else f"  ETA {state['eta_s'] // 3600}:{state['eta_s'] // 60 % 60:02d}:{state['eta_s'] % 60:02d}"
+    eta = (
+        ""
+        if state["eta_s"] is None
+        else f"  ETA {state['eta_s'] // 3600}:{state['eta_s'] // 60 % 60:02d}:{state['eta_s'] % 60:02d}"
+    )
     return (
         f"{state['done']}{of} done  {state['failed']} failed  {state['skipped']} skipped  "
         f"{state['pictures_per_s']:.1f} img/s  {state['megapixels_per_s']:.2f} MP/s  {state['replicas']} replicas{eta}"

@@ -25,7 +25,9 @@ def settings_of(options: argparse.Namespace) -> BulkSettings:
 def check_places(options: argparse.Namespace) -> None:
     """Refuse a DST inside SRC."""
     if storage.is_inside(options.target, options.source):
-        raise UsageError(f"DST ({options.target}) lies inside SRC ({options.source}): outputs would become inputs of the next run")
+        raise UsageError(
+            f"DST ({options.target}) lies inside SRC ({options.source}): outputs would become inputs of the next run"
+        )
 
 
 def job_options(options: argparse.Namespace, settings: BulkSettings) -> UpscaleOptions:
@@ -44,7 +46,9 @@ def job_options(options: argparse.Namespace, settings: BulkSettings) -> UpscaleO
     if options.price_per_hour is not None and not options.price_per_hour >= 0:
         raise UsageError(f"--price-per-hour must be at least 0, got {options.price_per_hour}")
     if options.tile is not None and options.tile < model.smallest_tile_px:
-        raise UsageError(f"--tile must be at least {model.smallest_tile_px} for this model, got {options.tile}")
+        raise UsageError(
+            f"--tile must be at least {model.smallest_tile_px} for this model, got {options.tile}"
+        )
     job = UpscaleOptions(
         model=options.model,
         identity=model.identity,
@@ -70,7 +74,9 @@ def replica_range(text: str, least: int = 1) -> tuple[int, int]:
     try:
         low, high = (int(part) for part in (text.split(":") if ":" in text else (text, text)))
     except ValueError:
-        raise UsageError(f"--replicas must be MIN:MAX or a number, for example 1:8 or 2, got {text!r}") from None
+        raise UsageError(
+            f"--replicas must be MIN:MAX or a number, for example 1:8 or 2, got {text!r}"
+        ) from None
     if not least <= low <= high or high < 1:
         raise UsageError(f"--replicas needs {least} <= MIN <= MAX and 1 <= MAX, got {text!r}")
     return low, high
@@ -112,15 +118,24 @@ def requested_inputs(options: argparse.Namespace, settings: BulkSettings) -> Ite
     found = entries(options.source, selection, keys, settings.source)
     first = next(found, None)
     if first is None:
-        raise UsageError(f"no files under {options.source}" + (" that are selected" if selection != Selection() or keys else ""))
+        raise UsageError(
+            f"no files under {options.source}"
+            + (" that are selected" if selection != Selection() or keys else "")
+        )
     return _chain(first, found)
 
 
 def remaining_work(
-    inputs: Iterator[Entry], options: argparse.Namespace, settings: BulkSettings, job: Job, again: Collection[str] = ()
+    inputs: Iterator[Entry],
+    options: argparse.Namespace,
+    settings: BulkSettings,
+    job: Job,
+    again: Collection[str] = (),
 ) -> Worklist:
     """Return the inputs minus the ledger, which is read here; the keys in `again` are not done, whatever it says."""
-    known = ledger.load_known(options.target, retry_failed=options.retry_failed, again=again, s3_options=settings.target)
+    known = ledger.load_known(
+        options.target, retry_failed=options.retry_failed, again=again, s3_options=settings.target
+    )
     return Worklist(inputs, known, job.stages.job.output_key, job.stages.job.scale)
 
 

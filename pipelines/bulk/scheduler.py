@@ -55,7 +55,9 @@ class BulkOptions:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.unit_megapixels <= 0 or (self.in_flight_mb is not None and self.in_flight_mb <= 0):
-            raise ValueError(f"unit_megapixels and in_flight_mb must be positive, got {self.unit_megapixels} and {self.in_flight_mb}")
+            raise ValueError(
+                f"unit_megapixels and in_flight_mb must be positive, got {self.unit_megapixels} and {self.in_flight_mb}"
+            )
 
 
 @dataclass(slots=True)
@@ -139,7 +141,12 @@ class BulkRun:
         self._batches, self._finished = batches, finished
         job = stages.job
         self._replica_options = ReplicaOptions(
-            model=job.model, identity=job.identity, seed=job.seed, outscale=job.outscale, steps=job.steps, tile_px=job.tile_px
+            model=job.model,
+            identity=job.identity,
+            seed=job.seed,
+            outscale=job.outscale,
+            steps=job.steps,
+            tile_px=job.tile_px,
         )
         self._growth = 1 + max(job.scale, 1) ** 2
         self.budget = Budget(0)
@@ -237,18 +244,28 @@ class BulkRun:
         """Whether more should be decoded now: enough for every replica to find its next units full."""
         ahead = self.options.unit_pictures * 2 * (self.engine.num_replicas + 1)
         tasks = -(-self._num_preparing // self.options.fetch_pictures)
-        return tasks < self.num_tasks and self._num_preparing + len(self._ready) < ahead + self.options.fetch_pictures
+        return (
+            tasks < self.num_tasks
+            and self._num_preparing + len(self._ready) < ahead + self.options.fetch_pictures
+        )
 
     async def _fetch(self) -> None:
         while True:
-            await self._wait_for(lambda: self._is_done() or (self._wants_inputs() and bool(self._queue or not self._is_listed)))
+            await self._wait_for(
+                lambda: self._is_done() or (self._wants_inputs() and bool(self._queue or not self._is_listed))
+            )
             if self._is_done():
                 return
             if not self._queue:
                 await self._more()
                 continue
             items = [self._queue.popleft()]
-            while not items[0].is_suspect and len(items) < self.options.fetch_pictures and self._queue and not self._queue[0].is_suspect:
+            while (
+                not items[0].is_suspect
+                and len(items) < self.options.fetch_pictures
+                and self._queue
+                and not self._queue[0].is_suspect
+            ):
                 items.append(self._queue.popleft())
             self._num_preparing += len(items)
             # What a file will take in memory is known when it is decoded; until then, twelve bytes for each of its own.
@@ -257,7 +274,9 @@ class BulkRun:
             self._spawn(self._prepare(items, reserved))
 
     async def _prepare(self, items: list[Item], reserved: int) -> None:
-        refs: Any = _prepare.options(num_returns=1 + len(items)).remote(items, self.stages)  # Ray's types know one return
+        refs: Any = _prepare.options(num_returns=1 + len(items)).remote(
+            items, self.stages
+        )  # Ray's types know one return
         rows_ref, *frame_refs = refs
         try:
             answers: list[tuple[Row, int, int]] = await rows_ref
@@ -284,14 +303,22 @@ class BulkRun:
             return False
         full = len(self._ready) >= self.options.unit_pictures
         full = full or sum(entry.num_pixels for entry in self._ready) >= self.options.unit_megapixels * 1e6
-        return full or not (self._num_preparing or self._queue) or self.engine.is_starving or self._ready[0].item.is_suspect
+        return (
+            full
+            or not (self._num_preparing or self._queue)
+            or self.engine.is_starving
+            or self._ready[0].item.is_suspect
+        )
 
     def _take_unit(self) -> list[_Ready]:
         unit = [self._ready.popleft()]
         num_pixels = unit[0].num_pixels
         while self._ready and len(unit) < self.options.unit_pictures and not unit[0].item.is_suspect:
             following = self._ready[0]
-            if following.item.is_suspect or num_pixels + following.num_pixels > self.options.unit_megapixels * 1e6:
+            if (
+                following.item.is_suspect
+                or num_pixels + following.num_pixels > self.options.unit_megapixels * 1e6
+            ):
                 break
             num_pixels += following.num_pixels
             unit.append(self._ready.popleft())
@@ -358,7 +385,9 @@ class BulkRun:
         for entry, upscaled, _ in answered:
             if upscaled.reason:
                 await self.budget.adjust(-entry.reserved)
-                self._finish(entry.row | {"status": "failed", "reason": upscaled.reason, "message": upscaled.message})
+                self._finish(
+                    entry.row | {"status": "failed", "reason": upscaled.reason, "message": upscaled.message}
+                )
         if good := [(entry, result, upscaled) for entry, upscaled, result in answered if not upscaled.reason]:
             self._spawn(self._store(good))
 
@@ -366,11 +395,14 @@ class BulkRun:
 
     async def _store(self, results: list[tuple[_Ready, ray.ObjectRef, Upscaled]]) -> None:
         rows = [
-            entry.row | {"model_seconds": upscaled.seconds, "seconds": entry.row["seconds"] + upscaled.seconds}
+            entry.row
+            | {"model_seconds": upscaled.seconds, "seconds": entry.row["seconds"] + upscaled.seconds}
             for entry, _, upscaled in results
         ]
         try:
-            finished: list[Row] = await _store.remote(rows, self.stages, *(result for _, result, _ in results))
+            finished: list[Row] = await _store.remote(
+                rows, self.stages, *(result for _, result, _ in results)
+            )
         except RayError as error:
             items = [entry.item for entry, _, _ in results]
             self._cut_off(items, error, suspects=items, alone=len(items) == 1)
@@ -384,7 +416,14 @@ class BulkRun:
         self._num_open -= 1
         self._finished(row)
 
-    def _cut_off(self, items: Sequence[Item], error: BaseException, *, suspects: Sequence[Item], alone: bool | None = None) -> None:
+    def _cut_off(
+        self,
+        items: Sequence[Item],
+        error: BaseException,
+        *,
+        suspects: Sequence[Item],
+        alone: bool | None = None,
+    ) -> None:
         """Put unfinished items back into the queue, and charge a death to the one that was alone.
 
         Raises:
@@ -404,7 +443,11 @@ class BulkRun:
             if again.deaths >= self.options.max_deaths or again.attempts >= _MAX_ATTEMPTS:
                 told = " ".join(str(cause).split())[:300]
                 message = f"{again.deaths} workers ended while they had this input alone, {again.attempts} attempts in all: {told}"
-                self._finish(item.row("failed", reason="killed_worker", message=message, model=self.stages.job.identity))
+                self._finish(
+                    item.row(
+                        "failed", reason="killed_worker", message=message, model=self.stages.job.identity
+                    )
+                )
             else:
                 self._queue.append(again)
 

@@ -53,11 +53,14 @@ class Selection:
             if key.split("/", 1)[0] == ledger.DIRECTORY:
                 return False
             name = f"{key}\0{posixpath.basename(key)}"
-            if (include is not None and not include.fullmatch(name)) or (exclude is not None and exclude.fullmatch(name)):
+            if (include is not None and not include.fullmatch(name)) or (
+                exclude is not None and exclude.fullmatch(name)
+            ):
                 return False
             # What cannot be read has no size; it keeps its row.
             return entry.irregular is not None or (
-                self.min_bytes <= entry.size_bytes and (self.max_bytes is None or entry.size_bytes <= self.max_bytes)
+                self.min_bytes <= entry.size_bytes
+                and (self.max_bytes is None or entry.size_bytes <= self.max_bytes)
             )
 
         return selected
@@ -87,7 +90,9 @@ def listed_keys(root: str, keys: Iterable[str], options: S3Options = s3.DEFAULT)
         try:
             return storage.find_entry(root, key, options)
         except StorageError as error:
-            return Entry(key, f"{root.rstrip('/')}/{key}", 0, "", storage.EPOCH, f"{error.reason}: {error.detail}")
+            return Entry(
+                key, f"{root.rstrip('/')}/{key}", 0, "", storage.EPOCH, f"{error.reason}: {error.detail}"
+            )
 
     seen = DigestSet()
     lines = (line.rstrip("\r\n") for line in keys)
@@ -188,8 +193,12 @@ class Worklist:
     def _divide(self, batch: Sequence[Entry]) -> tuple[list[Item], list[dict[str, Any]]]:
         keys = [storage.printable(entry.key) for entry in batch]
         outputs, unnameable = self._names(keys)
-        is_done = self.known.done.contains(digests([(key, entry.etag) for key, entry in zip(keys, batch, strict=True)]))
-        unusable = [unnameable.get(i) if entry.irregular is None else entry.irregular for i, entry in enumerate(batch)]
+        is_done = self.known.done.contains(
+            digests([(key, entry.etag) for key, entry in zip(keys, batch, strict=True)])
+        )
+        unusable = [
+            unnameable.get(i) if entry.irregular is None else entry.irregular for i, entry in enumerate(batch)
+        ]
         wants = [i for i, why in enumerate(unusable) if why is None and not is_done[i]]
         key_digests = digests(keys)
         has_name = dict.fromkeys(range(len(batch)), True)

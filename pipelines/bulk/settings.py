@@ -54,7 +54,9 @@ class LimitSettings:
             if getattr(self, name) < 1:
                 raise ValueError(f"limits.{name} must be at least 1, got {getattr(self, name)}")
         if self.seconds <= 0 or (self.memory_mb is not None and self.memory_mb < 16):
-            raise ValueError(f"limits.seconds must be positive and memory_mb at least 16, got {self.seconds} and {self.memory_mb}")
+            raise ValueError(
+                f"limits.seconds must be positive and memory_mb at least 16, got {self.seconds} and {self.memory_mb}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
@@ -123,5 +125,10 @@ class BulkSettings:
     def decoder_limits(self, max_pixels: int) -> DecoderLimits:
         """Return the limits of the decoder."""
         limits = self.limits
-        sizes = ImageLimits(max_pixels=max_pixels, max_side_px=limits.max_side_px, max_bytes=limits.max_bytes, max_frames=limits.max_frames)
+        sizes = ImageLimits(
+            max_pixels=max_pixels,
+            max_side_px=limits.max_side_px,
+            max_bytes=limits.max_bytes,
+            max_frames=limits.max_frames,
+        )
         return DecoderLimits(images=sizes, seconds=limits.seconds, memory_mb=limits.memory_mb)

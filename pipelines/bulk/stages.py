@@ -129,7 +129,11 @@ def _existing(item: Item, options: StageOptions) -> Row | None:
     """Return the row of an output that is to be left as it is; None when it is to be made."""
     uri = storage.join(options.target, item.output)
     if options.if_exists == "skip":
-        skipped: Row = {"status": "skipped", "reason": "exists", "message": "the output was there; --if-exists skip"}
+        skipped: Row = {
+            "status": "skipped",
+            "reason": "exists",
+            "message": "the output was there; --if-exists skip",
+        }
         return skipped if storage.exists(uri, options.target_s3) else None
     try:
         data = storage.read_bytes(uri, options=options.target_s3)
@@ -139,7 +143,10 @@ def _existing(item: Item, options: StageOptions) -> Row | None:
     except (StorageError, ImageError):
         return None  # what is missing or damaged is made
     factor = options.job.scale
-    if (written.width, written.height) != (max(1, round(wanted.width * factor)), max(1, round(wanted.height * factor))):
+    if (written.width, written.height) != (
+        max(1, round(wanted.width * factor)),
+        max(1, round(wanted.height * factor)),
+    ):
         return None
     return {
         "status": "skipped",
@@ -190,7 +197,9 @@ def _store(row: Row, frames: Frames, options: StageOptions) -> Row:
         format, _ = output_format(row["key"], options.job.format)
         fitted = fit_frames(frames.map(codec.in_own_profile), format)
         data = encode_frames(fitted, format, options.job.quality)
-        storage.write_bytes(storage.join(options.target, row["output"]), data, options.target_s3, CONTENT_TYPES[format])
+        storage.write_bytes(
+            storage.join(options.target, row["output"]), data, options.target_s3, CONTENT_TYPES[format]
+        )
     except (ImageError, StorageError) as error:
         return _failed(row, str(error.reason), str(error))
     first = fitted.pictures[0]

@@ -39,7 +39,13 @@ class Nearest:
         self.identity = "nearest-x4"
 
     def upscale(
-        self, picture: Picture, *, seed: int = 0, outscale: float | None = None, steps: int | None = None, tile_px: int | None = None
+        self,
+        picture: Picture,
+        *,
+        seed: int = 0,
+        outscale: float | None = None,
+        steps: int | None = None,
+        tile_px: int | None = None,
     ) -> Picture:
         """Return the picture with every pixel 4 x 4 times; seed, steps and tile change nothing.
 
@@ -51,12 +57,22 @@ class Nearest:
             raise ValueError(f"nearest-x4 has the scale 4, got outscale {outscale}")
         ends = time.monotonic() + self.seconds_per_megapixel * picture.width * picture.height / 1e6
         pixels = picture.pixels.repeat(self.scale, axis=0).repeat(self.scale, axis=1)
-        alpha = None if picture.alpha is None else picture.alpha.repeat(self.scale, axis=0).repeat(self.scale, axis=1)
+        alpha = (
+            None
+            if picture.alpha is None
+            else picture.alpha.repeat(self.scale, axis=0).repeat(self.scale, axis=1)
+        )
         time.sleep(max(0.0, ends - time.monotonic()))
         return replace(picture, pixels=pixels, alpha=alpha)
 
     def upscaling(
-        self, picture: Picture, *, seed: int = 0, outscale: float | None = None, steps: int | None = None, tile_px: int | None = None
+        self,
+        picture: Picture,
+        *,
+        seed: int = 0,
+        outscale: float | None = None,
+        steps: int | None = None,
+        tile_px: int | None = None,
     ) -> Work[Picture]:
         """Return `upscale` as a work; it needs no network."""
         yield from ()
@@ -73,5 +89,7 @@ def standin(name: str) -> Nearest | None:
     if match:
         return Nearest(float(match[1] or 0))
     if name.startswith("nearest-"):
-        raise WeightsError(f"no model {name!r}: the stand-in is nearest-x4 or nearest-x4@SECONDS_PER_MEGAPIXEL")
+        raise WeightsError(
+            f"no model {name!r}: the stand-in is nearest-x4 or nearest-x4@SECONDS_PER_MEGAPIXEL"
+        )
     return None

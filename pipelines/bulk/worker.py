@@ -47,7 +47,13 @@ class Model(Protocol):
         ...
 
     def upscaling(
-        self, picture: Picture, *, seed: int = 0, outscale: float | None = None, steps: int | None = None, tile_px: int | None = None
+        self,
+        picture: Picture,
+        *,
+        seed: int = 0,
+        outscale: float | None = None,
+        steps: int | None = None,
+        tile_px: int | None = None,
     ) -> Work[Picture]: ...
 
 
@@ -81,10 +87,18 @@ def describe_model(name: str) -> ModelFacts:
         WeightsError: no such model.
     """
     if (model := standin(name)) is not None:
-        return ModelFacts(name, model.identity, model.scale, model.smallest_tile_px, steps=1, has_one_scale=True)
+        return ModelFacts(
+            name, model.identity, model.scale, model.smallest_tile_px, steps=1, has_one_scale=True
+        )
     files = locate_model(name)
     config = files.config
-    return ModelFacts(name, files.identity(), config.scale, config.unet.size_multiple * config.unet.lq_ratio, config.schedule.steps)
+    return ModelFacts(
+        name,
+        files.identity(),
+        config.scale,
+        config.unet.size_multiple * config.unet.lq_ratio,
+        config.schedule.steps,
+    )
 
 
 def load_model(name: str) -> Model:
@@ -181,7 +195,11 @@ class Replica:
         return os.getpid()
 
     def upscale(
-        self, options: ReplicaOptions, keys: Sequence[str], *inputs: Frames, is_wanted: Callable[[], bool] = lambda: True
+        self,
+        options: ReplicaOptions,
+        keys: Sequence[str],
+        *inputs: Frames,
+        is_wanted: Callable[[], bool] = lambda: True,
     ) -> Iterator[Started | Frames | Upscaled]:
         """Upscale the inputs of a unit in order; see the module for what is yielded.
 
@@ -212,7 +230,9 @@ class Replica:
         seed = seeds.derive(options.seed, "picture", key) if key else options.seed
         pictures: list[Picture] = []
         for picture in frames.pictures:
-            work = self.model.upscaling(picture, seed=seed, outscale=options.outscale, steps=options.steps, tile_px=options.tile_px)
+            work = self.model.upscaling(
+                picture, seed=seed, outscale=options.outscale, steps=options.steps, tile_px=options.tile_px
+            )
             pictures.append((yield from work))
         return replace(frames, pictures=tuple(pictures))
 
@@ -224,7 +244,9 @@ def _answer(future: Future[Done[Frames]]) -> tuple[Frames, Upscaled]:
     try:
         done = future.result()
     except torch.OutOfMemoryError as error:
-        return Frames(()), Upscaled("out_of_memory", f"{error}; a smaller --tile needs less", 0.0, time.time())
+        return Frames(()), Upscaled(
+            "out_of_memory", f"{error}; a smaller --tile needs less", 0.0, time.time()
+        )
     except CancelledError:
         raise
     except Exception:

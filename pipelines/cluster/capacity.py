@@ -26,7 +26,9 @@ def promised() -> dict[str, float]:
             if not node["Alive"] or label not in labels:
                 continue
             if not labels[label].isdecimal():
-                raise ValueError(f"label {label} of node {node['NodeID'][:8]} must be a whole number, got {labels[label]!r}")
+                raise ValueError(
+                    f"label {label} of node {node['NodeID'][:8]} must be a whole number, got {labels[label]!r}"
+                )
             found[name] = max(found.get(name, 0.0), float(labels[label]))
     return found
 

@@ -28,7 +28,10 @@ class _Work(Datasource):
         return None
 
     def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: ray.data.DataContext | None = None
+        self,
+        parallelism: int,
+        per_task_row_limit: int | None = None,
+        data_context: ray.data.DataContext | None = None,
     ) -> list[ReadTask]:
         """Return the tasks in order."""
         return self.tasks
@@ -45,7 +48,9 @@ def results(function: Callable[[T], R], inputs: Sequence[T], *, in_order: bool =
     if not inputs:
         return
     # Asking for another number of blocks than there are tasks would cut or join them (Ray 2.60).
-    dataset = ray.data.read_datasource(_Work([_task(function, item) for item in inputs]), override_num_blocks=len(inputs))
+    dataset = ray.data.read_datasource(
+        _Work([_task(function, item) for item in inputs]), override_num_blocks=len(inputs)
+    )
     dataset.context.enable_progress_bars = False
     dataset.context.execution_options.preserve_order = in_order
     for row in dataset.iter_rows():

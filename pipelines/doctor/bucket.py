@@ -29,7 +29,9 @@ _REMEDIES = {
 }
 
 
-def bucket_checks(uri: str, options: S3Options = s3.DEFAULT, *, is_read_only: bool = False) -> Iterator[Check]:
+def bucket_checks(
+    uri: str, options: S3Options = s3.DEFAULT, *, is_read_only: bool = False
+) -> Iterator[Check]:
     """Try what a job does with a place.
 
     Args:

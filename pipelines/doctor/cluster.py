@@ -35,10 +35,18 @@ def check_token(environment: Mapping[str, str], home: Path) -> Check:
     make = "ray get-auth-token --generate, and the same file on every node"
     if mode == "disabled":
         if environment.get("RAY_ADDRESS"):
-            return warn("token", "RAY_AUTH_MODE=disabled", f"whoever reaches the cluster runs code on it: RAY_AUTH_MODE=token, {make}")
+            return warn(
+                "token",
+                "RAY_AUTH_MODE=disabled",
+                f"whoever reaches the cluster runs code on it: RAY_AUTH_MODE=token, {make}",
+            )
         return ok("token", "off; a cluster of this machine alone")
     if environment.get("RAY_AUTH_TOKEN"):
-        return warn("token", "in RAY_AUTH_TOKEN", "the environment is inherited and logged: keep it in ~/.ray/auth_token, mode 600")
+        return warn(
+            "token",
+            "in RAY_AUTH_TOKEN",
+            "the environment is inherited and logged: keep it in ~/.ray/auth_token, mode 600",
+        )
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -66,12 +74,18 @@ def check_ports(busy: Sequence[int]) -> Check:
 
 def busy_ports() -> list[int]:
     """Return those of the head's ports that something on this machine listens on."""
-    return [port for port in HEAD_PORTS if any(port == listening for _, listening in listeners(_tcp_tables()))]
+    return [
+        port for port in HEAD_PORTS if any(port == listening for _, listening in listeners(_tcp_tables()))
+    ]
 
 
 def check_exposure(open_ports: Sequence[tuple[str, int]]) -> Check:
     """Ports of Ray that listen beyond loopback on this machine: (address, port)."""
-    found = [f"{address}:{port}" for address, port in open_ports if port in (8265, 10001) and not address.startswith("127.")]
+    found = [
+        f"{address}:{port}"
+        for address, port in open_ports
+        if port in (8265, 10001) and not address.startswith("127.")
+    ]
     if found:
         return warn(
             "exposure",
@@ -111,12 +125,16 @@ def check_address(address: str) -> Check:
         )
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
-        return fail("ray address", f"RAY_ADDRESS={address}", "the form is HOST:6379, or auto on a node of the cluster")
+        return fail(
+            "ray address", f"RAY_ADDRESS={address}", "the form is HOST:6379, or auto on a node of the cluster"
+        )
     try:
         socket.create_connection((host, int(port)), 5).close()
     except OSError as error:
         return fail(
-            "ray address", f"nobody at {address}: {error}", "is the head up (`ray status` there), and does the security group let you in?"
+            "ray address",
+            f"nobody at {address}: {error}",
+            "is the head up (`ray status` there), and does the security group let you in?",
         )
     return ok("ray address", address)
 
@@ -125,14 +143,24 @@ def check_cluster(environment: Mapping[str, str], timeout_s: float = 60) -> Chec
     """Join the cluster of RAY_ADDRESS for a moment, in a process of its own."""
     try:
         asked = subprocess.run(
-            [sys.executable, "-c", _ASK], env=dict(environment), capture_output=True, text=True, timeout=timeout_s, check=False
+            [sys.executable, "-c", _ASK],
+            env=dict(environment),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return fail(
-            "cluster", f"no answer in {timeout_s:.0f} s", "look at gcs_server.out and raylet.out on the head: docs/operate.md, head lost"
+            "cluster",
+            f"no answer in {timeout_s:.0f} s",
+            "look at gcs_server.out and raylet.out on the head: docs/operate.md, head lost",
         )
     if asked.returncode:
-        said = next((line for line in reversed(asked.stderr.splitlines()) if line.strip()), f"exit code {asked.returncode}")
+        said = next(
+            (line for line in reversed(asked.stderr.splitlines()) if line.strip()),
+            f"exit code {asked.returncode}",
+        )
         remedy = "versions of Ray and Python must be the cluster's; the token must be its token: ~/.ray/auth_token of the head"
         return fail("cluster", " ".join(said.split())[:300], remedy)
     told = json.loads(asked.stdout.splitlines()[-1])
@@ -140,7 +168,9 @@ def check_cluster(environment: Mapping[str, str], timeout_s: float = 60) -> Chec
     found = f"{told['nodes']} nodes, {have.get('CPU', 0):.0f} CPUs, {have.get('GPU', 0):.0f} GPUs"
     if not have.get("CPU"):
         return warn(
-            "cluster", found, "no node does any work yet: the autoscaler starts some when a job asks; `ray status` says if it cannot"
+            "cluster",
+            found,
+            "no node does any work yet: the autoscaler starts some when a job asks; `ray status` says if it cannot",
         )
     return ok("cluster", found)
 
@@ -168,13 +198,22 @@ def node_checks(lock: str | None) -> Iterator[Check]:
 
     ask = ray.remote(num_cpus=0, max_retries=0)(_on_node)
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    asked = [ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(lock) for node in nodes]
+    asked = [
+        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+            lock
+        )
+        for node in nodes
+    ]
     for node, answer in zip(nodes, asked, strict=True):
         where = node["NodeManagerAddress"]
         try:
             found: list[Check] = ray.get(answer, timeout=300)
         except RayError as error:  # also that the code cannot be imported there
-            yield fail(f"{where} node", " ".join(str(error).split())[-300:], "submit with --working-dir . so that the node has the code")
+            yield fail(
+                f"{where} node",
+                " ".join(str(error).split())[-300:],
+                "submit with --working-dir . so that the node has the code",
+            )
             continue
         yield from (replace(one, name=f"{where} {one.name}") for one in found)
 

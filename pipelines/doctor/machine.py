@@ -22,7 +22,17 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 GIB = 1 << 30
 # Without one of these, or with another version of it, nothing works or nodes do not understand each other.
-CORE = ("numpy", "opencv-python-headless", "pillow", "pyarrow", "ray", "s3fs", "safetensors", "torch", "torchvision")
+CORE = (
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "pyarrow",
+    "ray",
+    "s3fs",
+    "safetensors",
+    "torch",
+    "torchvision",
+)
 _SHARE_OF_OBJECT_STORE = 0.3  # Ray's default, of the machine's memory
 _FULL_DISK = 0.95  # above, Ray does not spill and refuses objects (local_fs_capacity_threshold)
 
@@ -53,7 +63,9 @@ class Check:
 
     def line(self) -> str:
         """Return the line for the user."""
-        return f"{self.level:<4}  {self.name}: {self.found}" + (f"\n      -> {self.remedy}" if self.remedy else "")
+        return f"{self.level:<4}  {self.name}: {self.found}" + (
+            f"\n      -> {self.remedy}" if self.remedy else ""
+        )
 
 
 def ok(name: str, found: str) -> Check:
@@ -75,7 +87,11 @@ def check_python(version: tuple[int, int, int]) -> Check:
     """Python itself, as (major, minor, micro)."""
     shown = ".".join(map(str, version))
     if version < (3, 11):
-        return fail("python", shown, "install Python 3.11 or newer and make the environment again: make setup PYTHON=python3.11")
+        return fail(
+            "python",
+            shown,
+            "install Python 3.11 or newer and make the environment again: make setup PYTHON=python3.11",
+        )
     return ok("python", shown)
 
 
@@ -115,7 +131,9 @@ def check_versions(pins: Mapping[str, str], installed: Mapping[str, str]) -> Ite
     """Installed packages beside the lock; the local part of a version ("+cu132") says which build it is and does not count."""
     missing = [name for name in pins if name not in installed]
     other = [
-        f"{name} {installed[name]} (lock: {pin})" for name, pin in pins.items() if name in installed and not _same(installed[name], pin)
+        f"{name} {installed[name]} (lock: {pin})"
+        for name, pin in pins.items()
+        if name in installed and not _same(installed[name], pin)
     ]
     remedy = "install the lock: make setup; on a cluster node: uv pip sync requirements.lock"
     core = [name for name in missing if name in CORE]
@@ -157,10 +175,16 @@ def check_gpu(memory_bytes: Sequence[int], has_driver: bool, has_amx: bool = Fal
             "update the driver to what `nvidia-smi` and torch.version.cuda need",
         )
     if not memory_bytes:
-        return ok("gpu", "none; the CPU computes" + (", fastest in bfloat16 (AMX): --model NAME@bfloat16" if has_amx else ""))
+        return ok(
+            "gpu",
+            "none; the CPU computes"
+            + (", fastest in bfloat16 (AMX): --model NAME@bfloat16" if has_amx else ""),
+        )
     found = ", ".join(f"{size / GIB:.0f} GiB" for size in memory_bytes)
     if min(memory_bytes) < 4 * GIB:
-        return warn("gpu", found, "below 4 GiB tiles become small and slow: set --tile 64, or use another device")
+        return warn(
+            "gpu", found, "below 4 GiB tiles become small and slow: set --tile 64, or use another device"
+        )
     return ok("gpu", found)
 
 
@@ -168,7 +192,11 @@ def check_memory(available_bytes: int) -> Check:
     """Memory that is free or can be freed."""
     found = f"{available_bytes / GIB:.1f} GiB available"
     if available_bytes < GIB:
-        return fail("memory", found, "a worker of Ray and a model take about 1 GiB: end other programs or take a larger machine")
+        return fail(
+            "memory",
+            found,
+            "a worker of Ray and a model take about 1 GiB: end other programs or take a larger machine",
+        )
     if available_bytes < 4 * GIB:
         return warn("memory", found, "give fewer replicas, and decoders less: --set limits.memory_mb=1000")
     return ok("memory", found)
@@ -179,10 +207,16 @@ def check_disk(path: str, free_bytes: int, total_bytes: int) -> Check:
     found = f"{free_bytes / GIB:.0f} of {total_bytes / GIB:.0f} GiB free at {path}"
     if 1 - free_bytes / total_bytes > _FULL_DISK:
         return fail(
-            "disk", found, "Ray refuses objects on a disk that is 95 % full: free some, or start it with --temp-dir on another disk"
+            "disk",
+            found,
+            "Ray refuses objects on a disk that is 95 % full: free some, or start it with --temp-dir on another disk",
         )
     if free_bytes < 20 * GIB:
-        return warn("disk", found, "large jobs spill objects: have 20 GiB free, or start Ray with --temp-dir on another disk")
+        return warn(
+            "disk",
+            found,
+            "large jobs spill objects: have 20 GiB free, or start Ray with --temp-dir on another disk",
+        )
     return ok("disk", found)
 
 
@@ -190,10 +224,16 @@ def check_shared_memory(total_bytes: int, memory_bytes: int) -> Check:
     """/dev/shm, where Ray keeps its objects."""
     found = f"{total_bytes / GIB:.2f} GiB for {memory_bytes / GIB:.1f} GiB of memory"
     if total_bytes < GIB // 4:
-        return fail("shared memory", found, "start the container with --shm-size=8g (Kubernetes: an emptyDir of medium Memory at /dev/shm)")
+        return fail(
+            "shared memory",
+            found,
+            "start the container with --shm-size=8g (Kubernetes: an emptyDir of medium Memory at /dev/shm)",
+        )
     if total_bytes < _SHARE_OF_OBJECT_STORE * memory_bytes:
         return warn(
-            "shared memory", found, "Ray's object store takes 30 % of the memory: enlarge /dev/shm or start Ray with --object-store-memory"
+            "shared memory",
+            found,
+            "Ray's object store takes 30 % of the memory: enlarge /dev/shm or start Ray with --object-store-memory",
         )
     return ok("shared memory", found)
 
@@ -203,14 +243,22 @@ def check_open_files(limit: int) -> Check:
     if limit < 4096:
         return fail("open files", f"{limit} a process", "ulimit -n 65536 before Ray starts")
     if limit < 65536:
-        return warn("open files", f"{limit} a process", "fine for one machine; on a cluster ulimit -n 65536 before Ray starts")
+        return warn(
+            "open files",
+            f"{limit} a process",
+            "fine for one machine; on a cluster ulimit -n 65536 before Ray starts",
+        )
     return ok("open files", f"{limit} a process")
 
 
 def check_weights(names: Sequence[str]) -> Check:
     """Models that ship with the package and are there."""
     if not names:
-        return fail("weights", "tiny-x4 is not in the installed package", "install the wheel or the repository again; see docs/faq.md")
+        return fail(
+            "weights",
+            "tiny-x4 is not in the installed package",
+            "install the wheel or the repository again; see docs/faq.md",
+        )
     return ok("weights", ", ".join(names))
 
 
@@ -226,7 +274,9 @@ def machine_checks(lock: str | None) -> Iterator[Check]:
 
     yield check_python((sys.version_info.major, sys.version_info.minor, sys.version_info.micro))
     if lock is None:
-        yield warn("versions", "no requirements.lock to compare with", "run from the repository, or give --lock FILE")
+        yield warn(
+            "versions", "no requirements.lock to compare with", "run from the repository, or give --lock FILE"
+        )
     else:
         yield from check_versions(read_lock(lock), installed_versions())
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else range(0)

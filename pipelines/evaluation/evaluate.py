@@ -104,7 +104,11 @@ def pairs_of(sets: Sequence[PictureSet]) -> list[Pair]:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"two test sets are called {name!r}: name them, NAME=LQ_DIR:GT_DIR")
-    return [Pair(pair.key, pair.lq_uri, pair.gt_uri, one.name) for one in sets for pair in pair_up(one.lq_root, one.gt_root)]
+    return [
+        Pair(pair.key, pair.lq_uri, pair.gt_uri, one.name)
+        for one in sets
+        for pair in pair_up(one.lq_root, one.gt_root)
+    ]
 
 
 def pair_up(lq_root: str, gt_root: str | None) -> list[Pair]:
@@ -121,7 +125,9 @@ def pair_up(lq_root: str, gt_root: str | None) -> list[Pair]:
     gt = _by_stem(gt_root)
     missing = sorted(lq.keys() - gt.keys())
     if missing:
-        raise ValueError(f"{len(missing)} pictures of {lq_root} have no truth in {gt_root}: {', '.join(missing[:5])}")
+        raise ValueError(
+            f"{len(missing)} pictures of {lq_root} have no truth in {gt_root}: {', '.join(missing[:5])}"
+        )
     return [Pair(stem, uri, gt[stem]) for stem, uri in lq.items()]
 
 
@@ -137,7 +143,9 @@ def _by_stem(root: str) -> dict[str, str]:
 
 def rgb_u8(picture: Picture) -> Image:
     """Return the pixels as (H, W, 3) uint8."""
-    pixels = picture.pixels if picture.pixels.dtype == np.uint8 else (picture.pixels / 257 + 0.5).astype(np.uint8)
+    pixels = (
+        picture.pixels if picture.pixels.dtype == np.uint8 else (picture.pixels / 257 + 0.5).astype(np.uint8)
+    )
     return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
 
 
@@ -163,7 +171,13 @@ class EvaluateStage:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         pair = Pair(**json.loads(row["pair"]))
-        record: dict[str, Any] = {"set": pair.set, "key": pair.key, "status": "ok", "reason": "", "message": ""}
+        record: dict[str, Any] = {
+            "set": pair.set,
+            "key": pair.key,
+            "status": "ok",
+            "reason": "",
+            "message": "",
+        }
         empty = dict.fromkeys(("lq", *METHODS, "gt"), b"")
         try:
             values, pictures = self._evaluate(pair)
@@ -175,7 +189,11 @@ class EvaluateStage:
             return {"record": json.dumps(record)} | empty
         except Exception:
             # The boundary of the stage: one picture must not end the report. The traceback is kept in the row.
-            record |= {"status": "failed", "reason": "evaluate_error", "message": traceback.format_exc(limit=-4)}
+            record |= {
+                "status": "failed",
+                "reason": "evaluate_error",
+                "message": traceback.format_exc(limit=-4),
+            }
             return {"record": json.dumps(record)} | empty
         return {"record": json.dumps(record | values)} | empty | pictures
 
@@ -209,7 +227,9 @@ def default_replicas(num_pairs: int) -> int:
     return max(1, min(num_pairs, gpus or min(os.cpu_count() or 1, _MOST_REPLICAS_ON_CPUS)))
 
 
-def evaluate(pairs: Sequence[Pair], options: EvaluateOptions, replicas: int = 1) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
+def evaluate(
+    pairs: Sequence[Pair], options: EvaluateOptions, replicas: int = 1
+) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
     """Evaluate with Ray Data and yield (record, encoded pictures) of each pair, in no order."""
     items = [{"pair": json.dumps(asdict(pair))} for pair in pairs]
     stage: Any = EvaluateStage  # Ray's types do not know classes with constructor arguments

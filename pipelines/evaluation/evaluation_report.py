@@ -22,7 +22,13 @@ class Written:
     failed: list[tuple[str, Record]]
 
 
-def write(out: str, facts: Mapping[str, Any], records: Sequence[Record], protocol: Protocol | None, cards: Sequence[Card]) -> Written:
+def write(
+    out: str,
+    facts: Mapping[str, Any],
+    records: Sequence[Record],
+    protocol: Protocol | None,
+    cards: Sequence[Card],
+) -> Written:
     """Write the report; summary.json last, so that a report that has one is whole.
 
     Args:

@@ -39,6 +39,8 @@ def bootstrap(values: Sequence[float], resamples: int = RESAMPLES) -> Interval:
     means = np.empty(resamples)
     for start in range(0, resamples, _AT_A_TIME):
         count = min(_AT_A_TIME, resamples - start)
-        means[start : start + count] = sample[rng.integers(len(sample), size=(count, len(sample)))].mean(axis=1)
+        means[start : start + count] = sample[rng.integers(len(sample), size=(count, len(sample)))].mean(
+            axis=1
+        )
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(mean, float(low), float(high))

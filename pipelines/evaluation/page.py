@@ -165,11 +165,15 @@ def _embed(data: bytes, what: str) -> _Embedded:
 
 
 def _card(card: Card, number: int) -> str:
-    lq, before, ours = (_embed(getattr(card, role), f"{role} of {card.name!r}") for role in ("lq", "before", "ours"))
+    lq, before, ours = (
+        _embed(getattr(card, role), f"{role} of {card.name!r}") for role in ("lq", "before", "ours")
+    )
     gt = None if card.gt is None else _embed(card.gt, f"gt of {card.name!r}")
     for role, picture in (("before", before), ("gt", gt)):
         if picture is not None and picture.size != ours.size:
-            raise ValueError(f"{role} of {card.name!r} is {picture.size}, it must have the size of ours, {ours.size}")
+            raise ValueError(
+                f"{role} of {card.name!r} is {picture.size}, it must have the size of ours, {ours.size}"
+            )
     name, before_name = escape(card.name), escape(card.before_name)
     meta = " · ".join(escape(part) for part in (f"{lq.size} → {ours.size} px", card.note) if part)
     focus = f'data-x="{card.focus[0]}" data-y="{card.focus[1]}"'
@@ -209,7 +213,11 @@ def _detail(card: Card, number: int, lq: _Embedded, gt: _Embedded | None) -> str
         for factor, label in ((0, "whole"), (1, "1×"), (2, "2×"), (4, "4×"))
     )
     rows = "\n".join(views)
-    hint = '<p class="hint">Drag across the picture to compare. Click or tap it to choose the detail.</p>\n' if number == 1 else ""
+    hint = (
+        '<p class="hint">Drag across the picture to compare. Click or tap it to choose the detail.</p>\n'
+        if number == 1
+        else ""
+    )
     return f"""\
 <div class="bar">
 {hint}\
@@ -226,7 +234,9 @@ def _summary_table(rows: Sequence[Sequence[str]]) -> str:
     lengths = sorted({len(row) for row in rows})
     if len(lengths) > 1:
         raise ValueError(f"the rows of summary must have one length, got {lengths}")
-    names = [re.sub(r"\S+ [↑↓]$", r'<span class="metric">\g<0></span>', escape(cell)) for cell in rows[0]]  # no break within "PSNR-Y ↑"
+    names = [
+        re.sub(r"\S+ [↑↓]$", r'<span class="metric">\g<0></span>', escape(cell)) for cell in rows[0]
+    ]  # no break within "PSNR-Y ↑"
     header = "".join(f'<th scope="col">{name}</th>' for name in names)
     body = "\n".join(_row(row) for row in rows[1:])
     table = f"<table><thead><tr>{header}</tr></thead>\n<tbody>\n{body}\n</tbody></table>"

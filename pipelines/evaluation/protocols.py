@@ -44,8 +44,16 @@ class Protocol:
         """Return the protocol without published LPIPS when it is measured with another trunk, whose values mean something else."""
         if lpips_net == self.lpips_net:
             return self
-        figures = [{name: value for name, value in anchor.figures.items() if name != "lpips"} for anchor in self.anchors]
-        return replace(self, anchors=tuple(replace(anchor, figures=kept) for anchor, kept in zip(self.anchors, figures, strict=True)))
+        figures = [
+            {name: value for name, value in anchor.figures.items() if name != "lpips"}
+            for anchor in self.anchors
+        ]
+        return replace(
+            self,
+            anchors=tuple(
+                replace(anchor, figures=kept) for anchor, kept in zip(self.anchors, figures, strict=True)
+            ),
+        )
 
 
 # How far a run of the same weights may be from a paper and still count as the same.
@@ -63,18 +71,36 @@ PROTOCOLS = {
                 Anchor(
                     method="ResShift-15",
                     source="ResShift (NeurIPS 2023), table 3",
-                    figures={"psnr_y": 25.01, "ssim_y": 0.677, "lpips": 0.231, "clipiqa": 0.592, "musiq": 53.660},
+                    figures={
+                        "psnr_y": 25.01,
+                        "ssim_y": 0.677,
+                        "lpips": 0.231,
+                        "clipiqa": 0.592,
+                        "musiq": 53.660,
+                    },
                     preset="realsr-x4-s15",
                 ),
                 Anchor(
                     method="SinSR",
                     source=_RSD,
-                    figures={"psnr_y": 24.56, "ssim_y": 0.657, "lpips": 0.221, "clipiqa": 0.611, "musiq": 53.357},
+                    figures={
+                        "psnr_y": 24.56,
+                        "ssim_y": 0.657,
+                        "lpips": 0.221,
+                        "clipiqa": 0.611,
+                        "musiq": 53.357,
+                    },
                 ),
                 Anchor(
                     method="Real-ESRGAN",
                     source=_RSD,
-                    figures={"psnr_y": 24.04, "ssim_y": 0.665, "lpips": 0.254, "clipiqa": 0.523, "musiq": 52.538},
+                    figures={
+                        "psnr_y": 24.04,
+                        "ssim_y": 0.665,
+                        "lpips": 0.254,
+                        "clipiqa": 0.523,
+                        "musiq": 52.538,
+                    },
                 ),
             ),
         ),
@@ -86,7 +112,13 @@ PROTOCOLS = {
                 Anchor(
                     method="ResShift-15",
                     source="RSD, table 1",
-                    figures={"psnr_y": 26.49, "ssim_y": 0.754, "lpips": 0.360, "clipiqa": 0.5958, "musiq": 59.873},
+                    figures={
+                        "psnr_y": 26.49,
+                        "ssim_y": 0.754,
+                        "lpips": 0.360,
+                        "clipiqa": 0.5958,
+                        "musiq": 59.873,
+                    },
                     preset="realsr-x4-s15",
                 ),
             ),

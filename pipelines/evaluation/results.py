@@ -84,13 +84,17 @@ def worst(records: Sequence[Record], count: int = NUM_WORST) -> list[Record]:
     for name in ("lpips", "psnr_y"):
         rows = [record for record in records if name in record.get("ours", {})]
         if rows:
-            return sorted(rows, key=lambda row: row["ours"][name], reverse=not FIGURES[name].higher_is_better)[:count]
+            return sorted(
+                rows, key=lambda row: row["ours"][name], reverse=not FIGURES[name].higher_is_better
+            )[:count]
     return []
 
 
 def on_the_page(records: Sequence[Record]) -> list[tuple[Record, str]]:
     """Return the pictures that a page shows, each with a note: the worst ones first, then others in order of name, 32 at most."""
-    usable = [record for members in by_set(records).values() for record in members if record["status"] == "ok"]
+    usable = [
+        record for members in by_set(records).values() for record in members if record["status"] == "ok"
+    ]
     lowest = worst(usable) if len(usable) > NUM_WORST else []
     chosen = [(record, f"number {place} of the worst") for place, record in enumerate(lowest, start=1)]
     taken = {identity(record) for record in lowest}
@@ -98,7 +102,9 @@ def on_the_page(records: Sequence[Record]) -> list[tuple[Record, str]]:
     return chosen + others[: MOST_PICTURES_ON_THE_PAGE - len(chosen)]
 
 
-def summary(records: Sequence[Record], facts: Mapping[str, Any], protocol: Protocol | None, model: str) -> dict[str, Any]:
+def summary(
+    records: Sequence[Record], facts: Mapping[str, Any], protocol: Protocol | None, model: str
+) -> dict[str, Any]:
     """Return summary.json: the same for the same records, whoever computed them and in whatever order.
 
     Args:
@@ -113,17 +119,27 @@ def summary(records: Sequence[Record], facts: Mapping[str, Any], protocol: Proto
         entry: dict[str, Any] = {
             "pictures": len(rows),
             "failed": sum(row["status"] != "ok" for row in rows),
-            "means": {method: {figure: asdict(value) for figure, value in columns.items()} for method, columns in found.items()},
+            "means": {
+                method: {figure: asdict(value) for figure, value in columns.items()}
+                for method, columns in found.items()
+            },
             "difference": {figure: asdict(bootstrap(column)) for figure, column in differences(rows).items()},
         }
         if protocol is not None and "ours" in found:
             ours = {figure: value.mean for figure, value in found["ours"].items()}
             entry["reproduced"] = {
-                figure: asdict(result) | {"agrees": result.agrees} for figure, result in reproduced(protocol, model, ours).items()
+                figure: asdict(result) | {"agrees": result.agrees}
+                for figure, result in reproduced(protocol, model, ours).items()
             }
         sets[name] = entry
     devices = sorted({record["device"] for record in records if "device" in record})
-    return {**facts, "protocol": protocol.name if protocol else None, "devices": devices, "reference": reference_of(records), "sets": sets}
+    return {
+        **facts,
+        "protocol": protocol.name if protocol else None,
+        "devices": devices,
+        "reference": reference_of(records),
+        "sets": sets,
+    }
 
 
 def versions() -> dict[str, str]:
@@ -137,7 +153,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def table(records: Sequence[Record], names: Mapping[str, str], protocol: Protocol | None = None) -> list[list[str]]:
+def table(
+    records: Sequence[Record], names: Mapping[str, str], protocol: Protocol | None = None
+) -> list[list[str]]:
     """Return a table with a header row, one line a figure of a set.
 
     Args:
@@ -155,9 +173,14 @@ def table(records: Sequence[Record], names: Mapping[str, str], protocol: Protoco
         found, paired = means(members), differences(members)
         for figure in measured(members):
             shown = FIGURES[figure].shown
-            cells = [shown(found[method][figure].mean) if figure in found.get(method, {}) else "" for method in methods]
+            cells = [
+                shown(found[method][figure].mean) if figure in found.get(method, {}) else ""
+                for method in methods
+            ]
             label = FIGURES[figure].label if len(sets) == 1 else f"{name}: {FIGURES[figure].label}"
-            published = [shown(anchor.figures[figure]) if figure in anchor.figures else "" for anchor in anchors]
+            published = [
+                shown(anchor.figures[figure]) if figure in anchor.figures else "" for anchor in anchors
+            ]
             rows.append([label, *cells, _shown_difference(figure, paired.get(figure, [])), *published])
     return rows
 
@@ -186,7 +209,13 @@ def histograms(records: Sequence[Record], names: Mapping[str, str]) -> list[Hist
     ]
 
 
-def card(record: Record, pictures: Mapping[str, bytes], names: Mapping[str, str], note: str = "", name: str | None = None) -> Card:
+def card(
+    record: Record,
+    pictures: Mapping[str, bytes],
+    names: Mapping[str, str],
+    note: str = "",
+    name: str | None = None,
+) -> Card:
     """Return a picture's card for the page."""
     reference = "against" if "against" in record else "bicubic"
     figures: dict[str, tuple[str, str]] = {}
@@ -214,7 +243,9 @@ def to_csv(records: Sequence[Record]) -> str:
     writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for record in records:
-        flat = {f"{name}_{method}": value for method in METHODS for name, value in record.get(method, {}).items()}
+        flat = {
+            f"{name}_{method}": value for method in METHODS for name, value in record.get(method, {}).items()
+        }
         writer.writerow(dict(record) | flat)
     return out.getvalue()
 
@@ -224,7 +255,9 @@ def to_lines(records: Sequence[Record]) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
-def merged(parts: Sequence[tuple[str, Mapping[str, Any], Sequence[Record]]]) -> tuple[dict[str, Any], list[Record]]:
+def merged(
+    parts: Sequence[tuple[str, Mapping[str, Any], Sequence[Record]]],
+) -> tuple[dict[str, Any], list[Record]]:
     """Join reports of parts of one evaluation.
 
     Args:
@@ -240,7 +273,9 @@ def merged(parts: Sequence[tuple[str, Mapping[str, Any], Sequence[Record]]]) -> 
     for where, other, _ in others:
         different = sorted(name for name in facts.keys() | other.keys() if facts.get(name) != other.get(name))
         if different:
-            raise MergeError(f"{first} and {where} differ in {', '.join(different)}: figures of the two cannot be averaged")
+            raise MergeError(
+                f"{first} and {where} differ in {', '.join(different)}: figures of the two cannot be averaged"
+            )
     seen: dict[str, str] = {}
     for where, _, records in parts:
         for record in records:

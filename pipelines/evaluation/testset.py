@@ -78,7 +78,9 @@ class Protocol:
 
     def __post_init__(self) -> None:
         if self.side_px < 1 or self.side_px % self.recipe.scale:
-            raise ValueError(f"side_px must be a positive multiple of the scale {self.recipe.scale}, got {self.side_px}")
+            raise ValueError(
+                f"side_px must be a positive multiple of the scale {self.recipe.scale}, got {self.side_px}"
+            )
         if self.num is not None and self.num < 1:
             raise ValueError(f"num must be at least 1, got {self.num}")
 
@@ -131,7 +133,11 @@ def make_pair(data: bytes, key: str, protocol: Protocol) -> dict[str, Any]:
     if protocol.crop == "whole":
         rgb = np.ascontiguousarray(rgb[: rgb.shape[0] // scale * scale, : rgb.shape[1] // scale * scale])
         if not rgb.size:
-            return entry | {"status": "skipped", "reason": str(Reason.TOO_SMALL), "message": f"both sides must have {scale} pixels"}
+            return entry | {
+                "status": "skipped",
+                "reason": str(Reason.TOO_SMALL),
+                "message": f"both sides must have {scale} pixels",
+            }
     else:
         rgb = central_square(rgb, protocol.side_px)
     params = degradation.draw(seeds.philox(protocol.seed, "test set", entry["key"]), protocol.recipe)
@@ -165,7 +171,9 @@ def write_pairs(items: Sequence[Item], root: str, protocol: Protocol) -> list[di
             data, outcome = b"", ("failed", str(error.reason), str(error))
         row: dict[str, Any]
         if outcome:
-            row = {"key": storage.printable(item.key)} | dict(zip(("status", "reason", "message"), outcome, strict=True))
+            row = {"key": storage.printable(item.key)} | dict(
+                zip(("status", "reason", "message"), outcome, strict=True)
+            )
         else:
             row = make_pair(data, item.key, protocol)
         for folder, png in row.pop("files", {}).items():
@@ -194,7 +202,11 @@ def write_testset(items: Sequence[Item], root: str, protocol: Protocol) -> Itera
             num_good += sum(entry["status"] == "ok" for entry in part)
             yield from part
         i_next = stop
-    manifest = {"format": FORMAT, "protocol": TypeAdapter(Protocol).dump_python(protocol, mode="json"), "pictures": entries}
+    manifest = {
+        "format": FORMAT,
+        "protocol": TypeAdapter(Protocol).dump_python(protocol, mode="json"),
+        "pictures": entries,
+    }
     storage.write_bytes(storage.join(root, "manifest.json"), (json.dumps(manifest, indent=1) + "\n").encode())
 
 
@@ -226,7 +238,9 @@ def check_same_set(root: str, protocol: Protocol) -> None:
     ours = flatten(TypeAdapter(Protocol).dump_python(protocol, mode="json"))
     theirs = flatten(json.loads(storage.read_bytes(uri)).get("protocol", {}))
     differing = [
-        f"{name}: {theirs.get(name)!r} -> {ours.get(name)!r}" for name in sorted(ours | theirs) if ours.get(name) != theirs.get(name)
+        f"{name}: {theirs.get(name)!r} -> {ours.get(name)!r}"
+        for name in sorted(ours | theirs)
+        if ours.get(name) != theirs.get(name)
     ]
     if differing:
         raise ValueError(f"{root} holds another test set; {'; '.join(differing)}")

@@ -25,7 +25,10 @@ def digests(parts: Sequence[str | tuple[str, ...]]) -> Keys:
     Strings may hold surrogate escapes (names that are not UTF-8).
     """
     joined = b"".join(
-        hashlib.blake2b("\0".join(part if isinstance(part, tuple) else (part,)).encode("utf-8", "surrogateescape"), digest_size=16).digest()
+        hashlib.blake2b(
+            "\0".join(part if isinstance(part, tuple) else (part,)).encode("utf-8", "surrogateescape"),
+            digest_size=16,
+        ).digest()
         for part in parts
     )
     return np.frombuffer(joined, dtype=">u8").astype(np.uint64).reshape(-1, 2)

@@ -79,7 +79,13 @@ class Lease:
             self._is_working = True
             self._write()
             # Of runs that began while this one watched others, each sees by now that the other works.
-            self._give_way({name: beat for name, beat in self._others().items() if beat["is_working"] and name < self._name})
+            self._give_way(
+                {
+                    name: beat
+                    for name, beat in self._others().items()
+                    if beat["is_working"] and name < self._name
+                }
+            )
         except BaseException:
             self.release()
             raise
@@ -95,7 +101,9 @@ class Lease:
     def _watch(self) -> None:
         """Look whether the runs that are there go on; remove those that do not."""
         others = self._others()
-        for name in [name for name, beat in others.items() if beat["place"] == place() and not _is_alive(beat["pid"])]:
+        for name in [
+            name for name, beat in others.items() if beat["place"] == place() and not _is_alive(beat["pid"])
+        ]:
             self._remove(name)
             del others[name]
         if not others:
@@ -107,8 +115,14 @@ class Lease:
             if self._ended.wait(self._beat_s / 4):
                 return
             now = self._others()
-            moved = {name: beat for name, beat in now.items() if name in others and beat["beats"] != others[name]["beats"]}
-            self._give_way({name: beat for name, beat in moved.items() if beat["is_working"] or name < self._name})
+            moved = {
+                name: beat
+                for name, beat in now.items()
+                if name in others and beat["beats"] != others[name]["beats"]
+            }
+            self._give_way(
+                {name: beat for name, beat in moved.items() if beat["is_working"] or name < self._name}
+            )
             # What has gone has ended. What moves and is to give way may yet be killed before it does.
             others = {name: beat for name, beat in others.items() if name in now}
         for name, beat in others.items():
@@ -146,14 +160,29 @@ class Lease:
             if self._ended.is_set():
                 return
             self._beats += 1
-            beat = {"host": platform.node(), "pid": os.getpid(), "place": place(), "beats": self._beats, "is_working": self._is_working}
-            storage.write_bytes(storage.join(self._root, self._name), json.dumps(beat).encode(), self._options, "application/json")
+            beat = {
+                "host": platform.node(),
+                "pid": os.getpid(),
+                "place": place(),
+                "beats": self._beats,
+                "is_working": self._is_working,
+            }
+            storage.write_bytes(
+                storage.join(self._root, self._name),
+                json.dumps(beat).encode(),
+                self._options,
+                "application/json",
+            )
 
     def _remove(self, name: str) -> None:
         try:
             storage.remove(storage.join(self._root, name), self._options)
         except StorageError as error:
-            logger.warning("the next run will watch for %.0f s before it begins: %s", self._beat_s * _BEATS_TO_WATCH, error)
+            logger.warning(
+                "the next run will watch for %.0f s before it begins: %s",
+                self._beat_s * _BEATS_TO_WATCH,
+                error,
+            )
 
 
 @contextmanager

@@ -122,7 +122,9 @@ def begin_job(root: str, options: Mapping[str, Any], s3_options: S3Options = s3.
     """
     if not check_job(root, options, s3_options):
         text = json.dumps(dict(options), indent=2, sort_keys=True) + "\n"
-        storage.write_bytes(storage.join(root, f"{DIRECTORY}/job.json"), text.encode(), s3_options, "application/json")
+        storage.write_bytes(
+            storage.join(root, f"{DIRECTORY}/job.json"), text.encode(), s3_options, "application/json"
+        )
 
 
 def append(root: str, rows: Sequence[Mapping[str, Any]], s3_options: S3Options = s3.DEFAULT) -> None:
@@ -137,7 +139,9 @@ def append(root: str, rows: Sequence[Mapping[str, Any]], s3_options: S3Options =
     storage.write_bytes(storage.join(_parts_root(root), name), sink.getvalue(), s3_options)
 
 
-def parts(root: str, columns: list[str] | None = None, s3_options: S3Options = s3.DEFAULT) -> Iterator[pa.Table]:
+def parts(
+    root: str, columns: list[str] | None = None, s3_options: S3Options = s3.DEFAULT
+) -> Iterator[pa.Table]:
     """Yield the parts in the order in which they were written, some read ahead; nothing when there is no ledger.
 
     Raises:
@@ -145,7 +149,9 @@ def parts(root: str, columns: list[str] | None = None, s3_options: S3Options = s
     """
 
     def load(uri: str) -> pa.Table:
-        return pq.read_table(io.BytesIO(storage.read_bytes(uri, options=s3_options)), columns=columns, schema=SCHEMA)
+        return pq.read_table(
+            io.BytesIO(storage.read_bytes(uri, options=s3_options)), columns=columns, schema=SCHEMA
+        )
 
     uris = _part_uris(root, s3_options)
     with ThreadPoolExecutor(_READERS) as pool:
@@ -160,13 +166,19 @@ def _part_uris(root: str, s3_options: S3Options) -> list[str]:
         if error.reason is StorageReason.MISSING:
             return []
         raise
-    return [entry.uri for entry in sorted(entries, key=lambda entry: entry.key) if entry.key.endswith(".parquet")]
+    return [
+        entry.uri for entry in sorted(entries, key=lambda entry: entry.key) if entry.key.endswith(".parquet")
+    ]
 
 
 def latest(root: str, s3_options: S3Options = s3.DEFAULT) -> Iterator[pa.Table]:
     """Yield the latest row of every key, part by part."""
-    masks = _latest_masks([digests(table["key"].to_pylist())[:, 0] for table in parts(root, ["key"], s3_options)])
-    for table, mask in zip(parts(root, None, s3_options), masks, strict=False):  # parts that came meanwhile are left out
+    masks = _latest_masks(
+        [digests(table["key"].to_pylist())[:, 0] for table in parts(root, ["key"], s3_options)]
+    )
+    for table, mask in zip(
+        parts(root, None, s3_options), masks, strict=False
+    ):  # parts that came meanwhile are left out
         yield table.filter(pa.array(mask))
 
 
@@ -200,7 +212,9 @@ class Known:
     counts: Counter[str]
 
 
-def load_known(root: str, *, retry_failed: bool = False, again: Collection[str] = (), s3_options: S3Options = s3.DEFAULT) -> Known:
+def load_known(
+    root: str, *, retry_failed: bool = False, again: Collection[str] = (), s3_options: S3Options = s3.DEFAULT
+) -> Known:
     """Read what is done: everything that has a row, or, with `retry_failed`, everything that did not fail; without the keys in `again`."""
     redone = digests(sorted(again))[:, 0]
     columns = ["key", "etag", "status", "output"]
@@ -209,7 +223,14 @@ def load_known(root: str, *, retry_failed: bool = False, again: Collection[str] 
     for table in parts(root, columns, s3_options):
         keys, etags, statuses, outputs = (table[name].to_pylist() for name in columns)
         is_ok = np.array([status != "failed" for status in statuses], dtype=bool)
-        tables.append((digests(keys), digests(list(zip(keys, etags, strict=True))), is_ok, digests([output or "" for output in outputs])))
+        tables.append(
+            (
+                digests(keys),
+                digests(list(zip(keys, etags, strict=True))),
+                is_ok,
+                digests([output or "" for output in outputs]),
+            )
+        )
     masks = _latest_masks([part[0][:, 0] for part in tables])
     for mask, (keys, versions, is_ok, outputs) in zip(masks, tables, strict=True):
         known.owners.claim(outputs[mask & is_ok], keys[mask & is_ok])
@@ -231,4 +252,6 @@ def counts(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
 
 def total_counts(root: str, s3_options: S3Options = s3.DEFAULT) -> Counter[str]:
     """Count the latest rows of a ledger as `counts` does."""
-    return counts(row for table in latest(root, s3_options) for row in table.select(["status", "reason"]).to_pylist())
+    return counts(
+        row for table in latest(root, s3_options) for row in table.select(["status", "reason"]).to_pylist()
+    )

@@ -10,9 +10,21 @@ from resshift.images.codec import Format
 
 OutputFormat = Literal["keep", "png", "jpeg", "webp", "tiff"]
 FIELDS = ("dir", "name", "stem", "ext", "scale")
-CONTENT_TYPES: dict[Format, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "tiff": "image/tiff"}
+CONTENT_TYPES: dict[Format, str] = {
+    "png": "image/png",
+    "jpeg": "image/jpeg",
+    "webp": "image/webp",
+    "tiff": "image/tiff",
+}
 _EXTENSIONS: dict[Format, str] = {"png": "png", "jpeg": "jpg", "webp": "webp", "tiff": "tif"}
-_KEPT: dict[str, Format] = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp", "tif": "tiff", "tiff": "tiff"}
+_KEPT: dict[str, Format] = {
+    "png": "png",
+    "jpg": "jpeg",
+    "jpeg": "jpeg",
+    "webp": "webp",
+    "tif": "tiff",
+    "tiff": "tiff",
+}
 
 
 def output_format(key: str, format: OutputFormat) -> tuple[Format, str]:
@@ -42,11 +54,21 @@ def output_key(key: str, template: str, format: OutputFormat, scale: float) -> s
     """
     directory, name = posixpath.split(key)
     stem = posixpath.splitext(name)[0] or name
-    fields = {"dir": directory or ".", "name": name, "stem": stem, "ext": output_format(key, format)[1], "scale": f"{scale:g}"}
+    fields = {
+        "dir": directory or ".",
+        "name": name,
+        "stem": stem,
+        "ext": output_format(key, format)[1],
+        "scale": f"{scale:g}",
+    }
     try:
         output = posixpath.normpath(template.format(**fields))
     except (KeyError, IndexError, AttributeError) as error:
-        raise ValueError(f"the name {template!r} uses {error}; allowed: {{dir}}, {{name}}, {{stem}}, {{ext}}, {{scale}}") from None
+        raise ValueError(
+            f"the name {template!r} uses {error}; allowed: {{dir}}, {{name}}, {{stem}}, {{ext}}, {{scale}}"
+        ) from None
     if output.split("/")[0] in ("", "..", ".", DIRECTORY):
-        raise ValueError(f"the name {template!r} gives {output!r}: it must lie inside DST and outside {DIRECTORY}/")
+        raise ValueError(
+            f"the name {template!r} gives {output!r}: it must lie inside DST and outside {DIRECTORY}/"
+        )
     return output

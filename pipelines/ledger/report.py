@@ -24,7 +24,19 @@ from resshift.storage import StorageError, StorageReason, s3
 from resshift.storage.s3 import S3Options
 
 _TEMPLATE = Path(__file__).with_name("report.html")
-_CSV_COLUMNS = ("key", "status", "reason", "message", "etag", "size", "output", "width_in", "height_in", "attempts", "written_at")
+_CSV_COLUMNS = (
+    "key",
+    "status",
+    "reason",
+    "message",
+    "etag",
+    "size",
+    "output",
+    "width_in",
+    "height_in",
+    "attempts",
+    "written_at",
+)
 _MAX_CSV_ROWS = 1_000_000
 _MAX_PAGE_ROWS = 200
 _NUM_BINS = 60
@@ -74,7 +86,9 @@ class Summary:
 def write_run(root: str, record: RunRecord, options: S3Options = s3.DEFAULT) -> None:
     """Write the record of a run."""
     uri = storage.join(root, f"{DIRECTORY}/runs/{record.run}.json")
-    storage.write_bytes(uri, (json.dumps(asdict(record), indent=1) + "\n").encode(), options, "application/json")
+    storage.write_bytes(
+        uri, (json.dumps(asdict(record), indent=1) + "\n").encode(), options, "application/json"
+    )
 
 
 def _runs(root: str, options: S3Options) -> list[dict[str, Any]]:
@@ -84,10 +98,16 @@ def _runs(root: str, options: S3Options) -> list[dict[str, Any]]:
         if error.reason is not StorageReason.MISSING:
             raise
         return []
-    return [json.loads(storage.read_bytes(entry.uri, options=options)) for entry in entries if entry.key.endswith(".json")]
+    return [
+        json.loads(storage.read_bytes(entry.uri, options=options))
+        for entry in entries
+        if entry.key.endswith(".json")
+    ]
 
 
-def summarise(root: str, price_per_hour: float | None = None, options: S3Options = s3.DEFAULT) -> tuple[Summary, list[dict[str, Any]]]:
+def summarise(
+    root: str, price_per_hour: float | None = None, options: S3Options = s3.DEFAULT
+) -> tuple[Summary, list[dict[str, Any]]]:
     """Read the ledger once.
 
     Args:
@@ -109,7 +129,9 @@ def summarise(root: str, price_per_hour: float | None = None, options: S3Options
             times.append(row["written_at"])
             low, high = span_by_run.get(row["run"] or "", (row["written_at"], row["written_at"]))
             span_by_run[row["run"] or ""] = (min(low, row["written_at"]), max(high, row["written_at"]))
-            seconds_by_run[row["run"] or ""] = seconds_by_run.get(row["run"] or "", 0.0) + (row["model_seconds"] or 0.0)
+            seconds_by_run[row["run"] or ""] = seconds_by_run.get(row["run"] or "", 0.0) + (
+                row["model_seconds"] or 0.0
+            )
             if row["status"] == "ok":
                 summary.megapixels_in += row["width_in"] * row["height_in"] * (row["frames"] or 1) / 1e6
                 summary.megapixels_out += row["width_out"] * row["height_out"] * (row["frames"] or 1) / 1e6
@@ -128,7 +150,9 @@ def summarise(root: str, price_per_hour: float | None = None, options: S3Options
     summary.wall_seconds = sum(run["ended"] - run["started"] for run in summary.runs) + sum(
         span_by_run[run][1] - span_by_run[run][0] for run in unknown
     )
-    replica_seconds = sum(run["replica_seconds"] for run in summary.runs) + sum(seconds_by_run[run] for run in unknown)
+    replica_seconds = sum(run["replica_seconds"] for run in summary.runs) + sum(
+        seconds_by_run[run] for run in unknown
+    )
     summary.replica_hours = replica_seconds / 3600
     if summary.wall_seconds > 0:
         summary.pictures_per_s = summary.counts["ok"] / summary.wall_seconds
@@ -142,7 +166,11 @@ def summarise(root: str, price_per_hour: float | None = None, options: S3Options
 
 def _kinds(notes: str | None) -> Iterable[str]:
     """Return the notes of a row without their numbers, so that they can be counted."""
-    return {"".join("N" if c.isdigit() else c for c in note).replace("NN", "N") for note in (notes or "").split("; ") if note}
+    return {
+        "".join("N" if c.isdigit() else c for c in note).replace("NN", "N")
+        for note in (notes or "").split("; ")
+        if note
+    }
 
 
 def _timeline(times: Sequence[float]) -> list[tuple[float, int]]:
@@ -155,7 +183,9 @@ def _timeline(times: Sequence[float]) -> list[tuple[float, int]]:
     return [(round(i * width, 1), bins[i]) for i in range(_NUM_BINS)] if last > first else [(0.0, len(times))]
 
 
-def write_report(root: str, job: Mapping[str, Any], price_per_hour: float | None, options: S3Options = s3.DEFAULT) -> Summary:
+def write_report(
+    root: str, job: Mapping[str, Any], price_per_hour: float | None, options: S3Options = s3.DEFAULT
+) -> Summary:
     """Write the three files and return the figures.
 
     Args:
@@ -194,7 +224,13 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return out.getvalue()
 
 
-def page(root: str, summary: Summary, others: Sequence[Mapping[str, Any]], job: Mapping[str, Any], price_per_hour: float | None) -> str:
+def page(
+    root: str,
+    summary: Summary,
+    others: Sequence[Mapping[str, Any]],
+    job: Mapping[str, Any],
+    price_per_hour: float | None,
+) -> str:
     """Return the HTML page; it loads nothing and runs no script."""
     total = sum(summary.counts[status] for status in ("ok", "failed", "skipped"))
     figures = {
@@ -207,20 +243,33 @@ def page(root: str, summary: Summary, others: Sequence[Mapping[str, Any]], job: 
         "pictures / s": _number(summary.pictures_per_s),
         "input megapixels / s": _number(summary.megapixels_per_s),
         "replica hours": _number(summary.replica_hours),
-        "cost": "–" if summary.cost is None else f"{summary.cost:,.2f} (at {price_per_hour:g} per replica hour)",
+        "cost": "–"
+        if summary.cost is None
+        else f"{summary.cost:,.2f} (at {price_per_hour:g} per replica hour)",
     }
-    reasons = sorted(((name, count) for name, count in summary.counts.items() if ": " in name), key=lambda pair: -pair[1])
+    reasons = sorted(
+        ((name, count) for name, count in summary.counts.items() if ": " in name), key=lambda pair: -pair[1]
+    )
     ended = max((run["ended"] for run in summary.runs), default=0.0)
     return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(storage.printable(root)),
         when=datetime.fromtimestamp(ended, UTC).strftime("%Y-%m-%d %H:%M UTC") if ended else "",
-        figures="".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in figures.items()),
+        figures="".join(
+            f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in figures.items()
+        ),
         bar=_bar(summary, total),
         chart=_chart(summary.timeline),
         reasons=_table(("reason", "inputs"), [(name, f"{count:,}") for name, count in reasons]),
-        notes=_table(("note", "pictures"), [(name, f"{count:,}") for name, count in summary.notes.most_common(30)]),
-        failures=_table(("input", "reason", "message"), [(r["key"], r["reason"], r["message"]) for r in others[:_MAX_PAGE_ROWS]]),
-        more=f"<p>{len(others) - _MAX_PAGE_ROWS:,} more in report.csv</p>" if len(others) > _MAX_PAGE_ROWS else "",
+        notes=_table(
+            ("note", "pictures"), [(name, f"{count:,}") for name, count in summary.notes.most_common(30)]
+        ),
+        failures=_table(
+            ("input", "reason", "message"),
+            [(r["key"], r["reason"], r["message"]) for r in others[:_MAX_PAGE_ROWS]],
+        ),
+        more=f"<p>{len(others) - _MAX_PAGE_ROWS:,} more in report.csv</p>"
+        if len(others) > _MAX_PAGE_ROWS
+        else "",
         runs=_table(
             ("run", "began", "wall clock", "replica hours", "replicas busy", "with"),
             [
@@ -253,7 +302,9 @@ def _size(num_bytes: float) -> str:
 
 def _bar(summary: Summary, total: int) -> str:
     shares = {status: 100 * summary.counts[status] / max(1, total) for status in ("ok", "skipped", "failed")}
-    return "".join(f'<i class="{status}" style="width:{share:.3f}%"></i>' for status, share in shares.items() if share)
+    return "".join(
+        f'<i class="{status}" style="width:{share:.3f}%"></i>' for status, share in shares.items() if share
+    )
 
 
 def _chart(timeline: Sequence[tuple[float, int]]) -> str:
@@ -275,5 +326,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     if not rows:
         return "<p>none</p>"
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
+    )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -41,16 +41,24 @@ def verify(root: str, scale: float, options: S3Options = s3.DEFAULT) -> Iterator
     named = DigestSet()
     with ThreadPoolExecutor(_THREADS) as pool:
         for table in ledger.latest(root, options):
-            rows = [row for row in table.to_pylist() if row["status"] == "ok" or (row["status"] == "skipped" and row["output"])]
+            rows = [
+                row
+                for row in table.to_pylist()
+                if row["status"] == "ok" or (row["status"] == "skipped" and row["output"])
+            ]
             named.add(digests([row["output"] for row in rows]))
-            for row, problem in zip(rows, pool.map(lambda row: verify_row(row, root, options), rows), strict=True):
+            for row, problem in zip(
+                rows, pool.map(lambda row: verify_row(row, root, options), rows), strict=True
+            ):
                 if problem is not None:
                     yield Problem(problem, row["key"])
                 elif row["width_in"] is not None:
                     wanted = tuple(max(1, round(row[side] * scale)) for side in ("width_in", "height_in"))
                     if (row["width_out"], row["height_out"]) != wanted:
                         size = f"{row['width_out']}x{row['height_out']}"
-                        yield Problem(f"corrupt: {row['output']}: {size} is not {scale:g} times the input", row["key"])
+                        yield Problem(
+                            f"corrupt: {row['output']}: {size} is not {scale:g} times the input", row["key"]
+                        )
     yield from _extra(root, named, options)
 
 
@@ -72,4 +80,8 @@ def _extra(root: str, named: DigestSet, options: S3Options) -> Iterator[Problem]
 def _unnamed(keys: list[str], named: DigestSet) -> Iterator[Problem]:
     if keys:
         is_named = named.contains(digests(keys))
-        yield from (Problem(f"extra: {key}: no row names it", None) for key, known in zip(keys, is_named, strict=True) if not known)
+        yield from (
+            Problem(f"extra: {key}: no row names it", None)
+            for key, known in zip(keys, is_named, strict=True)
+            if not known
+        )

@@ -41,7 +41,9 @@ class LedgerWriter:
         """
         now = time.monotonic()
         patience = min(120.0, max(10.0, (now - self._started) / 100))
-        if len(self._rows) >= max(100, self._num_written // 100) or (self._rows and now - self._last > patience):
+        if len(self._rows) >= max(100, self._num_written // 100) or (
+            self._rows and now - self._last > patience
+        ):
             rows, self._rows, self._last = self._rows, [], now
             self._num_written += len(rows)
             done = [part for part in self._parts if part.done()]

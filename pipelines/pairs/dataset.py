@@ -89,18 +89,29 @@ def fair_share(num_ranks: int, held_cpus: float, labels: Mapping[str, str] | Non
         ConfigError: no node has the labels, or no logical CPU would be left for data: the run would wait for ever, without a word.
     """
     wanted = dict(labels or {})
-    nodes = [node for node in ray.nodes() if node["Alive"] and wanted.items() <= dict(node.get("Labels") or {}).items()]
+    nodes = [
+        node
+        for node in ray.nodes()
+        if node["Alive"] and wanted.items() <= dict(node.get("Labels") or {}).items()
+    ]
     if not nodes:
         raise ConfigError(f"no node of the cluster has the labels {wanted}")
-    have: dict[str, float] = {name: sum(node["Resources"].get(name, 0.0) for node in nodes) for name in ("CPU", "object_store_memory")}
+    have: dict[str, float] = {
+        name: sum(node["Resources"].get(name, 0.0) for node in nodes)
+        for name in ("CPU", "object_store_memory")
+    }
     if labels is None:
         # Tasks that wait for a CPU are what makes an autoscaler start nodes for them.
         have["CPU"] = max(have["CPU"], promised().get("CPU", 0.0))
     if have["CPU"] - held_cpus < 0.1:
-        raise ConfigError(f"{held_cpus:g} of {have['CPU']:g} logical CPUs are held by workers, none is left to make training pairs")
+        raise ConfigError(
+            f"{held_cpus:g} of {have['CPU']:g} logical CPUs are held by workers, none is left to make training pairs"
+        )
     # Ray Data itself keeps to half of the object store.
     return Share(
-        cpus=(have["CPU"] - held_cpus) / num_ranks, object_store_bytes=int(have["object_store_memory"] / 2 / num_ranks), labels=labels
+        cpus=(have["CPU"] - held_cpus) / num_ranks,
+        object_store_bytes=int(have["object_store_memory"] / 2 / num_ranks),
+        labels=labels,
     )
 
 
@@ -116,10 +127,19 @@ class _Made(NamedTuple):
 
 def _batch_of(pairs: Iterable[_Made], num_rows: int) -> Batch:
     """Lay pairs side by side, each as it comes: put together at the end, all of them would be held twice."""
-    batch: Batch = {"key": np.empty(num_rows, object), "epoch": np.empty(num_rows, np.int64), "row": np.empty(num_rows, np.int64)}
+    batch: Batch = {
+        "key": np.empty(num_rows, object),
+        "epoch": np.empty(num_rows, np.int64),
+        "row": np.empty(num_rows, np.int64),
+    }
     batch["substituted"] = np.zeros(num_rows, np.uint8)
     for i, (row, epoch, key, pair, substituted) in enumerate(pairs):
-        batch["row"][i], batch["epoch"][i], batch["key"][i], batch["substituted"][i] = row, epoch, key, substituted
+        batch["row"][i], batch["epoch"][i], batch["key"][i], batch["substituted"][i] = (
+            row,
+            epoch,
+            key,
+            substituted,
+        )
         for name, picture in {"hq": pair.hq_u8, "lq": pair.lq_u8, "mask": pair.mask_u8}.items():
             if picture is not None:
                 if name not in batch:
@@ -162,7 +182,14 @@ class PairMaker:
         failure: ImageError | None = None
         for step in range(len(group)):
             try:
-                pair = make_pair(group["bytes"][(i + step) % len(group)].as_py(), key, epoch, self.seed, self.crop, self.recipe)
+                pair = make_pair(
+                    group["bytes"][(i + step) % len(group)].as_py(),
+                    key,
+                    epoch,
+                    self.seed,
+                    self.crop,
+                    self.recipe,
+                )
             except ImageError as error:
                 failure = failure or error
             else:
@@ -185,7 +212,9 @@ def read_groups(root: str, groups: Sequence[RowGroup]) -> list[pa.Table]:
 class PairSource(Datasource):
     """Pieces of the stream as a Ray Data source: tasks make so many consecutive pairs each (`task_sizes`), the last what is left."""
 
-    def __init__(self, maker: PairMaker, pieces: Iterable[Piece], task_sizes: Iterable[int], rows_per_block: int) -> None:
+    def __init__(
+        self, maker: PairMaker, pieces: Iterable[Piece], task_sizes: Iterable[int], rows_per_block: int
+    ) -> None:
         super().__init__()
         self.tasks = [_read_task(maker, part, rows_per_block) for part in _filled(pieces, task_sizes)]
 
@@ -194,7 +223,10 @@ class PairSource(Datasource):
         return None
 
     def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: ray.data.DataContext | None = None
+        self,
+        parallelism: int,
+        per_task_row_limit: int | None = None,
+        data_context: ray.data.DataContext | None = None,
     ) -> list[ReadTask]:
         """Return the tasks in stream order."""
         return self.tasks
@@ -225,7 +257,9 @@ def _read_task(maker: PairMaker, pieces: list[Piece], rows_per_block: int) -> Re
         yield from map(BlockAccessor.batch_to_block, maker.batches(pieces, rows_per_block))
 
     num_rows = sum(len(piece.rows) for piece in pieces)
-    return ReadTask(read, BlockMetadata(num_rows=num_rows, size_bytes=None, exec_stats=None, input_files=None))
+    return ReadTask(
+        read, BlockMetadata(num_rows=num_rows, size_bytes=None, exec_stats=None, input_files=None)
+    )
 
 
 def pair_dataset(
@@ -251,12 +285,22 @@ def pair_dataset(
     """
     train = config.train
     maker = PairMaker(root, train.seed, config.data, config.degradation)
-    pieces = stream(row_groups(read_manifest(root)), train.seed, train.batch_size, start_row, stop_row, rank=rank, num_ranks=num_ranks)
+    pieces = stream(
+        row_groups(read_manifest(root)),
+        train.seed,
+        train.batch_size,
+        start_row,
+        stop_row,
+        rank=rank,
+        num_ranks=num_ranks,
+    )
     num_rows = rows_per_block(config, num_ranks)
     source = PairSource(maker, pieces, task_sizes(config, share, num_ranks), num_rows)
     num_cpus = 1.0 if share is None else cpus_of_a_task(share.cpus)
     # Asking for more blocks than there are tasks would cut each (Ray 2.60).
-    dataset = ray.data.read_datasource(source, override_num_blocks=max(1, len(source.tasks)), num_cpus=num_cpus)
+    dataset = ray.data.read_datasource(
+        source, override_num_blocks=max(1, len(source.tasks)), num_cpus=num_cpus
+    )
     context = dataset.context
     context.enable_progress_bars = False  # workers have no terminal: bars would fill the log
     context.print_on_execution_start = False
@@ -362,11 +406,20 @@ def rank_batches(
     step = max(1, (rows_per_execution or 262_144 * num_ranks) // batch_size) * batch_size
     slots = np.arange(rank * batch_size // num_ranks, (rank + 1) * batch_size // num_ranks)
     # Half of what the last tasks make: the next execution fills the store beside what this one still has there.
-    lead = rows_per_task(config, share, num_ranks) * math.ceil(1 if share is None else share.cpus) * num_ranks // 2
+    lead = (
+        rows_per_task(config, share, num_ranks)
+        * math.ceil(1 if share is None else share.cpus)
+        * num_ranks
+        // 2
+    )
 
     def started(first: int) -> Iterator[Batch]:
         dataset = pair_dataset(root, config, first, first + step, rank=rank, num_ranks=num_ranks, share=share)
-        batches: Any = iter(dataset.iter_batches(batch_size=len(slots), batch_format="numpy", prefetch_batches=prefetch_batches))
+        batches: Any = iter(
+            dataset.iter_batches(
+                batch_size=len(slots), batch_format="numpy", prefetch_batches=prefetch_batches
+            )
+        )
         return itertools.chain([next(batches)], batches)
 
     expected = start_row
@@ -382,11 +435,17 @@ def rank_batches(
                     )
                 if batch["substituted"].any():
                     keys = batch["key"][batch["substituted"] > 0]
-                    logger.warning("substituted=%d keys=%s: cannot be decoded any more", len(keys), ", ".join(map(str, keys)))
+                    logger.warning(
+                        "substituted=%d keys=%s: cannot be decoded any more",
+                        len(keys),
+                        ", ".join(map(str, keys)),
+                    )
                 yield batch
                 expected += batch_size
                 if following is None and stop - expected <= lead:
                     following = thread.submit(started, stop)
             if expected != stop or following is None:
-                raise RuntimeError(f"the training data of rank {rank} ended at row {expected} instead of {stop}")
+                raise RuntimeError(
+                    f"the training data of rank {rank} ended at row {expected} instead of {stop}"
+                )
             execution = following

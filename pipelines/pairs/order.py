@@ -57,15 +57,21 @@ class Piece:
 
     def cut(self, start: int, stop: int) -> Piece:
         """Return its rows [start, stop), counted from the first, and the groups that hold them."""
-        return _with_used_groups(Piece(self.epoch, self.groups, self.sources[start:stop], self.rows[start:stop]))
+        return _with_used_groups(
+            Piece(self.epoch, self.groups, self.sources[start:stop], self.rows[start:stop])
+        )
 
 
-def epoch_windows(groups: Sequence[RowGroup], seed: int, epoch: int, groups_per_window: int = GROUPS_PER_WINDOW) -> Iterator[Window]:
+def epoch_windows(
+    groups: Sequence[RowGroup], seed: int, epoch: int, groups_per_window: int = GROUPS_PER_WINDOW
+) -> Iterator[Window]:
     """Yield the windows of one epoch; every row group stands in exactly one. `first_row` counts from the start of the stream."""
     first_row = epoch * sum(group.num_ok for group in groups)
     order = seeds.philox(seed, "row groups", epoch).permutation(len(groups))
     for index, start in enumerate(range(0, len(groups), groups_per_window)):
-        window = Window(epoch, index, tuple(groups[i] for i in order[start : start + groups_per_window]), first_row)
+        window = Window(
+            epoch, index, tuple(groups[i] for i in order[start : start + groups_per_window]), first_row
+        )
         yield window
         first_row += window.num_rows
 
@@ -102,16 +108,22 @@ def stream(
     if not per_epoch:
         raise ValueError("the shards hold no picture with status ok")
     if batch_size < num_ranks or not 0 <= rank < num_ranks:
-        raise ValueError(f"batch_size ({batch_size}) must be at least the number of ranks ({num_ranks}), and rank ({rank}) one of them")
+        raise ValueError(
+            f"batch_size ({batch_size}) must be at least the number of ranks ({num_ranks}), and rank ({rank}) one of them"
+        )
     for epoch in range(start // per_epoch, -(-stop // per_epoch)):
         for window in epoch_windows(groups, seed, epoch, groups_per_window):
             if window.first_row < stop and start < window.first_row + window.num_rows:
-                piece = _cut(window, window_order(window, seed, batch_size), batch_size, start, stop, rank, num_ranks)
+                piece = _cut(
+                    window, window_order(window, seed, batch_size), batch_size, start, stop, rank, num_ranks
+                )
                 if len(piece.rows):
                     yield piece
 
 
-def _cut(window: Window, order: Rows, batch_size: int, start: int, stop: int, rank: int, num_ranks: int) -> Piece:
+def _cut(
+    window: Window, order: Rows, batch_size: int, start: int, stop: int, rank: int, num_ranks: int
+) -> Piece:
     """Keep the rows in [start, stop) whose slot belongs to the rank, and the groups that hold them."""
     rows = np.arange(window.first_row, window.first_row + len(order))
     first_slots = np.arange(1, num_ranks) * batch_size // num_ranks

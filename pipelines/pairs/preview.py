@@ -103,14 +103,18 @@ def _card(sample: Sample) -> str:
     if sample.pair is None:
         return f'<section class="card">{name}\n<p class="failed">{escape(sample.problem)}</p></section>'
     pair = sample.pair
-    pictures = {"clean": pair.hq_u8, "degraded": pair.lq_u8} | ({} if pair.mask_u8 is None else {"mask": pair.mask_u8[..., None]})
+    pictures = {"clean": pair.hq_u8, "degraded": pair.lq_u8} | (
+        {} if pair.mask_u8 is None else {"mask": pair.mask_u8[..., None]}
+    )
     views = "\n".join(
         f'<figure><img src="{_uri(pixels)}" width="{pixels.shape[1]}" height="{pixels.shape[0]}" alt="{escape(sample.key)}, {what}">'
         f"<figcaption>{what}, {pixels.shape[1]} × {pixels.shape[0]}</figcaption></figure>"
         for what, pixels in pictures.items()
     )
     steps = "\n".join(_step(op) for op in pair.params.ops)
-    return f'<section class="card">{name}\n<div class="views">\n{views}\n</div>\n<ol>\n{steps}\n</ol></section>'
+    return (
+        f'<section class="card">{name}\n<div class="views">\n{views}\n</div>\n<ol>\n{steps}\n</ol></section>'
+    )
 
 
 def _uri(pixels: NDArray[np.uint8]) -> str:
@@ -129,8 +133,14 @@ def describe(op: Operation) -> str:
     """Return the drawn parameters of one operation in a line."""
     match op:
         case Blur(kernel=GaussianKernel() as k):
-            axes = f"σ {k.sigma_x:.2f}" if k.sigma_x == k.sigma_y else f"σ {k.sigma_x:.2f}, {k.sigma_y:.2f} at {np.degrees(k.theta):.0f}°"
-            return f"{k.type.replace('_', ' ')} {k.size}×{k.size}, {axes}" + ("" if k.beta == 1 else f", β {k.beta:.2f}")
+            axes = (
+                f"σ {k.sigma_x:.2f}"
+                if k.sigma_x == k.sigma_y
+                else f"σ {k.sigma_x:.2f}, {k.sigma_y:.2f} at {np.degrees(k.theta):.0f}°"
+            )
+            return f"{k.type.replace('_', ' ')} {k.size}×{k.size}, {axes}" + (
+                "" if k.beta == 1 else f", β {k.beta:.2f}"
+            )
         case Blur(kernel=SincKernel() as k):
             return f"sinc {k.size}×{k.size}, ω {k.omega:.2f}"
         case Blur():
@@ -151,7 +161,10 @@ def describe(op: Operation) -> str:
         case Mask():
             names = {Stroke: "stroke", Box: "box", Border: "border"}
             kinds = [names[type(shape)] for shape in op.shapes]
-            return ", ".join(f"{kinds.count(kind)} {kind}{'s' if kinds.count(kind) > 1 else ''}" for kind in dict.fromkeys(kinds))
+            return ", ".join(
+                f"{kinds.count(kind)} {kind}{'s' if kinds.count(kind) > 1 else ''}"
+                for kind in dict.fromkeys(kinds)
+            )
 
 
 def kernel_picture(spec: GaussianKernel | SincKernel) -> NDArray[np.uint8]:

@@ -52,7 +52,9 @@ class _Window(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         num_bytes = max(0, min(len(buffer), self._archive.size_bytes - self._position))
-        buffer[:num_bytes] = storage.read_range(self._archive.uri, self._archive.offset + self._position, num_bytes)
+        buffer[:num_bytes] = storage.read_range(
+            self._archive.uri, self._archive.offset + self._position, num_bytes
+        )
         self._position += num_bytes
         return num_bytes
 
@@ -93,10 +95,18 @@ def members(archive: Archive) -> Iterator[Item | Archive]:
 
 def _found(archive: Archive, member: tarfile.TarInfo) -> Item | Archive:
     name = archive.prefix + member.name.removeprefix("./").lstrip("/")
-    offset, etag = archive.offset + member.offset_data, f"{archive.etag}+{archive.offset + member.offset_data:x}"
+    offset, etag = (
+        archive.offset + member.offset_data,
+        f"{archive.etag}+{archive.offset + member.offset_data:x}",
+    )
     if not member.isreg() or member.issparse():
         return Item(
-            name, archive.uri, etag, 0, offset, outcome=("failed", StorageReason.IRREGULAR, "a link, device or sparse file in a tar")
+            name,
+            archive.uri,
+            etag,
+            0,
+            offset,
+            outcome=("failed", StorageReason.IRREGULAR, "a link, device or sparse file in a tar"),
         )
     if member.offset_data + member.size > archive.size_bytes:
         message = f"the tar ends {member.offset_data + member.size - archive.size_bytes} bytes before it does"
@@ -113,9 +123,15 @@ def _with_labels(items: list[Item]) -> Iterator[Item]:
         samples.setdefault(_sample(item.key), []).append(item)
     for sample in samples.values():
         has_picture = any(_extension(item.key) in _PICTURES for item in sample)
-        beside = {_extension(item.key): item for item in sample if has_picture and _extension(item.key) in _SIDECARS}
-        label = next((beside[kind] for kind in _LABELS if kind in beside and beside[kind].outcome is None), None)
-        sidecar = None if label is None else Sidecar(label.offset or 0, label.size_bytes, _extension(label.key))
+        beside = {
+            _extension(item.key): item for item in sample if has_picture and _extension(item.key) in _SIDECARS
+        }
+        label = next(
+            (beside[kind] for kind in _LABELS if kind in beside and beside[kind].outcome is None), None
+        )
+        sidecar = (
+            None if label is None else Sidecar(label.offset or 0, label.size_bytes, _extension(label.key))
+        )
         yield from (replace(item, sidecar=sidecar) for item in sample if item not in beside.values())
 
 

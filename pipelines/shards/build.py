@@ -32,7 +32,14 @@ from resshift.pairs.pair import use_one_thread
 from resshift.storage import StorageError, StorageReason
 
 _READERS = 8  # requests to a bucket at a time
-_NAMES = {"JPEG": ("jpg", "jpeg", "jpe"), "PNG": ("png",), "WEBP": ("webp",), "TIFF": ("tif", "tiff"), "GIF": ("gif",), "BMP": ("bmp",)}
+_NAMES = {
+    "JPEG": ("jpg", "jpeg", "jpe"),
+    "PNG": ("png",),
+    "WEBP": ("webp",),
+    "TIFF": ("tif", "tiff"),
+    "GIF": ("gif",),
+    "BMP": ("bmp",),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +66,9 @@ class ShardOptions:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.short_side_px is not None and self.short_side_px < self.min_side_px:
-            raise ValueError(f"short_side_px must be at least min_side_px ({self.min_side_px}), got {self.short_side_px}")
+            raise ValueError(
+                f"short_side_px must be at least min_side_px ({self.min_side_px}), got {self.short_side_px}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +87,8 @@ def plan_shards(items: Iterable[Item], options: ShardOptions) -> list[ShardTask]
     Inputs without a picture come last, so that the others stand as they would without them. Of equal keys the first is taken.
     """
     ordered = sorted(
-        _named_once(items), key=lambda item: (item.outcome is not None, seeds.derive("shard order", storage.printable(item.key)))
+        _named_once(items),
+        key=lambda item: (item.outcome is not None, seeds.derive("shard order", storage.printable(item.key))),
     )
     tasks: list[ShardTask] = []
     part: list[Item] = []
@@ -106,7 +116,9 @@ def _named_once(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def _task(i_shard: int, items: list[Item], options: ShardOptions) -> ShardTask:
-    described = json.dumps([parquet.FORMAT, asdict(options), [asdict(replace(item, uri="")) for item in items]])
+    described = json.dumps(
+        [parquet.FORMAT, asdict(options), [asdict(replace(item, uri="")) for item in items]]
+    )
     digest = hashlib.sha256(described.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     return ShardTask(f"shard-{i_shard:05d}.parquet", tuple(items), digest)
 
@@ -120,7 +132,12 @@ def row_of(item: Item, data: bytes | StorageError, label: str, options: ShardOpt
         label: of the picture.
         options: what is taken.
     """
-    row: dict[str, Any] = dict.fromkeys(SCHEMA.names) | {"key": storage.printable(item.key), "label": label, "reason": "", "message": ""}
+    row: dict[str, Any] = dict.fromkeys(SCHEMA.names) | {
+        "key": storage.printable(item.key),
+        "label": label,
+        "reason": "",
+        "message": "",
+    }
     if item.outcome is not None:
         return row | dict(zip(("status", "reason", "message"), item.outcome, strict=True))
     limits = ImageLimits(max_pixels=options.max_pixels)
@@ -178,7 +195,9 @@ def build_shard(task: ShardTask, root: str, options: ShardOptions) -> Shard:
             row_of(*_read(item, max_bytes), options) if row["reason"] == StorageReason.UNAVAILABLE else row
             for item, row in zip(task.items, parquet.read_rows(root, existing), strict=True)
         )
-    return parquet.write_shard_file(root, task.name, task.fingerprint, rows, options.row_group_rows, options.row_group_bytes)
+    return parquet.write_shard_file(
+        root, task.name, task.fingerprint, rows, options.row_group_rows, options.row_group_bytes
+    )
 
 
 def _read_ahead(items: Sequence[Item], max_bytes: int) -> Iterator[tuple[Item, bytes | StorageError, str]]:

@@ -50,7 +50,9 @@ SCHEMA = pa.schema(
         ("bytes", pa.binary()),  # last: the others of a row group are then one small piece of the file
     ]
 )
-STATUS_SCHEMA = pa.schema([*(field for field in SCHEMA if field.name != "bytes"), ("shard", pa.string()), ("row_group", pa.int32())])
+STATUS_SCHEMA = pa.schema(
+    [*(field for field in SCHEMA if field.name != "bytes"), ("shard", pa.string()), ("row_group", pa.int32())]
+)
 _FINGERPRINT = b"resshift.fingerprint"
 _FOOTER_BYTES = 1 << 16  # holds the metadata of about 100 row groups
 
@@ -117,13 +119,17 @@ class Shard:
     reused: bool = False
 
 
-def write_shard_file(root: str, name: str, fingerprint: str, rows: Iterable[dict[str, Any]], max_rows: int, max_bytes: int) -> Shard:
+def write_shard_file(
+    root: str, name: str, fingerprint: str, rows: Iterable[dict[str, Any]], max_rows: int, max_bytes: int
+) -> Shard:
     """Write a shard in one piece; a row group ends after `max_rows` rows or `max_bytes` bytes of pictures."""
     sink = io.BytesIO()
     status: list[dict[str, Any]] = []
     schema = SCHEMA.with_metadata({_FINGERPRINT: fingerprint})
     # Encoded pictures do not compress again; statistics would make the footer half as long again.
-    with pq.ParquetWriter(sink, schema, compression="NONE", use_dictionary=False, write_statistics=False) as writer:
+    with pq.ParquetWriter(
+        sink, schema, compression="NONE", use_dictionary=False, write_statistics=False
+    ) as writer:
         for i_group, group in enumerate(_cut(rows, max_rows, max_bytes)):
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
             status += [{**row, "shard": name, "row_group": i_group} for row in group]
@@ -200,7 +206,10 @@ def _footer(uri: str) -> tuple[pq.FileMetaData, int]:
 
 def _span(group: pq.RowGroupMetaData, i_column: int) -> tuple[int, int]:
     chunk = group.column(i_column)
-    return chunk.data_page_offset, chunk.data_page_offset + chunk.total_compressed_size  # there are no dictionary pages
+    return (
+        chunk.data_page_offset,
+        chunk.data_page_offset + chunk.total_compressed_size,
+    )  # there are no dictionary pages
 
 
 def _read_group(uri: str, metadata: pq.FileMetaData, index: int, columns: Sequence[str]) -> pa.Table:
@@ -208,7 +217,9 @@ def _read_group(uri: str, metadata: pq.FileMetaData, index: int, columns: Sequen
     spans = [_span(group, i) for i in range(group.num_columns) if group.column(i).path_in_schema in columns]
     start, stop = min(start for start, _ in spans), max(stop for _, stop in spans)
     part: Any = _Part(storage.read_range(uri, start, stop - start), start)
-    return pq.ParquetFile(part, metadata=metadata).read_row_group(index, columns=list(columns), use_threads=False)
+    return pq.ParquetFile(part, metadata=metadata).read_row_group(
+        index, columns=list(columns), use_threads=False
+    )
 
 
 class _Part(io.RawIOBase):
@@ -230,7 +241,9 @@ class _Part(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._start + len(self._data)}[whence]
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._start + len(self._data)}[
+            whence
+        ]
         self._position = origin + offset
         return self._position
 
@@ -247,7 +260,12 @@ def write_manifest(root: str, source: str, summaries: Sequence[ShardSummary]) ->
     """Name the shards of the data set; readers trust only what stands here."""
     ordered = sorted(summaries, key=lambda summary: summary.name)
     totals = {"rows": sum(s.num_rows for s in ordered), "ok": sum(s.num_ok for s in ordered)}
-    manifest = {"format": FORMAT, "source": storage.printable(source), "totals": totals, "shards": [asdict(s) for s in ordered]}
+    manifest = {
+        "format": FORMAT,
+        "source": storage.printable(source),
+        "totals": totals,
+        "shards": [asdict(s) for s in ordered],
+    }
     storage.write_bytes(storage.join(root, "manifest.json"), (json.dumps(manifest, indent=1) + "\n").encode())
 
 
@@ -267,10 +285,13 @@ def read_manifest(root: str) -> list[ShardSummary]:
             raise StorageError(uri, error.reason, detail) from None
         raise
     if manifest.get("format") != FORMAT:
-        raise ValueError(f"{root} holds shards of format {manifest.get('format')!r}; this version reads {FORMAT}: prepare them again")
+        raise ValueError(
+            f"{root} holds shards of format {manifest.get('format')!r}; this version reads {FORMAT}: prepare them again"
+        )
     pairs = ("row_groups", "duplicates")
     return [
-        ShardSummary(**shard | {name: tuple((int(a), int(b)) for a, b in shard[name]) for name in pairs}) for shard in manifest["shards"]
+        ShardSummary(**shard | {name: tuple((int(a), int(b)) for a, b in shard[name]) for name in pairs})
+        for shard in manifest["shards"]
     ]
 
 
@@ -281,7 +302,11 @@ def row_groups(shards: Sequence[ShardSummary]) -> list[RowGroup]:
         left_out: dict[int, list[int]] = {}
         for i_group, i_row in shard.duplicates:
             left_out.setdefault(i_group, []).append(i_row)
-        found += [RowGroup(shard.name, i, ok, tuple(left_out.get(i, ()))) for i, (_, ok) in enumerate(shard.row_groups) if ok]
+        found += [
+            RowGroup(shard.name, i, ok, tuple(left_out.get(i, ())))
+            for i, (_, ok) in enumerate(shard.row_groups)
+            if ok
+        ]
     return found
 
 

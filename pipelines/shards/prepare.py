@@ -61,7 +61,10 @@ def _open(tars: Sequence[Archive]) -> list[Item]:
                 tars += [one for one in found if isinstance(one, Archive)]
                 countdown.advance(len(part))
     message = f"a tar in {_MAX_DEPTH} tars is not opened"
-    return items + [Item(tar.key, tar.uri, tar.etag, tar.size_bytes, outcome=("failed", Reason.DAMAGED_ARCHIVE, message)) for tar in tars]
+    return items + [
+        Item(tar.key, tar.uri, tar.etag, tar.size_bytes, outcome=("failed", Reason.DAMAGED_ARCHIVE, message))
+        for tar in tars
+    ]
 
 
 def _members(tars: Sequence[Archive]) -> list[Item | Archive]:
@@ -78,7 +81,9 @@ def _read_index(uri: str) -> list[Item]:
     return items
 
 
-def prepare(tasks: Sequence[ShardTask], source: str, root: str, options: ShardOptions) -> tuple[pa.Table, int]:
+def prepare(
+    tasks: Sequence[ShardTask], source: str, root: str, options: ShardOptions
+) -> tuple[pa.Table, int]:
     """Build what is missing of the planned shards, then write status and manifest.
 
     Returns:

@@ -79,7 +79,11 @@ def read(item: Item, max_bytes: int) -> bytes:
     if item.offset is None:
         return storage.read_bytes(item.uri, max_bytes=max_bytes)
     if item.size_bytes > max_bytes:
-        raise StorageError(item.uri, StorageReason.TOO_LARGE, f"{item.key} has {item.size_bytes} bytes, at most {max_bytes} are allowed")
+        raise StorageError(
+            item.uri,
+            StorageReason.TOO_LARGE,
+            f"{item.key} has {item.size_bytes} bytes, at most {max_bytes} are allowed",
+        )
     return storage.read_range(item.uri, item.offset, item.size_bytes)
 
 
@@ -94,14 +98,20 @@ def label_of(item: Item) -> str:
     if item.sidecar is None:
         shown = storage.printable(item.key)
         return shown.rsplit("/", 2)[-2] if "/" in shown else ""
-    text = storage.read_range(item.uri, item.sidecar.offset, min(item.sidecar.size_bytes, _MAX_LABEL_BYTES)).decode("utf-8", "replace")
+    text = storage.read_range(
+        item.uri, item.sidecar.offset, min(item.sidecar.size_bytes, _MAX_LABEL_BYTES)
+    ).decode("utf-8", "replace")
     if item.sidecar.kind == "cls":
         return text.strip()
     try:
         fields = json.loads(text)
     except json.JSONDecodeError:
         return ""
-    return next((str(fields[name]) for name in ("label", "cls") if name in fields), "") if isinstance(fields, dict) else ""
+    return (
+        next((str(fields[name]) for name in ("label", "cls") if name in fields), "")
+        if isinstance(fields, dict)
+        else ""
+    )
 
 
 def is_archive(name: str) -> bool:
@@ -116,7 +126,9 @@ def list_inputs(source: str) -> Iterator[Item | Archive]:
         ValueError: it is a compressed archive, of which single members cannot be read.
     """
     if source.lower().endswith(COMPRESSED):
-        raise ValueError(f"{source} is compressed, its pictures cannot be read one by one; unpack it to a tar or a folder")
+        raise ValueError(
+            f"{source} is compressed, its pictures cannot be read one by one; unpack it to a tar or a folder"
+        )
     if source.lower().endswith(".txt") and [entry.uri for entry in storage.list_entries(source)] == [source]:
         yield from _listed(source)
     else:
@@ -129,9 +141,17 @@ def _below(uri: str, stem: str | None) -> Iterator[Item | Archive]:
         is_root = entry.uri.rstrip("/") == uri.rstrip("/")
         key = entry.key if stem is None else stem if is_root else f"{stem}/{entry.key}"
         if is_archive(key) and entry.irregular is None:
-            yield Archive(key, "" if is_root and stem is None else f"{key[:-4]}/", entry.uri, entry.etag, entry.size_bytes)
+            yield Archive(
+                key,
+                "" if is_root and stem is None else f"{key[:-4]}/",
+                entry.uri,
+                entry.etag,
+                entry.size_bytes,
+            )
         else:
-            outcome = None if entry.irregular is None else ("failed", StorageReason.IRREGULAR, entry.irregular)
+            outcome = (
+                None if entry.irregular is None else ("failed", StorageReason.IRREGULAR, entry.irregular)
+            )
             yield Item(key, entry.uri, entry.etag, entry.size_bytes, outcome=outcome)
 
 

@@ -110,7 +110,9 @@ def fetch_latest(out: str, directory: Path) -> int | None:
         else:
             return found.step
     if problems:
-        raise WeightsError(f"no checkpoint of {out} can be read: {'; '.join(problems)}. Remove its step-* directories to start again")
+        raise WeightsError(
+            f"no checkpoint of {out} can be read: {'; '.join(problems)}. Remove its step-* directories to start again"
+        )
     return None
 
 
@@ -125,7 +127,11 @@ class Keeping:
         """Return the steps of complete checkpoints that may go."""
         newest_first = sorted(steps, reverse=True)
         stays = {*newest_first[: self.last], best}
-        return [step for step in newest_first if step not in stays and not (self.milestone_every and step % self.milestone_every == 0)]
+        return [
+            step
+            for step in newest_first
+            if step not in stays and not (self.milestone_every and step % self.milestone_every == 0)
+        ]
 
 
 def clear(out: str, keeping: Keeping) -> None:
@@ -175,7 +181,12 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._running: Future[None] | None = None
 
-    def submit(self, snapshot: Snapshot, before: Sequence[Callable[[], None]] = (), after: Sequence[Callable[[], None]] = ()) -> None:
+    def submit(
+        self,
+        snapshot: Snapshot,
+        before: Sequence[Callable[[], None]] = (),
+        after: Sequence[Callable[[], None]] = (),
+    ) -> None:
         """Begin to write and upload; waits for the one before, and raises what went wrong with it.
 
         Args:
@@ -196,7 +207,9 @@ class CheckpointWriter:
         if running is not None:
             running.result()
 
-    def _work(self, snapshot: Snapshot, before: Sequence[Callable[[], None]], after: Sequence[Callable[[], None]]) -> None:
+    def _work(
+        self, snapshot: Snapshot, before: Sequence[Callable[[], None]], after: Sequence[Callable[[], None]]
+    ) -> None:
         for step in before:
             step()
         with tempfile.TemporaryDirectory(prefix="resshift-checkpoint-") as directory:

@@ -17,20 +17,46 @@ if TYPE_CHECKING:
     from pipelines.training.trainer import Summary
 
 
-def add_arguments(options: argparse.ArgumentParser, preset: str, data_needed: bool = True) -> argparse.ArgumentParser:
+def add_arguments(
+    options: argparse.ArgumentParser, preset: str, data_needed: bool = True
+) -> argparse.ArgumentParser:
     """Add the flags of a training command; they are a contract, new knobs are fields of the configuration."""
     options.add_argument("--preset", required=True, help=f"named configuration, for example {preset}")
     options.add_argument("--data", required=data_needed, help="shards written by jobs/prepare.py")
     options.add_argument("--out", required=True, help="run directory, local or s3://")
-    options.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="change one setting; may be repeated")
-    options.add_argument("--workers", default="1", metavar="N|MIN:MAX", help="training processes, or how few and many of them (default 1)")
     options.add_argument(
-        "--gpus-per-worker", type=float, default=None, help="default: 1 when the cluster has a GPU for each worker, else 0"
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.FIELD=VALUE",
+        help="change one setting; may be repeated",
     )
-    options.add_argument("--init", metavar="WEIGHTS", help="begin with these weights: ours (.safetensors) or a released .pth")
+    options.add_argument(
+        "--workers",
+        default="1",
+        metavar="N|MIN:MAX",
+        help="training processes, or how few and many of them (default 1)",
+    )
+    options.add_argument(
+        "--gpus-per-worker",
+        type=float,
+        default=None,
+        help="default: 1 when the cluster has a GPU for each worker, else 0",
+    )
+    options.add_argument(
+        "--init", metavar="WEIGHTS", help="begin with these weights: ours (.safetensors) or a released .pth"
+    )
     options.add_argument("--val", metavar="LQ:GT|SHARDS", help="held-out pictures to measure while training")
-    options.add_argument("--export", metavar="DIR", help="at the end, write model and card here; hf://OWNER/NAME pushes them to a hub")
-    options.add_argument("--dry-run", action="store_true", help="print the configuration and what would be trained on, then stop")
+    options.add_argument(
+        "--export",
+        metavar="DIR",
+        help="at the end, write model and card here; hf://OWNER/NAME pushes them to a hub",
+    )
+    options.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the configuration and what would be trained on, then stop",
+    )
     return options
 
 
@@ -44,7 +70,9 @@ def train_from(options: argparse.Namespace, config: Run) -> Exit:
 
     least, most = parse_workers(options.workers)
     shards = read_manifest(options.data)
-    _say(f"{sum(s.num_ok for s in shards)} pictures in {len(shards)} shards, {config.train.steps} steps of {config.train.batch_size}")
+    _say(
+        f"{sum(s.num_ok for s in shards)} pictures in {len(shards)} shards, {config.train.steps} steps of {config.train.batch_size}"
+    )
     if options.val is not None:
         # Workers read it too, but there a wrong path would be tried again and again.
         held_out(options.val, 1, config.train.seed, config.data, validation_recipe(config))
@@ -71,9 +99,14 @@ def _ended(summary: Summary, out: str) -> str:
     loss, rate = summary.line.get("loss", float("nan")), summary.line.get("images_per_s", 0.0)
     lines = [f"done: step {summary.step}, loss {loss:.4f}, {rate:.3g} images/s"]
     if summary.line.get("skipped"):
-        lines.append(f"skipped {summary.line['skipped']:.0f} steps whose gradient was not finite; pictures in {out}/skipped")
+        lines.append(
+            f"skipped {summary.line['skipped']:.0f} steps whose gradient was not finite; pictures in {out}/skipped"
+        )
     if summary.validation:
-        lines.append("validation: " + ", ".join(f"{name} {value:.4f}" for name, value in summary.validation.items() if name != "step"))
+        lines.append(
+            "validation: "
+            + ", ".join(f"{name} {value:.4f}" for name, value in summary.validation.items() if name != "step")
+        )
     if summary.best:
         lines.append(f"best checkpoint: {out}/step-{summary.best[0]:08d} ({summary.best[1]:.4f})")
     return "\n".join([*lines, f"model in {out}/model"])

@@ -27,13 +27,21 @@ HUB = "hf://"
 def publish_model(checkpoint_directory: Path, out: str, config: Run) -> None:
     """Write OUT/model from a checkpoint: the averaged weights, the first stage when it has weights; config.json comes last."""
     target = storage.join(out, "model")
-    storage.write_bytes(storage.join(target, "model.safetensors"), (checkpoint_directory / "ema.safetensors").read_bytes())
-    if isinstance(config, RunConfig) and config.train.first_stage_weights and config.model.first_stage.kind == "vq":
+    storage.write_bytes(
+        storage.join(target, "model.safetensors"), (checkpoint_directory / "ema.safetensors").read_bytes()
+    )
+    if (
+        isinstance(config, RunConfig)
+        and config.train.first_stage_weights
+        and config.model.first_stage.kind == "vq"
+    ):
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "first_stage.safetensors"
             save_safetensors(read_state_dict(config.train.first_stage_weights), path)
             storage.write_bytes(storage.join(target, path.name), path.read_bytes())
-    storage.write_bytes(storage.join(target, "config.json"), (json.dumps(description(config), indent=2) + "\n").encode())
+    storage.write_bytes(
+        storage.join(target, "config.json"), (json.dumps(description(config), indent=2) + "\n").encode()
+    )
 
 
 def export(out: str, config: Run, step: int, target: str) -> str:
@@ -42,7 +50,9 @@ def export(out: str, config: Run, step: int, target: str) -> str:
     Raises:
         ConfigError: a push is wanted and huggingface_hub is not installed, or the name is malformed.
     """
-    files = {entry.key: storage.read_bytes(entry.uri) for entry in storage.list_entries(storage.join(out, "model"))}
+    files = {
+        entry.key: storage.read_bytes(entry.uri) for entry in storage.list_entries(storage.join(out, "model"))
+    }
     files["README.md"] = model_card(out, config, step).encode()
     if target.startswith(HUB):
         return _push(files, target.removeprefix(HUB).strip("/"))
@@ -60,16 +70,29 @@ def model_card(out: str, config: Run, step: int) -> str:
         ("Preset", config.preset),
         ("Settings", f"fingerprint `{record['fingerprint']}`; in full at the end"),
         ("Data", f"`{record.get('data', 'unknown')}`"),
-        ("Training", f"{step:,} steps of {train.batch_size} samples = {step * train.batch_size:,}, {train.precision}, seed {train.seed}"),
+        (
+            "Training",
+            f"{step:,} steps of {train.batch_size} samples = {step * train.batch_size:,}, {train.precision}, seed {train.seed}",
+        ),
         ("Weights", f"moving average ({train.ema_decay}) at step {step:,}"),
         ("Software", ", ".join(f"{name} {version}" for name, version in record["versions"].items())),
     ]
-    lines = [f"# Model card: {config.preset}", "", "| | |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in rows), ""]
+    lines = [
+        f"# Model card: {config.preset}",
+        "",
+        "| | |",
+        "| --- | --- |",
+        *(f"| {name} | {text} |" for name, text in rows),
+        "",
+    ]
     if validation:
         figures = [name for name in validation[0] if name != "step"]
         lines += ["## Figures on the validation set of the run", ""]
         lines += [f"| step | {' | '.join(figures)} |", f"| ---: |{' ---: |' * len(figures)}"]
-        lines += [f"| {line['step']} | {' | '.join(f'{line[name]:.4f}' for name in figures)} |" for line in validation[-5:]]
+        lines += [
+            f"| {line['step']} | {' | '.join(f'{line[name]:.4f}' for name in figures)} |"
+            for line in validation[-5:]
+        ]
         lines += ["", f"Best: step {best[0]} ({best[1]:.4f})." if best else "", ""]
     limits = "Use is limited by the terms of the training pictures and of the first stage, which this card does not know."
     lines += ["## Limits", "", limits, ""]
@@ -82,9 +105,15 @@ def _push(files: dict[str, bytes], repository: str) -> str:
     try:
         hub: Any = importlib.import_module("huggingface_hub")
     except ImportError as error:
-        raise ConfigError("pushing to a hub needs the package huggingface_hub: pip install huggingface_hub") from error
+        raise ConfigError(
+            "pushing to a hub needs the package huggingface_hub: pip install huggingface_hub"
+        ) from error
     with tempfile.TemporaryDirectory() as directory:
         for name, data in files.items():
             (Path(directory) / name).write_bytes(data)
         hub.create_repo(repository, exist_ok=True)
-        return str(hub.upload_folder(repo_id=repository, folder_path=directory, commit_message="Export from resshift"))
+        return str(
+            hub.upload_folder(
+                repo_id=repository, folder_path=directory, commit_message="Export from resshift"
+            )
+        )

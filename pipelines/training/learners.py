@@ -18,7 +18,11 @@ Run = RunConfig | AutoencoderRunConfig
 
 def run_from_dict(kind: str, values: dict[str, Any]) -> Run:
     """Build a configuration from its type's name and its values."""
-    return from_dict(RunConfig, values) if kind == RunConfig.__name__ else from_dict(AutoencoderRunConfig, values)
+    return (
+        from_dict(RunConfig, values)
+        if kind == RunConfig.__name__
+        else from_dict(AutoencoderRunConfig, values)
+    )
 
 
 def lpips_of(config: Run, device: torch.device) -> Lpips | None:
@@ -40,7 +44,9 @@ def validation_recipe(config: Run) -> degradation.DegradationRecipe:
     return config.degradation
 
 
-def build_learner(config: Run, lpips: Lpips | None, device: torch.device, slots: Slots) -> DiffusionLearner | AutoencoderLearner:
+def build_learner(
+    config: Run, lpips: Lpips | None, device: torch.device, slots: Slots
+) -> DiffusionLearner | AutoencoderLearner:
     """Build a worker's learner at step 0.
 
     Raises:

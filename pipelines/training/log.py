@@ -70,11 +70,16 @@ def log_line(line: Mapping[str, float], num_steps: int) -> str:
     left_s = round((num_steps - line["step"]) / max(line["it_per_s"], 1e-9))
     parts = [f"step={line['step']:.0f}/{num_steps}"]
     parts += [
-        f"{name}={value:.5g}" for name, value in line.items() if name not in hidden and not name.startswith(("it_per_s", "images_per_s"))
+        f"{name}={value:.5g}"
+        for name, value in line.items()
+        if name not in hidden and not name.startswith(("it_per_s", "images_per_s"))
     ]
     parts += [f"lr={line['lr']:.2e}", f"grad_norm={line['grad_norm']:.3g}", f"it/s={line['it_per_s']:.3g}"]
     parts += [f"img/s/worker={line['images_per_s_worker']:.3g}", f"data_wait={line['data_wait']:.0%}"]
-    parts += [f"mem={line['memory_gib']:.1f}GiB", f"eta={left_s // 3600}:{left_s % 3600 // 60:02}:{left_s % 60:02}"]
+    parts += [
+        f"mem={line['memory_gib']:.1f}GiB",
+        f"eta={left_s // 3600}:{left_s % 3600 // 60:02}:{left_s % 60:02}",
+    ]
     return " ".join(parts + ([f"skipped={line['skipped']:.0f}"] if line["skipped"] else []))
 
 
@@ -102,7 +107,9 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         self._target = storage.join(out, "tensorboard") if storage.is_s3(out) else None
-        self._temporary = tempfile.TemporaryDirectory(prefix="resshift-tensorboard-") if self._target else None
+        self._temporary = (
+            tempfile.TemporaryDirectory(prefix="resshift-tensorboard-") if self._target else None
+        )
         self.directory = Path(self._temporary.name if self._temporary else os.path.join(out, "tensorboard"))
         self._writer = SummaryWriter(str(self.directory), purge_step=step + 1 if step else None)
 
@@ -155,8 +162,12 @@ class MLflow:
         self._mlflow: Any = _needed("mlflow", "log.mlflow_experiment")
         self._mlflow.set_experiment(experiment)
         tag = "resshift.out"
-        earlier = self._mlflow.search_runs(filter_string=f"tags.`{tag}` = '{out}'", max_results=1, output_format="list")
-        self._mlflow.start_run(run_id=earlier[0].info.run_id if earlier else None, run_name=out.rstrip("/").rsplit("/", 1)[-1])
+        earlier = self._mlflow.search_runs(
+            filter_string=f"tags.`{tag}` = '{out}'", max_results=1, output_format="list"
+        )
+        self._mlflow.start_run(
+            run_id=earlier[0].info.run_id if earlier else None, run_name=out.rstrip("/").rsplit("/", 1)[-1]
+        )
         self._mlflow.set_tag(tag, out)
         if not earlier:
             self._mlflow.log_dict(config, "config.json")
@@ -178,7 +189,9 @@ def _needed(package: str, setting: str) -> Any:  # noqa: ANN401 - a module
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise ConfigError(f"{setting} needs the package {package} where the first worker runs: pip install {package}") from error
+        raise ConfigError(
+            f"{setting} needs the package {package} where the first worker runs: pip install {package}"
+        ) from error
 
 
 def trackers(log: LogConfig, out: str, step: int, config: dict[str, Any]) -> list[Tracker]:
@@ -220,11 +233,17 @@ class TrainLog:
         logger.info("%s", log_line(line, self.num_steps))
         self._waiting.metrics.append(line)
         for tracker in self._trackers:
-            tracker.scalars(int(line["step"]), {f"train/{name}": value for name, value in line.items() if name != "step"})
+            tracker.scalars(
+                int(line["step"]), {f"train/{name}": value for name, value in line.items() if name != "step"}
+            )
 
-    def validation(self, step: int, means: Mapping[str, float], grid_u8: NDArray[np.uint8] | None, png: bytes | None) -> None:
+    def validation(
+        self, step: int, means: Mapping[str, float], grid_u8: NDArray[np.uint8] | None, png: bytes | None
+    ) -> None:
         """Log a validation, and store its grid as OUT/samples/step-N.png."""
-        logger.info("validation step=%d %s", step, " ".join(f"{name}={value:.4f}" for name, value in means.items()))
+        logger.info(
+            "validation step=%d %s", step, " ".join(f"{name}={value:.4f}" for name, value in means.items())
+        )
         self._waiting.validation.append({"step": step, **means})
         if png is not None:
             storage.write_bytes(storage.join(self.out, f"samples/step-{step:08d}.png"), png)
@@ -241,7 +260,9 @@ class TrainLog:
             for folder, lines in (("metrics", waiting.metrics), ("validation", waiting.validation)):
                 if lines:
                     text = "".join(json.dumps(line) + "\n" for line in lines)
-                    storage.write_bytes(storage.join(self.out, f"{folder}/step-{step:08d}.jsonl"), text.encode())
+                    storage.write_bytes(
+                        storage.join(self.out, f"{folder}/step-{step:08d}.jsonl"), text.encode()
+                    )
             for tracker in self._trackers:
                 tracker.flush()
 
@@ -264,7 +285,11 @@ def lines_of(out: str, folder: str) -> list[tuple[str, int]]:
     """Return (key below `out`, step) of the stored files of "metrics" or "validation", in order."""
     pattern = re.compile(rf"{folder}/step-(\d+)\.jsonl")
     try:
-        found = [(entry.key, int(match[1])) for entry in storage.list_entries(out) if (match := pattern.fullmatch(entry.key))]
+        found = [
+            (entry.key, int(match[1]))
+            for entry in storage.list_entries(out)
+            if (match := pattern.fullmatch(entry.key))
+        ]
     except storage.StorageError as error:
         if error.reason is storage.StorageReason.MISSING:
             return []

@@ -53,7 +53,10 @@ def report(photos: str, config: AutoencoderRunConfig, init: str, out: str) -> tu
     autoencoder = VQAutoencoder(config.first_stage.vq).eval().requires_grad_(False)
     weights.load_into(autoencoder, weights.read_state_dict(init))
     autoencoder.to("cuda" if torch.cuda.is_available() else "cpu")
-    judge = Judge(lpips_net=config.loss.lpips_net if config.loss.lpips_trunk else None, lpips_trunk=config.loss.lpips_trunk)
+    judge = Judge(
+        lpips_net=config.loss.lpips_net if config.loss.lpips_trunk else None,
+        lpips_trunk=config.loss.lpips_trunk,
+    )
     rows: list[dict[str, Any]] = []
     shown: list[Image] = []
     codes: set[int] = set()
@@ -68,7 +71,14 @@ def report(photos: str, config: AutoencoderRunConfig, init: str, out: str) -> tu
             continue
         rgb = centre(picture, config.data.crop_px, autoencoder.factor)
         if min(rgb.shape[:2]) < 16:
-            rows.append(row | {"status": "failed", "reason": "too_small", "message": f"{picture.shape[1]}x{picture.shape[0]}"})
+            rows.append(
+                row
+                | {
+                    "status": "failed",
+                    "reason": "too_small",
+                    "message": f"{picture.shape[1]}x{picture.shape[0]}",
+                }
+            )
             continue
         quantised, continuous, used = reconstruct(autoencoder, rgb)
         codes |= used
@@ -86,6 +96,10 @@ def report(photos: str, config: AutoencoderRunConfig, init: str, out: str) -> tu
     summary |= {"codes_used": len(codes), "codes": config.first_stage.vq.n_embed, "rows": rows}
     storage.write_bytes(storage.join(out, "report.json"), (json.dumps(summary, indent=2) + "\n").encode())
     if shown:
-        storage.write_bytes(storage.join(out, "pictures.png"), codec.encode(Picture(pixels=np.concatenate(shown, axis=0))))
-    table = [["", *means["quantised"]]] + [[kind, *(f"{value:.4f}" for value in figures.values())] for kind, figures in means.items()]
+        storage.write_bytes(
+            storage.join(out, "pictures.png"), codec.encode(Picture(pixels=np.concatenate(shown, axis=0)))
+        )
+    table = [["", *means["quantised"]]] + [
+        [kind, *(f"{value:.4f}" for value in figures.values())] for kind, figures in means.items()
+    ]
     return [*table, ["codes used", f"{len(codes)}/{config.first_stage.vq.n_embed}"]], len(rows) - len(good)

@@ -51,7 +51,9 @@ def parse_workers(text: str) -> tuple[int, int]:
     return least, most
 
 
-def plan_workers(least: int, most: int, gpus_per_worker: float | None, cluster: Mapping[str, float]) -> Workers:
+def plan_workers(
+    least: int, most: int, gpus_per_worker: float | None, cluster: Mapping[str, float]
+) -> Workers:
     """Choose what each worker reserves, and refuse what cannot work.
 
     Args:
@@ -66,9 +68,13 @@ def plan_workers(least: int, most: int, gpus_per_worker: float | None, cluster: 
     have_gpus, have_cpus = cluster.get("GPU", 0.0), cluster.get("CPU", 0.0)
     gpus = gpus_per_worker if gpus_per_worker is not None else (1.0 if have_gpus >= least else 0.0)
     if gpus * least > have_gpus:
-        raise ConfigError(f"{least} workers with {gpus:g} GPUs each need {gpus * least:g}, the cluster has {have_gpus:g}")
+        raise ConfigError(
+            f"{least} workers with {gpus:g} GPUs each need {gpus * least:g}, the cluster has {have_gpus:g}"
+        )
     if have_cpus < 2:
-        raise ConfigError(f"training needs at least 2 logical CPUs for workers and data, the cluster has {have_cpus:g}")
+        raise ConfigError(
+            f"training needs at least 2 logical CPUs for workers and data, the cluster has {have_cpus:g}"
+        )
     # Reading, degrading and Ray Data's own actors need one CPU each; with none left everything waits for ever, silently.
     cpus = min(1.0, (have_cpus - 1) / 2 / most) if have_cpus < most + 2 else 1.0
     return Workers(least=least, most=most, gpus=gpus, cpus=cpus)
@@ -101,7 +107,9 @@ def with_absolute_files(config: Run) -> Run:
     """Return the configuration with the files that it names: Ray Train's workers have another working directory than the command."""
     trunk, stage = config.loss.lpips_trunk, config.train.first_stage_weights
     loss: Any = replace(config.loss, lpips_trunk=trunk and absolute(trunk))
-    return replace(config, loss=loss, train=replace(config.train, first_stage_weights=stage and absolute(stage)))
+    return replace(
+        config, loss=loss, train=replace(config.train, first_stage_weights=stage and absolute(stage))
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +123,14 @@ class Summary:
 
 
 def run_training(
-    config: Run, data: str, out: str, workers: Workers, *, init: str | None = None, val: str | None = None, check_resize_s: float = 60.0
+    config: Run,
+    data: str,
+    out: str,
+    workers: Workers,
+    *,
+    init: str | None = None,
+    val: str | None = None,
+    check_resize_s: float = 60.0,
 ) -> Summary:
     """Train until `config.train.steps`, from the latest checkpoint in `out` if there is one, and publish the model.
 
@@ -134,7 +149,9 @@ def run_training(
         TrainingFailedError: Ray gave up restarting.
     """
     if config.train.batch_size < workers.most:
-        raise ConfigError(f"train.batch_size ({config.train.batch_size}) must be at least the number of workers ({workers.most})")
+        raise ConfigError(
+            f"train.batch_size ({config.train.batch_size}) must be at least the number of workers ({workers.most})"
+        )
     data, out = absolute(data), absolute(out)
     begin_run(config, data, out)
     task = Task(

@@ -71,9 +71,15 @@ def held_out(source: str, limit: int, seed: int, data: DataConfig, recipe: Degra
         raise ConfigError(f"--val must be LQ_DIR:GT_DIR or a directory of shards, got {source!r}")
     if rest and recipe.kind == "inpainting":
         raise ConfigError("--val LQ_DIR:GT_DIR has no masks; inpainting takes a directory of shards")
-    found = _from_folders(lq_root, rest[0], limit, data.crop_px, recipe.scale) if rest else _from_shards(lq_root, limit, seed, data, recipe)
+    found = (
+        _from_folders(lq_root, rest[0], limit, data.crop_px, recipe.scale)
+        if rest
+        else _from_shards(lq_root, limit, seed, data, recipe)
+    )
     if not found:
-        raise ConfigError(f"no picture of {source} is large enough: {data.crop_px} x {data.crop_px} pixels after upscaling")
+        raise ConfigError(
+            f"no picture of {source} is large enough: {data.crop_px} x {data.crop_px} pixels after upscaling"
+        )
     return found
 
 
@@ -85,12 +91,20 @@ def _from_folders(lq_root: str, gt_root: str, limit: int, crop_px: int, scale: i
     found: list[Held] = []
     for pair in sorted(pairs, key=lambda pair: pair.key):
         try:
-            lq, gt = (rgb_u8(codec.decode(storage.read_bytes(uri))) for uri in (pair.lq_uri, pair.gt_uri or ""))
+            lq, gt = (
+                rgb_u8(codec.decode(storage.read_bytes(uri))) for uri in (pair.lq_uri, pair.gt_uri or "")
+            )
         except ImageError as error:
             logger.warning("validation picture %s is left out: %s", pair.key, error)
             continue
         if gt.shape[:2] != (lq.shape[0] * scale, lq.shape[1] * scale):
-            logger.warning("validation picture %s is left out: %s is not %d times %s", pair.key, gt.shape[:2], scale, lq.shape[:2])
+            logger.warning(
+                "validation picture %s is left out: %s is not %d times %s",
+                pair.key,
+                gt.shape[:2],
+                scale,
+                lq.shape[:2],
+            )
             continue
         side = crop_px // scale
         if min(lq.shape[:2]) >= side:
@@ -210,7 +224,9 @@ class Validator:
     def _summary(self, items: Sequence[tuple[int, dict[str, float], Image | None]]) -> Validated:
         means = {name: float(np.mean([figures[name] for _, figures, _ in items])) for name in items[0][1]}
         rows = [
-            np.concatenate([_as_large_as(self.pictures[i].lq_u8, shown), shown, self.pictures[i].hq_u8], axis=1)
+            np.concatenate(
+                [_as_large_as(self.pictures[i].lq_u8, shown), shown, self.pictures[i].hq_u8], axis=1
+            )
             for i, _, shown in items
             if shown is not None
         ]

@@ -70,7 +70,11 @@ def train_worker(settings: Mapping[str, str]) -> dict[str, Any]:
     """Run the loop on one worker; Ray Train calls this in every worker process. Returns the summary of the run."""
     context = ray.train.get_context()
     rank, num_ranks = context.get_world_rank(), context.get_world_size()
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    device = (
+        torch.device("cuda", torch.cuda.current_device())
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
     if device.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
         # A mask's -100 leaves exp(-100) behind softmax: a denormal, with which a matrix product takes ten times as long.
@@ -91,12 +95,20 @@ class TrainLoop:
         self.task, self.config, self.train = task, task.config, task.config.train
         self.rank, self.num_ranks, self.device = rank, num_ranks, device
         self.lpips = lpips_of(self.config, device)
-        self.learner: Learner = build_learner(self.config, self.lpips, device, Slots.of_rank(self.train.batch_size, rank, num_ranks))
+        self.learner: Learner = build_learner(
+            self.config, self.lpips, device, Slots.of_rank(self.train.batch_size, rank, num_ranks)
+        )
         self.state = self.learner.state
         self._resume()
         self.validator = self._validator()
-        self.writer = CheckpointWriter(task.out, self.config, Keeping(self.train.keep_last, self.train.milestone_every))
-        self.log = TrainLog(task.out, self.config.log, self.state.step, self.train.steps, to_dict(self.config)) if rank == 0 else None
+        self.writer = CheckpointWriter(
+            task.out, self.config, Keeping(self.train.keep_last, self.train.milestone_every)
+        )
+        self.log = (
+            TrainLog(task.out, self.config.log, self.state.step, self.train.steps, to_dict(self.config))
+            if rank == 0
+            else None
+        )
         self.clock = Clock()
         self.seen: list[dict[str, Any]] = []
         self.unchecked: list[tuple[int, list[str], Tensor]] = []
@@ -117,7 +129,9 @@ class TrainLoop:
                 checkpoints.fetch(out, step, directory)
             checkpoint.load(directory, self.state, self.config, self.rank)
             if self.rank == 0:
-                logger.info("resumed step=%d rows=%d workers=%d", step, step * self.train.batch_size, self.num_ranks)
+                logger.info(
+                    "resumed step=%d rows=%d workers=%d", step, step * self.train.batch_size, self.num_ranks
+                )
 
     def _chosen_step(self, directory: Path) -> int | None:
         """Return the step to go on from, the same on all workers; the first has it in `directory` then."""
@@ -138,8 +152,12 @@ class TrainLoop:
         if self.task.val is None:
             return None
         config = self.config.validation
-        held = held_out(self.task.val, config.pictures, self.train.seed, self.config.data, validation_recipe(self.config))
-        return Validator(held, config, self.lpips, self.device, self.rank, self.num_ranks, self.train.micro_batch)
+        held = held_out(
+            self.task.val, config.pictures, self.train.seed, self.config.data, validation_recipe(self.config)
+        )
+        return Validator(
+            held, config, self.lpips, self.device, self.rank, self.num_ranks, self.train.micro_batch
+        )
 
     def run(self) -> dict[str, Any]:
         """Step until the end and return the summary (on the first worker)."""
@@ -163,7 +181,9 @@ class TrainLoop:
             return
         start_row = self.state.step * self.train.batch_size
         share = fair_share(self.num_ranks, self.task.held_cpus)
-        source = rank_batches(self.task.data, self.config, start_row, rank=self.rank, num_ranks=self.num_ranks, share=share)
+        source = rank_batches(
+            self.task.data, self.config, start_row, rank=self.rank, num_ranks=self.num_ranks, share=share
+        )
         try:
             while self.state.step < self.train.steps:
                 started = time.perf_counter()
@@ -182,7 +202,11 @@ class TrainLoop:
         # A validated step is saved, so that the best one exists.
         if step % self.train.checkpoint_every == 0 or last or validated:
             self._save(wait=last)
-        elif not self.saved_for_preemption and step % _PREEMPTION_EVERY == 0 and ray.train.get_preemption_info() is not None:
+        elif (
+            not self.saved_for_preemption
+            and step % _PREEMPTION_EVERY == 0
+            and ray.train.get_preemption_info() is not None
+        ):
             self.saved_for_preemption = True
             logger.warning("step=%d a node is about to be taken away: saving", step)
             self._save(wait=True)
@@ -202,16 +226,24 @@ class TrainLoop:
             line: dict[str, float] = {"step": self.state.step, **means, "skipped": skipped}
             line["lr"] = learning_rate(self.state.step - 1, self.config.optim, self.train.steps)
             line |= self.clock.read(self.train.batch_size, self.num_ranks)
-            self.log.steps(line | {"memory_gib": memory_gib(self.device), "workers": self.num_ranks, "window": window})
+            self.log.steps(
+                line | {"memory_gib": memory_gib(self.device), "workers": self.num_ranks, "window": window}
+            )
         self.clock.restart()
 
     def _record_skipped(self) -> None:
         """Write the keys of this worker's samples in skipped steps to OUT/skipped."""
         flags = torch.stack([finite for _, _, finite in self.unchecked]).tolist() if self.unchecked else []
-        bad = [{"step": step, "keys": keys} for (step, keys, _), finite in zip(self.unchecked, flags, strict=True) if not finite]
+        bad = [
+            {"step": step, "keys": keys}
+            for (step, keys, _), finite in zip(self.unchecked, flags, strict=True)
+            if not finite
+        ]
         self.unchecked = []
         if bad:
-            logger.warning("skipped=%d steps, their gradient is not finite, from step %d on", len(bad), bad[0]["step"])
+            logger.warning(
+                "skipped=%d steps, their gradient is not finite, from step %d on", len(bad), bad[0]["step"]
+            )
             text = "".join(json.dumps(line) + "\n" for line in bad)
             name = f"skipped/step-{self.state.step:08d}-rank-{self.rank}.jsonl"
             storage.write_bytes(storage.join(self.task.out, name), text.encode())
@@ -230,7 +262,10 @@ class TrainLoop:
         step, out = self.state.step, self.task.out
         if self.seen:
             lines = "".join(json.dumps(line) + "\n" for line in self.seen)
-            storage.write_bytes(storage.join(out, f"seen/step-{step:08d}-rank-{self.rank}-of-{self.num_ranks}.jsonl"), lines.encode())
+            storage.write_bytes(
+                storage.join(out, f"seen/step-{step:08d}-rank-{self.rank}-of-{self.num_ranks}.jsonl"),
+                lines.encode(),
+            )
             self.seen = []
         # Collective, so every worker has written its lines before the checkpoint exists.
         snapshot = checkpoint.take(self.state)
@@ -268,7 +303,9 @@ def on_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:
         if name in batch:
             # Copied: the arrays lie in Ray's shared memory, which is read-only. Pinned memory is what an asynchronous copy needs.
             tensor = torch.from_numpy(batch[name].copy())
-            tensors[name] = tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+            tensors[name] = (
+                tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+            )
     return tensors
 
 

@@ -70,7 +70,9 @@ def hole_mask(params: DegradationParams, height: int, width: int) -> NDArray[np.
     return np.maximum.reduce(masks) if masks else None
 
 
-def _resized(image: NDArray[np.float32], op: Resize, hq_shape: tuple[int, int], scale: int) -> NDArray[np.float32]:
+def _resized(
+    image: NDArray[np.float32], op: Resize, hq_shape: tuple[int, int], scale: int
+) -> NDArray[np.float32]:
     if op.mode == "matlab_bicubic":
         return imresize(image, 1 / scale)
     divisor = scale if op.of == "lq" else 1
@@ -78,7 +80,9 @@ def _resized(image: NDArray[np.float32], op: Resize, hq_shape: tuple[int, int], 
     return resize(image, height, width, op.mode)
 
 
-def apply_operation(image: NDArray[np.float32], op: Operation, hq_shape: tuple[int, int], scale: int) -> NDArray[np.float32]:
+def apply_operation(
+    image: NDArray[np.float32], op: Operation, hq_shape: tuple[int, int], scale: int
+) -> NDArray[np.float32]:
     """Return the picture after one operation.
 
     Args:
@@ -117,11 +121,15 @@ def degrade(hq_u8: NDArray[np.uint8], params: DegradationParams) -> NDArray[np.u
     height, width = hq_u8.shape[:2]
     scale = params.scale
     if height % scale or width % scale or min(height, width) == 0:
-        raise ValueError(f"hq_u8 of {height}x{width} pixels (height x width): both sides must be multiples of the scale {scale}")
+        raise ValueError(
+            f"hq_u8 of {height}x{width} pixels (height x width): both sides must be multiples of the scale {scale}"
+        )
     image = from_u8(hq_u8)
     for op in params.ops:
         image = apply_operation(image, op, (height, width), scale)
     target = (height // scale, width // scale)
     if image.shape[:2] != target:
-        raise ValueError(f"params.ops end at {image.shape[0]}x{image.shape[1]} pixels: must end at {target[0]}x{target[1]}")
+        raise ValueError(
+            f"params.ops end at {image.shape[0]}x{image.shape[1]} pixels: must end at {target[0]}x{target[1]}"
+        )
     return to_u8(image)

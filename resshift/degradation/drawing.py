@@ -13,7 +13,14 @@ from resshift.degradation.kernels import Blur, GaussianKernel, GaussianType, Pul
 from resshift.degradation.masks import draw_mask
 from resshift.degradation.noise import Noise
 from resshift.degradation.ranges import Draws, IntRange
-from resshift.degradation.recipe import DegradationRecipe, FaceRecipe, KernelRecipe, NoiseRecipe, ResizeRecipe, imagenet_test_x4
+from resshift.degradation.recipe import (
+    DegradationRecipe,
+    FaceRecipe,
+    KernelRecipe,
+    NoiseRecipe,
+    ResizeRecipe,
+    imagenet_test_x4,
+)
 from resshift.degradation.resize import InterpolationMode, Resize
 
 _KERNEL_TYPES: tuple[GaussianType, ...] = get_args(GaussianType)
@@ -27,7 +34,9 @@ def draw_kernel(draws: Draws, recipe: KernelRecipe) -> GaussianKernel | SincKern
     size = draws.integer(recipe.size, step=2)
     if draws.chance(recipe.sinc_prob):
         small = size < recipe.sinc_large_size
-        return SincKernel(size=size, omega=draws.uniform(recipe.sinc_omega_small if small else recipe.sinc_omega_large))
+        return SincKernel(
+            size=size, omega=draws.uniform(recipe.sinc_omega_small if small else recipe.sinc_omega_large)
+        )
     kernel_type = _KERNEL_TYPES[draws.index(recipe.type_probs)]
     sigma_x = sigma_y = draws.uniform(recipe.sigma)
     theta, beta = 0.0, 1.0
@@ -38,13 +47,17 @@ def draw_kernel(draws: Draws, recipe: KernelRecipe) -> GaussianKernel | SincKern
         beta = draws.around_one(recipe.beta_generalized)
     elif kernel_type in ("plateau_iso", "plateau_aniso"):
         beta = draws.around_one(recipe.beta_plateau)
-    return GaussianKernel(type=kernel_type, size=size, sigma_x=sigma_x, sigma_y=sigma_y, theta=theta, beta=beta)
+    return GaussianKernel(
+        type=kernel_type, size=size, sigma_x=sigma_x, sigma_y=sigma_y, theta=theta, beta=beta
+    )
 
 
 def draw_final_kernel(draws: Draws, recipe: DegradationRecipe) -> SincKernel | PulseKernel:
     """Draw the filter of the final stage."""
     if draws.chance(recipe.final_sinc_prob):
-        return SincKernel(size=draws.integer(recipe.final_sinc_size, step=2), omega=draws.uniform(recipe.final_sinc_omega))
+        return SincKernel(
+            size=draws.integer(recipe.final_sinc_size, step=2), omega=draws.uniform(recipe.final_sinc_omega)
+        )
     return PulseKernel()
 
 
@@ -87,7 +100,10 @@ def _draw_realesrgan(draws: Draws, recipe: DegradationRecipe) -> tuple[Operation
         if draws.chance(recipe.blur2_prob):
             ops.append(Blur(kernel=draw_kernel(draws, recipe.kernel2)))
         ops += [_draw_resize(draws, recipe.resize2, "lq"), _draw_noise(draws, recipe.noise2)]
-    shrink: list[Operation] = [Resize(of="lq", factor=1.0, mode=_draw_mode(draws)), Blur(kernel=draw_final_kernel(draws, recipe))]
+    shrink: list[Operation] = [
+        Resize(of="lq", factor=1.0, mode=_draw_mode(draws)),
+        Blur(kernel=draw_final_kernel(draws, recipe)),
+    ]
     jpeg2 = _draw_jpeg(draws, recipe.jpeg2_quality)
     ops += [*shrink, jpeg2] if draws.chance(recipe.jpeg_last_prob) else [jpeg2, *shrink]
     return tuple(ops)

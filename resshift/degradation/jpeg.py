@@ -46,7 +46,12 @@ def compress(image: NDArray[np.float32], quality: int) -> NDArray[np.float32]:
     ok, data = cv2.imencode(
         ".jpg",
         swap_red_blue(to_u8(image)),  # the luma weights depend on the order
-        [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420],
+        [
+            cv2.IMWRITE_JPEG_QUALITY,
+            quality,
+            cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+            cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+        ],
     )
     if not ok:
         raise RuntimeError(f"OpenCV could not encode a JPEG of shape {image.shape} at quality {quality}")

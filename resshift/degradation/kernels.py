@@ -35,7 +35,9 @@ _RECORD = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 _NEGLIGIBLE = 1e-6  # of a sum of 1
 _FOURIER_TAPS = 130  # the limit of cv2.filter2D as well
-_LARGE_PIXELS = 1 << 14  # from here on torch's transforms are faster than those of cv2.filter2D: equal at 140 x 140, a third at 256 x 256
+_LARGE_PIXELS = (
+    1 << 14
+)  # from here on torch's transforms are faster than those of cv2.filter2D: equal at 140 x 140, a third at 256 x 256
 
 GaussianType = Literal["iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso"]
 
@@ -59,9 +61,13 @@ class GaussianKernel:
     def __post_init__(self) -> None:
         _check_size(self.size)
         if min(self.sigma_x, self.sigma_y, self.beta) <= 0:
-            raise ValueError(f"sigma_x {self.sigma_x}, sigma_y {self.sigma_y}, beta {self.beta}: all must be above 0")
+            raise ValueError(
+                f"sigma_x {self.sigma_x}, sigma_y {self.sigma_y}, beta {self.beta}: all must be above 0"
+            )
         if self.type in ("iso", "generalized_iso", "plateau_iso") and self.sigma_x != self.sigma_y:
-            raise ValueError(f"kernel type {self.type} with sigma_x {self.sigma_x} and sigma_y {self.sigma_y}: must be equal")
+            raise ValueError(
+                f"kernel type {self.type} with sigma_x {self.sigma_x} and sigma_y {self.sigma_y}: must be equal"
+            )
         if self.type in ("iso", "aniso") and self.beta != 1:
             raise ValueError(f"kernel type {self.type} with beta {self.beta}: must be 1")
 
@@ -180,7 +186,9 @@ def _correlate(image: NDArray[np.float32], k: NDArray[np.float32]) -> NDArray[np
     rows, columns = (32 * cv2.getOptimalDFTSize(-(-side // 32)) for side in padded.shape[:2])
     spectrum = torch.fft.rfft2(torch.from_numpy(padded).permute(2, 0, 1), s=(rows, columns))
     spectrum *= _transfer_function(torch.from_numpy(k), rows, columns)
-    out = torch.fft.irfft2(spectrum, s=(rows, columns))[:, i_radius : i_radius + height, j_radius : j_radius + width]
+    out = torch.fft.irfft2(spectrum, s=(rows, columns))[
+        :, i_radius : i_radius + height, j_radius : j_radius + width
+    ]
     return out.permute(1, 2, 0).contiguous().numpy()
 
 
@@ -189,7 +197,10 @@ def _transfer_function(k: Tensor, rows: int, columns: int) -> Tensor:
 
     Of a symmetric kernel it is real, and as two products of small matrices it takes a third of the time of a transform.
     """
-    (cos_a, sin_a), (cos_b, sin_b) = _waves(k.shape[0], rows, rows), _waves(k.shape[1], columns, columns // 2 + 1)
+    (cos_a, sin_a), (cos_b, sin_b) = (
+        _waves(k.shape[0], rows, rows),
+        _waves(k.shape[1], columns, columns // 2 + 1),
+    )
     return cos_a @ (k @ cos_b.T) - sin_a @ (k @ sin_b.T)
 
 
@@ -197,4 +208,6 @@ def _transfer_function(k: Tensor, rows: int, columns: int) -> Tensor:
 def _waves(num_taps: int, length: int, num_frequencies: int) -> tuple[Tensor, Tensor]:
     """Return cosine and sine of 2 pi u i / length for the offsets i of the taps, each (num_frequencies, num_taps)."""
     angles = 2 * math.pi / length * np.outer(np.arange(num_frequencies), np.arange(num_taps) - num_taps // 2)
-    return torch.from_numpy(np.cos(angles).astype(np.float32)), torch.from_numpy(np.sin(angles).astype(np.float32))
+    return torch.from_numpy(np.cos(angles).astype(np.float32)), torch.from_numpy(
+        np.sin(angles).astype(np.float32)
+    )

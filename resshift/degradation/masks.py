@@ -118,7 +118,14 @@ class MaskRecipe:
 
     def __post_init__(self) -> None:
         check_probs("kind_probs", self.kind_probs)
-        for name in ("strokes", "stroke_segments", "stroke_length_px", "stroke_width_px", "boxes", "box_side_px"):
+        for name in (
+            "strokes",
+            "stroke_segments",
+            "stroke_length_px",
+            "stroke_width_px",
+            "boxes",
+            "box_side_px",
+        ):
             check_range(name, getattr(self, name), 1)
         if self.box_margin_px < 0:
             raise ValueError(f"box_margin_px = {self.box_margin_px}: must be at least 0")
@@ -131,7 +138,9 @@ def draw_mask(draws: Draws, recipe: MaskRecipe) -> Mask:
     """Draw the shapes of one mask."""
     kind = _KINDS[draws.index(recipe.kind_probs)]
     if kind == "irregular":
-        return Mask(shapes=tuple(_draw_stroke(draws, recipe, i) for i in range(draws.integer(recipe.strokes))))
+        return Mask(
+            shapes=tuple(_draw_stroke(draws, recipe, i) for i in range(draws.integer(recipe.strokes)))
+        )
     if kind == "box":
         return Mask(shapes=tuple(_draw_box(draws, recipe) for _ in range(draws.integer(recipe.boxes))))
     return Mask(shapes=(_draw_border(draws, recipe),))
@@ -152,7 +161,9 @@ def _draw_stroke(draws: Draws, recipe: MaskRecipe, i_stroke: int) -> Stroke:
 
 def _draw_box(draws: Draws, recipe: MaskRecipe) -> Box:
     width_px, height_px = draws.integer(recipe.box_side_px), draws.integer(recipe.box_side_px)
-    return Box(width_px=width_px, height_px=height_px, margin_px=recipe.box_margin_px, x=draws.unit(), y=draws.unit())
+    return Box(
+        width_px=width_px, height_px=height_px, margin_px=recipe.box_margin_px, x=draws.unit(), y=draws.unit()
+    )
 
 
 def _draw_border(draws: Draws, recipe: MaskRecipe) -> Border:

@@ -61,7 +61,9 @@ def add_noise(image: NDArray[np.float32], noise: Noise) -> NDArray[np.float32]:
     rng = philox("degradation-noise", noise.seed)
     if noise.kind == "gaussian":
         uniform_u16 = _random_u16(rng, image.shape[: 2 if noise.gray else 3])
-        deviation = np.asarray(cv2.LUT(uniform_u16, normal_table()), dtype=np.float32).reshape(uniform_u16.shape)
+        deviation = np.asarray(cv2.LUT(uniform_u16, normal_table()), dtype=np.float32).reshape(
+            uniform_u16.shape
+        )
         deviation *= np.float32(noise.level / 255)
     else:
         source = np.asarray(cv2.transform(image, _LUMA), dtype=np.float32) if noise.gray else image
@@ -86,7 +88,11 @@ def _poisson_deviation(plane: NDArray[np.float32], rng: np.random.Generator) -> 
     index <<= _POISSON_BITS
     index += _random_u16(rng, plane.shape) >> (16 - _POISSON_BITS)
     # index_select takes 32-bit indices as they are; NumPy would widen them first
-    return torch.index_select(torch.from_numpy(table.ravel()), 0, torch.from_numpy(index.ravel())).numpy().reshape(plane.shape)
+    return (
+        torch.index_select(torch.from_numpy(table.ravel()), 0, torch.from_numpy(index.ravel()))
+        .numpy()
+        .reshape(plane.shape)
+    )
 
 
 def _num_levels(u_u8: NDArray[np.uint8]) -> int:

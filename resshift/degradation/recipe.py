@@ -101,7 +101,9 @@ class NoiseRecipe:
 class FaceRecipe:
     """How a face is degraded: blur, shrink by U(shrink), Gaussian noise (sigma in 8-bit levels), JPEG, back to size, perhaps grey."""
 
-    kernel: KernelRecipe = KernelRecipe(size=(41, 41), type_probs=(0.5, 0.5, 0.0, 0.0, 0.0, 0.0), sigma=(0.1, 15.0), sinc_prob=0.0)
+    kernel: KernelRecipe = KernelRecipe(
+        size=(41, 41), type_probs=(0.5, 0.5, 0.0, 0.0, 0.0, 0.0), sigma=(0.1, 15.0), sinc_prob=0.0
+    )
     shrink: Range = (0.8, 32.0)
     noise_sigma: Range = (0.0, 20.0)
     jpeg_quality: IntRange = (30, 100)
@@ -157,14 +159,23 @@ class DegradationRecipe:
             raise ValueError(f"scale = {self.scale}: must be at least 1")
         if self.kind == "inpainting" and self.scale != 1:
             raise ValueError(f"scale = {self.scale}: must be 1 for inpainting")
-        for name in ("bicubic_share", "mild_share", "second_order_prob", "blur2_prob", "final_sinc_prob", "jpeg_last_prob"):
+        for name in (
+            "bicubic_share",
+            "mild_share",
+            "second_order_prob",
+            "blur2_prob",
+            "final_sinc_prob",
+            "jpeg_last_prob",
+        ):
             check_prob(name, getattr(self, name))
         if self.kind != "realesrgan" and (self.bicubic_share or self.mild_share):
             raise ValueError(
                 f"bicubic_share = {self.bicubic_share} and mild_share = {self.mild_share}: must be 0 for a recipe of kind {self.kind}"
             )
         if self.bicubic_share + self.mild_share > 1:
-            raise ValueError(f"bicubic_share = {self.bicubic_share} and mild_share = {self.mild_share}: their sum must be at most 1")
+            raise ValueError(
+                f"bicubic_share = {self.bicubic_share} and mild_share = {self.mild_share}: their sum must be at most 1"
+            )
         check_sizes("final_sinc_size", self.final_sinc_size)
         check_range("final_sinc_omega", self.final_sinc_omega, 1e-3, math.pi)
         check_range("jpeg1_quality", self.jpeg1_quality, 1, 100)

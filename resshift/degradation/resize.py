@@ -52,10 +52,14 @@ class Resize:
         if self.factor <= 0:
             raise ValueError(f"resize factor {self.factor}: must be above 0")
         if self.mode == "matlab_bicubic" and (self.of != "lq" or self.factor != 1):
-            raise ValueError(f"resize mode matlab_bicubic with of={self.of!r}, factor={self.factor}: must be of='lq', factor=1")
+            raise ValueError(
+                f"resize mode matlab_bicubic with of={self.of!r}, factor={self.factor}: must be of='lq', factor=1"
+            )
 
 
-def resize(image: NDArray[np.float32], height: int, width: int, mode: InterpolationMode) -> NDArray[np.float32]:
+def resize(
+    image: NDArray[np.float32], height: int, width: int, mode: InterpolationMode
+) -> NDArray[np.float32]:
     """Resize an (H, W, 3) picture to (height, width, 3) as `F.interpolate(size=(height, width), mode=mode)` does, aligned at both ends."""
     if image.shape[:2] == (height, width):
         return image
@@ -77,10 +81,14 @@ def imresize(image: NDArray[T], scale: float) -> NDArray[T]:
         (ceil(H * scale), ceil(W * scale), C), same dtype.
     """
     if image.ndim != 3 or str(image.dtype) not in ("float32", "float64"):
-        raise ValueError(f"image of shape {image.shape} and dtype {image.dtype}: must be (H, W, C), float32 or float64")
+        raise ValueError(
+            f"image of shape {image.shape} and dtype {image.dtype}: must be (H, W, C), float32 or float64"
+        )
     ratio = Fraction(scale).limit_denominator(_MAX_DENOMINATOR)
     if ratio <= 0 or abs(float(ratio) - scale) > 1e-9:
-        raise ValueError(f"scale {scale}: must be a positive fraction with a denominator up to {_MAX_DENOMINATOR}")
+        raise ValueError(
+            f"scale {scale}: must be a positive fraction with a denominator up to {_MAX_DENOMINATOR}"
+        )
     height, width = (math.ceil(side * ratio) for side in image.shape[:2])
     # The padding covers the kernel (2 pixels of the coarser grid) and is a whole number of output pixels, so the grids stay aligned
     # and interpolate's own treatment of the edge never shows.

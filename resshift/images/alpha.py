@@ -34,9 +34,13 @@ def fill_transparent(picture: Picture) -> Picture:
     weight = alpha.astype(np.float32)[..., None] / highest
     pixels = picture.pixels.astype(np.float32)
     total = float(weight.sum(dtype=np.float64))
-    mean = (pixels * weight).sum(axis=(0, 1), dtype=np.float64) / total if total else np.zeros(pixels.shape[2])
+    mean = (
+        (pixels * weight).sum(axis=(0, 1), dtype=np.float64) / total if total else np.zeros(pixels.shape[2])
+    )
     # A thousandth of the mean everywhere: it is what is left where no visible pixel is near.
-    near = _blurred(np.concatenate([pixels * weight, weight], axis=2)) + 1e-3 * np.append(mean, 1.0).astype(np.float32)
+    near = _blurred(np.concatenate([pixels * weight, weight], axis=2)) + 1e-3 * np.append(mean, 1.0).astype(
+        np.float32
+    )
     filled = (near[..., :-1] / near[..., -1:] + 0.5).clip(0, highest).astype(picture.pixels.dtype)
     return replace(picture, pixels=np.where(alpha[..., None] == 0, filled, picture.pixels))
 

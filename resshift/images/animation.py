@@ -51,7 +51,10 @@ class Frames:
     @property
     def num_bytes(self) -> int:
         """Bytes of the arrays in memory."""
-        return sum(picture.pixels.nbytes + (0 if picture.alpha is None else picture.alpha.nbytes) for picture in self.pictures)
+        return sum(
+            picture.pixels.nbytes + (0 if picture.alpha is None else picture.alpha.nbytes)
+            for picture in self.pictures
+        )
 
 
 def decode_frames(data: bytes, limits: ImageLimits | None = None, choice: FrameChoice = "first") -> Frames:
@@ -68,16 +71,24 @@ def decode_frames(data: bytes, limits: ImageLimits | None = None, choice: FrameC
     limits = limits or ImageLimits()
     num_frames = codec.probe(data, limits).num_frames
     if num_frames > 1 and choice == "fail":
-        raise ImageError(Reason.ANIMATED, f"the file has {num_frames} frames or pages; frames=first or frames=all accept it")
+        raise ImageError(
+            Reason.ANIMATED,
+            f"the file has {num_frames} frames or pages; frames=first or frames=all accept it",
+        )
     if num_frames == 1 or choice == "first":
         return Frames((codec.decode(data, limits),))
     if num_frames > limits.max_frames:
-        raise ImageError(Reason.TOO_LARGE, f"the file has {num_frames} frames or pages, at most {limits.max_frames} are allowed")
+        raise ImageError(
+            Reason.TOO_LARGE,
+            f"the file has {num_frames} frames or pages, at most {limits.max_frames} are allowed",
+        )
     image = read_header(data, limits)
     width, height = image.size
     if width * height * num_frames > limits.max_pixels:
         count = f"{num_frames} frames of {width}x{height}"
-        raise ImageError(Reason.TOO_LARGE, f"the file has {count}, at most {limits.max_pixels} pixels are allowed in all")
+        raise ImageError(
+            Reason.TOO_LARGE, f"the file has {count}, at most {limits.max_pixels} pixels are allowed in all"
+        )
     pictures: list[Picture] = []
     durations: list[int] = []
     name = identify(data)
@@ -101,7 +112,8 @@ def fit_frames(frames: Frames, format: Format) -> Frames:
     """
     if len(frames.pictures) > 1 and format == "jpeg":
         raise ImageError(
-            Reason.ANIMATED, f"{len(frames.pictures)} frames do not fit into a jpeg; choose png, webp or tiff, or frames=first"
+            Reason.ANIMATED,
+            f"{len(frames.pictures)} frames do not fit into a jpeg; choose png, webp or tiff, or frames=first",
         )
     return frames.map(lambda picture: codec.fit_format(picture, format))
 
@@ -118,7 +130,13 @@ def encode_frames(frames: Frames, format: Format = "png", quality: int = 95) -> 
     durations = list(frames.durations_ms) or [_PAGE_MS] * len(shown)
     options: dict[str, Any] = {
         "png": {"duration": durations, "loop": frames.loop, "compress_level": 1, "blend": 0, "disposal": 0},
-        "webp": {"duration": durations, "loop": frames.loop, "quality": quality, "lossless": quality == 100, "method": 4},
+        "webp": {
+            "duration": durations,
+            "loop": frames.loop,
+            "quality": quality,
+            "lossless": quality == 100,
+            "method": 4,
+        },
         "tiff": {"compression": "tiff_deflate"},
     }[format]
     out = io.BytesIO()

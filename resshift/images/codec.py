@@ -31,7 +31,9 @@ from resshift.images.types import Array, ImageError, ImageHeader, ImageLimits, P
 from resshift.images.xmp import descriptive_xmp, resize_xmp
 
 if TYPE_CHECKING:
-    from torch import Tensor  # imported by the two functions that need it: a process that only decodes starts in 0.3 s
+    from torch import (
+        Tensor,
+    )  # imported by the two functions that need it: a process that only decodes starts in 0.3 s
 
 __all__ = [
     "Format",
@@ -71,22 +73,44 @@ def swap_red_blue(pixels: Array) -> Array:
 
 def _sixteen_bit_colour(image: Image.Image, data: bytes) -> Array | None:
     """Decode a 16-bit picture that Pillow reduces to 8 bit, uint16 in 2 (grey, alpha), 3 or 4 channels; None when it is not one."""
-    if image.format not in ("PNG", "TIFF") or image.mode not in ("RGB", "RGBA") or sample_bits(image, data) != 16:
+    if (
+        image.format not in ("PNG", "TIFF")
+        or image.mode not in ("RGB", "RGBA")
+        or sample_bits(image, data) != 16
+    ):
         return None
     clean = essential_png(data) if image.format == "PNG" else data
     decoded = cv2.imdecode(np.frombuffer(clean, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
-    if decoded is None or decoded.dtype != np.uint16 or decoded.ndim != 3 or decoded.shape[1::-1] != image.size:
-        raise ImageError(Reason.CORRUPT, f"{image.format} data: Pillow reads it in 8 bit, OpenCV cannot read it in 16 bit")
-    extra = image.tag_v2.get(TiffImagePlugin.EXTRASAMPLES, ()) if isinstance(image, TiffImagePlugin.TiffImageFile) else ()
+    if (
+        decoded is None
+        or decoded.dtype != np.uint16
+        or decoded.ndim != 3
+        or decoded.shape[1::-1] != image.size
+    ):
+        raise ImageError(
+            Reason.CORRUPT, f"{image.format} data: Pillow reads it in 8 bit, OpenCV cannot read it in 16 bit"
+        )
+    extra = (
+        image.tag_v2.get(TiffImagePlugin.EXTRASAMPLES, ())
+        if isinstance(image, TiffImagePlugin.TiffImageFile)
+        else ()
+    )
     rgb = swap_red_blue(decoded[..., :3])
-    if extra != (1,) and not np.array_equal(rgb >> 8, np.asarray(image)[..., :3]):  # e.g. separate planes, which OpenCV mixes up
-        raise ImageError(Reason.UNSUPPORTED_MODE, "Pillow and OpenCV read different values; 16-bit colour must be interleaved")
+    if extra != (1,) and not np.array_equal(
+        rgb >> 8, np.asarray(image)[..., :3]
+    ):  # e.g. separate planes, which OpenCV mixes up
+        raise ImageError(
+            Reason.UNSUPPORTED_MODE,
+            "Pillow and OpenCV read different values; 16-bit colour must be interleaved",
+        )
     if decoded.shape[2] == 3:
         return rgb
     if extra == (0,):  # a fourth band without a meaning
         return rgb
     alpha = decoded[..., 3:]
-    if image.format == "PNG" and data[25] == 4:  # IHDR: grey with alpha, which both libraries spread over three channels
+    if (
+        image.format == "PNG" and data[25] == 4
+    ):  # IHDR: grey with alpha, which both libraries spread over three channels
         return np.concatenate([rgb[..., :1], alpha], axis=2)
     if extra == (1,):  # premultiplied
         rgb = np.minimum(rgb.astype(np.uint64) * 65535 // np.maximum(alpha, 1), 65535).astype(np.uint16)
@@ -135,7 +159,10 @@ def _grey16(image: Image.Image) -> Picture:
     notes: tuple[str, ...] = ()
     if image.mode == "I":
         if samples.min() < 0 or samples.max() > 65535:
-            raise ImageError(Reason.UNSUPPORTED_MODE, f"samples reach from {samples.min()} to {samples.max()}, 0 to 65535 is allowed")
+            raise ImageError(
+                Reason.UNSUPPORTED_MODE,
+                f"samples reach from {samples.min()} to {samples.max()}, 0 to 65535 is allowed",
+            )
         notes = ("signed or 32-bit samples taken as 16-bit",)
     values = samples.astype(np.uint16)
     tags: Any = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
@@ -190,7 +217,11 @@ def _eight_bit(image: Image.Image, icc: bytes | None) -> Picture:
     image = image.convert(image.mode[:-1]) if has_alpha else image
     space, profile = image.mode, icc
     image, icc, colour_notes = to_srgb(image, profile)
-    source = profile if profile and icc is None and space != "CMYK" and colour_notes[0].startswith("converted from") else None
+    source = (
+        profile
+        if profile and icc is None and space != "CMYK" and colour_notes[0].startswith("converted from")
+        else None
+    )
     pixels = np.array(image)
     pixels = pixels if pixels.ndim == 3 else pixels[..., None]
     return Picture(pixels=pixels, alpha=alpha, icc=icc, source_icc=source, notes=notes + colour_notes)
@@ -213,7 +244,11 @@ def _from_loaded(image: Image.Image, samples: Array | None) -> Picture:
     icc: bytes | None = image.info.get("icc_profile") or None
     if samples is not None:
         has_alpha = samples.shape[2] in (2, 4)
-        picture = Picture(pixels=samples[..., :-1] if has_alpha else samples, alpha=samples[..., -1] if has_alpha else None, icc=icc)
+        picture = Picture(
+            pixels=samples[..., :-1] if has_alpha else samples,
+            alpha=samples[..., -1] if has_alpha else None,
+            icc=icc,
+        )
     elif image.mode.startswith("I"):
         picture = replace(_grey16(image), icc=icc)
     elif image.mode == "F":
@@ -225,7 +260,14 @@ def _from_loaded(image: Image.Image, samples: Array | None) -> Picture:
     turned = upright(picture.pixels, orientation)
     alpha = None if picture.alpha is None else upright(picture.alpha, orientation)
     turn_notes = () if orientation == 1 else (f"orientation {orientation} applied",)
-    return replace(picture, pixels=turned, alpha=alpha, exif=exif, xmp=xmp, notes=turn_notes + picture.notes + exif_notes + xmp_notes)
+    return replace(
+        picture,
+        pixels=turned,
+        alpha=alpha,
+        exif=exif,
+        xmp=xmp,
+        notes=turn_notes + picture.notes + exif_notes + xmp_notes,
+    )
 
 
 def to_pil(picture: Picture) -> Image.Image:
@@ -235,7 +277,11 @@ def to_pil(picture: Picture) -> Image.Image:
     """
     if picture.pixels.shape[2] == 3 or picture.alpha is not None:
         picture = _reduced(picture)
-    samples = picture.pixels if picture.alpha is None else np.concatenate([picture.pixels, picture.alpha[..., None]], axis=2)
+    samples = (
+        picture.pixels
+        if picture.alpha is None
+        else np.concatenate([picture.pixels, picture.alpha[..., None]], axis=2)
+    )
     image = Image.fromarray(np.ascontiguousarray(samples[..., 0] if samples.shape[2] == 1 else samples))
     if picture.icc:
         image.info["icc_profile"] = picture.icc
@@ -270,20 +316,38 @@ def fit_format(picture: Picture, format: Format) -> Picture:
     allowed_px = _MAX_SIDE_PX.get(format)
     if allowed_px is not None and max(picture.width, picture.height) > allowed_px:
         size = f"{picture.width}x{picture.height}"
-        raise ImageError(Reason.TOO_LARGE, f"the picture is {size}, {format} holds at most {allowed_px} px a side")
+        raise ImageError(
+            Reason.TOO_LARGE, f"the picture is {size}, {format} holds at most {allowed_px} px a side"
+        )
     if format in ("jpeg", "webp"):
         picture = _reduced(picture, f"16 bit reduced to 8 for {format}")
-    if format == "tiff" and picture.alpha is not None and picture.pixels.shape[2] == 1 and picture.pixels.dtype == np.uint16:
+    if (
+        format == "tiff"
+        and picture.alpha is not None
+        and picture.pixels.shape[2] == 1
+        and picture.pixels.dtype == np.uint16
+    ):
         pixels = np.repeat(picture.pixels, 3, axis=2)  # Pillow 13 cannot open 16-bit grey with alpha
-        picture = replace(picture, pixels=pixels, notes=(*picture.notes, "16-bit grey with alpha written as RGB for tiff"))
+        picture = replace(
+            picture, pixels=pixels, notes=(*picture.notes, "16-bit grey with alpha written as RGB for tiff")
+        )
     if format == "jpeg" and picture.alpha is not None:
         weight = picture.alpha[..., None].astype(np.uint32)
         blended = ((picture.pixels * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)
-        picture = replace(picture, pixels=blended, alpha=None, notes=(*picture.notes, "transparency composited on white for jpeg"))
+        picture = replace(
+            picture,
+            pixels=blended,
+            alpha=None,
+            notes=(*picture.notes, "transparency composited on white for jpeg"),
+        )
     if format == "jpeg" and picture.exif is not None and len(picture.exif) > _MAX_JPEG_EXIF_BYTES:
-        picture = replace(picture, exif=None, notes=(*picture.notes, "EXIF dropped, it is longer than a JPEG segment"))
+        picture = replace(
+            picture, exif=None, notes=(*picture.notes, "EXIF dropped, it is longer than a JPEG segment")
+        )
     if format == "jpeg" and picture.xmp is not None and len(picture.xmp) > _MAX_JPEG_XMP_BYTES:
-        picture = replace(picture, xmp=None, notes=(*picture.notes, "XMP dropped, it is longer than a JPEG segment"))
+        picture = replace(
+            picture, xmp=None, notes=(*picture.notes, "XMP dropped, it is longer than a JPEG segment")
+        )
     return picture
 
 
@@ -323,7 +387,9 @@ def _png(picture: Picture) -> bytes:
         pixels = bgr if alpha is None else np.concatenate([bgr, alpha[..., None]], axis=2)
     encoded, buffer = cv2.imencode(".png", pixels, _PNG_OPTIONS)
     if not encoded:
-        raise ImageError(Reason.TOO_LARGE, f"OpenCV could not write a PNG of {picture.width}x{picture.height}")
+        raise ImageError(
+            Reason.TOO_LARGE, f"OpenCV could not write a PNG of {picture.width}x{picture.height}"
+        )
     return buffer.tobytes()
 
 

@@ -68,7 +68,9 @@ def grey_alpha_png(pixels: np.ndarray, alpha: np.ndarray) -> bytes:
     return PNG_SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
 
 
-def tiff_bytes(pixels: np.ndarray, alpha: np.ndarray | None, icc: bytes | None, exif: bytes | None, xmp: bytes | None) -> bytes:
+def tiff_bytes(
+    pixels: np.ndarray, alpha: np.ndarray | None, icc: bytes | None, exif: bytes | None, xmp: bytes | None
+) -> bytes:
     """Return a one-page little-endian TIFF, Deflate with the horizontal predictor, alpha unassociated.
 
     Args:
@@ -113,7 +115,9 @@ def tiff_bytes(pixels: np.ndarray, alpha: np.ndarray | None, icc: bytes | None, 
     if xmp:
         directory.tagtype[TiffImagePlugin.XMP] = 1  # BYTE
         directory[TiffImagePlugin.XMP] = xmp
-    directory.tagtype[TiffImagePlugin.STRIPOFFSETS] = directory.tagtype[TiffImagePlugin.STRIPBYTECOUNTS] = 4  # LONG, whatever the values
+    directory.tagtype[TiffImagePlugin.STRIPOFFSETS] = directory.tagtype[TiffImagePlugin.STRIPBYTECOUNTS] = (
+        4  # LONG, whatever the values
+    )
     # Offsets are relative to the end of the directory: tobytes moves them.
     directory[TiffImagePlugin.STRIPOFFSETS] = tuple(sum(map(len, strips[:i])) for i in range(len(strips)))
     directory[TiffImagePlugin.STRIPBYTECOUNTS] = tuple(map(len, strips))

@@ -22,11 +22,36 @@ _PIXEL_WIDTH, _PIXEL_HEIGHT = 0xA002, 0xA003
 _INTEROP_IFD = 0xA005
 # TIFF 6.0 and Exif 3.0 section 4.6.5: text, resolution, date, rights; Windows rating and XP* comment fields.
 _KEPT_TAGS = (
-    *(0x010D, 0x010E, 0x010F, 0x0110, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749, 0x8298),
+    *(
+        0x010D,
+        0x010E,
+        0x010F,
+        0x0110,
+        0x011A,
+        0x011B,
+        0x0128,
+        0x0131,
+        0x0132,
+        0x013B,
+        0x013C,
+        0x4746,
+        0x4749,
+        0x8298,
+    ),
     *(0x9C9B, 0x9C9C, 0x9C9D, 0x9C9E, 0x9C9F),
 )
 # What Pillow was seen to raise, or can raise by its code, on damaged blocks, when reading and when writing them again.
-_EXIF_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, struct.error, RuntimeError)
+_EXIF_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    struct.error,
+    RuntimeError,
+)
 
 _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda a: a,

@@ -14,7 +14,15 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 import cv2
-from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from resshift.images.types import ImageError, ImageHeader, ImageLimits, Reason
 
@@ -80,7 +88,9 @@ def refusals(what: str) -> Generator[None]:
 
 
 def _reason(error: BaseException, text: str) -> Reason:
-    if isinstance(error, EOFError) or any(words in text for words in ("truncated", "not enough", "end of data")):
+    if isinstance(error, EOFError) or any(
+        words in text for words in ("truncated", "not enough", "end of data")
+    ):
         return Reason.TRUNCATED
     if "unknown pixel mode" in text or "unknown data organization" in text:
         return Reason.UNSUPPORTED_MODE
@@ -106,7 +116,8 @@ def identify(data: bytes) -> str:
         return "BMP"
     allowed = ", ".join(_FACTORIES)
     name = next(
-        (name for magic, name in _FOREIGN_MAGIC.items() if head.startswith(magic)), "AVIF or HEIF" if head[4:8] == b"ftyp" else None
+        (name for magic, name in _FOREIGN_MAGIC.items() if head.startswith(magic)),
+        "AVIF or HEIF" if head[4:8] == b"ftyp" else None,
     )
     if name is not None:
         raise ImageError(Reason.UNSUPPORTED_FORMAT, f"the file is {name}, allowed are {allowed}")
@@ -116,7 +127,9 @@ def identify(data: bytes) -> str:
 def read_header(data: bytes, limits: ImageLimits) -> Image.Image:
     """Read the header only; sizes are within the limits when this returns."""
     if len(data) > limits.max_bytes:
-        raise ImageError(Reason.TOO_LARGE, f"the file has {len(data)} bytes, at most {limits.max_bytes} are allowed")
+        raise ImageError(
+            Reason.TOO_LARGE, f"the file has {len(data)} bytes, at most {limits.max_bytes} are allowed"
+        )
     name = identify(data)
     with refusals(f"{name} header"):
         # The plugin is called directly: Image.open applies the process-wide MAX_IMAGE_PIXELS, and ours is a value of the call.
@@ -133,7 +146,9 @@ def count_frames(data: bytes) -> tuple[int, bool]:
         if name == "GIF" and len(data) > _MAX_COUNTED_BYTES:
             return (2, False) if image.is_animated else (1, True)
         if name == "TIFF":
-            num_pages = next((i for i in range(1, _MAX_COUNTED_PAGES) if not _has_page(image, i)), _MAX_COUNTED_PAGES)
+            num_pages = next(
+                (i for i in range(1, _MAX_COUNTED_PAGES) if not _has_page(image, i)), _MAX_COUNTED_PAGES
+            )
             return num_pages, num_pages < _MAX_COUNTED_PAGES
         return int(getattr(image, "n_frames", 1)), True
     except _DECODER_ERRORS:
@@ -168,4 +183,11 @@ def probe(data: bytes, limits: ImageLimits | None = None) -> ImageHeader:
     with refusals("header"):
         name, bits = identify(data), sample_bits(image, data)
         width, height = image.size
-        return ImageHeader(format=name, width=width, height=height, mode=image.mode, num_frames=count_frames(data)[0], sample_bits=bits)
+        return ImageHeader(
+            format=name,
+            width=width,
+            height=height,
+            mode=image.mode,
+            num_frames=count_frames(data)[0],
+            sample_bits=bits,
+        )

@@ -49,7 +49,9 @@ def _probe_colours(mode: str) -> Image.Image:
     if mode == "L":
         return Image.frombytes("L", (256, 1), bytes(range(256)))
     levels = range(0, 256, 51)
-    return Image.frombytes("RGB", (216, 1), bytes(v for r in levels for g in levels for b in levels for v in (r, g, b)))
+    return Image.frombytes(
+        "RGB", (216, 1), bytes(v for r in levels for g in levels for b in levels for v in (r, g, b))
+    )
 
 
 @functools.lru_cache(maxsize=32)
@@ -57,7 +59,10 @@ def _inspect(icc: bytes, mode: str) -> tuple[str, bool]:
     """Return the name of a profile and whether it maps `mode` to sRGB unchanged. Raises one of _PROFILE_ERRORS for an unusable one."""
     transform = _transform(icc, mode)
     description = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(icc)))
-    name = " ".join("".join(c if c.isprintable() else " " for c in description).split())[:80] or "unnamed profile"
+    name = (
+        " ".join("".join(c if c.isprintable() else " " for c in description).split())[:80]
+        or "unnamed profile"
+    )
     if mode == "CMYK":
         return name, False
     probe = _probe_colours(mode)

@@ -33,8 +33,15 @@ class PngRows:
     """
 
     def __init__(self, file: BinaryIO, height: int, width: int, channels: int, bits: int = 8) -> None:
-        if channels not in _COLOUR_TYPES or bits not in (8, 16) or not 0 < height < 2**31 or not 0 < width < 2**31:
-            raise ValueError(f"a PNG has 1 to 4 channels of 8 or 16 bits, got {width}x{height}, {channels} channels of {bits} bits")
+        if (
+            channels not in _COLOUR_TYPES
+            or bits not in (8, 16)
+            or not 0 < height < 2**31
+            or not 0 < width < 2**31
+        ):
+            raise ValueError(
+                f"a PNG has 1 to 4 channels of 8 or 16 bits, got {width}x{height}, {channels} channels of {bits} bits"
+            )
         self.file, self.height, self.width, self.channels, self.bits = file, height, width, channels, bits
         self.num_rows = 0
         self._deflate = zlib.compressobj(1, zlib.DEFLATED, 15, 9, zlib.Z_RLE)
@@ -49,12 +56,20 @@ class PngRows:
             ValueError: rows of another shape or dtype, or too many.
         """
         expected = np.uint8 if self.bits == 8 else np.uint16
-        if rows.dtype != expected or rows.shape[1:] != (self.width, self.channels) or self.num_rows + len(rows) > self.height:
+        if (
+            rows.dtype != expected
+            or rows.shape[1:] != (self.width, self.channels)
+            or self.num_rows + len(rows) > self.height
+        ):
             raise ValueError(
                 f"rows must be ({self.height - self.num_rows} or fewer, {self.width}, {self.channels}) of {np.dtype(expected)}, "
                 f"got {rows.shape} of {rows.dtype}"
             )
-        samples = np.ascontiguousarray(rows, dtype=">u2" if self.bits == 16 else np.uint8).reshape(len(rows), -1).view(np.uint8)
+        samples = (
+            np.ascontiguousarray(rows, dtype=">u2" if self.bits == 16 else np.uint8)
+            .reshape(len(rows), -1)
+            .view(np.uint8)
+        )
         pixel_bytes = self.channels * self.bits // 8
         filtered = np.empty((len(rows), 1 + samples.shape[1]), np.uint8)
         filtered[:, 0] = 1
@@ -83,11 +98,15 @@ class PngRows:
         self._pending.clear()
 
     def _chunk(self, kind: bytes, data: bytes) -> None:
-        self.file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
+        self.file.write(
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     def __enter__(self) -> PngRows:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self.close()

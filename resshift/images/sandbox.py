@@ -54,7 +54,11 @@ class DecoderLimits:
 
     @property
     def memory_bytes(self) -> int:
-        return (self.memory_mb << 20) if self.memory_mb is not None else (256 << 20) + 64 * self.images.max_pixels
+        return (
+            (self.memory_mb << 20)
+            if self.memory_mb is not None
+            else (256 << 20) + 64 * self.images.max_pixels
+        )
 
 
 class Decoder:
@@ -97,10 +101,21 @@ class Decoder:
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", "resshift.images.sandbox", str(theirs.fileno()), str(self.limits.memory_bytes)]
+            command = [
+                sys.executable,
+                "-m",
+                "resshift.images.sandbox",
+                str(theirs.fileno()),
+                str(self.limits.memory_bytes),
+            ]
             # The parent's import path, not its environment's: a Ray worker finds the package in a directory of its job.
-            environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-            self._child = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL)
+            environment = os.environ | {
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                "OMP_NUM_THREADS": "1",
+            }
+            self._child = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
+            )
         self._channel = ours
 
     def _reap(self) -> str:
@@ -124,7 +139,9 @@ class Decoder:
     def __enter__(self) -> Decoder:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -171,14 +188,19 @@ def _serve(channel: socket.socket) -> None:
         except ConnectionError:
             return
         except MemoryError:  # the file alone is above the limit; what is left of it cannot be skipped
-            _send(channel, pickle.dumps(ImageError(Reason.TOO_LARGE, "the file does not fit into the decoder's memory")))
+            _send(
+                channel,
+                pickle.dumps(ImageError(Reason.TOO_LARGE, "the file does not fit into the decoder's memory")),
+            )
             return
         try:
             answer = pickle.dumps(decode_frames(data, limits, choice), protocol=5)
         except ImageError as error:
             answer = pickle.dumps(error)
         except MemoryError:
-            answer = pickle.dumps(ImageError(Reason.TOO_LARGE, "decoding needs more memory than a picture may take"))
+            answer = pickle.dumps(
+                ImageError(Reason.TOO_LARGE, "decoding needs more memory than a picture may take")
+            )
         _send(channel, answer)
 
 

@@ -16,8 +16,15 @@ SAMPLE_DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16))
 
 def check_pixels(pixels: Array) -> None:
     """Raise ValueError unless this is (H, W, 1 or 3) uint8 or uint16 and not empty."""
-    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or pixels.dtype not in SAMPLE_DTYPES or not pixels.size:
-        raise ValueError(f"pixels must be (H, W, 1 or 3) uint8 or uint16 and not empty, got {pixels.shape} {pixels.dtype}")
+    if (
+        pixels.ndim != 3
+        or pixels.shape[2] not in (1, 3)
+        or pixels.dtype not in SAMPLE_DTYPES
+        or not pixels.size
+    ):
+        raise ValueError(
+            f"pixels must be (H, W, 1 or 3) uint8 or uint16 and not empty, got {pixels.shape} {pixels.dtype}"
+        )
 
 
 class Reason(StrEnum):
@@ -61,10 +68,15 @@ class ImageLimits:
     def check_size(self, width: int, height: int) -> None:
         """Raise `ImageError` (too_large) unless a picture of this size is accepted."""
         if max(width, height) > self.max_side_px:
-            raise ImageError(Reason.TOO_LARGE, f"the picture is {width}x{height}, the longest side allowed is {self.max_side_px} px")
+            raise ImageError(
+                Reason.TOO_LARGE,
+                f"the picture is {width}x{height}, the longest side allowed is {self.max_side_px} px",
+            )
         if width * height > self.max_pixels:
             count = f"{width}x{height} = {width * height} pixels"
-            raise ImageError(Reason.TOO_LARGE, f"the picture is {count}, at most {self.max_pixels} are allowed")
+            raise ImageError(
+                Reason.TOO_LARGE, f"the picture is {count}, at most {self.max_pixels} are allowed"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,8 +125,12 @@ class Picture:
 
     def __post_init__(self) -> None:
         check_pixels(self.pixels)
-        if self.alpha is not None and (self.alpha.shape != self.pixels.shape[:2] or self.alpha.dtype != self.pixels.dtype):
-            raise ValueError(f"alpha must be {self.pixels.shape[:2]} {self.pixels.dtype}, got {self.alpha.shape} {self.alpha.dtype}")
+        if self.alpha is not None and (
+            self.alpha.shape != self.pixels.shape[:2] or self.alpha.dtype != self.pixels.dtype
+        ):
+            raise ValueError(
+                f"alpha must be {self.pixels.shape[:2]} {self.pixels.dtype}, got {self.alpha.shape} {self.alpha.dtype}"
+            )
 
     @property
     def height(self) -> int:

@@ -13,7 +13,10 @@ from PIL import Image
 
 _MAX_BYTES = 1 << 20
 _THUMBNAILS = re.compile(rb"<(xmp|xap):Thumbnails\b.*?</\1:Thumbnails>", re.DOTALL)
-_WIDTHS, _HEIGHTS = (b"tiff:ImageWidth", b"exif:PixelXDimension"), (b"tiff:ImageLength", b"exif:PixelYDimension")
+_WIDTHS, _HEIGHTS = (
+    (b"tiff:ImageWidth", b"exif:PixelXDimension"),
+    (b"tiff:ImageLength", b"exif:PixelYDimension"),
+)
 
 
 def descriptive_xmp(image: Image.Image) -> tuple[bytes | None, tuple[str, ...]]:
@@ -55,7 +58,9 @@ def _with_value(packet: bytes, name: bytes, value: int) -> bytes:
     """Set a simple property wherever the packet has it, as an attribute or as an element."""
     number = b"%d" % value
     packet = re.sub(rb"(\b" + name + rb"\s*=\s*)(\"[^\"<]*\"|'[^'<]*')", rb'\g<1>"' + number + b'"', packet)
-    return re.sub(rb"(<" + name + rb"\s*>)[^<]*(</" + name + rb"\s*>)", rb"\g<1>" + number + rb"\g<2>", packet)
+    return re.sub(
+        rb"(<" + name + rb"\s*>)[^<]*(</" + name + rb"\s*>)", rb"\g<1>" + number + rb"\g<2>", packet
+    )
 
 
 def _without(packet: bytes, name: bytes) -> bytes:

@@ -52,7 +52,9 @@ class Niqe:
             self.mean = np.asarray(file["mu_pris_param"], np.float64).reshape(-1)
             self.covariance = np.asarray(file["cov_pris_param"], np.float64)
         if self.mean.shape != (36,) or self.covariance.shape != (36, 36):
-            raise ValueError(f"{parameters} must hold 36 means and a 36 x 36 covariance, got {self.mean.shape} and {self.covariance.shape}")
+            raise ValueError(
+                f"{parameters} must hold 36 means and a 36 x 36 covariance, got {self.mean.shape} and {self.covariance.shape}"
+            )
 
     def __call__(self, rgb_u8: Image, border: int = 0) -> float | None:
         """Return the distance of an (H, W, 3) uint8 picture, at least 0; None when there are fewer than two textured blocks of 96 x 96

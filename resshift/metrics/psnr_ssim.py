@@ -39,7 +39,9 @@ def ssim(x: Image, y: Image, border: int = 0) -> float:
     """
     a, b = _inside(x, y, border)
     if min(a.shape[:2]) < 11:
-        raise ValueError(f"SSIM needs at least 11 x 11 pixels inside the border, got {a.shape[0]} x {a.shape[1]}")
+        raise ValueError(
+            f"SSIM needs at least 11 x 11 pixels inside the border, got {a.shape[0]} x {a.shape[1]}"
+        )
     window = cv2.getGaussianKernel(11, 1.5)
 
     def blurred(image: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -49,14 +51,22 @@ def ssim(x: Image, y: Image, border: int = 0) -> float:
     mean_a, mean_b = blurred(a), blurred(b)
     var_a, var_b = blurred(a * a) - mean_a**2, blurred(b * b) - mean_b**2
     covariance = blurred(a * b) - mean_a * mean_b
-    similarity = (2 * mean_a * mean_b + c1) * (2 * covariance + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
+    similarity = (
+        (2 * mean_a * mean_b + c1)
+        * (2 * covariance + c2)
+        / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
+    )
     return float(similarity.mean())
 
 
 def _inside(x: Image, y: Image, border: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if x.shape != y.shape or x.dtype != np.uint8 or y.dtype != np.uint8:
-        raise ValueError(f"pictures must be uint8 and of one shape, got {x.dtype} {x.shape} and {y.dtype} {y.shape}")
+        raise ValueError(
+            f"pictures must be uint8 and of one shape, got {x.dtype} {x.shape} and {y.dtype} {y.shape}"
+        )
     if border < 0 or 2 * border >= min(x.shape[:2]):
-        raise ValueError(f"border must lie in [0, {(min(x.shape[:2]) - 1) // 2}] for {x.shape[0]} x {x.shape[1]} pictures, got {border}")
+        raise ValueError(
+            f"border must lie in [0, {(min(x.shape[:2]) - 1) // 2}] for {x.shape[0]} x {x.shape[1]} pictures, got {border}"
+        )
     inside = slice(border, -border or None)
     return x[inside, inside].astype(np.float64), y[inside, inside].astype(np.float64)

@@ -117,7 +117,9 @@ class _Level(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, num_blocks: int) -> None:
         super().__init__()
         self.downsample = self.upsample = None
-        self.block = nn.ModuleList(_ResnetBlock(in_channels if i == 0 else out_channels, out_channels) for i in range(num_blocks))
+        self.block = nn.ModuleList(
+            _ResnetBlock(in_channels if i == 0 else out_channels, out_channels) for i in range(num_blocks)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.block:
@@ -206,7 +208,9 @@ class VectorQuantizer(nn.Module):
         flat = rearrange(z, "b c h w -> (b h w) c").float()
         with torch.autocast(z.device.type, enabled=False):
             # |z|^2 is the same for every code, so it is left out.
-            nearest = [(codes.square().sum(1) - 2 * part @ codes.T).argmin(1) for part in flat.split(self.chunk)]
+            nearest = [
+                (codes.square().sum(1) - 2 * part @ codes.T).argmin(1) for part in flat.split(self.chunk)
+            ]
         return torch.cat(nearest).reshape(z.shape[0], *z.shape[2:])
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -250,7 +254,9 @@ class VQAutoencoder(nn.Module):
             ValueError: H or W is not a multiple of f.
         """
         if x.shape[-2] % self.factor or x.shape[-1] % self.factor:
-            raise ValueError(f"sides must be multiples of {self.factor}, got a {x.shape[-2]}x{x.shape[-1]} picture")
+            raise ValueError(
+                f"sides must be multiples of {self.factor}, got a {x.shape[-2]}x{x.shape[-1]} picture"
+            )
         return self.quant_conv(self.encoder(x))
 
     def decode(self, z: Tensor, quantize: bool = True) -> Tensor:

@@ -65,7 +65,11 @@ class Conv3x3(nn.Conv2d):
 
 
 def norm_silu_conv(
-    norm: nn.GroupNorm, conv: Conv3x3, x: Tensor, modulation: tuple[Tensor, Tensor] | None = None, dropout: nn.Module | None = None
+    norm: nn.GroupNorm,
+    conv: Conv3x3,
+    x: Tensor,
+    modulation: tuple[Tensor, Tensor] | None = None,
+    dropout: nn.Module | None = None,
 ) -> Tensor:
     """Return conv(silu(norm(x) * (1 + scale) + shift)), the half of every residual block.
 
@@ -110,7 +114,12 @@ def _transformed(weight: Tensor) -> Tensor:
     """G g G^T of (K, C, 3, 3) -> (36, C, K) float32."""
     matrix = torch.tensor(_G, dtype=torch.float64)
     weight = weight.detach().double().cpu()
-    return torch.einsum("ai,kcij,bj->abck", matrix, weight, matrix).reshape(36, weight.shape[1], weight.shape[0]).float().contiguous()
+    return (
+        torch.einsum("ai,kcij,bj->abck", matrix, weight, matrix)
+        .reshape(36, weight.shape[1], weight.shape[0])
+        .float()
+        .contiguous()
+    )
 
 
 def _squared(matrix: tuple[tuple[float, ...], ...]) -> Tensor:
@@ -122,14 +131,18 @@ def _squared(matrix: tuple[tuple[float, ...], ...]) -> Tensor:
 _PATCH_IN, _PATCH_OUT = _squared(_B), _squared(_A)
 
 
-def _convolve(x: Tensor, conv: Conv3x3, norm: nn.GroupNorm | None, modulation: tuple[Tensor, Tensor] | None) -> Tensor:
+def _convolve(
+    x: Tensor, conv: Conv3x3, norm: nn.GroupNorm | None, modulation: tuple[Tensor, Tensor] | None
+) -> Tensor:
     """Convolve picture by picture, so that what shares a batch cannot change a result."""
     out = torch.empty((x.shape[0], conv.out_channels, *x.shape[2:]), memory_format=torch.channels_last)
     for i, picture in enumerate(x.contiguous(memory_format=torch.channels_last)):
         rows = picture.permute(1, 2, 0)  # (H, W, C), contiguous
         affine = None
         if norm is not None:
-            scale_shift = None if modulation is None else (modulation[0][i].flatten(), modulation[1][i].flatten())
+            scale_shift = (
+                None if modulation is None else (modulation[0][i].flatten(), modulation[1][i].flatten())
+            )
             affine = affine_of(norm, rows, scale_shift)
         _convolve_rows(rows, conv, affine, out[i].permute(1, 2, 0))
     return out
@@ -151,9 +164,13 @@ def _convolve_rows(rows: Tensor, conv: Conv3x3, affine: tuple[Tensor, Tensor] | 
             band = F.silu(torch.addcmul(affine[1], band, affine[0]), inplace=True)
         padded = rows.new_zeros((4 * n + 2, 4 * across + 2, channels))
         padded[top - 4 * first + 1 : bottom - 4 * first + 1, 1 : width + 1] = band
-        patches = padded.as_strided((6, 6, n, across, channels), (stride, channels, 4 * stride, 4 * channels, 1)).reshape(36, -1)
+        patches = padded.as_strided(
+            (6, 6, n, across, channels), (stride, channels, 4 * stride, 4 * channels, 1)
+        ).reshape(36, -1)
         products = torch.bmm((_PATCH_IN @ patches).view(36, n * across, channels), conv.transformed)
-        tiled = (_PATCH_OUT @ products.view(36, -1)).view(4, 4, n, across, -1).permute(2, 0, 3, 1, 4)  # (n, 4, across, 4, K)
+        tiled = (
+            (_PATCH_OUT @ products.view(36, -1)).view(4, 4, n, across, -1).permute(2, 0, 3, 1, 4)
+        )  # (n, 4, across, 4, K)
         if conv.bias is not None:
             tiled = tiled + conv.bias
         end = min(height, 4 * (first + n))

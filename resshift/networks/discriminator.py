@@ -36,7 +36,11 @@ class PatchDiscriminator(nn.Module):
         for i_layer in range(1, config.layers + 1):
             wider = config.channels * min(2**i_layer, 8)
             stride = 2 if i_layer < config.layers else 1
-            layers += [nn.Conv2d(width, wider, 4, stride=stride, padding=1, bias=False), nn.GroupNorm(16, wider), nn.LeakyReLU(0.2)]
+            layers += [
+                nn.Conv2d(width, wider, 4, stride=stride, padding=1, bias=False),
+                nn.GroupNorm(16, wider),
+                nn.LeakyReLU(0.2),
+            ]
             width = wider
         self.main = nn.Sequential(*layers, nn.Conv2d(width, 1, 4, padding=1))
         for module in self.modules():

@@ -21,14 +21,22 @@ class VQConfig:
 
     def __post_init__(self) -> None:
         if self.ch % 32:
-            raise ValueError(f"first_stage.vq.ch must be a multiple of 32 (GroupNorm has 32 groups), got {self.ch}")
+            raise ValueError(
+                f"first_stage.vq.ch must be a multiple of 32 (GroupNorm has 32 groups), got {self.ch}"
+            )
         if not isinstance(self.num_res_blocks, int) and len(self.num_res_blocks) != len(self.ch_mult):
-            raise ValueError(f"first_stage.vq.num_res_blocks must be one number or {len(self.ch_mult)}, got {self.num_res_blocks}")
+            raise ValueError(
+                f"first_stage.vq.num_res_blocks must be one number or {len(self.ch_mult)}, got {self.num_res_blocks}"
+            )
 
     @property
     def res_blocks(self) -> tuple[int, ...]:
         """Number of residual blocks of each level."""
-        return (self.num_res_blocks,) * len(self.ch_mult) if isinstance(self.num_res_blocks, int) else self.num_res_blocks
+        return (
+            (self.num_res_blocks,) * len(self.ch_mult)
+            if isinstance(self.num_res_blocks, int)
+            else self.num_res_blocks
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))

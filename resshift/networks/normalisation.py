@@ -47,7 +47,9 @@ def norm_silu(norm: nn.GroupNorm, x: Tensor, modulation: tuple[Tensor, Tensor] |
     return F.silu(h, inplace=not torch.is_grad_enabled())
 
 
-def affine_of(norm: nn.GroupNorm, rows: Tensor, modulation: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+def affine_of(
+    norm: nn.GroupNorm, rows: Tensor, modulation: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """Return normalisation and modulation of one picture as a factor and a summand a channel, float32.
 
     Args:
@@ -84,7 +86,9 @@ def _applies(x: Tensor) -> bool:
 
 
 def _group_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    return F.group_norm(x.float(), norm.num_groups, norm.weight.float(), norm.bias.float(), norm.eps).to(x.dtype)
+    return F.group_norm(x.float(), norm.num_groups, norm.weight.float(), norm.bias.float(), norm.eps).to(
+        x.dtype
+    )
 
 
 def _on_cpu(norm: nn.GroupNorm, x: Tensor, modulation: tuple[Tensor, Tensor] | None, *, silu: bool) -> Tensor:

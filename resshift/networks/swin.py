@@ -25,7 +25,12 @@ from resshift.networks.unet_config import MaskRule
 
 @lru_cache(maxsize=64)
 def shifted_window_mask(
-    height: int, width: int, window: int, shift: int, rule: MaskRule = "released", device: torch.device | None = None
+    height: int,
+    width: int,
+    window: int,
+    shift: int,
+    rule: MaskRule = "released",
+    device: torch.device | None = None,
 ) -> Tensor:
     """Return the additive mask of attention on a cyclically shifted map: 0, or -100 between tokens that must not see each other.
 
@@ -109,7 +114,9 @@ class WindowAttention(nn.Module):
     def _bias(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Position bias plus mask, (1, k, N, N) or (1, n k, N, N). Without gradients it is kept for the next call of the same kind."""
         table = self.relative_position_bias_table
-        keeps = not torch.is_grad_enabled() and not table.is_inference()  # an inference tensor does not count its changes
+        keeps = (
+            not torch.is_grad_enabled() and not table.is_inference()
+        )  # an inference tensor does not count its changes
         key = (dtype, table.device, table.data_ptr(), table._version) if keeps else None
         if key is not None and self._kept is not None and self._kept[0] == key and self._kept[1] is mask:
             return self._kept[2]
@@ -156,7 +163,9 @@ class SwinBlock(nn.Module):
         self.norm2 = GroupNorm32(32, dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=nn.GELU, drop=dropout, use_conv=True)
         if shift:
-            self.register_buffer("attn_mask", shifted_window_mask(mask_size, mask_size, window, shift, mask_rule).clone())
+            self.register_buffer(
+                "attn_mask", shifted_window_mask(mask_size, mask_size, window, shift, mask_rule).clone()
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> same; H and W are multiples of the window."""
@@ -164,7 +173,9 @@ class SwinBlock(nn.Module):
         mask = None
         if self.shift:
             h = torch.roll(h, (-self.shift, -self.shift), dims=(1, 2))
-            mask = shifted_window_mask(x.shape[1], x.shape[2], self.window, self.shift, self.mask_rule, x.device)
+            mask = shifted_window_mask(
+                x.shape[1], x.shape[2], self.window, self.shift, self.mask_rule, x.device
+            )
         h = self.attn(h, mask)
         x = x + (torch.roll(h, (self.shift, self.shift), dims=(1, 2)) if self.shift else h)
         h = self.mlp.drop1(self.mlp.act(pointwise(self.mlp.fc1, _normalised(self.norm2, x))))
@@ -242,7 +253,9 @@ class BasicLayer(nn.Module):
             ValueError: H or W is not a multiple of the window.
         """
         if x.shape[-2] % self.window or x.shape[-1] % self.window:
-            raise ValueError(f"a {x.shape[-2]}x{x.shape[-1]} map cannot be cut into {self.window}x{self.window} windows")
+            raise ValueError(
+                f"a {x.shape[-2]}x{x.shape[-1]} map cannot be cut into {self.window}x{self.window} windows"
+            )
         x = self.patch_embed(x.permute(0, 2, 3, 1))
         for block in self.blocks:
             x = block(x)

@@ -35,7 +35,9 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
         (B, dim) float32.
     """
     half = dim // 2
-    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    frequencies = torch.exp(
+        -math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half
+    )
     angle = t.float()[:, None] * frequencies
     return F.pad(torch.cat([angle.cos(), angle.sin()], dim=1), (0, dim % 2))
 
@@ -45,13 +47,17 @@ class ResBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, embed_channels: int, dropout: float) -> None:
         super().__init__()
-        self.in_layers = nn.Sequential(GroupNorm32(32, in_channels), nn.SiLU(), Conv3x3(in_channels, out_channels))
+        self.in_layers = nn.Sequential(
+            GroupNorm32(32, in_channels), nn.SiLU(), Conv3x3(in_channels, out_channels)
+        )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embed_channels, 2 * out_channels))
         last = Conv3x3(out_channels, out_channels)
         for parameter in last.parameters():
             nn.init.zeros_(parameter)  # a new block starts as the identity (or as its 1x1 skip)
         self.out_layers = nn.Sequential(GroupNorm32(32, out_channels), nn.SiLU(), nn.Dropout(dropout), last)
-        self.skip_connection = nn.Identity() if in_channels == out_channels else Conv1x1(in_channels, out_channels)
+        self.skip_connection = (
+            nn.Identity() if in_channels == out_channels else Conv1x1(in_channels, out_channels)
+        )
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """(B, C_in, h, w), (B, E) -> (B, C_out, h, w)."""
@@ -129,10 +135,14 @@ class UNetSwin(nn.Module):
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
-        self.checkpoint_activations = False  # True: the backward pass computes what is inside a stage again instead of keeping it
+        self.checkpoint_activations = (
+            False  # True: the backward pass computes what is inside a stage again instead of keeping it
+        )
         base = config.model_channels
         embed_channels = 4 * base
-        self.time_embed = nn.Sequential(nn.Linear(base, embed_channels), nn.SiLU(), nn.Linear(embed_channels, embed_channels))
+        self.time_embed = nn.Sequential(
+            nn.Linear(base, embed_channels), nn.SiLU(), nn.Linear(embed_channels, embed_channels)
+        )
 
         cond_channels = (3 + config.cond_mask) if config.cond_lq else 0
         if config.lq_ratio > 1 and config.cond_lq:
@@ -155,10 +165,14 @@ class UNetSwin(nn.Module):
 
         channels = base * config.channel_mult[0]
         side = config.image_size
-        self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(config.in_channels + cond_channels, channels, 3, padding=1))])
+        self.input_blocks = nn.ModuleList(
+            [Stage(nn.Conv2d(config.in_channels + cond_channels, channels, 3, padding=1))]
+        )
         skip_channels = [channels]
         last_level = len(config.channel_mult) - 1
-        for i_level, (mult, num_blocks) in enumerate(zip(config.channel_mult, config.res_blocks, strict=True)):
+        for i_level, (mult, num_blocks) in enumerate(
+            zip(config.channel_mult, config.res_blocks, strict=True)
+        ):
             for i_block in range(num_blocks):
                 layers: list[nn.Module] = [ResBlock(channels, base * mult, embed_channels, config.dropout)]
                 channels = base * mult
@@ -181,7 +195,9 @@ class UNetSwin(nn.Module):
         for i_level in range(last_level, -1, -1):
             out_channels = base * config.channel_mult[i_level]
             for i_block in range(config.res_blocks[i_level] + 1):
-                layers = [ResBlock(channels + skip_channels.pop(), out_channels, embed_channels, config.dropout)]
+                layers = [
+                    ResBlock(channels + skip_channels.pop(), out_channels, embed_channels, config.dropout)
+                ]
                 channels = out_channels
                 if side in config.attention_resolutions and i_block == 0:
                     layers.append(swin_layer(channels, side))
@@ -190,8 +206,14 @@ class UNetSwin(nn.Module):
                     side *= 2
                 self.output_blocks.append(Stage(*layers))
 
-        self.out = nn.Sequential(GroupNorm32(32, channels), nn.SiLU(), nn.Conv2d(channels, config.out_channels, 3, padding=1))
-        self.pixel_head = PixelHead(channels, config.pixel_head_channels, config.unshuffle_factor) if config.pixel_head_channels else None
+        self.out = nn.Sequential(
+            GroupNorm32(32, channels), nn.SiLU(), nn.Conv2d(channels, config.out_channels, 3, padding=1)
+        )
+        self.pixel_head = (
+            PixelHead(channels, config.pixel_head_channels, config.unshuffle_factor)
+            if config.pixel_head_channels
+            else None
+        )
 
     def forward(self, x: Tensor, t: Tensor, lq: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Predict the target.
@@ -229,16 +251,28 @@ class UNetSwin(nn.Module):
 
     def _condition(self, x: Tensor, lq: Tensor | None, mask: Tensor | None) -> Tensor | None:
         config = self.config
-        if x.ndim != 4 or x.shape[1] != config.in_channels or x.shape[2] % config.size_multiple or x.shape[3] % config.size_multiple:
+        if (
+            x.ndim != 4
+            or x.shape[1] != config.in_channels
+            or x.shape[2] % config.size_multiple
+            or x.shape[3] % config.size_multiple
+        ):
             raise ValueError(
                 f"x must be (B, {config.in_channels}, h, w) with h and w multiples of {config.size_multiple}, got {tuple(x.shape)}"
             )
-        for name, value, needed, channels in (("lq", lq, config.cond_lq, 3), ("mask", mask, config.cond_mask, 1)):
+        for name, value, needed, channels in (
+            ("lq", lq, config.cond_lq, 3),
+            ("mask", mask, config.cond_mask, 1),
+        ):
             if (value is not None) != needed:
-                raise ValueError(f"this network {'needs' if needed else 'takes no'} {name}, got {'nothing' if value is None else 'one'}")
+                raise ValueError(
+                    f"this network {'needs' if needed else 'takes no'} {name}, got {'nothing' if value is None else 'one'}"
+                )
             expected = (x.shape[0], channels, x.shape[2] * config.lq_ratio, x.shape[3] * config.lq_ratio)
             if value is not None and tuple(value.shape) != expected:
-                raise ValueError(f"{name} must have shape {expected} for x of shape {tuple(x.shape)}, got {tuple(value.shape)}")
+                raise ValueError(
+                    f"{name} must have shape {expected} for x of shape {tuple(x.shape)}, got {tuple(value.shape)}"
+                )
         if lq is None:
             return None
         return lq if mask is None else torch.cat([lq, mask], dim=1)

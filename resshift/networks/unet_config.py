@@ -46,7 +46,9 @@ class UNetConfig:
         if not levels:
             raise ValueError("model.channel_mult must name at least one level")
         if not isinstance(self.num_res_blocks, int) and len(self.num_res_blocks) != levels:
-            raise ValueError(f"model.num_res_blocks must be one number or {levels} numbers, got {self.num_res_blocks}")
+            raise ValueError(
+                f"model.num_res_blocks must be one number or {levels} numbers, got {self.num_res_blocks}"
+            )
         if any(self.model_channels * mult % 32 for mult in self.channel_mult) or self.swin_embed_dim % 32:
             raise ValueError(
                 f"model.model_channels x channel_mult and swin_embed_dim must be multiples of 32 (GroupNorm has 32 groups), "
@@ -57,7 +59,9 @@ class UNetConfig:
                 f"model.swin_embed_dim ({self.swin_embed_dim}) must be a multiple of num_head_channels ({self.num_head_channels})"
             )
         if self.image_size % self.size_multiple and self.image_size >= self.size_multiple:
-            raise ValueError(f"model.image_size must be a multiple of {self.size_multiple}, got {self.image_size}")
+            raise ValueError(
+                f"model.image_size must be a multiple of {self.size_multiple}, got {self.image_size}"
+            )
         ratio = self.lq_size / self.image_size
         if ratio < 1 or not math.log2(ratio).is_integer():
             raise ValueError(
@@ -65,18 +69,26 @@ class UNetConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout must lie in [0, 1), got {self.dropout}")
-        if self.pixel_head_channels and (self.pixel_head_channels < 0 or 3 * self.unshuffle_factor**2 != self.out_channels):
+        if self.pixel_head_channels and (
+            self.pixel_head_channels < 0 or 3 * self.unshuffle_factor**2 != self.out_channels
+        ):
             raise ValueError(
                 f"model.unet.pixel_head_channels must be 0, or positive with out_channels = 3 f^2 for a whole f, "
                 f"got {self.pixel_head_channels} with {self.out_channels} out_channels"
             )
         if self.cond_mask and not self.cond_lq:
-            raise ValueError("model.cond_mask needs cond_lq: the mask is concatenated to the low-quality picture")
+            raise ValueError(
+                "model.cond_mask needs cond_lq: the mask is concatenated to the low-quality picture"
+            )
 
     @property
     def res_blocks(self) -> tuple[int, ...]:
         """Number of residual blocks of each level."""
-        return (self.num_res_blocks,) * len(self.channel_mult) if isinstance(self.num_res_blocks, int) else self.num_res_blocks
+        return (
+            (self.num_res_blocks,) * len(self.channel_mult)
+            if isinstance(self.num_res_blocks, int)
+            else self.num_res_blocks
+        )
 
     @property
     def size_multiple(self) -> int:

@@ -78,11 +78,19 @@ def draw_distortion(rng: np.random.Generator) -> Distortion:
     insets = np.minimum(np.abs(rng.standard_normal(8)) * draws.uniform(_PERSPECTIVE_SIGMA), _DEEPEST).tolist()
     steps: tuple[dict[str, Any], ...] = (
         {"corners": tuple(insets)},
-        {"scale": draws.uniform(_SCALE), "rotation_deg": draws.uniform(_ROTATION_DEG), "shear_deg": draws.uniform(_SHEAR_DEG)},
+        {
+            "scale": draws.uniform(_SCALE),
+            "rotation_deg": draws.uniform(_ROTATION_DEG),
+            "shear_deg": draws.uniform(_SHEAR_DEG),
+        },
         {"lens": draws.uniform(_LENS)},
         {"clahe_limit": draws.uniform(_CLAHE_LIMIT)},
         {"contrast": 1 + draws.uniform(_CONTRAST), "brightness": draws.uniform(_BRIGHTNESS)},
-        {"hue": draws.uniform(_HUE), "saturation": draws.uniform(_SATURATION), "value": draws.uniform(_VALUE)},
+        {
+            "hue": draws.uniform(_HUE),
+            "saturation": draws.uniform(_SATURATION),
+            "value": draws.uniform(_VALUE),
+        },
     )
     taken = Distortion()
     for step in steps:
@@ -131,7 +139,9 @@ def _source_positions(
     r2 = u * u + v * v
     stretch = 1 + distortion.lens * (r2 + r2 * r2)
     x, y = width / 2 + (x - width / 2) * stretch, height / 2 + (y - height / 2) * stretch
-    back = _unperspective(distortion.corners, height, width) @ np.linalg.inv(_affine(distortion, height, width))
+    back = _unperspective(distortion.corners, height, width) @ np.linalg.inv(
+        _affine(distortion, height, width)
+    )
     source_x, source_y, depth = (row[0] * x + row[1] * y + row[2] for row in back)
     return (source_x / depth - 0.5).astype(np.float32), (source_y / depth - 0.5).astype(np.float32)
 
@@ -152,7 +162,9 @@ def _unperspective(corners: Corners, height: int, width: int) -> NDArray[np.floa
     frame = np.array([[0, 0], [width, 0], [width, height], [0, height]], dtype=np.float32)
     inwards = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]], dtype=np.float32)
     insets = np.array(corners, dtype=np.float32).reshape(4, 2) * (width, height)
-    return np.asarray(cv2.getPerspectiveTransform(frame, (frame + inwards * insets).astype(np.float32)), dtype=np.float64)
+    return np.asarray(
+        cv2.getPerspectiveTransform(frame, (frame + inwards * insets).astype(np.float32)), dtype=np.float64
+    )
 
 
 def _recoloured(rgb_u8: Image, distortion: Distortion) -> Image:
@@ -162,7 +174,9 @@ def _recoloured(rgb_u8: Image, distortion: Distortion) -> Image:
         rgb_u8 = np.asarray(cv2.cvtColor(cv2.merge((lightness, a, b)), cv2.COLOR_LAB2RGB), dtype=np.uint8)
     levels = np.arange(256, dtype=np.float64)
     if (distortion.contrast, distortion.brightness) != (1.0, 0.0):
-        tone = np.rint(np.clip(levels * distortion.contrast + 255 * distortion.brightness, 0, 255)).astype(np.uint8)
+        tone = np.rint(np.clip(levels * distortion.contrast + 255 * distortion.brightness, 0, 255)).astype(
+            np.uint8
+        )
         rgb_u8 = np.asarray(cv2.LUT(rgb_u8, tone), dtype=np.uint8)
     if (distortion.hue, distortion.saturation, distortion.value) != (0.0, 0.0, 0.0):
         table = np.stack(

@@ -71,4 +71,8 @@ def _extended_to(image: Image, side: int) -> Image:
     missing = [max(0, side - length) for length in image.shape[:2]]
     if not any(missing):
         return image
-    return np.pad(image, [(n // 2, n - n // 2) for n in missing] + [(0, 0)], mode="reflect" if min(image.shape[:2]) > 1 else "edge")
+    return np.pad(
+        image,
+        [(n // 2, n - n // 2) for n in missing] + [(0, 0)],
+        mode="reflect" if min(image.shape[:2]) > 1 else "edge",
+    )

@@ -57,7 +57,9 @@ def decode_photo(data: bytes, least_side_px: int | None = None) -> NDArray[np.ui
 def _divisor(short_side_px: int, least_side_px: int | None) -> int:
     if least_side_px is None:
         return 1
-    return max(divisor for divisor in _FLAGS_BY_DIVISOR if divisor == 1 or short_side_px >= divisor * least_side_px)
+    return max(
+        divisor for divisor in _FLAGS_BY_DIVISOR if divisor == 1 or short_side_px >= divisor * least_side_px
+    )
 
 
 def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:

@@ -43,7 +43,9 @@ def use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def make_pair(data: bytes, key: str, epoch: int, seed: int, crop: DataConfig, recipe: DegradationRecipe) -> Pair:
+def make_pair(
+    data: bytes, key: str, epoch: int, seed: int, crop: DataConfig, recipe: DegradationRecipe
+) -> Pair:
     """Decode a photo, cut a crop and degrade it; a pure function of its arguments.
 
     Args:

@@ -66,7 +66,9 @@ def _taps(num_in: int, num_out: int, rule: Rule) -> tuple[Tensor, Tensor, Tensor
         weights = (taps < end) / (end - first)
     else:
         # in units of 1 / num_out of an input pixel, where everything is an integer
-        covered = np.minimum((taps + 1) * num_out, (i_out + 1) * num_in) - np.maximum(taps * num_out, i_out * num_in)
+        covered = np.minimum((taps + 1) * num_out, (i_out + 1) * num_in) - np.maximum(
+            taps * num_out, i_out * num_in
+        )
         weights = np.maximum(covered, 0) / num_in
     taps, weights = np.minimum(taps, num_in - 1).ravel(), weights.astype(np.float32).ravel()
     starts = np.arange(num_out, dtype=np.int64) * (taps.size // num_out)

@@ -38,7 +38,9 @@ class RowResampler:
             return rows.new_empty((rows.shape[0], 0, self.out_width))
         if self.out_width != self.width:
             size = (rows.shape[1], self.out_width)
-            rows = F.interpolate(rows[None], size=size, mode="bicubic", antialias=True, align_corners=False)[0]
+            rows = F.interpolate(rows[None], size=size, mode="bicubic", antialias=True, align_corners=False)[
+                0
+            ]
         if self.out_height == self.height:
             return rows
         self._rows.extend(rows.unbind(1))

@@ -93,7 +93,11 @@ def is_s3(uri: str) -> bool:
 def _split_s3(uri: str) -> tuple[str, str]:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if not _BUCKET.fullmatch(bucket):
-        raise StorageError(uri, StorageReason.INVALID, "the URI must be s3://BUCKET/KEY; credentials come from the environment")
+        raise StorageError(
+            uri,
+            StorageReason.INVALID,
+            "the URI must be s3://BUCKET/KEY; credentials come from the environment",
+        )
     return bucket, key
 
 
@@ -131,7 +135,9 @@ def _failure(uri: str, error: BaseException) -> StorageError:
         return StorageError(uri, StorageReason.INVALID, "a file is in the place of a directory")
     if isinstance(error, OSError) and error.strerror:
         invalid = error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
-        return StorageError(uri, StorageReason.INVALID if invalid else StorageReason.UNAVAILABLE, error.strerror)
+        return StorageError(
+            uri, StorageReason.INVALID if invalid else StorageReason.UNAVAILABLE, error.strerror
+        )
     if isinstance(error, UnicodeError):
         return StorageError(uri, StorageReason.INVALID, "the key is not valid UTF-8")
     return StorageError(uri, StorageReason.UNAVAILABLE, detail)
@@ -144,7 +150,9 @@ def _attempt(uri: str, access: Callable[[], T]) -> T:
     except StorageError:
         raise
     except s3.TooLargeError as error:
-        raise StorageError(uri, StorageReason.TOO_LARGE, f"{error.size_bytes} bytes are more than allowed") from error
+        raise StorageError(
+            uri, StorageReason.TOO_LARGE, f"{error.size_bytes} bytes are more than allowed"
+        ) from error
     except s3.ACCESS_ERRORS as error:
         raise _failure(uri, error) from error
 
@@ -193,8 +201,12 @@ def _look_up(uri: str, bucket: str, key: str, options: S3Options) -> dict[str, A
 
     Not a HEAD request: what a store answers to one that finds nothing has no body to say why, and Swift's breaks the connection.
     """
-    page = _call_s3(uri, options, "list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1, **options.for_reading())
-    return next((item for item in page.get("Contents", ()) if item["Key"] == key), None)  # the key itself sorts first
+    page = _call_s3(
+        uri, options, "list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1, **options.for_reading()
+    )
+    return next(
+        (item for item in page.get("Contents", ()) if item["Key"] == key), None
+    )  # the key itself sorts first
 
 
 def _list_s3(root: str, options: S3Options) -> Iterator[Entry]:
@@ -202,7 +214,9 @@ def _list_s3(root: str, options: S3Options) -> Iterator[Entry]:
     folder = prefix if not prefix or prefix.endswith("/") else prefix + "/"
     is_empty, token = True, {}
     while True:
-        page = _call_s3(root, options, "list_objects_v2", Bucket=bucket, Prefix=folder, **options.for_reading(), **token)
+        page = _call_s3(
+            root, options, "list_objects_v2", Bucket=bucket, Prefix=folder, **options.for_reading(), **token
+        )
         for item in page.get("Contents", ()):
             is_empty = False
             if not item["Key"].endswith("/"):
@@ -210,7 +224,12 @@ def _list_s3(root: str, options: S3Options) -> Iterator[Entry]:
         if not page.get("IsTruncated"):
             break
         token = {"ContinuationToken": page["NextContinuationToken"]}
-    if is_empty and prefix and not prefix.endswith("/") and (found := _look_up(root, bucket, prefix, options)) is not None:
+    if (
+        is_empty
+        and prefix
+        and not prefix.endswith("/")
+        and (found := _look_up(root, bucket, prefix, options)) is not None
+    ):
         yield _s3_entry(bucket, prefix, posixpath.basename(prefix), found["Size"], found)
 
 
@@ -222,7 +241,9 @@ def _list_local(root: str) -> Iterator[Entry]:
     path = _local_path(root)
     status = _attempt(root, lambda: os.stat(path))
     if stat.S_ISDIR(status.st_mode):
-        _attempt(root, lambda: os.scandir(path).close())  # an unreadable root is an error, not an empty listing
+        _attempt(
+            root, lambda: os.scandir(path).close()
+        )  # an unreadable root is an error, not an empty listing
         yield from _walk(root.rstrip("/") or "/", path, "", ((status.st_dev, status.st_ino),))
     else:
         yield _local_entry(os.path.basename(path), root, path)
@@ -231,9 +252,14 @@ def _list_local(root: str) -> Iterator[Entry]:
 def _walk(root: str, directory: str, prefix: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
     try:
         with os.scandir(directory) as scan:
-            children = [(os.fsencode(child.name) + (b"/" if _is_directory(child) else b""), child.name) for child in scan]
+            children = [
+                (os.fsencode(child.name) + (b"/" if _is_directory(child) else b""), child.name)
+                for child in scan
+            ]
     except OSError as error:
-        yield _irregular(prefix.rstrip("/"), f"{root}/{prefix}".rstrip("/"), f"unreadable directory: {error.strerror}")
+        yield _irregular(
+            prefix.rstrip("/"), f"{root}/{prefix}".rstrip("/"), f"unreadable directory: {error.strerror}"
+        )
         return
     for encoded, name in sorted(children):
         key, path = prefix + name, os.path.join(directory, name)
@@ -269,7 +295,9 @@ def _local_entry(key: str, uri: str, path: str) -> Entry:
     try:
         status = os.stat(path)
     except OSError as error:
-        return _irregular(key, uri, f"broken link: {error.strerror}" if os.path.islink(path) else str(error.strerror))
+        return _irregular(
+            key, uri, f"broken link: {error.strerror}" if os.path.islink(path) else str(error.strerror)
+        )
     if not stat.S_ISREG(status.st_mode):
         return _irregular(key, uri, f"not a regular file: {_kind(status.st_mode)}")
     modified = datetime.fromtimestamp(status.st_mtime_ns / 1e9, UTC)
@@ -277,7 +305,13 @@ def _local_entry(key: str, uri: str, path: str) -> Entry:
 
 
 def _kind(mode: int) -> str:
-    names = {stat.S_IFDIR: "directory", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
+    names = {
+        stat.S_IFDIR: "directory",
+        stat.S_IFIFO: "FIFO",
+        stat.S_IFSOCK: "socket",
+        stat.S_IFCHR: "device",
+        stat.S_IFBLK: "device",
+    }
     return names.get(stat.S_IFMT(mode), "unknown kind")
 
 
@@ -349,7 +383,9 @@ def _read_local(uri: str, path: str, max_bytes: int | None) -> bytes:
     with open(_open_regular(uri, path), "rb") as file:
         size_bytes = os.fstat(file.fileno()).st_size
         if max_bytes is not None and size_bytes > max_bytes:
-            raise StorageError(uri, StorageReason.TOO_LARGE, f"{size_bytes} bytes, at most {max_bytes} are allowed")
+            raise StorageError(
+                uri, StorageReason.TOO_LARGE, f"{size_bytes} bytes, at most {max_bytes} are allowed"
+            )
         return file.read()
 
 
@@ -359,7 +395,9 @@ def _read_local_part(uri: str, path: str, offset: int, num_bytes: int) -> bytes:
         return file.read(num_bytes)
 
 
-def write_bytes(uri: str, data: bytes, options: S3Options = s3.DEFAULT, content_type: str | None = None) -> None:
+def write_bytes(
+    uri: str, data: bytes, options: S3Options = s3.DEFAULT, content_type: str | None = None
+) -> None:
     """Write a whole file or object atomically; local directories are created.
 
     Args:
@@ -373,7 +411,9 @@ def write_bytes(uri: str, data: bytes, options: S3Options = s3.DEFAULT, content_
     """
     if is_s3(uri):
         bucket, key = _split_object(uri)
-        _call_s3(uri, options, "put_object", Bucket=bucket, Key=key, Body=data, **options.for_writing(content_type))
+        _call_s3(
+            uri, options, "put_object", Bucket=bucket, Key=key, Body=data, **options.for_writing(content_type)
+        )
     else:
         path = _local_path(uri)
         _attempt(uri, lambda: _write_local(path, data))
@@ -445,7 +485,11 @@ def join(root: str, key: str) -> str:
     segments = key.split("/")
     refused = {".."} if is_s3(root) else {"..", ".", ""}
     if not key or key.startswith("/") or "\0" in key or refused & set(segments):
-        raise StorageError(f"{root.rstrip('/')}/{key}", StorageReason.INVALID, "the key must be a relative path inside the root")
+        raise StorageError(
+            f"{root.rstrip('/')}/{key}",
+            StorageReason.INVALID,
+            "the key must be a relative path inside the root",
+        )
     return f"{root.rstrip('/')}/{key}"
 
 
@@ -474,6 +518,9 @@ def open_input(uri: str, options: S3Options = s3.DEFAULT) -> IO[bytes]:
     """
     if is_s3(uri):
         bucket, key = _split_object(uri)
-        return cast(IO[bytes], _attempt(uri, lambda: s3.client(options).open(f"{bucket}/{key}", "rb", block_size=8 << 20)))
+        return cast(
+            IO[bytes],
+            _attempt(uri, lambda: s3.client(options).open(f"{bucket}/{key}", "rb", block_size=8 << 20)),
+        )
     path = _local_path(uri)
     return _attempt(uri, lambda: open(path, "rb"))

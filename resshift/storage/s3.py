@@ -136,7 +136,9 @@ async def _send(filesystem: Client, method: str, arguments: Mapping[str, object]
     return await filesystem._call_s3(method, **arguments)
 
 
-def get(options: S3Options, bucket: str, key: str, max_bytes: int | None, byte_range: str | None = None) -> bytes:
+def get(
+    options: S3Options, bucket: str, key: str, max_bytes: int | None, byte_range: str | None = None
+) -> bytes:
     """Read an object, or a part of it ("bytes=0-99", RFC 9110); exactly as long as the store announced it.
 
     Raises:
@@ -147,10 +149,19 @@ def get(options: S3Options, bucket: str, key: str, max_bytes: int | None, byte_r
     return cast(bytes, wait(filesystem.loop, _get, filesystem, options, bucket, key, max_bytes, byte_range))
 
 
-async def _get(filesystem: Client, options: S3Options, bucket: str, key: str, max_bytes: int | None, byte_range: str | None) -> bytes:
+async def _get(
+    filesystem: Client,
+    options: S3Options,
+    bucket: str,
+    key: str,
+    max_bytes: int | None,
+    byte_range: str | None,
+) -> bytes:
     wanted: dict[str, object] = {} if byte_range is None else {"Range": byte_range}
     for i_attempt in range(options.attempts):
-        response = await _send(filesystem, "get_object", wanted | {"Bucket": bucket, "Key": key} | options.for_reading())
+        response = await _send(
+            filesystem, "get_object", wanted | {"Bucket": bucket, "Key": key} | options.for_reading()
+        )
         try:
             announced = response["ContentLength"]
             if max_bytes is not None and announced > max_bytes:

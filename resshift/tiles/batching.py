@@ -268,6 +268,10 @@ def _compute(call: TileCall, parts: Sequence[tuple[Tensor, ...]]) -> list[Tensor
     num_missing = call.size - sum(counts)
     inputs: list[Tensor] = []
     for tensors in zip(*parts, strict=True):
-        filled = [*tensors, tensors[-1][-1:].expand(num_missing, *tensors[-1].shape[1:])] if num_missing else list(tensors)
+        filled = (
+            [*tensors, tensors[-1][-1:].expand(num_missing, *tensors[-1].shape[1:])]
+            if num_missing
+            else list(tensors)
+        )
         inputs.append(filled[0] if len(filled) == 1 else torch.cat(filled))
     return list(call.function(*inputs)[: sum(counts)].split(counts))

@@ -32,7 +32,9 @@ _HALO = 2
 # Values of a band of the result that is handed on: 4 MiB in float32.
 _BAND_VALUES = 2**20
 
-ReadRows = Callable[[int, int], Tensor]  # rows [top, bottom) of the input -> (3, bottom - top, width) in [-1, 1]
+ReadRows = Callable[
+    [int, int], Tensor
+]  # rows [top, bottom) of the input -> (3, bottom - top, width) in [-1, 1]
 Emit = Callable[[Tensor], None]  # takes the next rows of the result, (3, n, width scale)
 
 
@@ -78,7 +80,9 @@ class Networks:
         config = self.config
 
         def predict(x_t: Tensor, y0: Tensor, lq: Tensor, t: Tensor) -> Tensor:
-            return network_denoiser(self.unet, lq, y0, self.schedule, config.target, latent=config.latent_scaling)(x_t, t)
+            return network_denoiser(
+                self.unet, lq, y0, self.schedule, config.target, latent=config.latent_scaling
+            )(x_t, t)
 
         with self.precision():
             return self.call(predict, x_t, y0, lq, t).float()
@@ -123,7 +127,9 @@ class RowChain:
         self.y0 = RowBuffer(channels, height, width, tall, allocate)
 
         def window(factor: int = 1, of: int = channels, tiles: int = 1) -> RowBuffer:
-            return RowBuffer(of, height * factor, width * factor, capacity(plan.rows, tiles) * factor, allocate)
+            return RowBuffer(
+                of, height * factor, width * factor, capacity(plan.rows, tiles) * factor, allocate
+            )
 
         self.x = [window() for _ in range(steps)]  # x[i] is the input of the step of index i
         self.stages: list[Stage] = []
@@ -132,20 +138,30 @@ class RowChain:
         else:
             blended = window(tiles=0)
             inputs = [(self.lq, self.ratio)]
-            encode = _EncodeTiles(plan, networks.encode, inputs, blended, 1, self._begin_from(blended), networks.device, batch)
+            encode = _EncodeTiles(
+                plan, networks.encode, inputs, blended, 1, self._begin_from(blended), networks.device, batch
+            )
             encode.chain = self
             self.stages.append(encode)
         for i_step in range(steps - 1, -1, -1):
             blended = window(tiles=0)
             inputs = [(self.x[i_step], 1), (self.y0, 1), (self.lq, self.ratio)]
             finish = partial(self._finish_step, i_step, blended)
-            self.stages.append(TileStage(plan, networks.predict_x0, inputs, blended, 1, finish, networks.device, batch, i_step))
+            self.stages.append(
+                TileStage(
+                    plan, networks.predict_x0, inputs, blended, 1, finish, networks.device, batch, i_step
+                )
+            )
         if not networks.unshuffles:
             factor = networks.first_stage.factor
             self.latent = window()
             blended = window(factor, of=3, tiles=0)
             finish = partial(self._emit_decoded, blended)
-            self.stages.append(TileStage(plan, networks.decode, [(self.latent, 1)], blended, factor, finish, networks.device, batch))
+            self.stages.append(
+                TileStage(
+                    plan, networks.decode, [(self.latent, 1)], blended, factor, finish, networks.device, batch
+                )
+            )
 
     @staticmethod
     def window_bytes(networks: Networks, plan: TilePlan) -> int:
@@ -157,7 +173,9 @@ class RowChain:
             counted += 4 * math.prod(shape)
             return torch.empty(shape, device="meta"), None
 
-        RowChain(networks, plan, (1, 1), read=_unused, noise=_unused, emit=lambda _: None, allocate=count, batch=1)
+        RowChain(
+            networks, plan, (1, 1), read=_unused, noise=_unused, emit=lambda _: None, allocate=count, batch=1
+        )
         return counted
 
     def run(self) -> Work[None]:
@@ -179,7 +197,9 @@ class RowChain:
         begin, stop = max(0, left * ratio - _HALO), min(self.lq.width, right * ratio + _HALO)
         enlarged = upsample(self.lq.read(first, end, begin, stop)[None].to(self.networks.device), scale)[0]
         down, across = (top * ratio - first) * scale, (left * ratio - begin) * scale
-        return enlarged[:, down : down + (bottom - top) * ratio * scale, across : across + (right - left) * ratio * scale]
+        return enlarged[
+            :, down : down + (bottom - top) * ratio * scale, across : across + (right - left) * ratio * scale
+        ]
 
     def can_upsample(self, bottom: int) -> bool:
         """Tell whether the rows that `upsampled` reads for positions above `bottom` are there."""
@@ -197,12 +217,19 @@ class RowChain:
     def _begin_from(self, blended: RowBuffer) -> Callable[[int, int], None]:
         def finish(top: int, bottom: int) -> None:
             for columns in column_parts(blended.width):
-                self.begin(top, bottom, columns, blended.read(top, bottom, columns.start, columns.stop).to(self.networks.device))
+                self.begin(
+                    top,
+                    bottom,
+                    columns,
+                    blended.read(top, bottom, columns.start, columns.stop).to(self.networks.device),
+                )
 
         return finish
 
     def _noise(self, step: int, top: int, bottom: int, columns: slice) -> Tensor:
-        return self.noise(step, top, columns.start, bottom - top, columns.stop - columns.start).to(self.networks.device)
+        return self.noise(step, top, columns.start, bottom - top, columns.stop - columns.start).to(
+            self.networks.device
+        )
 
     def _finish_step(self, i_step: int, blended: RowBuffer, top: int, bottom: int) -> None:
         device, schedule = self.networks.device, self.networks.schedule
@@ -213,11 +240,16 @@ class RowChain:
         after.extend(bottom)
         t = torch.full((1,), i_step, dtype=torch.int64, device=device)
         for columns in column_parts(blended.width):
-            x0_pred, x_t = (plane.read(top, bottom, columns.start, columns.stop).to(device) for plane in (blended, self.x[i_step]))
+            x0_pred, x_t = (
+                plane.read(top, bottom, columns.start, columns.stop).to(device)
+                for plane in (blended, self.x[i_step])
+            )
             x_prev = x0_pred  # at the last step the posterior is the prediction itself
             if i_step:
                 posterior = q_posterior(x0_pred[None], x_t[None], t, schedule)
-                x_prev = (posterior.mean + posterior.variance.sqrt() * self._noise(i_step, top, bottom, columns))[0]
+                x_prev = (
+                    posterior.mean + posterior.variance.sqrt() * self._noise(i_step, top, bottom, columns)
+                )[0]
             after.write(top, columns.start, x_prev)
 
     def _emit_unshuffled(self, blended: RowBuffer, top: int, bottom: int) -> None:
@@ -246,7 +278,11 @@ class RowChain:
         return True
 
     def _discard(self) -> None:
-        steps = [stage for stage in self.stages if isinstance(stage, TileStage) and not isinstance(stage, _EncodeTiles)]
+        steps = [
+            stage
+            for stage in self.stages
+            if isinstance(stage, TileStage) and not isinstance(stage, _EncodeTiles)
+        ]
         behind = min(stage.needs_from for stage in steps)
         for stage in steps:
             for plane, scale in stage.inputs:
@@ -266,7 +302,9 @@ class _EncodeTiles(TileStage):
     chain: RowChain
 
     def ready(self) -> bool:
-        return self.i_row < len(self.plan.rows.starts) and self.chain.can_upsample(self.needs_from + self.plan.rows.tile)
+        return self.i_row < len(self.plan.rows.starts) and self.chain.can_upsample(
+            self.needs_from + self.plan.rows.tile
+        )
 
     def tile(self, window: RowBuffer, top: int, left: int, scale: int) -> Tensor:
         return self.chain.upsampled(top, top + self.plan.rows.tile, left, left + self.plan.columns.tile)

@@ -39,8 +39,12 @@ class WaveletFix:
 
     def __init__(self, height: int, scale: int) -> None:
         self.height, self.scale = height, scale
-        self._pending: list[Tensor] = []  # rows of the result that have not been returned, (3, n scale, W scale) each
-        self._across: Tensor | None = None  # differences of input rows from _first on, blurred along the row: (3, n, W)
+        self._pending: list[
+            Tensor
+        ] = []  # rows of the result that have not been returned, (3, n scale, W scale) each
+        self._across: Tensor | None = (
+            None  # differences of input rows from _first on, blurred along the row: (3, n, W)
+        )
         self._first = 0
         self._done = 0  # input rows that have been returned
 
@@ -55,7 +59,9 @@ class WaveletFix:
         if ready == self._done:
             return hq[:, :0]
         low = _enlarged(self._blur_down(self._done - 1, ready + 1), self.scale)
-        low = _enlarged(torch.cat([low[:, :, :1], low, low[:, :, -1:]], 2).transpose(1, 2), self.scale).transpose(1, 2)
+        low = _enlarged(
+            torch.cat([low[:, :, :1], low, low[:, :, -1:]], 2).transpose(1, 2), self.scale
+        ).transpose(1, 2)
         whole = torch.cat(self._pending, 1)
         count = (ready - self._done) * self.scale
         self._pending = [whole[:, count:]]
@@ -71,7 +77,9 @@ class WaveletFix:
         rows = torch.arange(top, bottom, device=self._across.device).clamp(0, self.height - 1)
         total: Tensor | None = None
         for k, weight in zip(range(-_REACH, _REACH + 1), _WEIGHTS, strict=True):
-            part = self._across.index_select(1, (rows + k).clamp(0, self.height - 1) - self._first) * float(weight)
+            part = self._across.index_select(1, (rows + k).clamp(0, self.height - 1) - self._first) * float(
+                weight
+            )
             total = part if total is None else total + part
         assert total is not None
         return total
@@ -101,5 +109,7 @@ def _enlarged(rows: Tensor, scale: int) -> Tensor:
 def adain(hq: Tensor, lq: Tensor, scale: int) -> Tensor:
     """Return the whole result (3, H scale, W scale) with mean and spread of each channel of the input (3, H, W)."""
     shrunk = F.avg_pool2d(hq[None], scale)[0]
-    ours, wanted = ((x.mean((1, 2), keepdim=True), x.std((1, 2), correction=0, keepdim=True)) for x in (shrunk, lq))
+    ours, wanted = (
+        (x.mean((1, 2), keepdim=True), x.std((1, 2), correction=0, keepdim=True)) for x in (shrunk, lq)
+    )
     return (hq - ours[0]) * (wanted[1] / ours[1].clamp(min=1e-6)) + wanted[0]

@@ -31,10 +31,14 @@ class Compiled:
         backend: of `torch.compile`.
     """
 
-    def __init__(self, function: Callable[..., Tensor], name: str, device: torch.device, backend: str = "inductor") -> None:
+    def __init__(
+        self, function: Callable[..., Tensor], name: str, device: torch.device, backend: str = "inductor"
+    ) -> None:
         self.function, self.name = function, name
         mode = "reduce-overhead" if device.type == "cuda" and backend == "inductor" else None
-        self._compiled: Callable[..., Tensor] | None = torch.compile(function, dynamic=False, backend=backend, mode=mode)
+        self._compiled: Callable[..., Tensor] | None = torch.compile(
+            function, dynamic=False, backend=backend, mode=mode
+        )
 
     def __call__(self, *args: Tensor | None) -> Tensor:
         """Return function(*args).
@@ -50,7 +54,12 @@ class Compiled:
         except Exception as error:  # the compiler, Triton and the C compiler each have types of their own
             if is_out_of_memory(error):
                 raise
-            logger.warning("%s runs uncompiled: %s: %s", self.name, type(error).__name__, str(error).strip().split("\n")[0][:200])
+            logger.warning(
+                "%s runs uncompiled: %s: %s",
+                self.name,
+                type(error).__name__,
+                str(error).strip().split("\n")[0][:200],
+            )
             self._compiled = None
             return self.function(*args)
 

@@ -72,12 +72,19 @@ def plan_for(
         fits: whether a tile of that many positions may be used.
     """
     sides = range(multiple, max(largest, multiple) + 1, multiple)
-    plans = [plan for plan in (plan_tiles(*size, side, side // OVERLAP_SHARE, multiple) for side in sides) if fits(plan.tile_area)]
+    plans = [
+        plan
+        for plan in (plan_tiles(*size, side, side // OVERLAP_SHARE, multiple) for side in sides)
+        if fits(plan.tile_area)
+    ]
     if not plans:
         return None
     costs = [plan.num_tiles * plan.tile_area * (1 + plan.tile_area / attention_positions) for plan in plans]
     allowed = min(costs) * _WORTH
-    return max((plan for plan, cost in zip(plans, costs, strict=True) if cost <= allowed), key=lambda plan: plan.tile_area)
+    return max(
+        (plan for plan, cost in zip(plans, costs, strict=True) if cost <= allowed),
+        key=lambda plan: plan.tile_area,
+    )
 
 
 def tiles_per_call(area: int, fits: Callable[[int], bool] = lambda area: True) -> int:
@@ -87,7 +94,9 @@ def tiles_per_call(area: int, fits: Callable[[int], bool] = lambda area: True) -
         area: of one tile.
         fits: whether so many positions may be computed at a time.
     """
-    return max(n for n in range(1, max(1, min(_MOST_TILES, _CALL_POSITIONS // area)) + 1) if n == 1 or fits(n * area))
+    return max(
+        n for n in range(1, max(1, min(_MOST_TILES, _CALL_POSITIONS // area)) + 1) if n == 1 or fits(n * area)
+    )
 
 
 class _Alive(TorchDispatchMode):
@@ -102,7 +111,11 @@ class _Alive(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         inputs = {leaf.untyped_storage() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and (storage := leaf.untyped_storage()) not in self._seen and storage not in inputs:
+            if (
+                isinstance(leaf, Tensor)
+                and (storage := leaf.untyped_storage()) not in self._seen
+                and storage not in inputs
+            ):
                 self._seen.add(storage)
                 self._change(storage.nbytes())
                 weakref.finalize(storage, self._change, -storage.nbytes())
@@ -122,7 +135,9 @@ def bytes_alive(call: Callable[[], object]) -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error means that memory has run out, on a GPU or a CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    )
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -137,7 +152,9 @@ def free_bytes(device: torch.device) -> int | None:
     except (OSError, KeyError, ValueError):
         return None
     try:
-        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
+        limit, used = (
+            Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current")
+        )
         return min(free, int(limit) - int(used)) if limit != "max" else free
     except (OSError, ValueError):
         return free
@@ -159,7 +176,9 @@ class Backoff:
         while True:
             size = min(self.limit_by_shape.get(shape, len(tiles[0])), len(tiles[0]))
             try:
-                parts = [function(*(tile[i : i + size] for tile in tiles)) for i in range(0, len(tiles[0]), size)]
+                parts = [
+                    function(*(tile[i : i + size] for tile in tiles)) for i in range(0, len(tiles[0]), size)
+                ]
                 return parts[0] if len(parts) == 1 else torch.cat(parts)
             except Exception as error:
                 if size == 1 or not is_out_of_memory(error):

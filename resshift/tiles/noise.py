@@ -46,6 +46,8 @@ class NoiseField:
                 ]
         return torch.from_numpy(out)
 
-    def for_latent(self, height: int, width: int, device: torch.device | str = "cpu") -> Callable[[int], Tensor]:
+    def for_latent(
+        self, height: int, width: int, device: torch.device | str = "cpu"
+    ) -> Callable[[int], Tensor]:
         """Return `noise(step) -> (1, Z, height, width)` for `resshift.sampler.sample`."""
         return lambda step: self.window(step, 0, 0, height, width)[None].to(device)

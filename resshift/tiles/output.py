@@ -47,7 +47,9 @@ class RowOutput:
         colour_fix: which. "adain" holds the whole result in float32.
     """
 
-    def __init__(self, source: PixelRows, sink: Sink, *, scale: int, factor: float, colour_fix: ColourFix) -> None:
+    def __init__(
+        self, source: PixelRows, sink: Sink, *, scale: int, factor: float, colour_fix: ColourFix
+    ) -> None:
         self.source, self.sink, self.scale = source, sink, scale
         self.height, self.width, self.grey = source.shape[0], source.shape[1], source.shape[2] == 1
         self.row = 0  # rows of the result that have come, not more than belong to the picture
@@ -66,7 +68,9 @@ class RowOutput:
             self.whole.append(rows.clone())
             return
         if self.wavelet is not None:
-            rows = self.wavelet.push(rows, self._lq(first // self.scale, self.row // self.scale).to(rows.device))
+            rows = self.wavelet.push(
+                rows, self._lq(first // self.scale, self.row // self.scale).to(rows.device)
+            )
         self._deliver(rows)
 
     def finish(self) -> None:
@@ -102,6 +106,8 @@ def resize_alpha(alpha: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     out = np.empty((height, width), alpha.dtype)
     filler, limit = Filler(out), np.iinfo(alpha.dtype).max
     for top in range(0, alpha.shape[0], _BAND_ROWS):
-        rows = resampler.push(torch.from_numpy(alpha[top : top + _BAND_ROWS].astype(np.float32))[None])[0].numpy()
+        rows = resampler.push(torch.from_numpy(alpha[top : top + _BAND_ROWS].astype(np.float32))[None])[
+            0
+        ].numpy()
         filler((rows.clip(0, limit) + 0.5).astype(alpha.dtype))
     return out

@@ -78,7 +78,11 @@ class TileStage:
 
     @property
     def needs_from(self) -> int:
-        return self.plan.rows.starts[self.i_row] if self.i_row < len(self.plan.rows.starts) else self.plan.rows.length
+        return (
+            self.plan.rows.starts[self.i_row]
+            if self.i_row < len(self.plan.rows.starts)
+            else self.plan.rows.length
+        )
 
     def ready(self) -> bool:
         if self.i_row == len(self.plan.rows.starts):
@@ -101,7 +105,10 @@ class TileStage:
         self.i_row += 1
 
     def _call(self, top: int, lefts: Sequence[int]) -> TileCall:
-        stacked = [torch.stack([self.tile(window, top, left, scale) for left in lefts]) for window, scale in self.inputs]
+        stacked = [
+            torch.stack([self.tile(window, top, left, scale) for left in lefts])
+            for window, scale in self.inputs
+        ]
         inputs = [tiles.to(self.device, non_blocking=True) for tiles in stacked]
         if self.i_step is not None:
             inputs.append(torch.full((len(lefts),), self.i_step, dtype=torch.int64, device=self.device))
@@ -113,7 +120,9 @@ class TileStage:
         return window.read(top * scale, bottom * scale, left * scale, right * scale)
 
     def _weight(self, i_column: int) -> Tensor:
-        return torch.outer(self.plan.rows.weights(self.i_row, self.scale), self.plan.columns.weights(i_column, self.scale))
+        return torch.outer(
+            self.plan.rows.weights(self.i_row, self.scale), self.plan.columns.weights(i_column, self.scale)
+        )
 
 
 def column_parts(width: int) -> Iterator[slice]:

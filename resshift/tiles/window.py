@@ -66,7 +66,9 @@ class RowBuffer:
         if bottom <= self.bottom:
             return
         if bottom - self.top > self._values.shape[1]:
-            raise ValueError(f"rows {self.top} to {bottom} do not fit into a window of {self._values.shape[1]}")
+            raise ValueError(
+                f"rows {self.top} to {bottom} do not fit into a window of {self._values.shape[1]}"
+            )
         if bottom - self._first > self._values.shape[1]:
             move = self.top - self._first
             for channel, rows in self._parts(0, self.bottom - self.top):
@@ -101,7 +103,9 @@ class RowBuffer:
         """Add (C, h, w) to the rectangle of rows that are alive at (top, left); ValueError as in `read`."""
         self._change(top, left, values.to(self._values.device), Tensor.add_)
 
-    def _change(self, top: int, left: int, values: Tensor, change: Callable[[Tensor, Tensor], object]) -> None:
+    def _change(
+        self, top: int, left: int, values: Tensor, change: Callable[[Tensor, Tensor], object]
+    ) -> None:
         place = self._rect(top, top + values.shape[1], left, left + values.shape[2])
         if self._release is None:
             change(place, values)

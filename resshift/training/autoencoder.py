@@ -32,7 +32,17 @@ from resshift.networks.first_stage_config import FirstStageConfig, VQConfig
 from resshift.training.losses import Lpips
 from resshift.training.optimizer import Outcome, guarded_step, learning_rate, set_learning_rate
 from resshift.training.sharding import synchronise_gradients
-from resshift.training.step import Slots, StepResult, autocast, build_state, on_device, seeded, shares, to_unit_range, unwrapped
+from resshift.training.step import (
+    Slots,
+    StepResult,
+    autocast,
+    build_state,
+    on_device,
+    seeded,
+    shares,
+    to_unit_range,
+    unwrapped,
+)
 
 TERMS: tuple[str, ...] = ("loss", "l1", "lpips", "codebook", "adversarial", "adaptive", "discriminator")
 
@@ -52,9 +62,14 @@ class AutoencoderLossConfig:
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
 
     def __post_init__(self) -> None:
-        values = {name: getattr(self, name) for name in ("l1", "lpips", "codebook", "commitment", "adversarial", "adversarial_start")}
+        values = {
+            name: getattr(self, name)
+            for name in ("l1", "lpips", "codebook", "commitment", "adversarial", "adversarial_start")
+        }
         if min(values.values()) < 0 or self.l1 + self.lpips == 0:
-            raise ValueError(f"weights of loss must not be negative, and l1 and lpips not both zero, got {values}")
+            raise ValueError(
+                f"weights of loss must not be negative, and l1 and lpips not both zero, got {values}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
@@ -74,10 +89,18 @@ class AutoencoderRunConfig:
         if self.first_stage.kind != "vq":
             raise ValueError(f"first_stage.kind must be vq: {self.first_stage.kind} has nothing to learn")
         if self.data.crop_px % self.first_stage.factor:
-            raise ValueError(f"data.crop_px must be a multiple of {self.first_stage.factor}, got {self.data.crop_px}")
-        if self.train.parallel != "ddp" or self.train.precision == "fp16" or self.train.activation_checkpointing:
+            raise ValueError(
+                f"data.crop_px must be a multiple of {self.first_stage.factor}, got {self.data.crop_px}"
+            )
+        if (
+            self.train.parallel != "ddp"
+            or self.train.precision == "fp16"
+            or self.train.activation_checkpointing
+        ):
             # The adaptive weight needs the last layer's gradient in the middle of a step: whole, unscaled.
-            raise ValueError("an autoencoder trains with train.parallel=ddp, precision fp32 or bf16 and without activation_checkpointing")
+            raise ValueError(
+                "an autoencoder trains with train.parallel=ddp, precision fp32 or bf16 and without activation_checkpointing"
+            )
 
     @property
     def degradation(self) -> DegradationRecipe:
@@ -112,7 +135,11 @@ class AutoencoderLearner:
     """
 
     def __init__(
-        self, config: AutoencoderRunConfig, autoencoder: TrainableAutoencoder, lpips: Lpips | None = None, slots: Slots | None = None
+        self,
+        config: AutoencoderRunConfig,
+        autoencoder: TrainableAutoencoder,
+        lpips: Lpips | None = None,
+        slots: Slots | None = None,
     ) -> None:
         if config.loss.lpips and lpips is None:
             raise ValueError(f"loss.lpips is {config.loss.lpips} but no LPIPS network was given")
@@ -123,7 +150,12 @@ class AutoencoderLearner:
         discriminator = seeded(PatchDiscriminator, config.loss.discriminator, config.train, "discriminator")
         discriminator = on_device(discriminator, device, config.train.channels_last)
         networks = {"model": (autoencoder, config.optim), "discriminator": (discriminator, config.optim)}
-        self.state = build_state(config.train, cast(dict[str, tuple[nn.Module, OptimConfig]], networks), TERMS, self.slots.num_ranks)
+        self.state = build_state(
+            config.train,
+            cast(dict[str, tuple[nn.Module, OptimConfig]], networks),
+            TERMS,
+            self.slots.num_ranks,
+        )
 
     @property
     def judged(self) -> bool:
@@ -140,7 +172,9 @@ class AutoencoderLearner:
         device = batch["hq"].device
         sums = dict.fromkeys(TERMS, torch.zeros((), device=device))
         for part, factor in shares(state.network, self.slots, train.micro_batch):
-            synchronise_gradients(state.networks["discriminator"], part.stop == self.slots.stop - self.slots.start)
+            synchronise_gradients(
+                state.networks["discriminator"], part.stop == self.slots.stop - self.slots.start
+            )
             x = to_unit_range(batch["hq"][part])
             for name, term in self._backward(x, factor).items():
                 sums[name] = sums[name] + term.detach() * (factor / self.slots.num_ranks)
@@ -151,7 +185,9 @@ class AutoencoderLearner:
         ]
         state.ema.update_parameters(unwrapped(state.network))
         state.step += 1
-        return StepResult(sums, Outcome(outcomes[0].grad_norm, torch.stack([outcome.finite for outcome in outcomes]).all()))
+        return StepResult(
+            sums, Outcome(outcomes[0].grad_norm, torch.stack([outcome.finite for outcome in outcomes]).all())
+        )
 
     def _backward(self, x: Tensor, factor: float) -> dict[str, Tensor]:
         """Add the gradients of one micro-batch to both networks and return its terms."""
@@ -160,8 +196,12 @@ class AutoencoderLearner:
         with autocast(x.device, precision):
             x_rec, z, z_q = self.state.network(x)
             l1 = F.l1_loss(x_rec.float(), x)
-            lpips = self.lpips(x_rec, x).mean() if self.lpips is not None and loss.lpips else torch.zeros_like(l1)
-            codebook = F.mse_loss(z_q.float(), z.detach().float()) + loss.commitment * F.mse_loss(z.float(), z_q.detach().float())
+            lpips = (
+                self.lpips(x_rec, x).mean() if self.lpips is not None and loss.lpips else torch.zeros_like(l1)
+            )
+            codebook = F.mse_loss(z_q.float(), z.detach().float()) + loss.commitment * F.mse_loss(
+                z.float(), z_q.detach().float()
+            )
             reconstruction = loss.l1 * l1 + loss.lpips * lpips
             adversarial = adaptive = judgement = torch.zeros_like(l1)
             if self.judged:

@@ -23,7 +23,9 @@ def vq_f4() -> AutoencoderRunConfig:
         preset="vq-f4",
         optim=OptimConfig(lr=4.5e-6 * 64, lr_end=4.5e-6, betas=(0.5, 0.9), warmup_steps=1000),
         data=DataConfig(crop="random", crop_px=256),
-        train=TrainConfig(steps=400_000, batch_size=64, micro_batch=8, precision="bf16", checkpoint_every=10_000),
+        train=TrainConfig(
+            steps=400_000, batch_size=64, micro_batch=8, precision="bf16", checkpoint_every=10_000
+        ),
     )
 
 
@@ -47,14 +49,20 @@ def test_vq() -> AutoencoderRunConfig:
         base,
         preset="test-vq",
         first_stage=FirstStageConfig(vq=VQConfig(ch=32, ch_mult=(1, 1, 1), num_res_blocks=1, n_embed=64)),
-        loss=AutoencoderLossConfig(lpips=0.0, adversarial_start=4, discriminator=DiscriminatorConfig(channels=16, layers=2)),
+        loss=AutoencoderLossConfig(
+            lpips=0.0, adversarial_start=4, discriminator=DiscriminatorConfig(channels=16, layers=2)
+        ),
         optim=replace(base.optim, lr=1e-3, warmup_steps=0),
         data=DataConfig(crop="random", crop_px=32),
         train=TrainConfig(steps=20, batch_size=8, micro_batch=4, checkpoint_every=10, log_every=5),
     )
 
 
-AUTOENCODER_PRESETS: dict[str, Callable[[], AutoencoderRunConfig]] = {"vq-f4": vq_f4, "vq-f8-face": vq_f8_face, "test-vq": test_vq}
+AUTOENCODER_PRESETS: dict[str, Callable[[], AutoencoderRunConfig]] = {
+    "vq-f4": vq_f4,
+    "vq-f8-face": vq_f8_face,
+    "test-vq": test_vq,
+}
 
 
 def autoencoder_preset(name: str) -> AutoencoderRunConfig:

@@ -60,8 +60,17 @@ class Snapshot:
 def run_record(config: Run, **extra: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON values
     """Return what `run.json` says about a run: configuration, fingerprint, versions, and `extra`."""
     versions = {name: version(name) for name in ("numpy", "opencv-python-headless")}
-    versions |= {"torch": str(torch.__version__), "resshift": __version__, "python": platform.python_version()}
-    return {"preset": config.preset, "fingerprint": fingerprint(config), "config": to_dict(config), "versions": versions} | extra
+    versions |= {
+        "torch": str(torch.__version__),
+        "resshift": __version__,
+        "python": platform.python_version(),
+    }
+    return {
+        "preset": config.preset,
+        "fingerprint": fingerprint(config),
+        "config": to_dict(config),
+        "versions": versions,
+    } | extra
 
 
 def check_same_run(config: Run, record: dict[str, Any], where: str) -> None:
@@ -72,7 +81,9 @@ def check_same_run(config: Run, record: dict[str, Any], where: str) -> None:
     """
     differing = differing_fields(to_dict(config), record["config"])
     if differing:
-        raise ResumeRefused(f"{where} holds another run; differing: {'; '.join(differing)}. Use another --out, or give back these values")
+        raise ResumeRefused(
+            f"{where} holds another run; differing: {'; '.join(differing)}. Use another --out, or give back these values"
+        )
 
 
 def take(state: TrainState) -> Snapshot:
@@ -82,7 +93,11 @@ def take(state: TrainState) -> Snapshot:
 
 def description(config: Run) -> dict[str, Any]:
     """Return `config.json`: the name, and what inference needs to know of the model."""
-    model = {"model": to_dict(config.model)} if isinstance(config, RunConfig) else {"first_stage": to_dict(config)["first_stage"]}
+    model = (
+        {"model": to_dict(config.model)}
+        if isinstance(config, RunConfig)
+        else {"first_stage": to_dict(config)["first_stage"]}
+    )
     return {"name": config.preset} | model
 
 
@@ -92,7 +107,9 @@ def write(directory: str | Path, snapshot: Snapshot, config: Run) -> dict[str, A
     directory.mkdir(parents=True, exist_ok=True)
     metadata = model_metadata(config.preset, config.model) if isinstance(config, RunConfig) else {}
     for name, weights in snapshot.weights.items():
-        save_safetensors(weights, directory / f"{name}.safetensors", metadata if name in ("model", "ema") else {})
+        save_safetensors(
+            weights, directory / f"{name}.safetensors", metadata if name in ("model", "ema") else {}
+        )
     torch.save(snapshot.rest, directory / "state.pt")
     (directory / "config.json").write_text(json.dumps(description(config), indent=2) + "\n")
     record = run_record(config, step=snapshot.step, rows=snapshot.step * config.train.batch_size)

@@ -98,7 +98,9 @@ def _difference(x: Tensor, down: int, across: int) -> Tensor:
 
 
 def _variance(difference: Tensor, period: int) -> Tensor:
-    height, width = (side // period * period for side in difference.shape[2:])  # as many pixels of every phase
+    height, width = (
+        side // period * period for side in difference.shape[2:]
+    )  # as many pixels of every phase
     energy = difference[..., :height, :width].square().sum(1, keepdim=True)
     return torch.log(F.pixel_unshuffle(energy, period).mean((2, 3)) + _DIFFERENCE).var(1, correction=0)
 
@@ -108,7 +110,9 @@ def _lines(x: Tensor, period: int, size: int) -> Tensor:
     window = window[:, None] * window
     patches = x.unfold(2, size, size // 2).unfold(3, size, size // 2)  # (B, C, n, m, size, size)
     patches = patches - patches.mean((-2, -1), keepdim=True)
-    power = torch.fft.fft2(patches * window).abs().square().mean((1, 2, 3)) + _POWER * window.square().sum()  # (B, size, size)
+    power = (
+        torch.fft.fft2(patches * window).abs().square().mean((1, 2, 3)) + _POWER * window.square().sum()
+    )  # (B, size, size)
     near, far = _weights(_FAR, power)
     around = _around(power, period, _FAR)
     return F.relu((around * near).sum((-2, -1)).log() - (around.log() * far).sum((-2, -1))).mean(0)
@@ -117,7 +121,10 @@ def _lines(x: Tensor, period: int, size: int) -> Tensor:
 def _around(power: Tensor, period: int, reach: int) -> Tensor:
     """Return the bins around every frequency k / period but 0: (..., height, width) -> (period^2 - 1, ..., 2 reach + 1, 2 reach + 1)."""
     (height, width), size = power.shape[-2:], 2 * reach + 1
-    shifts = [(reach - down * height // period, reach - across * width // period) for down, across in np.ndindex(period, period)]
+    shifts = [
+        (reach - down * height // period, reach - across * width // period)
+        for down, across in np.ndindex(period, period)
+    ]
     return torch.stack([power.roll(shift, (-2, -1))[..., :size, :size] for shift in shifts[1:]])
 
 

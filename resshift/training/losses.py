@@ -49,7 +49,9 @@ def step_weights(schedule: ShiftSchedule, target: Target | str) -> Float64Array:
     return 0.5 / variance * (schedule.kappa * schedule.alpha / ((1 - schedule.eta) * schedule.sqrt_eta)) ** 2
 
 
-def mse_per_sample(output: Tensor, wanted: Tensor, t: Tensor, schedule: ShiftSchedule, target: Target | str, weighted: bool) -> Tensor:
+def mse_per_sample(
+    output: Tensor, wanted: Tensor, t: Tensor, schedule: ShiftSchedule, target: Target | str, weighted: bool
+) -> Tensor:
     """Return the MSE term of each sample, (B,).
 
     Args:
@@ -86,7 +88,9 @@ class Lpips(nn.Module):
         try:
             import lpips
         except ImportError as error:
-            raise ImportError("the LPIPS term needs the package lpips: pip install 'resshift[metrics]'") from error
+            raise ImportError(
+                "the LPIPS term needs the package lpips: pip install 'resshift[metrics]'"
+            ) from error
         if trunk is not None and not Path(trunk).is_file():
             raise FileNotFoundError(f"no LPIPS trunk at {trunk}")
         try:
@@ -105,10 +109,16 @@ class Lpips(nn.Module):
         ours = self.distance.net.state_dict()
         # lpips cuts the trunk into slices and keeps each layer's index: slice2.3.weight is features.3.weight in torchvision.
         names = {key: "features." + key.split(".", 1)[1] for key in ours}
-        missing = [name for key, name in names.items() if name not in state or state[name].shape != ours[key].shape]
+        missing = [
+            name for key, name in names.items() if name not in state or state[name].shape != ours[key].shape
+        ]
         if missing:
-            raise ValueError(f"{path} does not hold the weights of this trunk; missing or of another shape: {', '.join(missing[:5])}")
-        self.distance.net.load_state_dict({key: state[name].float() for key, name in names.items()}, strict=True)
+            raise ValueError(
+                f"{path} does not hold the weights of this trunk; missing or of another shape: {', '.join(missing[:5])}"
+            )
+        self.distance.net.load_state_dict(
+            {key: state[name].float() for key, name in names.items()}, strict=True
+        )
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the distance of each pair, (B, 3, H, W) in [-1, 1] twice -> (B,) float32."""
@@ -136,7 +146,9 @@ class Objective:
         lpips: on the same device; needed when `loss.lpips` is not zero.
     """
 
-    def __init__(self, model: ModelConfig, loss: LossConfig, first_stage: FirstStage, lpips: Lpips | None = None) -> None:
+    def __init__(
+        self, model: ModelConfig, loss: LossConfig, first_stage: FirstStage, lpips: Lpips | None = None
+    ) -> None:
         if loss.lpips and lpips is None:
             raise ValueError(f"loss.lpips is {loss.lpips} but no LPIPS network was given")
         self.model = model
@@ -177,7 +189,9 @@ class Objective:
             x_t = q_sample(x0, y0, t, noise, self.schedule)
             wanted = target_of(x0, y0, noise, t, self.schedule, self.model.target)
         output = network(scale_input(x_t, t, self.schedule, self.model.latent_scaling), t, lq, mask).float()
-        mse = mse_per_sample(output, wanted, t, self.schedule, self.model.target, self.loss.mse_weighting == "weighted").mean()
+        mse = mse_per_sample(
+            output, wanted, t, self.schedule, self.model.target, self.loss.mse_weighting == "weighted"
+        ).mean()
         perceptual = shown = torch.zeros_like(mse)
         if self.loss.lpips or self.loss.lattice:
             decoded = self._decode(predict_x0(output, x_t, y0, t, self.schedule, self.model.target)).float()

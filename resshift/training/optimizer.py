@@ -41,7 +41,9 @@ def learning_rate(step: int, optim: OptimConfig, num_steps: int) -> float:
 
 def adamw(network: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
     """Return the optimiser of a network that is already on its device, and already sharded if it is to be."""
-    return torch.optim.AdamW(network.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True)
+    return torch.optim.AdamW(
+        network.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
+    )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -61,10 +63,14 @@ def guarded_step(optimizer: torch.optim.Optimizer, clip_norm: float | None, scal
         scaler: of the loss whose gradients these are; does nothing unless enabled.
     """
     scaler.unscale_(optimizer)
-    gradients: list[Tensor] = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    gradients: list[Tensor] = [
+        p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+    ]
     grad_norm = _total_norm(gradients)
     if clip_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_((p for group in optimizer.param_groups for p in group["params"]), clip_norm, grad_norm)
+        torch.nn.utils.clip_grads_with_norm_(
+            (p for group in optimizer.param_groups for p in group["params"]), clip_norm, grad_norm
+        )
     finite = grad_norm.isfinite()
     fused: Any = optimizer  # `found_inf` is the agreement between torch's scaler and its fused optimisers, and not in their types
     fused.found_inf = (~finite).float()

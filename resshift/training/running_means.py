@@ -36,7 +36,9 @@ class Tally:
     def add(self, terms: Mapping[str, Tensor], outcome: Outcome) -> None:
         """Add one step: this worker's contribution to the mean of each term over the global batch, and what became of the step."""
         one = torch.ones((), device=self.sums.device)
-        row = torch.stack([*(terms[name].float() for name in self.names), outcome.grad_norm.float(), one]).double()
+        row = torch.stack(
+            [*(terms[name].float() for name in self.names), outcome.grad_norm.float(), one]
+        ).double()
         self.sums += torch.where(outcome.finite, row, 0.0)
         self.skipped = torch.where(outcome.finite, self.skipped * self._total_only, self.skipped + 1)
         self.steps += 1
@@ -58,7 +60,10 @@ class Tally:
         *sums, count = self._over_workers().tolist()
         self.sums.zero_()
         self.steps = 0
-        return {name: total / count if count else math.nan for name, total in zip([*self.names, "grad_norm"], sums, strict=True)}
+        return {
+            name: total / count if count else math.nan
+            for name, total in zip([*self.names, "grad_norm"], sums, strict=True)
+        }
 
     def skips(self) -> tuple[int, int]:
         """Return how many steps were skipped in all and in a row until now. Waits for the device."""
@@ -67,7 +72,12 @@ class Tally:
 
     def state_dict(self) -> dict[str, Any]:
         """Return sums over all workers; a collective operation."""
-        return {"names": list(self.names), "steps": self.steps, "sums": self._over_workers().cpu(), "skipped": self.skipped.cpu()}
+        return {
+            "names": list(self.names),
+            "steps": self.steps,
+            "sums": self._over_workers().cpu(),
+            "skipped": self.skipped.cpu(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], rank: int = 0) -> None:
         """Take over a state; the first worker carries the sums of all.

@@ -58,10 +58,14 @@ def sharded_like(value: Tensor, like: Tensor) -> Tensor:
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Load what `whole(optimizer.state_dict())` returned, whether or not the parameters are sharded now."""
-    parameters: list[Tensor] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters: list[Tensor] = [
+        parameter for group in optimizer.param_groups for parameter in group["params"]
+    ]
     moments = {
         index: {
-            name: sharded_like(value, parameters[index]) if isinstance(value, Tensor) and value.ndim else value
+            name: sharded_like(value, parameters[index])
+            if isinstance(value, Tensor) and value.ndim
+            else value
             for name, value in entry.items()
         }
         for index, entry in state["state"].items()

@@ -44,7 +44,9 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 def is_emulated(device: torch.device, precision: str) -> bool:
     """Tell whether a CPU has no instructions for the arithmetic of `precision`: float32 is faster then, several times over."""
-    instructions = {"bf16": ("avx512_bf16", "amx_bf16"), "fp16": ("avx512_fp16", "amx_fp16")}.get(precision, ())
+    instructions = {"bf16": ("avx512_bf16", "amx_bf16"), "fp16": ("avx512_fp16", "amx_fp16")}.get(
+        precision, ()
+    )
     if device.type != "cpu" or not instructions:
         return False
     facts = torch.cpu.get_capabilities()
@@ -88,7 +90,9 @@ class Slots:
     @classmethod
     def of_rank(cls, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Slots:
         """Return the slots of a worker: every slot belongs to exactly one, and no worker has two more than another."""
-        return cls(rank * batch_size // num_ranks, (rank + 1) * batch_size // num_ranks, batch_size, num_ranks)
+        return cls(
+            rank * batch_size // num_ranks, (rank + 1) * batch_size // num_ranks, batch_size, num_ranks
+        )
 
     def micro_batches(self, limit: int) -> list[slice]:
         """Cut this worker's rows, counted from 0, into slices of at most `limit`, as equal as they can be."""
@@ -136,16 +140,24 @@ class TrainState:
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """Return {"model": ..., "ema": ...}, whole and on the CPU, without derived buffers. A collective operation when sharded."""
-        modules = {name: unwrapped(network) for name, network in self.networks.items()} | {"ema": self.ema.module}
+        modules = {name: unwrapped(network) for name, network in self.networks.items()} | {
+            "ema": self.ema.module
+        }
         return {
-            name: {key: whole(value).contiguous() for key, value in module.state_dict().items() if not is_derived(key)}
+            name: {
+                key: whole(value).contiguous()
+                for key, value in module.state_dict().items()
+                if not is_derived(key)
+            }
             for name, module in modules.items()
         }
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything but the weights, whole and on the CPU. A collective operation."""
         return {
-            "optimizers": {name: whole(optimizer.state_dict()) for name, optimizer in self.optimizers.items()},
+            "optimizers": {
+                name: whole(optimizer.state_dict()) for name, optimizer in self.optimizers.items()
+            },
             "scaler": self.scaler.state_dict(),
             "tally": self.tally.state_dict(),
             "step": self.step,
@@ -181,7 +193,10 @@ def load_whole(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """`weights.load_into` for a module that may be sharded."""
     ours = module.state_dict()
     fitting = all(key in ours and ours[key].shape == value.shape for key, value in weights.items())
-    load_into(module, {key: sharded_like(value, ours[key]) for key, value in weights.items()} if fitting else weights)
+    load_into(
+        module,
+        {key: sharded_like(value, ours[key]) for key, value in weights.items()} if fitting else weights,
+    )
 
 
 def seeded(build: type[Module], config: Any, train: TrainConfig, name: str = "init") -> Module:  # noqa: ANN401 - the module's own configuration
@@ -214,11 +229,16 @@ def distributed(network: nn.Module, train: TrainConfig, device: torch.device, nu
         return shard(network, device)
     # Gradients are views of the buckets that travel: one copy less of every gradient. Buffers are masks and indices, the same everywhere.
     ids = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(network, gradient_as_bucket_view=True, broadcast_buffers=False, device_ids=ids)
+    return DistributedDataParallel(
+        network, gradient_as_bucket_view=True, broadcast_buffers=False, device_ids=ids
+    )
 
 
 def build_state(
-    train: TrainConfig, networks: Mapping[str, tuple[nn.Module, OptimConfig]], terms: tuple[str, ...], num_ranks: int = 1
+    train: TrainConfig,
+    networks: Mapping[str, tuple[nn.Module, OptimConfig]],
+    terms: tuple[str, ...],
+    num_ranks: int = 1,
 ) -> TrainState:
     """Return the state at step 0.
 
@@ -235,8 +255,12 @@ def build_state(
     ema.eval()
     if num_ranks > 1 and train.parallel == "fsdp":
         shard(ema.module, device)
-    wrapped = {name: distributed(network, train, device, num_ranks) for name, (network, _) in networks.items()}
-    optimizers: dict[str, torch.optim.Optimizer] = {name: adamw(wrapped[name], optim) for name, (_, optim) in networks.items()}
+    wrapped = {
+        name: distributed(network, train, device, num_ranks) for name, (network, _) in networks.items()
+    }
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        name: adamw(wrapped[name], optim) for name, (_, optim) in networks.items()
+    }
     scaler = GradScaler(device.type, enabled=train.precision == "fp16")
     return TrainState(wrapped, ema, optimizers, scaler, Tally(terms, device))
 
@@ -256,7 +280,9 @@ def mask_to_unit_range(mask_u8: Tensor) -> Tensor:
     return mask_u8[:, None].float() / 127.5 - 1
 
 
-def draw_noise(config: RunConfig, step: int, slots: Slots, shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+def draw_noise(
+    config: RunConfig, step: int, slots: Slots, shape: tuple[int, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Draw t and the noise of a worker's slots.
 
     The whole batch is drawn and cut: a million normal numbers take microseconds on a GPU, and no slot's draw depends on another's worker.
@@ -300,7 +326,9 @@ class DiffusionLearner:
         slots: of this worker.
     """
 
-    def __init__(self, config: RunConfig, network: nn.Module, objective: Objective, slots: Slots | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, network: nn.Module, objective: Objective, slots: Slots | None = None
+    ) -> None:
         self.config = config
         self.objective = objective
         self.slots = slots or Slots.of_rank(config.train.batch_size)
@@ -334,8 +362,12 @@ class DiffusionLearner:
         shape = latent_shape(model, batch["hq"])
 
         def noise(step: int) -> Tensor:
-            generators = [seeds.torch_generator(self.config.train.seed, "validation", key, step) for key in keys]
-            return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(lq.device)
+            generators = [
+                seeds.torch_generator(self.config.train.seed, "validation", key, step) for key in keys
+            ]
+            return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(
+                lq.device
+            )
 
         def network(*inputs: Tensor | None) -> Tensor:
             with autocast(lq.device, precision):
@@ -344,7 +376,12 @@ class DiffusionLearner:
         with autocast(lq.device, precision):
             y0 = self.objective.first_stage.encode(upsample(lq, model.scale)).float()
         schedule = self.objective.schedule
-        x0 = sample(network_denoiser(network, lq, y0, schedule, model.target, mask, model.latent_scaling), y0, schedule, noise)
+        x0 = sample(
+            network_denoiser(network, lq, y0, schedule, model.target, mask, model.latent_scaling),
+            y0,
+            schedule,
+            noise,
+        )
         with autocast(lq.device, precision):
             return self.objective.first_stage.decode(x0)
 
@@ -357,25 +394,37 @@ class DiffusionLearner:
         sums = [torch.zeros((), device=device) for _ in TERMS]
         for part, factor in shares(state.network, self.slots, train.micro_batch):
             # Dropout draws from torch's own stream.
-            torch.manual_seed(seeds.derive(train.seed, "dropout", state.step, self.slots.start + part.start) % 2**63)
+            torch.manual_seed(
+                seeds.derive(train.seed, "dropout", state.step, self.slots.start + part.start) % 2**63
+            )
             hq, lq = to_unit_range(batch["hq"][part]), to_unit_range(batch["lq"][part])
             mask = mask_to_unit_range(batch["mask"][part]) if model.unet.cond_mask else None
             with autocast(device, train.precision):
                 terms = self.objective(state.network, hq, lq, t[part], noise[part], mask, corner)
             state.scaler.scale(terms.total * factor).backward()
-            sums = [total + term.detach() * (factor / self.slots.num_ranks) for total, term in zip(sums, terms, strict=True)]
+            sums = [
+                total + term.detach() * (factor / self.slots.num_ranks)
+                for total, term in zip(sums, terms, strict=True)
+            ]
         return dict(zip(TERMS, sums, strict=True))
 
 
 def lpips_corner(config: RunConfig, step: int) -> tuple[int, int]:
     """Return the first row and column that LPIPS sees in a step, each in [0, loss.lpips_corners): a function of (seed, step)."""
-    row, column = divmod(seeds.derive(config.train.seed, "lpips corner", step) % config.loss.lpips_corners**2, config.loss.lpips_corners)
+    row, column = divmod(
+        seeds.derive(config.train.seed, "lpips corner", step) % config.loss.lpips_corners**2,
+        config.loss.lpips_corners,
+    )
     return row, column
 
 
 def latent_shape(model: ModelConfig, hq: Tensor) -> tuple[int, int, int]:
     """Return (Z, h, w) of the latent of clean pictures (B, H, W, 3)."""
-    return model.first_stage.channels, hq.shape[1] // model.first_stage.factor, hq.shape[2] // model.first_stage.factor
+    return (
+        model.first_stage.channels,
+        hq.shape[1] // model.first_stage.factor,
+        hq.shape[2] // model.first_stage.factor,
+    )
 
 
 def start_from(learner: Learner, weights: Mapping[str, Tensor]) -> None:

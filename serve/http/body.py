@@ -68,12 +68,17 @@ class Reader:
             Problem: too_large, slow_client, busy, empty, bad_multipart, unsupported_format; closed, when the client went away.
         """
         if request.headers.get("content-encoding", "identity").lower() != "identity":
-            raise Problem("unsupported_format", "the body is compressed (Content-Encoding); send the file as it is")
+            raise Problem(
+                "unsupported_format", "the body is compressed (Content-Encoding); send the file as it is"
+            )
         data = await self._bytes(request, self._limits.max_body_bytes)
         if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
             return await _form(request, data)
         if not data:
-            raise Problem("empty", "the body has 0 bytes; send an encoded picture, or a form with the file in the field `image`")
+            raise Problem(
+                "empty",
+                "the body has 0 bytes; send an encoded picture, or a form with the file in the field `image`",
+            )
         return Body(data)
 
     def _count(self, num_bytes: int) -> None:
@@ -89,7 +94,10 @@ class Reader:
         """
         content_type = request.headers.get("content-type", "")
         if content_type.partition(";")[0].strip().lower() != "application/json":
-            raise Problem("bad_option", f"the body must be JSON, with Content-Type: application/json, got {content_type[:80]!r}")
+            raise Problem(
+                "bad_option",
+                f"the body must be JSON, with Content-Type: application/json, got {content_type[:80]!r}",
+            )
         data = await self._bytes(request, min(_MAX_JSON_BYTES, self._limits.max_body_bytes))
         try:
             return kind.model_validate_json(data)
@@ -99,7 +107,9 @@ class Reader:
     async def _bytes(self, request: Request, limit: int) -> bytes:
         if (announced := announced_bytes(request.headers.get("content-length", ""))) > limit:
             raise too_large(str(announced), limit)
-        data = bytearray()  # one mapping, which goes back to the system; small pieces would leave holes in the heap
+        data = (
+            bytearray()
+        )  # one mapping, which goes back to the system; small pieces would leave holes in the heap
         try:
             async with asyncio.timeout(self._limits.body_s):
                 async for chunk in request.stream():
@@ -108,7 +118,9 @@ class Reader:
                     self._count(len(chunk))
                     data += chunk
         except TimeoutError:
-            raise Problem("slow_client", f"the body did not arrive within {self._limits.body_s:g} s") from None
+            raise Problem(
+                "slow_client", f"the body did not arrive within {self._limits.body_s:g} s"
+            ) from None
         except ClientDisconnect:
             raise Problem("closed", "the client went away") from None
         return bytes(data)
@@ -119,7 +131,9 @@ async def _form(request: Request, data: bytes) -> Body:
         yield data
         yield b""
 
-    parser = MultiPartParser(request.headers, once(), max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES)
+    parser = MultiPartParser(
+        request.headers, once(), max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
+    )
     try:
         form = await parser.parse()
     except MultiPartException as error:
@@ -129,7 +143,9 @@ async def _form(request: Request, data: bytes) -> Body:
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
                 if name not in _FILE_FIELDS:
-                    raise Problem("bad_multipart", f"the file is in the field {name[:40]!r}; it must be `image`")
+                    raise Problem(
+                        "bad_multipart", f"the file is in the field {name[:40]!r}; it must be `image`"
+                    )
                 picture, filename = await value.read(), value.filename or ""
             elif name == "options":
                 options |= _json_object(value)

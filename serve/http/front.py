@@ -30,7 +30,11 @@ Send = Callable[[Message], Awaitable[None]]
 
 CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 # Limits and the variables that carry them.
-VARIABLES = {"body_mb": "RESSHIFT_SERVE_BODY_MB", "bodies_mb": "RESSHIFT_SERVE_BODIES_MB", "body_s": "RESSHIFT_SERVE_BODY_S"}
+VARIABLES = {
+    "body_mb": "RESSHIFT_SERVE_BODY_MB",
+    "bodies_mb": "RESSHIFT_SERVE_BODIES_MB",
+    "body_s": "RESSHIFT_SERVE_BODY_S",
+}
 SAFE_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -52,7 +56,9 @@ class Front:
         budget: of the bodies of all requests whose answer has not begun.
     """
 
-    def __init__(self, app: Callable[..., Awaitable[None]], max_body_bytes: int, body_s: float, budget: ByteBudget) -> None:
+    def __init__(
+        self, app: Callable[..., Awaitable[None]], max_body_bytes: int, body_s: float, budget: ByteBudget
+    ) -> None:
         self._app, self._max_body_bytes, self._body_s, self._budget = app, max_body_bytes, body_s, budget
         self._num_refused, self._logged_at = 0, float("-inf")
 
@@ -129,7 +135,9 @@ class Front:
     async def _refuse(self, problem: Problem, scope: Message, receive: Receive, send: Send) -> None:
         self._num_refused += 1
         if time.monotonic() - self._logged_at > _LOG_EVERY_S:
-            logger.warning("refused=%d latest=%d %s: %s", self._num_refused, problem.status, problem.kind, problem.detail)
+            logger.warning(
+                "refused=%d latest=%d %s: %s", self._num_refused, problem.status, problem.kind, problem.detail
+            )
             self._num_refused, self._logged_at = 0, time.monotonic()
         answer = problem.response()
         answer.headers["connection"] = "close"
@@ -140,7 +148,9 @@ class Front:
 def environment(limits: LimitSettings) -> dict[str, str]:
     """Return what Serve's controller, and so its proxies, must have in their environment for `limits` to hold in the proxy."""
     values = {name: float(getattr(limits, field)) for field, name in VARIABLES.items()}
-    return {CALLBACK: f"{__name__}:middlewares"} | {name: repr(value).removesuffix(".0") for name, value in values.items()}
+    return {CALLBACK: f"{__name__}:middlewares"} | {
+        name: repr(value).removesuffix(".0") for name, value in values.items()
+    }
 
 
 def limits_of(variables: Mapping[str, str]) -> LimitSettings:
@@ -174,7 +184,9 @@ def check(limits: LimitSettings, variables: Mapping[str, str] = os.environ) -> N
         ValueError: the proxy refuses what the gateway would take.
     """
     if variables.get(CALLBACK) != environment(limits)[CALLBACK]:
-        logger.warning("the proxy does not count bodies: set controller_options as in serve/config.yaml, and start Serve anew")
+        logger.warning(
+            "the proxy does not count bodies: set controller_options as in serve/config.yaml, and start Serve anew"
+        )
         return
     before = limits_of(variables)
     for field, name in VARIABLES.items():

@@ -70,7 +70,8 @@ class Keys:
 
     def __init__(self, entries: Sequence[KeySettings]) -> None:
         self._entries = [
-            (entry.sha256, Caller(entry.name, Quota(entry.requests_per_minute, entry.megapixels_per_minute))) for entry in entries
+            (entry.sha256, Caller(entry.name, Quota(entry.requests_per_minute, entry.megapixels_per_minute)))
+            for entry in entries
         ]
         self._anyone = Caller("", Quota(None, None))
 
@@ -104,7 +105,9 @@ class Keys:
 
     def _local_caller(self, headers: Headers, peer: str | None) -> Caller:
         if peer is None or not is_loopback(peer) or not is_loopback(headers.get("host", "")):
-            raise Problem("forbidden", "this endpoint has no API keys, so it answers callers on its own machine alone")
+            raise Problem(
+                "forbidden", "this endpoint has no API keys, so it answers callers on its own machine alone"
+            )
         if headers.get("sec-fetch-site") in _UNSAFE_SITES:
             raise Problem("forbidden", "a page of another site may not use this endpoint")
         return self._anyone

@@ -31,7 +31,11 @@ def announced_bytes(content_length: str) -> int:
 
 def too_large(found: str, limit: int) -> Problem:
     """Return the problem of a body that has `found` bytes."""
-    return Problem("too_large", f"the body has {found} bytes, at most {limit} are allowed", members={"reason": "too_large"})
+    return Problem(
+        "too_large",
+        f"the body has {found} bytes, at most {limit} are allowed",
+        members={"reason": "too_large"},
+    )
 
 
 class ByteBudget:
@@ -52,7 +56,11 @@ class ByteBudget:
             Problem: busy.
         """
         if self.used + num_bytes > self.limit:
-            raise Problem("busy", "requests that are being worked on hold all the memory there is for them", retry_after_s=1)
+            raise Problem(
+                "busy",
+                "requests that are being worked on hold all the memory there is for them",
+                retry_after_s=1,
+            )
         self.used += num_bytes
 
     def give_back(self, num_bytes: int) -> None:
@@ -96,7 +104,12 @@ class Quota:
         clock: in seconds.
     """
 
-    def __init__(self, requests_per_minute: float | None, megapixels_per_minute: float | None, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self,
+        requests_per_minute: float | None,
+        megapixels_per_minute: float | None,
+        clock: Clock = time.monotonic,
+    ) -> None:
         self._requests = Bucket(requests_per_minute, clock)
         self._megapixels = Bucket(megapixels_per_minute, clock)
 
@@ -108,7 +121,9 @@ class Quota:
         """
         wait_s = self._requests.take(1)
         if wait_s:
-            raise Problem("rate_limited", "too many requests a minute for this key", retry_after_s=min(wait_s, 60))
+            raise Problem(
+                "rate_limited", "too many requests a minute for this key", retry_after_s=min(wait_s, 60)
+            )
 
     def take_pixels(self, num_pixels: int) -> None:
         """Count the pixels of a picture, known from its header.
@@ -118,7 +133,10 @@ class Quota:
         """
         wait_s = self._megapixels.take(num_pixels / 1e6)
         if wait_s == float("inf"):
-            raise Problem("too_large", f"the picture has {num_pixels / 1e6:.1f} megapixels, more than this key may use in a minute")
+            raise Problem(
+                "too_large",
+                f"the picture has {num_pixels / 1e6:.1f} megapixels, more than this key may use in a minute",
+            )
         if wait_s:
             raise Problem("rate_limited", "too many megapixels a minute for this key", retry_after_s=wait_s)
 
@@ -157,7 +175,10 @@ class Deadline:
         except ValueError:
             seconds = float("nan")
         if not LEAST_TIMEOUT_S <= seconds <= max_s:
-            raise Problem("bad_option", f"X-Request-Timeout must be seconds in [{LEAST_TIMEOUT_S:g}, {max_s:g}], got {header[:40]!r}")
+            raise Problem(
+                "bad_option",
+                f"X-Request-Timeout must be seconds in [{LEAST_TIMEOUT_S:g}, {max_s:g}], got {header[:40]!r}",
+            )
         return cls(seconds)
 
 
@@ -195,7 +216,9 @@ class Admission:
         """
         wait_s = self.estimated_wait_s()
         if self.num_working >= self.slots and len(self._waiting) >= self.queue:
-            raise Problem("busy", f"{len(self._waiting)} requests wait already", retry_after_s=max(1.0, wait_s))
+            raise Problem(
+                "busy", f"{len(self._waiting)} requests wait already", retry_after_s=max(1.0, wait_s)
+            )
         if wait_s > left_s:
             raise Problem(
                 "busy",
@@ -221,7 +244,9 @@ class Admission:
             yield began - came
         finally:
             took = self._clock() - began
-            self._seconds = took if self._seconds is None else (1 - _MEMORY_SHARE) * self._seconds + _MEMORY_SHARE * took
+            self._seconds = (
+                took if self._seconds is None else (1 - _MEMORY_SHARE) * self._seconds + _MEMORY_SHARE * took
+            )
             self._release()
 
     async def _wait(self, deadline: Deadline) -> None:
@@ -232,7 +257,11 @@ class Admission:
                 await turn
         except TimeoutError:
             self._leave(turn)
-            raise Problem("busy", "the deadline passed while the request waited", retry_after_s=max(1.0, self.estimated_wait_s())) from None
+            raise Problem(
+                "busy",
+                "the deadline passed while the request waited",
+                retry_after_s=max(1.0, self.estimated_wait_s()),
+            ) from None
         except asyncio.CancelledError:  # the client went away
             self._leave(turn)
             raise

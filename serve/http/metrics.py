@@ -24,17 +24,38 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.requests = Counter("resshift_http_requests", "Requests answered", ("route", "status"), registry=self.registry)
-        self.megapixels = Counter("resshift_megapixels", "Megapixels upscaled", ("side",), registry=self.registry)
-        self.phases = Histogram("resshift_phase_seconds", "Seconds of a picture", ("phase",), buckets=_SECONDS, registry=self.registry)
-        self.in_flight = Gauge("resshift_in_flight", "Pictures being decoded, upscaled or encoded", registry=self.registry)
+        self.requests = Counter(
+            "resshift_http_requests", "Requests answered", ("route", "status"), registry=self.registry
+        )
+        self.megapixels = Counter(
+            "resshift_megapixels", "Megapixels upscaled", ("side",), registry=self.registry
+        )
+        self.phases = Histogram(
+            "resshift_phase_seconds",
+            "Seconds of a picture",
+            ("phase",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.in_flight = Gauge(
+            "resshift_in_flight", "Pictures being decoded, upscaled or encoded", registry=self.registry
+        )
         self.waiting = Gauge("resshift_waiting", "Pictures in line", registry=self.registry)
         self.body_bytes = Gauge("resshift_body_bytes", "Bytes of requests in memory", registry=self.registry)
-        self.ready = Gauge("resshift_ready", "1 when a forward pass came through in the last seconds", ("model",), registry=self.registry)
+        self.ready = Gauge(
+            "resshift_ready",
+            "1 when a forward pass came through in the last seconds",
+            ("model",),
+            registry=self.registry,
+        )
         self.replicas = Gauge("resshift_replicas", "Replicas that run", ("model",), registry=self.registry)
 
         if knows_own_bytes():
-            own = Gauge("resshift_own_memory_bytes", "Resident memory without files and the object store", registry=self.registry)
+            own = Gauge(
+                "resshift_own_memory_bytes",
+                "Resident memory without files and the object store",
+                registry=self.registry,
+            )
             own.set_function(own_bytes)
 
     def text(self) -> bytes:

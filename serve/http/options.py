@@ -21,13 +21,22 @@ class PictureOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: Annotated[str | None, Field(description="name of `GET /v1/models`; default: the first")] = None
-    outscale: Annotated[Outscale | None, Field(description="sides of the result over sides of the picture; default: the model's")] = None
-    steps: Annotated[int | None, Field(ge=1, description="of the chain, at most the model's own, the default; fewer cost less")] = None
+    outscale: Annotated[
+        Outscale | None,
+        Field(description="sides of the result over sides of the picture; default: the model's"),
+    ] = None
+    steps: Annotated[
+        int | None,
+        Field(ge=1, description="of the chain, at most the model's own, the default; fewer cost less"),
+    ] = None
     seed: Annotated[Seed, Field(description="same seed, same pixels")] = 0
-    format: Annotated[Format | None, Field(description="of the result; default: by `Accept`, else png")] = None
+    format: Annotated[Format | None, Field(description="of the result; default: by `Accept`, else png")] = (
+        None
+    )
     quality: Annotated[int, Field(ge=1, le=100, description="of jpeg and webp")] = 95
     metadata: Annotated[
-        Literal["keep", "strip"], Field(description="strip: no EXIF, and sRGB without a profile (16-bit pictures keep theirs)")
+        Literal["keep", "strip"],
+        Field(description="strip: no EXIF, and sRGB without a profile (16-bit pictures keep theirs)"),
     ] = "keep"
 
 
@@ -36,14 +45,18 @@ class BulkRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: Annotated[str, Field(max_length=2048, description="folder or s3:// prefix, inside what the server allows")]
+    source: Annotated[
+        str, Field(max_length=2048, description="folder or s3:// prefix, inside what the server allows")
+    ]
     target: Annotated[str, Field(max_length=2048, description="where outputs and the ledger go")]
     model: str | None = None
     outscale: Outscale | None = None
     steps: Annotated[int | None, Field(ge=1)] = None
     format: Literal["keep", "png", "jpeg", "webp", "tiff"] = "png"
     quality: Annotated[int, Field(ge=1, le=100)] = 95
-    name: Annotated[str, Field(max_length=256, description="template of output names")] = "{dir}/{stem}_x{scale}.{ext}"
+    name: Annotated[str, Field(max_length=256, description="template of output names")] = (
+        "{dir}/{stem}_x{scale}.{ext}"
+    )
     seed: Seed = 0
     tile: Annotated[int | None, Field(ge=1)] = None
     include: Annotated[tuple[str, ...], Field(max_length=100)] = ()

@@ -88,18 +88,40 @@ class Problem(Exception):
         members: more members of the body.
     """
 
-    def __init__(self, kind: str, detail: str, *, retry_after_s: float | None = None, members: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        detail: str,
+        *,
+        retry_after_s: float | None = None,
+        members: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(detail)
-        self.kind, self.detail, self.retry_after_s, self.members = kind, detail, retry_after_s, dict(members or {})
+        self.kind, self.detail, self.retry_after_s, self.members = (
+            kind,
+            detail,
+            retry_after_s,
+            dict(members or {}),
+        )
         self.status = KINDS[kind].status
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (self.kind, self.detail, self.retry_after_s, self.members)  # survives the trip from a replica
+        return _again, (
+            self.kind,
+            self.detail,
+            self.retry_after_s,
+            self.members,
+        )  # survives the trip from a replica
 
     def response(self) -> JSONResponse:
         """Return the answer."""
         kind = KINDS[self.kind]
-        body = {"type": f"/problems/{self.kind}", "title": kind.title, "status": kind.status, "detail": self.detail} | self.members
+        body = {
+            "type": f"/problems/{self.kind}",
+            "title": kind.title,
+            "status": kind.status,
+            "detail": self.detail,
+        } | self.members
         headers: dict[str, str] = {}
         if self.retry_after_s is not None:
             headers["Retry-After"] = str(max(1, math.ceil(self.retry_after_s)))
@@ -124,7 +146,11 @@ def option_problem(error: ValidationError | RequestValidationError) -> Problem:
 
 def _options(errors: Sequence[tuple[str, str]]) -> Problem:
     listed = [{"option": option, "message": message} for option, message in errors]
-    return Problem("bad_option", "; ".join(f"{option}: {message}" for option, message in errors), members={"errors": listed})
+    return Problem(
+        "bad_option",
+        "; ".join(f"{option}: {message}" for option, message in errors),
+        members={"errors": listed},
+    )
 
 
 def install(api: FastAPI) -> None:

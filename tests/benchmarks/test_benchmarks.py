@@ -57,15 +57,26 @@ def scripted(seconds: list[float]) -> tuple[Callable[[Callable[[], object]], flo
 def test_median_leaves_out_the_warm_up_and_resists_an_outlier() -> None:
     calls: list[int] = []
     stopwatch, _ = scripted([90.0, 80.0, 1.0, 2.0, 3.0, 2.0, 100.0])
-    result = timing.measure(lambda: calls.append(1), stopwatch, warmup=2, min_calls=5, max_calls=5, limit_s=1000.0)
+    result = timing.measure(
+        lambda: calls.append(1), stopwatch, warmup=2, min_calls=5, max_calls=5, limit_s=1000.0
+    )
     assert len(calls) == 7
-    assert (result.median_s, result.lower_quartile_s, result.upper_quartile_s, result.num_calls) == (2.0, 2.0, 3.0, 5)
+    assert (result.median_s, result.lower_quartile_s, result.upper_quartile_s, result.num_calls) == (
+        2.0,
+        2.0,
+        3.0,
+        5,
+    )
     assert result.spread == 0.5
 
 
 @pytest.mark.parametrize(
     ("seconds_a_call", "expected_calls"),
-    [pytest.param(10.0, 3, id="slow: the least"), pytest.param(0.3, 4, id="until the limit"), pytest.param(0.001, 8, id="fast: the most")],
+    [
+        pytest.param(10.0, 3, id="slow: the least"),
+        pytest.param(0.3, 4, id="until the limit"),
+        pytest.param(0.001, 8, id="fast: the most"),
+    ],
 )
 def test_number_of_calls_follows_the_limits(seconds_a_call: float, expected_calls: int) -> None:
     stopwatch, runs = scripted([seconds_a_call] * 20)
@@ -87,7 +98,19 @@ def test_one_call_has_no_spread() -> None:
 def test_machine_has_the_documented_keys() -> None:
     where = record.machine(torch.device("cpu"), commit="abc")
     assert set(where) == {
-        *("date", "command", "commit", "dirty", "python", "torch", "cuda", "cudnn", "driver", "gpu", "gpu_memory_gib"),
+        *(
+            "date",
+            "command",
+            "commit",
+            "dirty",
+            "python",
+            "torch",
+            "cuda",
+            "cudnn",
+            "driver",
+            "gpu",
+            "gpu_memory_gib",
+        ),
         *("cpu", "num_cores", "num_threads", "platform"),
     }
     assert where["commit"]
@@ -98,7 +121,10 @@ def test_machine_has_the_documented_keys() -> None:
 def test_file_name_holds_benchmark_date_and_machine() -> None:
     where = {"date": "2026-02-03T04:05:06Z", "gpu": "NVIDIA H100 80GB HBM3", "cpu": "any"}
     assert record.file_name("gpu", where) == "gpu-2026-02-03-nvidia-h100-80gb-hbm3.json"
-    assert record.file_name("pairs", where | {"gpu": None, "cpu": "Intel(R) Xeon(R)"}) == "pairs-2026-02-03-intel-r-xeon-r.json"
+    assert (
+        record.file_name("pairs", where | {"gpu": None, "cpu": "Intel(R) Xeon(R)"})
+        == "pairs-2026-02-03-intel-r-xeon-r.json"
+    )
 
 
 def test_written_figures_are_read_back(tmp_path: Path) -> None:
@@ -151,7 +177,9 @@ def test_plain_and_fast_loop_make_the_same_picture(scripts: Callable[[str], Modu
     torch.testing.assert_close(fast.upscale_tensor(lq, tile_px=16), expected, atol=2e-4, rtol=0)
 
 
-def test_a_seam_shows_in_the_ratio_and_a_clean_picture_gives_one(scripts: Callable[[str], ModuleType]) -> None:
+def test_a_seam_shows_in_the_ratio_and_a_clean_picture_gives_one(
+    scripts: Callable[[str], ModuleType],
+) -> None:
     seams = scripts("seams")
     whole = np.random.default_rng(0).integers(100, 140, (64, 64, 3)).astype(np.uint8)
     edges = np.array([16, 48])
@@ -173,7 +201,10 @@ def test_edges_are_where_tiles_begin_or_end(scripts: Callable[[str], ModuleType]
 
 
 def test_failures_lays_each_case_beside_its_truth(
-    scripts: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    scripts: Callable[[str], ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     failures = scripts("failures")
     monkeypatch.setattr(sys, "argv", ["failures.py", "--out", str(tmp_path / "o.png")])

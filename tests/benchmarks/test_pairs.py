@@ -72,14 +72,24 @@ def test_synthetic_photos_are_stable_and_as_heavy_as_real_ones() -> None:
 
 @pytest.mark.slow
 def test_pairs_prints_a_table_and_ends_with_one_json_object() -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "pairs.py"), "--count", "8", "--seconds", "0.5", "--quick"]
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "pairs.py"),
+        "--count",
+        "8",
+        "--seconds",
+        "0.5",
+        "--quick",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     last = json.loads(done.stdout.splitlines()[-1])
     assert last["benchmark"] == "pairs"
     assert last["file"] is None
     assert last["pairs_per_s_core"] > 0
-    assert last["ratio_to_plain"] == pytest.approx(last["pairs_per_s_core"] / last["plain_pairs_per_s_core"], rel=1e-2)
+    assert last["ratio_to_plain"] == pytest.approx(
+        last["pairs_per_s_core"] / last["plain_pairs_per_s_core"], rel=1e-2
+    )
     assert "decode + crop" in done.stdout
 
 

@@ -63,7 +63,9 @@ def test_parts_leave_no_gradients_behind(train_step: ModuleType) -> None:
 
 
 def test_last_line_is_the_figures(train_step: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train_step.main(["--quick", "--cpu", "--preset", "test-x4", "--micro-batch", "2", "--no-data"]) == 0
+    assert (
+        train_step.main(["--quick", "--cpu", "--preset", "test-x4", "--micro-batch", "2", "--no-data"]) == 0
+    )
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures.keys() >= {"ratio_to_plain", "samples_per_s", "share_of_peak", "data_wait"}
     assert 0.1 < figures["ratio_to_plain"] < 10

@@ -59,7 +59,9 @@ def evaluate(data: str, out: Path, model: str, replicas: int, kills: int, log: P
 
 def main() -> int:
     """Run and compare."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--pictures", type=int, default=40)
     options.add_argument("--kills", type=int, default=3)
     options.add_argument("--model", default="tiny-x4")
@@ -80,7 +82,11 @@ def main() -> int:
         for name, (replicas, kills) in runs.items():
             code, count = evaluate(data, work / name, chosen.model, replicas, kills, log)
             codes, killed = codes + abs(code), killed + count
-            reports[name] = (work / name / "summary.json").read_bytes() if (work / name / "summary.json").exists() else b""
+            reports[name] = (
+                (work / name / "summary.json").read_bytes()
+                if (work / name / "summary.json").exists()
+                else b""
+            )
             print(f"{name}: exit {code}, {count} killed, summary.json of {len(reports[name])} bytes")
         if codes:
             print(log.read_text(errors="replace")[-4000:])

@@ -35,7 +35,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 import servers
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = ("optim.warmup_steps=0", "train.log_every=1", "train.checkpoint_every=8", "log.samples=true", "log.tensorboard=false")
+SETTINGS = (
+    "optim.warmup_steps=0",
+    "train.log_every=1",
+    "train.checkpoint_every=8",
+    "log.samples=true",
+    "log.tensorboard=false",
+)
 
 
 def make_shards(root: Path, num_photos: int = 50) -> str:
@@ -72,7 +78,11 @@ def dying(marker: str, step: int, rank: int = 0) -> Callable[[Mapping[str, str]]
         original = DiffusionLearner.step
 
         def step_or_die(self: Any, batch: Any) -> Any:  # noqa: ANN401 - patched over a method
-            if self.state.step == step and ray.train.get_context().get_world_rank() == rank and not os.path.exists(marker):
+            if (
+                self.state.step == step
+                and ray.train.get_context().get_world_rank() == rank
+                and not os.path.exists(marker)
+            ):
                 open(marker, "w").close()
                 os.kill(os.getpid(), signal.SIGKILL)
             return original(self, batch)
@@ -112,14 +122,27 @@ def slow(seconds: float, marker: str = "") -> Callable[[Mapping[str, str]], dict
     return worker
 
 
-def train(config: Any, data: str, out: str, workers: tuple[int, int] = (1, 1), worker: Any = None, check_resize_s: float = 60.0) -> None:  # noqa: ANN401
+def train(
+    config: Any,
+    data: str,
+    out: str,
+    workers: tuple[int, int] = (1, 1),
+    worker: Any = None,
+    check_resize_s: float = 60.0,
+) -> None:  # noqa: ANN401
     """Run the trainer with another worker function."""
     from pipelines.training import trainer
 
     original = trainer.train_worker
     trainer.train_worker = worker or original
     try:
-        trainer.run_training(config, data, out, trainer.Workers(least=workers[0], most=workers[1], cpus=0.5), check_resize_s=check_resize_s)
+        trainer.run_training(
+            config,
+            data,
+            out,
+            trainer.Workers(least=workers[0], most=workers[1], cpus=0.5),
+            check_resize_s=check_resize_s,
+        )
     finally:
         trainer.train_worker = original
 
@@ -143,8 +166,13 @@ def losses(out: str) -> dict[int, dict[str, float]]:
 
     lines = read_lines(out)
     steps = [int(line["step"]) for line in lines]
-    assert len(set(steps)) == len(steps), f"logged twice: {[step for step, n in Counter(steps).items() if n > 1]}"
-    return {int(line["step"]): {name: line[name] for name in ("loss", "mse", "lpips", "grad_norm")} for line in lines}
+    assert len(set(steps)) == len(steps), (
+        f"logged twice: {[step for step, n in Counter(steps).items() if n > 1]}"
+    )
+    return {
+        int(line["step"]): {name: line[name] for name in ("loss", "mse", "lpips", "grad_norm")}
+        for line in lines
+    }
 
 
 def state_of(out: str, step: int) -> dict[str, torch.Tensor]:
@@ -153,7 +181,9 @@ def state_of(out: str, step: int) -> dict[str, torch.Tensor]:
 
     directory = Path(out, f"step-{step:08d}")
     flat = {
-        f"{name}.{key}": value for name in ("model", "ema") for key, value in read_state_dict(directory / f"{name}.safetensors").items()
+        f"{name}.{key}": value
+        for name in ("model", "ema")
+        for key, value in read_state_dict(directory / f"{name}.safetensors").items()
     }
     rest = torch.load(directory / "state.pt", weights_only=True)
     moments = rest["optimizers"]["model"]["state"]
@@ -165,19 +195,33 @@ def check_samples(out: str, num_steps: int, batch_size: int, num_photos: int) ->
     steps = seen(out)
     assert sorted(steps) == list(range(1, num_steps + 1)), f"steps {sorted(steps)}"
     for step, rows in steps.items():
-        assert [row for row, _ in rows] == list(range((step - 1) * batch_size, step * batch_size)), f"step {step} saw {rows}"
+        assert [row for row, _ in rows] == list(range((step - 1) * batch_size, step * batch_size)), (
+            f"step {step} saw {rows}"
+        )
     keys = [key for step in sorted(steps) for _, key in steps[step]]
     whole = len(keys) // num_photos
     for epoch in range(whole):
-        assert len(set(keys[epoch * num_photos : (epoch + 1) * num_photos])) == num_photos, f"epoch {epoch} repeats or misses a photo"
-    print(f"samples: {len(keys)} rows in {num_steps} steps, each once; {whole} whole epochs of {num_photos} photos, each photo once")
+        assert len(set(keys[epoch * num_photos : (epoch + 1) * num_photos])) == num_photos, (
+            f"epoch {epoch} repeats or misses a photo"
+        )
+    print(
+        f"samples: {len(keys)} rows in {num_steps} steps, each once; {whole} whole epochs of {num_photos} photos, each photo once"
+    )
 
 
 def start_ray() -> None:
     import ray
 
-    os.environ.update(RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2", RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled")
-    ray.init(address="local", num_cpus=5, object_store_memory=300 << 20, logging_level=logging.WARNING, log_to_driver="-v" in sys.argv)
+    os.environ.update(
+        RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2", RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled"
+    )
+    ray.init(
+        address="local",
+        num_cpus=5,
+        object_store_memory=300 << 20,
+        logging_level=logging.WARNING,
+        log_to_driver="-v" in sys.argv,
+    )
 
 
 def kill_worker(work: Path, num_steps: int = 40, kill_at: int = 17) -> None:
@@ -218,12 +262,25 @@ def kill_pair(work: Path, num_steps: int = 40, kill_at: int = 17) -> None:
 
 def kill_driver(work: Path) -> None:
     data, out = make_shards(work), str(work / "run")
-    command = [sys.executable, "jobs/train.py", "--preset", "test-x4", "--data", data, "--out", out, "--workers", "2"]
+    command = [
+        sys.executable,
+        "jobs/train.py",
+        "--preset",
+        "test-x4",
+        "--data",
+        data,
+        "--out",
+        out,
+        "--workers",
+        "2",
+    ]
     for setting in (*SETTINGS, "train.steps=400"):
         command += ["--set", setting]
     kills = 0
     while kills < 3:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         before = latest(out)
         while latest(out) <= before + 8 and process.poll() is None:
             time.sleep(0.2)
@@ -294,7 +351,9 @@ def in_background(call: Callable[[], None]) -> tuple[threading.Thread, list[Base
     return thread, problems
 
 
-def until(condition: Callable[[], bool], problems: Sequence[BaseException], what: str, timeout_s: float = 300) -> None:
+def until(
+    condition: Callable[[], bool], problems: Sequence[BaseException], what: str, timeout_s: float = 300
+) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         if problems:
@@ -352,7 +411,9 @@ def train_on_gpus(config: Any, data: str, out: str, worker: Any) -> None:  # noq
     original, trainer.TorchConfig = trainer.TorchConfig, lambda backend: TorchConfig(backend="gloo")  # type: ignore[assignment, misc]
     trainer.train_worker, kept = worker, trainer.train_worker
     try:
-        trainer.run_training(config, data, out, trainer.Workers(least=1, most=2, gpus=1.0, cpus=0.5), check_resize_s=3.0)
+        trainer.run_training(
+            config, data, out, trainer.Workers(least=1, most=2, gpus=1.0, cpus=0.5), check_resize_s=3.0
+        )
     finally:
         trainer.train_worker, trainer.TorchConfig = kept, original
 
@@ -371,7 +432,9 @@ def preempt(work: Path) -> None:
     time.sleep(2)
     messages: Any = autoscaler_pb2
     reason = messages.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    GcsClient(address=cluster.address).drain_node(nodes[1].node_id, reason, "spot reclaim", int((time.time() + 8) * 1000))
+    GcsClient(address=cluster.address).drain_node(
+        nodes[1].node_id, reason, "spot reclaim", int((time.time() + 8) * 1000)
+    )
     until(lambda: latest(out) > 0, problems, "a checkpoint after the notice", 60)
     saved = latest(out)
     print(f"notice given; checkpoint at step {saved}, the next regular one would be step 50")
@@ -414,14 +477,18 @@ def kill_upload(work: Path, num_kills: int = 20) -> None:
             with tempfile.TemporaryDirectory() as directory:
                 found = checkpoints.fetch_latest(out, Path(directory))  # verifies every byte
             assert found is not None, "no checkpoint can be read"
-            outcomes["published" if found == manifest["step"] else "half-written" if half else "nothing written"] += 1
+            outcomes[
+                "published" if found == manifest["step"] else "half-written" if half else "nothing written"
+            ] += 1
             if i % 5 == 4:
                 checkpoints.clear(out, Keeping(3))
                 assert all(item.complete for item in checkpoints.stored(out)), "an orphan is left"
         checkpoints.clear(out, Keeping(1))
         left = [entry.key for entry in storage.list_entries(out)]
         assert len(left) == 6, left
-        print(f"{num_kills} kills: {dict(outcomes)}; the latest was readable every time; after clearing one checkpoint is left, no orphan")
+        print(
+            f"{num_kills} kills: {dict(outcomes)}; the latest was readable every time; after clearing one checkpoint is left, no orphan"
+        )
     finally:
         server.terminate()
         server.wait(10)
@@ -436,9 +503,14 @@ def write_checkpoints(work: Path, steps: Sequence[int]) -> list[dict[str, Any]]:
     from resshift.training.step import DiffusionLearner, build_network
 
     config = toy()
-    learner = DiffusionLearner(config, build_network(config), Objective(config.model, config.loss, PixelUnshuffle(4)))
+    learner = DiffusionLearner(
+        config, build_network(config), Objective(config.model, config.loss, PixelUnshuffle(4))
+    )
     taken = checkpoint.take(learner.state)
-    return [checkpoint.write(work / str(step), Snapshot(step, taken.weights, taken.rest | {"step": step}), config) for step in steps]
+    return [
+        checkpoint.write(work / str(step), Snapshot(step, taken.weights, taken.rest | {"step": step}), config)
+        for step in steps
+    ]
 
 
 class Upload:
@@ -475,7 +547,12 @@ def s3_server() -> tuple[subprocess.Popen[bytes], dict[str, str]]:
             break
         except OSError:
             time.sleep(0.1)
-    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"}
+    keys = {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
     return server, keys | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
 
 

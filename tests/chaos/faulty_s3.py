@@ -27,7 +27,9 @@ DENIED = "00/00003.png"
 
 def main() -> int:
     """Run and count."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--quick", action="store_true")
     options.add_argument("--engine", default="actors", choices=["serve", "actors"])
     chosen = options.parse_args()
@@ -74,8 +76,11 @@ def main() -> int:
     claims = {
         "0 lost": not result["lost"] and not harness.duplicates(rows),
         "0 wrong bytes": wrong == 0 and verified == 3,
-        "the 403 is one failed row with its reason": statuses["failed", "denied"] == 1 and statuses["ok", ""] == count - 1,
-        "every kind of fault happened": all(faults.get(name, 0) > 0 for name in ("slow_down", "reset", "cut", "denied")),
+        "the 403 is one failed row with its reason": statuses["failed", "denied"] == 1
+        and statuses["ok", ""] == count - 1,
+        "every kind of fault happened": all(
+            faults.get(name, 0) > 0 for name in ("slow_down", "reset", "cut", "denied")
+        ),
         "exit code 3": code == 3,
     }
     return harness.report(result, claims)

@@ -45,7 +45,12 @@ def start(source: str, target: str, *arguments: str, log: Path) -> subprocess.Po
     """Start the job in a session of its own."""
     with log.open("ab") as out:
         return subprocess.Popen(
-            command(source, target, *arguments), cwd=ROOT, env=os.environ | ENVIRONMENT, stdout=out, stderr=out, start_new_session=True
+            command(source, target, *arguments),
+            cwd=ROOT,
+            env=os.environ | ENVIRONMENT,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
         )
 
 
@@ -99,16 +104,30 @@ def descendants(pid: int) -> list[int]:
 def title(pid: int) -> str:
     """Return the command line of a process, "" when it is gone."""
     try:
-        return (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace").strip()
+        return (
+            (Path("/proc") / str(pid) / "cmdline")
+            .read_bytes()
+            .replace(b"\0", b" ")
+            .decode("utf-8", "replace")
+            .strip()
+        )
     except OSError:
         return ""
 
 
 def victims(pid: int) -> list[tuple[int, str]]:
     """Return (pid, kind) of the job's replicas, CPU workers and decoders: everything but Ray's own services and the driver."""
-    kinds = {"ray::Replica": "replica", "ray::ServeReplica": "replica", "ray::_prepare": "worker", "ray::_store": "worker"}
+    kinds = {
+        "ray::Replica": "replica",
+        "ray::ServeReplica": "replica",
+        "ray::_prepare": "worker",
+        "ray::_store": "worker",
+    }
     found = [(one, title(one)) for one in descendants(pid)]
-    named = [(one, next((kind for start, kind in kinds.items() if text.startswith(start)), "")) for one, text in found]
+    named = [
+        (one, next((kind for start, kind in kinds.items() if text.startswith(start)), ""))
+        for one, text in found
+    ]
     named += [(one, "decoder") for one, text in found if "resshift.images.sandbox" in text]
     return [(one, kind) for one, kind in named if kind]
 

@@ -116,7 +116,9 @@ def trickle(seconds: int) -> Iterator[bytes]:
         time.sleep(1)
 
 
-def attack(base: str, port: int, files: list[dict[str, Any]], root: Path, allowed_root: str, tally: Tally) -> list[tuple[float, Memory]]:
+def attack(
+    base: str, port: int, files: list[dict[str, Any]], root: Path, allowed_root: str, tally: Tally
+) -> list[tuple[float, Memory]]:
     """Send everything; returns how much of endless bodies was taken and the gateway's memory, before the first and after each."""
     client = httpx2.Client(base_url=base, timeout=120)
     post = f"{base}/v1/upscale"
@@ -125,11 +127,19 @@ def attack(base: str, port: int, files: list[dict[str, Any]], root: Path, allowe
         return lambda: client.post(post, **request).status_code
 
     for one in files:
-        tally.note(one["expect"], one["path"], ALLOWED[one["expect"]], status(content=(root / one["path"]).read_bytes()))
+        tally.note(
+            one["expect"],
+            one["path"],
+            ALLOWED[one["expect"]],
+            status(content=(root / one["path"]).read_bytes()),
+        )
 
     forms = {
         "no boundary": {"content": b"x", "headers": {"content-type": "multipart/form-data"}},
-        "wrong boundary": {"content": b"--a\r\n\r\nx", "headers": {"content-type": "multipart/form-data; boundary=b"}},
+        "wrong boundary": {
+            "content": b"--a\r\n\r\nx",
+            "headers": {"content-type": "multipart/form-data; boundary=b"},
+        },
         "no end": {
             "content": b'--b\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\n' + png(),
             "headers": {"content-type": "multipart/form-data; boundary=b"},
@@ -153,10 +163,21 @@ def attack(base: str, port: int, files: list[dict[str, Any]], root: Path, allowe
     places += ["/etc", "/proc/self", "//etc", "~/.ssh", "s3://not-mine/x", "s3://", "", "\x00"]
     places += [f"{allowed_root}/../..", f"{allowed_root}/../../etc"]
     for place in places:
-        for job in ({"source": place, "target": f"{allowed_root}/out"}, {"source": f"{allowed_root}/in", "target": place}):
-            tally.note("places", repr(place), {400, 403, 422}, lambda job=job: client.post("/v1/jobs", json=job).status_code)
+        for job in (
+            {"source": place, "target": f"{allowed_root}/out"},
+            {"source": f"{allowed_root}/in", "target": place},
+        ):
+            tally.note(
+                "places",
+                repr(place),
+                {400, 403, 422},
+                lambda job=job: client.post("/v1/jobs", json=job).status_code,
+            )
         tally.note(
-            "places", f"?url={place!r}", REFUSED, lambda place=place: client.post(post, params={"url": place}, content=png()).status_code
+            "places",
+            f"?url={place!r}",
+            REFUSED,
+            lambda place=place: client.post(post, params={"url": place}, content=png()).status_code,
         )
 
     odd = {
@@ -168,20 +189,37 @@ def attack(base: str, port: int, files: list[dict[str, Any]], root: Path, allowe
         ("GET", "/" + "a" * 5000): {404, 414},
     }
     for (method, path), allowed in odd.items():
-        tally.note("addresses", f"{method} {path[:40]}", allowed, lambda m=method, p=path: client.request(m, p).status_code)
+        tally.note(
+            "addresses",
+            f"{method} {path[:40]}",
+            allowed,
+            lambda m=method, p=path: client.request(m, p).status_code,
+        )
 
     sent = [0]
     head = f"POST /v1/upscale HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: image/png\r\n"
-    tally.note("gigabyte", "announced", {413}, lambda: raw(port, head + f"Content-Length: {GIGABYTE}\r\n\r\n", iter(())))
+    tally.note(
+        "gigabyte",
+        "announced",
+        {413},
+        lambda: raw(port, head + f"Content-Length: {GIGABYTE}\r\n\r\n", iter(())),
+    )
 
     def chunked() -> Iterator[bytes]:
         for chunk in endless(sent):
             yield f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n"
 
-    endings = [(0.0, _gateway_bytes(base))]  # whatever pictures of many megapixels have left behind is not of the bodies
+    endings = [
+        (0.0, _gateway_bytes(base))
+    ]  # whatever pictures of many megapixels have left behind is not of the bodies
     for _ in range(4):
         sent[0] = 0
-        tally.note("gigabyte", "chunked", {413}, lambda: raw(port, head + "Transfer-Encoding: chunked\r\n\r\n", chunked()))
+        tally.note(
+            "gigabyte",
+            "chunked",
+            {413},
+            lambda: raw(port, head + "Transfer-Encoding: chunked\r\n\r\n", chunked()),
+        )
         endings.append((sent[0], _gateway_bytes(base)))
     tally.note("slow", "body", {408}, lambda: raw(port, head + "Content-Length: 100000\r\n\r\n", trickle(60)))
     holders = [socket.create_connection(("127.0.0.1", port)) for _ in range(200)]  # headers that never end
@@ -195,7 +233,9 @@ def attack(base: str, port: int, files: list[dict[str, Any]], root: Path, allowe
 
 def main() -> int:
     """Run and compare."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("archive", nargs="?")
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="hostile-") as temporary:
@@ -211,7 +251,9 @@ def main() -> int:
             config["applications"][-1]["args"]["jobs"]["state"] = str(work / "state")
 
         tally = Tally()
-        with servers.endpoint(work, change, "--model", "nearest-x4", "--jobs", f"{work}/jobs:{work}/jobs") as (server, port, _):
+        with servers.endpoint(
+            work, change, "--model", "nearest-x4", "--jobs", f"{work}/jobs:{work}/jobs"
+        ) as (server, port, _):
             base = f"http://127.0.0.1:{port}"
             _wait_until_ready(base, server)
             before = _gateway_bytes(base)

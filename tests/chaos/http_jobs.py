@@ -29,7 +29,9 @@ from resshift.storage import s3
 SOURCE, TARGET = "s3://pictures/in", "s3://pictures/out/x4"
 
 
-def until(view: Callable[[], dict[str, Any]], condition: Callable[[dict[str, Any]], bool], timeout_s: float = 240) -> dict[str, Any]:
+def until(
+    view: Callable[[], dict[str, Any]], condition: Callable[[dict[str, Any]], bool], timeout_s: float = 240
+) -> dict[str, Any]:
     """Ask until a view is as wanted, and return it.
 
     Raises:
@@ -65,7 +67,10 @@ def use(client: httpx2.Client, cancel_at: int) -> tuple[dict[str, Any], dict[str
     rows = harness.all_rows(TARGET)
     wrong = 0
     for row in rows:
-        given, made = (codec.decode(storage.read_bytes(uri)).pixels for uri in (f"{SOURCE}/{row['key']}", f"{TARGET}/{row['output']}"))
+        given, made = (
+            codec.decode(storage.read_bytes(uri)).pixels
+            for uri in (f"{SOURCE}/{row['key']}", f"{TARGET}/{row['output']}")
+        )
         wrong += not (made == given.repeat(4, axis=0).repeat(4, axis=1)).all()
     result = {
         "progress": watched["progress"],
@@ -78,7 +83,8 @@ def use(client: httpx2.Client, cancel_at: int) -> tuple[dict[str, Any], dict[str
     claims = {
         "a bucket that is not allowed is refused": outside == 403,
         "one key is one job": (first.status_code, same.json()["id"]) == (202, id),
-        "a cancelled job says so, and keeps what it has": cancelled == "cancelled" and rows_when_cancelled >= cancel_at,
+        "a cancelled job says so, and keeps what it has": cancelled == "cancelled"
+        and rows_when_cancelled >= cancel_at,
         "submitted again, it is completed": ended["state"] == "complete",
         "0 duplicate rows": harness.duplicates(rows) == 0,
         "0 wrong outputs": wrong == 0,
@@ -89,7 +95,9 @@ def use(client: httpx2.Client, cancel_at: int) -> tuple[dict[str, Any], dict[str
 
 def main() -> int:
     """Run and compare."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--pictures", type=int, default=400)
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="http-jobs-") as temporary, contextlib.ExitStack() as stack:

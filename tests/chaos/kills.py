@@ -20,14 +20,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 import harness
 
 
-def disturb(pid: int, every_s: float, ready: Callable[[], bool], stop: threading.Event, kills: Counter[str], seed: int) -> None:
+def disturb(
+    pid: int, every_s: float, ready: Callable[[], bool], stop: threading.Event, kills: Counter[str], seed: int
+) -> None:
     """kill -9 a random process of the job from time to time."""
     rng = random.Random(seed)
     while not ready() and not stop.wait(0.5):  # while everything starts there is nothing to lose
         pass
     while not stop.wait(every_s * rng.uniform(0.7, 1.3)):
         found = harness.victims(pid)
-        by_kind = {kind: [one for one, its in found if its == kind] for kind in ("replica", "worker", "decoder")}
+        by_kind = {
+            kind: [one for one, its in found if its == kind] for kind in ("replica", "worker", "decoder")
+        }
         kind = rng.choice([kind for kind, pids in by_kind.items() if pids] or [""])
         if kind and harness.kill(rng.choice(by_kind[kind])):
             kills[kind] += 1
@@ -35,7 +39,9 @@ def disturb(pid: int, every_s: float, ready: Callable[[], bool], stop: threading
 
 def main() -> int:
     """Run and count."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--quick", action="store_true")
     options.add_argument("--pictures", type=int)
     options.add_argument("--every-s", type=float, default=3.0)
@@ -58,7 +64,9 @@ def main() -> int:
         started = time.monotonic()
         process = harness.start(source, target, *arguments, log=log)
         stop = threading.Event()
-        disturber = threading.Thread(target=disturb, args=(process.pid, chosen.every_s, begun(0), stop, kills, chosen.seed))
+        disturber = threading.Thread(
+            target=disturb, args=(process.pid, chosen.every_s, begun(0), stop, kills, chosen.seed)
+        )
         disturber.start()
         try:
             harness.wait_for_rows(target, count // 2, process)
@@ -73,7 +81,8 @@ def main() -> int:
         process = harness.start(source, target, *arguments, log=log)
         stop = threading.Event()
         disturber = threading.Thread(
-            target=disturb, args=(process.pid, chosen.every_s, begun(outputs_before), stop, kills, chosen.seed + 1)
+            target=disturb,
+            args=(process.pid, chosen.every_s, begun(outputs_before), stop, kills, chosen.seed + 1),
         )
         disturber.start()
         try:
@@ -84,7 +93,9 @@ def main() -> int:
             harness.end(process)
         wall = time.monotonic() - started
         rows, found = harness.all_rows(target), harness.outputs(target)
-        undisturbed = harness.run(source, calm, "--model", "nearest-x4", "--engine", "actors", "--replicas", "2:2", log=log)
+        undisturbed = harness.run(
+            source, calm, "--model", "nearest-x4", "--engine", "actors", "--replicas", "2:2", log=log
+        )
         expected = harness.outputs(calm)
         if code or undisturbed:
             print(log.read_text(errors="replace")[-6000:])
@@ -109,7 +120,8 @@ def main() -> int:
         "exit code 0": code == 0 and undisturbed == 0,
         "0 lost": not result["lost"],
         "0 duplicate rows": not result["duplicate_rows"],
-        "0 corrupt: every sha256 as in the undisturbed run": not result["corrupt"] and not result["extra_outputs"],
+        "0 corrupt: every sha256 as in the undisturbed run": not result["corrupt"]
+        and not result["extra_outputs"],
         "something was killed": kills["driver"] == 1 and sum(kills.values()) > 1,
         "repeated work within one ledger part (100 rows) per kill": repeated <= 100 * sum(kills.values()),
     }

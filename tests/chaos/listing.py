@@ -97,7 +97,15 @@ def write_ledger(root: str, count: int) -> None:
     """Write a ledger that has done the first `count` keys, in parts of ten thousand."""
     for start in range(0, count, 10_000):
         rows = [
-            ledger.row(key_of(i), etag_of(i), "ok", output=f"{key_of(i)[:-4]}_x4.png", width_in=64, height_in=64, width_out=256)
+            ledger.row(
+                key_of(i),
+                etag_of(i),
+                "ok",
+                output=f"{key_of(i)[:-4]}_x4.png",
+                width_in=64,
+                height_in=64,
+                width_out=256,
+            )
             | {"height_out": 256, "bytes_in": 1, "bytes_out": 1, "model_seconds": 0.01}
             for i in range(start, min(start + 10_000, count))
         ]
@@ -106,7 +114,9 @@ def write_ledger(root: str, count: int) -> None:
 
 def main() -> int:
     """Run and measure."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--keys", type=int, default=1_000_000)
     chosen = options.parse_args()
     encoded = io.BytesIO()
@@ -152,7 +162,9 @@ def main() -> int:
             print((work / "job.log").read_text(errors="replace")[-4000:])
     shown = samples[:: max(1, len(samples) // 12)]
     print(f"fresh: first output after {first and round(first, 1)} s, driver {fresh_rss:.0f} MB")
-    print(f"resumed: {chosen.keys} keys in {wall:.0f} s, driver MB over time: {shown}, highest {max(samples, default=0):.0f}")
+    print(
+        f"resumed: {chosen.keys} keys in {wall:.0f} s, driver MB over time: {shown}, highest {max(samples, default=0):.0f}"
+    )
     result = {
         "keys": chosen.keys,
         "first_output_s": None if first is None else round(first, 1),
@@ -166,7 +178,8 @@ def main() -> int:
         "the whole listing was read, and what was left was done": code == 0 and outputs == 100,
         "driver below 1 GB": max(samples, default=1e9) < 1000,
         # Libraries are a gigabyte of it. What the listing may add are the digests of the ledger, 40 bytes a key, and the report at the end.
-        "the driver does not grow with the listing": len(samples) > 20 and max(samples) - samples[10] < 100 + 100e-6 * chosen.keys,
+        "the driver does not grow with the listing": len(samples) > 20
+        and max(samples) - samples[10] < 100 + 100e-6 * chosen.keys,
     }
     return harness.report(result, claims)
 

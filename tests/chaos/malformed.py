@@ -26,7 +26,15 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent))
 import harness
 
-REFUSALS = {"empty", "not_an_image", "unsupported_format", "unsupported_mode", "truncated", "corrupt", "too_large"}
+REFUSALS = {
+    "empty",
+    "not_an_image",
+    "unsupported_format",
+    "unsupported_mode",
+    "truncated",
+    "corrupt",
+    "too_large",
+}
 ALLOWED = {
     "decode": {"ok"},
     "decode_or_refuse": {"ok"} | REFUSALS,
@@ -53,8 +61,15 @@ def own_archive(path: Path) -> None:
         "bomb.png": (bomb.getvalue(), "refuse_too_large"),
         "odd name ✓.png": (png, "decode"),
     }
-    manifest = {"files": [{"path": f"files/{name}", "category": "own", "expect": expect} for name, (_, expect) in files.items()]}
-    contents = {"MANIFEST.json": json.dumps(manifest).encode()} | {f"files/{name}": data for name, (data, _) in files.items()}
+    manifest = {
+        "files": [
+            {"path": f"files/{name}", "category": "own", "expect": expect}
+            for name, (_, expect) in files.items()
+        ]
+    }
+    contents = {"MANIFEST.json": json.dumps(manifest).encode()} | {
+        f"files/{name}": data for name, (data, _) in files.items()
+    }
     with tarfile.open(path, "w") as archive:
         for name, data in contents.items():
             info = tarfile.TarInfo(name)
@@ -71,7 +86,9 @@ def expected_files(archive: Path, target: Path) -> list[dict[str, Any]]:
 
 def main() -> int:
     """Run and compare."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("archive", nargs="?")
     options.add_argument("--engine", default="actors", choices=["serve", "actors"])
     options.add_argument("--good", type=int, default=100)
@@ -87,7 +104,16 @@ def main() -> int:
         os.mkfifo(work / "in" / "pipe.png")
         (work / "in" / "loop.png").symlink_to("loop.png")
         (work / "in" / "folder.png").mkdir()
-        arguments = ["--model", "nearest-x4", "--engine", chosen.engine, "--replicas", "2:2", "--exclude", "MANIFEST.json"]
+        arguments = [
+            "--model",
+            "nearest-x4",
+            "--engine",
+            chosen.engine,
+            "--replicas",
+            "2:2",
+            "--exclude",
+            "MANIFEST.json",
+        ]
         arguments += ["--name", "{dir}/{name}.{ext}"]  # nothing collides
         started = time.monotonic()
         code = harness.run(str(work / "in"), str(work / "out"), *arguments, log=work / "job.log")
@@ -120,11 +146,13 @@ def main() -> int:
         "wall_s": round(wall, 1),
     }
     claims = {
-        "every file has one row": all(file["path"] in rows for file in files) and not harness.duplicates(everything),
+        "every file has one row": all(file["path"] in rows for file in files)
+        and not harness.duplicates(everything),
         "every row has the class of reason that is expected": not wrong,
         "0 crashes": result["killed_worker"] == 0 and code == 3 and "Traceback" not in text,
         "good ones are all there": len(good) == chosen.good and all(row["status"] == "ok" for row in good),
-        "what is no file is said to be none": {rows[name]["reason"] for name in ("pipe.png", "loop.png")} == {"irregular"},
+        "what is no file is said to be none": {rows[name]["reason"] for name in ("pipe.png", "loop.png")}
+        == {"irregular"},
         "outputs are as recorded": verified == 3 and "0 outputs differ" in verify_text,
     }
     if code != 3:

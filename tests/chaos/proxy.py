@@ -19,7 +19,9 @@ import threading
 from collections import Counter
 from pathlib import Path
 
-_ERROR = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>{message}</Message></Error>'
+_ERROR = (
+    '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>{message}</Message></Error>'
+)
 
 
 def answer(code: str, status: str, message: str) -> bytes:
@@ -38,8 +40,14 @@ def read_message(connection: socket.socket) -> tuple[bytes, bytes]:
             return data, b""
         data += piece
     head, _, body = data.partition(b"\r\n\r\n")
-    fields = {line.split(b":", 1)[0].strip().lower(): line.split(b":", 1)[1].strip() for line in head.split(b"\r\n")[1:] if b":" in line}
-    if fields.get(b"expect", b"").lower() == b"100-continue":  # the client keeps its body until it is asked for it
+    fields = {
+        line.split(b":", 1)[0].strip().lower(): line.split(b":", 1)[1].strip()
+        for line in head.split(b"\r\n")[1:]
+        if b":" in line
+    }
+    if (
+        fields.get(b"expect", b"").lower() == b"100-continue"
+    ):  # the client keeps its body until it is asked for it
         connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
     if fields.get(b"transfer-encoding", b"").lower() == b"chunked":
         while not body.endswith(b"0\r\n\r\n"):
@@ -98,10 +106,14 @@ class Proxy:
             self._forward(client, head, body, method, cut=draw > 1 - options.cut)
 
     def _forward(self, client: socket.socket, head: bytes, body: bytes, method: bytes, *, cut: bool) -> None:
-        lines = [line for line in head.split(b"\r\n") if not line.lower().startswith((b"connection:", b"expect:"))]
+        lines = [
+            line for line in head.split(b"\r\n") if not line.lower().startswith((b"connection:", b"expect:"))
+        ]
         with socket.create_connection(("127.0.0.1", self.upstream)) as server:
             server.sendall(b"\r\n".join([*lines, b"Connection: close"]) + b"\r\n\r\n" + body)
-            answer_head, answer_body = read_message(server) if method != b"HEAD" else (read_message_head(server), b"")
+            answer_head, answer_body = (
+                read_message(server) if method != b"HEAD" else (read_message_head(server), b"")
+            )
         if cut and method == b"GET" and len(answer_body) > 100:
             self._count("cut")
             answer_body = answer_body[: len(answer_body) // 2]
@@ -123,7 +135,9 @@ def read_message_head(connection: socket.socket) -> bytes:
 
 def main() -> None:
     """Listen until SIGTERM."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("port", type=int)
     parser.add_argument("upstream", type=int)
     parser.add_argument("--slow-down", type=float, default=0.05)

@@ -27,7 +27,9 @@ from resshift.storage import s3
 
 def main() -> int:
     """Run and compare."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--pictures", type=int, default=60)
     options.add_argument("--endpoint")
     chosen = options.parse_args()
@@ -37,7 +39,11 @@ def main() -> int:
         if endpoint is None:
             port = servers.free_port()
             script = str(Path(__file__).with_name("swift.sh"))
-            stack.enter_context(servers.running([script, str(port), str(work / "swift")], port, work / "swift.log", timeout_s=300))
+            stack.enter_context(
+                servers.running(
+                    [script, str(port), str(work / "swift")], port, work / "swift.log", timeout_s=300
+                )
+            )
             endpoint = f"http://127.0.0.1:{port}"
             servers.use_store(endpoint, "test:tester", "testing")
             time.sleep(2)  # the proxy listens a moment before the servers behind it
@@ -51,10 +57,14 @@ def main() -> int:
         storage.write_bytes(f"{source}/broken.jpg", b"not a picture")
         arguments = ["--model", "nearest-x4", "--engine", "actors", "--replicas", "2:2"]
         started = time.monotonic()
-        codes = {"first half": harness.run(source, target, *arguments, "--include", "00/*", log=work / "job.log")}
+        codes = {
+            "first half": harness.run(source, target, *arguments, "--include", "00/*", log=work / "job.log")
+        }
         codes["all"] = harness.run(source, target, *arguments, log=work / "job.log")
         codes["again"] = harness.run(source, target, *arguments, log=work / "job.log")
-        storage.write_bytes(f"{source}/broken.jpg", storage.read_bytes(f"{source}/00/00001.png"))  # repaired by its owner
+        storage.write_bytes(
+            f"{source}/broken.jpg", storage.read_bytes(f"{source}/00/00001.png")
+        )  # repaired by its owner
         codes["retry"] = harness.run(source, target, *arguments, "--retry-failed", log=work / "job.log")
         codes["verify"] = harness.run(source, target, "--verify", log=work / "job.log")
         wall = time.monotonic() - started
@@ -65,15 +75,24 @@ def main() -> int:
                 original = codec.decode(storage.read_bytes(f"{source}/{row['key']}")).pixels
                 written = codec.decode(storage.read_bytes(f"{target}/{row['output']}")).pixels
                 wrong += not (written == original.repeat(4, axis=0).repeat(4, axis=1)).all()
-        reports = {name: storage.exists(f"{target}/_resshift/report.{name}") for name in ("html", "json", "csv")}
+        reports = {
+            name: storage.exists(f"{target}/_resshift/report.{name}") for name in ("html", "json", "csv")
+        }
         text = (work / "job.log").read_text(errors="replace")
         if codes["verify"]:
             print(text[-5000:])
     statuses = Counter(row["status"] for row in rows)
-    result = {"pictures": chosen.pictures, "codes": codes, "rows": dict(statuses), "wrong_outputs": wrong, "wall_s": round(wall, 1)}
+    result = {
+        "pictures": chosen.pictures,
+        "codes": codes,
+        "rows": dict(statuses),
+        "wrong_outputs": wrong,
+        "wall_s": round(wall, 1),
+    }
     claims = {
         "exit codes": codes == {"first half": 0, "all": 3, "again": 3, "retry": 0, "verify": 0},
-        "every object has its output": len({row["key"] for row in rows if row["status"] == "ok"}) == chosen.pictures + 2,
+        "every object has its output": len({row["key"] for row in rows if row["status"] == "ok"})
+        == chosen.pictures + 2,
         "0 duplicate rows": harness.duplicates([row for row in rows if row["key"] != "broken.jpg"]) == 0,
         "0 wrong outputs": wrong == 0,
         "the report is there": all(reports.values()),

@@ -19,13 +19,17 @@ TIMES = {"seconds", "model_seconds", "written_at", "run", "attempts"}
 
 def timeless(root: str) -> list[dict[str, Any]]:
     """Return the rows without what depends on the clock, by key."""
-    rows = [{name: value for name, value in row.items() if name not in TIMES} for row in harness.all_rows(root)]
+    rows = [
+        {name: value for name, value in row.items() if name not in TIMES} for row in harness.all_rows(root)
+    ]
     return sorted(rows, key=lambda row: row["key"])
 
 
 def main() -> int:
     """Run and compare."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--quick", action="store_true")
     chosen = options.parse_args()
     count = 60 if chosen.quick else 300
@@ -40,7 +44,10 @@ def main() -> int:
             "actors 3": [["--engine", "actors", "--replicas", "3:3"]],
             "serve 1": [["--engine", "serve", "--replicas", "1:1"]],
             "serve 3": [["--engine", "serve", "--replicas", "1:3"]],
-            "resumed": [["--engine", "actors", "--replicas", "2:2", "--include", "00/*"], ["--engine", "actors", "--replicas", "2:2"]],
+            "resumed": [
+                ["--engine", "actors", "--replicas", "2:2", "--include", "00/*"],
+                ["--engine", "actors", "--replicas", "2:2"],
+            ],
         }
         if chosen.quick:
             runs = {name: runs[name] for name in ("actors 1", "serve 3", "resumed")}

@@ -63,7 +63,11 @@ class Clients:
                 phase, began = self.phase, time.monotonic()
                 try:
                     answer = client.post(f"{self.base}/v1/upscale", content=self.data)
-                    told = "wrong pixels" if answer.status_code == 200 and answer.content != self.expected else str(answer.status_code)
+                    told = (
+                        "wrong pixels"
+                        if answer.status_code == 200 and answer.content != self.expected
+                        else str(answer.status_code)
+                    )
                 except httpx2.HTTPError as error:
                     told = type(error).__name__
                 self.statuses.setdefault(phase, Counter())[told] += 1
@@ -105,12 +109,18 @@ def status_of(url: str) -> int:
 
 def pids(server: int, name: str) -> list[int]:
     """Return the processes of a deployment."""
-    return [pid for pid in harness.descendants(server) if harness.title(pid).startswith("ray::ServeReplica") and name in harness.title(pid)]
+    return [
+        pid
+        for pid in harness.descendants(server)
+        if harness.title(pid).startswith("ray::ServeReplica") and name in harness.title(pid)
+    ]
 
 
 def main() -> int:
     """Run and count."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     with tempfile.TemporaryDirectory(prefix="serve-kills-") as temporary:
         work = Path(temporary)
 
@@ -118,7 +128,11 @@ def main() -> int:
             config["applications"][0]["args"]["num_cpus"] = 0.5
             config["applications"][1]["args"]["jobs"]["state"] = str(work / "state")
 
-        with servers.endpoint(work, change, "--model", "nearest-x4@24", "--replicas", "2:2") as (server, port, config):
+        with servers.endpoint(work, change, "--model", "nearest-x4@24", "--replicas", "2:2") as (
+            server,
+            port,
+            config,
+        ):
             result, claims = disturb(f"http://127.0.0.1:{port}", server, config, work)
     return harness.report(result, claims)
 
@@ -150,12 +164,21 @@ def disturb(
         green_s = until(lambda: status_of(ready) == 200, "/readyz is green again")
         time.sleep(3)
         clients.phase = "keeper killed"
-        views = [httpx2.post(f"{base}/v1/upscale", content=data, headers={"Prefer": "respond-async"}, timeout=60) for _ in range(20)]
+        views = [
+            httpx2.post(f"{base}/v1/upscale", content=data, headers={"Prefer": "respond-async"}, timeout=60)
+            for _ in range(20)
+        ]
         assert all(view.status_code == 202 for view in views)
         harness.kill(pids(server.pid, "keeper")[0])
         jobs = [view.json()["id"] for view in views]
-        until(lambda: all(status_of(f"{base}/v1/jobs/{id}/result") == 200 for id in jobs), "the results of all jobs", 180)
-        same = sum(httpx2.get(f"{base}/v1/jobs/{id}/result", timeout=60).content == clients.expected for id in jobs)
+        until(
+            lambda: all(status_of(f"{base}/v1/jobs/{id}/result") == 200 for id in jobs),
+            "the results of all jobs",
+            180,
+        )
+        same = sum(
+            httpx2.get(f"{base}/v1/jobs/{id}/result", timeout=60).content == clients.expected for id in jobs
+        )
         clients.phase = "rolling update"
         before = set(pids(server.pid, ""))
         config["applications"][0]["args"]["num_cpus"] = 0.4
@@ -163,7 +186,9 @@ def disturb(
         (work / "new.yaml").write_text(yaml.safe_dump(config))
         update = [sys.executable, "-c", DEPLOY, str(work / "new.yaml")]
         changed = os.environ | harness.ENVIRONMENT | {"RAY_ADDRESS": gcs_address(server.pid)}
-        done = subprocess.run(update, cwd=harness.ROOT, env=changed, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(
+            update, cwd=harness.ROOT, env=changed, capture_output=True, text=True, timeout=300, check=False
+        )
         if done.returncode:
             raise RuntimeError(f"the update failed: {done.stderr[-2000:]}")
         time.sleep(5)

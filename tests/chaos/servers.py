@@ -24,7 +24,9 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running(command: list[str], port: int, log: Path, timeout_s: float = 120) -> Generator[subprocess.Popen[bytes]]:
+def running(
+    command: list[str], port: int, log: Path, timeout_s: float = 120
+) -> Generator[subprocess.Popen[bytes]]:
     """Run a server while the block lasts; it listens when the block begins."""
     with log.open("ab") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out)
@@ -32,7 +34,9 @@ def running(command: list[str], port: int, log: Path, timeout_s: float = 120) ->
         deadline = time.monotonic() + timeout_s
         while True:
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{command[:3]} does not listen: {log.read_text(errors='replace')[-2000:]}")
+                raise RuntimeError(
+                    f"{command[:3]} does not listen: {log.read_text(errors='replace')[-2000:]}"
+                )
             try:
                 socket.create_connection(("127.0.0.1", port), 0.2).close()
                 break
@@ -67,7 +71,9 @@ def use_store(endpoint: str, access: str = "test", secret: str = "test", region:
 
 
 @contextlib.contextmanager
-def endpoint(work: Path, change: Callable[[Any], None], *arguments: str) -> Generator[tuple[subprocess.Popen[bytes], int, Any]]:
+def endpoint(
+    work: Path, change: Callable[[Any], None], *arguments: str
+) -> Generator[tuple[subprocess.Popen[bytes], int, Any]]:
     """Run an endpoint in a session of its own while the block lasts; it has been started when the block begins, and may not be ready.
 
     Args:
@@ -80,13 +86,17 @@ def endpoint(work: Path, change: Callable[[Any], None], *arguments: str) -> Gene
     """
     port = free_port()
     command = [sys.executable, "-m", "serve", *arguments, "--port", str(port), "--print-config"]
-    config: Any = yaml.safe_load(subprocess.run(command, cwd=harness.ROOT, check=True, capture_output=True, text=True).stdout)
+    config: Any = yaml.safe_load(
+        subprocess.run(command, cwd=harness.ROOT, check=True, capture_output=True, text=True).stdout
+    )
     change(config)
     (work / "serve.yaml").write_text(yaml.safe_dump(config))
     with (work / "serve.log").open("wb") as log:
         command = [sys.executable, "-m", "serve", "--config", str(work / "serve.yaml")]
         environment = os.environ | harness.ENVIRONMENT
-        server = subprocess.Popen(command, cwd=harness.ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(
+            command, cwd=harness.ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
     try:
         yield server, port, config
     finally:

@@ -31,7 +31,12 @@ def cluster() -> Cluster:
 
 def laid_over(*overlays: Path) -> Cluster:
     """Return what `deploy/overlay.py` prints for cluster.yaml and these."""
-    command = [sys.executable, str(ROOT / "deploy" / "overlay.py"), str(ROOT / "cluster.yaml"), *map(str, overlays)]
+    command = [
+        sys.executable,
+        str(ROOT / "deploy" / "overlay.py"),
+        str(ROOT / "cluster.yaml"),
+        *map(str, overlays),
+    ]
     return yaml.safe_load(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
@@ -110,7 +115,12 @@ def test_no_command_comes_from_the_defaults_of_ray(cluster: Cluster) -> None:
 
 
 def test_dashboard_is_on_loopback_and_every_ray_asks_for_the_token(cluster: Cluster) -> None:
-    starts = [line for key in ("head_start_ray_commands", "worker_start_ray_commands") for line in cluster[key] if "ray start" in line]
+    starts = [
+        line
+        for key in ("head_start_ray_commands", "worker_start_ray_commands")
+        for line in cluster[key]
+        if "ray start" in line
+    ]
     assert len(starts) == 2
     assert all("RAY_AUTH_MODE=token ray start" in " ".join(line.split()) for line in starts)
     assert "--dashboard-host=127.0.0.1" in starts[0]
@@ -136,14 +146,27 @@ def test_every_node_has_a_profile_and_no_key(cluster: Cluster) -> None:
 
 
 # vCPU and GPUs of the machines that the files name.
-MACHINES = {"g6e.2xlarge": (8, 1), "c6i.8xlarge": (32, 0), "g4dn.xlarge": (4, 1), "c6i.2xlarge": (8, 0), "p5.48xlarge": (192, 8)}
+MACHINES = {
+    "g6e.2xlarge": (8, 1),
+    "c6i.8xlarge": (32, 0),
+    "g4dn.xlarge": (4, 1),
+    "c6i.2xlarge": (8, 0),
+    "p5.48xlarge": (192, 8),
+}
 
 
 def _promised_and_possible(cluster: Cluster) -> tuple[Cluster, Cluster]:
     types = cluster["available_node_types"]
-    workers = [(node["max_workers"], MACHINES[node["node_config"]["InstanceType"]]) for name, node in types.items() if name != "head"]
+    workers = [
+        (node["max_workers"], MACHINES[node["node_config"]["InstanceType"]])
+        for name, node in types.items()
+        if name != "head"
+    ]
     labels = {name: value for name, value in types["head"]["labels"].items() if name.startswith("max-")}
-    return labels, {f"max-{what}": str(sum(most * each[i] for most, each in workers)) for i, what in enumerate(("cpus", "gpus"))}
+    return labels, {
+        f"max-{what}": str(sum(most * each[i] for most, each in workers))
+        for i, what in enumerate(("cpus", "gpus"))
+    }
 
 
 def test_the_head_promises_what_the_workers_add_up_to(cluster: Cluster) -> None:
@@ -172,10 +195,17 @@ def _launches(cluster: Cluster, unavailable: dict[str, float], gpus: int) -> Cou
         disable_launch_config_check=True,
         node_type_configs=config.get_node_type_configs(),
         max_num_nodes=config.get_max_num_nodes(),
-        resource_requests=ResourceRequestUtil.group_by_count([ResourceRequestUtil.make({"GPU": 1, "CPU": 1})] * gpus),
+        resource_requests=ResourceRequestUtil.group_by_count(
+            [ResourceRequestUtil.make({"GPU": 1, "CPU": 1})] * gpus
+        ),
         recoverable_resource_availabilities=unavailable,
     )
-    return Counter({launch.instance_type: launch.count for launch in ResourceDemandScheduler().schedule(request).to_launch})
+    return Counter(
+        {
+            launch.instance_type: launch.count
+            for launch in ResourceDemandScheduler().schedule(request).to_launch
+        }
+    )
 
 
 def test_gpus_are_spot_first_and_on_demand_when_spot_cannot_be_had(cluster: Cluster) -> None:
@@ -225,18 +255,34 @@ def test_nodes_launched_on_an_ec2_server_are_as_described(cluster: Cluster, ec2:
         node["node_config"]["ImageId"] = image  # moto does not resolve SSM parameters
     ready = _bootstrap_config(cluster, no_config_cache=True)
     assert ready["available_node_types"]["gpu-spot"]["resources"]["GPU"] == 1
-    assert ready["available_node_types"]["gpu-spot"]["resources"] == ready["available_node_types"]["gpu-on-demand"]["resources"]
+    assert (
+        ready["available_node_types"]["gpu-spot"]["resources"]
+        == ready["available_node_types"]["gpu-on-demand"]["resources"]
+    )
 
     provider = AWSNodeProvider(ready["provider"], ready["cluster_name"])
     for name, node in ready["available_node_types"].items():
         kind = "head" if name == "head" else "worker"
-        tags = {TAG_RAY_NODE_KIND: kind, TAG_RAY_USER_NODE_TYPE: name, TAG_RAY_NODE_NAME: f"ray-resshift-{name}"}
+        tags = {
+            TAG_RAY_NODE_KIND: kind,
+            TAG_RAY_USER_NODE_TYPE: name,
+            TAG_RAY_NODE_NAME: f"ray-resshift-{name}",
+        }
         provider.create_node(copy.deepcopy(node["node_config"]), tags, 1)
-    found = [one for reservation in ec2.describe_instances()["Reservations"] for one in reservation["Instances"]]
-    by_type = {tag["Value"]: one for one in found for tag in one["Tags"] if tag["Key"] == TAG_RAY_USER_NODE_TYPE}
-    assert {name for name, one in by_type.items() if one.get("InstanceLifecycle") == "spot"} == {"gpu-spot", "cpu-spot"}
+    found = [
+        one for reservation in ec2.describe_instances()["Reservations"] for one in reservation["Instances"]
+    ]
+    by_type = {
+        tag["Value"]: one for one in found for tag in one["Tags"] if tag["Key"] == TAG_RAY_USER_NODE_TYPE
+    }
+    assert {name for name, one in by_type.items() if one.get("InstanceLifecycle") == "spot"} == {
+        "gpu-spot",
+        "cpu-spot",
+    }
     for name, one in by_type.items():
-        assert one["IamInstanceProfile"]["Arn"].endswith("resshift-head" if name == "head" else "resshift-worker")
+        assert one["IamInstanceProfile"]["Arn"].endswith(
+            "resshift-head" if name == "head" else "resshift-worker"
+        )
         assert one["InstanceType"] == cluster["available_node_types"][name]["node_config"]["InstanceType"]
     provider.terminate_nodes(provider.non_terminated_nodes({}))
     assert provider.non_terminated_nodes({}) == []

@@ -20,7 +20,11 @@ def board() -> dict[str, Any]:
 
 
 def alerts() -> list[dict[str, Any]]:
-    return [rule for group in yaml.safe_load((GRAFANA / "alerts.yaml").read_text())["groups"] for rule in group["rules"]]
+    return [
+        rule
+        for group in yaml.safe_load((GRAFANA / "alerts.yaml").read_text())["groups"]
+        for rule in group["rules"]
+    ]
 
 
 def expressions() -> list[str]:
@@ -30,9 +34,15 @@ def expressions() -> list[str]:
 
 def exported() -> set[str]:
     """Return the metrics of the bulk job (declared in pipelines/) and those that Ray's own boards ask for."""
-    ours = {f"ray_{name}" for path in (ROOT / "pipelines").glob("*.py") for name in re.findall(r'"(resshift_\w+)"', path.read_text())}
+    ours = {
+        f"ray_{name}"
+        for path in (ROOT / "pipelines").glob("*.py")
+        for name in re.findall(r'"(resshift_\w+)"', path.read_text())
+    }
     boards = Path(ray.__file__).parent / "dashboard" / "modules" / "metrics" / "dashboards"
-    return ours | {name for path in boards.glob("*.py") for name in re.findall(r"\bray_\w+", path.read_text())}
+    return ours | {
+        name for path in boards.glob("*.py") for name in re.findall(r"\bray_\w+", path.read_text())
+    }
 
 
 def exported_by_the_gateway() -> set[str]:
@@ -45,7 +55,11 @@ def exported_by_the_gateway() -> set[str]:
     made.phases.labels("model").observe(1)
     made.ready.labels("m").set(1)
     made.replicas.labels("m").set(1)
-    return {line.split("{")[0].split(" ")[0] for line in made.text().decode().splitlines() if line.startswith("resshift_")}
+    return {
+        line.split("{")[0].split(" ")[0]
+        for line in made.text().decode().splitlines()
+        if line.startswith("resshift_")
+    }
 
 
 def asked(expression: str) -> set[str]:
@@ -54,18 +68,32 @@ def asked(expression: str) -> set[str]:
 
 
 def test_every_metric_is_exported_by_somebody() -> None:
-    assert {name for expression in expressions() for name in asked(expression)} - exported() - exported_by_the_gateway() == set()
+    assert {
+        name for expression in expressions() for name in asked(expression)
+    } - exported() - exported_by_the_gateway() == set()
 
 
 def test_every_metric_of_the_bulk_job_is_on_the_board() -> None:
-    shown = {name for panel in board()["panels"] for target in panel.get("targets", []) for name in asked(target["expr"])}
+    shown = {
+        name
+        for panel in board()["panels"]
+        for target in panel.get("targets", [])
+        for name in asked(target["expr"])
+    }
     assert {name for name in exported() if name.startswith("ray_resshift_bulk")} <= shown
 
 
 def test_every_metric_of_the_gateway_is_on_the_board() -> None:
-    shown = {name for panel in board()["panels"] for target in panel.get("targets", []) for name in asked(target["expr"])}
+    shown = {
+        name
+        for panel in board()["panels"]
+        for target in panel.get("targets", [])
+        for name in asked(target["expr"])
+    }
     families = {re.sub(r"_(bucket|count|sum|created)$", "", name) for name in exported_by_the_gateway()}
-    assert {name.removesuffix("_total") for name in families} <= {re.sub(r"_(bucket|total)$", "", name) for name in shown}
+    assert {name.removesuffix("_total") for name in families} <= {
+        re.sub(r"_(bucket|total)$", "", name) for name in shown
+    }
 
 
 @pytest.mark.parametrize("expression", expressions())
@@ -78,7 +106,13 @@ def test_brackets_close(expression: str) -> None:
 def test_panels_have_their_own_number_and_do_not_overlap() -> None:
     panels = board()["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
-    cells = [(x, y) for p in panels for g in [p["gridPos"]] for x in range(g["x"], g["x"] + g["w"]) for y in range(g["y"], g["y"] + g["h"])]
+    cells = [
+        (x, y)
+        for p in panels
+        for g in [p["gridPos"]]
+        for x in range(g["x"], g["x"] + g["w"])
+        for y in range(g["y"], g["y"] + g["h"])
+    ]
     assert len(set(cells)) == len(cells)
     assert max(x for x, _ in cells) < 24
 
@@ -86,7 +120,11 @@ def test_panels_have_their_own_number_and_do_not_overlap() -> None:
 def test_states_of_training_are_states_that_ray_has() -> None:
     from ray.train.v2._internal.execution.controller.state import TrainControllerStateType
 
-    named = {state for expression in expressions() for state in re.findall(r'ray_train_controller_state="(\w+)"', expression)}
+    named = {
+        state
+        for expression in expressions()
+        for state in re.findall(r'ray_train_controller_state="(\w+)"', expression)
+    }
     assert named
     assert named <= {state.name for state in TrainControllerStateType}
 

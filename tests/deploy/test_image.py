@@ -15,7 +15,11 @@ DOCKERFILE = ROOT / "deploy" / "Dockerfile"
 
 def instructions() -> list[tuple[str, str]]:
     """Return (instruction, rest) with continued lines joined and comments dropped."""
-    lines = [line for line in DOCKERFILE.read_text().splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    lines = [
+        line
+        for line in DOCKERFILE.read_text().splitlines()
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
     joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
     return [(word, rest) for word, _, rest in (line.partition(" ") for line in joined.splitlines())]
 
@@ -26,11 +30,17 @@ def test_the_base_is_pinned_and_the_user_is_not_root() -> None:
     assert [rest for word, rest in instructions() if word == "FROM"] == ["${BASE}"]
     user = [rest for word, rest in instructions() if word == "USER"][-1]
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
-    assert not any(word == "RUN" for word, _ in instructions()[[w for w, _ in instructions()].index("USER") :])
+    assert not any(
+        word == "RUN" for word, _ in instructions()[[w for w, _ in instructions()].index("USER") :]
+    )
 
 
 def test_what_is_copied_exists_and_passes_the_ignore_file() -> None:
-    allowed = {line[1:] for line in (ROOT / "deploy/Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")}
+    allowed = {
+        line[1:]
+        for line in (ROOT / "deploy/Dockerfile.dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
     copied = {name for word, rest in instructions() if word == "COPY" for name in rest.split()[:-1]}
     assert copied == allowed
     assert all((ROOT / name).exists() for name in copied)

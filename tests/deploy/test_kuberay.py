@@ -48,7 +48,9 @@ def module() -> ModuleType:
 
 def rendered_service() -> Manifest:
     """Of the configuration in the repository, which listens on this machine alone until somebody says otherwise."""
-    return render_service((ROOT / "serve" / "config.yaml").read_text().replace("host: 127.0.0.1", "host: 0.0.0.0"))
+    return render_service(
+        (ROOT / "serve" / "config.yaml").read_text().replace("host: 127.0.0.1", "host: 0.0.0.0")
+    )
 
 
 def refusals(made: Manifest) -> list[str]:
@@ -93,7 +95,9 @@ def test_every_object_in_the_schema_is_closed_or_open_on_purpose() -> None:
     objects = [schema for schema in subschemas(CRDS) if schema.get("type") == "object"]
     assert objects
     for schema in objects:
-        assert ("additionalProperties" in schema) != bool(schema.get("x-kubernetes-preserve-unknown-fields")), schema
+        assert ("additionalProperties" in schema) != bool(
+            schema.get("x-kubernetes-preserve-unknown-fields")
+        ), schema
     references = {schema["$ref"] for schema in subschemas(CRDS) if "$ref" in schema}
     assert references <= {f"#/$defs/{name}" for name in CRDS["$defs"]}
 
@@ -113,7 +117,10 @@ def test_the_rendered_service_is_what_the_crd_takes() -> None:
 
 HEAD = ("spec", "headGroupSpec")
 GPU = ("spec", "workerGroupSpecs", 0)
-UPGRADE = {"type": "NewClusterWithIncrementalUpgrade", "clusterUpgradeOptions": {"stepSizePercent": 10, "intervalSeconds": 5}}
+UPGRADE = {
+    "type": "NewClusterWithIncrementalUpgrade",
+    "clusterUpgradeOptions": {"stepSizePercent": 10, "intervalSeconds": 5},
+}
 RULE = {"policy": "DeleteCluster", "condition": {"jobStatus": "FAILED", "ttlSeconds": 60}}
 KEEP = {"policy": "DeleteNone"}
 
@@ -174,12 +181,32 @@ def test_a_mistake_in_a_cluster_is_refused(path: tuple[str | int, ...], value: o
         (("spec", "submitterPodTemplate"), {"spec": {}}, "'containers' is a required property"),
         (("spec", "deletionStrategy"), {}, "$.spec.deletionStrategy"),
         (("spec", "deletionStrategy"), {"onSuccess": KEEP}, "$.spec.deletionStrategy"),
-        (("spec", "deletionStrategy"), {"onSuccess": KEEP, "onFailure": KEEP, "deletionRules": [RULE]}, "$.spec.deletionStrategy"),
+        (
+            ("spec", "deletionStrategy"),
+            {"onSuccess": KEEP, "onFailure": KEEP, "deletionRules": [RULE]},
+            "$.spec.deletionStrategy",
+        ),
         (("spec", "deletionStrategy"), {"deletionRules": []}, "[] should be non-empty"),
-        (("spec", "deletionStrategy"), {"deletionRules": [{**RULE, "policy": "Delete"}]}, "'Delete' is not one of"),
-        (("spec", "deletionStrategy"), {"deletionRules": [{"condition": RULE["condition"]}]}, "'policy' is a required property"),
-        (("spec", "deletionStrategy"), {"deletionRules": [{**RULE, "condition": {}}]}, "'jobStatus' is a required property"),
-        (("spec", "deletionStrategy"), {"deletionRules": [{**RULE, "condition": {"jobStatus": "DONE"}}]}, "'DONE' is not one of"),
+        (
+            ("spec", "deletionStrategy"),
+            {"deletionRules": [{**RULE, "policy": "Delete"}]},
+            "'Delete' is not one of",
+        ),
+        (
+            ("spec", "deletionStrategy"),
+            {"deletionRules": [{"condition": RULE["condition"]}]},
+            "'policy' is a required property",
+        ),
+        (
+            ("spec", "deletionStrategy"),
+            {"deletionRules": [{**RULE, "condition": {}}]},
+            "'jobStatus' is a required property",
+        ),
+        (
+            ("spec", "deletionStrategy"),
+            {"deletionRules": [{**RULE, "condition": {"jobStatus": "DONE"}}]},
+            "'DONE' is not one of",
+        ),
         (
             ("spec", "deletionStrategy"),
             {"deletionRules": [{**RULE, "condition": {"jobStatus": "FAILED", "ttlSeconds": -1}}]},
@@ -188,7 +215,9 @@ def test_a_mistake_in_a_cluster_is_refused(path: tuple[str | int, ...], value: o
     ],
 )
 @pytest.mark.parametrize("name", JOBS)
-def test_a_mistake_in_a_job_is_refused(name: str, path: tuple[str | int, ...], value: object, message: str) -> None:
+def test_a_mistake_in_a_job_is_refused(
+    name: str, path: tuple[str | int, ...], value: object, message: str
+) -> None:
     assert any(message in refusal for refusal in refusals(changed(manifest(name), path, value)))
 
 
@@ -235,7 +264,9 @@ def test_the_head_promises_what_the_groups_add_up_to() -> None:
     for group in cluster["spec"]["workerGroupSpecs"]:
         (container,) = group["template"]["spec"]["containers"]
         sums["max-cpus"] += group["maxReplicas"] * int(container["resources"]["requests"]["cpu"])
-        sums["max-gpus"] += group["maxReplicas"] * int(container["resources"]["requests"].get("nvidia.com/gpu", 0))
+        sums["max-gpus"] += group["maxReplicas"] * int(
+            container["resources"]["requests"].get("nvidia.com/gpu", 0)
+        )
     assert cluster["spec"]["headGroupSpec"]["labels"] == {name: str(number) for name, number in sums.items()}
 
 
@@ -247,7 +278,10 @@ def test_only_the_gpu_group_takes_gpus_and_tolerates_their_taint() -> None:
         assert has_gpu == (name == "gpu")
         assert any(one["key"] == "nvidia.com/gpu" for one in pod.get("tolerations", [])) == has_gpu
         if has_gpu:  # extended resources are not overcommitted: request and limit must be equal
-            assert container["resources"]["requests"]["nvidia.com/gpu"] == container["resources"]["limits"]["nvidia.com/gpu"]
+            assert (
+                container["resources"]["requests"]["nvidia.com/gpu"]
+                == container["resources"]["limits"]["nvidia.com/gpu"]
+            )
 
 
 def test_pods_are_unprivileged_probed_and_have_room_for_the_object_store() -> None:
@@ -255,7 +289,10 @@ def test_pods_are_unprivileged_probed_and_have_room_for_the_object_store() -> No
         pod = group["template"]["spec"]
         (container,) = pod["containers"]
         assert pod["securityContext"]["runAsNonRoot"] is True
-        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        }
         assert {"startupProbe", "livenessProbe"} <= set(container)
         assert container["resources"]["requests"]["memory"] == container["resources"]["limits"]["memory"]
         volumes = {volume["name"]: volume["emptyDir"] for volume in pod["volumes"]}
@@ -263,7 +300,9 @@ def test_pods_are_unprivileged_probed_and_have_room_for_the_object_store() -> No
         shm = volumes[mounts["/dev/shm"]]
         assert shm["medium"] == "Memory"
         object_store = int(group["rayStartParams"]["object-store-memory"])
-        assert object_store < bytes_of(shm["sizeLimit"]) < bytes_of(container["resources"]["limits"]["memory"]), name
+        assert (
+            object_store < bytes_of(shm["sizeLimit"]) < bytes_of(container["resources"]["limits"]["memory"])
+        ), name
 
 
 def test_probes_ask_paths_that_ray_answers_without_the_token() -> None:
@@ -307,7 +346,9 @@ def test_a_service_is_the_cluster_and_the_serve_configuration() -> None:
     assert made["spec"]["rayClusterConfig"] == manifest("raycluster.yaml")["spec"]
     assert yaml.safe_load(made["spec"]["serveConfigV2"])["applications"][0]["name"] == "model"
     for group in made["spec"]["rayClusterConfig"]["workerGroupSpecs"]:
-        assert "readinessProbe" not in group["template"]["spec"]["containers"][0]  # KubeRay's own asks the Serve proxy
+        assert (
+            "readinessProbe" not in group["template"]["spec"]["containers"][0]
+        )  # KubeRay's own asks the Serve proxy
 
 
 @pytest.mark.parametrize(
@@ -328,19 +369,36 @@ def test_a_configuration_that_serve_refuses_is_refused(
 
 def test_only_prometheus_the_operator_and_the_namespace_reach_the_pods() -> None:
     policy = manifest("networkpolicy.yaml")["spec"]
-    assert policy["podSelector"]["matchLabels"] == {"ray.io/cluster": manifest("raycluster.yaml")["metadata"]["name"]}
+    assert policy["podSelector"]["matchLabels"] == {
+        "ray.io/cluster": manifest("raycluster.yaml")["metadata"]["name"]
+    }
     assert policy["policyTypes"] == ["Ingress"]
     assert all(rule.get("from") for rule in policy["ingress"])  # an empty list would be everybody
     assert {port["port"] for rule in policy["ingress"] for port in rule.get("ports", [])} == {8265, 8080}
 
 
 def test_pod_templates_and_policy_against_the_schemas_of_kubernetes() -> None:
-    validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed (100 MB of schemas)")
+    validate = pytest.importorskip(
+        "kubernetes_validate", reason="kubernetes-validate is not installed (100 MB of schemas)"
+    )
     for _, group in groups(manifest("raycluster.yaml")):
-        pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "x"}, "template": group["template"]}
+        pod = {
+            "apiVersion": "v1",
+            "kind": "PodTemplate",
+            "metadata": {"name": "x"},
+            "template": group["template"],
+        }
         validate.validate(pod, "1.31", strict=True)
     options = manifest("raycluster.yaml")["spec"]["autoscalerOptions"]
-    shared = {"env", "envFrom", "image", "imagePullPolicy", "resources", "securityContext", "volumeMounts"}  # those of a container
+    shared = {
+        "env",
+        "envFrom",
+        "image",
+        "imagePullPolicy",
+        "resources",
+        "securityContext",
+        "volumeMounts",
+    }  # those of a container
     container = {"name": "autoscaler", **{name: value for name, value in options.items() if name in shared}}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": {"containers": [container]}}
     validate.validate(pod, "1.31", strict=True)

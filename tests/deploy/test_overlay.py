@@ -14,7 +14,9 @@ OVERLAY = Path(__file__).parents[2] / "deploy" / "overlay.py"
 
 
 def run(*paths: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(OVERLAY), *map(str, paths)], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, str(OVERLAY), *map(str, paths)], capture_output=True, text=True, check=False
+    )
 
 
 # RFC 7396, appendix A, those whose documents are maps.
@@ -33,7 +35,9 @@ def run(*paths: Path) -> subprocess.CompletedProcess[str]:
         ({}, {"a": {"bb": {"ccc": None}}}, {"a": {"bb": {}}}),
     ],
 )
-def test_examples_of_the_rfc(base: dict[str, Any], overlay: dict[str, Any], expected: dict[str, Any], tmp_path: Path) -> None:
+def test_examples_of_the_rfc(
+    base: dict[str, Any], overlay: dict[str, Any], expected: dict[str, Any], tmp_path: Path
+) -> None:
     files = [tmp_path / "base.yaml", tmp_path / "overlay.yaml"]
     for path, content in zip(files, (base, overlay), strict=True):
         path.write_text(yaml.safe_dump(content))

@@ -17,7 +17,19 @@ ROOT = Path(__file__).parents[2]
 Job = Callable[..., int]
 
 TRAIN = {
-    *("--help", "--preset", "--data", "--out", "--set", "--workers", "--gpus-per-worker", "--init", "--val", "--export", "--dry-run"),
+    *(
+        "--help",
+        "--preset",
+        "--data",
+        "--out",
+        "--set",
+        "--workers",
+        "--gpus-per-worker",
+        "--init",
+        "--val",
+        "--export",
+        "--dry-run",
+    ),
 }
 FLAGS = {
     "prepare": {"--help", "--min-side", "--short-side", "--shard-mb", "--dry-run"},
@@ -76,7 +88,9 @@ def module(name: str) -> Any:  # noqa: ANN401 - a module
 def test_flags_are_frozen(name: str) -> None:
     """A new knob belongs into a configuration, for `--set`; a flag is a promise."""
     actions = module(name).arguments()._actions
-    assert {flag for action in actions for flag in action.option_strings if flag.startswith("--")} == FLAGS[name]
+    assert {flag for action in actions for flag in action.option_strings if flag.startswith("--")} == FLAGS[
+        name
+    ]
 
 
 @pytest.mark.parametrize("name", FLAGS)
@@ -87,7 +101,9 @@ def test_every_job_is_listed_and_short(name: str) -> None:
 
 @pytest.mark.parametrize("name", FLAGS)
 def test_help_shows_examples_and_exit_codes(name: str) -> None:
-    shown = subprocess.run([sys.executable, f"jobs/{name}.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        [sys.executable, f"jobs/{name}.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert f"python jobs/{name}.py" in shown
     assert "Exit codes: 0 complete" in shown
 
@@ -120,7 +136,10 @@ def shards(tmp_path: Path) -> Path:
     ("arguments", "message"),
     [
         (["--preset", "realsr-x5"], "unknown preset 'realsr-x5'; allowed: realsr-x4-s15"),
-        (["--set", "train.stepz=5"], "unknown setting 'train.stepz'; allowed here: activation_checkpointing, batch_size"),
+        (
+            ["--set", "train.stepz=5"],
+            "unknown setting 'train.stepz'; allowed here: activation_checkpointing, batch_size",
+        ),
         (["--set", "trian.steps=5"], "there is no section 'trian'; allowed: data"),
         (["--set", "train.steps=many"], "train.steps: Input should be a valid integer"),
         (["--set", "train.steps"], "a setting looks like section.field=value"),
@@ -129,9 +148,16 @@ def shards(tmp_path: Path) -> Path:
     ],
 )
 def test_bad_configuration_is_one_line(
-    arguments: list[str], message: str, job: Job, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    job: Job,
+    shards: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    code = job("train", "--preset", "test-x4", "--data", str(shards), "--out", str(tmp_path / "run"), *arguments)
+    code = job(
+        "train", "--preset", "test-x4", "--data", str(shards), "--out", str(tmp_path / "run"), *arguments
+    )
     error = capsys.readouterr().err
     assert code == 2
     assert message in error
@@ -140,26 +166,47 @@ def test_bad_configuration_is_one_line(
 
 
 @pytest.mark.parametrize("question", ["--status", "--verify"])
-def test_a_place_without_a_job_is_not_in_order(question: str, job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_place_without_a_job_is_not_in_order(
+    question: str, job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A mistyped DST would have nothing missing."""
     assert job("upscale", str(tmp_path / "in"), str(tmp_path / "out"), question) == 2
-    assert capsys.readouterr().err == f"error: {tmp_path / 'out'} holds no job: nothing has been upscaled into it\n"
+    assert (
+        capsys.readouterr().err
+        == f"error: {tmp_path / 'out'} holds no job: nothing has been upscaled into it\n"
+    )
 
 
-def test_training_without_shards_is_said(job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_without_shards_is_said(
+    job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert job("train", "--preset", "test-x4", "--data", str(tmp_path), "--out", str(tmp_path / "run")) == 1
-    assert "manifest.json: missing: no shards here; photos become shards with python jobs/prepare.py" in capsys.readouterr().err
+    assert (
+        "manifest.json: missing: no shards here; photos become shards with python jobs/prepare.py"
+        in capsys.readouterr().err
+    )
 
 
-def test_dry_run_of_training_prints_the_configuration(job: Job, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_of_training_prints_the_configuration(
+    job: Job, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ("--data", str(shards), "--out", str(tmp_path / "run"), "--set", "train.steps=7", "--dry-run")
     assert job("train", "--preset", "test-x4", *arguments) == 0
     assert '"steps": 7' in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 
 
-def test_a_wrong_val_is_told_before_workers_start(job: Job, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("--data", str(shards), "--out", str(tmp_path / "run"), "--val", f"{tmp_path}/lq:{tmp_path}/gt")
+def test_a_wrong_val_is_told_before_workers_start(
+    job: Job, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (
+        "--data",
+        str(shards),
+        "--out",
+        str(tmp_path / "run"),
+        "--val",
+        f"{tmp_path}/lq:{tmp_path}/gt",
+    )
     assert job("train", "--preset", "test-x4", *arguments) == 1
     assert capsys.readouterr().err == f"error: {tmp_path}/lq: missing: no such file or bucket\n"
     assert not (tmp_path / "run").exists()
@@ -189,7 +236,13 @@ def test_a_wrong_val_is_told_before_workers_start(job: Job, shards: Path, tmp_pa
     ],
 )
 def test_bad_upscale_options_are_one_line(
-    arguments: list[str], message: str, job: Job, photos: Path, toy_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    job: Job,
+    photos: Path,
+    toy_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = [] if "--model" in arguments else ["--model", str(toy_model)]
     code = job("upscale", str(photos), str(tmp_path / "out"), *model, *arguments)
@@ -201,13 +254,17 @@ def test_bad_upscale_options_are_one_line(
 
 
 @pytest.mark.parametrize("target", ["", "inner", "inner/../deep"])
-def test_target_inside_source_is_refused(target: str, job: Job, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_target_inside_source_is_refused(
+    target: str, job: Job, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("upscale", "prepare"):
         assert job(name, str(photos), str(photos / target)) == 2
         assert "lies inside SRC" in capsys.readouterr().err
 
 
-def test_empty_source_is_said(job: Job, toy_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_empty_source_is_said(
+    job: Job, toy_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty").mkdir()
     assert job("upscale", str(tmp_path / "empty"), str(tmp_path / "out"), "--model", str(toy_model)) == 2
     assert "no files under" in capsys.readouterr().err
@@ -249,9 +306,27 @@ def test_evaluation_names_pictures_without_truth(
     ],
 )
 def test_evaluation_refuses_before_it_starts(
-    job: Job, photos: Path, toy_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    job: Job,
+    photos: Path,
+    toy_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
 ) -> None:
-    assert job("evaluate", "--model", str(toy_model), "--data", str(photos), "--out", str(tmp_path / "report"), *arguments) == 2
+    assert (
+        job(
+            "evaluate",
+            "--model",
+            str(toy_model),
+            "--data",
+            str(photos),
+            "--out",
+            str(tmp_path / "report"),
+            *arguments,
+        )
+        == 2
+    )
     assert message in capsys.readouterr().err
     assert not (tmp_path / "report").exists()
 

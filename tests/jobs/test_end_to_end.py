@@ -61,13 +61,22 @@ def shards(work: Path, job: Job, ray_cluster: None) -> Path:
 def trained(work: Path, shards: Path, job: Job) -> Path:
     """A run of 12 steps with two workers: interrupted after 6, then the same command again."""
     arguments = ("--preset", "test-x4", "--data", str(shards), "--out", str(work / "run"), "--workers", "2")
-    settings = ("--set", "train.checkpoint_every=6", "--set", "train.log_every=3", "--set", "optim.warmup_steps=0")
+    settings = (
+        "--set",
+        "train.checkpoint_every=6",
+        "--set",
+        "train.log_every=3",
+        "--set",
+        "optim.warmup_steps=0",
+    )
     assert job("train", *arguments, *settings, "--set", "train.steps=6") == 0
     assert job("train", *arguments, *settings, "--set", "train.steps=12") == 0
     return work / "run"
 
 
-def test_prepare_gives_every_input_a_row(shards: Path, work: Path, job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_gives_every_input_a_row(
+    shards: Path, work: Path, job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
     manifest = json.loads((shards / "manifest.json").read_text())
     assert manifest["totals"] == {"rows": NUM_PHOTOS + 1, "ok": NUM_PHOTOS}
     assert [shard["reasons"] for shard in manifest["shards"]] == [{"truncated": 1}]
@@ -77,7 +86,11 @@ def test_prepare_gives_every_input_a_row(shards: Path, work: Path, job: Job, cap
 
 
 def test_training_resumes_where_it_stopped(trained: Path) -> None:
-    logs = [json.loads(line) for path in sorted((trained / "metrics").iterdir()) for line in path.read_text().splitlines()]
+    logs = [
+        json.loads(line)
+        for path in sorted((trained / "metrics").iterdir())
+        for line in path.read_text().splitlines()
+    ]
     assert [line["step"] for line in logs] == [3, 6, 9, 12]  # nothing was done twice
     record = json.loads((trained / "step-00000012" / "run.json").read_text())
     assert record["step"] == 12
@@ -86,14 +99,30 @@ def test_training_resumes_where_it_stopped(trained: Path) -> None:
 
 
 def test_averaged_weights_are_published(trained: Path) -> None:
-    published, averaged = load_file(trained / "model" / "model.safetensors"), load_file(trained / "step-00000012" / "ema.safetensors")
+    published, averaged = (
+        load_file(trained / "model" / "model.safetensors"),
+        load_file(trained / "step-00000012" / "ema.safetensors"),
+    )
     plain = load_file(trained / "step-00000012" / "model.safetensors")
     assert all(np.array_equal(published[key], averaged[key]) for key in averaged)
     assert any(not np.array_equal(plain[key], averaged[key]) for key in averaged)
 
 
-def test_another_configuration_is_refused(trained: Path, shards: Path, job: Job, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("--preset", "test-x4", "--data", str(shards), "--out", str(trained), "--workers", "2", "--set", "optim.lr=0.1")
+def test_another_configuration_is_refused(
+    trained: Path, shards: Path, job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (
+        "--preset",
+        "test-x4",
+        "--data",
+        str(shards),
+        "--out",
+        str(trained),
+        "--workers",
+        "2",
+        "--set",
+        "optim.lr=0.1",
+    )
     assert job("train", *arguments) == 2
     error = capsys.readouterr().err
     assert "optim.lr: 0.0005 -> 0.1" in error
@@ -111,7 +140,11 @@ HOSTILE = {
     "truncated.png": (encoded(photo(9))[:-300], "failed", "truncated"),
     "empty.jpg": (b"", "failed", "empty"),
     "page.jpg": (b"<html>404</html>", "failed", "not_an_image"),
-    "fine.webp": (encoded(photo(1), "WEBP", lossless=True), "failed", "name_collision"),  # fine.png has the name fine_x4.png
+    "fine.webp": (
+        encoded(photo(1), "WEBP", lossless=True),
+        "failed",
+        "name_collision",
+    ),  # fine.png has the name fine_x4.png
 }
 
 
@@ -142,7 +175,9 @@ def hostile(work: Path) -> Path:
     return folder
 
 
-def test_bulk_job_gives_every_input_its_row(hostile: Path, trained: Path, work: Path, job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bulk_job_gives_every_input_its_row(
+    hostile: Path, trained: Path, work: Path, job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, model = work / "upscaled", str(trained / "model")
     assert job("upscale", str(hostile), str(out), "--model", model) == 3
     rows = {row["key"]: row for row in ledger.read(str(out)).to_pylist()}
@@ -175,7 +210,9 @@ def test_bulk_job_gives_every_input_its_row(hostile: Path, trained: Path, work: 
     assert job("upscale", str(hostile), str(out), "--model", model, "--seed", "1") == 2
     assert "seed: 0 -> 1" in capsys.readouterr().err
 
-    assert job("upscale", str(hostile), str(out), "--verify") == 3  # failed items, but every output is as recorded
+    assert (
+        job("upscale", str(hostile), str(out), "--verify") == 3
+    )  # failed items, but every output is as recorded
     assert "0 outputs differ" in capsys.readouterr().out
     contents = {path: path.read_bytes() for path in out.rglob("*.png")}
     (out / "fine_x4.png").write_bytes(b"overwritten")
@@ -215,7 +252,9 @@ def test_bucket_to_bucket(trained: Path, bucket: str, job: Job) -> None:
     assert job("upscale", f"{bucket}/in", f"{bucket}/out", "--verify") == 3
 
 
-def test_evaluation_measures_against_the_truth(trained: Path, work: Path, job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_measures_against_the_truth(
+    trained: Path, work: Path, job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
     from pipelines.evaluation.evaluate import bicubic_resized
 
     for i in range(3):
@@ -225,7 +264,10 @@ def test_evaluation_measures_against_the_truth(trained: Path, work: Path, job: J
             (work / "eval" / folder / f"{i}.png").write_bytes(encoded(picture))
     data = f"{work / 'eval' / 'lq'}:{work / 'eval' / 'gt'}"
     common = ("--model", str(trained / "model"))
-    assert job("evaluate", *common, "--data", f"toy={data}", "--out", str(work / "report"), "--replicas", "2") == 0
+    assert (
+        job("evaluate", *common, "--data", f"toy={data}", "--out", str(work / "report"), "--replicas", "2")
+        == 0
+    )
     summary = json.loads((work / "report" / "summary.json").read_text())
     found = summary["sets"]["toy"]
     assert found["pictures"] == 3
@@ -233,12 +275,16 @@ def test_evaluation_measures_against_the_truth(trained: Path, work: Path, job: J
     assert found["difference"]["psnr_y"]["high"] < 0  # twelve steps do not teach a model to see
     lines = (work / "report" / "report.csv").read_text().splitlines()
     assert len(lines) == 4
-    assert lines[0].startswith("set,key,status,reason,width,height,seconds,psnr_y_bicubic,psnr_y_against,psnr_y_ours")
+    assert lines[0].startswith(
+        "set,key,status,reason,width,height,seconds,psnr_y_bicubic,psnr_y_against,psnr_y_ours"
+    )
     assert (work / "report" / "report.html").read_text().count("<section") >= 3
     assert "PSNR-Y" in capsys.readouterr().out
 
     # One replica; and two parts that are merged: the same report to the byte.
-    assert job("evaluate", *common, "--data", f"toy={data}", "--out", str(work / "one"), "--replicas", "1") == 0
+    assert (
+        job("evaluate", *common, "--data", f"toy={data}", "--out", str(work / "one"), "--replicas", "1") == 0
+    )
     for i, names in enumerate((("0",), ("1", "2"))):
         for folder in ("gt", "lq"):
             (work / f"part{i}" / folder).mkdir(parents=True)
@@ -246,11 +292,28 @@ def test_evaluation_measures_against_the_truth(trained: Path, work: Path, job: J
                 shutil.copy(work / "eval" / folder / f"{name}.png", work / f"part{i}" / folder)
         part = f"toy={work / f'part{i}' / 'lq'}:{work / f'part{i}' / 'gt'}"
         assert job("evaluate", *common, "--data", part, "--out", str(work / f"report{i}")) == 0
-    assert job("evaluate", "--merge", str(work / "report1"), str(work / "report0"), "--out", str(work / "merged")) == 0
+    assert (
+        job(
+            "evaluate", "--merge", str(work / "report1"), str(work / "report0"), "--out", str(work / "merged")
+        )
+        == 0
+    )
     for other in ("one", "merged"):
         assert (work / other / "summary.json").read_bytes() == (work / "report" / "summary.json").read_bytes()
 
-    assert job("evaluate", *common, "--against", str(trained / "model"), "--data", data, "--out", str(work / "same")) == 0
+    assert (
+        job(
+            "evaluate",
+            *common,
+            "--against",
+            str(trained / "model"),
+            "--data",
+            data,
+            "--out",
+            str(work / "same"),
+        )
+        == 0
+    )
     same = json.loads((work / "same" / "summary.json").read_text())
     assert same["sets"]["lq"]["difference"]["psnr_y"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
     assert job("evaluate", "--merge", str(work / "same"), str(work / "one"), "--out", str(work / "x")) == 2

@@ -40,9 +40,28 @@ class Head:
     url: str
     environment: dict[str, str]
 
-    def submit(self, *entrypoint: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", self.url, "--working-dir", str(ROOT), "--"]
-        return subprocess.run([*command, *entrypoint], env=environment or self.environment, capture_output=True, text=True, check=False)
+    def submit(
+        self, *entrypoint: str, environment: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "job",
+            "submit",
+            "--address",
+            self.url,
+            "--working-dir",
+            str(ROOT),
+            "--",
+        ]
+        return subprocess.run(
+            [*command, *entrypoint],
+            env=environment or self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -53,19 +72,42 @@ def head() -> Iterator[Head]:
         (Path(folder) / ".ray").mkdir(mode=0o700)
         (Path(folder) / ".ray" / "auth_token").touch(0o600)
         (Path(folder) / ".ray" / "auth_token").write_text(TOKEN)
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))
+        }
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        environment |= {"HOME": folder, "PATH": path, "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+        environment |= {
+            "HOME": folder,
+            "PATH": path,
+            "RAY_AUTH_MODE": "token",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "OMP_NUM_THREADS": "1",
+        }
         port = free_port()
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={free_port()}"]
-        command += [f"--dashboard-port={port}", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}/ray", "--num-cpus=6"]
+        command = [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            "--head",
+            "--block",
+            f"--port={free_port()}",
+        ]
+        command += [
+            f"--dashboard-port={port}",
+            "--dashboard-host=127.0.0.1",
+            f"--temp-dir={folder}/ray",
+            "--num-cpus=6",
+        ]
         command += [
             "--object-store-memory=200000000",
             f"--ray-client-server-port={free_port()}",
             f"--dashboard-agent-listen-port={free_port()}",
         ]
         with (Path(folder) / "head.log").open("wb") as log:
-            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+            process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
         try:
             _wait_for(f"http://127.0.0.1:{port}/api/gcs_healthz", process, Path(folder) / "head.log")
             yield Head(f"http://127.0.0.1:{port}", environment)
@@ -94,12 +136,16 @@ def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     folder.mkdir()
     for i in range(6):
-        cv2.imwrite(str(folder / f"{i}.png"), np.random.default_rng(i).integers(0, 256, (48, 40, 3), np.uint8))
+        cv2.imwrite(
+            str(folder / f"{i}.png"), np.random.default_rng(i).integers(0, 256, (48, 40, 3), np.uint8)
+        )
     return folder
 
 
 def status_of(url: str, token: str | None) -> int:
-    request = urllib.request.Request(f"{url}/api/jobs/", headers={"Authorization": f"Bearer {token}"} if token else {})
+    request = urllib.request.Request(
+        f"{url}/api/jobs/", headers={"Authorization": f"Bearer {token}"} if token else {}
+    )
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.status
@@ -108,7 +154,11 @@ def status_of(url: str, token: str | None) -> int:
 
 
 def test_jobs_are_refused_without_the_token_and_with_another(head: Head, tmp_path: Path) -> None:
-    assert (status_of(head.url, None), status_of(head.url, "f" * 64), status_of(head.url, TOKEN)) == (401, 403, 200)
+    assert (status_of(head.url, None), status_of(head.url, "f" * 64), status_of(head.url, TOKEN)) == (
+        401,
+        403,
+        200,
+    )
     made = tmp_path / "made"
     stranger = head.environment | {"HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}
     refused = head.submit("touch", str(made), environment=stranger)
@@ -116,8 +166,19 @@ def test_jobs_are_refused_without_the_token_and_with_another(head: Head, tmp_pat
     assert not made.exists()
 
 
-def test_a_submitted_bulk_job_finds_code_and_entry_point_on_the_cluster(head: Head, photos: Path, tmp_path: Path) -> None:
-    command = ("python", "jobs/upscale.py", str(photos), str(tmp_path / "out"), "--model", "nearest-x4", "--engine", "actors")
+def test_a_submitted_bulk_job_finds_code_and_entry_point_on_the_cluster(
+    head: Head, photos: Path, tmp_path: Path
+) -> None:
+    command = (
+        "python",
+        "jobs/upscale.py",
+        str(photos),
+        str(tmp_path / "out"),
+        "--model",
+        "nearest-x4",
+        "--engine",
+        "actors",
+    )
     done = head.submit(*command)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     found = ledger.read(str(tmp_path / "out")).to_pylist()
@@ -130,12 +191,23 @@ def test_a_submitted_bulk_job_finds_code_and_entry_point_on_the_cluster(head: He
 
 def test_a_submitted_training_run_leaves_a_model(head: Head, photos: Path, tmp_path: Path) -> None:
     for i in range(6, 24):
-        cv2.imwrite(str(photos / f"{i}.png"), np.random.default_rng(i).integers(0, 256, (72, 80, 3), np.uint8))
+        cv2.imwrite(
+            str(photos / f"{i}.png"), np.random.default_rng(i).integers(0, 256, (72, 80, 3), np.uint8)
+        )
     shards, run = tmp_path / "shards", tmp_path / "run"
     prepared = head.submit("python", "jobs/prepare.py", str(photos), str(shards), "--min-side", "32")
     assert (shards / "manifest.json").exists(), prepared.stdout[-2000:]
-    settings = ("--set", "train.steps=2", "--set", "train.checkpoint_every=2", "--set", "optim.warmup_steps=0")
-    done = head.submit("python", "jobs/train.py", "--preset", "test-x4", "--data", str(shards), "--out", str(run), *settings)
+    settings = (
+        "--set",
+        "train.steps=2",
+        "--set",
+        "train.checkpoint_every=2",
+        "--set",
+        "optim.warmup_steps=0",
+    )
+    done = head.submit(
+        "python", "jobs/train.py", "--preset", "test-x4", "--data", str(shards), "--out", str(run), *settings
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (run / "model" / "model.safetensors").exists()
 

@@ -48,7 +48,9 @@ def recipe_weights() -> Callable[[nn.Module], nn.Module]:
         for key, tensor in state.items():
             if not tensor.is_floating_point() or key.endswith("attn_mask"):
                 continue
-            value = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(zlib.crc32(key.encode())))
+            value = torch.randn(
+                tensor.shape, generator=torch.Generator().manual_seed(zlib.crc32(key.encode()))
+            )
             if tensor.ndim >= 2:
                 value = value / (tensor.numel() / tensor.shape[0]) ** 0.5
             else:

@@ -49,7 +49,14 @@ print(resident_mb() - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have their own ways")
 @pytest.mark.parametrize(
     ("choice", "low", "high"),
-    [("default", -1, 32), ("hold", -1, 32), ("keep", 120, 160), ("give back", -1, 8), ("thread", 24, 100), ("thread maps", -1, 8)],
+    [
+        ("default", -1, 32),
+        ("hold", -1, 32),
+        ("keep", 120, 160),
+        ("give back", -1, 8),
+        ("thread", 24, 100),
+        ("thread maps", -1, 8),
+    ],
 )
 def test_freed_pages_are_kept_when_asked(choice: str, low: float, high: float) -> None:
     run = subprocess.run([sys.executable, "-c", PROGRAM, choice], capture_output=True, text=True, check=True)

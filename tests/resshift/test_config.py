@@ -53,7 +53,10 @@ def test_settings_reach_nested_sections_and_the_last_one_wins() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("train.stepz=1", "unknown setting 'train.stepz'; allowed here: activation_checkpointing, batch_size"),
+        (
+            "train.stepz=1",
+            "unknown setting 'train.stepz'; allowed here: activation_checkpointing, batch_size",
+        ),
         ("model.unet.depth=1", "allowed here: attention_resolutions, channel_mult"),
         ("trian.steps=1", "no section 'trian'; allowed: data, degradation"),
         ("train=1", "'train' is a section"),
@@ -93,7 +96,9 @@ def test_bad_settings_are_one_clear_error(setting: str, message: str) -> None:
 
 def test_fingerprint_is_about_the_run_not_its_length() -> None:
     config = preset("tiny-x4")
-    longer = with_settings(config, ["train.steps=99", "train.checkpoint_every=3", "loss.lpips_trunk=/elsewhere"])
+    longer = with_settings(
+        config, ["train.steps=99", "train.checkpoint_every=3", "loss.lpips_trunk=/elsewhere"]
+    )
     other = with_settings(config, ["optim.lr=1e-3"])
     assert fingerprint(longer) == fingerprint(config) != fingerprint(other)
     assert differing_fields(to_dict(longer), to_dict(config)) == []
@@ -105,10 +110,21 @@ def test_every_mutable_field_exists_and_leaves_the_fingerprint_alone() -> None:
     config = preset("tiny-x4")
     values = flatten(to_dict(config))
     assert values.keys() >= MUTABLE_FIELDS
-    choices = {"train.parallel": "fsdp", "train.compile": "default", "validation.best": "ssim_y", "train.milestone_every": "7"}
+    choices = {
+        "train.parallel": "fsdp",
+        "train.compile": "default",
+        "validation.best": "ssim_y",
+        "train.milestone_every": "7",
+    }
     for name in MUTABLE_FIELDS:
         value = values[name]
-        other = str(not value).lower() if isinstance(value, bool) else "7" if isinstance(value, int) else "/elsewhere"
+        other = (
+            str(not value).lower()
+            if isinstance(value, bool)
+            else "7"
+            if isinstance(value, int)
+            else "/elsewhere"
+        )
         changed = with_settings(config, [f"{name}={choices.get(name, other)}"])
         assert changed != config
         assert fingerprint(changed) == fingerprint(config)
@@ -149,11 +165,27 @@ def test_unknown_preset_lists_those_that_exist() -> None:
 
 def test_released_presets_have_the_released_numbers() -> None:
     v1, v3 = preset("realsr-x4-s15"), preset("realsr-x4-s4")
-    assert (v1.train.batch_size, v1.train.steps, v1.optim.lr, v1.optim.lr_schedule, v1.loss.lpips) == (64, 300_000, 5e-5, "constant", 0)
-    assert (v3.train.batch_size, v3.train.steps, v3.optim.lr_end, v3.optim.lr_schedule, v3.loss.lpips) == (96, 400_000, 2e-5, "cosine", 1)
+    assert (v1.train.batch_size, v1.train.steps, v1.optim.lr, v1.optim.lr_schedule, v1.loss.lpips) == (
+        64,
+        300_000,
+        5e-5,
+        "constant",
+        0,
+    )
+    assert (v3.train.batch_size, v3.train.steps, v3.optim.lr_end, v3.optim.lr_schedule, v3.loss.lpips) == (
+        96,
+        400_000,
+        2e-5,
+        "cosine",
+        1,
+    )
     assert (v1.optim.warmup_steps, v1.train.ema_decay, v1.optim.weight_decay) == (5000, 0.999, 0)
-    assert ShiftSchedule.from_config(v3.model.schedule).sqrt_eta.tolist() == pytest.approx([0.1, 0.52009637, 0.76138199, 0.99], abs=1e-8)
-    assert ShiftSchedule.from_config(v1.model.schedule).sqrt_eta[:3].tolist() == pytest.approx([0.02, 0.117165, 0.176305], abs=1e-6)
+    assert ShiftSchedule.from_config(v3.model.schedule).sqrt_eta.tolist() == pytest.approx(
+        [0.1, 0.52009637, 0.76138199, 0.99], abs=1e-8
+    )
+    assert ShiftSchedule.from_config(v1.model.schedule).sqrt_eta[:3].tolist() == pytest.approx(
+        [0.02, 0.117165, 0.176305], abs=1e-6
+    )
     x2 = preset("realsr-x2-s4")
     assert (x2.model.scale, x2.model.unet.lq_size, x2.degradation.scale) == (2, 128, 2)
     assert preset("bicubic-x4-s4").degradation.kind == "bicubic"
@@ -167,5 +199,7 @@ def test_condition_must_have_the_size_that_the_scale_gives() -> None:
 
 def test_a_lattice_needs_room() -> None:
     with_settings(preset("tiny-x4"), ["loss.lattice=0.03", "data.crop_px=64"])
-    with pytest.raises(ConfigError, match=r"loss.lattice needs .* crops of 16 positions at least, got 4 and data.crop_px=32"):
+    with pytest.raises(
+        ConfigError, match=r"loss.lattice needs .* crops of 16 positions at least, got 4 and data.crop_px=32"
+    ):
         with_settings(preset("tiny-x4"), ["loss.lattice=0.03", "data.crop_px=32"])

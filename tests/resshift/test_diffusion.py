@@ -14,7 +14,10 @@ from resshift.schedule import ShiftSchedule
 from resshift.target import Target
 
 Load = Callable[[str], dict[str, np.ndarray]]
-SCHEDULES = {"realsr_v1v2_T15": ShiftSchedule.released(15, 2.0, 0.04), "journal_T4": ShiftSchedule.released(4, 2.0, 0.2)}
+SCHEDULES = {
+    "realsr_v1v2_T15": ShiftSchedule.released(15, 2.0, 0.04),
+    "journal_T4": ShiftSchedule.released(4, 2.0, 0.2),
+}
 T_INDEX = {"realsr_v1v2_T15": (0, 1, 7, 14), "journal_T4": (0, 1, 2, 3)}
 
 
@@ -93,5 +96,6 @@ def test_operations_against_official(name: str, parity: Load) -> None:
         close(predict_x0(output, noise, y0, t, schedule, "epsilon_scale"), "x0_from_eps_scale", i)
     close(prior_sample(y0, noise, schedule), "prior_sample")
     torch.testing.assert_close(
-        predict_x0(output, noise, y0, torch.zeros(4, dtype=torch.int64), schedule, "residual"), arrays["x0_from_residual"]
+        predict_x0(output, noise, y0, torch.zeros(4, dtype=torch.int64), schedule, "residual"),
+        arrays["x0_from_residual"],
     )

@@ -28,7 +28,9 @@ def test_preset_carries_its_own_name_and_is_the_same_every_time(name: str) -> No
 
 def test_s15_is_the_released_v1() -> None:
     config = preset("realsr-x4-s15")
-    expected = ScheduleConfig(form="released", steps=15, kappa=2.0, power=0.3, min_noise=0.04, sqrt_eta_end=0.99)
+    expected = ScheduleConfig(
+        form="released", steps=15, kappa=2.0, power=0.3, min_noise=0.04, sqrt_eta_end=0.99
+    )
     assert config.model.schedule == expected
     assert (config.model.scale, config.model.target) == (4, Target.X0)
     assert (config.train.steps, config.train.batch_size) == (300_000, 64)
@@ -39,10 +41,17 @@ def test_s15_is_the_released_v1() -> None:
 
 def test_s4_is_the_released_v3() -> None:
     config = preset("realsr-x4-s4")
-    expected = ScheduleConfig(form="released", steps=4, kappa=2.0, power=0.3, min_noise=0.2, sqrt_eta_end=0.99)
+    expected = ScheduleConfig(
+        form="released", steps=4, kappa=2.0, power=0.3, min_noise=0.2, sqrt_eta_end=0.99
+    )
     assert config.model.schedule == expected
     assert (config.train.steps, config.train.batch_size) == (400_000, 96)
-    assert (config.optim.lr, config.optim.lr_end, config.optim.lr_schedule, config.optim.warmup_steps) == (5e-5, 2e-5, "cosine", 5000)
+    assert (config.optim.lr, config.optim.lr_end, config.optim.lr_schedule, config.optim.warmup_steps) == (
+        5e-5,
+        2e-5,
+        "cosine",
+        5000,
+    )
     assert (config.loss.mse, config.loss.lpips) == (1.0, 1.0)
 
 
@@ -67,7 +76,12 @@ def test_bicubic_differs_from_realsr_in_its_pictures_alone() -> None:
     config, base = preset("bicubic-x4-s4"), preset("realsr-x4-s4")
     assert (config.degradation.kind, config.degradation.scale) == ("bicubic", 4)
     assert (config.data.crop, config.data.crop_px) == ("random", 256)
-    assert (config.model, config.loss, config.optim, config.train) == (base.model, base.loss, base.optim, base.train)
+    assert (config.model, config.loss, config.optim, config.train) == (
+        base.model,
+        base.loss,
+        base.optim,
+        base.train,
+    )
 
 
 @pytest.mark.parametrize("name", VQ_PRESETS)
@@ -85,7 +99,11 @@ def test_shipped_models_are_small_and_need_no_autoencoder(name: str) -> None:
     model = preset(name).model
     assert num_parameters(name) <= 8_000_000
     assert (model.scale, model.schedule.steps, model.target) == (4, 1, Target.RESIDUAL)
-    assert (model.first_stage.kind, model.first_stage.factor, model.first_stage.channels) == ("pixel_unshuffle", 4, 48)
+    assert (model.first_stage.kind, model.first_stage.factor, model.first_stage.channels) == (
+        "pixel_unshuffle",
+        4,
+        48,
+    )
 
 
 def test_unknown_preset_lists_every_name() -> None:

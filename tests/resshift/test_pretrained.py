@@ -13,7 +13,9 @@ from resshift.metrics.psnr_ssim import psnr
 from resshift.models import PRETRAINED, read_model_config
 from resshift.presets import preset
 
-SHIPPED = sorted(directory.name for directory in PRETRAINED.iterdir() if (directory / "config.json").is_file())
+SHIPPED = sorted(
+    directory.name for directory in PRETRAINED.iterdir() if (directory / "config.json").is_file()
+)
 
 
 def drawn(side: int) -> NDArray[np.uint8]:
@@ -21,9 +23,15 @@ def drawn(side: int) -> NDArray[np.uint8]:
     large = 4 * side
     down = np.linspace(70, 140, large, dtype=np.float32)[:, None, None]
     picture = np.ascontiguousarray(np.broadcast_to(down, (large, large, 3)).astype(np.uint8))
-    for x, y, radius, colour in ((0.3, 0.3, 0.17, (200, 60, 40)), (0.7, 0.35, 0.12, (30, 90, 210)), (0.4, 0.75, 0.14, (240, 230, 90))):
+    for x, y, radius, colour in (
+        (0.3, 0.3, 0.17, (200, 60, 40)),
+        (0.7, 0.35, 0.12, (30, 90, 210)),
+        (0.4, 0.75, 0.14, (240, 230, 90)),
+    ):
         cv2.circle(picture, (int(x * large), int(y * large)), int(radius * large), colour, -1)
-    cv2.circle(picture, (int(0.75 * large), int(0.75 * large)), int(0.13 * large), (20, 20, 20), int(0.02 * large))
+    cv2.circle(
+        picture, (int(0.75 * large), int(0.75 * large)), int(0.13 * large), (20, 20, 20), int(0.02 * large)
+    )
     for i in range(4):
         start, end = (0.05, 0.55 + 0.05 * i), (0.95, 0.05 + 0.1 * i)
         cv2.line(

@@ -32,7 +32,9 @@ def test_released_form_against_official(name: str, parity: Load) -> None:
         "posterior_coef_xt": "posterior_mean_coef1",
         "posterior_coef_x0": "posterior_mean_coef2",
     }.items():
-        np.testing.assert_allclose(getattr(schedule, ours), arrays[f"{name}/{theirs}"], atol=1e-12, rtol=0, err_msg=ours)
+        np.testing.assert_allclose(
+            getattr(schedule, ours), arrays[f"{name}/{theirs}"], atol=1e-12, rtol=0, err_msg=ours
+        )
 
 
 def test_paper_form_has_the_ends_of_the_paper() -> None:
@@ -74,7 +76,10 @@ def test_bad_sequences_are_refused(sqrt_eta: list[float]) -> None:
         ShiftSchedule(np.array(sqrt_eta, dtype=np.float64), kappa=1.0)
 
 
-@pytest.mark.parametrize(("field", "value"), [("steps", 0), ("kappa", -1.0), ("power", 0.0), ("min_noise", 0.0), ("sqrt_eta_end", 1.5)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("steps", 0), ("kappa", -1.0), ("power", 0.0), ("min_noise", 0.0), ("sqrt_eta_end", 1.5)],
+)
 def test_bad_settings_name_field_and_value(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"schedule\.{field}.*{value}"):
         ScheduleConfig(**{field: value})  # pyright: ignore[reportArgumentType]

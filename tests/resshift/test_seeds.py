@@ -32,7 +32,9 @@ def test_streams_are_stable_across_versions() -> None:
     assert philox(0, "golden").integers(0, 1000, 4).tolist() == [907, 684, 142, 429]
 
 
-@pytest.mark.parametrize("window", [(0, 0, 5, 5), (60, 3, 10, 80), (64, 64, 64, 64), (1, 127, 140, 2), (149, 149, 1, 1)])
+@pytest.mark.parametrize(
+    "window", [(0, 0, 5, 5), (60, 3, 10, 80), (64, 64, 64, 64), (1, 127, 140, 2), (149, 149, 1, 1)]
+)
 def test_noise_depends_on_the_position_alone(window: tuple[int, int, int, int]) -> None:
     field = NoiseField(5, "picture", channels=2)
     top, left, height, width = window
@@ -54,7 +56,10 @@ def test_latent_gets_the_noise_of_its_step() -> None:
 
 
 def test_torch_streams_follow_from_their_name() -> None:
-    draws = [torch.rand(4, generator=torch_generator(*parts)).tolist() for parts in ((1, "a"), (1, "a"), (1, "b"), ("1", "a"))]
+    draws = [
+        torch.rand(4, generator=torch_generator(*parts)).tolist()
+        for parts in ((1, "a"), (1, "a"), (1, "b"), ("1", "a"))
+    ]
     assert draws[0] == draws[1]
     assert len({tuple(draw) for draw in draws}) == 3
 

@@ -51,12 +51,16 @@ def toy() -> Upscaler:
 
 
 def rgb(height: int, width: int, dtype: type = np.uint8) -> np.ndarray:
-    return np.random.default_rng(height * 1000 + width).integers(0, np.iinfo(dtype).max, (height, width, 3), dtype, endpoint=True)
+    return np.random.default_rng(height * 1000 + width).integers(
+        0, np.iinfo(dtype).max, (height, width, 3), dtype, endpoint=True
+    )
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (33, 31), (64, 64), (65, 130), (140, 50)])
 @pytest.mark.parametrize("tile_px", [None, 32])
-def test_zero_residual_is_bicubic_for_any_size(size: tuple[int, int], tile_px: int | None, bicubic: Upscaler) -> None:
+def test_zero_residual_is_bicubic_for_any_size(
+    size: tuple[int, int], tile_px: int | None, bicubic: Upscaler
+) -> None:
     lq = torch.from_numpy(rgb(*size)).permute(2, 0, 1)[None].float() / 127.5 - 1
     out = bicubic.upscale_tensor(lq, tile_px=tile_px)
     assert out.shape == (1, 3, size[0] * 4, size[1] * 4)
@@ -73,12 +77,18 @@ def test_arrays_keep_their_kind(dtype: type, channels: int, bicubic: Upscaler) -
     out = bicubic(np.full(shape, 77 if dtype is np.uint8 else 20_000, dtype))
     assert out.dtype == dtype
     assert out.shape == (36, 28, *shape[2:])
-    assert set(np.unique(out)) == {77 if dtype is np.uint8 else 20_000}  # a flat picture stays flat, alpha too
+    assert set(np.unique(out)) == {
+        77 if dtype is np.uint8 else 20_000
+    }  # a flat picture stays flat, alpha too
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "1", "I;16"])
 def test_pil_images_come_back_as_pil_images(mode: str, bicubic: Upscaler) -> None:
-    image = Image.new(mode, (6, 5), 1 if mode in ("1", "P") else None) if mode != "I;16" else Image.new("I;16", (6, 5), 900)
+    image = (
+        Image.new(mode, (6, 5), 1 if mode in ("1", "P") else None)
+        if mode != "I;16"
+        else Image.new("I;16", (6, 5), 900)
+    )
     out = bicubic(image)
     assert isinstance(out, Image.Image)
     assert out.size == (24, 20)
@@ -90,7 +100,9 @@ def test_16_bit_is_not_reduced_to_8(bicubic: Upscaler) -> None:
     assert np.all(bicubic(image) == 12_345)
 
 
-@pytest.mark.parametrize(("outscale", "size"), [(2.5, (25, 18)), (1, (10, 7)), (4, (40, 28)), (6, (60, 42)), (0.01, (1, 1))])
+@pytest.mark.parametrize(
+    ("outscale", "size"), [(2.5, (25, 18)), (1, (10, 7)), (4, (40, 28)), (6, (60, 42)), (0.01, (1, 1))]
+)
 def test_outscale_sets_the_size(outscale: float, size: tuple[int, int], bicubic: Upscaler) -> None:
     assert bicubic(rgb(10, 7), outscale=outscale).shape[:2] == size
 
@@ -118,7 +130,9 @@ def test_steps_shorten_the_chain(toy: Upscaler) -> None:
 def test_result_does_not_depend_on_the_tile_batch(toy: Upscaler) -> None:
     image = rgb(40, 56)
     one, many = (toy(image, tile_px=16, tile_batch=n) for n in (1, 5))
-    assert np.abs(one.astype(int) - many.astype(int)).max() <= 1  # kernels may sum in another order for another batch
+    assert (
+        np.abs(one.astype(int) - many.astype(int)).max() <= 1
+    )  # kernels may sum in another order for another batch
 
 
 @pytest.mark.parametrize(
@@ -138,7 +152,9 @@ def test_bad_options_are_named(options: dict[str, float], message: str, toy: Ups
         toy(rgb(8, 8), **options)  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize("image", [np.zeros((4, 4, 2), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)])
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4, 2), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)]
+)
 def test_bad_arrays_are_named(image: np.ndarray, toy: Upscaler) -> None:
     with pytest.raises(ValueError, match="an array must be"):
         toy(image)
@@ -160,8 +176,12 @@ def test_whole_composition_against_official(parity: Load, recipe_weights: Fill, 
     up = Upscaler(config, recipe_weights(UNetSwin(config.unet)), vq, device="cpu", dtype="float32")
     settle_ties(vq.quantize, arrays["idx"])
     generator = torch.Generator().manual_seed(700)
-    out = up.upscale_tensor(torch.from_numpy(arrays["lq"]), noise=lambda step: torch.randn((1, 3, 64, 64), generator=generator))
-    torch.testing.assert_close(out, torch.from_numpy(arrays["out"]).float(), atol=2e-3, rtol=0)  # stored as float16
+    out = up.upscale_tensor(
+        torch.from_numpy(arrays["lq"]), noise=lambda step: torch.randn((1, 3, 64, 64), generator=generator)
+    )
+    torch.testing.assert_close(
+        out, torch.from_numpy(arrays["out"]).float(), atol=2e-3, rtol=0
+    )  # stored as float16
 
 
 def test_model_directory_round_trip(tmp_path: Path, toy: Upscaler) -> None:
@@ -179,10 +199,17 @@ def test_a_weight_file_is_complete_in_itself(tmp_path: Path, toy: Upscaler) -> N
     assert Upscaler.from_pretrained(alone, device="cpu").config == toy.config
 
 
-def test_identity_changes_with_whatever_changes_pixels(tmp_path: Path, toy: Upscaler, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_identity_changes_with_whatever_changes_pixels(
+    tmp_path: Path, toy: Upscaler, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = build_network(replace(toy_preset(), train=replace(toy_preset().train, seed=1)))
     slower = replace(toy.config, schedule=replace(toy.config.schedule, steps=3))
-    for name, config, unet in (("a", toy.config, toy.unet), ("b", toy.config, other), ("c", slower, toy.unet), ("d", toy.config, toy.unet)):
+    for name, config, unet in (
+        ("a", toy.config, toy.unet),
+        ("b", toy.config, other),
+        ("c", slower, toy.unet),
+        ("d", toy.config, toy.unet),
+    ):
         weights.save_model(tmp_path / name, "toy", config, unet)
     identities = [Upscaler.from_pretrained(tmp_path / name, device="cpu").identity for name in "abcd"]
     assert len(set(identities)) == 3
@@ -193,15 +220,22 @@ def test_identity_changes_with_whatever_changes_pixels(tmp_path: Path, toy: Upsc
 
 def test_a_model_may_be_named_with_the_precision_it_computes_in(tmp_path: Path, toy: Upscaler) -> None:
     weights.save_model(tmp_path / "a", "toy", toy.config, toy.unet)
-    plain, half = (Upscaler.from_pretrained(f"{tmp_path}/a{suffix}", device="cpu") for suffix in ("", "@bfloat16"))
+    plain, half = (
+        Upscaler.from_pretrained(f"{tmp_path}/a{suffix}", device="cpu") for suffix in ("", "@bfloat16")
+    )
     assert (plain.dtype, half.dtype) == (torch.float32, torch.bfloat16)
     assert (plain.name, half.name) == ("toy", "toy@bfloat16")
     assert half.identity != plain.identity  # outputs of one job never come from both
     assert Upscaler.from_pretrained(tmp_path / "a", device="cpu", dtype="bfloat16").identity == half.identity
-    assert Upscaler.from_pretrained(f"{tmp_path}/a@bfloat16", device="cpu", dtype="float32").dtype == torch.float32
+    assert (
+        Upscaler.from_pretrained(f"{tmp_path}/a@bfloat16", device="cpu", dtype="float32").dtype
+        == torch.float32
+    )
     with pytest.raises(WeightsError, match="no model"):
         Upscaler.from_pretrained(f"{tmp_path}/a@float8", device="cpu")
-    weights.save_model(tmp_path / "a@float16", "toy", toy.config, toy.unet)  # a path that is there is that path
+    weights.save_model(
+        tmp_path / "a@float16", "toy", toy.config, toy.unet
+    )  # a path that is there is that path
     assert Upscaler.from_pretrained(tmp_path / "a@float16", device="cpu").dtype == torch.float32
 
 

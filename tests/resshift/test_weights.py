@@ -132,7 +132,9 @@ def test_bad_model_configuration_is_said(text: str, tmp_path: Path) -> None:
 def test_model_directory_is_written_with_its_configuration(tmp_path: Path) -> None:
     save_model(tmp_path, "toy", toy_preset().model, build_network(toy_preset()), dtype=torch.float16)
     assert read_model_config(tmp_path) == ("toy", toy_preset().model)
-    assert {value.dtype for value in read_state_dict(tmp_path / "model.safetensors").values()} == {torch.float16}
+    assert {value.dtype for value in read_state_dict(tmp_path / "model.safetensors").values()} == {
+        torch.float16
+    }
 
 
 DATA = bytes(range(256)) * 100
@@ -212,7 +214,9 @@ def test_licence_comes_before_the_download(server: Server, tmp_path: Path) -> No
         ("/nonsense", None),
     ],
 )
-def test_failed_download_leaves_nothing(path: str, sha256: str | None, server: Server, tmp_path: Path) -> None:
+def test_failed_download_leaves_nothing(
+    path: str, sha256: str | None, server: Server, tmp_path: Path
+) -> None:
     with pytest.raises(WeightsError):
         fetch(remote(server, path, sha256), accept_licence=True, cache=tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -33,7 +33,9 @@ class LocalModel:
         self.num_replicas = 1
         self.is_held = False
 
-    async def upscale(self, frames: Frames, *, seed: int, outscale: float | None = None, steps: int | None = None) -> tuple[Frames, float]:
+    async def upscale(
+        self, frames: Frames, *, seed: int, outscale: float | None = None, steps: int | None = None
+    ) -> tuple[Frames, float]:
         del steps
         if frames.pictures[0].height == 8:  # the probe of the readiness is counted apart
             self.num_probes += 1
@@ -55,10 +57,14 @@ class Endpoint:
 
     def __init__(self, settings: ServeSettings) -> None:
         self.model = LocalModel()
-        self.pictures = PictureService(settings.limits, {"nearest-x4": self.model}, num_cpus=1, sleeping=settings.sleeping)
+        self.pictures = PictureService(
+            settings.limits, {"nearest-x4": self.model}, num_cpus=1, sleeping=settings.sleeping
+        )
         self.services = Services(settings, self.pictures, JobKeeper(settings, self.pictures))
         self.app = create_app(self.services)
-        self.client = TestClient(self.app, base_url="http://127.0.0.1", client=("127.0.0.1", 50000), raise_server_exceptions=False)
+        self.client = TestClient(
+            self.app, base_url="http://127.0.0.1", client=("127.0.0.1", 50000), raise_server_exceptions=False
+        )
 
     def post(self, data: bytes, path: str = "/v1/upscale", **options: Any) -> Any:  # noqa: ANN401 - a response
         return self.client.post(path, content=data, **options)
@@ -71,7 +77,9 @@ def start_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., En
     def start(**args: Any) -> Endpoint:  # noqa: ANN401
         settings = parse({"models": ["nearest-x4"]} | args)
         if not settings.jobs.state:
-            settings = replace(settings, jobs=replace(settings.jobs, state=str(tmp_path_factory.mktemp("state"))))
+            settings = replace(
+                settings, jobs=replace(settings.jobs, state=str(tmp_path_factory.mktemp("state")))
+            )
         return Endpoint(settings)
 
     return start
@@ -80,7 +88,9 @@ def start_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., En
 @pytest.fixture(scope="session")
 def endpoint(start_endpoint: Callable[..., Endpoint]) -> Iterator[Endpoint]:
     """Return the endpoint with narrow limits that most tests share."""
-    made = start_endpoint(limits={"body_mb": 2, "megapixels": 1, "output_megapixels": 8, "max_side_px": 20_000})
+    made = start_endpoint(
+        limits={"body_mb": 2, "megapixels": 1, "output_megapixels": 8, "max_side_px": 20_000}
+    )
     with made.client:
         yield made
 

@@ -32,7 +32,12 @@ def bomb(width: int = 65_000, height: int = 65_000) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10_000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(10_000)))
+        + chunk(b"IEND", b"")
+    )
 
 
 class TestPicture:
@@ -59,7 +64,10 @@ class TestPicture:
         assert answer.headers["content-disposition"] == "inline; filename*=UTF-8''gr%C3%B6%C3%9Fe_x4.tiff"
 
     def test_options_as_a_json_field(self, endpoint: Any, make: Any) -> None:  # noqa: ANN401
-        form = {"files": {"image": make.picture()}, "data": {"options": json.dumps({"format": "webp", "quality": 40})}}
+        form = {
+            "files": {"image": make.picture()},
+            "data": {"options": json.dumps({"format": "webp", "quality": 40})},
+        }
         assert endpoint.client.post("/v1/upscale", **form).headers["content-type"] == "image/webp"
 
     @pytest.mark.parametrize("format", ["PNG", "BMP", "GIF", "TIFF", "WEBP"])
@@ -103,7 +111,13 @@ class TestRefusals:
             (b"%PDF-1.7 ...", 415, "unsupported_format"),
             (PNG, 422, None),
             (bomb(), 413, "too_large"),
-            (b"BM" + struct.pack("<IIIIiiHHIIiiII", 200, 0, 54, 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0) + bytes(99), 413, "too_large"),
+            (
+                b"BM"
+                + struct.pack("<IIIIiiHHIIiiII", 200, 0, 54, 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0)
+                + bytes(99),
+                413,
+                "too_large",
+            ),
             (bytes(2_000_001), 413, "too_large"),
         ],
     )
@@ -111,7 +125,11 @@ class TestRefusals:
         begun = endpoint.model.num_begun
         answer = endpoint.post(data)
         body = answer.json()
-        assert (answer.status_code, answer.headers["content-type"], body["status"]) == (status, "application/problem+json", status)
+        assert (answer.status_code, answer.headers["content-type"], body["status"]) == (
+            status,
+            "application/problem+json",
+            status,
+        )
         assert reason is None or body["reason"] == reason
         assert endpoint.client.get(body["type"]).json()["status"] == status  # the type can be opened
         assert endpoint.model.num_begun == begun
@@ -150,7 +168,9 @@ class TestRefusals:
         assert endpoint.client.post("/v1/upscale", **form).status_code == 422
 
     @pytest.mark.parametrize("query", ["model=unknown", "outscale=2", "steps=2"])
-    def test_what_the_model_cannot_do_is_refused_before_it_is_asked(self, query: str, endpoint: Any, make: Any) -> None:  # noqa: ANN401
+    def test_what_the_model_cannot_do_is_refused_before_it_is_asked(
+        self, query: str, endpoint: Any, make: Any
+    ) -> None:  # noqa: ANN401
         answer = endpoint.post(make.picture(), f"/v1/upscale?{query}")
         assert (answer.status_code, answer.json()["type"]) == (422, "/problems/bad_option")
 
@@ -159,9 +179,21 @@ class TestRefusals:
         [
             ("multipart/form-data", b"--x\r\n", 400),
             ("multipart/form-data; boundary=x", b"no boundary here", 400),
-            ("multipart/form-data; boundary=x", b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nab', 400),
-            ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition: form-data\r\n\r\nab\r\n--x--\r\n", 400),
-            ("multipart/form-data; boundary=x", b'--x\r\nContent-Disposition: form-data; name="seed"\r\n\r\n1\r\n--x--\r\n', 400),
+            (
+                "multipart/form-data; boundary=x",
+                b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nab',
+                400,
+            ),
+            (
+                "multipart/form-data; boundary=x",
+                b"--x\r\nContent-Disposition: form-data\r\n\r\nab\r\n--x--\r\n",
+                400,
+            ),
+            (
+                "multipart/form-data; boundary=x",
+                b'--x\r\nContent-Disposition: form-data; name="seed"\r\n\r\n1\r\n--x--\r\n',
+                400,
+            ),
             (
                 "multipart/form-data; boundary=x",
                 b'--x\r\nContent-Disposition: form-data; name="other"; filename="a"\r\n\r\nab\r\n--x--\r\n',
@@ -201,7 +233,10 @@ class TestRefusals:
             ("GET", "/static/none.js", 404),
         ):
             answer = endpoint.client.request(method, path)
-            assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+            assert (answer.status_code, answer.headers["content-type"]) == (
+                status,
+                "application/problem+json",
+            )
 
     def test_a_mistake_of_ours_tells_nothing(self, start_endpoint: Callable[..., Any], make: Any) -> None:  # noqa: ANN401
         broken = start_endpoint()
@@ -226,7 +261,9 @@ def request_of(*messages: dict[str, Any], forever: bool = False) -> Any:  # noqa
             await asyncio.sleep(3600)
         return left.pop(0)
 
-    return Request({"type": "http", "method": "POST", "headers": [], "path": "/", "query_string": b""}, receive)
+    return Request(
+        {"type": "http", "method": "POST", "headers": [], "path": "/", "query_string": b""}, receive
+    )
 
 
 def test_a_slow_client_is_given_up_and_its_bytes_forgotten() -> None:
@@ -242,14 +279,18 @@ def test_a_slow_client_is_given_up_and_its_bytes_forgotten() -> None:
 
 def test_a_client_that_leaves_while_it_sends() -> None:
     reader = Reader(LimitSettings(), ByteBudget(1000))
-    request = request_of({"type": "http.request", "body": b"abc", "more_body": True}, {"type": "http.disconnect"})
+    request = request_of(
+        {"type": "http.request", "body": b"abc", "more_body": True}, {"type": "http.disconnect"}
+    )
     with pytest.raises(Problem) as refused:
         asyncio.run(reader.read(request))
     assert refused.value.status == 499
 
 
 class TestOverload:
-    def test_the_line_is_bounded_and_refusals_say_when_to_come_again(self, start_endpoint: Callable[..., Any], make: Any) -> None:  # noqa: ANN401
+    def test_the_line_is_bounded_and_refusals_say_when_to_come_again(
+        self, start_endpoint: Callable[..., Any], make: Any
+    ) -> None:  # noqa: ANN401
         """Ten requests for one slot and a line of two: three are answered, seven are refused at once."""
         import httpx2
 
@@ -275,7 +316,9 @@ class TestOverload:
                 assert np.array_equal(make.decoded(answer.content), make.enlarged(data))
         assert crowded.model.num_begun == 3
 
-    def test_a_deadline_ends_the_wait_before_the_model_is_asked(self, start_endpoint: Callable[..., Any], make: Any) -> None:  # noqa: ANN401
+    def test_a_deadline_ends_the_wait_before_the_model_is_asked(
+        self, start_endpoint: Callable[..., Any], make: Any
+    ) -> None:  # noqa: ANN401
         import httpx2
 
         crowded = start_endpoint(limits={"in_flight": 1, "queue": 5})
@@ -295,14 +338,18 @@ class TestOverload:
         assert asyncio.run(play()) == (200, 503)
         assert crowded.model.num_begun == 1
 
-    def test_a_deadline_that_passes_at_work_is_504(self, start_endpoint: Callable[..., Any], make: Any) -> None:  # noqa: ANN401
+    def test_a_deadline_that_passes_at_work_is_504(
+        self, start_endpoint: Callable[..., Any], make: Any
+    ) -> None:  # noqa: ANN401
         crowded = start_endpoint()
         crowded.model.is_held = True
         answer = crowded.post(make.picture(), headers={"X-Request-Timeout": "3"})
         assert answer.status_code == 504
         assert crowded.pictures.admission.num_working == 0
 
-    def test_work_of_a_client_that_left_is_dropped(self, start_endpoint: Callable[..., Any], make: Any) -> None:  # noqa: ANN401
+    def test_work_of_a_client_that_left_is_dropped(
+        self, start_endpoint: Callable[..., Any], make: Any
+    ) -> None:  # noqa: ANN401
         crowded = start_endpoint()
         crowded.model.is_held = True
         data, sent = make.picture(), list[Any]()
@@ -321,8 +368,16 @@ class TestOverload:
                 sent.append(message)
 
             headers = [(b"host", b"127.0.0.1")]
-            scope = {"type": "http", "method": "POST", "path": "/v1/upscale", "query_string": b"", "headers": headers}
-            await crowded.app(scope | {"client": ("127.0.0.1", 1), "scheme": "http", "http_version": "1.1"}, receive, send)
+            scope = {
+                "type": "http",
+                "method": "POST",
+                "path": "/v1/upscale",
+                "query_string": b"",
+                "headers": headers,
+            }
+            await crowded.app(
+                scope | {"client": ("127.0.0.1", 1), "scheme": "http", "http_version": "1.1"}, receive, send
+            )
 
         asyncio.run(play())
         assert sent[0]["status"] == 499
@@ -333,7 +388,12 @@ class TestOverload:
 class TestKeys:
     def test_a_key_is_needed_and_has_its_quota(self, start_endpoint: Callable[..., Any], make: Any) -> None:  # noqa: ANN401
         key = new_key()
-        entry = {"name": "alice", "sha256": digest(key), "requests_per_minute": 3, "megapixels_per_minute": 0.0009}
+        entry = {
+            "name": "alice",
+            "sha256": digest(key),
+            "requests_per_minute": 3,
+            "megapixels_per_minute": 0.0009,
+        }
         guarded = start_endpoint(keys=[entry])
         data, headers = make.picture(), {"Authorization": f"Bearer {key}"}
         assert guarded.post(data).status_code == 401
@@ -357,9 +417,24 @@ class TestKeys:
         async def send(message: Any) -> None:  # noqa: ANN401
             sent.append(message)
 
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"1000000"), (b"host", b"127.0.0.1")]
-        scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"", "headers": headers}
-        asyncio.run(guarded.app(scope | {"client": ("127.0.0.1", 1), "scheme": "http", "http_version": "1.1"}, receive, send))
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"1000000"),
+            (b"host", b"127.0.0.1"),
+        ]
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "headers": headers,
+        }
+        asyncio.run(
+            guarded.app(
+                scope | {"client": ("127.0.0.1", 1), "scheme": "http", "http_version": "1.1"}, receive, send
+            )
+        )
         assert sent[0]["status"] == 401
 
 
@@ -478,7 +553,10 @@ class TestDescription:
             assert answer.status_code == 200
             assert "default-src 'none'" in answer.headers["content-security-policy"]
             assert not re.search(r"https?://(?!www.w3.org/2000/svg)|@import|url\(", answer.text)
-            assert endpoint.client.get(path, headers={"If-None-Match": answer.headers["etag"]}).status_code == 304
+            assert (
+                endpoint.client.get(path, headers={"If-None-Match": answer.headers["etag"]}).status_code
+                == 304
+            )
 
     def test_kinds_of_problems_are_explained(self, endpoint: Any) -> None:  # noqa: ANN401
         for kind in KINDS:

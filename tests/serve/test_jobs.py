@@ -32,7 +32,11 @@ def test_a_picture_is_answered_later(endpoint: Any, make: Any) -> None:  # noqa:
     assert (taken.status_code, taken.headers["preference-applied"]) == (202, "respond-async")
     where = taken.headers["location"]
     view = ended(endpoint, where)
-    assert (view["state"], view["kind"], view["result"]["sizes"]) == ("complete", "picture", [[24, 20], [96, 80]])
+    assert (view["state"], view["kind"], view["result"]["sizes"]) == (
+        "complete",
+        "picture",
+        [[24, 20], [96, 80]],
+    )
     answer = endpoint.client.get(f"{where}/result")
     assert answer.headers["content-type"] == "image/tiff"
     assert np.array_equal(make.decoded(answer.content), make.enlarged(data))
@@ -75,7 +79,9 @@ def test_a_job_is_cancelled(start_endpoint: Callable[..., Any], make: Any) -> No
         assert made.model.num_done == 0
 
 
-def test_a_new_keeper_continues_what_had_not_ended(start_endpoint: Callable[..., Any], make: Any, tmp_path: Path) -> None:  # noqa: ANN401
+def test_a_new_keeper_continues_what_had_not_ended(
+    start_endpoint: Callable[..., Any], make: Any, tmp_path: Path
+) -> None:  # noqa: ANN401
     """No job is lost: the first endpoint goes down with one that runs and one that waits."""
     jobs = {"state": str(tmp_path / "state"), "running": 1}
     data = [make.picture(6), make.picture(7)]
@@ -148,9 +154,14 @@ def test_bulk_jobs_that_cannot_be(
     made = start_endpoint(jobs={"sources": [str(photos)], "targets": [str(out)]})
     places = {"IN": str(photos), "OUT": str(out)}
     for short, path in places.items():
-        change = {name: value.replace(short, path) if isinstance(value, str) else value for name, value in change.items()}
+        change = {
+            name: value.replace(short, path) if isinstance(value, str) else value
+            for name, value in change.items()
+        }
     answer = made.client.post("/v1/jobs", json={"source": str(photos), "target": f"{out}/x4"} | change)
-    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), (
+        answer.text
+    )
     assert not out.exists()
 
 
@@ -170,25 +181,36 @@ def test_a_bulk_job_waits_while_another_run_works_there_and_says_so(
         assert view["state"] == "running"
         assert view["message"].startswith("another run works at ")
         assert client.delete(where).json()["state"] == "cancelled"
-        assert [path.suffix for path in (out / "_resshift" / "working").iterdir()] == [".json"]  # of the other run alone
+        assert [path.suffix for path in (out / "_resshift" / "working").iterdir()] == [
+            ".json"
+        ]  # of the other run alone
         assert not (out / "_resshift" / "job.json").exists()
 
 
 def test_bulk_job_bodies_must_be_json(endpoint: Any) -> None:  # noqa: ANN401
     """A form of another site cannot send JSON without being asked by the browser first."""
-    answer = endpoint.client.post("/v1/jobs", content=b'{"source": "/a", "target": "/b"}', headers={"Content-Type": "text/plain"})
+    answer = endpoint.client.post(
+        "/v1/jobs", content=b'{"source": "/a", "target": "/b"}', headers={"Content-Type": "text/plain"}
+    )
     assert answer.status_code == 422
     assert "Content-Type: application/json, got 'text/plain'" in answer.json()["detail"]
 
 
-@pytest.mark.parametrize(("body", "status"), [(b"{", 422), (b"[]", 422), (b"", 422), (b'{"source": "/a"}', 422), (b" " * 1_000_001, 413)])
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [(b"{", 422), (b"[]", 422), (b"", 422), (b'{"source": "/a"}', 422), (b" " * 1_000_001, 413)],
+)
 def test_bulk_job_bodies_that_cannot_be(endpoint: Any, body: bytes, status: int) -> None:  # noqa: ANN401
     answer = endpoint.client.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
-    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), (
+        answer.text
+    )
     assert endpoint.services.budget.used == 0
 
 
-def test_state_has_a_default_place(start_endpoint: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_state_has_a_default_place(
+    start_endpoint: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from serve.jobs import JobKeeper
 
     monkeypatch.setenv("RESSHIFT_CACHE", str(tmp_path))

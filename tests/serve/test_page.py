@@ -60,13 +60,22 @@ class Browser:
     def wait(self, condition: str) -> None:
         deadline = time.monotonic() + WAIT_S
         while not self.run(f"Boolean({condition})"):
-            assert time.monotonic() < deadline, f"{condition} did not come true: {self.run('document.body.innerText')}"
+            assert time.monotonic() < deadline, (
+                f"{condition} did not come true: {self.run('document.body.innerText')}"
+            )
             time.sleep(0.05)
 
     def press(self, key: str) -> None:
         for kind in ("keyDown", "keyUp"):
             text = {"text": key} if len(key) == 1 and kind == "keyDown" else {}
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=CODES.get(key, 0), **text)
+            self.call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key,
+                windowsVirtualKeyCode=CODES.get(key, 0),
+                **text,
+            )
 
     def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
         for kind, (x, y) in (("mousePressed", start), ("mouseMoved", end), ("mouseReleased", end)):
@@ -100,10 +109,23 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
     if command is None:
         pytest.skip("chromium is not installed")
     profile = tmp_path / "profile"
-    quiet = ("--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-gpu")
-    where = (f"--user-data-dir={profile}", "--remote-debugging-port=0", "--window-size=1280,900", "about:blank")
+    quiet = (
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--disable-gpu",
+    )
+    where = (
+        f"--user-data-dir={profile}",
+        "--remote-debugging-port=0",
+        "--window-size=1280,900",
+        "about:blank",
+    )
     with (tmp_path / "chromium.log").open("w") as log:
-        running = subprocess.Popen([command, "--headless=new", "--no-sandbox", *quiet, *where], stdout=log, stderr=log)
+        running = subprocess.Popen(
+            [command, "--headless=new", "--no-sandbox", *quiet, *where], stdout=log, stderr=log
+        )
         try:
             with connect(debugger(profile, running), max_size=None, open_timeout=WAIT_S) as channel:
                 yield Browser(channel)
@@ -122,7 +144,11 @@ def debugger(profile: Path, running: subprocess.Popen[bytes]) -> str:
             number = int(port.read_text().splitlines()[0])
             import httpx2
 
-            found = [tab for tab in httpx2.get(f"http://127.0.0.1:{number}/json", timeout=30).json() if tab["type"] == "page"]
+            found = [
+                tab
+                for tab in httpx2.get(f"http://127.0.0.1:{number}/json", timeout=30).json()
+                if tab["type"] == "page"
+            ]
             return found[0]["webSocketDebuggerUrl"]
         time.sleep(0.1)
     raise TimeoutError("chromium did not come up")
@@ -131,7 +157,13 @@ def debugger(profile: Path, running: subprocess.Popen[bytes]) -> str:
 def open_page(browser: Browser, address: str, downloads: Path, width: int = 1280, height: int = 900) -> None:
     for domain in ("Page", "Runtime", "Log"):
         browser.call(f"{domain}.enable")
-    browser.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+    browser.call(
+        "Emulation.setDeviceMetricsOverride",
+        width=width,
+        height=height,
+        deviceScaleFactor=1,
+        mobile=width < 600,
+    )
     browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))
     browser.call("Page.navigate", url=address)
     browser.wait("document.readyState === 'complete' && document.querySelector('#model')?.options.length")
@@ -153,7 +185,9 @@ def test_drop_compare_and_download(browser: Browser, address: str, make: Any, tm
     # What is on the two canvases: ours, pixel by pixel, and bicubic, as Pillow has it.
     assert browser.run(PIXEL % ("#after", 101, 77)) == expected[77, 101].tolist()
     bicubic = bicubic_pixels(make.decoded(data), 320, 240)
-    assert np.abs(np.subtract(browser.run(PIXEL % ("#before", 101, 77)), bicubic[77, 101], dtype=int)).max() <= 1
+    assert (
+        np.abs(np.subtract(browser.run(PIXEL % ("#before", 101, 77)), bicubic[77, 101], dtype=int)).max() <= 1
+    )
     # The divider follows the range, by keyboard and by pointer.
     browser.run("document.querySelector('#split').focus()")
     clip = "document.querySelector('#before-layer').style.clipPath"
@@ -206,7 +240,9 @@ def scale_of(transform: str) -> float:
 
 
 @pytest.mark.timeout(400)
-def test_errors_are_told_and_a_phone_is_wide_enough(browser: Browser, address: str, make: Any, tmp_path: Path) -> None:  # noqa: ANN401
+def test_errors_are_told_and_a_phone_is_wide_enough(
+    browser: Browser, address: str, make: Any, tmp_path: Path
+) -> None:  # noqa: ANN401
     open_page(browser, address, tmp_path, 390, 844)
     drop(browser, b"no picture at all", "notes.txt")
     browser.wait("!document.querySelector('#error').hidden")
@@ -218,7 +254,11 @@ def test_errors_are_told_and_a_phone_is_wide_enough(browser: Browser, address: s
     # Everything that can be used has a name for a screen reader.
     tree = browser.call("Accessibility.getFullAXTree")["nodes"]
     roles = {"button", "link", "textbox", "slider", "combobox", "radio", "spinbutton"}
-    nameless = [node for node in tree if node.get("role", {}).get("value") in roles and not node.get("name", {}).get("value")]
+    nameless = [
+        node
+        for node in tree
+        if node.get("role", {}).get("value") in roles and not node.get("name", {}).get("value")
+    ]
     assert nameless == []
     assert len([node for node in tree if node.get("role", {}).get("value") in roles]) > 8
     browser.call("Page.navigate", url=f"{address}/docs")

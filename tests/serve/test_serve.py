@@ -44,7 +44,13 @@ def test_a_picture_without_a_key_has_the_noise_of_its_seed() -> None:
         identity = "nearest-x4"
 
         def upscaling(
-            self, picture: Picture, *, seed: int = 0, outscale: float | None = None, steps: int | None = None, tile_px: int | None = None
+            self,
+            picture: Picture,
+            *,
+            seed: int = 0,
+            outscale: float | None = None,
+            steps: int | None = None,
+            tile_px: int | None = None,
         ) -> Work[Picture]:
             del outscale, steps, tile_px
             seen.append(seed)
@@ -74,7 +80,14 @@ def address(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
     from ray import serve
 
     root = tmp_path_factory.mktemp("serve")
-    command = ["--model", "nearest-x4@30", "--port", str(free_port()), "--jobs", f"{root.parent}:{root.parent}"]
+    command = [
+        "--model",
+        "nearest-x4@30",
+        "--port",
+        str(free_port()),
+        "--jobs",
+        f"{root.parent}:{root.parent}",
+    ]
     config = configuration(arguments().parse_args(command))
     config["applications"][0]["args"]["num_cpus"] = 0.5
     config["applications"][-1]["args"]["jobs"]["state"] = str(root / "state")
@@ -102,7 +115,11 @@ def replica_pids() -> list[int]:
 
     context: Any = ray.get_runtime_context()
     found: list[Any] = list_actors(context.gcs_address, filters=[("state", "=", "ALIVE")], detail=True)
-    return [actor.pid for actor in found if actor.name is not None and "resshift-nearest-x4#model" in actor.name and actor.pid is not None]
+    return [
+        actor.pid
+        for actor in found
+        if actor.name is not None and "resshift-nearest-x4#model" in actor.name and actor.pid is not None
+    ]
 
 
 @pytest.mark.ray
@@ -130,7 +147,13 @@ class TestOnServe:
         (tmp_path / "photo.jpg").write_bytes(data)
         for command in commands:
             shown = command.split("  #")[0].replace("http://127.0.0.1:8000", address)
-            done = subprocess.run(["bash", "-c", f"set -o pipefail; {shown}"], cwd=tmp_path, capture_output=True, timeout=120, check=False)
+            done = subprocess.run(
+                ["bash", "-c", f"set -o pipefail; {shown}"],
+                cwd=tmp_path,
+                capture_output=True,
+                timeout=120,
+                check=False,
+            )
             assert done.returncode == 0, (shown, done.stdout, done.stderr)
         assert np.array_equal(make.decoded((tmp_path / "photo_x4.png").read_bytes()), make.enlarged(data))
 
@@ -145,11 +168,17 @@ class TestOnServe:
         assert len(example[1].splitlines()) <= 40
         data = make.picture(8)
         (tmp_path / "photo.png").write_bytes(data)
-        (tmp_path / "client.py").write_text(example[1].replace("http://127.0.0.1:8000", address), encoding="utf-8")
-        subprocess.run([sys.executable, "client.py", "photo.png", "big.png"], cwd=tmp_path, check=True, timeout=120)
+        (tmp_path / "client.py").write_text(
+            example[1].replace("http://127.0.0.1:8000", address), encoding="utf-8"
+        )
+        subprocess.run(
+            [sys.executable, "client.py", "photo.png", "big.png"], cwd=tmp_path, check=True, timeout=120
+        )
         assert np.array_equal(make.decoded((tmp_path / "big.png").read_bytes()), make.enlarged(data))
 
-    def test_a_bulk_job_is_watched_cancelled_and_continued(self, address: str, make: Any, tmp_path: Path) -> None:  # noqa: ANN401
+    def test_a_bulk_job_is_watched_cancelled_and_continued(
+        self, address: str, make: Any, tmp_path: Path
+    ) -> None:  # noqa: ANN401
         source, target = tmp_path / "in", tmp_path / "out"
         source.mkdir()
         for i in range(12):
@@ -160,8 +189,13 @@ class TestOnServe:
         taken = httpx2.post(f"{address}/v1/jobs", json=asked, headers=headers, timeout=60)
         assert taken.status_code == 202, taken.text
         where = address + taken.headers["location"]
-        assert httpx2.post(f"{address}/v1/jobs", json=asked, headers=headers, timeout=60).json()["id"] == taken.json()["id"]
-        assert httpx2.post(f"{address}/v1/jobs", json=asked, timeout=60).status_code == 409  # one job a target at a time
+        assert (
+            httpx2.post(f"{address}/v1/jobs", json=asked, headers=headers, timeout=60).json()["id"]
+            == taken.json()["id"]
+        )
+        assert (
+            httpx2.post(f"{address}/v1/jobs", json=asked, timeout=60).status_code == 409
+        )  # one job a target at a time
 
         def progress() -> dict[str, Any] | None:
             found = httpx2.get(where, timeout=60).json().get("progress")
@@ -175,7 +209,11 @@ class TestOnServe:
         where = address + again.headers["location"]
         wait_for(lambda: httpx2.get(where, timeout=60).json()["state"] not in ("queued", "running"))
         view = httpx2.get(where, timeout=60).json()
-        assert (view["state"], view["counts"]["ok"], view["counts"]["failed"]) == ("complete_with_failures", 12, 1)
+        assert (view["state"], view["counts"]["ok"], view["counts"]["failed"]) == (
+            "complete_with_failures",
+            12,
+            1,
+        )
         assert 1 <= done_before <= 12
         for i in range(12):
             expected = make.enlarged((source / f"{i:02}.png").read_bytes())
@@ -196,7 +234,12 @@ class TestOnServe:
         before = figure(address, 'resshift_megapixels_total{side="in"}')
         threads = [threading.Thread(target=leave) for _ in range(2)]
         first: list[httpx2.Response] = []
-        threads.insert(0, threading.Thread(target=lambda: first.append(httpx2.post(f"{address}/v1/upscale", content=large, timeout=200))))
+        threads.insert(
+            0,
+            threading.Thread(
+                target=lambda: first.append(httpx2.post(f"{address}/v1/upscale", content=large, timeout=200))
+            ),
+        )
         for thread in threads:
             thread.start()
             time.sleep(0.3)
@@ -204,12 +247,18 @@ class TestOnServe:
             thread.join()
         answer = httpx2.post(f"{address}/v1/upscale", content=small, timeout=200)
         assert (first[0].status_code, answer.status_code) == (200, 200)
-        assert figure(address, 'resshift_megapixels_total{side="in"}') == pytest.approx(before + 0.3 + 0.00048)
+        assert figure(address, 'resshift_megapixels_total{side="in"}') == pytest.approx(
+            before + 0.3 + 0.00048
+        )
 
     def test_a_replica_that_dies_takes_no_request_with_it(self, address: str, make: Any) -> None:  # noqa: ANN401
         data = make.picture(3, 200, 300)  # 1.8 s each
         answers: list[httpx2.Response] = []
-        send = lambda: answers.append(httpx2.post(f"{address}/v1/upscale", content=data, timeout=400, headers={"X-Request-Timeout": "300"}))  # noqa: E731
+        send = lambda: answers.append(
+            httpx2.post(
+                f"{address}/v1/upscale", content=data, timeout=400, headers={"X-Request-Timeout": "300"}
+            )
+        )  # noqa: E731
         threads = [threading.Thread(target=send) for _ in range(4)]
         for thread in threads:
             thread.start()
@@ -256,7 +305,9 @@ def test_the_shipped_configuration_is_what_the_command_prints(capsys: pytest.Cap
 
     assert main(["--print-config"]) == 0
     printed: Any = yaml.safe_load(io.StringIO(capsys.readouterr().out))
-    shipped: Any = yaml.safe_load((Path(__file__).parents[2] / "serve" / "config.yaml").read_text(encoding="utf-8"))
+    shipped: Any = yaml.safe_load(
+        (Path(__file__).parents[2] / "serve" / "config.yaml").read_text(encoding="utf-8")
+    )
     assert json.loads(json.dumps(shipped)) == printed
     assert shipped["http_options"]["host"] == "127.0.0.1"
 
@@ -270,7 +321,9 @@ def test_models_that_may_have_no_replicas_are_told_to_the_endpoint() -> None:
 
 
 def test_what_replicas_take_at_a_time_is_what_the_endpoint_hands_on() -> None:
-    config = configuration(arguments().parse_args(["--model", "nearest-x4", "--replicas", "1:4", "--ongoing", "16"]))
+    config = configuration(
+        arguments().parse_args(["--model", "nearest-x4", "--replicas", "1:4", "--ongoing", "16"])
+    )
     model, endpoint = (one["args"] for one in config["applications"])
     assert model["ongoing"] == 16
     assert endpoint["limits"]["in_flight"] == 4 * 16 + 2
@@ -298,7 +351,9 @@ def test_a_command_that_cannot_be_is_one_line(command: list[str], capsys: pytest
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
-def test_a_port_in_use_is_told_before_a_cluster_is_started(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_in_use_is_told_before_a_cluster_is_started(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from serve import __main__
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -306,7 +361,10 @@ def test_a_port_in_use_is_told_before_a_cluster_is_started(capsys: pytest.Captur
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert __main__.main(["--model", "nearest-x4", "--port", str(port)]) == 2
-    assert f"error: cannot listen at 127.0.0.1:{port} (Address already in use): give another" in capsys.readouterr().err
+    assert (
+        f"error: cannot listen at 127.0.0.1:{port} (Address already in use): give another"
+        in capsys.readouterr().err
+    )
     # Free again, so the cluster is next; and Ctrl-C while it starts is a line.
     monkeypatch.setattr(__main__, "connect_to_ray", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     assert __main__.main(["--model", "nearest-x4", "--port", str(port)]) == 1

@@ -51,7 +51,9 @@ def test_a_budget_admits_one_and_then_what_fits() -> None:
 
 
 @pytest.mark.parametrize(("in_flight_mb", "expected"), [(None, [400, 800]), (1, [1_000_000, 1_000_000])])
-def test_a_run_works_with_what_the_cluster_has_become(tmp_path: Path, in_flight_mb: float | None, expected: list[int]) -> None:
+def test_a_run_works_with_what_the_cluster_has_become(
+    tmp_path: Path, in_flight_mb: float | None, expected: list[int]
+) -> None:
     stages = StageOptions(job=JOB, target=str(tmp_path))
     engine = ActorEngine(EngineOptions(model="nearest-x4", identity="nearest-x4"))
     options = BulkOptions(in_flight_mb=in_flight_mb)
@@ -102,7 +104,9 @@ def run_bulk(
     rows: list[Row] = []
 
     async def run() -> dict[int, ReplicaTime]:
-        worklist = Worklist(entries(str(source), Selection()), Known(DigestSet(), OwnerMap(), Counter()), JOB.output_key, 4)
+        worklist = Worklist(
+            entries(str(source), Selection()), Known(DigestSet(), OwnerMap(), Counter()), JOB.output_key, 4
+        )
         stages = StageOptions(job=JOB, target=str(target))
         options = BulkOptions(unit_pictures=unit_pictures, fetch_pictures=4)
 
@@ -114,7 +118,9 @@ def run_bulk(
                     yield items[i : i + 4], []
                 yield [], refused
 
-        bulk = BulkRun(listed(), stages, engine, options, rows.append, num_cpus=2, object_store_bytes=300 << 20)
+        bulk = BulkRun(
+            listed(), stages, engine, options, rows.append, num_cpus=2, object_store_bytes=300 << 20
+        )
         try:
             await engine.start()
             await bulk.run()
@@ -132,7 +138,9 @@ class TestOnRay:
     """One cluster, few replicas: starting them is what takes the time."""
 
     @pytest.mark.parametrize("kind", [ActorEngine, ServeEngine])
-    def test_every_input_has_one_row_and_its_own_pixels(self, kind: Callable[[EngineOptions], Engine], tree: Path, tmp_path: Path) -> None:
+    def test_every_input_has_one_row_and_its_own_pixels(
+        self, kind: Callable[[EngineOptions], Engine], tree: Path, tmp_path: Path
+    ) -> None:
         engine = kind(EngineOptions(model="nearest-x4", identity="nearest-x4", num_cpus=0.5))
         rows, _ = run_bulk(tree, tmp_path / "out", engine)
         assert Counter(row["status"] for row in rows) == {"ok": 10, "failed": 1}
@@ -143,8 +151,12 @@ class TestOnRay:
                 written = codec.decode((tmp_path / "out" / row["output"]).read_bytes()).pixels
                 assert (written == source.repeat(4, axis=0).repeat(4, axis=1)).all()
 
-    def test_a_picture_that_kills_replicas_is_charged_and_its_neighbours_are_not(self, tree: Path, tmp_path: Path) -> None:
-        engine = PoisonedEngine(EngineOptions(model="nearest-x4@150", identity="nearest-x4", num_cpus=0.5), "class1/3.png")
+    def test_a_picture_that_kills_replicas_is_charged_and_its_neighbours_are_not(
+        self, tree: Path, tmp_path: Path
+    ) -> None:
+        engine = PoisonedEngine(
+            EngineOptions(model="nearest-x4@150", identity="nearest-x4", num_cpus=0.5), "class1/3.png"
+        )
         rows = {row["key"]: row for row in run_bulk(tree, tmp_path / "out", engine)[0]}
         assert len(rows) == 11
         assert (rows["class1/3.png"]["status"], rows["class1/3.png"]["reason"]) == ("failed", "killed_worker")
@@ -160,14 +172,20 @@ class TestOnRay:
         assert engine.kept_company == [True, False, False]
 
     @pytest.mark.parametrize("kind", [ActorEngine, ServeEngine])
-    def test_replicas_come_when_work_waits(self, kind: Callable[[EngineOptions], Engine], encode: Encode, tmp_path: Path) -> None:
+    def test_replicas_come_when_work_waits(
+        self, kind: Callable[[EngineOptions], Engine], encode: Encode, tmp_path: Path
+    ) -> None:
         """There is work for two minutes or until the second replica answers: how long a process takes to start is not what is tested."""
         (tmp_path / "photos").mkdir()
         encoded = encode(0, 10, 10)
         for i in range(400):
             (tmp_path / "photos" / f"{i:03}.png").write_bytes(encoded)
-        options = EngineOptions(model="nearest-x4@3000", identity="nearest-x4", low=1, high=2, num_cpus=0.5, upscale_s=0.3)
-        rows, times = run_bulk(tmp_path / "photos", tmp_path / "out", kind(options), unit_pictures=1, enough_replicas=2)
+        options = EngineOptions(
+            model="nearest-x4@3000", identity="nearest-x4", low=1, high=2, num_cpus=0.5, upscale_s=0.3
+        )
+        rows, times = run_bulk(
+            tmp_path / "photos", tmp_path / "out", kind(options), unit_pictures=1, enough_replicas=2
+        )
         assert len(times) == 2
         assert {row["status"] for row in rows} == {"ok"}
 

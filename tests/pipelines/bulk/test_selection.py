@@ -31,7 +31,9 @@ def known(done: dict[str, str] | None = None, outputs: dict[str, str] | None = N
     return Known(DigestSet(digests(list((done or {}).items()))), owners, Counter())
 
 
-def divided(entries: list[Entry], what: Known | None = None) -> tuple[list[str], dict[str, tuple[str, str]], Worklist]:
+def divided(
+    entries: list[Entry], what: Known | None = None
+) -> tuple[list[str], dict[str, tuple[str, str]], Worklist]:
     worklist = Worklist(entries, what or known(), OPTIONS.output_key, OPTIONS.scale)
     items, refused = zip(*worklist.batches(), strict=True)
     rows = {row["key"]: (row["reason"], row["message"]) for batch in refused for row in batch}
@@ -57,7 +59,9 @@ def test_names_follow_the_template() -> None:
         names.output_key("a.png", "{when}", "png", 4)
 
 
-@pytest.mark.parametrize("name", ["../{stem}.{ext}", "/abs/{stem}.{ext}", "_resshift/{stem}.{ext}", "{dir}", "{stem.foo}"])
+@pytest.mark.parametrize(
+    "name", ["../{stem}.{ext}", "/abs/{stem}.{ext}", "_resshift/{stem}.{ext}", "{dir}", "{stem.foo}"]
+)
 def test_names_stay_inside_the_destination(name: str) -> None:
     with pytest.raises(ValueError, match="the name"):
         names.output_key("a.png", name, "png", 4)
@@ -65,7 +69,12 @@ def test_names_stay_inside_the_destination(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("key", "format", "output"),
-    [("a.JPG", "jpeg", "a_x4.JPG"), ("a.webp", "webp", "a_x4.webp"), ("a.gif", "png", "a_x4.png"), ("noext", "png", "noext_x4.png")],
+    [
+        ("a.JPG", "jpeg", "a_x4.JPG"),
+        ("a.webp", "webp", "a_x4.webp"),
+        ("a.gif", "png", "a_x4.png"),
+        ("noext", "png", "noext_x4.png"),
+    ],
 )
 def test_kept_formats_follow_the_extension(key: str, format: str, output: str) -> None:
     assert names.output_format(key, "keep")[0] == format
@@ -73,7 +82,13 @@ def test_kept_formats_follow_the_extension(key: str, format: str, output: str) -
 
 
 def test_work_is_the_listing_minus_the_ledger() -> None:
-    entries = [entry("a.png"), entry("b.png", "new"), entry("c.png"), entry("c.jpg"), entry("pipe", irregular="FIFO")]
+    entries = [
+        entry("a.png"),
+        entry("b.png", "new"),
+        entry("c.png"),
+        entry("c.jpg"),
+        entry("pipe", irregular="FIFO"),
+    ]
     pending, refused, worklist = divided(entries, known({"a.png": "e", "b.png": "old"}))
     assert pending == ["b.png", "c.png"]
     assert (worklist.tally.listed, worklist.tally.done, worklist.tally.refused) == (5, 1, 2)
@@ -84,7 +99,9 @@ def test_work_is_the_listing_minus_the_ledger() -> None:
 
 def test_an_input_that_is_done_still_owns_its_name() -> None:
     for done, late in (("c.jpg", "c.png"), ("c.png", "c.jpg")):  # whichever comes first in the listing
-        pending, refused, worklist = divided([entry("c.jpg"), entry("c.png")], known({done: "e"}, {"c_x4.png": done}))
+        pending, refused, worklist = divided(
+            [entry("c.jpg"), entry("c.png")], known({done: "e"}, {"c_x4.png": done})
+        )
         assert (worklist.tally.done, pending, list(refused)) == (1, [], [late])
 
 
@@ -140,7 +157,10 @@ def test_owner_maps_equal_python_dicts() -> None:
     rng = np.random.default_rng(1)
     compact, plain = OwnerMap(), dict[str, str]()
     for _ in range(40):
-        wanted = [(f"out-{i}", f"key-{i}-{j}") for i, j in zip(rng.integers(0, 800, 60), rng.integers(0, 2, 60), strict=True)]
+        wanted = [
+            (f"out-{i}", f"key-{i}-{j}")
+            for i, j in zip(rng.integers(0, 800, 60), rng.integers(0, 2, 60), strict=True)
+        ]
         granted = compact.claim(digests([name for name, _ in wanted]), digests([key for _, key in wanted]))
         assert granted.tolist() == [plain.setdefault(name, key) == key for name, key in wanted]
     assert compact.num_bytes == 12 * len(plain)
@@ -149,13 +169,18 @@ def test_owner_maps_equal_python_dicts() -> None:
 def test_a_key_that_leads_out_of_the_destination_is_a_row() -> None:
     pending, refused, _ = divided([entry("../up.png"), entry("a.png"), entry("_resshift/../../b.png")])
     assert pending == ["a.png"]
-    assert {key: reason for key, (reason, _) in refused.items()} == {"../up.png": "invalid", "_resshift/../../b.png": "invalid"}
+    assert {key: reason for key, (reason, _) in refused.items()} == {
+        "../up.png": "invalid",
+        "_resshift/../../b.png": "invalid",
+    }
 
 
 def test_reading_ahead_loses_nothing() -> None:
     entries = [entry(f"{i:04d}.png") for i in range(1000)]
     done = {f"{i:04d}.png": "e" for i in range(1000) if i not in (700, 900)}
-    worklist = Worklist([*entries, entry("pipe", irregular="FIFO")], known(done), OPTIONS.output_key, OPTIONS.scale)
+    worklist = Worklist(
+        [*entries, entry("pipe", irregular="FIFO")], known(done), OPTIONS.output_key, OPTIONS.scale
+    )
     assert worklist.has_work()
     batches = list(worklist.batches())
     assert [item.key for items, _ in batches for item in items] == ["0700.png", "0900.png"]
@@ -164,6 +189,11 @@ def test_reading_ahead_loses_nothing() -> None:
 
 
 def test_nothing_to_do_is_known_at_the_end_of_the_listing() -> None:
-    worklist = Worklist([entry("a.png"), entry("pipe", irregular="FIFO")], known({"a.png": "e"}), OPTIONS.output_key, OPTIONS.scale)
+    worklist = Worklist(
+        [entry("a.png"), entry("pipe", irregular="FIFO")],
+        known({"a.png": "e"}),
+        OPTIONS.output_key,
+        OPTIONS.scale,
+    )
     assert not worklist.has_work()
     assert [[row["key"] for row in refused] for _, refused in worklist.batches()] == [["pipe"]]

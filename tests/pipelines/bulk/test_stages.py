@@ -44,7 +44,9 @@ def through(paths: list[Path], stage_options: StageOptions) -> list[dict[str, An
     rows, frames = prepare([item(path) for path in paths], stage_options)
     good = [i for i, row in enumerate(rows) if row["status"] == "ok"]
     results = [frames[i].map(lambda picture: Nearest().upscale(picture)) for i in good]
-    for i, row in zip(good, store([rows[i] for i in good], results, stage_options) if good else [], strict=True):
+    for i, row in zip(
+        good, store([rows[i] for i in good], results, stage_options) if good else [], strict=True
+    ):
         rows[i] = row
     return rows
 
@@ -65,9 +67,18 @@ def test_good_picture_is_written_and_recorded(tmp_path: Path, encode: Encode) ->
 
 
 @pytest.mark.parametrize(
-    ("data", "reason"), [(b"", "empty"), (b"<html>", "not_an_image"), ("cut", "truncated"), ("huge", "too_large"), (None, "missing")]
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"<html>", "not_an_image"),
+        ("cut", "truncated"),
+        ("huge", "too_large"),
+        (None, "missing"),
+    ],
 )
-def test_bad_input_is_a_row_and_writes_nothing(data: bytes | str | None, reason: str, tmp_path: Path, encode: Encode) -> None:
+def test_bad_input_is_a_row_and_writes_nothing(
+    data: bytes | str | None, reason: str, tmp_path: Path, encode: Encode
+) -> None:
     huge = bytearray(encode())
     huge[16:24] = (60_000).to_bytes(4, "big") * 2
     huge[29:33] = zlib.crc32(huge[12:29]).to_bytes(4, "big")
@@ -84,7 +95,12 @@ def test_bad_inputs_leave_their_neighbours_alone(tmp_path: Path, encode: Encode)
     paths = [tmp_path / f"{i}.png" for i in range(4)]
     for i, path in enumerate(paths):
         path.write_bytes(encode(i, 6, 6) if i % 2 else b"junk")
-    assert [row["status"] for row in through(paths, options(tmp_path / "out"))] == ["failed", "ok", "failed", "ok"]
+    assert [row["status"] for row in through(paths, options(tmp_path / "out"))] == [
+        "failed",
+        "ok",
+        "failed",
+        "ok",
+    ]
 
 
 def test_destination_that_cannot_be_written_is_a_row(tmp_path: Path, encode: Encode) -> None:
@@ -104,7 +120,8 @@ def test_result_that_would_not_fit_is_refused_before_the_work(tmp_path: Path, en
 
 
 @pytest.mark.parametrize(
-    ("error", "reason", "calls"), [(DecoderDied("SIGSEGV"), "killed_worker", 2), (DecoderTimeout("60 s"), "timeout", 1)]
+    ("error", "reason", "calls"),
+    [(DecoderDied("SIGSEGV"), "killed_worker", 2), (DecoderTimeout("60 s"), "timeout", 1)],
 )
 def test_a_picture_that_ends_its_decoder_is_tried_twice(
     error: Exception, reason: str, calls: int, tmp_path: Path, encode: Encode, monkeypatch: pytest.MonkeyPatch
@@ -169,7 +186,13 @@ class Thirteen(Nearest):
     """Fails for pictures 13 wide."""
 
     def upscale(
-        self, picture: Picture, *, seed: int = 0, outscale: float | None = None, steps: int | None = None, tile_px: int | None = None
+        self,
+        picture: Picture,
+        *,
+        seed: int = 0,
+        outscale: float | None = None,
+        steps: int | None = None,
+        tile_px: int | None = None,
     ) -> Picture:
         if picture.width == 13:
             raise RuntimeError("thirteen")
@@ -180,11 +203,15 @@ def test_a_replica_announces_every_picture_after_its_pixels() -> None:
     replica = Replica("nearest-x4", "nearest-x4", 1)
     replica.model = Thirteen()
     inputs = [Frames((Picture(pixels=np.full((2, width, 3), width, np.uint8)),)) for width in (7, 13, 5)]
-    told = list(replica.upscale(ReplicaOptions(model="nearest-x4", identity="nearest-x4"), ["a", "b", "c"], *inputs))
+    told = list(
+        replica.upscale(ReplicaOptions(model="nearest-x4", identity="nearest-x4"), ["a", "b", "c"], *inputs)
+    )
     assert [type(one) for one in told] == [Started, Frames, Upscaled, Frames, Upscaled, Frames, Upscaled]
     reasons = [one.reason for one in told if isinstance(one, Upscaled)]
     assert reasons == ["", "upscale_error", ""]
-    assert "RuntimeError: thirteen" in next(one.message for one in told if isinstance(one, Upscaled) and one.reason)
+    assert "RuntimeError: thirteen" in next(
+        one.message for one in told if isinstance(one, Upscaled) and one.reason
+    )
     sizes = [[picture.width for picture in one.pictures] for one in told if isinstance(one, Frames)]
     assert sizes == [[28], [], [20]]
 
@@ -209,4 +236,6 @@ def test_the_stand_in_is_asked_for_by_name() -> None:
 def test_limits_reach_the_decoder(tmp_path: Path, encode: Encode) -> None:
     (tmp_path / "x.png").write_bytes(encode(0, 100, 100))
     limits = DecoderLimits(images=ImageLimits(max_pixels=9_999))
-    assert prepare([item(tmp_path / "x.png")], options(tmp_path, limits=limits))[0][0]["reason"] == "too_large"
+    assert (
+        prepare([item(tmp_path / "x.png")], options(tmp_path, limits=limits))[0][0]["reason"] == "too_large"
+    )

@@ -10,8 +10,12 @@ import ray
 from pipelines.cluster.capacity import has_gpus, reachable
 
 
-def cluster(monkeypatch: pytest.MonkeyPatch, resources: dict[str, float], *labels: dict[str, str], alive: bool = True) -> None:
-    nodes: list[dict[str, Any]] = [{"NodeID": f"{i:040d}", "Alive": alive, "Labels": found} for i, found in enumerate(labels)]
+def cluster(
+    monkeypatch: pytest.MonkeyPatch, resources: dict[str, float], *labels: dict[str, str], alive: bool = True
+) -> None:
+    nodes: list[dict[str, Any]] = [
+        {"NodeID": f"{i:040d}", "Alive": alive, "Labels": found} for i, found in enumerate(labels)
+    ]
     monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
 
@@ -20,7 +24,11 @@ def cluster(monkeypatch: pytest.MonkeyPatch, resources: dict[str, float], *label
     ("resources", "labels", "expected"),
     [
         ({"CPU": 8.0, "GPU": 1.0}, [{}], {"CPU": 8.0, "GPU": 1.0}),
-        ({"memory": 5.0}, [{"role": "head", "max-cpus": "480", "max-gpus": "12"}], {"memory": 5.0, "CPU": 480.0, "GPU": 12.0}),
+        (
+            {"memory": 5.0},
+            [{"role": "head", "max-cpus": "480", "max-gpus": "12"}],
+            {"memory": 5.0, "CPU": 480.0, "GPU": 12.0},
+        ),
         ({"CPU": 8.0}, [{"max-gpus": "0"}], {"CPU": 8.0, "GPU": 0.0}),
         # More runs than was promised: somebody added nodes by hand.
         ({"CPU": 16.0}, [{"max-cpus": "4"}, {}], {"CPU": 16.0}),
@@ -28,7 +36,10 @@ def cluster(monkeypatch: pytest.MonkeyPatch, resources: dict[str, float], *label
     ],
 )
 def test_the_larger_of_what_runs_and_what_is_promised(
-    monkeypatch: pytest.MonkeyPatch, resources: dict[str, float], labels: list[dict[str, str]], expected: dict[str, float]
+    monkeypatch: pytest.MonkeyPatch,
+    resources: dict[str, float],
+    labels: list[dict[str, str]],
+    expected: dict[str, float],
 ) -> None:
     cluster(monkeypatch, resources, *labels)
     assert reachable() == expected
@@ -42,5 +53,7 @@ def test_a_head_that_is_gone_promises_nothing(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_promise_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster(monkeypatch, {}, {"max-gpus": "many"})
-    with pytest.raises(ValueError, match=r"label max-gpus of node 00000000 must be a whole number, got 'many'"):
+    with pytest.raises(
+        ValueError, match=r"label max-gpus of node 00000000 must be a whole number, got 'many'"
+    ):
         reachable()

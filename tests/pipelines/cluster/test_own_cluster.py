@@ -31,7 +31,10 @@ class Controller:
 
 def test_the_cluster_of_the_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
-    actor, task = cast(Any, Controller), cast(Any, state_of)  # Ray's decorator hides `remote` from type checkers
+    actor, task = (
+        cast(Any, Controller),
+        cast(Any, state_of),
+    )  # Ray's decorator hides `remote` from type checkers
     controller = actor.remote()
     actor_id = ray.get(controller.actor_id.remote())
     with named_to_ray_train():

@@ -36,7 +36,9 @@ def test_a_step_lasts_and_one_that_waited_goes_on(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_loop_behind_the_pairs_is_paced(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loop_behind_the_pairs_is_paced(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While a consumer thinks; Ray Data alone turns some hundred times a second."""
     prepare_here(str(tree), str(tmp_path / "s"), ShardOptions(row_group_rows=3))
     ends: list[float] = []

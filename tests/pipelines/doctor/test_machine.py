@@ -49,7 +49,11 @@ def levels(checks: Iterator[Check]) -> dict[str, Level]:
         (machine.check_disk("/tmp", 9 * GIB, 200 * GIB), Level.FAIL, "95 %"),
         (machine.check_shared_memory(8 * GIB, 16 * GIB), Level.OK, ""),
         (machine.check_shared_memory(2 * GIB, 16 * GIB), Level.WARN, "--object-store-memory"),
-        (machine.check_shared_memory(64 << 20, 16 * GIB), Level.FAIL, "--shm-size"),  # what Docker gives by itself
+        (
+            machine.check_shared_memory(64 << 20, 16 * GIB),
+            Level.FAIL,
+            "--shm-size",
+        ),  # what Docker gives by itself
         (machine.check_open_files(1 << 20), Level.OK, ""),
         (machine.check_open_files(20_000), Level.WARN, "65536"),
         (machine.check_open_files(1024), Level.FAIL, "65536"),
@@ -86,7 +90,9 @@ def test_a_cpu_with_amx_is_told_what_it_is_fast_in() -> None:
         ({"rich": None}, {"packages": Level.WARN, "versions": Level.OK}),
     ],
 )
-def test_versions_are_held_against_the_lock(change: dict[str, str | None], expected: dict[str, Level]) -> None:
+def test_versions_are_held_against_the_lock(
+    change: dict[str, str | None], expected: dict[str, Level]
+) -> None:
     have = {name: version for name, version in (INSTALLED | change).items() if version is not None}
     assert levels(machine.check_versions(machine.read_lock(LOCK), have)) == expected
 
@@ -186,7 +192,11 @@ class _Forward(BaseHTTPRequestHandler):
     def forward(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.server.refused(self.command, self.path):
-            status, headers, data = 403, [], b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+            status, headers, data = (
+                403,
+                [],
+                b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>",
+            )
         else:
             connection = http.client.HTTPConnection(self.server.behind)
             connection.request(self.command, self.path, body, dict(self.headers.items()))
@@ -243,9 +253,13 @@ def _is_get(method: str, path: str) -> bool:
         (lambda method, path: method == "DELETE", "delete", "s3:DeleteObject"),
     ],
 )
-def test_each_missing_right_is_named(refused: Callable[[str, str], bool], failed: str, action: str, bucket: str, store: Forwarder) -> None:
+def test_each_missing_right_is_named(
+    refused: Callable[[str, str], bool], failed: str, action: str, bucket: str, store: Forwarder
+) -> None:
     store.refused = refused
-    found = [check for check in doctor_bucket.bucket_checks(bucket, store.options) if check.level == Level.FAIL]
+    found = [
+        check for check in doctor_bucket.bucket_checks(bucket, store.options) if check.level == Level.FAIL
+    ]
     assert [check.name.split(" ")[0] for check in found] == [failed]
     assert action in found[0].remedy
     assert "denied" in found[0].found
@@ -254,11 +268,14 @@ def test_each_missing_right_is_named(refused: Callable[[str, str], bool], failed
 def test_a_source_is_only_read(bucket: str, store: Forwarder) -> None:
     storage.write_bytes(f"{bucket}/in/a.png", b"0123456789")
     store.refused = lambda method, path: method != "GET"
-    assert levels(doctor_bucket.bucket_checks(f"{bucket}/in", store.options, is_read_only=True)) == dict.fromkeys(
-        ["list", "get", "clock"], Level.OK
-    )
+    assert levels(
+        doctor_bucket.bucket_checks(f"{bucket}/in", store.options, is_read_only=True)
+    ) == dict.fromkeys(["list", "get", "clock"], Level.OK)
     store.refused = lambda method, path: path.endswith("a.png")
-    assert levels(doctor_bucket.bucket_checks(f"{bucket}/in", store.options, is_read_only=True))["get"] == Level.FAIL
+    assert (
+        levels(doctor_bucket.bucket_checks(f"{bucket}/in", store.options, is_read_only=True))["get"]
+        == Level.FAIL
+    )
 
 
 def test_a_bucket_that_is_not_there_and_a_store_that_is_not_there(bucket: str, store: Forwarder) -> None:
@@ -279,7 +296,9 @@ def test_a_bucket_that_is_not_there_and_a_store_that_is_not_there(bucket: str, s
     ],
 )
 def test_skew_is_measured_against_the_header(date: str | None, level: Level) -> None:
-    assert doctor_bucket.check_clock("s3://b", date, datetime(2026, 11, 25, 12, 0, 1, tzinfo=UTC)).level == level
+    assert (
+        doctor_bucket.check_clock("s3://b", date, datetime(2026, 11, 25, 12, 0, 1, tzinfo=UTC)).level == level
+    )
 
 
 def test_skew_is_read_from_the_store(bucket: str, store: Forwarder) -> None:
@@ -302,7 +321,9 @@ def test_nodes_answer_for_themselves_and_a_wrong_token_is_refused(ray_cluster: N
 
     checks = list(doctor_cluster.node_checks(None))
     address = ray.nodes()[0]["NodeManagerAddress"]
-    assert {f"{address} python", f"{address} shared memory", f"{address} S3 environment"} <= {check.name for check in checks}
+    assert {f"{address} python", f"{address} shared memory", f"{address} S3 environment"} <= {
+        check.name for check in checks
+    }
     head = ray.get_runtime_context().gcs_address
     environment = os.environ | {"RAY_ADDRESS": head}
     joined = doctor_cluster.check_cluster(environment)

@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.evaluation.evaluate import EvaluateOptions, EvaluateStage, Pair, PictureSet, bicubic_resized, pair_up, pairs_of
+from pipelines.evaluation.evaluate import (
+    EvaluateOptions,
+    EvaluateStage,
+    Pair,
+    PictureSet,
+    bicubic_resized,
+    pair_up,
+    pairs_of,
+)
 from resshift.images import codec
 
 
@@ -22,8 +30,14 @@ def write(folder: Path, *names: str) -> str:
 
 
 def test_pictures_are_matched_without_their_extension(tmp_path: Path) -> None:
-    lq, gt = write(tmp_path / "lq", "a.jpg", "x/b.png"), write(tmp_path / "gt", "a.png", "x/b.png", "unused.png")
-    assert [(pair.key, Path(pair.gt_uri or "").name) for pair in pair_up(lq, gt)] == [("a", "a.png"), ("x/b", "b.png")]
+    lq, gt = (
+        write(tmp_path / "lq", "a.jpg", "x/b.png"),
+        write(tmp_path / "gt", "a.png", "x/b.png", "unused.png"),
+    )
+    assert [(pair.key, Path(pair.gt_uri or "").name) for pair in pair_up(lq, gt)] == [
+        ("a", "a.png"),
+        ("x/b", "b.png"),
+    ]
     assert [pair.gt_uri for pair in pair_up(lq, None)] == [None, None]
 
 
@@ -59,7 +73,9 @@ def test_what_is_no_test_set_is_refused(text: str) -> None:
 
 def test_sets_of_one_name_are_refused(tmp_path: Path) -> None:
     lq = write(tmp_path / "lq", "a.jpg")
-    assert [(pair.set, pair.key) for pair in pairs_of([PictureSet("x", lq, None), PictureSet("y", lq, None)])] == [("x", "a"), ("y", "a")]
+    assert [
+        (pair.set, pair.key) for pair in pairs_of([PictureSet("x", lq, None), PictureSet("y", lq, None)])
+    ] == [("x", "a"), ("y", "a")]
     with pytest.raises(ValueError, match="two test sets are called 'x'"):
         pairs_of([PictureSet("x", lq, None), PictureSet("x", lq, None)])
 
@@ -74,7 +90,9 @@ def test_bicubic_of_a_flat_picture_is_flat() -> None:
 def test_a_truth_of_another_size_is_a_row_that_says_so(tmp_path: Path) -> None:
     pictures = {"lq": (10, 12), "right": (40, 48), "wrong": (40, 44)}
     for name, size in pictures.items():
-        (tmp_path / f"{name}.png").write_bytes(codec.encode(codec.Picture(pixels=np.zeros((*size, 3), np.uint8))))
+        (tmp_path / f"{name}.png").write_bytes(
+            codec.encode(codec.Picture(pixels=np.zeros((*size, 3), np.uint8)))
+        )
     stage = EvaluateStage(EvaluateOptions(model="tiny-x4"))
     records: list[dict[str, Any]] = []
     for name in ("right", "wrong"):

@@ -21,7 +21,18 @@ from pipelines.evaluation.page import Card, Histogram, comparison_page
 from resshift.images.exif import ORIENTATION
 
 HOSTILE = "<script>alert('x')</script>\" onload=\"alert(1)"
-URL_ATTRIBUTES = ("src", "href", "srcset", "action", "formaction", "data", "poster", "background", "xlink:href", "ping")
+URL_ATTRIBUTES = (
+    "src",
+    "href",
+    "srcset",
+    "action",
+    "formaction",
+    "data",
+    "poster",
+    "background",
+    "xlink:href",
+    "ping",
+)
 
 
 def encoded(width: int, height: int, extension: str = ".png", seed: int = 0) -> bytes:
@@ -76,14 +87,23 @@ def marked(html: str) -> list[str]:
 
 def test_page_refers_to_nothing_but_embedded_pictures() -> None:
     html = render([CARD, replace(CARD, gt=None)], facts={"model": "tiny-x4"})
-    urls = [value for _, attributes in Page(html).tags for name, value in attributes.items() if name in URL_ATTRIBUTES]
+    urls = [
+        value
+        for _, attributes in Page(html).tags
+        for name, value in attributes.items()
+        if name in URL_ATTRIBUTES
+    ]
     assert len(urls) == 1 + 4 + 3  # the empty icon, and each picture once
     assert all(url is not None and url.startswith("data:") for url in urls)
     assert not re.search(r"https?:|@import|url\(|\bfetch\(|XMLHttpRequest|<link rel=.stylesheet", html)
 
 
 def test_policy_names_style_and_script_by_hash_and_allows_no_request() -> None:
-    policy = next(meta["content"] for meta in Page(render([CARD])).all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        meta["content"]
+        for meta in Page(render([CARD])).all("meta")
+        if meta.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy is not None
     directives = dict(part.strip().split(" ", 1) for part in policy.split(";"))
     assert directives["default-src"] == "'none'"
@@ -114,8 +134,12 @@ def test_all_text_of_the_caller_is_escaped() -> None:
     page = Page(html)
     assert len(page.all("script")) == 1
     assert not page.all("b")
-    assert not [attributes for _, attributes in page.tags if any(name.startswith("on") for name in attributes)]
-    assert page.text.count(HOSTILE) == 11  # twice each: title, summary, facts; once: lead, name, note, a metric and its value
+    assert not [
+        attributes for _, attributes in page.tags if any(name.startswith("on") for name in attributes)
+    ]
+    assert (
+        page.text.count(HOSTILE) == 11
+    )  # twice each: title, summary, facts; once: lead, name, note, a metric and its value
     assert page.all("img")[0]["alt"] == f"{HOSTILE}, bicubic"
 
 
@@ -128,7 +152,9 @@ def test_text_that_looks_like_a_placeholder_stays() -> None:
 def test_page_has_one_labelled_slider_per_card(num_cards: int) -> None:
     page = Page(render([replace(CARD, name=f"picture {i}") for i in range(num_cards)]))
     sliders = [attributes for attributes in page.all("input") if attributes["type"] == "range"]
-    assert [(slider["aria-label"] or "").split(":")[0] for slider in sliders] == [f"picture {i}" for i in range(num_cards)]
+    assert [(slider["aria-label"] or "").split(":")[0] for slider in sliders] == [
+        f"picture {i}" for i in range(num_cards)
+    ]
     radio_groups = {attributes["name"] for attributes in page.all("input") if attributes["type"] == "radio"}
     assert len(radio_groups) == num_cards
 
@@ -147,7 +173,12 @@ def test_pictures_are_embedded_unchanged_with_their_type_and_size() -> None:
         head, _, body = (image["src"] or "").partition(",")
         assert head == f"data:image/{kind};base64"
         assert base64.b64decode(body) == data
-    assert [(image["width"], image["height"]) for image in images] == [("240", "160"), ("240", "160"), ("60", "40"), ("240", "160")]
+    assert [(image["width"], image["height"]) for image in images] == [
+        ("240", "160"),
+        ("240", "160"),
+        ("60", "40"),
+        ("240", "160"),
+    ]
 
 
 def test_size_of_a_turned_photograph_is_the_one_it_is_seen_at() -> None:
@@ -159,8 +190,24 @@ def test_size_of_a_turned_photograph_is_the_one_it_is_seen_at() -> None:
 
 
 def test_summary_facts_figures_and_note_appear() -> None:
-    page = Page(render([CARD], summary=[("method", "PSNR-Y"), ("bicubic", "25.50")], facts={"model": "tiny-x4", "seed": "0"}))
-    for text in ("PSNR-Y ↑", "LPIPS ↓", "25.50 dB", "26.10 dB", "0.312", "0.184", "60 × 40 → 240 × 160 px · 0.8 s", "method", "tiny-x4"):
+    page = Page(
+        render(
+            [CARD],
+            summary=[("method", "PSNR-Y"), ("bicubic", "25.50")],
+            facts={"model": "tiny-x4", "seed": "0"},
+        )
+    )
+    for text in (
+        "PSNR-Y ↑",
+        "LPIPS ↓",
+        "25.50 dB",
+        "26.10 dB",
+        "0.312",
+        "0.184",
+        "60 × 40 → 240 × 160 px · 0.8 s",
+        "method",
+        "tiny-x4",
+    ):
         assert text in page.text
     assert len(page.all("table")) == 2
     assert len(page.all("dt")) == 2
@@ -213,7 +260,9 @@ def bars(html: str, kind: str) -> list[tuple[int, float]]:
 
 
 def test_histogram_has_zero_in_the_middle_and_the_better_side_filled() -> None:
-    histogram = Histogram(title="PSNR <1>", values=(3.0, 3.0, 0.1, -1.0), shown="{:+.1f} dB".format, better="right")
+    histogram = Histogram(
+        title="PSNR <1>", values=(3.0, 3.0, 0.1, -1.0), shown="{:+.1f} dB".format, better="right"
+    )
     html = render([], histograms=[histogram])
     assert bars(html, "good") == [(12, 50.0), (23, 100.0)]
     assert bars(html, "bad") == [(8, 50.0)]
@@ -293,8 +342,20 @@ def browse(page: Path, profile: Path) -> tuple[Page, list[str]]:
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
         pytest.skip("chromium is not installed")
-    quiet = ("--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr")
-    where = (f"--user-data-dir={profile}", "--window-size=1280,900", "--virtual-time-budget=3000", "--dump-dom", page.as_uri())
+    quiet = (
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--enable-logging=stderr",
+    )
+    where = (
+        f"--user-data-dir={profile}",
+        "--window-size=1280,900",
+        "--virtual-time-budget=3000",
+        "--dump-dom",
+        page.as_uri(),
+    )
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", *quiet, *where]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return Page(done.stdout), [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
@@ -303,7 +364,9 @@ def browse(page: Path, profile: Path) -> tuple[Page, list[str]]:
 def test_browser_runs_the_page_and_refuses_any_other_script(tmp_path: Path) -> None:
     path = tmp_path / "index.html"
     html = render([CARD, replace(CARD, gt=None)])
-    path.write_text(html.replace("</main>", "</main><script>document.body.dataset.foreign = 1</script>"), encoding="utf-8")
+    path.write_text(
+        html.replace("</main>", "</main><script>document.body.dataset.foreign = 1</script>"), encoding="utf-8"
+    )
     page, console = browse(path, tmp_path / "profile")
     cards = [attributes for attributes in page.all("section") if "data-started" in attributes]
     assert len(cards) == 2
@@ -314,7 +377,9 @@ def test_browser_runs_the_page_and_refuses_any_other_script(tmp_path: Path) -> N
 
 def test_browser_slider_and_detail_follow_keyboard_and_pointer(tmp_path: Path) -> None:
     path = tmp_path / "index.html"
-    html = re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', "", render([CARD, replace(CARD, gt=None)]))
+    html = re.sub(
+        r'<meta http-equiv="Content-Security-Policy".*?>', "", render([CARD, replace(CARD, gt=None)])
+    )
     path.write_text(html.replace("</main>", "</main>" + VISITOR), encoding="utf-8")
     page, console = browse(path, tmp_path / "profile")
     assert console == []

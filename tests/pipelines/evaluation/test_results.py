@@ -24,7 +24,11 @@ NAMES = {"bicubic": "bicubic", "ours": "mine", "against": "theirs"}
 
 def record(key: str, ours: float, bicubic: float = 20.0, **others: Any) -> dict[str, Any]:  # noqa: ANN401
     figures = {"bicubic": {"psnr_y": bicubic, "ssim_y": 0.5}, "ours": {"psnr_y": ours, "ssim_y": 0.75}}
-    return {"set": "s", "key": key, "status": "ok", "reason": "", "seconds": 1.0, "device": "cpu"} | figures | others
+    return (
+        {"set": "s", "key": key, "status": "ok", "reason": "", "seconds": 1.0, "device": "cpu"}
+        | figures
+        | others
+    )
 
 
 FAILED = {"set": "s", "key": "z", "status": "failed", "reason": "truncated", "message": "cut"}
@@ -34,7 +38,12 @@ RECORDS = [record("b", 26.0, 30.0), record("a", 22.0), FAILED]
 def test_equal_pictures_are_perfect() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
     one = pytest.approx(1)
-    assert against_truth(picture, picture) == {"psnr_y": np.inf, "ssim_y": one, "psnr_rgb": np.inf, "ssim_rgb": one}
+    assert against_truth(picture, picture) == {
+        "psnr_y": np.inf,
+        "ssim_y": one,
+        "psnr_rgb": np.inf,
+        "ssim_rgb": one,
+    }
 
 
 def test_pictures_of_different_sizes_are_not_compared() -> None:
@@ -68,7 +77,9 @@ def test_pyiqa_is_used_when_the_user_has_it(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_without_pyiqa_its_licence_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyiqa", None)
-    with pytest.raises(ImportError, match="clipiqa needs the package pyiqa, whose licence forbids commercial use"):
+    with pytest.raises(
+        ImportError, match="clipiqa needs the package pyiqa, whose licence forbids commercial use"
+    ):
         Judge(user_installed=("clipiqa",))
 
 
@@ -93,7 +104,9 @@ def test_intervals_of_few_or_endless_values_are_unknown() -> None:
 
 def test_means_leave_failures_out() -> None:
     means = results.means(RECORDS)
-    assert {method: {name: value.mean for name, value in figures.items()} for method, figures in means.items()} == {
+    assert {
+        method: {name: value.mean for name, value in figures.items()} for method, figures in means.items()
+    } == {
         "bicubic": {"psnr_y": 25.0, "ssim_y": 0.5},
         "ours": {"psnr_y": 24.0, "ssim_y": 0.75},
     }
@@ -180,7 +193,17 @@ def test_who_is_not_on_the_page_of_some_pictures_is_not_on_that_of_more() -> Non
 
 def test_csv_has_every_picture() -> None:
     lines = results.to_csv(RECORDS).splitlines()
-    assert lines[0].split(",")[:9] == ["set", "key", "status", "reason", "width", "height", "seconds", "psnr_y_bicubic", "psnr_y_against"]
+    assert lines[0].split(",")[:9] == [
+        "set",
+        "key",
+        "status",
+        "reason",
+        "width",
+        "height",
+        "seconds",
+        "psnr_y_bicubic",
+        "psnr_y_against",
+    ]
     assert lines[2].startswith("s,a,ok,,,,1.0,20.0,,22.0,0.5,,0.75")
     assert lines[3].startswith("s,z,failed,truncated")
 
@@ -203,7 +226,11 @@ def test_reports_that_do_not_belong_together_are_not_merged() -> None:
 def test_histograms_are_of_the_differences() -> None:
     rows = [record("a", 21.0), record("b", 18.0)]
     histogram = results.histograms(rows, NAMES)[0]
-    assert (histogram.title, histogram.values, histogram.better) == ("PSNR-Y: mine - bicubic", (1.0, -2.0), "right")
+    assert (histogram.title, histogram.values, histogram.better) == (
+        "PSNR-Y: mine - bicubic",
+        (1.0, -2.0),
+        "right",
+    )
     assert histogram.shown(-2.0) == "-2.00 dB"
     assert results.histograms(rows[:1], NAMES) == []
 
@@ -212,6 +239,13 @@ def test_card_shows_both_figures(encode: Encode) -> None:
     pictures = {"lq": encode(0, 5, 5), "bicubic": encode(1, 20, 20), "ours": encode(2, 20, 20), "gt": b""}
     made = results.card(RECORDS[1], pictures, NAMES, "number 1 of the worst")
     assert made.figures == {"PSNR-Y": ("20.00 dB", "22.00 dB"), "SSIM-Y": ("0.5000", "0.7500")}
-    assert (made.name, made.before_name, made.gt, made.note) == ("s/a", "bicubic", None, "1.0 s · number 1 of the worst")
-    other = results.card(record("a", 22.0, against={"psnr_y": 21.0}), pictures | {"against": encode(3, 20, 20)}, NAMES)
+    assert (made.name, made.before_name, made.gt, made.note) == (
+        "s/a",
+        "bicubic",
+        None,
+        "1.0 s · number 1 of the worst",
+    )
+    other = results.card(
+        record("a", 22.0, against={"psnr_y": 21.0}), pictures | {"against": encode(3, 20, 20)}, NAMES
+    )
     assert (other.before_name, other.figures["PSNR-Y"]) == ("theirs", ("21.00 dB", "22.00 dB"))

@@ -12,7 +12,16 @@ import cv2
 import numpy as np
 import pytest
 
-from pipelines.evaluation.testset import Protocol, bicubic_test, central_square, choose, folder_test, imagenet_test, make_pair, write_pairs
+from pipelines.evaluation.testset import (
+    Protocol,
+    bicubic_test,
+    central_square,
+    choose,
+    folder_test,
+    imagenet_test,
+    make_pair,
+    write_pairs,
+)
 from pipelines.shards.sources import Item, list_inputs
 from resshift import degradation
 from resshift.degradation import DegradationParams
@@ -26,11 +35,17 @@ Job = Callable[..., int]
 def test_central_square_keeps_the_middle(height: int, width: int) -> None:
     """Colours that are linear in position: whatever is resized, the middle of the square has the colour of the middle."""
     down, across = np.mgrid[:height, :width]
-    rgb = np.stack([down * 250 / height, across * 250 / width, np.zeros((height, width))], axis=2).round().astype(np.uint8)
+    rgb = (
+        np.stack([down * 250 / height, across * 250 / width, np.zeros((height, width))], axis=2)
+        .round()
+        .astype(np.uint8)
+    )
     square = central_square(rgb, 256)
     assert square.shape == (256, 256, 3)
     middle = square[127:129, 127:129].mean((0, 1))
-    np.testing.assert_allclose(middle[:2], [(height - 1) / 2 * 250 / height, (width - 1) / 2 * 250 / width], atol=2.0)
+    np.testing.assert_allclose(
+        middle[:2], [(height - 1) / 2 * 250 / height, (width - 1) / 2 * 250 / width], atol=2.0
+    )
     if (height, width) == (256, 256):
         np.testing.assert_array_equal(square, rgb)
     if min(height, width) == 256:  # nothing is resized: a plain cut
@@ -43,7 +58,9 @@ def test_a_pair_is_its_parameters(encode: Encode) -> None:
     files = entry["files"]
     gt, lq = (codec.decode(files[name]).pixels for name in ("gt", "lq"))
     assert (gt.shape, lq.shape, entry["width"], entry["height"]) == ((256, 256, 3), (64, 64, 3), 256, 256)
-    np.testing.assert_array_equal(degradation.degrade(gt, DegradationParams.from_json(json.dumps(entry["params"]))), lq)
+    np.testing.assert_array_equal(
+        degradation.degrade(gt, DegradationParams.from_json(json.dumps(entry["params"]))), lq
+    )
     for name, png in files.items():
         assert entry[f"sha256_{name}"] == hashlib.sha256(png).hexdigest()
 
@@ -123,19 +140,25 @@ def test_unknown_recipe_is_said() -> None:
 
 def tree_hashes(root: Path) -> dict[str, str]:
     return {
-        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(root.rglob("*")) if path.is_file()
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
     }
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)  # Ray workers take minutes to start on a busy machine
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_test_set_comes_out_the_same_again(tmp_path: Path, encode: Encode, job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_test_set_comes_out_the_same_again(
+    tmp_path: Path, encode: Encode, job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     for i in range(40):
         (photos / f"{i:02d}.png").write_bytes(encode(i, 40 + i, 60))
-    (photos / "07.jpg").write_bytes(cv2.imencode(".jpg", np.zeros((50, 50, 3), np.uint8))[1].tobytes())  # 07.png has that name
+    (photos / "07.jpg").write_bytes(
+        cv2.imencode(".jpg", np.zeros((50, 50, 3), np.uint8))[1].tobytes()
+    )  # 07.png has that name
     (photos / "99.png").write_bytes(b"")
     arguments = ("--protocol", "folder", "--recipe", "realesrgan-x4")
     for out in ("a", "b", "a"):
@@ -147,7 +170,10 @@ def test_a_test_set_comes_out_the_same_again(tmp_path: Path, encode: Encode, job
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
     for entry in manifest["pictures"]:
         if entry["status"] == "ok":
-            assert {hashes[f"{folder}/{entry['name']}"] for folder in ("gt", "lq")} == {entry["sha256_gt"], entry["sha256_lq"]}
+            assert {hashes[f"{folder}/{entry['name']}"] for folder in ("gt", "lq")} == {
+                entry["sha256_gt"],
+                entry["sha256_lq"],
+            }
 
     assert job("testset", str(photos), str(tmp_path / "a"), *arguments, "--seed", "1") == 2
     assert "holds another test set; seed: 0 -> 1" in capsys.readouterr().err

@@ -28,7 +28,11 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def files(target: str) -> list[str]:
     """Return the names of the runs that say they are there; a folder goes with its last file."""
     root = storage.join(target, "_resshift/working")
-    return [entry.key for entry in storage.list_entries(root)] if storage.is_s3(root) or Path(root).exists() else []
+    return (
+        [entry.key for entry in storage.list_entries(root)]
+        if storage.is_s3(root) or Path(root).exists()
+        else []
+    )
 
 
 def left_behind(target: str, **changes: Any) -> str:  # noqa: ANN401 - fields of a beat
@@ -57,7 +61,10 @@ def test_a_second_run_is_refused_and_the_first_goes_on(target: str, monkeypatch:
     monkeypatch.setattr(lease, "BEAT_S", BEAT_S)
     with held(target):
         (name,) = files(target)
-        with pytest.raises(Occupied, match=r"another run works at .*out \(host .*, process \d+, since \d{8}T\d{6} UTC\): wait until"):
+        with pytest.raises(
+            Occupied,
+            match=r"another run works at .*out \(host .*, process \d+, since \d{8}T\d{6} UTC\): wait until",
+        ):
             Lease(target).take()
         assert files(target) == [name]
     with held(target):
@@ -92,7 +99,9 @@ def test_other_files_are_left_alone(tmp_path: Path) -> None:
     assert files(str(tmp_path)) == ["notes.txt"]
 
 
-def test_a_process_that_is_gone_from_this_machine_is_not_waited_for(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_is_gone_from_this_machine_is_not_waited_for(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     left_behind(target, pid=ended.pid, place=lease.place())
@@ -124,7 +133,9 @@ def test_of_runs_that_begin_together_one_stays(tmp_path: Path) -> None:
     stayed.release()
 
 
-def test_a_run_whose_clock_is_behind_does_not_push_out_one_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_whose_clock_is_behind_does_not_push_out_one_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     working = Lease(str(tmp_path), beat_s=BEAT_S)
     working.take()
     monkeypatch.setattr(time, "strftime", lambda *_: "20000101T000000")
@@ -134,7 +145,10 @@ def test_a_run_whose_clock_is_behind_does_not_push_out_one_that_works(tmp_path: 
 
 
 def test_a_bulk_job_that_would_be_the_second_is_one_line(
-    tmp_path: Path, job: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    job: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(lease, "BEAT_S", BEAT_S)
     (tmp_path / "in").mkdir()

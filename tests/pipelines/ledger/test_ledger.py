@@ -23,7 +23,10 @@ def test_later_rows_replace_earlier_ones(root: str) -> None:
     ledger.append(root, [])
     ledger.append(root, [ledger.row("a", "2", "ok", sha256_out="x")])
     rows = {row["key"]: row for row in ledger.read(root).to_pylist()}
-    assert {key: (row["etag"], row["status"]) for key, row in rows.items()} == {"a": ("2", "ok"), "b": ("1", "ok")}
+    assert {key: (row["etag"], row["status"]) for key, row in rows.items()} == {
+        "a": ("2", "ok"),
+        "b": ("1", "ok"),
+    }
     assert rows["a"]["sha256_out"] == "x"
 
 
@@ -37,11 +40,21 @@ def test_options_of_a_job_cannot_change(root: str) -> None:
 
 
 def test_failed_rows_are_done_unless_they_are_retried(root: str) -> None:
-    ledger.append(root, [ledger.row("a", "1", "ok", output="a_x4"), ledger.row("b", "2", "failed", reason="empty")])
-    ledger.append(root, [ledger.row("c", "3", "failed", reason="empty"), ledger.row("d", "4", "skipped", output="d_x4")])
+    ledger.append(
+        root, [ledger.row("a", "1", "ok", output="a_x4"), ledger.row("b", "2", "failed", reason="empty")]
+    )
+    ledger.append(
+        root, [ledger.row("c", "3", "failed", reason="empty"), ledger.row("d", "4", "skipped", output="d_x4")]
+    )
     versions = digests([("a", "1"), ("b", "2"), ("c", "3"), ("d", "4"), ("a", "2")])
     assert ledger.load_known(root).done.contains(versions).tolist() == [True, True, True, True, False]
-    assert ledger.load_known(root, retry_failed=True).done.contains(versions).tolist() == [True, False, False, True, False]
+    assert ledger.load_known(root, retry_failed=True).done.contains(versions).tolist() == [
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
     assert ledger.total_counts(root) == {"ok": 1, "failed": 2, "failed: empty": 2, "skipped": 1}
     again = ledger.load_known(root, again={"a", "c", "not there"})
     assert again.done.contains(versions).tolist() == [False, True, False, True, False]
@@ -54,14 +67,23 @@ def test_only_the_latest_row_of_a_key_counts(tmp_path: Path) -> None:
     """An input that changed and changed back has the output of its second content."""
     for etag in ("1", "2"):
         ledger.append(str(tmp_path), [ledger.row("a", etag, "ok", output="a_x4")])
-    assert ledger.load_known(str(tmp_path)).done.contains(digests([("a", "1"), ("a", "2")])).tolist() == [False, True]
+    assert ledger.load_known(str(tmp_path)).done.contains(digests([("a", "1"), ("a", "2")])).tolist() == [
+        False,
+        True,
+    ]
     ledger.append(str(tmp_path), [ledger.row("a", "2", "failed", reason="empty")])
     assert ledger.total_counts(str(tmp_path)) == {"failed": 1, "failed: empty": 1}
     assert len(ledger.load_known(str(tmp_path)).owners) == 0
 
 
 def test_names_that_are_taken_are_known_after_a_restart(tmp_path: Path) -> None:
-    ledger.append(str(tmp_path), [ledger.row("a.png", "1", "ok", output="a_x4.png"), ledger.row("b.png", "1", "failed", output="b_x4.png")])
+    ledger.append(
+        str(tmp_path),
+        [
+            ledger.row("a.png", "1", "ok", output="a_x4.png"),
+            ledger.row("b.png", "1", "failed", output="b_x4.png"),
+        ],
+    )
     owners = ledger.load_known(str(tmp_path)).owners
     wanted = digests(["a_x4.png", "a_x4.png", "b_x4.png"])
     assert owners.claim(wanted, digests(["a.png", "a.jpg", "b.jpg"])).tolist() == [True, False, True]

@@ -27,7 +27,15 @@ JOB = UpscaleOptions(model="nearest-x4", identity="nearest-x4", scale=4)
 
 
 def ok(key: str, **values: Any) -> dict[str, Any]:  # noqa: ANN401 - columns
-    sizes = {"width_in": 1000, "height_in": 500, "width_out": 4000, "height_out": 2000, "bytes_in": 10, "bytes_out": 70, "frames": 1}
+    sizes = {
+        "width_in": 1000,
+        "height_in": 500,
+        "width_out": 4000,
+        "height_out": 2000,
+        "bytes_in": 10,
+        "bytes_out": 70,
+        "frames": 1,
+    }
     common = {"output": f"{key}_x4", "model_seconds": 2.0, "run": "r1"}
     return ledger.row(key, "e", "ok", **(common | sizes | values))
 
@@ -35,17 +43,45 @@ def ok(key: str, **values: Any) -> dict[str, Any]:  # noqa: ANN401 - columns
 @pytest.fixture
 def root(tmp_path: Path) -> str:
     out = str(tmp_path / "out")
-    ledger.append(out, [ok("a"), ok("b", notes="orientation 6 applied"), ok("c", notes="orientation 8 applied; EXIF dropped")])
+    ledger.append(
+        out,
+        [
+            ok("a"),
+            ok("b", notes="orientation 6 applied"),
+            ok("c", notes="orientation 8 applied; EXIF dropped"),
+        ],
+    )
     failed = ledger.row("<d>", "e", "failed", reason="truncated", message="cut & short", run="r1")
     ledger.append(out, [failed, ledger.row("f", "e", "skipped", reason="exists", output="f_x4", run="r1")])
-    write_run(out, RunRecord(run="r1", started=100.0, ended=160.0, replica_seconds=120.0, busy_share=0.98, facts={"engine": "actors"}))
+    write_run(
+        out,
+        RunRecord(
+            run="r1",
+            started=100.0,
+            ended=160.0,
+            replica_seconds=120.0,
+            busy_share=0.98,
+            facts={"engine": "actors"},
+        ),
+    )
     return out
 
 
 def test_the_report_adds_up(root: str) -> None:
     summary, others = summarise(root, price_per_hour=3.0)
-    assert summary.counts == {"ok": 3, "failed": 1, "skipped": 1, "failed: truncated": 1, "skipped: exists": 1}
-    assert (summary.megapixels_in, summary.megapixels_out, summary.bytes_in, summary.bytes_out) == (1.5, 24.0, 30, 210)
+    assert summary.counts == {
+        "ok": 3,
+        "failed": 1,
+        "skipped": 1,
+        "failed: truncated": 1,
+        "skipped: exists": 1,
+    }
+    assert (summary.megapixels_in, summary.megapixels_out, summary.bytes_in, summary.bytes_out) == (
+        1.5,
+        24.0,
+        30,
+        210,
+    )
     assert summary.wall_seconds == 60
     assert summary.pictures_per_s == pytest.approx(3 / 60)
     assert summary.replica_megapixels_per_s == pytest.approx(1.5 / 6)
@@ -86,7 +122,9 @@ def test_the_plan_reads_headers_and_tells_hours_and_cost(tmp_path: Path, encode:
     (tmp_path / "in").mkdir()
     for i in range(4):
         (tmp_path / "in" / f"{i}.png").write_bytes(encode(i, 500, 1000))
-    (tmp_path / "in" / "0.jpg").write_bytes(encode(0, 500, 1000, "JPEG"))  # sorts before 0.png and takes its name
+    (tmp_path / "in" / "0.jpg").write_bytes(
+        encode(0, 500, 1000, "JPEG")
+    )  # sorts before 0.png and takes its name
     (tmp_path / "in" / "bad.png").write_bytes(b"bad")
     work = worklist(tmp_path / "in")
     plan = make_plan(work, StageOptions(job=JOB, target=str(tmp_path / "out")))
@@ -127,8 +165,16 @@ def test_progress_is_json_where_nobody_looks() -> None:
         progress.count(ledger.row("b", "e", "failed", reason="empty"))
         progress.is_listed, progress.num_replicas = True, 2
     state = json.loads(out.getvalue().splitlines()[-1])
-    assert (state["done"], state["failed"], state["skipped"], state["before"], state["replicas"]) == (1, 1, 0, 1, 2)
-    assert line(state | {"pictures_per_s": 2.0, "megapixels_per_s": 1.0, "eta_s": 3725}).endswith("2 replicas  ETA 1:02:05")
+    assert (state["done"], state["failed"], state["skipped"], state["before"], state["replicas"]) == (
+        1,
+        1,
+        0,
+        1,
+        2,
+    )
+    assert line(state | {"pictures_per_s": 2.0, "megapixels_per_s": 1.0, "eta_s": 3725}).endswith(
+        "2 replicas  ETA 1:02:05"
+    )
 
 
 def test_verification_finds_what_no_row_names(tmp_path: Path, encode: Encode) -> None:

@@ -53,8 +53,15 @@ def shards(tree: Path, tmp_path: Path) -> str:
 
 def rotten(root: str, photos: list[bytes]) -> str:
     """Return shards whose pictures were good when they were written, as the column says, and are what is given here."""
-    rows = [{"key": f"k{i}", "sha256": str(i), "bytes": data, "status": "ok", "reason": ""} for i, data in enumerate(photos)]
-    finish([write_shard_file(root, "shard-00000.parquet", "f", rows, max_rows=4, max_bytes=1 << 20)], "nowhere", root)
+    rows = [
+        {"key": f"k{i}", "sha256": str(i), "bytes": data, "status": "ok", "reason": ""}
+        for i, data in enumerate(photos)
+    ]
+    finish(
+        [write_shard_file(root, "shard-00000.parquet", "f", rows, max_rows=4, max_bytes=1 << 20)],
+        "nowhere",
+        root,
+    )
     return root
 
 
@@ -71,7 +78,10 @@ def digest(batch: Batch) -> str:
     """Return the hash of everything a batch holds."""
     state = hashlib.sha256()
     for name in sorted(batch):
-        state.update(name.encode() + ("\n".join(map(str, batch[name])).encode() if name == "key" else batch[name].tobytes()))
+        state.update(
+            name.encode()
+            + ("\n".join(map(str, batch[name])).encode() if name == "key" else batch[name].tobytes())
+        )
     return state.hexdigest()
 
 
@@ -89,7 +99,11 @@ def test_groups_hold_the_rows_that_the_plan_names(shards: str) -> None:
     for piece in pieces_of(shards, 7, 25):
         tables = read_groups(shards, piece.groups)
         assert [len(table) for table in tables] == [group.num_ok for group in piece.groups]
-    keys = [key for group in row_groups(read_manifest(shards)) for key in read_groups(shards, [group])[0]["key"].to_pylist()]
+    keys = [
+        key
+        for group in row_groups(read_manifest(shards))
+        for key in read_groups(shards, [group])[0]["key"].to_pylist()
+    ]
     assert sorted(keys) == sorted(f"class{i % 2}/{i}.png" for i in range(10))
 
 
@@ -98,7 +112,10 @@ def test_a_broken_picture_moves_no_neighbour(tmp_path: Path, encode: Encode) -> 
     good = rotten(str(tmp_path / "good"), photos)
     bad = rotten(str(tmp_path / "bad"), [b"broken" if i in (2, 3) else data for i, data in enumerate(photos)])
     whole = pieces_of(good, 0, 16)
-    expected, found = all_of(PairMaker(good, 5, CROP, RECIPE), whole), all_of(PairMaker(bad, 5, CROP, RECIPE), whole)
+    expected, found = (
+        all_of(PairMaker(good, 5, CROP, RECIPE), whole),
+        all_of(PairMaker(bad, 5, CROP, RECIPE), whole),
+    )
     is_broken = np.isin(expected["key"], ["k2", "k3"])
     np.testing.assert_array_equal(found["substituted"], is_broken)
     for name in ("key", "row", "epoch"):
@@ -162,11 +179,14 @@ def test_blocks_hold_a_few_dozen_megabytes_and_tasks_what_the_store_has_room_for
     config, block = sizes[256], 160 * (3 * (256**2 + 64**2) + 64)
     assert rows_per_task(config, None) == 160 * 16
     for room, blocks in ((0.5, 1), (2.1, 2), (100, 16)):
-        assert rows_per_task(config, Share(cpus=2.5, object_store_bytes=int(room * 3 * block))) == 160 * blocks
+        assert (
+            rows_per_task(config, Share(cpus=2.5, object_store_bytes=int(room * 3 * block))) == 160 * blocks
+        )
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "num_ranks", "rows"), [(64, 1, 128), (48, 1, 144), (160, 1, 160), (161, 1, 160), (161, 2, 160), (96, 8, 156)]
+    ("batch_size", "num_ranks", "rows"),
+    [(64, 1, 128), (48, 1, 144), (160, 1, 160), (161, 1, 160), (161, 2, 160), (96, 8, 156)],
 )
 def test_blocks_hold_whole_batches_where_one_fits(batch_size: int, num_ranks: int, rows: int) -> None:
     config = replace(config_of(batch_size), data=DataConfig(crop_px=256))
@@ -183,7 +203,9 @@ def test_blocks_hold_whole_batches_where_one_fits(batch_size: int, num_ranks: in
         (Share(cpus=2, object_store_bytes=1), [1, 1, 1]),
     ],
 )
-def test_tasks_at_the_start_are_short_and_grow_to_what_there_is_room_for(share: Share | None, blocks: list[int]) -> None:
+def test_tasks_at_the_start_are_short_and_grow_to_what_there_is_room_for(
+    share: Share | None, blocks: list[int]
+) -> None:
     config = replace(config_of(160), data=DataConfig(crop_px=256))
     assert list(itertools.islice(task_sizes(config, share), len(blocks))) == [160 * num for num in blocks]
 
@@ -196,12 +218,18 @@ def test_batches_begin_where_a_batch_begins(shards: str, start_row: int, num_ran
 
 def test_what_is_left_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     def node(cpus: float, role: str, alive: bool = True) -> dict[str, Any]:
-        return {"Alive": alive, "Labels": {"role": role}, "Resources": {"CPU": cpus, "object_store_memory": 1000.0}}
+        return {
+            "Alive": alive,
+            "Labels": {"role": role},
+            "Resources": {"CPU": cpus, "object_store_memory": 1000.0},
+        }
 
     nodes = [node(4, "gpu"), node(16, "data"), node(16, "data", alive=False)]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     assert fair_share(4, 2) == Share(cpus=4.5, object_store_bytes=250)
-    assert fair_share(4, 0, {"role": "data"}) == Share(cpus=4, object_store_bytes=125, labels={"role": "data"})
+    assert fair_share(4, 0, {"role": "data"}) == Share(
+        cpus=4, object_store_bytes=125, labels={"role": "data"}
+    )
     nodes[0]["Labels"]["max-cpus"] = "100"  # the autoscaler would add nodes for tasks that wait
     assert fair_share(4, 2).cpus == 24.5
     assert fair_share(4, 0, {"role": "data"}).cpus == 4
@@ -223,7 +251,9 @@ class Consumer:
 
     def __init__(self, root: str, config: RunConfig, rank: int, num_ranks: int) -> None:
         share = fair_share(num_ranks, held_cpus=num_ranks)
-        self.batches = rank_batches(root, config, 0, rank=rank, num_ranks=num_ranks, share=share, rows_per_execution=24)
+        self.batches = rank_batches(
+            root, config, 0, rank=rank, num_ranks=num_ranks, share=share, rows_per_execution=24
+        )
 
     def take(self, num: int) -> list[Batch]:
         return list(itertools.islice(self.batches, num))
@@ -236,7 +266,10 @@ def consumed(root: str, config: RunConfig, num_steps: int, num_ranks: int) -> li
     ranks = ray.get([worker.take.remote(num_steps) for worker in workers])
     for worker in workers:
         ray.kill(worker)
-    return [{name: np.concatenate([rank[i][name] for rank in ranks]) for name in ranks[0][i]} for i in range(num_steps)]
+    return [
+        {name: np.concatenate([rank[i][name] for rank in ranks]) for name in ranks[0][i]}
+        for i in range(num_steps)
+    ]
 
 
 @pytest.mark.ray
@@ -247,7 +280,10 @@ def test_consumers_side_by_side_see_what_one_sees_and_what_a_resumed_one_sees(sh
     config, steps = config_of(8), 9
     make = PairMaker(shards, config.train.seed, config.data, config.degradation)
     groups = row_groups(read_manifest(shards))
-    plain = [digest(all_of(make, list(stream(groups, config.train.seed, 8, i * 8, i * 8 + 8)))) for i in range(steps)]
+    plain = [
+        digest(all_of(make, list(stream(groups, config.train.seed, 8, i * 8, i * 8 + 8))))
+        for i in range(steps)
+    ]
     assert len(set(plain)) == steps
     assert [digest(batch) for batch in consumed(shards, config, steps, num_ranks=2)] == plain
     resumed = rank_batches(shards, config, 4 * 8, rows_per_execution=24)
@@ -283,7 +319,9 @@ class Executions:
         return SimpleNamespace(iter_batches=batches)
 
 
-def test_the_next_execution_starts_before_the_last_pairs_are_consumed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_execution_starts_before_the_last_pairs_are_consumed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     config = config_of(8)
     monkeypatch.setattr(dataset, "rows_per_task", lambda *_: 32)  # so two batches ahead
     monkeypatch.setattr(dataset, "pair_dataset", (ray_data := Executions()).dataset)
@@ -299,7 +337,9 @@ def test_the_next_execution_starts_before_the_last_pairs_are_consumed(monkeypatc
     assert ray_data.told[3:] == [("stop", 48)]
 
 
-def test_an_execution_that_cannot_start_costs_no_pair_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_execution_that_cannot_start_costs_no_pair_of_the_one_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(dataset, "pair_dataset", (ray_data := Executions(broken_at=48)).dataset)
     batches = rank_batches("shards", config_of(8), 0, rows_per_execution=48)
     assert [next(batches)["row"][0] for _ in range(6)] == list(range(0, 48, 8))
@@ -308,7 +348,9 @@ def test_an_execution_that_cannot_start_costs_no_pair_of_the_one_before(monkeypa
     assert ("stop", 0) in ray_data.told
 
 
-@pytest.mark.parametrize(("cpus", "tasks"), [(0.25, 1), (1, 1), (1.9, 2), (2, 2), (2.5, 3), (16, 16), (30.01, 31)])
+@pytest.mark.parametrize(
+    ("cpus", "tasks"), [(0.25, 1), (1, 1), (1.9, 2), (2, 2), (2.5, 3), (16, 16), (30.01, 31)]
+)
 def test_as_many_tasks_as_cpus(cpus: float, tasks: int) -> None:
     asked = cpus_of_a_task(cpus)
     assert 0 < asked <= 1
@@ -325,7 +367,12 @@ def test_tasks_keep_to_their_size_and_change_no_row(shards: str) -> None:
     pieces = pieces_of(shards, 0, 33)
     whole = all_of(make, pieces)
     for sizes in ([1] * 33, [4] * 9, [7] * 5, [25, 25], [100], [1, 2, 4, 8, 16, 32], [1, 1, 10, 10, 30]):
-        tasks = [list(task()) for task in PairSource(make, pieces, itertools.chain(sizes, itertools.repeat(1)), rows_per_block=3).tasks]
+        tasks = [
+            list(task())
+            for task in PairSource(
+                make, pieces, itertools.chain(sizes, itertools.repeat(1)), rows_per_block=3
+            ).tasks
+        ]
         assert [sum(map(len, tables)) for tables in tasks] == [*sizes[:-1], 33 - sum(sizes[:-1])]
         assert all(len(table) == 3 for tables in tasks for table in tables[:-1])
         keys = [key for tables in tasks for table in tables for key in table["key"].to_pylist()]
@@ -338,7 +385,9 @@ def test_a_part_of_a_piece_reads_the_groups_of_its_rows(shards: str) -> None:
     assert [len(part.rows) for part in parts] == [3, 3, 3, 1]
     assert [len(piece.cut(i, i + 1).groups) for i in range(10)] == [1] * 10
     make = PairMaker(shards, 5, CROP, RECIPE)
-    np.testing.assert_array_equal(np.concatenate([all_of(make, [part])["lq"] for part in parts]), all_of(make, [piece])["lq"])
+    np.testing.assert_array_equal(
+        np.concatenate([all_of(make, [part])["lq"] for part in parts]), all_of(make, [piece])["lq"]
+    )
 
 
 @pytest.mark.ray
@@ -352,6 +401,8 @@ def test_ray_data_hands_blocks_over_as_they_were_made(
     monkeypatch.setattr(dataset, "rows_per_task", lambda *_: 32)
     config: Any = SimpleNamespace(data=CROP, degradation=recipe, train=config_of(8).train)
     made = dataset.pair_dataset(shards, config, 0, 90)
-    tables: list[Any] = [ray.get(cast(Any, ref)) for bundle in made.iter_internal_ref_bundles() for ref in bundle.block_refs]
+    tables: list[Any] = [
+        ray.get(cast(Any, ref)) for bundle in made.iter_internal_ref_bundles() for ref in bundle.block_refs
+    ]
     assert [row for table in tables for row in table["row"].to_pylist()] == list(range(90))
     assert [len(table) for table in tables] == [16, 16, 16, 16, 16, 10]

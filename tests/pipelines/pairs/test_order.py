@@ -10,7 +10,13 @@ import pytest
 from pipelines.pairs.order import Piece, Window, epoch_windows, stream, window_order
 from pipelines.shards.parquet import RowGroup
 
-GROUPS = [RowGroup("a", 0, 5), RowGroup("a", 1, 3), RowGroup("b", 0, 4), RowGroup("b", 1, 1), RowGroup("c", 0, 6)]
+GROUPS = [
+    RowGroup("a", 0, 5),
+    RowGroup("a", 1, 3),
+    RowGroup("b", 0, 4),
+    RowGroup("b", 1, 1),
+    RowGroup("c", 0, 6),
+]
 PER_EPOCH = 19
 BATCH = 24
 Row = tuple[int, str, int, int]
@@ -57,7 +63,10 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 def test_ranks_together_make_the_batches_of_one_rank(num_ranks: int, groups: list[RowGroup]) -> None:
     num_batches, share = 40, BATCH // num_ranks
     whole = rows(stream(groups, 5, BATCH, 0, num_batches * BATCH))
-    ranks = [rows(stream(groups, 5, BATCH, 0, num_batches * BATCH, rank=r, num_ranks=num_ranks)) for r in range(num_ranks)]
+    ranks = [
+        rows(stream(groups, 5, BATCH, 0, num_batches * BATCH, rank=r, num_ranks=num_ranks))
+        for r in range(num_ranks)
+    ]
     for i in range(num_batches):
         together = [row for rank in ranks for row in rank[i * share : (i + 1) * share]]
         assert together == whole[i * BATCH : (i + 1) * BATCH]
@@ -100,8 +109,12 @@ def test_a_batch_takes_its_rows_evenly_from_the_window() -> None:
 
 def test_windows_follow_one_another() -> None:
     windows = list(epoch_windows(GROUPS, seed=1, epoch=3, groups_per_window=2))
-    assert [window.first_row for window in windows] == [3 * PER_EPOCH + n for n in np.cumsum([0, *(w.num_rows for w in windows[:-1])])]
-    assert sorted((group for window in windows for group in window.groups), key=repr) == sorted(GROUPS, key=repr)
+    assert [window.first_row for window in windows] == [
+        3 * PER_EPOCH + n for n in np.cumsum([0, *(w.num_rows for w in windows[:-1])])
+    ]
+    assert sorted((group for window in windows for group in window.groups), key=repr) == sorted(
+        GROUPS, key=repr
+    )
 
 
 def test_no_picture_at_all_is_said() -> None:

@@ -79,7 +79,9 @@ def test_page_holds_the_pictures_and_every_operation(tree: Path, config: RunConf
 
 
 def test_parameters_read_as_they_are_written_in_the_field() -> None:
-    aniso = GaussianKernel(type="generalized_aniso", size=7, sigma_x=2.0, sigma_y=0.5, theta=np.pi / 4, beta=1.5)
+    aniso = GaussianKernel(
+        type="generalized_aniso", size=7, sigma_x=2.0, sigma_y=0.5, theta=np.pi / 4, beta=1.5
+    )
     assert [
         describe(op)
         for op in (
@@ -95,13 +97,20 @@ def test_parameters_read_as_they_are_written_in_the_field() -> None:
             Jpeg(quality=40),
         )
     ] == [
-        *("generalized aniso 7×7, σ 2.00, 0.50 at 45°, β 1.50", "iso 9×9, σ 1.25", "sinc 13×13, ω 1.50", "none"),
+        *(
+            "generalized aniso 7×7, σ 2.00, 0.50 at 45°, β 1.50",
+            "iso 9×9, σ 1.25",
+            "sinc 13×13, ω 1.50",
+            "none",
+        ),
         *("area, 0.500 of the clean side", "bicubic to the final size", "MATLAB bicubic to the final size"),
         *("gaussian, σ 12.0/255, grey", "poisson, scale 0.50", "quality 40"),
     ]
 
 
-@pytest.mark.parametrize("recipe", [degradation.face(), degradation.inpainting(), degradation.realesrgan_x4()])
+@pytest.mark.parametrize(
+    "recipe", [degradation.face(), degradation.inpainting(), degradation.realesrgan_x4()]
+)
 def test_every_operation_of_every_recipe_has_words(recipe: degradation.DegradationRecipe) -> None:
     for i in range(60):
         assert all(describe(op) for op in degradation.draw(philox("preview", i), recipe).ops)
@@ -113,7 +122,9 @@ def test_kernel_is_drawn_with_its_largest_weight_white() -> None:
     np.testing.assert_allclose(picture[2, 3, 0], 255 * np.exp(-0.25), atol=1)  # square root of exp(-1 / 2)
 
 
-def test_command_writes_the_page(tree: Path, tmp_path: Path, job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_writes_the_page(
+    tree: Path, tmp_path: Path, job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "deep" / "preview.html"
     arguments = ("--preset", "test-x4", "--set", "train.seed=3")
     assert job("preview", str(tree), str(out), *arguments) == 3  # broken.png

@@ -57,11 +57,21 @@ def test_members_are_found_and_read_in_place(tmp_path: Path, format: int) -> Non
 
 def test_a_tar_of_class_tars_has_the_keys_of_the_extracted_tree(tmp_path: Path) -> None:
     tree = {f"n{i}/n{i}_{j}.JPEG": bytes([i, j]) * 300 for i in range(3) for j in range(4)}
-    classes = {f"n{i}.tar": tar_of({key.split("/")[1]: data for key, data in tree.items() if key.startswith(f"n{i}/")}) for i in range(3)}
+    classes = {
+        f"n{i}.tar": tar_of(
+            {key.split("/")[1]: data for key, data in tree.items() if key.startswith(f"n{i}/")}
+        )
+        for i in range(3)
+    }
     (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(tar_of(classes))
     found = opened(tmp_path / "ILSVRC2012_img_train.tar")
     assert contents(found) == tree
-    assert {item.key for item in found if item.outcome} == {"ILSVRC2012_img_train.tar", "n0.tar", "n1.tar", "n2.tar"}
+    assert {item.key for item in found if item.outcome} == {
+        "ILSVRC2012_img_train.tar",
+        "n0.tar",
+        "n1.tar",
+        "n2.tar",
+    }
     assert {sources.label_of(item) for item in found if item.outcome is None} == {"n0", "n1", "n2"}
     assert len({item.etag for item in found}) == len(found)
 
@@ -71,7 +81,11 @@ def test_a_tar_in_a_folder_or_a_bucket_adds_its_name(tmp_path: Path, bucket: str
     for root in (str(tmp_path / "in"), f"{bucket}/in"):
         storage.write_bytes(f"{root}/day/one.tar", data)
         storage.write_bytes(f"{root}/z.jpg", b"zzz")
-        found = [item for one in list_inputs(root) for item in (members(one) if isinstance(one, Archive) else [one])]
+        found = [
+            item
+            for one in list_inputs(root)
+            for item in (members(one) if isinstance(one, Archive) else [one])
+        ]
         assert contents([item for item in found if isinstance(item, Item)]) == {
             "day/one/x.jpg": b"x",
             "day/one/sub/y.jpg": b"yy",
@@ -83,7 +97,13 @@ def test_files_beside_a_picture_give_its_label_and_all_others_are_inputs(tmp_pat
     files = {
         **{"0001.jpg": b"p", "0001.cls": b"37\n", "0001.json": b'{"label": "no"}', "0001.txt": b"a caption"},
         **{"0002.json": b'{"cls": 5}', "0002.seg.png": b"m", "0002.jpg": b"q"},
-        **{"0003.jpg": b"r", "0003.json": b"[not json", "lonely.txt": b"t", "0004.jpg": b"s", "0004.npy": b"n"},
+        **{
+            "0003.jpg": b"r",
+            "0003.json": b"[not json",
+            "lonely.txt": b"t",
+            "0004.jpg": b"s",
+            "0004.npy": b"n",
+        },
     }
     (tmp_path / "shard-000.tar").write_bytes(tar_of(files))
     found = [item for item in opened(tmp_path / "shard-000.tar") if item.outcome is None]
@@ -95,7 +115,9 @@ def test_files_beside_a_picture_give_its_label_and_all_others_are_inputs(tmp_pat
 
 
 def test_damage_is_named_and_what_stands_before_it_is_kept(tmp_path: Path) -> None:
-    whole = tar_of({f"{i}.jpg": bytes([i]) * 700 for i in range(5)})  # a header and two blocks each, then the end mark
+    whole = tar_of(
+        {f"{i}.jpg": bytes([i]) * 700 for i in range(5)}
+    )  # a header and two blocks each, then the end mark
     third = 2 * 1536
 
     def outcome(data: bytes) -> tuple[int, tuple[str, str, str] | None]:
@@ -137,9 +159,18 @@ def test_a_list_names_files_and_folders_with_labels(tmp_path: Path) -> None:
     found = [one for one in list_inputs(str(tmp_path / "list.txt")) if isinstance(one, Item)]
     absolute = f"{tmp_path}/a.jpg".lstrip("/")
     assert {item.key: sources.label_of(item) for item in found} == {
-        **{absolute: "cat", "sub/b.jpg": "sub", "sub/deep/c.jpg": "deep", "with space.jpg": "", "missing.jpg": ""}
+        **{
+            absolute: "cat",
+            "sub/b.jpg": "sub",
+            "sub/deep/c.jpg": "deep",
+            "with space.jpg": "",
+            "missing.jpg": "",
+        }
     }
-    assert contents(found) == {absolute: b"a.jpg", **{name: name.encode() for name in ("sub/b.jpg", "sub/deep/c.jpg", "with space.jpg")}}
+    assert contents(found) == {
+        absolute: b"a.jpg",
+        **{name: name.encode() for name in ("sub/b.jpg", "sub/deep/c.jpg", "with space.jpg")},
+    }
     assert [item.outcome[1] for item in found if item.outcome] == ["missing"]
 
 

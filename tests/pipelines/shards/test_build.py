@@ -17,7 +17,14 @@ import pytest
 from PIL import Image
 
 from pipelines.shards.build import ShardOptions, ShardTask, build_shard, plan_shards, row_of
-from pipelines.shards.parquet import Shard, ShardSummary, read_manifest, read_pictures, row_groups, write_manifest
+from pipelines.shards.parquet import (
+    Shard,
+    ShardSummary,
+    read_manifest,
+    read_pictures,
+    row_groups,
+    write_manifest,
+)
 from pipelines.shards.sources import Item, list_inputs
 from pipelines.shards.status import status_of, summaries_of
 from resshift.images import codec
@@ -71,25 +78,44 @@ def test_row_groups_end_by_rows_and_by_bytes(tree: Path, tmp_path: Path) -> None
     by_rows = build_shard(task, str(tmp_path / "rows"), OPTIONS)
     assert np.bincount(by_rows.status["row_group"]).tolist() == [4, 4, 3]
     by_bytes = build_shard(task, str(tmp_path / "bytes"), replace(OPTIONS, row_group_bytes=1))
-    assert np.bincount(by_bytes.status["row_group"]).max() <= 2  # a picture each, and the broken one with its neighbour
+    assert (
+        np.bincount(by_bytes.status["row_group"]).max() <= 2
+    )  # a picture each, and the broken one with its neighbour
 
 
 def test_good_picture_keeps_its_bytes(encode: Encode) -> None:
     data = encode()
     found = row("class0/0.png", data)
     assert found["bytes"] == data
-    assert (found["status"], found["width"], found["height"], found["mode"], found["size_bytes"]) == ("ok", 48, 40, "RGB", len(data))
+    assert (found["status"], found["width"], found["height"], found["mode"], found["size_bytes"]) == (
+        "ok",
+        48,
+        40,
+        "RGB",
+        len(data),
+    )
     assert found["message"] == ""
 
 
 @pytest.mark.parametrize(
-    ("data", "reason"), [(b"", "empty"), (b"hello", "not_an_image"), ("cut", "truncated"), ("small", "too_small"), ("away", "unavailable")]
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"hello", "not_an_image"),
+        ("cut", "truncated"),
+        ("small", "too_small"),
+        ("away", "unavailable"),
+    ],
 )
 def test_bad_inputs_become_rows_with_a_reason(data: bytes | str, reason: str, encode: Encode) -> None:
     away = StorageError("x.png", StorageReason.UNAVAILABLE, "try again")
     content: Any = {"cut": encode()[:200], "small": encode(0, 8, 90), "away": away}.get(str(data), data)
     found = row("x.png", content)
-    assert (found["status"], found["reason"], found["bytes"]) == ("skipped" if reason == "too_small" else "failed", reason, None)
+    assert (found["status"], found["reason"], found["bytes"]) == (
+        "skipped" if reason == "too_small" else "failed",
+        reason,
+        None,
+    )
     assert found["message"]
 
 
@@ -117,11 +143,23 @@ def test_what_imagenet_is_known_for_is_used_and_named() -> None:
 
 def test_larger_pictures_are_shrunk_and_none_is_enlarged(encode: Encode) -> None:
     options = replace(OPTIONS, short_side_px=64)
-    ramp = np.broadcast_to(np.linspace(0, 255, 300, dtype=np.float32)[None, :, None], (200, 300, 3)).astype(np.uint8)
+    ramp = np.broadcast_to(np.linspace(0, 255, 300, dtype=np.float32)[None, :, None], (200, 300, 3)).astype(
+        np.uint8
+    )
     found = row("x.png", cv2.imencode(".png", ramp)[1].tobytes(), options)
-    assert (found["status"], found["width"], found["height"], found["message"]) == ("ok", 96, 64, "was 300x200 RGB PNG")
+    assert (found["status"], found["width"], found["height"], found["message"]) == (
+        "ok",
+        96,
+        64,
+        "was 300x200 RGB PNG",
+    )
     header, picture = codec.probe(found["bytes"]), codec.decode(found["bytes"])
-    assert (header.format, picture.width, picture.height, found["size_bytes"]) == ("JPEG", 96, 64, len(found["bytes"]))
+    assert (header.format, picture.width, picture.height, found["size_bytes"]) == (
+        "JPEG",
+        96,
+        64,
+        len(found["bytes"]),
+    )
     expected = cv2.resize(ramp, (96, 64), interpolation=cv2.INTER_AREA)
     assert np.abs(picture.pixels.astype(int) - expected).max() <= 2  # JPEG of quality 95
     assert Image.open(io.BytesIO(found["bytes"])).layer[1][1:3] == (1, 1)  # type: ignore[attr-defined] # colour is not subsampled
@@ -137,7 +175,9 @@ def test_impossible_options_are_said(name: str, value: int) -> None:
         ShardOptions(**{name: value})
 
 
-def test_shard_is_written_once_and_again_when_an_input_changes(tree: Path, tmp_path: Path, encode: Encode) -> None:
+def test_shard_is_written_once_and_again_when_an_input_changes(
+    tree: Path, tmp_path: Path, encode: Encode
+) -> None:
     root = str(tmp_path / "shards")
 
     def build() -> list[Shard]:
@@ -159,7 +199,9 @@ def test_shard_is_written_once_and_again_when_an_input_changes(tree: Path, tmp_p
         assert not build()[0].reused
 
 
-def test_only_what_was_unavailable_is_read_again(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_was_unavailable_is_read_again(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pipelines.shards import sources
 
     (task,) = plan_shards(items_of(tree), OPTIONS)
@@ -234,5 +276,11 @@ def test_manifest_of_another_format_is_refused(tmp_path: Path) -> None:
 
 
 def test_failed_rows_are_not_in_the_plan() -> None:
-    shards = [ShardSummary("z", "", ((4, 0), (4, 2)), 0, {}, ((1, 3),)), ShardSummary("a", "", ((2, 2),), 0, {})]
-    assert [(g.shard, g.index, g.num_ok, g.duplicates) for g in row_groups(shards)] == [("a", 0, 2, ()), ("z", 1, 2, (3,))]
+    shards = [
+        ShardSummary("z", "", ((4, 0), (4, 2)), 0, {}, ((1, 3),)),
+        ShardSummary("a", "", ((2, 2),), 0, {}),
+    ]
+    assert [(g.shard, g.index, g.num_ok, g.duplicates) for g in row_groups(shards)] == [
+        ("a", 0, 2, ()),
+        ("z", 1, 2, (3,)),
+    ]

@@ -25,7 +25,9 @@ Encode = Callable[..., bytes]
 
 def pictures(root: str) -> list[dict[str, object]]:
     """Return all that training would read, in the order of the shards."""
-    return [row for group in row_groups(read_manifest(root)) for row in read_pictures(root, group).to_pylist()]
+    return [
+        row for group in row_groups(read_manifest(root)) for row in read_pictures(root, group).to_pylist()
+    ]
 
 
 def as_class_tars(tree: Path) -> bytes:
@@ -87,11 +89,25 @@ def test_folder_tar_and_bucket_give_the_same_data_set(
 
 
 def test_report_counts_outcomes_sizes_modes_and_oddities() -> None:
-    def row(status: str, reason: str, side: int = 100, mode: str = "RGB", message: str = "") -> dict[str, Any]:
-        known = {"status": status, "reason": reason, "message": message, "width": side, "height": 500, "mode": mode, "size_bytes": 10**6}
+    def row(
+        status: str, reason: str, side: int = 100, mode: str = "RGB", message: str = ""
+    ) -> dict[str, Any]:
+        known = {
+            "status": status,
+            "reason": reason,
+            "message": message,
+            "width": side,
+            "height": 500,
+            "mode": mode,
+            "size_bytes": 10**6,
+        }
         return dict.fromkeys(STATUS_SCHEMA.names) | {"key": "k"} | known
 
-    rows = [row("ok", "", 300), row("ok", "", 300, "L", "PNG in a file named .jpeg; was 9x9 L PNG"), row("ok", "", 63)]
+    rows = [
+        row("ok", "", 300),
+        row("ok", "", 300, "L", "PNG in a file named .jpeg; was 9x9 L PNG"),
+        row("ok", "", 63),
+    ]
     rows += [row("failed", "truncated"), row("failed", "truncated"), row("skipped", "duplicate")]
     console = Console(width=120, file=io.StringIO())
     for table in report(pa.Table.from_pylist(rows, schema=STATUS_SCHEMA)):
@@ -104,7 +120,9 @@ def test_report_counts_outcomes_sizes_modes_and_oddities() -> None:
     ]
 
 
-def test_countdown_tells_rate_and_time_left(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_countdown_tells_rate_and_time_left(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     with caplog.at_level(logging.INFO), Countdown("pictures", 100) as countdown:

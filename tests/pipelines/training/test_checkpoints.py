@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from pipelines.training import checkpoints
-from pipelines.training.checkpoints import CheckpointWriter, Keeping, clear, fetch_latest, read_best, stored, uri_of, write_best
+from pipelines.training.checkpoints import (
+    CheckpointWriter,
+    Keeping,
+    clear,
+    fetch_latest,
+    read_best,
+    stored,
+    uri_of,
+    write_best,
+)
 from resshift import storage
 from resshift.models import WeightsError
 from resshift.networks.autoencoder import PixelUnshuffle
@@ -26,7 +35,9 @@ CONFIG = toy_preset()
 
 @pytest.fixture(scope="module")
 def snapshot() -> Snapshot:
-    learner = DiffusionLearner(CONFIG, build_network(CONFIG), Objective(CONFIG.model, CONFIG.loss, PixelUnshuffle(4)))
+    learner = DiffusionLearner(
+        CONFIG, build_network(CONFIG), Objective(CONFIG.model, CONFIG.loss, PixelUnshuffle(4))
+    )
     return checkpoint.take(learner.state)
 
 
@@ -36,7 +47,9 @@ def out(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def publish(snapshot: Snapshot, out: str, step: int, scratch: Path) -> None:
-    manifest = checkpoint.write(scratch / f"{step}", Snapshot(step, snapshot.weights, snapshot.rest | {"step": step}), CONFIG)
+    manifest = checkpoint.write(
+        scratch / f"{step}", Snapshot(step, snapshot.weights, snapshot.rest | {"step": step}), CONFIG
+    )
     checkpoints.publish(scratch / f"{step}", out, manifest)
 
 
@@ -109,14 +122,20 @@ def test_deleted_file_is_noticed(out: str, snapshot: Snapshot, tmp_path: Path) -
     assert fetch_latest(out, tmp_path / "got") == 5
 
 
-def test_run_does_not_begin_again_when_every_checkpoint_is_damaged(out: str, snapshot: Snapshot, tmp_path: Path) -> None:
+def test_run_does_not_begin_again_when_every_checkpoint_is_damaged(
+    out: str, snapshot: Snapshot, tmp_path: Path
+) -> None:
     publish(snapshot, out, 5, tmp_path)
     storage.write_bytes(uri_of(out, 5, "state.pt"), b"")
-    with pytest.raises(WeightsError, match=r"no checkpoint of .* can be read: .*state\.pt is damaged.*Remove its step-\*"):
+    with pytest.raises(
+        WeightsError, match=r"no checkpoint of .* can be read: .*state\.pt is damaged.*Remove its step-\*"
+    ):
         fetch_latest(out, tmp_path / "got")
 
 
-def test_store_that_is_away_is_not_a_damaged_checkpoint(snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_that_is_away_is_not_a_damaged_checkpoint(
+    snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Going on from an older one because of a network error would train the same steps twice."""
     out = str(tmp_path / "run")
     for step in (5, 10):
@@ -176,7 +195,9 @@ def test_writer_publishes_in_order_and_clears(out: str, snapshot: Snapshot, tmp_
     assert fetch_latest(out, tmp_path / "got") == 15
 
 
-def test_failed_upload_is_raised_at_the_next_one(snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_upload_is_raised_at_the_next_one(
+    snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(uri: str, data: bytes) -> None:
         raise StorageError(uri, StorageReason.DENIED, "no")
 
@@ -191,7 +212,12 @@ def test_failed_upload_is_raised_at_the_next_one(snapshot: Snapshot, tmp_path: P
 def test_weights_are_read_back_as_they_were(out: str, snapshot: Snapshot, tmp_path: Path) -> None:
     publish(snapshot, out, 5, tmp_path)
     fetch_latest(out, tmp_path / "got")
-    fresh = DiffusionLearner(CONFIG, build_network(CONFIG), Objective(CONFIG.model, CONFIG.loss, PixelUnshuffle(4)))
+    fresh = DiffusionLearner(
+        CONFIG, build_network(CONFIG), Objective(CONFIG.model, CONFIG.loss, PixelUnshuffle(4))
+    )
     checkpoint.load(tmp_path / "got", fresh.state, CONFIG)
     assert fresh.state.step == 5
-    assert all(torch.equal(snapshot.weights["model"][key], value) for key, value in fresh.state.weights()["model"].items())
+    assert all(
+        torch.equal(snapshot.weights["model"][key], value)
+        for key, value in fresh.state.weights()["model"].items()
+    )

@@ -35,7 +35,9 @@ def out(tmp_path: Path) -> str:
     """Return a run directory as a finished run leaves it."""
     out = str(tmp_path / "run")
     begin_run(CONFIG, "s3://bucket/shards", out)
-    learner = DiffusionLearner(CONFIG, build_network(CONFIG), Objective(CONFIG.model, CONFIG.loss, PixelUnshuffle(4)))
+    learner = DiffusionLearner(
+        CONFIG, build_network(CONFIG), Objective(CONFIG.model, CONFIG.loss, PixelUnshuffle(4))
+    )
     checkpoint.write(tmp_path / "c", checkpoint.take(learner.state), CONFIG)
     publish_model(tmp_path / "c", out, CONFIG)
     line = json.dumps({"step": 20, "psnr_y": 25.125, "ssim_y": 0.5})
@@ -46,11 +48,20 @@ def out(tmp_path: Path) -> str:
 
 def test_exported_directory_is_a_model_with_a_card(out: str, tmp_path: Path) -> None:
     target = export(out, CONFIG, 20, str(tmp_path / "exported"))
-    assert sorted(path.name for path in Path(target).iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(path.name for path in Path(target).iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
     result = Upscaler.from_pretrained(target, device="cpu")(np.zeros((32, 32, 3), np.uint8))
     assert result.shape == (128, 128, 3)
     card = Path(target, "README.md").read_text()
-    for fact in ("# Model card: test-x4", "20 steps of 8 samples = 160, fp32, seed 0", "s3://bucket/shards", "| 20 | 25.1250 | 0.5000 |"):
+    for fact in (
+        "# Model card: test-x4",
+        "20 steps of 8 samples = 160, fp32, seed 0",
+        "s3://bucket/shards",
+        "| 20 | 25.1250 | 0.5000 |",
+    ):
         assert fact in card
     assert json.loads(card.split("```json")[1].split("```")[0])["preset"] == "test-x4"
 
@@ -74,18 +85,24 @@ def test_push_is_made_when_asked(out: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(("shape", "expected"), [((100, 70, 3), (32, 32, 3)), ((31, 70, 3), (28, 32, 3))])
-def test_centre_is_a_multiple_of_the_factor(shape: tuple[int, int, int], expected: tuple[int, int, int]) -> None:
+def test_centre_is_a_multiple_of_the_factor(
+    shape: tuple[int, int, int], expected: tuple[int, int, int]
+) -> None:
     assert centre(np.zeros(shape, np.uint8), 32, 4).shape == expected
 
 
 def test_report_measures_an_autoencoder(tmp_path: Path) -> None:
     config = toy_vq()
-    save_safetensors(state_to_store(build_autoencoder(config, torch.device("cpu"))), tmp_path / "vq.safetensors")
+    save_safetensors(
+        state_to_store(build_autoencoder(config, torch.device("cpu"))), tmp_path / "vq.safetensors"
+    )
     (tmp_path / "photos").mkdir()
     for i in range(3):
         Image.fromarray(np.full((40, 48, 3), 100 + i, np.uint8)).save(tmp_path / f"photos/{i}.png")
     (tmp_path / "photos/broken.png").write_bytes(b"no picture")
-    table, failed = report(str(tmp_path / "photos"), config, str(tmp_path / "vq.safetensors"), str(tmp_path / "out"))
+    table, failed = report(
+        str(tmp_path / "photos"), config, str(tmp_path / "vq.safetensors"), str(tmp_path / "out")
+    )
     summary = json.loads((tmp_path / "out/report.json").read_text())
     assert (failed, summary["pictures"], summary["codes"]) == (1, 3, 64)
     assert [row["status"] for row in summary["rows"]].count("failed") == 1

@@ -37,7 +37,9 @@ def test_clock_measures_rates_and_waiting(monkeypatch: pytest.MonkeyPatch) -> No
         now += 0.5
         clock.step(waited_s=0.1)
     rates = clock.read(batch_size=16, num_ranks=2)
-    assert rates == pytest.approx({"it_per_s": 2.0, "images_per_s": 32.0, "images_per_s_worker": 16.0, "data_wait": 0.2})
+    assert rates == pytest.approx(
+        {"it_per_s": 2.0, "images_per_s": 32.0, "images_per_s_worker": 16.0, "data_wait": 0.2}
+    )
 
 
 def open_log(out: str, step: int = 0) -> TrainLog:
@@ -86,7 +88,9 @@ def test_validation_is_stored_with_its_grid(out: str) -> None:
 
 
 def events(directory: str) -> Any:  # noqa: ANN401 - tensorboard's reader
-    reader = importlib.import_module("tensorboard.backend.event_processing.event_accumulator").EventAccumulator(directory)
+    reader = importlib.import_module(
+        "tensorboard.backend.event_processing.event_accumulator"
+    ).EventAccumulator(directory)
     reader.Reload()
     return reader
 
@@ -101,7 +105,11 @@ def test_tensorboard_shows_figures_and_pictures_and_forgets_what_is_done_again(t
     second.scalars(15, {"train/loss": 99.0})
     second.close()
     found = events(str(tmp_path / "tensorboard"))
-    assert [(event.step, event.value) for event in found.Scalars("train/loss")] == [(5, 5.0), (10, 10.0), (15, 99.0)]
+    assert [(event.step, event.value) for event in found.Scalars("train/loss")] == [
+        (5, 5.0),
+        (10, 10.0),
+        (15, 99.0),
+    ]
     (picture,) = found.Images("validation/grid")
     assert (picture.width, picture.height) == (6, 4)
 
@@ -119,35 +127,56 @@ def test_tensorboard_reaches_a_bucket(bucket: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("package", "log"),
-    [("wandb", LogConfig(tensorboard=False, wandb_project="p")), ("mlflow", LogConfig(tensorboard=False, mlflow_experiment="e"))],
+    [
+        ("wandb", LogConfig(tensorboard=False, wandb_project="p")),
+        ("mlflow", LogConfig(tensorboard=False, mlflow_experiment="e")),
+    ],
 )
-def test_tracker_that_is_not_installed_is_said(package: str, log: LogConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracker_that_is_not_installed_is_said(
+    package: str, log: LogConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ConfigError, match=rf"log\.{package}_\w+ needs the package {package} .*pip install {package}"):
+    with pytest.raises(
+        ConfigError, match=rf"log\.{package}_\w+ needs the package {package} .*pip install {package}"
+    ):
         trackers(log, str(tmp_path), 0, {})
 
 
-def test_trackers_go_on_with_their_run_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trackers_go_on_with_their_run_after_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The calls that are made; the services themselves are not here."""
     calls: list[tuple[str, Any]] = []
 
     def recorder(name: str, result: Any = None) -> Any:  # noqa: ANN401
         return lambda *args, **kwargs: calls.append((name, args or kwargs)) or result
 
-    wandb = SimpleNamespace(**{name: recorder(name) for name in ("init", "log", "finish")}, Image=lambda pixels: pixels.shape)
+    wandb = SimpleNamespace(
+        **{name: recorder(name) for name in ("init", "log", "finish")}, Image=lambda pixels: pixels.shape
+    )
     earlier = [SimpleNamespace(info=SimpleNamespace(run_id="r1"))]
     names = ("set_experiment", "start_run", "set_tag", "log_metrics", "log_image", "log_dict", "end_run")
-    mlflow = SimpleNamespace(**{name: recorder(name) for name in names}, search_runs=recorder("search_runs", earlier))
+    mlflow = SimpleNamespace(
+        **{name: recorder(name) for name in names}, search_runs=recorder("search_runs", earlier)
+    )
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
-    opened = trackers(LogConfig(tensorboard=False, wandb_project="p", mlflow_experiment="e"), "/runs/a", 10, {"x": 1})
+    opened = trackers(
+        LogConfig(tensorboard=False, wandb_project="p", mlflow_experiment="e"), "/runs/a", 10, {"x": 1}
+    )
     for tracker in opened:
         tracker.scalars(15, {"train/loss": 1.0})
         tracker.picture(15, "validation/grid", np.zeros((2, 3, 3), np.uint8))
         tracker.flush()
         tracker.close()
     made = dict(calls)
-    assert made["init"] == {"project": "p", "name": "a", "id": "-runs-a", "resume": "allow", "config": {"x": 1}}
+    assert made["init"] == {
+        "project": "p",
+        "name": "a",
+        "id": "-runs-a",
+        "resume": "allow",
+        "config": {"x": 1},
+    }
     assert made["start_run"] == {"run_id": "r1", "run_name": "a"}
     assert "log_dict" not in made  # the configuration is there already
     assert ("log", ({"train/loss": 1.0},)) in calls

@@ -27,7 +27,9 @@ from resshift.training.checkpoint import ResumeRefused
         (2, None, {"CPU": 2.0}, Workers(least=2, most=2, gpus=0, cpus=0.25)),
     ],
 )
-def test_workers_leave_cpus_for_the_data(num: int, gpus: float | None, cluster: dict[str, float], expected: Workers) -> None:
+def test_workers_leave_cpus_for_the_data(
+    num: int, gpus: float | None, cluster: dict[str, float], expected: Workers
+) -> None:
     workers = plan_workers(num, num, gpus, cluster)
     assert workers == expected
     assert cluster["CPU"] - workers.most * workers.cpus >= 1
@@ -45,12 +47,16 @@ def test_elastic_run_needs_its_least_workers_only() -> None:
         (1, None, {"CPU": 1.0}, "at least 2 logical CPUs.*has 1"),
     ],
 )
-def test_what_cannot_work_is_refused(num: int, gpus: float | None, cluster: dict[str, float], message: str) -> None:
+def test_what_cannot_work_is_refused(
+    num: int, gpus: float | None, cluster: dict[str, float], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         plan_workers(num, num, gpus, cluster)
 
 
-@pytest.mark.parametrize(("text", "expected"), [("1", (1, 1)), ("4", (4, 4)), ("2:8", (2, 8)), ("3:3", (3, 3))])
+@pytest.mark.parametrize(
+    ("text", "expected"), [("1", (1, 1)), ("4", (4, 4)), ("2:8", (2, 8)), ("3:3", (3, 3))]
+)
 def test_workers_are_a_number_or_a_range(text: str, expected: tuple[int, int]) -> None:
     assert parse_workers(text) == expected
 
@@ -72,7 +78,10 @@ def test_run_directory_belongs_to_one_configuration(tmp_path: Path) -> None:
 def test_a_run_does_not_go_back(tmp_path: Path) -> None:
     out = str(tmp_path / "run")
     begin_run(toy_preset(), "shards", out)
-    for step, names in ((6, ["model.safetensors", "files.json"]), (8, ["model.safetensors"])):  # the second was never finished
+    for step, names in (
+        (6, ["model.safetensors", "files.json"]),
+        (8, ["model.safetensors"]),
+    ):  # the second was never finished
         for name in names:
             storage.write_bytes(checkpoints.uri_of(out, step, name), b"")
     begin_run(with_settings(toy_preset(), ["train.steps=6"]), "shards", out)
@@ -86,10 +95,14 @@ def test_task_reaches_the_worker_as_it_was(config: object) -> None:
     assert Task.from_json(task.to_json()) == task
 
 
-def test_files_of_a_configuration_mean_the_same_in_every_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_files_of_a_configuration_mean_the_same_in_every_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Workers of Ray Train have another working directory than the command."""
     monkeypatch.chdir(tmp_path)
-    config = with_settings(toy_preset(), ["loss.lpips_trunk=trunk.pth", "train.first_stage_weights=../vq.safetensors"])
+    config = with_settings(
+        toy_preset(), ["loss.lpips_trunk=trunk.pth", "train.first_stage_weights=../vq.safetensors"]
+    )
     found = with_absolute_files(config)
     assert found.loss.lpips_trunk == str(tmp_path / "trunk.pth")
     assert found.train.first_stage_weights == str(tmp_path.parent / "vq.safetensors")

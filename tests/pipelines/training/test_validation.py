@@ -132,10 +132,14 @@ def test_grid_shows_what_went_in_what_came_out_and_the_truth() -> None:
 
 
 @pytest.mark.parametrize(("num", "num_ranks"), [(1, 3), (5, 2), (6, 3), (7, 3), (13, 3)])
-def test_workers_share_the_set_and_call_equally_often(num: int, num_ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_share_the_set_and_call_equally_often(
+    num: int, num_ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Sharded weights are gathered at every call: a worker that calls once less would leave the others waiting for ever."""
     parts: list[object] = []
-    monkeypatch.setattr("pipelines.training.validation.dist.all_gather_object", lambda gathered, own: parts.append(own))
+    monkeypatch.setattr(
+        "pipelines.training.validation.dist.all_gather_object", lambda gathered, own: parts.append(own)
+    )
     renderers = [Knows() for _ in range(num_ranks)]
     for rank in range(1, num_ranks):
         assert validator(num, rank, num_ranks)(renderers[rank]) is None

@@ -55,7 +55,11 @@ def test_killed_worker_of_several_and_another_number_after(data: str, tmp_path: 
     """Two workers, one killed before step 6; then three workers, which cannot share eight evenly, finish; no sample twice or missed."""
     out = str(tmp_path / "run")
     faults.train(
-        faults.toy("train.steps=8", "train.checkpoint_every=4"), data, out, (2, 2), faults.dying(str(tmp_path / "marker"), 5, rank=1)
+        faults.toy("train.steps=8", "train.checkpoint_every=4"),
+        data,
+        out,
+        (2, 2),
+        faults.dying(str(tmp_path / "marker"), 5, rank=1),
     )
     assert (tmp_path / "marker").exists()
     faults.train(faults.toy("train.steps=12", "train.checkpoint_every=4"), data, out, (3, 3))
@@ -64,7 +68,9 @@ def test_killed_worker_of_several_and_another_number_after(data: str, tmp_path: 
     assert faults.worker_counts(out) == [2, 3]
 
 
-def test_what_another_attempt_would_repeat_ends_the_run(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_attempt_would_repeat_ends_the_run(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A loss that is never finite: the steps are skipped, their pictures listed, and the run stops without being restarted."""
 
     def broken(settings: dict[str, str]) -> dict[str, Any]:
@@ -86,7 +92,9 @@ def test_what_another_attempt_would_repeat_ends_the_run(data: str, tmp_path: Pat
     monkeypatch.setattr(trainer, "train_worker", broken)
     out = str(tmp_path / "run")
     config = faults.toy("train.log_every=3", "train.max_skipped_steps=3", "train.steps=30")
-    with pytest.raises(TrainingDiverged, match=r"3 steps in a row, last at step 2; the pictures are listed in .*run/skipped"):
+    with pytest.raises(
+        TrainingDiverged, match=r"3 steps in a row, last at step 2; the pictures are listed in .*run/skipped"
+    ):
         run_training(config, data, out, Workers(cpus=0.5))
     (entry,) = storage.list_entries(f"{out}/skipped")
     lines = [json.loads(line) for line in storage.read_bytes(entry.uri).decode().splitlines()]
@@ -95,5 +103,7 @@ def test_what_another_attempt_would_repeat_ends_the_run(data: str, tmp_path: Pat
 
 
 def test_more_workers_than_samples_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"train.batch_size \(8\) must be at least the number of workers \(9\)"):
+    with pytest.raises(
+        ConfigError, match=r"train.batch_size \(8\) must be at least the number of workers \(9\)"
+    ):
         run_training(faults.toy(), "nowhere", str(tmp_path / "run"), Workers(least=1, most=9))

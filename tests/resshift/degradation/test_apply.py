@@ -75,7 +75,9 @@ CHROMA_TABLE = np.full((8, 8), 99.0)
 CHROMA_TABLE[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]]
 TO_YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
 TO_RGB = np.array([[1, 0, 1.402], [1, -0.344136, -0.714136], [1, 1.772, 0]])
-WAVES = np.sqrt(np.where(np.arange(8) == 0, 1, 2) / 8)[:, None] * np.cos((2 * np.arange(8) + 1) * np.arange(8)[:, None] * math.pi / 16)
+WAVES = np.sqrt(np.where(np.arange(8) == 0, 1, 2) / 8)[:, None] * np.cos(
+    (2 * np.arange(8) + 1) * np.arange(8)[:, None] * math.pi / 16
+)
 
 
 def test_rounding_is_half_to_even_and_clips() -> None:
@@ -97,7 +99,9 @@ def diffjpeg(image: NDArray[np.float32], quality: float) -> NDArray[np.float32]:
     padded = np.pad(np.clip(image, 0, 1) * 255.0, ((0, -height % 16), (0, -width % 16), (0, 0)))
     ycc = np.asarray(padded @ TO_YCC.T + [0, 128, 128], dtype=np.float64)
     chroma = ycc.reshape(padded.shape[0] // 2, 2, padded.shape[1] // 2, 2, 3).mean(axis=(1, 3))
-    blue, red = (quantised(chroma[..., i], CHROMA_TABLE * factor).repeat(2, axis=0).repeat(2, axis=1) for i in (1, 2))
+    blue, red = (
+        quantised(chroma[..., i], CHROMA_TABLE * factor).repeat(2, axis=0).repeat(2, axis=1) for i in (1, 2)
+    )
     rgb = np.stack([quantised(ycc[..., 0], LUMA_TABLE.T * factor), blue - 128, red - 128], axis=-1) @ TO_RGB.T
     return (np.clip(rgb, 0, 255) / 255).astype(np.float32)[:height, :width]
 
@@ -106,7 +110,13 @@ def statistics(lq_u8: NDArray[np.uint8], reference: NDArray[np.float64]) -> list
     lq = lq_u8.astype(np.float32) / 255
     laplacian = cv2.Laplacian(lq, -1)[1:-1, 1:-1]
     psnr = -10 * math.log10(((lq - reference) ** 2).mean())
-    return [psnr, lq.mean() - reference.mean(), float(lq.mean()), float(lq.std(ddof=1)), float(laplacian.std(ddof=1))]
+    return [
+        psnr,
+        lq.mean() - reference.mean(),
+        float(lq.mean()),
+        float(lq.std(ddof=1)),
+        float(laplacian.std(ddof=1)),
+    ]
 
 
 def assert_same_distribution(ours: NDArray[np.float64], official: NDArray[np.float64], name: str) -> None:
@@ -114,7 +124,9 @@ def assert_same_distribution(ours: NDArray[np.float64], official: NDArray[np.flo
     z = (ours.mean() - official.mean()) / standard_error
     result: Any = ks_2samp(ours, official)
     p = float(result.pvalue)
-    assert abs(z) < 3 or p > 1e-3, f"{name}: {ours.mean():.5g} against {official.mean():.5g}, {z:.1f} standard errors, KS p = {p:.2g}"
+    assert abs(z) < 3 or p > 1e-3, (
+        f"{name}: {ours.mean():.5g} against {official.mean():.5g}, {z:.1f} standard errors, KS p = {p:.2g}"
+    )
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -122,29 +134,41 @@ def test_statistics_against_official(name: str, parity: Load) -> None:
     arrays = parity("degradation_statistics")
     hq_u8, official = arrays["image_u8"], arrays[name]
     reference = imresize(hq_u8 / 255, 0.25)
-    ours = np.array([statistics(degrade(hq_u8, params), reference) for params in draws(RECIPES[name], 200, "statistics")])
-    for i in range(3):  # the real codec smooths chroma: on this picture std and laplacian std are lower (README-degradation.md)
+    ours = np.array(
+        [statistics(degrade(hq_u8, params), reference) for params in draws(RECIPES[name], 200, "statistics")]
+    )
+    for i in range(
+        3
+    ):  # the real codec smooths chroma: on this picture std and laplacian std are lower (README-degradation.md)
         assert_same_distribution(ours[:, i], official[:, i], f"{name} {COLUMNS[i]}")
 
 
-def official_resized(image: NDArray[np.float32], op: Resize, hq_shape: tuple[int, int], scale: int) -> NDArray[np.float32]:
+def official_resized(
+    image: NDArray[np.float32], op: Resize, hq_shape: tuple[int, int], scale: int
+) -> NDArray[np.float32]:
     """Resize as official code does: the first by a factor, which spaces the samples by 1 / factor; the others to a size."""
     nchw = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].contiguous()
     if op.of == "hq":
         out = F.interpolate(nchw, scale_factor=op.factor, mode=op.mode)
     else:
-        out = F.interpolate(nchw, size=tuple(int(side / scale * op.factor) for side in hq_shape), mode=op.mode)
+        out = F.interpolate(
+            nchw, size=tuple(int(side / scale * op.factor) for side in hq_shape), mode=op.mode
+        )
     return np.ascontiguousarray(out[0].permute(1, 2, 0).numpy())
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_statistics_without_the_two_deviations_against_official(name: str, parity: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_without_the_two_deviations_against_official(
+    name: str, parity: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arrays = parity("degradation_statistics")
     hq_u8, official = arrays["image_u8"], arrays[name]
     reference = imresize(hq_u8 / 255, 0.25)
     monkeypatch.setattr(apply, "compress", diffjpeg)
     monkeypatch.setattr(apply, "_resized", official_resized)
-    ours = np.array([statistics(degrade(hq_u8, params), reference) for params in draws(RECIPES[name], 200, "statistics")])
+    ours = np.array(
+        [statistics(degrade(hq_u8, params), reference) for params in draws(RECIPES[name], 200, "statistics")]
+    )
     for i, column in enumerate(COLUMNS):
         assert_same_distribution(ours[:, i], official[:, i], f"{name} {column}")
 
@@ -170,7 +194,9 @@ def test_jpeg_equals_pillow_at_420(quality: int) -> None:
     Image.fromarray(image_u8).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
     expected = np.asarray(Image.open(buffer)).astype(np.int16)
     out = to_u8(compress(image_u8.astype(np.float32) * np.float32(1 / 255), quality)).astype(np.int16)
-    assert np.abs(out - expected).max() <= 2  # two builds of libjpeg-turbo may round the inverse transform differently
+    assert (
+        np.abs(out - expected).max() <= 2
+    )  # two builds of libjpeg-turbo may round the inverse transform differently
 
 
 def test_jpeg_subsamples_chroma_at_every_quality() -> None:
@@ -208,7 +234,10 @@ def ops_of(params: DegradationParams, op_type: type[T]) -> list[T]:
 
 def share(hits: list[bool], probability: float) -> None:
     """The share of hits is within four standard deviations of its probability."""
-    assert abs(sum(hits) / len(hits) - probability) <= 4 * math.sqrt(probability * (1 - probability) / len(hits)) + 1e-12
+    assert (
+        abs(sum(hits) / len(hits) - probability)
+        <= 4 * math.sqrt(probability * (1 - probability) / len(hits)) + 1e-12
+    )
 
 
 # Numbers of the official configuration files, written out again: a swapped or mistyped range in recipe.py must not agree with itself.
@@ -314,8 +343,22 @@ def test_every_branch_is_reached_and_runs() -> None:
                     pytest.fail(f"the real-world chain has no {op.op}")
         assert degrade(hq_u8, params).shape == (8, 12, 3)
         assert degrade(tiny_u8, params).shape == (1, 2, 3)
-    kernel_types = {"iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso", "sinc", "pulse"}
-    resizes = {(of, mode, sign) for of in ("hq", "lq") for mode in ("area", "bilinear", "bicubic") for sign in (-1, 0, 1)}
+    kernel_types = {
+        "iso",
+        "aniso",
+        "generalized_iso",
+        "generalized_aniso",
+        "plateau_iso",
+        "plateau_aniso",
+        "sinc",
+        "pulse",
+    }
+    resizes = {
+        (of, mode, sign)
+        for of in ("hq", "lq")
+        for mode in ("area", "bilinear", "bicubic")
+        for sign in (-1, 0, 1)
+    }
     noises = {(kind, gray) for kind in ("gaussian", "poisson") for gray in (False, True)}
     assert reached == kernel_types | resizes | noises | {"jpeg"}
 
@@ -325,7 +368,9 @@ def test_bicubic_equals_imresize_rounded(parity: Load) -> None:
     (params,) = draws(bicubic_x4(), 1)
     expected = to_u8(imresize(hq_u8 / 255, 0.25)).astype(np.int16)
     difference = np.abs(degrade(hq_u8, params).astype(np.int16) - expected)
-    assert difference.max() <= 1  # float32 against float64 may differ where a value lies half way between two levels
+    assert (
+        difference.max() <= 1
+    )  # float32 against float64 may differ where a value lies half way between two levels
     assert (difference > 0).mean() < 1e-3
 
 
@@ -340,7 +385,11 @@ def test_bicubic_share_mixes_and_leaves_the_other_samples() -> None:
 
 def test_mild_share_mixes_the_chain_of_the_test_set_in() -> None:
     """Sample by sample: what the seed gives with the one recipe or with the other; and what a share does not touch stays."""
-    real, mild, bicubic = draws(realesrgan_x4(), 800), draws(imagenet_test_x4(), 800), draws(bicubic_x4(), 1)[0]
+    real, mild, bicubic = (
+        draws(realesrgan_x4(), 800),
+        draws(imagenet_test_x4(), 800),
+        draws(bicubic_x4(), 1)[0],
+    )
     mixed = draws(replace(realesrgan_x4(), bicubic_share=0.25, mild_share=0.5), 800)
     share([params == bicubic for params in mixed], 0.25)
     share([params == wanted for params, wanted in zip(mixed, mild, strict=True)], 0.5)
@@ -363,7 +412,10 @@ def test_bad_dtype_and_inconsistent_operations_raise() -> None:
     with pytest.raises(ValueError, match="float32"):
         degrade(np.zeros((64, 64, 3), dtype=np.float32), params)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="end at 64x64 pixels: must end at 16x16"):
-        degrade(np.zeros((64, 64, 3), dtype=np.uint8), DegradationParams(scale=4, ops=(Blur(kernel=PulseKernel()),)))
+        degrade(
+            np.zeros((64, 64, 3), dtype=np.uint8),
+            DegradationParams(scale=4, ops=(Blur(kernel=PulseKernel()),)),
+        )
 
 
 def test_parameters_are_frozen_and_strict() -> None:
@@ -371,7 +423,12 @@ def test_parameters_are_frozen_and_strict() -> None:
     with pytest.raises(FrozenInstanceError):
         params.scale = 2  # pyright: ignore[reportAttributeAccessIssue]
     document = json.loads(params.to_json())
-    for change in ({"scale": 0}, {"extra": 1}, {"ops": [{"op": "sharpen"}]}, {"ops": [{"op": "jpeg", "quality": 0}]}):
+    for change in (
+        {"scale": 0},
+        {"extra": 1},
+        {"ops": [{"op": "sharpen"}]},
+        {"ops": [{"op": "jpeg", "quality": 0}]},
+    ):
         with pytest.raises(ValueError, match="validation error"):
             DegradationParams.from_json(json.dumps(document | change))
 
@@ -381,7 +438,9 @@ def test_impossible_recipes_raise_and_name_the_value() -> None:
         replace(realesrgan_x4(), bicubic_share=1.5)
     with pytest.raises(ValueError, match=r"mild_share = 0\.5: must be 0 for a recipe of kind inpainting"):
         replace(inpainting(), mild_share=0.5)
-    with pytest.raises(ValueError, match=r"bicubic_share = 0\.6 and mild_share = 0\.5: their sum must be at most 1"):
+    with pytest.raises(
+        ValueError, match=r"bicubic_share = 0\.6 and mild_share = 0\.5: their sum must be at most 1"
+    ):
         replace(realesrgan_x4(), bicubic_share=0.6, mild_share=0.5)
     with pytest.raises(ValueError, match=r"jpeg1_quality = \(95\.?0?, 30"):
         replace(realesrgan_x4(), jpeg1_quality=(95, 30))

@@ -53,7 +53,12 @@ def test_draw_follows_the_official_numbers() -> None:
     assert {k.size for k in kernels} == {41}
     assert {k.type for k in kernels} == {"iso", "aniso"}
     assert np.mean([k.type == "iso" for k in kernels]) == pytest.approx(0.5, abs=0.03)
-    for values, low, high in (([k.sigma_x for k in kernels], 0.1, 15), (shrinks, 0.8, 32), (levels, 0, 20), (qualities, 30, 100)):
+    for values, low, high in (
+        ([k.sigma_x for k in kernels], 0.1, 15),
+        (shrinks, 0.8, 32),
+        (levels, 0, 20),
+        (qualities, 30, 100),
+    ):
         assert low <= min(values) < low + 0.02 * (high - low)
         assert high - 0.02 * (high - low) < max(values) <= high
         assert np.mean(values) == pytest.approx((low + high) / 2, abs=4 * (high - low) / math.sqrt(12 * 4000))
@@ -67,7 +72,11 @@ def test_blur_and_resizes_equal_their_definition() -> None:
     hq_u8 = picture(64)
     spec = GaussianKernel(type="aniso", size=41, sigma_x=3.0, sigma_y=1.2, theta=0.4)
     factor = 1 / 3.7
-    ops = (Blur(kernel=spec), Resize(of="hq", factor=factor, mode="bilinear"), Resize(of="lq", factor=1.0, mode="bilinear"))
+    ops = (
+        Blur(kernel=spec),
+        Resize(of="hq", factor=factor, mode="bilinear"),
+        Resize(of="lq", factor=1.0, mode="bilinear"),
+    )
     out = degrade(hq_u8, DegradationParams(scale=1, ops=ops))
 
     def linear(num_in: int, num_out: int) -> NDArray[np.float64]:

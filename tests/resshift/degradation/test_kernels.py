@@ -22,14 +22,27 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 Load = Callable[[str], dict[str, np.ndarray]]
 AnyKernel = GaussianKernel | SincKernel | PulseKernel
 
-TYPES = ["iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso", "sinc", "pulse"]
+TYPES = [
+    "iso",
+    "aniso",
+    "generalized_iso",
+    "generalized_aniso",
+    "plateau_iso",
+    "plateau_aniso",
+    "sinc",
+    "pulse",
+]
 FIXED: dict[str, AnyKernel] = {
     "iso": GaussianKernel(type="iso", size=21, sigma_x=1.7, sigma_y=1.7),
     "aniso": GaussianKernel(type="aniso", size=19, sigma_x=2.5, sigma_y=0.6, theta=0.7),
     "gen_iso": GaussianKernel(type="generalized_iso", size=15, sigma_x=1.3, sigma_y=1.3, beta=0.6),
-    "gen_aniso": GaussianKernel(type="generalized_aniso", size=13, sigma_x=2.0, sigma_y=0.9, theta=-1.1, beta=3.0),
+    "gen_aniso": GaussianKernel(
+        type="generalized_aniso", size=13, sigma_x=2.0, sigma_y=0.9, theta=-1.1, beta=3.0
+    ),
     "plateau_iso": GaussianKernel(type="plateau_iso", size=11, sigma_x=1.1, sigma_y=1.1, beta=1.5),
-    "plateau_aniso": GaussianKernel(type="plateau_aniso", size=9, sigma_x=2.2, sigma_y=0.5, theta=2.0, beta=0.7),
+    "plateau_aniso": GaussianKernel(
+        type="plateau_aniso", size=9, sigma_x=2.2, sigma_y=0.5, theta=2.0, beta=0.7
+    ),
     "sinc7": SincKernel(size=7, omega=1.3),
     "sinc13": SincKernel(size=13, omega=2.9),
     "sinc9_pad15": SincKernel(size=9, omega=1.1),
@@ -40,7 +53,9 @@ FIXED: dict[str, AnyKernel] = {
 def test_kernel_against_official(name: str, parity: Load) -> None:
     expected = parity("degradation_kernels")[f"k_{name}"]
     k = kernel(FIXED[name])
-    pad = (len(expected) - len(k)) // 2  # official code pads kernels with zeros to one size; ours keep their size
+    pad = (
+        len(expected) - len(k)
+    ) // 2  # official code pads kernels with zeros to one size; ours keep their size
     np.testing.assert_allclose(np.pad(k, pad), expected, rtol=0, atol=1e-6)
 
 
@@ -85,7 +100,9 @@ def test_drawn_kernels_have_the_official_distribution(name: str, parity: Load) -
         mine, theirs = (rows[rows[:, 0] == i_type] for rows in (ours, official))
         assert set(mine[:, 1]) <= set(theirs[:, 1]), "a kernel size that official training never draws"
         is_sinc = TYPES[i_type] == "sinc"
-        for column in (1, 2, 3, 4, 5, 6) if is_sinc else (1, 2, 3, 4):  # abs_sum is 1 but for rounding where nothing is negative
+        for column in (
+            (1, 2, 3, 4, 5, 6) if is_sinc else (1, 2, 3, 4)
+        ):  # abs_sum is 1 but for rounding where nothing is negative
             p = p_value(ks_2samp(mine[:, column], theirs[:, column]))
             assert p > 1e-3, f"{name} {TYPES[i_type]} column {column}: KS p = {p:.2g}"
 
@@ -98,7 +115,11 @@ def test_all_sizes_of_the_training_recipe_are_drawn_and_21_is_not() -> None:
 def test_gaussian_parameters_fill_the_official_ranges() -> None:
     recipe, draws = realesrgan_x4(), Draws(philox("test", "ranges"))
     for kernel_recipe, sigma_max in ((recipe.kernel1, 3.0), (recipe.kernel2, 1.5)):
-        specs = [spec for spec in (draw_kernel(draws, kernel_recipe) for _ in range(3000)) if isinstance(spec, GaussianKernel)]
+        specs = [
+            spec
+            for spec in (draw_kernel(draws, kernel_recipe) for _ in range(3000))
+            if isinstance(spec, GaussianKernel)
+        ]
         aniso = [spec for spec in specs if "aniso" in spec.type]
         for values, low, high in (
             ([spec.sigma_x for spec in specs], 0.2, sigma_max),
@@ -110,7 +131,9 @@ def test_gaussian_parameters_fill_the_official_ranges() -> None:
             assert low <= min(values) < low + 0.05 * (high - low)
             assert high - 0.05 * (high - low) < max(values) <= high
         plateau_betas = [spec.beta for spec in specs if "plateau" in spec.type]
-        assert np.mean(np.equal(plateau_betas, 1.0)) == pytest.approx(0.5, abs=0.1)  # half of the draws are U(1, 1)
+        assert np.mean(np.equal(plateau_betas, 1.0)) == pytest.approx(
+            0.5, abs=0.1
+        )  # half of the draws are U(1, 1)
         generalized_betas = np.array([spec.beta for spec in specs if "generalized" in spec.type])
         assert np.mean(generalized_betas < 1) == pytest.approx(0.5, abs=0.1)
 
@@ -140,12 +163,16 @@ def test_test_recipe_draws_mild_plain_gaussians_or_sinc() -> None:
 
 def test_blur_against_official_filter2d(parity: Load) -> None:
     arrays = parity("degradation_ops")
-    for image, name, expected in zip(arrays["smooth"], ("gen_iso", "aniso"), arrays["filter2D"], strict=True):  # the fixture's two kernels
+    for image, name, expected in zip(
+        arrays["smooth"], ("gen_iso", "aniso"), arrays["filter2D"], strict=True
+    ):  # the fixture's two kernels
         out = blur(np.ascontiguousarray(image.transpose(1, 2, 0)), FIXED[name])
         np.testing.assert_allclose(out.transpose(2, 0, 1), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [(24, 19), (150, 131)])  # sums by OpenCV whatever the taps, and products in Fourier space
+@pytest.mark.parametrize(
+    "size", [(24, 19), (150, 131)]
+)  # sums by OpenCV whatever the taps, and products in Fourier space
 @pytest.mark.parametrize("name", FIXED)
 def test_blur_is_correlation_with_reflected_borders(name: str, size: tuple[int, int]) -> None:
     image = philox("test", "blur").random((*size, 3), dtype=np.float32)

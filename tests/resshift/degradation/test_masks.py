@@ -30,7 +30,9 @@ NUM_MASKS = 1000
 def drawn(kind: str) -> NDArray[np.bool_]:
     """Return masks of 256 x 256 with 1 in a hole."""
     recipe = MaskRecipe(kind_probs=KIND_PROBS[kind])
-    masks = [render(draw_mask(Draws(philox("test", "masks", kind, i)), recipe), 256, 256) for i in range(NUM_MASKS)]
+    masks = [
+        render(draw_mask(Draws(philox("test", "masks", kind, i)), recipe), 256, 256) for i in range(NUM_MASKS)
+    ]
     assert set(np.unique(masks)) == {0, 255}
     return np.array(masks) > 0
 
@@ -50,7 +52,9 @@ def test_masks_have_the_official_distribution(kind: str, parity: Load) -> None:
     assert standard_errors(area, official[f"{kind}_area"].mean()) < 3
     map_8x8 = masks.reshape(NUM_MASKS, 8, 32, 8, 32).mean(axis=(2, 4))
     assert standard_errors(map_8x8, official[f"{kind}_map"]).max() < 3
-    edges = np.stack([masks[:, 0].mean(1), masks[:, -1].mean(1), masks[:, :, 0].mean(1), masks[:, :, -1].mean(1)], axis=1)
+    edges = np.stack(
+        [masks[:, 0].mean(1), masks[:, -1].mean(1), masks[:, :, 0].mean(1), masks[:, :, -1].mean(1)], axis=1
+    )
     assert standard_errors(edges, official[f"{kind}_edges"]).max() < 3
 
 
@@ -64,7 +68,9 @@ def test_border_strips_are_where_they_say() -> None:
 
 def test_boxes_keep_their_margin_and_reach_it() -> None:
     def box(x: float, y: float, side_px: int = 30) -> NDArray[np.uint8]:
-        return render(Mask(shapes=(Box(width_px=side_px, height_px=side_px, margin_px=10, x=x, y=y),)), 64, 96)
+        return render(
+            Mask(shapes=(Box(width_px=side_px, height_px=side_px, margin_px=10, x=x, y=y),)), 64, 96
+        )
 
     last = np.nextafter(1, 0)
     assert np.argwhere(box(0, 0))[[0, -1]].tolist() == [[10, 10], [39, 39]]
@@ -74,7 +80,10 @@ def test_boxes_keep_their_margin_and_reach_it() -> None:
 
 
 def test_a_stroke_follows_its_segments_and_stays_inside() -> None:
-    down_then_right = (Segment(angle=0.0, length_px=20, width_px=5), Segment(angle=np.pi / 2, length_px=500, width_px=5))
+    down_then_right = (
+        Segment(angle=0.0, length_px=20, width_px=5),
+        Segment(angle=np.pi / 2, length_px=500, width_px=5),
+    )
     mask = render(Mask(shapes=(Stroke(x=0.25, y=0.25, segments=down_then_right),)), 80, 80)
     assert (mask[20:41, 18:23] == 255).all()
     assert (mask[38:43, 20:] == 255).all()

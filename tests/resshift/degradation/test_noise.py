@@ -16,7 +16,9 @@ def test_normal_table_is_the_normal_law() -> None:
     table = normal_table().astype(np.float64)
     assert table.mean() == pytest.approx(0, abs=1e-7)
     assert table.var() == pytest.approx(1, rel=1e-6)
-    assert np.abs(norm.cdf(table) - (np.arange(65536) + 0.5) / 65536).max() < 1e-4  # of which scaling to variance 1 costs 2e-5
+    assert (
+        np.abs(norm.cdf(table) - (np.arange(65536) + 0.5) / 65536).max() < 1e-4
+    )  # of which scaling to variance 1 costs 2e-5
 
 
 @pytest.mark.parametrize("photons", [2, 16, 256])
@@ -25,7 +27,9 @@ def test_poisson_table_is_the_poisson_law(photons: int) -> None:
     counts = np.rint((poisson_table(photons) + u) * photons)
     np.testing.assert_allclose(counts / photons - u, poisson_table(photons), rtol=0, atol=1e-6)
     expected = poisson.cdf(np.arange(counts.max() + 1), photons * u)
-    found = np.stack([np.searchsorted(row, np.arange(counts.max() + 1), side="right") / 4096 for row in counts])
+    found = np.stack(
+        [np.searchsorted(row, np.arange(counts.max() + 1), side="right") / 4096 for row in counts]
+    )
     assert np.abs(found - expected).max() <= 0.5 / 4096 + 1e-9
     assert not counts[0].any()
     deviation = (counts - photons * u)[1:] / np.sqrt(photons * u[1:])
@@ -41,14 +45,18 @@ def test_gaussian_noise_is_normal_and_independent_between_pixels(gray: bool) -> 
     values = deviation[..., 0] if gray else deviation
     assert kstest(values.ravel(), "norm").pvalue > 1e-3  # pyright: ignore[reportAttributeAccessIssue]
     for axis in (0, 1):
-        neighbours = np.corrcoef(np.delete(values, 0, axis).ravel(), np.delete(values, -1, axis).ravel())[0, 1]
+        neighbours = np.corrcoef(np.delete(values, 0, axis).ravel(), np.delete(values, -1, axis).ravel())[
+            0, 1
+        ]
         assert abs(neighbours) < 4 / np.sqrt(values.size)
 
 
 def test_noise_is_a_function_of_its_seed() -> None:
     image = philox("test", "image").random((40, 50, 3), dtype=np.float32)
     for kind in ("gaussian", "poisson"):
-        first, again, other = (add_noise(image, Noise(kind=kind, level=1.0, gray=False, seed=seed)) for seed in (1, 1, 2))
+        first, again, other = (
+            add_noise(image, Noise(kind=kind, level=1.0, gray=False, seed=seed)) for seed in (1, 1, 2)
+        )
         np.testing.assert_array_equal(first, again)
         assert not np.array_equal(first, other)
 
@@ -56,7 +64,9 @@ def test_noise_is_a_function_of_its_seed() -> None:
 def test_gaussian_has_its_level() -> None:
     gray_picture = np.full((128, 128, 3), 0.5, dtype=np.float32)
     for gray in (False, True):
-        deviation = add_noise(gray_picture, Noise(kind="gaussian", level=20.0, gray=gray, seed=1)) - gray_picture
+        deviation = (
+            add_noise(gray_picture, Noise(kind="gaussian", level=20.0, gray=gray, seed=1)) - gray_picture
+        )
         assert deviation.std() * 255 == pytest.approx(20, rel=0.03)
         assert abs(float(deviation.mean())) * 255 < 0.6
         between = np.corrcoef(deviation[..., 0].ravel(), deviation[..., 1].ravel())[0, 1]
@@ -89,7 +99,9 @@ def test_clips_and_leaves_its_input() -> None:
     image = np.tile(np.array([0.0, 1.0], dtype=np.float32)[:, None, None], (16, 32, 3))
     before = image.copy()
     for kind in ("gaussian", "poisson"):
-        out = add_noise(image, Noise(kind=kind, level=30.0 if kind == "gaussian" else 3.0, gray=False, seed=2))
+        out = add_noise(
+            image, Noise(kind=kind, level=30.0 if kind == "gaussian" else 3.0, gray=False, seed=2)
+        )
         assert out.dtype == np.float32
         assert out.min() == 0
         assert out.max() == 1

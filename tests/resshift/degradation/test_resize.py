@@ -18,17 +18,23 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 Load = Callable[[str], dict[str, np.ndarray]]
 
 
-@pytest.mark.parametrize(("scale", "name"), [(0.25, "0.2500"), (0.5, "0.5000"), (1 / 3, "0.3333"), (2, "2.0000"), (4, "4.0000")])
+@pytest.mark.parametrize(
+    ("scale", "name"), [(0.25, "0.2500"), (0.5, "0.5000"), (1 / 3, "0.3333"), (2, "2.0000"), (4, "4.0000")]
+)
 def test_imresize_against_official(scale: float, name: str, parity: Load) -> None:
     arrays = parity("image_ops")
     expected = arrays[f"imresize_{name}"]
     np.testing.assert_allclose(imresize(arrays["smooth"], scale), expected, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(imresize(arrays["smooth"].astype(np.float64), scale), expected, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(
+        imresize(arrays["smooth"].astype(np.float64), scale), expected, rtol=0, atol=2e-6
+    )
 
 
 def cubic(x: np.ndarray) -> np.ndarray:
     x = np.abs(x)
-    return np.where(x <= 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0))
+    return np.where(
+        x <= 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0)
+    )
 
 
 @pytest.mark.parametrize("scale", [0.25, 0.37, 0.8, 1.5, 3.0])
@@ -61,7 +67,11 @@ def test_imresize_keeps_dtype_and_rejects_what_it_cannot_do() -> None:
 @pytest.mark.parametrize("size", [(12, 9), (33, 47), (61, 90), (32, 32), (31, 100)])
 def test_resize_equals_interpolate(mode: InterpolationMode, size: tuple[int, int]) -> None:
     image = philox("test", "resize").random((64, 51, 3), dtype=np.float32)
-    expected = F.interpolate(torch.from_numpy(image).permute(2, 0, 1)[None], size=size, mode=mode)[0].permute(1, 2, 0).numpy()
+    expected = (
+        F.interpolate(torch.from_numpy(image).permute(2, 0, 1)[None], size=size, mode=mode)[0]
+        .permute(1, 2, 0)
+        .numpy()
+    )
     out = resize(image, *size, mode)
     assert out.dtype == np.float32
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5)  # torch computes coordinates in float32
@@ -89,7 +99,11 @@ def test_factors_refer_to_the_clean_or_the_final_size() -> None:
             Resize(of="lq", factor=1.2, mode="area"),
             Resize(of="hq", factor=1e-3, mode="area"),
         ):
-            assert degrade(hq_u8, DegradationParams(scale=scale, ops=(middle, final))).shape == (60 // scale, 90 // scale, 3)
+            assert degrade(hq_u8, DegradationParams(scale=scale, ops=(middle, final))).shape == (
+                60 // scale,
+                90 // scale,
+                3,
+            )
 
 
 def test_impossible_resizes_raise() -> None:

@@ -35,17 +35,23 @@ from resshift.images.codec import (
 from resshift.seeds import philox
 
 FORMATS: tuple[Format, ...] = get_args(Format)
-CORNERS = np.array([[[250, 0, 0], [0, 250, 0]], [[0, 0, 250], [250, 250, 0]], [[0, 0, 0], [250, 250, 250]]], dtype=np.uint8)
+CORNERS = np.array(
+    [[[250, 0, 0], [0, 250, 0]], [[0, 0, 250], [250, 250, 0]], [[0, 0, 0], [250, 250, 250]]], dtype=np.uint8
+)
 
 
 def noise(*shape: int, dtype: type[np.uint8] | type[np.uint16] = np.uint8) -> np.ndarray:
-    return philox("test_images", str(shape)).integers(0, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
+    return philox("test_images", str(shape)).integers(
+        0, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True
+    )
 
 
 def smooth(height: int = 48, width: int = 64) -> np.ndarray:
     """Return a picture that JPEG reproduces closely, with no two corners alike."""
     y, x = np.mgrid[0:height, 0:width]
-    return np.stack([255 * x / width, 255 * y / height, 255 * (x + y) / (width + height)], axis=2).astype(np.uint8)
+    return np.stack([255 * x / width, 255 * y / height, 255 * (x + y) / (width + height)], axis=2).astype(
+        np.uint8
+    )
 
 
 def saved(image: Image.Image, format: str, **options: object) -> bytes:
@@ -58,14 +64,28 @@ def png_chunk(name: bytes, payload: bytes) -> bytes:
     return struct.pack(">I", len(payload)) + name + payload + struct.pack(">I", zlib.crc32(name + payload))
 
 
-def raw_png(width: int, height: int, depth: int, colour_type: int, rows: bytes, *, extra: bytes = b"", interlace: int = 0) -> bytes:
+def raw_png(
+    width: int,
+    height: int,
+    depth: int,
+    colour_type: int,
+    rows: bytes,
+    *,
+    extra: bytes = b"",
+    interlace: int = 0,
+) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, interlace)
-    body = png_chunk(b"IHDR", header) + extra + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+    body = (
+        png_chunk(b"IHDR", header) + extra + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+    )
     return b"\x89PNG\r\n\x1a\n" + body
 
 
 def matrix_profile(
-    name: str, red: tuple[float, float, float], green: tuple[float, float, float], blue: tuple[float, float, float]
+    name: str,
+    red: tuple[float, float, float],
+    green: tuple[float, float, float],
+    blue: tuple[float, float, float],
 ) -> bytes:
     """Return an ICC v2 display profile: three D50 primaries (X, Y, Z) and gamma 2.2."""
 
@@ -92,13 +112,17 @@ def matrix_profile(
         body += padded
     size = offset + len(body)
     head = (
-        struct.pack(">I4sI4s4s4s", size, b"test", 0x02100000, b"mntr", b"RGB ", b"XYZ ") + struct.pack(">6H", 2020, 1, 1, 0, 0, 0) + b"acsp"
+        struct.pack(">I4sI4s4s4s", size, b"test", 0x02100000, b"mntr", b"RGB ", b"XYZ ")
+        + struct.pack(">6H", 2020, 1, 1, 0, 0, 0)
+        + b"acsp"
     )
     head = head.ljust(68, b"\0") + s15(0.9642, 1.0, 0.8249)
     return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
 
 
-DISPLAY_P3 = matrix_profile("Test P3", (0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407))
+DISPLAY_P3 = matrix_profile(
+    "Test P3", (0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407)
+)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
@@ -109,8 +133,12 @@ def test_lossless_round_trip_is_exact() -> None:
                 picture = Picture(pixels=noise(9, 7, channels, dtype=dtype), alpha=alpha)
                 for format in ("png", "tiff"):
                     back = decode(encode(picture, format))
-                    is_spread = format == "tiff" and channels == 1 and alpha is not None and dtype is np.uint16  # see fit_format
-                    np.testing.assert_array_equal(back.pixels, picture.pixels.repeat(3, axis=2) if is_spread else picture.pixels)
+                    is_spread = (
+                        format == "tiff" and channels == 1 and alpha is not None and dtype is np.uint16
+                    )  # see fit_format
+                    np.testing.assert_array_equal(
+                        back.pixels, picture.pixels.repeat(3, axis=2) if is_spread else picture.pixels
+                    )
                     assert back.pixels.dtype == dtype
                     if alpha is None:
                         assert back.alpha is None
@@ -148,7 +176,13 @@ def with_exif(pixels: np.ndarray, orientation: int = 1) -> Image.Image:
     exif = Image.Exif()
     exif[0x010F] = "Maker"
     exif[0x0112] = orientation
-    exif[0x8769] = {0x9003: "2024:01:02 03:04:05", 0xA002: 9999, 0xA003: 8888, 0x920A: 35.5, 0x927C: b"maker note \0\1"}
+    exif[0x8769] = {
+        0x9003: "2024:01:02 03:04:05",
+        0xA002: 9999,
+        0xA003: 8888,
+        0x920A: 35.5,
+        0x927C: b"maker note \0\1",
+    }
     exif[0x8825] = {1: "N", 2: (1.0, 2.0, 3.0)}
     image.info["exif"] = exif.tobytes()
     return image
@@ -220,7 +254,9 @@ def test_exif_survives_with_the_new_size_and_no_thumbnail(format: Format) -> Non
 
 
 def test_structure_tags_of_a_tiff_are_not_carried() -> None:
-    picture = decode(saved(Image.fromarray(smooth()), "TIFF", tiffinfo={270: "description", 33550: (1.0, 1.0, 0.0)}))
+    picture = decode(
+        saved(Image.fromarray(smooth()), "TIFF", tiffinfo={270: "description", 33550: (1.0, 1.0, 0.0)})
+    )
     exif = Image.open(io.BytesIO(encode(picture, "jpeg"))).getexif()
     assert exif[270] == "description"
     assert not {256, 257, 273, 279, 33550} & set(exif)
@@ -258,7 +294,10 @@ def test_display_p3_is_converted_back_and_its_profile_kept() -> None:
     back = in_own_profile(picture)
     assert np.abs(back.pixels.astype(int) - pixels).max() <= 2
     assert (back.icc, back.notes) == (DISPLAY_P3, ("converted from Test P3 to sRGB and back",))
-    for untouched in (decode(saved(Image.fromarray(pixels), "PNG", icc_profile=SRGB)), decode(saved(Image.fromarray(pixels), "PNG"))):
+    for untouched in (
+        decode(saved(Image.fromarray(pixels), "PNG", icc_profile=SRGB)),
+        decode(saved(Image.fromarray(pixels), "PNG")),
+    ):
         assert in_own_profile(untouched) is untouched
 
 
@@ -348,21 +387,35 @@ def test_sixteen_bit_values_are_exact() -> None:
     assert probe(raw_png(4, 5, 16, 2, b"")).sample_bits == 16
 
 
-@pytest.mark.parametrize(("white", "values"), [(1, [0, 0.5, 1]), (255, [0, 51, 255]), (65535, [0, 300, 65535])])
+@pytest.mark.parametrize(
+    ("white", "values"), [(1, [0, 0.5, 1]), (255, [0, 51, 255]), (65535, [0, 300, 65535])]
+)
 def test_floating_point_grey_becomes_sixteen_bit(white: float, values: list[float]) -> None:
     picture = decode(saved(Image.fromarray(np.array([values], dtype=np.float32)), "TIFF"))
-    np.testing.assert_array_equal(picture.pixels[0, :, 0], [int(value * 65535 / white + 0.5) for value in values])
+    np.testing.assert_array_equal(
+        picture.pixels[0, :, 0], [int(value * 65535 / white + 0.5) for value in values]
+    )
 
 
 def test_samples_that_are_no_numbers_are_black_or_white_and_told() -> None:
-    picture = decode(saved(Image.fromarray(np.array([[0.5, np.nan, np.inf, -np.inf]], dtype=np.float32)), "TIFF"))
+    picture = decode(
+        saved(Image.fromarray(np.array([[0.5, np.nan, np.inf, -np.inf]], dtype=np.float32)), "TIFF")
+    )
     np.testing.assert_array_equal(picture.pixels[0, :, 0], [32768, 0, 65535, 0])
     assert "3 samples were NaN or infinite" in picture.notes
 
 
 def test_interlaced_png_equals_plain() -> None:
     values = np.arange(64, dtype=np.uint8).reshape(8, 8)
-    passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))  # PNG, 8.2 (Adam7)
+    passes = (
+        (0, 0, 8, 8),
+        (0, 4, 8, 8),
+        (4, 0, 8, 4),
+        (0, 2, 4, 4),
+        (2, 0, 4, 2),
+        (0, 1, 2, 2),
+        (1, 0, 2, 1),
+    )  # PNG, 8.2 (Adam7)
     rows = b"".join(b"\0" + row.tobytes() for y, x, dy, dx in passes for row in values[y::dy, x::dx])
     np.testing.assert_array_equal(decode(raw_png(8, 8, 8, 0, rows, interlace=1)).pixels[..., 0], values)
 
@@ -427,8 +480,16 @@ def test_unusable_files_are_refused_with_the_reason(data: bytes, reason: Reason)
 
 
 def test_size_is_refused_from_the_header_without_allocating() -> None:
-    bombs = [raw_png(100_000, 100_000, 8, 2, b""), raw_png(30_000, 30_000, 1, 0, bytes(30_000 * 100)), raw_png(2**31 - 1, 1, 8, 2, b"")]
-    bombs.append(saved(Image.fromarray(smooth()), "JPEG").replace(struct.pack(">HH", 48, 64), struct.pack(">HH", 65_500, 65_500), 1))
+    bombs = [
+        raw_png(100_000, 100_000, 8, 2, b""),
+        raw_png(30_000, 30_000, 1, 0, bytes(30_000 * 100)),
+        raw_png(2**31 - 1, 1, 8, 2, b""),
+    ]
+    bombs.append(
+        saved(Image.fromarray(smooth()), "JPEG").replace(
+            struct.pack(">HH", 48, 64), struct.pack(">HH", 65_500, 65_500), 1
+        )
+    )
     tracemalloc.start()
     start = time.perf_counter()
     try:
@@ -442,10 +503,16 @@ def test_size_is_refused_from_the_header_without_allocating() -> None:
 
 def test_limits_are_values_of_the_call() -> None:
     data = saved(Image.fromarray(smooth()), "PNG")
-    for limits in (ImageLimits(max_pixels=64 * 48 - 1), ImageLimits(max_side_px=63), ImageLimits(max_bytes=len(data) - 1)):
+    for limits in (
+        ImageLimits(max_pixels=64 * 48 - 1),
+        ImageLimits(max_side_px=63),
+        ImageLimits(max_bytes=len(data) - 1),
+    ):
         assert refusal(data, limits) is Reason.TOO_LARGE
     decode(data, ImageLimits(max_pixels=64 * 48, max_side_px=64, max_bytes=len(data)))
-    generous = probe(raw_png(20_000, 10_000, 8, 0, b""), ImageLimits(max_pixels=200_000_000))  # above Pillow's own limit
+    generous = probe(
+        raw_png(20_000, 10_000, 8, 0, b""), ImageLimits(max_pixels=200_000_000)
+    )  # above Pillow's own limit
     assert generous.width == 20_000
     with pytest.raises(ValueError, match="max_pixels must be at least 1, got 0"):
         ImageLimits(max_pixels=0)
@@ -460,7 +527,9 @@ def samples() -> dict[str, bytes]:
         "progressive": saved(rgb, "JPEG", progressive=True),
         "cmyk": saved(rgb.convert("CMYK"), "JPEG"),
         "png": encode(replace(from_pil(jpeg), icc=DISPLAY_P3), "png"),
-        "png16": encode(Picture(pixels=noise(20, 30, 3, dtype=np.uint16), alpha=noise(20, 30, dtype=np.uint16)), "png"),
+        "png16": encode(
+            Picture(pixels=noise(20, 30, 3, dtype=np.uint16), alpha=noise(20, 30, dtype=np.uint16)), "png"
+        ),
         "tiff": encode(replace(from_pil(jpeg), icc=DISPLAY_P3), "tiff"),
         "tiff16": encode(Picture(pixels=noise(20, 30, 3, dtype=np.uint16)), "tiff"),
         "tiff_lzw": saved(rgb, "TIFF", compression="tiff_lzw"),
@@ -475,14 +544,18 @@ def samples() -> dict[str, bytes]:
 @pytest.mark.parametrize(("name", "data"), samples().items(), ids=samples().keys())
 def test_truncation_is_an_image_error_or_a_picture(name: str, data: bytes) -> None:
     outcomes: list[Reason | None] = []
-    for end in sorted({*range(0, len(data), max(1, len(data) // 60)), *range(max(0, len(data) - 12), len(data))}):
+    for end in sorted(
+        {*range(0, len(data), max(1, len(data) // 60)), *range(max(0, len(data) - 12), len(data))}
+    ):
         try:
             decode(data[:end])
             outcomes.append(None)
         except ImageError as error:
             outcomes.append(error.reason)
     assert outcomes[0] is Reason.EMPTY
-    assert sum(outcome is None for outcome in outcomes) <= len(outcomes) // 4, "a cut file passed for a whole one"
+    assert sum(outcome is None for outcome in outcomes) <= len(outcomes) // 4, (
+        "a cut file passed for a whole one"
+    )
 
 
 def test_half_a_file_is_called_truncated() -> None:
@@ -555,11 +628,17 @@ def test_format_limits_and_arguments_are_checked() -> None:
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "I;16", "P", "1", "CMYK"])
 def test_pillow_images_convert_both_ways(mode: str) -> None:
     rgba = Image.fromarray(noise(6, 5, 4), "RGBA")
-    image = Image.fromarray(noise(6, 5, dtype=np.uint16)) if mode == "I;16" else rgba.convert("RGB" if mode == "P" else mode).convert(mode)
+    image = (
+        Image.fromarray(noise(6, 5, dtype=np.uint16))
+        if mode == "I;16"
+        else rgba.convert("RGB" if mode == "P" else mode).convert(mode)
+    )
     picture = from_pil(image)
     back = to_pil(picture)
     assert back.mode == {"P": "RGB", "1": "L", "CMYK": "RGB"}.get(mode, mode)
-    np.testing.assert_array_equal(np.asarray(back), np.asarray(image.convert(back.mode) if back.mode != mode else image))
+    np.testing.assert_array_equal(
+        np.asarray(back), np.asarray(image.convert(back.mode) if back.mode != mode else image)
+    )
     assert from_pil(back).pixels.dtype == picture.pixels.dtype
 
 
@@ -578,7 +657,12 @@ def test_tensor_round_trip_is_exact_for_every_value(dtype: type[np.uint8] | type
     assert x.dtype == torch.float32
     assert (x.min().item(), x.max().item()) == (-1.0, 1.0)
     np.testing.assert_array_equal(from_tensor(x, dtype), every.repeat(3, axis=2))
-    torch.testing.assert_close(x[0, 0].double(), torch.as_tensor(every[..., 0].astype(np.float64)) / highest * 2 - 1, rtol=0, atol=2e-7)
+    torch.testing.assert_close(
+        x[0, 0].double(),
+        torch.as_tensor(every[..., 0].astype(np.float64)) / highest * 2 - 1,
+        rtol=0,
+        atol=2e-7,
+    )
 
 
 def test_tensor_layout_is_rgb() -> None:

@@ -34,7 +34,9 @@ def saved(image: Image.Image, format: str, **options: Any) -> bytes:  # noqa: AN
 
 def upscaled(data: bytes, format: Format = "png", choice: Any = "first", quality: int = 95) -> bytes:  # noqa: ANN401 - a literal
     """Do what the bulk job does with one file."""
-    frames = decode_frames(data, None, choice).map(lambda picture: Nearest().upscale(fill_transparent(picture)))
+    frames = decode_frames(data, None, choice).map(
+        lambda picture: Nearest().upscale(fill_transparent(picture))
+    )
     return encode_frames(fit_frames(frames.map(codec.in_own_profile), format), format, quality)
 
 
@@ -75,7 +77,9 @@ def test_orientation_is_applied_once(orientation: int, format: str) -> None:
     data = (
         shot(orientation, format)
         if format != "WEBP"
-        else saved(Image.fromarray(SMOOTH), "WEBP", exif=exif_of(shot(orientation, "PNG")).tobytes(), **options)
+        else saved(
+            Image.fromarray(SMOOTH), "WEBP", exif=exif_of(shot(orientation, "PNG")).tobytes(), **options
+        )
     )
     out = upscaled(data)
     expected = grown(TURNS[orientation](SMOOTH))
@@ -111,7 +115,9 @@ def test_xmp_travels_and_says_nothing_wrong(in_format: str, out_format: Format) 
     image = Image.open(io.BytesIO(out))
     width, height = image.size
     assert (width, height) == (64, 96)  # the orientation stands in the packet alone; Pillow heeds it
-    upright = b"" if in_format == "TIFF" else b'tiff:Orientation="1"'  # Pillow turns a TIFF itself, and takes the property out
+    upright = (
+        b"" if in_format == "TIFF" else b'tiff:Orientation="1"'
+    )  # Pillow turns a TIFF itself, and takes the property out
     expected = XMP.replace(b'tiff:Orientation="6"', upright).replace(b" xmpNote:HasExtendedXMP='0123'", b"")
     expected = expected.replace(b"<xmp:Thumbnails><rdf:Alt>AAAA</rdf:Alt></xmp:Thumbnails>", b"")
     expected = expected.replace(b">24<", b">%d<" % width).replace(b">16<", b">%d<" % height)
@@ -121,7 +127,9 @@ def test_xmp_travels_and_says_nothing_wrong(in_format: str, out_format: Format) 
 
 def test_xmp_that_cannot_travel_is_named() -> None:
     long = XMP.replace(b"Owner", b"Owner" * 20_000)
-    assert codec.fit_format(Picture(pixels=RGB, xmp=long), "jpeg").notes == ("XMP dropped, it is longer than a JPEG segment",)
+    assert codec.fit_format(Picture(pixels=RGB, xmp=long), "jpeg").notes == (
+        "XMP dropped, it is longer than a JPEG segment",
+    )
     for packet, problem in (
         (b"\xff\xfe<rdf:RDF", "it is not UTF-8"),
         (b"hello", "it is no XMP packet"),
@@ -204,8 +212,12 @@ def test_sixteen_bit_is_reduced_where_the_format_has_none() -> None:
 
 def test_palette_becomes_colour() -> None:
     image = Image.fromarray(RGB).quantize(16)
-    np.testing.assert_array_equal(codec.decode(upscaled(saved(image, "PNG"))).pixels, grown(np.asarray(image.convert("RGB"))))
-    np.testing.assert_array_equal(codec.decode(upscaled(saved(image, "GIF"))).pixels, grown(np.asarray(image.convert("RGB"))))
+    np.testing.assert_array_equal(
+        codec.decode(upscaled(saved(image, "PNG"))).pixels, grown(np.asarray(image.convert("RGB")))
+    )
+    np.testing.assert_array_equal(
+        codec.decode(upscaled(saved(image, "GIF"))).pixels, grown(np.asarray(image.convert("RGB")))
+    )
 
 
 def test_cmyk_becomes_rgb() -> None:
@@ -216,7 +228,8 @@ def test_cmyk_becomes_rgb() -> None:
 
 
 @pytest.mark.parametrize(
-    ("format", "options"), [("JPEG", {"progressive": True}), ("JPEG", {}), ("GIF", {"interlace": 1}), ("GIF", {"interlace": 0})]
+    ("format", "options"),
+    [("JPEG", {"progressive": True}), ("JPEG", {}), ("GIF", {"interlace": 1}), ("GIF", {"interlace": 0})],
 )
 def test_progressive_and_interlaced_equal_plain(format: str, options: dict[str, Any]) -> None:
     image = Image.fromarray(SMOOTH if format == "JPEG" else GREY)

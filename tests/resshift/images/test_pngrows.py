@@ -23,7 +23,9 @@ def written(pixels: np.ndarray, band: int) -> bytes:
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_decoders_read_what_was_written(dtype: type, channels: int) -> None:
-    pixels = np.random.default_rng(channels).integers(0, np.iinfo(dtype).max, (37, 21, channels), dtype, endpoint=True)
+    pixels = np.random.default_rng(channels).integers(
+        0, np.iinfo(dtype).max, (37, 21, channels), dtype, endpoint=True
+    )
     data = written(pixels, 5)
     assert data == written(pixels, 37)
     picture = codec.decode(data)

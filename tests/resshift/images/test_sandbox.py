@@ -19,7 +19,9 @@ from resshift.images.sandbox import Decoder, DecoderDied, DecoderLimits, Decoder
 
 def png(height: int, width: int, seed: int = 0) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)).save(out, "PNG", compress_level=1)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)).save(
+        out, "PNG", compress_level=1
+    )
     return out.getvalue()
 
 

@@ -15,7 +15,9 @@ def photo_like(height: int, width: int, seed: int = 0) -> np.ndarray:
     """A picture with texture at every scale, (H, W, 3) uint8."""
     rng = np.random.default_rng(seed)
     spectrum = np.fft.rfft2(rng.normal(size=(height, width)))
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]) + 1 / max(height, width)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]) + 1 / max(
+        height, width
+    )
     grey = np.fft.irfft2(spectrum / frequency, (height, width))
     grey = 128 + 45 * (grey - grey.mean()) / grey.std()
     return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
@@ -34,7 +36,9 @@ def parameters(path: Path, mean: np.ndarray, covariance: np.ndarray) -> Path:
         (lambda rng: rng.uniform(-3, 3, 400_000), 9.9, None),
     ],
 )
-def test_known_distributions_are_recognised(draw: Callable[[np.random.Generator], np.ndarray], shape: float, scale: float | None) -> None:
+def test_known_distributions_are_recognised(
+    draw: Callable[[np.random.Generator], np.ndarray], shape: float, scale: float | None
+) -> None:
     found, left, right = fit_asymmetric_gaussian(draw(np.random.default_rng(1)))
     assert found == pytest.approx(shape, rel=0.03)
     assert left == pytest.approx(right, rel=0.02)
@@ -45,7 +49,9 @@ def test_known_distributions_are_recognised(draw: Callable[[np.random.Generator]
 def test_two_sides_are_told_apart() -> None:
     rng = np.random.default_rng(2)
     x = np.abs(rng.normal(size=600_000))
-    x = np.where(rng.random(len(x)) < 1 / 3, -x, 2 * x)  # an asymmetric Gaussian has its sides in proportion to their scales
+    x = np.where(
+        rng.random(len(x)) < 1 / 3, -x, 2 * x
+    )  # an asymmetric Gaussian has its sides in proportion to their scales
     shape, left, right = fit_asymmetric_gaussian(x)
     assert shape == pytest.approx(2, rel=0.03)
     assert right / left == pytest.approx(2, rel=0.02)

@@ -38,7 +38,14 @@ def test_psnr_of_a_known_difference() -> None:
 def test_ssim_against_skimage() -> None:
     x, y = noise(0), (noise(0) * 0.8 + noise(1) * 0.2).astype(np.uint8)
     result: Any = structural_similarity(
-        x, y, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, full=True
+        x,
+        y,
+        channel_axis=2,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=255,
+        full=True,
     )
     # skimage cuts its window at 3.5 sigma = 5 pixels, as we do, but averages over the border as well.
     assert ssim(x, y) == pytest.approx(result[1][5:-5, 5:-5].mean(), abs=1e-6)

@@ -48,7 +48,9 @@ def direct(conv: Conv3x3, x: Tensor) -> Tensor:
 def test_convolution_equals_the_direct_sum(size: tuple[int, int], channels: tuple[int, int]) -> None:
     conv = convolution(*channels)
     x = torch.randn((2, channels[0], *size), generator=generator(2))
-    torch.testing.assert_close(conv(x).double(), direct(conv, x), atol=1e-4, rtol=0)  # outputs reach 5; the direct float32 sum errs by 1e-5
+    torch.testing.assert_close(
+        conv(x).double(), direct(conv, x), atol=1e-4, rtol=0
+    )  # outputs reach 5; the direct float32 sum errs by 1e-5
 
 
 @torch.no_grad()
@@ -59,8 +61,12 @@ def test_norm_and_activation_are_those_of_the_layers() -> None:
     x = 3 + 2 * torch.randn((2, 128, 12, 10), generator=generator(5))
     scale, shift = (torch.randn((2, 128, 1, 1), generator=generator(seed)) for seed in (6, 7))
     expected = direct(conv, F.silu(norm(x) * (1 + scale) + shift))
-    torch.testing.assert_close(norm_silu_conv(norm, conv, x, (scale, shift)).double(), expected, atol=3e-4, rtol=0)
-    torch.testing.assert_close(norm_silu_conv(norm, conv, x).double(), direct(conv, F.silu(norm(x))), atol=3e-4, rtol=0)
+    torch.testing.assert_close(
+        norm_silu_conv(norm, conv, x, (scale, shift)).double(), expected, atol=3e-4, rtol=0
+    )
+    torch.testing.assert_close(
+        norm_silu_conv(norm, conv, x).double(), direct(conv, F.silu(norm(x))), atol=3e-4, rtol=0
+    )
 
 
 @torch.no_grad()
@@ -109,7 +115,9 @@ def test_optimised_unet_against_official(parity: Load, recipe_weights: Fill) -> 
     arrays = {key: torch.from_numpy(value) for key, value in parity("unet_base").items()}
     network = recipe_weights(UNetSwin(UNetConfig(model_channels=32, swin_embed_dim=64)))
     assert prepare(network) > 0
-    torch.testing.assert_close(network(arrays["x"], arrays["t"], arrays["lq"]), arrays["out"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        network(arrays["x"], arrays["t"], arrays["lq"]), arrays["out"], atol=1e-4, rtol=0
+    )
 
 
 @pytest.mark.usefixtures("every_layer")
@@ -120,7 +128,9 @@ def test_optimised_autoencoder_against_official(parity: Load, recipe_weights: Fi
     assert isinstance(network, VQAutoencoder)
     assert prepare(network) > 0
     torch.testing.assert_close(network.encode(arrays["x"]), arrays["z"], atol=1e-4, rtol=0)
-    torch.testing.assert_close(network.decode(arrays["z"], quantize=False), arrays["out_noquant"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        network.decode(arrays["z"], quantize=False), arrays["out_noquant"], atol=1e-4, rtol=0
+    )
 
 
 @pytest.mark.usefixtures("every_layer")
@@ -135,5 +145,9 @@ def test_optimised_chain_against_official(parity: Load, recipe_weights: Fill, se
     assert any(isinstance(layer, Conv3x3) and layer.transformed is not None for layer in up.unet.modules())
     settle_ties(vq.quantize, arrays["idx"])
     noise = torch.Generator().manual_seed(700)
-    out = up.upscale_tensor(torch.from_numpy(arrays["lq"]), noise=lambda _: torch.randn((1, 3, 64, 64), generator=noise))
-    torch.testing.assert_close(out, torch.from_numpy(arrays["out"]).float(), atol=2e-3, rtol=0)  # stored as float16
+    out = up.upscale_tensor(
+        torch.from_numpy(arrays["lq"]), noise=lambda _: torch.randn((1, 3, 64, 64), generator=noise)
+    )
+    torch.testing.assert_close(
+        out, torch.from_numpy(arrays["out"]).float(), atol=2e-3, rtol=0
+    )  # stored as float16

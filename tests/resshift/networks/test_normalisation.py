@@ -36,7 +36,8 @@ def maps(*shape: int) -> Tensor:
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
-    ("shape", "dtype"), [((2, 64, 5, 7), torch.float32), ((1, 96, 64, 80), torch.float32), ((1, 32, 9, 9), torch.bfloat16)]
+    ("shape", "dtype"),
+    [((2, 64, 5, 7), torch.float32), ((1, 96, 64, 80), torch.float32), ((1, 32, 9, 9), torch.bfloat16)],
 )
 def test_without_gradients_it_is_what_pytorch_computes(
     shape: tuple[int, int, int, int], dtype: torch.dtype, memory_format: torch.memory_format
@@ -46,7 +47,9 @@ def test_without_gradients_it_is_what_pytorch_computes(
     with torch.inference_mode():
         found = norm(x)
     assert found.dtype == dtype
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-6 if dtype == torch.float32 else 0.05)
+    torch.testing.assert_close(
+        found.double(), expected, rtol=0, atol=2e-6 if dtype == torch.float32 else 0.05
+    )
 
 
 def test_statistics_hold_where_the_mean_is_large_and_changes_across_the_map() -> None:
@@ -59,15 +62,21 @@ def test_statistics_hold_where_the_mean_is_large_and_changes_across_the_map() ->
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.08)])
-def test_norm_modulation_and_silu_in_one_pass_are_what_three_give(dtype: torch.dtype, tolerance: float) -> None:
+def test_norm_modulation_and_silu_in_one_pass_are_what_three_give(
+    dtype: torch.dtype, tolerance: float
+) -> None:
     norm, x = norm_of(64), maps(2, 64, 80, 90).to(dtype)
-    scale, shift = (part[:, :, None, None] for part in torch.randn(2, 2, 64, generator=torch.Generator().manual_seed(2)))
+    scale, shift = (
+        part[:, :, None, None] for part in torch.randn(2, 2, 64, generator=torch.Generator().manual_seed(2))
+    )
     expected = F.group_norm(x.double(), 32, norm.weight.double(), norm.bias.double(), norm.eps)
     with torch.inference_mode():
         found, modulated = norm_silu(norm, x), norm_silu(norm, x, (scale, shift))
     assert found.dtype == modulated.dtype == dtype
     torch.testing.assert_close(found.double(), F.silu(expected), rtol=0, atol=tolerance)
-    torch.testing.assert_close(modulated.double(), F.silu(expected * (1 + scale) + shift), rtol=0, atol=2 * tolerance)
+    torch.testing.assert_close(
+        modulated.double(), F.silu(expected * (1 + scale) + shift), rtol=0, atol=2 * tolerance
+    )
     with torch.enable_grad():
         trained = norm_silu(norm, x, (scale, shift))
     torch.testing.assert_close(trained.double(), modulated.double(), rtol=0, atol=2 * tolerance)

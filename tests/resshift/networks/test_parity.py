@@ -29,7 +29,10 @@ SMALL_VQ = VQConfig(ch=32, n_embed=256)
 
 
 def keys_and_shapes(network: nn.Module) -> dict[str, list[object]]:
-    return {key: [list(value.shape), str(value.dtype).removeprefix("torch.")] for key, value in network.state_dict().items()}
+    return {
+        key: [list(value.shape), str(value.dtype).removeprefix("torch.")]
+        for key, value in network.state_dict().items()
+    }
 
 
 def test_realsr_x4_has_the_released_keys_and_shapes() -> None:
@@ -63,7 +66,16 @@ def test_other_tasks_have_the_released_size(config: UNetConfig, parameters: int,
 
 def test_vq_f8_has_the_released_size() -> None:
     with torch.device("meta"):
-        network = VQAutoencoder(VQConfig(ch=64, ch_mult=(1, 2, 4, 8), num_res_blocks=(1, 2, 3, 4), z_channels=8, embed_dim=8, n_embed=4096))
+        network = VQAutoencoder(
+            VQConfig(
+                ch=64,
+                ch_mult=(1, 2, 4, 8),
+                num_res_blocks=(1, 2, 3, 4),
+                z_channels=8,
+                embed_dim=8,
+                n_embed=4096,
+            )
+        )
     assert sum(parameter.numel() for parameter in network.parameters()) == 77_009_115
     assert len(network.state_dict()) == 285
 
@@ -81,17 +93,28 @@ def test_unet_against_official(name: str, config: UNetConfig, parity: Load, reci
     arrays = {key: torch.from_numpy(value) for key, value in parity(name).items()}
     network = recipe_weights(UNetSwin(config))
     mask = arrays["mask"].float() if "mask" in arrays else None
-    torch.testing.assert_close(network(arrays["x"], arrays["t"], arrays["lq"], mask), arrays["out"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        network(arrays["x"], arrays["t"], arrays["lq"], mask), arrays["out"], atol=1e-4, rtol=0
+    )
 
 
 @pytest.mark.parametrize(
     ("case", "map_size"),
-    [("a_img16_16x16", 16), ("b_img16_16x24", 16), ("c_img16_32x32", 16), ("d_img8_8x8", 8), ("e_img8_16x16", 8), ("f_img4_8x8", 4)],
+    [
+        ("a_img16_16x16", 16),
+        ("b_img16_16x24", 16),
+        ("c_img16_32x32", 16),
+        ("d_img8_8x8", 8),
+        ("e_img8_16x16", 8),
+        ("f_img4_8x8", 4),
+    ],
 )
 @torch.no_grad()
 def test_swin_layer_against_official(case: str, map_size: int, parity: Load, recipe_weights: Fill) -> None:
     arrays = parity("swin_basiclayer")
-    layer = recipe_weights(BasicLayer(channels=64, embed_dim=64, num_heads=2, depth=2, window=8, map_size=map_size))
+    layer = recipe_weights(
+        BasicLayer(channels=64, embed_dim=64, num_heads=2, depth=2, window=8, map_size=map_size)
+    )
     out = layer(torch.from_numpy(arrays[f"{case}_x"]))
     torch.testing.assert_close(out, torch.from_numpy(arrays[f"{case}_out"]), atol=1e-5, rtol=1e-5)
 
@@ -100,7 +123,9 @@ def test_shift_mask_against_official(parity: Load) -> None:
     arrays = parity("swin_masks")
     np.testing.assert_array_equal(shifted_window_mask(16, 24, 8, 4).numpy(), arrays["attn_mask_16x24"])
     layer = BasicLayer(channels=32, embed_dim=32, num_heads=1, depth=1, window=8, map_size=16)
-    np.testing.assert_array_equal(layer.state_dict()["blocks.0.attn.relative_position_index"].numpy(), arrays["relative_position_index"])
+    np.testing.assert_array_equal(
+        layer.state_dict()["blocks.0.attn.relative_position_index"].numpy(), arrays["relative_position_index"]
+    )
 
 
 def test_network_built_without_memory_leaves_real_masks_behind() -> None:
@@ -181,8 +206,12 @@ def test_end_to_end_against_official(parity: Load, recipe_weights: Fill, settle_
         ((1, 3, 64, 64), (1, 3, 64, 64), (1, 1, 64, 64)),
     ],
 )
-def test_wrong_shapes_are_named(shape_x: tuple[int, ...], shape_lq: tuple[int, ...] | None, shape_mask: tuple[int, ...] | None) -> None:
-    network = UNetSwin(UNetConfig(model_channels=32, channel_mult=(1, 1, 1, 1), swin_embed_dim=32, num_res_blocks=1))
+def test_wrong_shapes_are_named(
+    shape_x: tuple[int, ...], shape_lq: tuple[int, ...] | None, shape_mask: tuple[int, ...] | None
+) -> None:
+    network = UNetSwin(
+        UNetConfig(model_channels=32, channel_mult=(1, 1, 1, 1), swin_embed_dim=32, num_res_blocks=1)
+    )
     inputs = [None if shape is None else torch.zeros(shape) for shape in (shape_x, shape_lq, shape_mask)]
     x, lq, mask = inputs
     assert x is not None
@@ -191,5 +220,7 @@ def test_wrong_shapes_are_named(shape_x: tuple[int, ...], shape_lq: tuple[int, .
 
 
 def test_condition_can_be_left_out() -> None:
-    network = UNetSwin(UNetConfig(model_channels=32, channel_mult=(1, 1), swin_embed_dim=32, num_res_blocks=1, cond_lq=False))
+    network = UNetSwin(
+        UNetConfig(model_channels=32, channel_mult=(1, 1), swin_embed_dim=32, num_res_blocks=1, cond_lq=False)
+    )
     assert network(torch.zeros(1, 3, 16, 16), torch.zeros(1, dtype=torch.int64)).shape == (1, 3, 16, 16)

@@ -19,12 +19,22 @@ from resshift.training.lattice import unevenness
 
 def small(pixel_head_channels: int) -> UNetConfig:
     config = tiny_x4().model.unet
-    return replace(config, model_channels=32, num_res_blocks=1, swin_embed_dim=32, pixel_head_channels=pixel_head_channels)
+    return replace(
+        config,
+        model_channels=32,
+        num_res_blocks=1,
+        swin_embed_dim=32,
+        pixel_head_channels=pixel_head_channels,
+    )
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn((2, 48, 16, 8), generator=generator), torch.tensor([0, 0]), torch.randn((2, 3, 16, 8), generator=generator)
+    return (
+        torch.randn((2, 48, 16, 8), generator=generator),
+        torch.tensor([0, 0]),
+        torch.randn((2, 3, 16, 8), generator=generator),
+    )
 
 
 def test_a_network_begins_as_the_one_without_a_head() -> None:
@@ -49,7 +59,9 @@ def test_a_head_of_shifts_moves_pixels_across_the_border_of_a_position() -> None
         h, output = torch.randn((1, 16, 5, 6)), torch.randn((1, 48, 5, 6))
         made = F.pixel_shuffle(head(h, output), 4)
         pixels = F.pad(F.silu(F.silu(F.pixel_shuffle(h, 4))), (1, 0))[..., :-1]
-    torch.testing.assert_close(made, F.pixel_shuffle(output, 4) + torch.cat([pixels, 2 * pixels, 3 * pixels], 1))
+    torch.testing.assert_close(
+        made, F.pixel_shuffle(output, 4) + torch.cat([pixels, 2 * pixels, 3 * pixels], 1)
+    )
 
 
 def test_behind_the_shuffle_every_pixel_has_the_same_weights() -> None:
@@ -69,7 +81,11 @@ def test_behind_the_shuffle_every_pixel_has_the_same_weights() -> None:
 
 @pytest.mark.parametrize("channels", [-1, 8])
 def test_a_head_needs_an_unshuffled_picture(channels: int) -> None:
-    with pytest.raises(ValueError, match=r"pixel_head_channels must be 0, or positive with out_channels = 3 f\^2.*got"):
+    with pytest.raises(
+        ValueError, match=r"pixel_head_channels must be 0, or positive with out_channels = 3 f\^2.*got"
+    ):
         UNetConfig(pixel_head_channels=channels, out_channels=8 if channels > 0 else 48)
-    with pytest.raises(ValueError, match=r"pixel_head_channels needs first_stage.kind=pixel_unshuffle, got 8 with vq"):
+    with pytest.raises(
+        ValueError, match=r"pixel_head_channels needs first_stage.kind=pixel_unshuffle, got 8 with vq"
+    ):
         ModelConfig(unet=UNetConfig(pixel_head_channels=8), first_stage=FirstStageConfig())

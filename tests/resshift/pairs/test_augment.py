@@ -20,7 +20,9 @@ SIDE = 200
 def ramps() -> NDArray[np.uint8]:
     """Return a picture whose red says x and whose green says y, 1 level a pixel."""
     axis = np.arange(SIDE, dtype=np.uint8)
-    return np.stack([*np.broadcast_arrays(axis[None, :], axis[:, None]), np.zeros((SIDE, SIDE), np.uint8)], axis=-1)
+    return np.stack(
+        [*np.broadcast_arrays(axis[None, :], axis[:, None]), np.zeros((SIDE, SIDE), np.uint8)], axis=-1
+    )
 
 
 def square(distortion: Distortion) -> NDArray[np.float64]:
@@ -45,7 +47,9 @@ def test_a_quarter_turn_is_clockwise() -> None:
 def test_scale_is_about_the_centre() -> None:
     i = np.arange(SIDE)
     expected = (i + 0.5 - SIDE / 2) / 1.25 + SIDE / 2 - 0.5
-    np.testing.assert_allclose(square(Distortion(scale=1.25))[..., 0], np.broadcast_to(expected, (SIDE, SIDE)), atol=0.6)
+    np.testing.assert_allclose(
+        square(Distortion(scale=1.25))[..., 0], np.broadcast_to(expected, (SIDE, SIDE)), atol=0.6
+    )
     mirrored = square(Distortion(scale=0.8))[100, :, 0]
     assert mirrored[0] == pytest.approx(24.5, abs=1)  # 25 pixels beyond the edge, reflected
 
@@ -85,7 +89,9 @@ def test_colour_shifts_hue_saturation_and_value() -> None:
 
 def test_clahe_spreads_the_lightness_and_keeps_greys_grey() -> None:
     gray = np.repeat(philox("test", "grey").integers(110, 140, (128, 128, 1), dtype=np.uint8), 3, axis=2)
-    spread = [distorted_square(gray, Distortion(clahe_limit=limit), 128, 0.0, 0.0).std() for limit in (1.0, 4.0)]
+    spread = [
+        distorted_square(gray, Distortion(clahe_limit=limit), 128, 0.0, 0.0).std() for limit in (1.0, 4.0)
+    ]
     assert gray.std() < spread[0] < spread[1]
     assert np.ptp(distorted_square(gray, Distortion(clahe_limit=4.0), 128, 0.0, 0.0), axis=2).max() <= 1
 
@@ -110,10 +116,14 @@ def test_draws_follow_the_documented_numbers() -> None:
         assert len(values) == pytest.approx(2000, abs=4 * math.sqrt(1000))
         assert low <= min(values) < low + 0.02 * (high - low)
         assert high - 0.02 * (high - low) < max(values) <= high
-        assert np.mean(values) == pytest.approx((low + high) / 2, abs=4 * (high - low) / math.sqrt(12 * len(values)))
+        assert np.mean(values) == pytest.approx(
+            (low + high) / 2, abs=4 * (high - low) / math.sqrt(12 * len(values))
+        )
     insets = np.array([d.corners for d in drawn if any(d.corners)])
     assert len(insets) == pytest.approx(2000, abs=4 * math.sqrt(1000))
-    assert insets.mean() == pytest.approx(0.03 * math.sqrt(2 / math.pi), rel=0.05)  # mean of |N(0, sigma)| with sigma from U(0, 0.06)
+    assert insets.mean() == pytest.approx(
+        0.03 * math.sqrt(2 / math.pi), rel=0.05
+    )  # mean of |N(0, sigma)| with sigma from U(0, 0.06)
 
 
 def test_distorted_crops_are_a_function_of_their_stream() -> None:

@@ -28,7 +28,9 @@ def test_random_crop_is_a_piece_of_the_photo(seed: int) -> None:
 
 def test_half_of_the_crops_are_flipped() -> None:
     image = photo(16, 16)
-    crops = [training_crop(image, philox("flip", i), DataConfig(crop="random", crop_px=16)) for i in range(200)]
+    crops = [
+        training_crop(image, philox("flip", i), DataConfig(crop="random", crop_px=16)) for i in range(200)
+    ]
     flipped = sum(np.array_equal(crop, image[:, ::-1]) for crop in crops)
     assert flipped + sum(np.array_equal(crop, image) for crop in crops) == 200
     assert 70 < flipped < 130
@@ -49,7 +51,9 @@ def test_scaled_sides_are_as_often_in_every_octave() -> None:
     assert 15 < sides.min() < 17.5
     assert 235 < sides.max() < 257
     assert stats.kstest(np.log2(sides / 16) / 4, "uniform").pvalue > 0.01
-    np.testing.assert_allclose(crops, np.broadcast_to(crops[:, :1], crops.shape), atol=1)  # whatever the side: still the ramp, in every row
+    np.testing.assert_allclose(
+        crops, np.broadcast_to(crops[:, :1], crops.shape), atol=1
+    )  # whatever the side: still the ramp, in every row
 
 
 def test_scaled_is_a_piece_of_a_photo_of_the_size_of_the_crop() -> None:
@@ -63,7 +67,9 @@ def test_random_crops_reach_every_corner() -> None:
     corners: set[tuple[int, int]] = set()
     for i in range(200):
         crop = training_crop(image, philox("corner", i), RANDOM)
-        corners |= {(y, x) for y in range(2) for x in range(3) if np.array_equal(image[y : y + 16, x : x + 16], crop)}
+        corners |= {
+            (y, x) for y in range(2) for x in range(3) if np.array_equal(image[y : y + 16, x : x + 16], crop)
+        }
     assert corners == {(y, x) for y in range(2) for x in range(3)}
 
 

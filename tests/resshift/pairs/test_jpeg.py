@@ -17,8 +17,12 @@ from resshift.seeds import philox
 
 
 def picture(height: int = 60, width: int = 84, grain_px: int = 6) -> Image.Image:
-    coarse = philox("test", "photo").integers(0, 256, (height // grain_px, width // grain_px, 3), dtype=np.uint8)
-    return Image.fromarray(np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.uint8))
+    coarse = philox("test", "photo").integers(
+        0, 256, (height // grain_px, width // grain_px, 3), dtype=np.uint8
+    )
+    return Image.fromarray(
+        np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
+    )
 
 
 def encoded(image: Image.Image, format: str = "JPEG", **options: object) -> bytes:
@@ -84,17 +88,24 @@ def test_everything_else_takes_the_long_way(name: str) -> None:
 def test_the_other_files_would_differ_on_the_short_way() -> None:
     """Otherwise the test above could not fail."""
     for name in ("turned", "profile", "CMYK"):
-        ignored = cv2.imdecode(np.frombuffer(OTHER[name], np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        ignored = cv2.imdecode(
+            np.frombuffer(OTHER[name], np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        )
         assert ignored is not None
         assert not np.array_equal(ignored, rgb(OTHER[name])), name
 
 
 def test_16_bit_is_rounded_and_alpha_dropped() -> None:
     flat = np.full((20, 30, 4), 100 * 257 + 129, dtype=np.uint16)
-    np.testing.assert_array_equal(decode_photo(cv2.imencode(".png", flat)[1].tobytes()), np.full((20, 30, 3), 101, dtype=np.uint8))
+    np.testing.assert_array_equal(
+        decode_photo(cv2.imencode(".png", flat)[1].tobytes()), np.full((20, 30, 3), 101, dtype=np.uint8)
+    )
 
 
-@pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff\xd9", PLAIN["4:2:0"][:200], PLAIN["4:2:0"][:-2], PLAIN["4:2:0"][:30] + b"\xff\xd9"])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\xff\xd8\xff\xd9", PLAIN["4:2:0"][:200], PLAIN["4:2:0"][:-2], PLAIN["4:2:0"][:30] + b"\xff\xd9"],
+)
 def test_damaged_files_are_refused_as_on_the_long_way(data: bytes) -> None:
     with pytest.raises(ImageError) as expected:
         decode(data)
@@ -113,9 +124,19 @@ def test_a_header_that_promises_too_many_pixels_is_refused_before_decoding() -> 
 
 @pytest.mark.parametrize(
     ("least_side_px", "expected"),
-    [(None, (240, 336)), (240, (240, 336)), (121, (240, 336)), (120, (120, 168)), (61, (120, 168)), (60, (60, 84)), (10, (30, 42))],
+    [
+        (None, (240, 336)),
+        (240, (240, 336)),
+        (121, (240, 336)),
+        (120, (120, 168)),
+        (61, (120, 168)),
+        (60, (60, 84)),
+        (10, (30, 42)),
+    ],
 )
-def test_jpeg_is_reduced_as_far_as_the_short_side_allows(least_side_px: int | None, expected: tuple[int, int]) -> None:
+def test_jpeg_is_reduced_as_far_as_the_short_side_allows(
+    least_side_px: int | None, expected: tuple[int, int]
+) -> None:
     data = encoded(picture(240, 336), quality=95)
     assert decode_photo(data, least_side_px).shape == (*expected, 3)
 

@@ -28,7 +28,11 @@ def photo(seed: int = 0, height: int = 40, width: int = 48, format: str = "PNG")
 
 
 def content(pair: Pair) -> bytes:
-    return pair.hq_u8.tobytes() + pair.lq_u8.tobytes() + (b"" if pair.mask_u8 is None else pair.mask_u8.tobytes())
+    return (
+        pair.hq_u8.tobytes()
+        + pair.lq_u8.tobytes()
+        + (b"" if pair.mask_u8 is None else pair.mask_u8.tobytes())
+    )
 
 
 def test_pair_is_a_function_of_seed_epoch_and_key() -> None:
@@ -36,7 +40,12 @@ def test_pair_is_a_function_of_seed_epoch_and_key() -> None:
 
     def pair(key: str, epoch: int, seed: int) -> bytes:
         made = make_pair(data, key, epoch, seed, CROP, RECIPE)
-        assert (made.hq_u8.shape, made.lq_u8.shape, made.hq_u8.dtype, made.lq_u8.dtype) == ((32, 32, 3), (8, 8, 3), np.uint8, np.uint8)
+        assert (made.hq_u8.shape, made.lq_u8.shape, made.hq_u8.dtype, made.lq_u8.dtype) == (
+            (32, 32, 3),
+            (8, 8, 3),
+            np.uint8,
+            np.uint8,
+        )
         return content(made)
 
     variants = [pair(*arguments) for arguments in (("a", 0, 0), ("b", 0, 0), ("a", 1, 0), ("a", 0, 1))]
@@ -63,7 +72,12 @@ def test_pairs_do_not_depend_on_threads_or_on_what_ran_before() -> None:
         for num_opencv, num_torch, keys in ((1, 1, list(data)), (4, 3, list(reversed(data)))):
             cv2.setNumThreads(num_opencv)
             torch.set_num_threads(num_torch)
-            made.append({key: content(make_pair(data[key], key, 0, 0, crop, degradation.realesrgan_x4())) for key in keys})
+            made.append(
+                {
+                    key: content(make_pair(data[key], key, 0, 0, crop, degradation.realesrgan_x4()))
+                    for key in keys
+                }
+            )
     finally:
         cv2.setNumThreads(num_threads[0])
         torch.set_num_threads(num_threads[1])

@@ -22,7 +22,11 @@ def picture(height: int, width: int) -> NDArray[np.float32]:
 @pytest.mark.parametrize("size", SIZES)
 def test_touched_equals_adaptive_pooling(size: tuple[int, int]) -> None:
     image = picture(64, 51)
-    expected = F.adaptive_avg_pool2d(torch.from_numpy(image).permute(2, 0, 1)[None], size)[0].permute(1, 2, 0).numpy()
+    expected = (
+        F.adaptive_avg_pool2d(torch.from_numpy(image).permute(2, 0, 1)[None], size)[0]
+        .permute(1, 2, 0)
+        .numpy()
+    )
     np.testing.assert_allclose(area_resize(image, *size, "touched"), expected, rtol=0, atol=1e-6)
 
 

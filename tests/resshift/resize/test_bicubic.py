@@ -29,4 +29,6 @@ def test_the_own_size_changes_nothing() -> None:
 
 
 def test_a_flat_picture_stays_flat() -> None:
-    torch.testing.assert_close(resized(torch.full((1, 31, 29), 0.3), (12, 50), 4), torch.full((1, 12, 50), 0.3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        resized(torch.full((1, 31, 29), 0.3), (12, 50), 4), torch.full((1, 12, 50), 0.3), atol=1e-6, rtol=0
+    )

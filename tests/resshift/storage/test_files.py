@@ -17,7 +17,17 @@ import pytest
 import s3fs
 
 from resshift import storage
-from resshift.storage import StorageError, StorageReason, exists, files, is_inside, join, list_entries, read_bytes, write_bytes
+from resshift.storage import (
+    StorageError,
+    StorageReason,
+    exists,
+    files,
+    is_inside,
+    join,
+    list_entries,
+    read_bytes,
+    write_bytes,
+)
 from resshift.storage.s3 import S3Options
 
 AWKWARD_KEYS = (
@@ -148,7 +158,9 @@ def test_bucket_listing_skips_markers_and_neighbouring_prefixes(bucket: str) -> 
     assert [entry.key for entry in list_entries(f"{bucket}/a")] == ["x.png"]
 
 
-def test_unreachable_store_is_unavailable_and_says_no_secret(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_store_is_unavailable_and_says_no_secret(
+    s3: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden-secret")
     with pytest.raises(StorageError) as caught:
@@ -164,7 +176,9 @@ def test_credentials_in_a_uri_are_refused_and_masked() -> None:
     assert "hidden" not in str(caught.value)
 
 
-@pytest.mark.parametrize("uri", ["", "gs://b/a", "https://host/a.png", "file://relative", "s3://", "s3://x", "a\0b"])
+@pytest.mark.parametrize(
+    "uri", ["", "gs://b/a", "https://host/a.png", "file://relative", "s3://", "s3://x", "a\0b"]
+)
 def test_unknown_uri_is_invalid(uri: str) -> None:
     assert reason_of(lambda: read_bytes(uri)) is StorageReason.INVALID
 
@@ -184,7 +198,15 @@ def test_irregular_files_are_listed_but_never_opened(tmp_path: Path) -> None:
         found = {entry.key: entry.irregular for entry in list_entries(str(tmp_path))}
         for key in ("fifo.png", "socket.png", "sub"):
             assert reason_of(lambda key=key: read_bytes(str(tmp_path / key))) is StorageReason.IRREGULAR
-    assert found.keys() == {"fifo.png", "broken.png", "itself.png", "sub/up", "sub/file.png", "link.png", "socket.png"}
+    assert found.keys() == {
+        "fifo.png",
+        "broken.png",
+        "itself.png",
+        "sub/up",
+        "sub/file.png",
+        "link.png",
+        "socket.png",
+    }
     assert found["sub/file.png"] is None
     assert found["link.png"] is None
     assert found["fifo.png"] == "not a regular file: FIFO"
@@ -207,7 +229,10 @@ def test_unreadable_directory_is_one_irregular_entry(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(os, "scandir", refuse)
     entries = list(list_entries(str(tmp_path)))
-    assert [(entry.key, entry.irregular) for entry in entries] == [("closed", "unreadable directory: Permission denied"), ("z.png", None)]
+    assert [(entry.key, entry.irregular) for entry in entries] == [
+        ("closed", "unreadable directory: Permission denied"),
+        ("z.png", None),
+    ]
     assert reason_of(lambda: list(list_entries(str(tmp_path / "closed")))) is StorageReason.DENIED
 
 
@@ -221,7 +246,10 @@ def test_undecodable_names_are_listed_and_read(tmp_path: Path) -> None:
 
 
 def test_undecodable_key_is_invalid_for_a_bucket(bucket: str) -> None:
-    assert reason_of(lambda: write_bytes(f"{bucket}/{os.fsdecode(b'caf' + bytes([0xE9]))}", b"x")) is StorageReason.INVALID
+    assert (
+        reason_of(lambda: write_bytes(f"{bucket}/{os.fsdecode(b'caf' + bytes([0xE9]))}", b"x"))
+        is StorageReason.INVALID
+    )
 
 
 def test_local_write_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,7 +346,9 @@ def test_removing_is_quiet_and_leaves_no_empty_directory(tmp_path: Path, bucket:
         storage.remove(str(tmp_path))
 
 
-def test_bytes_left_on_a_connection_do_not_fail_the_next_request(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_left_on_a_connection_do_not_fail_the_next_request(
+    s3: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Swift ends a HEAD that found nothing like a body in chunks."""
     head = b"HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"
     requests: list[bytes] = []
@@ -344,7 +374,9 @@ def test_bytes_left_on_a_connection_do_not_fail_the_next_request(s3: dict[str, s
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
         for _ in range(4):
             with pytest.raises(StorageError) as caught:
-                files._call_s3("s3://b/a", S3Options(attempts=2), "head_object", Bucket="some-bucket", Key="a")  # pyright: ignore[reportPrivateUsage]
+                files._call_s3(
+                    "s3://b/a", S3Options(attempts=2), "head_object", Bucket="some-bucket", Key="a"
+                )  # pyright: ignore[reportPrivateUsage]
             assert caught.value.reason is StorageReason.MISSING
             time.sleep(0.1)
     assert len(requests) >= 4
@@ -354,7 +386,10 @@ def test_bytes_left_on_a_connection_do_not_fail_the_next_request(s3: dict[str, s
     ("options", "expected"),
     [
         (S3Options(), {}),
-        (S3Options(sse="AES256", storage_class="STANDARD_IA"), {"ServerSideEncryption": "AES256", "StorageClass": "STANDARD_IA"}),
+        (
+            S3Options(sse="AES256", storage_class="STANDARD_IA"),
+            {"ServerSideEncryption": "AES256", "StorageClass": "STANDARD_IA"},
+        ),
         (S3Options(sse="aws:kms", sse_kms_key="k"), {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "k"}),
         (S3Options(requester_pays=True), {"RequestPayer": "requester"}),
     ],
@@ -368,10 +403,16 @@ def test_encryption_class_and_type_reach_the_store(bucket: str) -> None:
     options = S3Options(sse="AES256", storage_class="STANDARD_IA")
     write_bytes(f"{bucket}/a.png", b"x", options, "image/png")
     found = files._call_s3(bucket, options, "head_object", Bucket=bucket[5:], Key="a.png")  # pyright: ignore[reportPrivateUsage]
-    assert (found["ServerSideEncryption"], found["StorageClass"], found["ContentType"]) == ("AES256", "STANDARD_IA", "image/png")
+    assert (found["ServerSideEncryption"], found["StorageClass"], found["ContentType"]) == (
+        "AES256",
+        "STANDARD_IA",
+        "image/png",
+    )
 
 
-def test_the_endpoint_of_the_options_wins(bucket: str, s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_endpoint_of_the_options_wins(
+    bucket: str, s3: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     options = S3Options(endpoint=s3["AWS_ENDPOINT_URL"], region="us-east-1")
     write_bytes(f"{bucket}/a.png", b"xyz", options)

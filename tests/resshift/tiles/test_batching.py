@@ -61,7 +61,9 @@ def test_works_of_one_shape_share_calls_and_a_call_may_be_cut() -> None:
     works = [[[2.0, 4.0, 6.0]] * 3, [[8.0, 10.0, 12.0]] * 3, [[14.0, 16.0]] * 3]
     futures = [batcher.submit(asking(network, values)) for values in works]
     drive(batcher)
-    assert [future.result().value for future in futures] == [[x / 2 for row in values for x in row] for values in works]
+    assert [future.result().value for future in futures] == [
+        [x / 2 for row in values for x in row] for values in works
+    ]
     # 24 tiles, the oldest work's first: 3 a + 1 b three times, 3 b + 1 c twice, and what is left of c in its own rounds. Alone: nine calls.
     assert network.sizes == [SIZE] * 7
 
@@ -70,7 +72,8 @@ def test_shapes_are_not_mixed_and_the_oldest_goes_first() -> None:
     network, batcher = Halving(), Batcher()
     ended: list[str] = []
     futures = {
-        name: batcher.submit(asking(network, [[1.0]] * count, width)) for name, count, width in (("a", 3, 1), ("b", 1, 2), ("c", 1, 1))
+        name: batcher.submit(asking(network, [[1.0]] * count, width))
+        for name, count, width in (("a", 3, 1), ("b", 1, 2), ("c", 1, 1))
     }
     for name, future in futures.items():
         future.add_done_callback(lambda _, name=name: ended.append(name))
@@ -103,7 +106,10 @@ def test_full_calls_begin_no_further_work() -> None:
 
 def test_an_error_meets_only_the_work_it_belongs_to() -> None:
     network, batcher = Halving(), Batcher()
-    good, bad = batcher.submit(asking(network, [[2.0], [4.0]])), batcher.submit(asking(network, [[13.0], [6.0]]))
+    good, bad = (
+        batcher.submit(asking(network, [[2.0], [4.0]])),
+        batcher.submit(asking(network, [[13.0], [6.0]])),
+    )
     drive(batcher)
     assert good.result().value == [1, 2]
     with pytest.raises(ArithmeticError, match="thirteen"):
@@ -126,7 +132,10 @@ def test_a_work_may_catch_the_error_of_its_call_and_go_on() -> None:
 
 def test_what_is_no_longer_wanted_is_not_begun() -> None:
     network, batcher = Halving(), Batcher()
-    left, kept = batcher.submit(asking(network, [[2.0]]), lambda: False), batcher.submit(asking(network, [[4.0]]))
+    left, kept = (
+        batcher.submit(asking(network, [[2.0]]), lambda: False),
+        batcher.submit(asking(network, [[4.0]])),
+    )
     drive(batcher)
     assert kept.result().value == [2]
     with pytest.raises(CancelledError):
@@ -170,15 +179,22 @@ class Sharing(Upscaler):
     shares_calls = True  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
 
-def test_pictures_that_share_calls_have_the_bytes_of_pictures_alone(recipe_weights: Callable[[torch.nn.Module], torch.nn.Module]) -> None:
+def test_pictures_that_share_calls_have_the_bytes_of_pictures_alone(
+    recipe_weights: Callable[[torch.nn.Module], torch.nn.Module],
+) -> None:
     # A new network ends in zeros: whatever it is given, it would say the same.
     up = Sharing(toy_preset().model, recipe_weights(build_network(toy_preset())), device="cpu")
     rng = np.random.default_rng(0)
     # One tile, the same shape again, another shape, several tiles.
-    pictures = [Picture(pixels=rng.integers(0, 256, (*size, 3), np.uint8)) for size in ((24, 16), (24, 16), (9, 30), (60, 40))]
+    pictures = [
+        Picture(pixels=rng.integers(0, 256, (*size, 3), np.uint8))
+        for size in ((24, 16), (24, 16), (9, 30), (60, 40))
+    ]
     expected = [up.upscale(picture, seed=i, tile_px=24).pixels for i, picture in enumerate(pictures)]
     batcher = Batcher()
-    futures = [batcher.submit(up.upscaling(picture, seed=i, tile_px=24)) for i, picture in enumerate(pictures)]
+    futures = [
+        batcher.submit(up.upscaling(picture, seed=i, tile_px=24)) for i, picture in enumerate(pictures)
+    ]
     drive(batcher)
     for future, wanted in zip(futures, expected, strict=True):
         assert np.array_equal(future.result().value.pixels, wanted)
@@ -188,7 +204,9 @@ def test_pictures_that_share_calls_have_the_bytes_of_pictures_alone(recipe_weigh
 def test_pictures_that_run_out_of_memory_together_try_smaller_tiles_once() -> None:
     up = Sharing(toy_preset().model, Cramped(build_network(toy_preset())), device="cpu")
     batcher = Batcher()
-    futures = [batcher.submit(up.upscaling(Picture(pixels=np.full((20, 20, 3), i, np.uint8)))) for i in range(3)]
+    futures = [
+        batcher.submit(up.upscaling(Picture(pixels=np.full((20, 20, 3), i, np.uint8)))) for i in range(3)
+    ]
     drive(batcher)
     assert {future.result().value.notes for future in futures} == {("tiles of at most 8 px: memory ran out",)}
 

@@ -40,11 +40,23 @@ def toy() -> Upscaler:
 
 
 def toy_vq() -> Upscaler:
-    unet = UNetConfig(image_size=8, lq_size=8, model_channels=32, channel_mult=(1, 1), num_res_blocks=1, swin_embed_dim=32, swin_depth=2)
-    config = ModelConfig(unet=unet, first_stage=FirstStageConfig(vq=VQConfig(ch=32, num_res_blocks=1, n_embed=64)))
+    unet = UNetConfig(
+        image_size=8,
+        lq_size=8,
+        model_channels=32,
+        channel_mult=(1, 1),
+        num_res_blocks=1,
+        swin_embed_dim=32,
+        swin_depth=2,
+    )
+    config = ModelConfig(
+        unet=unet, first_stage=FirstStageConfig(vq=VQConfig(ch=32, num_res_blocks=1, n_embed=64))
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        return Upscaler(config, awake(UNetSwin(unet)), awake(VQAutoencoder(config.first_stage.vq)), device="cpu")
+        return Upscaler(
+            config, awake(UNetSwin(unet)), awake(VQAutoencoder(config.first_stage.vq)), device="cpu"
+        )
 
 
 def awake(network: Network) -> Network:
@@ -68,8 +80,13 @@ def tensor_of(pixels: np.ndarray) -> Tensor:
 def blended(function: Callable[..., Tensor], planes: list[Tensor], plan: TilePlan, scale: int = 1) -> Tensor:
     """Every tile of whole planes in turn: the definition that the rows must equal."""
     out = torch.zeros(0)
-    for (i_row, top), (i_column, left) in product(enumerate(plan.rows.starts), enumerate(plan.columns.starts)):
-        spans = [(slice(top * f, (top + plan.rows.tile) * f), slice(left * f, (left + plan.columns.tile) * f)) for f in (1, scale)]
+    for (i_row, top), (i_column, left) in product(
+        enumerate(plan.rows.starts), enumerate(plan.columns.starts)
+    ):
+        spans = [
+            (slice(top * f, (top + plan.rows.tile) * f), slice(left * f, (left + plan.columns.tile) * f))
+            for f in (1, scale)
+        ]
         ratios = [plane.shape[2] // plan.rows.length for plane in planes]
         tiles = [
             plane[..., top * r : (top + plan.rows.tile) * r, left * r : (left + plan.columns.tile) * r]
@@ -95,7 +112,9 @@ def on_whole_planes(up: Upscaler, lq: Tensor, plan: TilePlan, seed: int) -> Tens
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
         def tile(x_tile: Tensor, y_tile: Tensor, lq_tile: Tensor) -> Tensor:
-            return network_denoiser(up.unet, lq_tile, y_tile, up.schedule, up.config.target, latent=up.config.latent_scaling)(x_tile, t)
+            return network_denoiser(
+                up.unet, lq_tile, y_tile, up.schedule, up.config.target, latent=up.config.latent_scaling
+            )(x_tile, t)
 
         return blended(tile, [x_t, y0, lq], plan)
 
@@ -131,7 +150,11 @@ def test_windows_in_files_change_no_byte(make: Callable[[], Upscaler]) -> None:
             bands.append(rows.clone())
 
         with torch.inference_mode():
-            alone(RowChain(up.networks(), plan, size, read=read, noise=noise, emit=emit, allocate=allocate, batch=1).run())
+            alone(
+                RowChain(
+                    up.networks(), plan, size, read=read, noise=noise, emit=emit, allocate=allocate, batch=1
+                ).run()
+            )
         results.append(torch.cat(bands, 1))
     assert torch.equal(*results)
 
@@ -146,7 +169,9 @@ def test_windows_in_files_change_no_byte(make: Callable[[], Upscaler]) -> None:
         ("none", 8, 1, np.uint8),
     ],
 )
-def test_streamed_rows_are_the_picture(colour_fix: str, outscale: float | None, channels: int, dtype: type) -> None:
+def test_streamed_rows_are_the_picture(
+    colour_fix: str, outscale: float | None, channels: int, dtype: type
+) -> None:
     up = toy()
     up.colour_fix = colour_fix  # pyright: ignore[reportAttributeAccessIssue]
     pixels, bands = picture(50, 23, channels, dtype), list[np.ndarray]()
@@ -208,7 +233,9 @@ def test_of_a_window_in_a_file_no_more_is_resident_than_one_channel_of_a_rectang
 
         def release_watched() -> None:
             lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
-            resident.append(sum(int(line[1]) for line in lines if line[0] in ("RssFile:", "RssShmem:")) // 1024)
+            resident.append(
+                sum(int(line[1]) for line in lines if line[0] in ("RssFile:", "RssShmem:")) // 1024
+            )
             release()
 
         return values, release_watched
@@ -226,7 +253,9 @@ def test_of_a_window_in_a_file_no_more_is_resident_than_one_channel_of_a_rectang
 
 @pytest.mark.parametrize("columns", [3, 70_000])
 def test_a_window_that_is_wide_moves_as_one_that_is_narrow(columns: int) -> None:
-    window = RowBuffer(2, 64, columns, 24, in_memory(CPU))  # 70,000 columns are moved 14 rows at a time, and move by fewer than they are
+    window = RowBuffer(
+        2, 64, columns, 24, in_memory(CPU)
+    )  # 70,000 columns are moved 14 rows at a time, and move by fewer than they are
     plane = torch.arange(64.0)[None, :, None].expand(2, 64, columns)
     for top in range(0, 64, 4):
         window.discard(top - 18)

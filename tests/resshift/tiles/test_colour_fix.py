@@ -12,7 +12,9 @@ from resshift.tiles.colour_fix import WaveletFix, adain
 
 def corrected(hq: Tensor, lq: Tensor, scale: int, band: int) -> Tensor:
     fix = WaveletFix(lq.shape[1], scale)
-    return torch.cat([fix.push(a, b) for a, b in zip(hq.split(band * scale, 1), lq.split(band, 1), strict=True)], 1)
+    return torch.cat(
+        [fix.push(a, b) for a, b in zip(hq.split(band * scale, 1), lq.split(band, 1), strict=True)], 1
+    )
 
 
 def noise(*shape: int) -> Tensor:
@@ -37,7 +39,9 @@ def test_bands_of_any_height_give_the_same_bytes(height: int) -> None:
 
 def test_a_slow_change_of_tone_is_followed_and_fine_detail_is_kept() -> None:
     detail = noise(3, 400, 400)
-    detail -= F.interpolate(F.avg_pool2d(detail[None], 4), scale_factor=4)[0]  # nothing is left of it at the input's resolution
+    detail -= F.interpolate(F.avg_pool2d(detail[None], 4), scale_factor=4)[
+        0
+    ]  # nothing is left of it at the input's resolution
     slow = torch.linspace(-0.5, 0.5, 100).expand(3, 100, 100)
     out = corrected(detail, slow, 4, 10)
     inside = (out - detail)[:, 80:-80, 80:-80]
@@ -49,4 +53,6 @@ def test_adain_gives_mean_and_spread() -> None:
     hq, lq = 0.3 + 0.1 * noise(3, 64, 48), -0.2 + 0.5 * noise(3, 16, 12)
     shrunk = F.avg_pool2d(adain(hq, lq, 4)[None], 4)[0]
     torch.testing.assert_close(shrunk.mean((1, 2)), lq.mean((1, 2)), atol=1e-5, rtol=0)
-    torch.testing.assert_close(shrunk.std((1, 2), correction=0), lq.std((1, 2), correction=0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        shrunk.std((1, 2), correction=0), lq.std((1, 2), correction=0), atol=1e-5, rtol=0
+    )

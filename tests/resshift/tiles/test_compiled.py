@@ -30,7 +30,9 @@ def test_result_is_that_of_the_function_and_its_own_memory() -> None:
     assert torch.equal(first, torch.full((3,), 2.0))
 
 
-def test_a_failing_compiler_is_reported_once_and_left_out(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_compiler_is_reported_once_and_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def broken(*_: object, **__: object) -> object:
         def run(*_: object) -> Tensor:
             raise RuntimeError("no C++ compiler\nmore")
@@ -42,7 +44,9 @@ def test_a_failing_compiler_is_reported_once_and_left_out(monkeypatch: pytest.Mo
     with caplog.at_level(logging.WARNING):
         results = [call(torch.ones(2)) for _ in range(2)]
     assert all(torch.equal(result, torch.full((2,), 2.0)) for result in results)
-    assert [record.getMessage() for record in caplog.records] == ["double runs uncompiled: RuntimeError: no C++ compiler"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "double runs uncompiled: RuntimeError: no C++ compiler"
+    ]
 
 
 def test_running_out_of_memory_is_not_the_compilers_fault(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +62,9 @@ def test_running_out_of_memory_is_not_the_compilers_fault(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("first_stage", ["pixel_unshuffle", "vq"])
-def test_upscaler_calls_compiled_networks_for_every_stage(first_stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upscaler_calls_compiled_networks_for_every_stage(
+    first_stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compiled: list[object] = []
 
     def remember(function: object, **_: object) -> object:

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from resshift.images.codec import Picture
 from resshift.presets import preset
-from resshift.tiles.memory import Backoff, MemoryBudgetError, bytes_alive, free_bytes, is_out_of_memory, plan_for, tiles_per_call
+from resshift.tiles.memory import (
+    Backoff,
+    MemoryBudgetError,
+    bytes_alive,
+    free_bytes,
+    is_out_of_memory,
+    plan_for,
+    tiles_per_call,
+)
 from resshift.training.step import build_network
 from resshift.upscaler import Upscaler
 
@@ -48,14 +56,26 @@ def test_a_picture_that_fits_is_one_tile(size: tuple[int, int]) -> None:
 
 def test_the_plan_is_the_largest_that_costs_little_more_than_the_cheapest() -> None:
     """A 256x256 latent costs 65536 (1 + 65536 / a) whole and 102400 (1 + 4096 / a) in 25 tiles of 64: for a = 60000 1.25 times as much."""
-    whole, cut = plan_for((256, 256), 64, attention_positions=80_000), plan_for((256, 256), 64, attention_positions=60_000)
+    whole, cut = (
+        plan_for((256, 256), 64, attention_positions=80_000),
+        plan_for((256, 256), 64, attention_positions=60_000),
+    )
     assert whole is not None
     assert cut is not None
     assert (whole.num_tiles, cut.num_tiles, cut.rows.tile) == (1, 25, 64)
 
 
 @pytest.mark.parametrize(
-    ("side", "most", "count"), [(8, 4**9, 4), (64, 4**9, 4), (72, 4**9, 3), (128, 4**9, 1), (256, 4**9, 1), (64, 3 * 4096, 3), (64, 1, 1)]
+    ("side", "most", "count"),
+    [
+        (8, 4**9, 4),
+        (64, 4**9, 4),
+        (72, 4**9, 3),
+        (128, 4**9, 1),
+        (256, 4**9, 1),
+        (64, 3 * 4096, 3),
+        (64, 1, 1),
+    ],
 )
 def test_a_call_has_at_most_4_tiles_and_16384_positions_and_fits(side: int, most: int, count: int) -> None:
     """16384 / 72^2 = 3.2; one tile is always allowed: whether it fits is the plan's business."""
@@ -125,7 +145,9 @@ def test_one_tile_that_does_not_fit_and_other_errors_are_raised() -> None:
 
     with pytest.raises(ValueError, match="not memory"):
         Backoff().call(wrong, torch.zeros(4, 1, 1, 1))
-    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"))
+    assert is_out_of_memory(
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+    )
     assert not is_out_of_memory(RuntimeError("shapes differ"))
 
 
@@ -154,5 +176,7 @@ def test_smaller_tiles_are_tried_noted_and_remembered() -> None:
 
 def test_enlargement_beyond_the_model_is_noted() -> None:
     pixels = np.zeros((8, 8, 3), np.uint8)
-    assert toy().upscale(Picture(pixels=pixels), outscale=8).notes == ("x8 is the model's x4 enlarged by bicubic interpolation",)
+    assert toy().upscale(Picture(pixels=pixels), outscale=8).notes == (
+        "x8 is the model's x4 enlarged by bicubic interpolation",
+    )
     assert toy().upscale(Picture(pixels=pixels), outscale=3).notes == ()

@@ -24,7 +24,9 @@ def blended(x: Tensor, plan: TilePlan, scale: int) -> Tensor:
     out = torch.zeros(1, 3, plan.rows.length * scale, plan.columns.length * scale)
     for i_row, top in enumerate(plan.rows.starts):
         for i_column, left in enumerate(plan.columns.starts):
-            weight = torch.outer(plan.rows.weights(i_row, scale), plan.columns.weights(i_column, scale)).float()
+            weight = torch.outer(
+                plan.rows.weights(i_row, scale), plan.columns.weights(i_column, scale)
+            ).float()
             tile = nearest_x4(x[..., top : top + plan.rows.tile, left : left + plan.columns.tile])
             bottom, right = (top + plan.rows.tile) * scale, (left + plan.columns.tile) * scale
             out[..., top * scale : bottom, left * scale : right] += tile * weight
@@ -35,7 +37,9 @@ def blended(x: Tensor, plan: TilePlan, scale: int) -> Tensor:
 @pytest.mark.parametrize(("tile", "overlap"), [(8, 0), (8, 2), (8, 7), (5, 1), (64, 8)])
 def test_nearest_x4_is_exact(size: tuple[int, int], tile: int, overlap: int) -> None:
     x = picture(*size)
-    torch.testing.assert_close(blended(x, plan_tiles(*size, tile, overlap), 4), nearest_x4(x), atol=2e-6, rtol=0)
+    torch.testing.assert_close(
+        blended(x, plan_tiles(*size, tile, overlap), 4), nearest_x4(x), atol=2e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("length", range(1, 60))

@@ -12,7 +12,12 @@ from resshift.config import ConfigError, from_dict, to_dict, with_settings
 from resshift.networks.autoencoder import VQAutoencoder
 from resshift.networks.discriminator import DiscriminatorConfig, PatchDiscriminator, hinge_loss
 from resshift.training import checkpoint
-from resshift.training.autoencoder import AutoencoderLearner, AutoencoderRunConfig, adaptive_weight, build_autoencoder
+from resshift.training.autoencoder import (
+    AutoencoderLearner,
+    AutoencoderRunConfig,
+    adaptive_weight,
+    build_autoencoder,
+)
 from resshift.training.autoencoder_presets import AUTOENCODER_PRESETS, autoencoder_preset
 from resshift.training.autoencoder_presets import test_vq as toy_preset
 
@@ -34,7 +39,8 @@ def smooth(i: int = 0) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("real", "fake", "expected"), [(1.0, -1.0, 0.0), (0.0, 0.0, 1.0), (5.0, -5.0, 0.0), (-1.0, 1.0, 2.0), (0.5, -1.0, 0.25)]
+    ("real", "fake", "expected"),
+    [(1.0, -1.0, 0.0), (0.0, 0.0, 1.0), (5.0, -5.0, 0.0), (-1.0, 1.0, 2.0), (0.5, -1.0, 0.25)],
 )
 def test_hinge_loss_has_its_closed_form(real: float, fake: float, expected: float) -> None:
     assert float(hinge_loss(torch.full((2, 1, 3, 3), real), torch.full((2, 1, 3, 3), fake))) == expected
@@ -92,16 +98,26 @@ def test_terms_are_those_of_the_formula() -> None:
 
 def test_discriminator_rests_until_its_step() -> None:
     learner = start(toy("loss.adversarial_start=2"))
-    before = [parameter.detach().clone() for parameter in learner.state.networks["discriminator"].parameters()]
+    before = [
+        parameter.detach().clone() for parameter in learner.state.networks["discriminator"].parameters()
+    ]
     for i in range(2):
         assert float(learner.step(smooth(i)).terms["discriminator"]) == 0
-    assert all(torch.equal(a, b) for a, b in zip(before, learner.state.networks["discriminator"].parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(before, learner.state.networks["discriminator"].parameters(), strict=True)
+    )
     assert float(learner.step(smooth(2)).terms["discriminator"]) > 0
-    assert any(not torch.equal(a, b) for a, b in zip(before, learner.state.networks["discriminator"].parameters(), strict=True))
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(before, learner.state.networks["discriminator"].parameters(), strict=True)
+    )
 
 
 def test_cut_into_micro_batches_does_not_matter_before_the_discriminator() -> None:
-    steps = [start(toy(f"train.micro_batch={limit}", "loss.adversarial=0")).step(smooth()) for limit in (8, 3)]
+    steps = [
+        start(toy(f"train.micro_batch={limit}", "loss.adversarial=0")).step(smooth()) for limit in (8, 3)
+    ]
     torch.testing.assert_close(steps[1].outcome.grad_norm, steps[0].outcome.grad_norm, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(steps[1].terms["loss"], steps[0].terms["loss"], rtol=1e-5, atol=1e-6)
 
@@ -136,11 +152,16 @@ def test_loss_falls() -> None:
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
 
 
-@pytest.mark.parametrize(("name", "num_keys", "num_parameters"), [("vq-f4", 205, 55_322_782), ("vq-f8-face", 285, 77_009_115)])
+@pytest.mark.parametrize(
+    ("name", "num_keys", "num_parameters"), [("vq-f4", 205, 55_322_782), ("vq-f8-face", 285, 77_009_115)]
+)
 def test_presets_have_the_released_shape(name: str, num_keys: int, num_parameters: int) -> None:
     with torch.device("meta"):
         network = VQAutoencoder(autoencoder_preset(name).first_stage.vq)
-    assert (len(network.state_dict()), sum(parameter.numel() for parameter in network.parameters())) == (num_keys, num_parameters)
+    assert (len(network.state_dict()), sum(parameter.numel() for parameter in network.parameters())) == (
+        num_keys,
+        num_parameters,
+    )
 
 
 @pytest.mark.parametrize("name", AUTOENCODER_PRESETS)

@@ -30,11 +30,17 @@ def toy(*settings: str) -> RunConfig:
 
 
 def start(config: RunConfig) -> DiffusionLearner:
-    return DiffusionLearner(config, build_network(config), Objective(config.model, config.loss, PixelUnshuffle(4)))
+    return DiffusionLearner(
+        config, build_network(config), Objective(config.model, config.loss, PixelUnshuffle(4))
+    )
 
 
 def moments(state: TrainState) -> dict[str, Tensor]:
-    return {f"{i}.{name}": value for i, entry in state.optimizer.state_dict()["state"].items() for name, value in entry.items()}
+    return {
+        f"{i}.{name}": value
+        for i, entry in state.optimizer.state_dict()["state"].items()
+        for name, value in entry.items()
+    }
 
 
 def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
@@ -48,7 +54,9 @@ def trained() -> TrainState:
     """Two steps on random pictures, with every counter away from its start."""
     learner = start(toy())
     for i in range(2):
-        hq = torch.randint(0, 256, (8, 32, 32, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
+        hq = torch.randint(
+            0, 256, (8, 32, 32, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8
+        )
         learner.state.tally.add(*learner.step({"hq": hq, "lq": hq[:, ::4, ::4].contiguous()}))
     learner.state.tally.skipped += torch.tensor([3, 1])
     return learner.state
@@ -116,12 +124,20 @@ def test_another_run_is_refused_and_the_state_left_alone(setting: str, message: 
 
 
 def test_refusal_names_every_field_that_differs(saved: Path) -> None:
-    with pytest.raises(checkpoint.ResumeRefused, match=r"differing: data\.flip: True -> False; train\.seed: 0 -> 5\."):
+    with pytest.raises(
+        checkpoint.ResumeRefused, match=r"differing: data\.flip: True -> False; train\.seed: 0 -> 5\."
+    ):
         load(saved, toy("train.seed=5", "data.flip=false"))
 
 
 def test_length_reporting_and_ways_of_computing_may_change(saved: Path) -> None:
-    changes = ["train.steps=999", "train.checkpoint_every=1", "train.log_every=1", "train.micro_batch=2", "train.parallel=fsdp"]
+    changes = [
+        "train.steps=999",
+        "train.checkpoint_every=1",
+        "train.log_every=1",
+        "train.micro_batch=2",
+        "train.parallel=fsdp",
+    ]
     assert load(saved, toy(*changes, "validation.every=7", "log.tensorboard=false")).step == 2
 
 
@@ -154,11 +170,18 @@ def test_cut_manifest_is_not_a_checkpoint(text: str, saved: Path) -> None:
 
 def test_record_says_what_ran(saved: Path) -> None:
     record: dict[str, Any] = json.loads((saved / "run.json").read_text())
-    assert (record["preset"], record["step"], record["rows"], record["fingerprint"]) == ("test-x4", 2, 16, fingerprint(toy()))
+    assert (record["preset"], record["step"], record["rows"], record["fingerprint"]) == (
+        "test-x4",
+        2,
+        16,
+        fingerprint(toy()),
+    )
     assert from_dict(RunConfig, record["config"]) == toy()
     assert record["versions"].keys() == {"torch", "numpy", "opencv-python-headless", "resshift", "python"}
     assert (record["versions"]["resshift"], record["versions"]["numpy"]) == (__version__, np.__version__)
-    assert record["versions"]["torch"] == torch.__version__  # with the build (+cpu, +cu132): numerics depend on it
+    assert (
+        record["versions"]["torch"] == torch.__version__
+    )  # with the build (+cpu, +cu132): numerics depend on it
     assert all(record["versions"].values())
 
 

@@ -12,7 +12,9 @@ from resshift.training.lattice import lattice, lines, screen, unevenness
 
 
 def noise(side: int = 512, seed: int = 0, batch: int = 1) -> Tensor:
-    return 0.2 * torch.randn((batch, 1, side, side), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return 0.2 * torch.randn(
+        (batch, 1, side, side), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def sine(amplitude: float, period: float, side: int = 512) -> Tensor:
@@ -46,7 +48,9 @@ def test_known_line() -> None:
         line = amplitude**2 / 4 * float(window.sum()) ** 4
         expected.append(math.log(1 + 2.25 / 9 * line / (sigma**2 * float(window.square().sum()) ** 2)))
     # Two of the fifteen frequencies have it, 1/4 and 3/4 across.
-    assert float(lines(noise() + sine(amplitude, 4), 4)) == pytest.approx(2 / 15 * sum(expected) / 2, abs=0.03)
+    assert float(lines(noise() + sine(amplitude, 4), 4)) == pytest.approx(
+        2 / 15 * sum(expected) / 2, abs=0.03
+    )
     assert sum(expected) / 2 > 2
 
 
@@ -90,7 +94,9 @@ def test_known_gain_of_one_phase() -> None:
     x = noise(2048) * gain.repeat(512)
 
     def variance(weights: dict[int, float]) -> float:
-        energies = torch.stack([sum((w * gain.roll(-k) ** 2 for k, w in weights.items()), torch.zeros(4, dtype=torch.float64))]).log()
+        energies = torch.stack(
+            [sum((w * gain.roll(-k) ** 2 for k, w in weights.items()), torch.zeros(4, dtype=torch.float64))]
+        ).log()
         return float(energies.var(correction=0))
 
     across, across_2 = variance({0: 1, 1: 1}), variance({0: 1, 2: 1})
@@ -113,7 +119,9 @@ def test_rows_and_columns_count_the_same() -> None:
 def test_pictures_of_a_batch_are_apart_and_channels_together() -> None:
     x = torch.cat([noise(64, seed).repeat_interleave(seed + 1, 3)[..., :64] for seed in range(3)])
     torch.testing.assert_close(lattice(x, 4), torch.cat([lattice(one, 4) for one in x[:, None]]))
-    torch.testing.assert_close(lattice(x.repeat(1, 3, 1, 1) / math.sqrt(3), 4), lattice(x, 4), rtol=0.01, atol=0)
+    torch.testing.assert_close(
+        lattice(x.repeat(1, 3, 1, 1) / math.sqrt(3), 4), lattice(x, 4), rtol=0.01, atol=0
+    )
 
 
 def test_gradient_of_an_even_picture_is_finite_and_of_a_screen_removes_it() -> None:
@@ -138,7 +146,9 @@ def test_a_wave_is_seen_in_a_small_picture() -> None:
 
 @pytest.mark.parametrize(("side", "period"), [(63, 4), (64, 1)])
 def test_what_is_too_small_is_refused(side: int, period: int) -> None:
-    with pytest.raises(ValueError, match=rf"sides of 16 periods at least, got period {period} and \(1, 3, {side}, 64\)"):
+    with pytest.raises(
+        ValueError, match=rf"sides of 16 periods at least, got period {period} and \(1, 3, {side}, 64\)"
+    ):
         lattice(torch.zeros(1, 3, side, 64), period)
     with pytest.raises(ValueError, match="sides of 16 periods"):
         screen(torch.zeros(1, 3, side, 64), period)

@@ -23,8 +23,16 @@ from resshift.training.lattice import lattice, screen
 from resshift.training.losses import Lpips, Objective, mse_per_sample, step_weights, upsample
 
 Load = Callable[[str], dict[str, np.ndarray]]
-SCHEDULES = {"realsr_v1v2_T15": ShiftSchedule.released(15, 2.0, 0.04), "journal_T4": ShiftSchedule.released(4, 2.0, 0.2)}
-OFFICIAL = {Target.X0: "xstart", Target.RESIDUAL: "residual", Target.EPSILON: "epsilon", Target.EPSILON_SCALE: "epsilon_scale"}
+SCHEDULES = {
+    "realsr_v1v2_T15": ShiftSchedule.released(15, 2.0, 0.04),
+    "journal_T4": ShiftSchedule.released(4, 2.0, 0.2),
+}
+OFFICIAL = {
+    Target.X0: "xstart",
+    Target.RESIDUAL: "residual",
+    Target.EPSILON: "epsilon",
+    Target.EPSILON_SCALE: "epsilon_scale",
+}
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -49,17 +57,26 @@ def test_mse_against_official(name: str, target: Target, weighted: bool, parity:
 def test_network_input_against_official(name: str, i: int, parity: Load) -> None:
     arrays = {key: torch.from_numpy(value) for key, value in parity("diffusion_training_loss").items()}
     t = torch.full((4,), i)
-    x_t = q_sample(nn.functional.avg_pool2d(arrays["gt"], 4), arrays["z_y"], t, arrays["noise"], SCHEDULES[name])
+    x_t = q_sample(
+        nn.functional.avg_pool2d(arrays["gt"], 4), arrays["z_y"], t, arrays["noise"], SCHEDULES[name]
+    )
     torch.testing.assert_close(x_t, arrays[f"{name}/z_t_t{i}"], atol=1e-5, rtol=0)
-    torch.testing.assert_close(scale_input(x_t, t, SCHEDULES[name]), arrays[f"{name}/model_in_t{i}"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        scale_input(x_t, t, SCHEDULES[name]), arrays[f"{name}/model_in_t{i}"], atol=1e-5, rtol=0
+    )
 
 
 def test_weights_against_official(parity: Load) -> None:
     arrays = parity("diffusion_schedules")
     for name, schedule in SCHEDULES.items():
-        for targets, key in (((Target.X0, Target.RESIDUAL), "weight_x0"), ((Target.EPSILON, Target.EPSILON_SCALE), "weight_eps")):
+        for targets, key in (
+            ((Target.X0, Target.RESIDUAL), "weight_x0"),
+            ((Target.EPSILON, Target.EPSILON_SCALE), "weight_eps"),
+        ):
             for target in targets:
-                np.testing.assert_allclose(step_weights(schedule, target), arrays[f"{name}/{key}"], rtol=1e-12)
+                np.testing.assert_allclose(
+                    step_weights(schedule, target), arrays[f"{name}/{key}"], rtol=1e-12
+                )
 
 
 def test_weighted_loss_needs_two_steps() -> None:
@@ -80,7 +97,9 @@ class _Oracle(nn.Module):
 
 def _pictures() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return torch.rand((2, 3, 64, 64), generator=generator) * 2 - 1, torch.rand((2, 3, 16, 16), generator=generator) * 2 - 1
+    return torch.rand((2, 3, 64, 64), generator=generator) * 2 - 1, torch.rand(
+        (2, 3, 16, 16), generator=generator
+    ) * 2 - 1
 
 
 def _draws() -> tuple[Tensor, Tensor]:
@@ -108,7 +127,9 @@ def test_coefficients_scale_the_terms() -> None:
     objective = Objective(_model(), LossConfig(mse=2.0, lpips=3.0, lpips_net="squeeze"), stage, lpips)
     terms = objective(network, hq, lq, *_draws())
     with torch.no_grad():
-        expected_mse = (upsample(lq, 4) - hq).square().mean()  # an answer of zero means "the residual is zero": x0 = y0
+        expected_mse = (
+            (upsample(lq, 4) - hq).square().mean()
+        )  # an answer of zero means "the residual is zero": x0 = y0
         expected_lpips = lpips(upsample(lq, 4).clamp(-1, 1), hq).mean()
     torch.testing.assert_close(terms.mse, expected_mse)
     torch.testing.assert_close(terms.lpips, expected_lpips)
@@ -121,7 +142,9 @@ def test_coefficients_scale_the_terms() -> None:
 def test_lattice_is_that_of_the_decoded_prediction() -> None:
     hq, lq = _pictures()
     stage = PixelUnshuffle(4)
-    pattern = 0.2 * torch.randn((1, 48, 1, 1), generator=torch.Generator().manual_seed(3)).expand(2, 48, 16, 16)
+    pattern = 0.2 * torch.randn((1, 48, 1, 1), generator=torch.Generator().manual_seed(3)).expand(
+        2, 48, 16, 16
+    )
     terms = Objective(_model(), LossConfig(lattice=5.0), stage)(_Oracle(pattern), hq, lq, *_draws())
     predicted = upsample(lq, 4) - stage.decode(pattern)
     parts = lattice(predicted, 4).mean(), screen(predicted, 4) / 2
@@ -142,7 +165,10 @@ def test_lpips_sees_the_pictures_from_the_corner() -> None:
 
 @pytest.mark.parametrize("wrong", [{"lattice": -1.0}, {"lpips_corners": 0}, {"lpips_corners": 17}])
 def test_coefficients_out_of_range_are_named(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"loss.lattice must not be negative and loss.lpips_corners must lie in \[1, 16\], got"):
+    with pytest.raises(
+        ValueError,
+        match=r"loss.lattice must not be negative and loss.lpips_corners must lie in \[1, 16\], got",
+    ):
         LossConfig(**wrong)
 
 

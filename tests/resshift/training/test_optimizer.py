@@ -67,7 +67,11 @@ def test_gradient_that_is_not_finite_is_no_step(bad: float, limit: float | None)
     outcome = guarded_step(optimizer, limit, GradScaler("cpu", enabled=False))
     assert not outcome.finite
     assert float(network.weight.detach()) == 7.0
-    assert {name: float(value) for name, value in optimizer.state[network.weight].items()} == {"step": 0, "exp_avg": 0, "exp_avg_sq": 0}
+    assert {name: float(value) for name, value in optimizer.state[network.weight].items()} == {
+        "step": 0,
+        "exp_avg": 0,
+        "exp_avg_sq": 0,
+    }
 
 
 def test_overflow_halves_the_loss_scale_and_skips() -> None:

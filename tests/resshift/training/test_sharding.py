@@ -25,7 +25,10 @@ STEPS = 3
 
 
 def config_of(parallel: str) -> RunConfig:
-    return with_settings(toy_preset(), ["optim.warmup_steps=0", "optim.clip_norm=0.3", "train.micro_batch=2", f"train.parallel={parallel}"])
+    return with_settings(
+        toy_preset(),
+        ["optim.warmup_steps=0", "optim.clip_norm=0.3", "train.micro_batch=2", f"train.parallel={parallel}"],
+    )
 
 
 def batch(i: int) -> dict[str, Tensor]:
@@ -42,7 +45,9 @@ def run(learner: DiffusionLearner, steps: range) -> list[dict[str, float]]:
     lines: list[dict[str, float]] = []
     for i in steps:
         slots = learner.slots
-        learner.state.tally.add(*learner.step({name: value[slots.start : slots.stop] for name, value in batch(i).items()}))
+        learner.state.tally.add(
+            *learner.step({name: value[slots.start : slots.stop] for name, value in batch(i).items()})
+        )
         lines.append(learner.state.tally.means())
     return lines
 
@@ -62,15 +67,27 @@ def work(rank: int, port: int, parallel: str, directory: str) -> None:
     resumed = start(config, rank, 2)
     checkpoint.load(out / "saved", resumed.state, config, rank)
     same = checkpoint.take(resumed.state)
-    identical = all(torch.equal(same.weights[n][k], v) for n, weights in snapshot.weights.items() for k, v in weights.items())
+    identical = all(
+        torch.equal(same.weights[n][k], v)
+        for n, weights in snapshot.weights.items()
+        for k, v in weights.items()
+    )
     after = [run(each, range(STEPS, STEPS + 2)) for each in (learner, resumed)]
-    bad = resumed.step({name: value[resumed.slots.start : resumed.slots.stop] for name, value in batch(9).items()})
+    bad = resumed.step(
+        {name: value[resumed.slots.start : resumed.slots.stop] for name, value in batch(9).items()}
+    )
     own = next(learner.state.network.parameters())
     share = (own.to_local() if parallel == "fsdp" else own).numel() / own.numel()  # type: ignore[operator, union-attr]
     with torch.no_grad():
         rendered = learner.render({name: value[:1] for name, value in batch(0).items()}, ["key"])
     if rank == 0:
-        facts = {"lines": lines, "identical": identical, "after": after, "finite": bool(bad.outcome.finite), "share": share}
+        facts = {
+            "lines": lines,
+            "identical": identical,
+            "after": after,
+            "finite": bool(bad.outcome.finite),
+            "share": share,
+        }
         (out / "facts.json").write_text(json.dumps(facts))
         torch.save(rendered, out / "rendered.pt")
     dist.destroy_process_group()
@@ -83,7 +100,9 @@ def alone() -> tuple[DiffusionLearner, list[dict[str, float]]]:
 
 
 @pytest.fixture(scope="module", params=["ddp", "fsdp"])
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, dict[str, Any]]:
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path, dict[str, Any]]:
     directory = tmp_path_factory.mktemp(request.param)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -93,16 +112,25 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.slow
-def test_two_workers_train_as_one(pair: tuple[str, Path, dict[str, Any]], alone: tuple[DiffusionLearner, list[dict[str, float]]]) -> None:
+def test_two_workers_train_as_one(
+    pair: tuple[str, Path, dict[str, Any]], alone: tuple[DiffusionLearner, list[dict[str, float]]]
+) -> None:
     """2 workers x 2 micro-batches of 2 against 1 x 4 of 2: loss and gradient norm of every step, then weights and average."""
     parallel, directory, facts = pair
     learner, lines = alone
     for ours, theirs in zip(facts["lines"], lines, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
     other = start(config_of(parallel))
-    checkpoint.load(directory / "saved", other.state, config_of(parallel))  # written by two workers, read by one
-    for module, expected in ((other.state.network, learner.state.network), (other.state.ema.module, learner.state.ema.module)):
-        ours, theirs = (torch.cat([p.detach().flatten() for p in one.parameters()]) for one in (module, expected))
+    checkpoint.load(
+        directory / "saved", other.state, config_of(parallel)
+    )  # written by two workers, read by one
+    for module, expected in (
+        (other.state.network, learner.state.network),
+        (other.state.ema.module, learner.state.ema.module),
+    ):
+        ours, theirs = (
+            torch.cat([p.detach().flatten() for p in one.parameters()]) for one in (module, expected)
+        )
         difference = (ours - theirs).abs()
         # Adam's first steps are lr times the sign of the gradient: where that is nearly zero, rounding decides, and a step goes either way.
         assert float((difference <= 1e-5).float().mean()) > 0.999

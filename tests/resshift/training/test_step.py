@@ -42,11 +42,18 @@ def batch(i: int, size: int = 8) -> dict[str, Tensor]:
 
 
 def start(config: RunConfig, slots: Slots | None = None, objective: Any = None) -> DiffusionLearner:  # noqa: ANN401 - stand-ins
-    return DiffusionLearner(config, build_network(config), objective or Objective(config.model, config.loss, PixelUnshuffle(4)), slots)
+    return DiffusionLearner(
+        config,
+        build_network(config),
+        objective or Objective(config.model, config.loss, PixelUnshuffle(4)),
+        slots,
+    )
 
 
 def tensors(state: TrainState) -> dict[str, Tensor]:
-    moments = {f"adam.{i}.{k}": v for i, s in state.optimizer.state_dict()["state"].items() for k, v in s.items()}
+    moments = {
+        f"adam.{i}.{k}": v for i, s in state.optimizer.state_dict()["state"].items() for k, v in s.items()
+    }
     averaged = {f"ema.{key}": value for key, value in state.ema.module.state_dict().items()}
     return {**state.network.state_dict(), **averaged, **moments}
 
@@ -73,7 +80,9 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path) ->
     ours, theirs = tensors(second.state), tensors(whole.state)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    assert second.state.tally.means() == whole.state.tally.means()  # a window of the log that holds the restart
+    assert (
+        second.state.tally.means() == whole.state.tally.means()
+    )  # a window of the log that holds the restart
 
 
 def test_snapshot_does_not_change_when_training_goes_on() -> None:
@@ -150,14 +159,19 @@ def test_gradient_does_not_depend_on_how_the_batch_is_cut(micro_batch: int, num_
     whole = gradients(toy("train.micro_batch=8"), 1)
     cut = gradients(toy(f"train.micro_batch={micro_batch}"), num_ranks)
     for name, value in whole.items():
-        torch.testing.assert_close(cut[name], value, rtol=1e-4, atol=1e-6)  # the order of float32 sums differs
+        torch.testing.assert_close(
+            cut[name], value, rtol=1e-4, atol=1e-6
+        )  # the order of float32 sums differs
 
 
 def test_noise_of_a_slot_does_not_depend_on_its_worker() -> None:
     config = toy()
     t, noise = draw_noise(config, 5, Slots.of_rank(8), (48, 8, 8), torch.device("cpu"))
     for num_ranks in (2, 3):
-        parts = [draw_noise(config, 5, Slots.of_rank(8, rank, num_ranks), (48, 8, 8), torch.device("cpu")) for rank in range(num_ranks)]
+        parts = [
+            draw_noise(config, 5, Slots.of_rank(8, rank, num_ranks), (48, 8, 8), torch.device("cpu"))
+            for rank in range(num_ranks)
+        ]
         assert torch.equal(torch.cat([part[0] for part in parts]), t)
         assert torch.equal(torch.cat([part[1] for part in parts]), noise)
     other_t, other_noise = draw_noise(config, 6, Slots.of_rank(8), (48, 8, 8), torch.device("cpu"))
@@ -187,7 +201,14 @@ class StandIn:
         self.corners: list[tuple[int, int]] = []
 
     def __call__(
-        self, network: torch.nn.Module, hq: Tensor, lq: Tensor, t: Tensor, noise: Tensor, mask: Tensor | None, corner: tuple[int, int]
+        self,
+        network: torch.nn.Module,
+        hq: Tensor,
+        lq: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        mask: Tensor | None,
+        corner: tuple[int, int],
     ) -> LossTerms:
         del lq, t, noise, mask
         self.corners.append(corner)
@@ -203,12 +224,16 @@ def test_unequal_micro_batches_weigh_by_their_rows() -> None:
     objective = StandIn(lambda network, hq: hq.mean() + 0 * next(network.parameters()).sum())
     terms = start(config, objective=objective).step(pictures).terms
     mean = (3 - 4) / 7
-    assert [float(terms[name]) for name in ("loss", "mse", "lpips")] == pytest.approx([mean, 2 * mean, 3 * mean])
+    assert [float(terms[name]) for name in ("loss", "mse", "lpips")] == pytest.approx(
+        [mean, 2 * mean, 3 * mean]
+    )
 
 
 def test_every_corner_comes_up() -> None:
     config = toy("loss.lpips_corners=4")
-    assert {lpips_corner(config, step) for step in range(400)} == {(row, column) for row in range(4) for column in range(4)}
+    assert {lpips_corner(config, step) for step in range(400)} == {
+        (row, column) for row in range(4) for column in range(4)
+    }
     assert {lpips_corner(toy(), step) for step in range(20)} == {(0, 0)}
 
 
@@ -226,7 +251,9 @@ def test_skipped_step_changes_neither_weights_nor_moments() -> None:
     config = toy()
     learner = start(config)
     learner.step(batch(0))
-    before = {key: value.clone() for key, value in tensors(learner.state).items() if not key.startswith("ema")}
+    before = {
+        key: value.clone() for key, value in tensors(learner.state).items() if not key.startswith("ema")
+    }
     good = learner.objective
     learner.objective = StandIn(lambda network, hq: next(network.parameters()).sum() * float("nan"))  # type: ignore[assignment]
     result = learner.step(batch(1))
@@ -276,9 +303,14 @@ def test_activations_are_recomputed_when_asked() -> None:
 def test_loss_falls_on_pictures_it_has_seen() -> None:
     config = toy("train.micro_batch=8", "train.batch_size=4", "optim.lr=0.005")
     learner = start(config)
-    smooth = torch.nn.functional.interpolate(torch.rand((4, 3, 4, 4), generator=torch.Generator().manual_seed(0)), 32, mode="bicubic")
+    smooth = torch.nn.functional.interpolate(
+        torch.rand((4, 3, 4, 4), generator=torch.Generator().manual_seed(0)), 32, mode="bicubic"
+    )
     hq = (smooth.clamp(0, 1) * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-    pictures = {"hq": hq, "lq": hq.flip(1)[:, ::4, ::4].contiguous()}  # upside down: nothing is right at the start
+    pictures = {
+        "hq": hq,
+        "lq": hq.flip(1)[:, ::4, ::4].contiguous(),
+    }  # upside down: nothing is right at the start
     losses = [float(learner.step(pictures).terms["loss"]) for _ in range(60)]
     assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
 
@@ -288,11 +320,18 @@ def test_mask_reaches_the_network() -> None:
     mask = torch.tensor([[[0, 255]]], dtype=torch.uint8)
     assert mask_to_unit_range(mask).tolist() == [[[[-1.0, 1.0]]]]
     config = toy(
-        "model.scale=1", "model.unet.lq_size=32", "model.unet.cond_mask=true", "degradation.kind=inpainting", "degradation.scale=1"
+        "model.scale=1",
+        "model.unet.lq_size=32",
+        "model.unet.cond_mask=true",
+        "degradation.kind=inpainting",
+        "degradation.scale=1",
     )
     hq = batch(0)["hq"]
     empty, holes = torch.zeros(8, 32, 32, dtype=torch.uint8), torch.full((8, 32, 32), 255, dtype=torch.uint8)
-    losses = [float(start(config).step({"hq": hq, "lq": hq, "mask": value}).terms["loss"]) for value in (empty, empty, holes)]
+    losses = [
+        float(start(config).step({"hq": hq, "lq": hq, "mask": value}).terms["loss"])
+        for value in (empty, empty, holes)
+    ]
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -315,7 +354,12 @@ def test_rendering_follows_from_weights_and_keys_alone() -> None:
     with torch.no_grad():
         together = learner.render(pictures, ["a", "b"])
         torch.rand(3)
-        alone = torch.cat([learner.render({n: v[i : i + 1] for n, v in pictures.items()}, [key]) for i, key in enumerate("ab")])
+        alone = torch.cat(
+            [
+                learner.render({n: v[i : i + 1] for n, v in pictures.items()}, [key])
+                for i, key in enumerate("ab")
+            ]
+        )
         renamed = learner.render(pictures, ["a", "c"])
     assert together.shape == (2, 3, 32, 32)
     torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)

@@ -73,7 +73,9 @@ class Client:
         return dict(self.answered[0]["headers"])
 
 
-def visit(client: Client, proxy: Proxy, limit: int = 10, budget: ByteBudget | None = None, body_s: float = 60) -> ByteBudget:
+def visit(
+    client: Client, proxy: Proxy, limit: int = 10, budget: ByteBudget | None = None, body_s: float = 60
+) -> ByteBudget:
     budget = budget or ByteBudget(100)
     asyncio.run(Front(proxy, limit, body_s, budget)(client.scope, client.receive, client.send))
     return budget
@@ -82,7 +84,11 @@ def visit(client: Client, proxy: Proxy, limit: int = 10, budget: ByteBudget | No
 def test_a_body_within_the_limit_is_handed_on_as_it_came() -> None:
     client, proxy = Client([b"abcd", b"", b"efghij"], announced=10), Proxy()
     budget = visit(client, proxy)
-    assert [(message["body"], message["more_body"]) for message in proxy.got] == [(b"abcd", True), (b"", True), (b"efghij", False)]
+    assert [(message["body"], message["more_body"]) for message in proxy.got] == [
+        (b"abcd", True),
+        (b"", True),
+        (b"efghij", False),
+    ]
     assert client.status == 200
     assert budget.used == 0
 
@@ -172,7 +178,9 @@ def test_bytes_are_given_back_when_the_answer_begins() -> None:
     assert seen == [0, 0]
 
 
-@pytest.mark.parametrize(("length", "status"), [("0" * 5000 + "4", 200), ("9" * 5000, 413), ("10", 200), ("11", 413), ("x", 200)])
+@pytest.mark.parametrize(
+    ("length", "status"), [("0" * 5000 + "4", 200), ("9" * 5000, 413), ("10", 200), ("11", 413), ("x", 200)]
+)
 def test_any_length_can_be_announced(length: str, status: int) -> None:
     client = Client([b"abcd"], announced=length)
     visit(client, Proxy())
@@ -185,7 +193,9 @@ def test_refusals_are_logged_now_and_then(caplog: pytest.LogCaptureFixture) -> N
         for _ in range(3):
             client = Client([b""], announced=11)
             asyncio.run(door(client.scope, client.receive, client.send))
-    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["refused=1 latest=413 too_large"]
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [
+        "refused=1 latest=413 too_large"
+    ]
 
 
 def test_bodies_of_all_requests_share_a_budget() -> None:
@@ -247,7 +257,9 @@ def test_a_limit_that_is_none_is_named(value: str) -> None:
 def test_a_gateway_does_not_start_behind_a_narrower_proxy(caplog: pytest.LogCaptureFixture) -> None:
     check(LimitSettings(), environment(LimitSettings()))
     check(LimitSettings(body_mb=1), environment(LimitSettings()))
-    with pytest.raises(ValueError, match=r"limits.body_mb is 65, but the proxy was started with 64: .*RESSHIFT_SERVE_BODY_MB"):
+    with pytest.raises(
+        ValueError, match=r"limits.body_mb is 65, but the proxy was started with 64: .*RESSHIFT_SERVE_BODY_MB"
+    ):
         check(LimitSettings(body_mb=65), environment(LimitSettings()))
     with pytest.raises(ValueError, match=r"limits.bodies_mb is 600"):
         check(LimitSettings(bodies_mb=600), environment(LimitSettings()))

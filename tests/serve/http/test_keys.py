@@ -10,7 +10,12 @@ from serve.http.problems import Problem
 from serve.settings import KeySettings
 
 KEY, OTHER = new_key(), new_key()
-KEYS = Keys([KeySettings(name="alice", sha256=digest(KEY)), KeySettings(name="bob", sha256=digest(OTHER), requests_per_minute=1)])
+KEYS = Keys(
+    [
+        KeySettings(name="alice", sha256=digest(KEY)),
+        KeySettings(name="bob", sha256=digest(OTHER), requests_per_minute=1),
+    ]
+)
 
 
 def test_keys_are_long_and_different() -> None:
@@ -19,14 +24,22 @@ def test_keys_are_long_and_different() -> None:
     assert digest("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180
 
 
-@pytest.mark.parametrize("headers", [{"Authorization": f"Bearer {KEY}"}, {"authorization": f"bearer {KEY} "}, {"X-API-Key": KEY}])
+@pytest.mark.parametrize(
+    "headers", [{"Authorization": f"Bearer {KEY}"}, {"authorization": f"bearer {KEY} "}, {"X-API-Key": KEY}]
+)
 def test_key_is_found_in_either_header(headers: dict[str, str]) -> None:
     assert KEYS.caller(Headers(headers), "203.0.113.9").name == "alice"
 
 
 @pytest.mark.parametrize(
     "headers",
-    [{}, {"Authorization": f"Basic {KEY}"}, {"Authorization": "Bearer"}, {"X-API-Key": KEY[:-1]}, {"X-API-Key": digest(KEY)}],
+    [
+        {},
+        {"Authorization": f"Basic {KEY}"},
+        {"Authorization": "Bearer"},
+        {"X-API-Key": KEY[:-1]},
+        {"X-API-Key": digest(KEY)},
+    ],
 )
 def test_anything_else_is_unauthorised_even_from_this_machine(headers: dict[str, str]) -> None:
     with pytest.raises(Problem) as refused:
@@ -50,13 +63,20 @@ def test_a_key_has_one_quota_however_it_comes() -> None:
         ("127.0.0.1", "localhost", "same-origin", True),
         ("192.0.2.1", "127.0.0.1:8000", None, False),
         (None, "127.0.0.1", None, False),
-        ("127.0.0.1", "photos.example.org", None, False),  # a proxy on this machine, or a name that was made to point here
+        (
+            "127.0.0.1",
+            "photos.example.org",
+            None,
+            False,
+        ),  # a proxy on this machine, or a name that was made to point here
         ("127.0.0.1", "", None, False),
         ("127.0.0.1", "127.0.0.1.example.org", None, False),
         ("127.0.0.1", "127.0.0.1:8000", "cross-site", False),
     ],
 )
-def test_without_keys_only_this_machine(peer: str | None, host: str, site: str | None, is_allowed: bool) -> None:
+def test_without_keys_only_this_machine(
+    peer: str | None, host: str, site: str | None, is_allowed: bool
+) -> None:
     headers = Headers({"host": host} | ({"sec-fetch-site": site} if site else {}))
     if is_allowed:
         assert Keys([]).caller(headers, peer).name == ""
@@ -67,7 +87,8 @@ def test_without_keys_only_this_machine(peer: str | None, host: str, site: str |
 
 
 @pytest.mark.parametrize(
-    ("host", "expected"), [("127.8.8.8", True), ("0.0.0.0", False), ("::", False), ("LOCALHOST:1", True), ("10.0.0.1", False)]
+    ("host", "expected"),
+    [("127.8.8.8", True), ("0.0.0.0", False), ("::", False), ("LOCALHOST:1", True), ("10.0.0.1", False)],
 )
 def test_loopback(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected

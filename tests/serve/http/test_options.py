@@ -61,8 +61,23 @@ def test_places_inside_the_prefixes_are_allowed(uri: str) -> None:
 @pytest.mark.parametrize(
     "uri",
     [
-        *("s3://in/photos2", "s3://in", "s3://other/photos", "s3://in/photos/../secret", "/data", "/data/in/../secret", "/etc/passwd", ""),
-        *("http://169.254.169.254/latest", "gopher://127.0.0.1/", "https://in/photos", "/data/in\0/x", "s3://"),
+        *(
+            "s3://in/photos2",
+            "s3://in",
+            "s3://other/photos",
+            "s3://in/photos/../secret",
+            "/data",
+            "/data/in/../secret",
+            "/etc/passwd",
+            "",
+        ),
+        *(
+            "http://169.254.169.254/latest",
+            "gopher://127.0.0.1/",
+            "https://in/photos",
+            "/data/in\0/x",
+            "s3://",
+        ),
     ],
 )
 def test_places_outside_the_prefixes_are_forbidden(uri: str) -> None:

@@ -20,7 +20,11 @@ def test_every_reason_has_a_kind(reason: str) -> None:
 
 def test_a_problem_has_the_members_of_rfc_9457() -> None:
     answer = Problem("busy", "3 requests wait already", retry_after_s=1.2, members={"waiting": 3}).response()
-    assert (answer.status_code, answer.headers["retry-after"], answer.headers["content-type"]) == (503, "2", MEDIA_TYPE)
+    assert (answer.status_code, answer.headers["retry-after"], answer.headers["content-type"]) == (
+        503,
+        "2",
+        MEDIA_TYPE,
+    )
     assert json.loads(bytes(answer.body)) == {
         "type": "/problems/busy",
         "title": "There is more work than can be done in time",
@@ -32,7 +36,12 @@ def test_a_problem_has_the_members_of_rfc_9457() -> None:
 
 def test_a_problem_can_be_pickled() -> None:
     problem = pickle.loads(pickle.dumps(Problem("rate_limited", "slower", retry_after_s=3, members={"a": 1})))
-    assert (problem.kind, problem.detail, problem.retry_after_s, problem.members) == ("rate_limited", "slower", 3, {"a": 1})
+    assert (problem.kind, problem.detail, problem.retry_after_s, problem.members) == (
+        "rate_limited",
+        "slower",
+        3,
+        {"a": 1},
+    )
 
 
 def test_statuses_are_errors() -> None:
