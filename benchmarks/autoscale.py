@@ -1,12 +1,15 @@
-"""A cluster that grows for a job and shrinks after it, on this machine: cluster.yaml's node types and Ray's fake provider.
+"""A cluster that grows for a job and shrinks after it, on this machine: cluster.yaml's node types and Ray's
+fake provider.
 
-The head runs Ray's real autoscaler. Its nodes are raylets with the labels, limits and (logical) GPUs of cluster.yaml, two logical CPUs
-each; the model is the stand-in, which repeats pixels and sleeps. Nothing but the head runs when a job begins.
+The head runs Ray's real autoscaler. Its nodes are raylets with the labels, limits and (logical) GPUs of
+cluster.yaml, two logical CPUs each; the model is the stand-in, which repeats pixels and sleeps. Nothing but
+the head runs when a job begins.
 
     benchmarks/autoscale.py             a bulk job from no node to three GPUs and back; then an endpoint whose model sleeps
     benchmarks/autoscale.py --write     and the dated result
 
-The last line is a JSON object with the main figures. Exit code 1 when a picture was lost, a node did not come, or one did not go.
+The last line is a JSON object with the main figures. Exit code 1 when a picture was lost, a node did not
+come, or one did not go.
 """
 
 from __future__ import annotations
@@ -274,7 +277,8 @@ def endpoint(address: str, work: Path) -> dict[str, Any]:
         process.wait(60)
     if answer.status_code != 200 or not asleep["asleep"] or not awake["gpu-spot"] + awake["gpu-on-demand"]:
         raise RuntimeError(
-            f"answer {answer.status_code} {answer.text[:200] if answer.status_code != 200 else ''}, before it {asleep}, nodes {awake}"
+            f"answer {answer.status_code} {answer.text[:200] if answer.status_code != 200 else ''}, before "
+            f"it {asleep}, nodes {awake}"
         )
     return {
         "ready_without_replicas_s": started,

@@ -2,8 +2,9 @@
 
     python benchmarks/engines.py [--quick] [--replicas 2] [--milliseconds 100]
 
-The stand-in sleeps, as a CPU does while a GPU works; the pictures are 128 x 128, so a unit of 8 is 3 MB of results. The busy share is
-seconds in the model over wall clock between a replica's first unit and its last result, start-up left out. `ideal` is replicas / time.
+The stand-in sleeps, as a CPU does while a GPU works; the pictures are 128 x 128, so a unit of 8 is 3 MB of
+results. The busy share is seconds in the model over wall clock between a replica's first unit and its last
+result, start-up left out. `ideal` is replicas / time.
 """
 
 from __future__ import annotations
@@ -107,7 +108,8 @@ def main() -> int:
                     chosen.replicas,
                 )
                 print(
-                    f"{kind:8} {100 * figures['busy_share']:6.1f}% {figures['pictures_per_s']:8.1f} {figures['ideal_pictures_per_s']:8.1f}",
+                    f"{kind:8} {100 * figures['busy_share']:6.1f}% {figures['pictures_per_s']:8.1f} "
+                    f"{figures['ideal_pictures_per_s']:8.1f}",
                     flush=True,
                 )
                 best = max(best, figures, key=lambda one: one.get("busy_share", 0.0))

@@ -1,10 +1,12 @@
-"""Where a model fails, on pictures that anybody may pass on: all are drawn here, and each has what super-resolution cannot know.
+"""Where a model fails, on pictures that anybody may pass on: all are drawn here, and each has what
+super-resolution cannot know.
 
     python benchmarks/failures.py --model tiny-x4 --out docs/failures.png
 
-Rows: text of a few pixels, rings finer than the small picture can hold (a zone plate), a woven pattern, and a drawn photo that was saved
-as JPEG of quality 10, below what training knew. Columns: nearest, bicubic, the model, the truth. The figures of each are printed. Letters
-are Aileron (CC0), which Pillow brings; no photograph is used.
+Rows: text of a few pixels, rings finer than the small picture can hold (a zone plate), a woven pattern, and a
+drawn photo that was saved as JPEG of quality 10, below what training knew. Columns: nearest, bicubic, the
+model, the truth. The figures of each are printed. Letters are Aileron (CC0), which Pillow brings; no
+photograph is used.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ def text() -> Picture:
 
 
 def zone_plate() -> Picture:
-    """Rings whose frequency grows to a quarter of a cycle a pixel at the edge; from half of that on the small picture has none."""
+    """Rings whose frequency grows to a quarter of a cycle a pixel at the edge; from half of that on the small
+    picture has none.
+    """
     axis = np.arange(SIDE_PX) - SIDE_PX / 2
     rings = np.cos(np.pi / (2 * SIDE_PX) * (axis[:, None] ** 2 + axis[None] ** 2))
     return np.repeat(np.rint(127.5 + 100 * rings).astype(np.uint8)[..., None], 3, axis=2)

@@ -10,9 +10,10 @@ Start it with `benchmarks/gpu.sh`, which finds Python and the package. Sections,
     together   small pictures alone and with shared calls (`together.py`): the ratio, and the same bytes
     compile    the best of the above under torch.compile
 
-Weights are random and not zero, so that arithmetic costs what it costs with trained ones. Operations are counted once a stage with
-`torch.utils.flop_counter`; the share of peak divides them by the time and by the matrix rate measured at that precision in the same run.
-Running out of memory or time ends a series and is recorded. The last line is a JSON object with the main figures; the file has all.
+Weights are random and not zero, so that arithmetic costs what it costs with trained ones. Operations are
+counted once a stage with `torch.utils.flop_counter`; the share of peak divides them by the time and by the
+matrix rate measured at that precision in the same run. Running out of memory or time ends a series and is
+recorded. The last line is a JSON object with the main figures; the file has all.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ from resshift.training.step import DiffusionLearner, build_network
 
 Terms = tuple[str, LossConfig, Lpips | None]
 STAGES = ("encode", "unet", "decode", "chain")
-# A section or series is not begun with less than this left; compiling the first stage and the U-Net takes minutes.
+# A section or series is not begun with less than this left; compiling the first stage and the U-Net takes
+# minutes.
 RESERVE_S, COMPILE_RESERVE_S = 10, 150
 
 
@@ -105,7 +107,9 @@ class Run:
         }
 
     def attempt(self, case: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Run a case; what goes wrong in it becomes its row, so that one size or compiler does not end the benchmark."""
+        """Run a case; what goes wrong in it becomes its row, so that one size or compiler does not end the
+        benchmark.
+        """
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -120,7 +124,9 @@ class Run:
 
 
 def measure_ceilings(run: Run) -> dict[str, float]:
-    """Return the largest matrix rate of each precision, TFLOP/s, and the copy bandwidth, GB/s read plus written. Random data."""
+    """Return the largest matrix rate of each precision, TFLOP/s, and the copy bandwidth, GB/s read plus
+    written. Random data.
+    """
     if run.device.type != "cuda":
         sizes = {"bf16": (1024,), "fp32": (1024,)}
     else:
@@ -173,7 +179,9 @@ def build_networks(name: str, device: torch.device, layout: str) -> tuple[nn.Mod
 def model_of(
     config: RunConfig, device: torch.device, precision: str, layout: str, compile_mode: str | None = None
 ) -> Model:
-    """Build the networks of a preset so that each call runs in `precision`, returns float32 and, on request, is compiled."""
+    """Build the networks of a preset so that each call runs in `precision`, returns float32 and, on request,
+    is compiled.
+    """
     unet, module = build_networks(config.preset, device, layout)
     first_stage = cast(FirstStage, module)
     calls: list[Callable[..., Tensor]] = [first_stage.encode, unet, first_stage.decode]
@@ -259,7 +267,9 @@ def time_inference(
 
 
 def train_config(name: str, loss: LossConfig, micro_batch: int, device: torch.device) -> RunConfig:
-    """Return a preset whose optimiser step is one micro-batch, in bf16 (on a CPU fp32). A skipped step would cost less: it is an error."""
+    """Return a preset whose optimiser step is one micro-batch, in bf16 (on a CPU fp32). A skipped step would
+    cost less: it is an error.
+    """
     config = preset(name)
     precision = "bf16" if device.type == "cuda" else "fp32"
     train = replace(
@@ -283,7 +293,9 @@ def random_pairs(config: RunConfig, device: torch.device) -> dict[str, Tensor]:
 
 
 def lpips_for_timing(loss: LossConfig, device: torch.device) -> Lpips | str:
-    """Return LPIPS with its trunk, or why there is none. No download: the trunk must be a file, or in torch's cache."""
+    """Return LPIPS with its trunk, or why there is none. No download: the trunk must be a file, or in torch's
+    cache.
+    """
     names = {
         "vgg": "vgg16-397923af.pth",
         "alex": "alexnet-owt-7be5be79.pth",
@@ -301,7 +313,9 @@ def lpips_for_timing(loss: LossConfig, device: torch.device) -> Lpips | str:
 
 
 def objectives(run: Run, name: str, trunk: str | None) -> Iterator[Terms]:
-    """Give the plain MSE objective, then the preset's own if its LPIPS trunk is here; otherwise note why not."""
+    """Give the plain MSE objective, then the preset's own if its LPIPS trunk is here; otherwise note
+    why not.
+    """
     loss = preset(name).loss
     yield "mse", replace(loss, mse=1.0, lpips=0.0, lattice=0.0), None
     if loss.lpips:
@@ -317,7 +331,8 @@ def time_training(
 ) -> None:
     """Time the optimiser step by micro-batch until memory or time says stop; append one row a micro-batch.
 
-    The layout is that of the weights. Pictures arrive as (B, H, W, 3) bytes, so the first convolution sees channels_last in any case.
+    The layout is that of the weights. Pictures arrive as (B, H, W, 3) bytes, so the first convolution sees
+    channels_last in any case.
     """
     label, loss, lpips = terms
     config = train_config(name, loss, 1, run.device)

@@ -1,8 +1,10 @@
-"""Training pairs a second on one core: decode, crop, each step of the degradation, the whole; beside a plain implementation of the same.
+"""Training pairs a second on one core: decode, crop, each step of the degradation, the whole; beside a plain
+implementation of the same.
 
-Blocks of photos go through both in turn, so a busy moment of the machine meets both. Time is CPU time of the one thread that works, which
-on an idle machine is the time on the wall. Then the Ray Data pipeline on 1 and 2 cores beside bare processes, on the wall clock
-(pairs_on_ray.py). The last line is a JSON object with the main figures, and the file has all.
+Blocks of photos go through both in turn, so a busy moment of the machine meets both. Time is CPU time of the
+one thread that works, which on an idle machine is the time on the wall. Then the Ray Data pipeline on 1 and 2
+cores beside bare processes, on the wall clock (pairs_on_ray.py). The last line is a JSON object with the main
+figures, and the file has all.
 
     benchmarks/pairs.py                      photos made by the script, about ten minutes
     benchmarks/pairs.py --photos DIR         JPEG photos under DIR
@@ -45,7 +47,9 @@ Photos = Sequence[tuple[str, bytes]]
 
 
 def load_photos(folder: Path | None, count: int) -> Photos:
-    """Return (key, encoded photo): the first `count` JPEG files under `folder` by name, or as many made here."""
+    """Return (key, encoded photo): the first `count` JPEG files under `folder` by name, or as many made
+    here.
+    """
     if folder is None:
         return [(f"synthetic {i}", synthetic_photo(i)) for i in range(count)]
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))[:count]
@@ -105,7 +109,9 @@ def blocks(photos: Photos, size: int) -> Iterator[Photos]:
 
 
 def measure_function(photos: Photos, seconds: float, block_size: int) -> dict[str, Any]:
-    """Time `make_pair`, its stages and the plain pair on the same blocks in turn; return the figures of this section."""
+    """Time `make_pair`, its stages and the plain pair on the same blocks in turn; return the figures of this
+    section.
+    """
     recipe, rng = realesrgan_x4(), np.random.default_rng(0)
     cases: dict[str, Callable[[Photos], None]] = {
         "ours": lambda block: ours(block, recipe),
@@ -218,7 +224,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     photos = load_photos(options.photos, options.count)
     size_kb = sum(len(data) for _, data in photos) / len(photos) / 1e3
     print(
-        f"{len(photos)} photos{'' if options.photos else ' made by this script'}, {size_kb:.0f} kB each; real-world x4, crop 256\n"
+        f"{len(photos)} photos{'' if options.photos else ' made by this script'}, {size_kb:.0f} kB each; "
+        "real-world x4, crop 256\n"
     )
     use_one_thread()
     figures = measure_function(photos, options.seconds, block_size=16 if options.quick else 32)

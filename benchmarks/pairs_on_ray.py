@@ -1,7 +1,9 @@
-"""Training pairs a second of the Ray Data pipeline, beside as many bare processes that call the function alone.
+"""Training pairs a second of the Ray Data pipeline, beside as many bare processes that call the function
+alone.
 
-Both run on the wall clock in turn, on the same photos; the overhead is what of the processes' rate the pipeline does not reach: reading
-shards, starting tasks, carrying pairs through the object store, the order, and the consumer. Start-up is left out.
+Both run on the wall clock in turn, on the same photos; the overhead is what of the processes' rate the
+pipeline does not reach: reading shards, starting tasks, carrying pairs through the object store, the order,
+and the consumer. Start-up is left out.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ from resshift.presets import preset
 _STORE_BYTES = 2 << 30  # Ray itself would take 30 % of a machine's memory
 _START_S = 30.0  # after which the daemons and agents of a cluster have started and imported what they need
 _BATCH = 64
-_WATCH_S = 1.0  # a block comes every half second; asking five times a second took 0.01 of a core here, and more of Ray's daemons
+# A block comes every half second; asking five times a second took 0.01 of a core here, and more of Ray's
+# daemons.
+_WATCH_S = 1.0
 
 
 @dataclass(slots=True)
@@ -47,7 +51,7 @@ class StorePeak:
 
 def _make_pairs(
     photos: Sequence[tuple[str, bytes]], crop: DataConfig, first: int, seconds: float, start: Any, out: Any
-) -> None:  # noqa: ANN401 - a Barrier and a Queue of a context
+) -> None:
     recipe = preset("realsr-x4-s4").degradation
     use_one_thread()
     for key, data in photos[:32]:
@@ -88,7 +92,9 @@ def store_bytes() -> int:
 
 
 def take_until_waited(batches: Iterator[dict[str, Any]], wait_s: float = 0.02) -> int:
-    """Take batches until one had to be waited for, and return their rows: then nothing lies in the store that could be taken."""
+    """Take batches until one had to be waited for, and return their rows: then nothing lies in the store that
+    could be taken.
+    """
     count = 0
     while True:
         asked = time.monotonic()
@@ -98,10 +104,11 @@ def take_until_waited(batches: Iterator[dict[str, Any]], wait_s: float = 0.02) -
 
 
 def ray_rate(root: str, crop: DataConfig, num_cpus: int, seconds: float) -> tuple[float, int]:
-    """Return pairs a second that are made for a consumer of `rank_batches`, and the peak of the object store in bytes.
+    """Return pairs a second that are made for a consumer of `rank_batches`, and the peak of the object store
+    in bytes.
 
-    Made are the pairs that were consumed and those that lie in the store: of the tasks behind the first, whose turn has not come, that may
-    be a thousand, and more or fewer at the end than at the beginning.
+    Made are the pairs that were consumed and those that lie in the store: of the tasks behind the first,
+    whose turn has not come, that may be a thousand, and more or fewer at the end than at the beginning.
     """
     config = preset("realsr-x4-s4")
     config = replace(config, data=crop, train=replace(config.train, batch_size=_BATCH))
@@ -142,9 +149,11 @@ def ray_rate(root: str, crop: DataConfig, num_cpus: int, seconds: float) -> tupl
 def measure_pipeline(
     photos: Sequence[tuple[str, bytes]], crop: DataConfig, seconds: float, rounds: Mapping[int, int]
 ) -> dict[str, Any]:
-    """Time both forms in turn, `seconds` each, so many rounds on so many cores; `ray_overhead` is that of most cores.
+    """Time both forms in turn, `seconds` each, so many rounds on so many cores; `ray_overhead` is that of
+    most cores.
 
-    Rates and overheads are medians over the rounds: on a machine that is shared, two rates are comparable only where one follows the other.
+    Rates and overheads are medians over the rounds: on a machine that is shared, two rates are comparable
+    only where one follows the other.
     """
     figures: dict[str, Any] = {"store_limit_mb": _STORE_BYTES / 1e6}
     with tempfile.TemporaryDirectory(prefix="pairs-") as temporary:

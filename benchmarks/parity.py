@@ -1,6 +1,8 @@
-"""The networks on a device against arrays computed with the official classes (tests/parity), precision by precision.
+"""The networks on a device against arrays computed with the official classes (tests/parity), precision by
+precision.
 
-Only float32 with TF32 off is judged; TF32 and bf16 are reported. Weights and inputs follow the recipe of the stored arrays.
+Only float32 with TF32 off is judged; TF32 and bf16 are reported. Weights and inputs follow the recipe of the
+stored arrays.
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ from resshift.sampler import network_denoiser, sample
 from resshift.schedule import ShiftSchedule
 from resshift.training.losses import upsample
 
-# Largest absolute error allowed in float32 with TF32 off; the outputs are of size 2 to 8. Other kernels add in another order, which costs
-# 2e-6 to 6e-6 on a CPU: 1e-4 leaves room for Winograd and split sums on a GPU, and still fails when TF32 (about 1e-3) slips in. End to
-# end, four steps multiply the error; the stored picture is float16. Codes within rounding of each other may go either way.
+# Largest absolute error allowed in float32 with TF32 off; the outputs are of size 2 to 8. Other kernels add
+# in another order, which costs 2e-6 to 6e-6 on a CPU: 1e-4 leaves room for Winograd and split sums on a GPU,
+# and still fails when TF32 (about 1e-3) slips in. End to end, four steps multiply the error; the stored
+# picture is float16. Codes within rounding of each other may go either way.
 TOLERANCE = {"unet": 1e-4, "swin": 1e-4, "vq": 1e-4, "e2e latent": 1e-3, "e2e picture": 2e-3}
 LEAST_EQUAL_CODES = 0.998
 
@@ -38,7 +41,9 @@ Compared = Iterator[
 
 
 def set_precision(name: str) -> None:
-    """Allow TF32 in matrix products and convolutions, or not. bf16 is autocast's business; what it leaves in float32 is exact."""
+    """Allow TF32 in matrix products and convolutions, or not. bf16 is autocast's business; what it leaves in
+    float32 is exact.
+    """
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = name == "tf32"
 
@@ -54,7 +59,9 @@ def in_precision(call: Callable[..., Tensor], name: str, device: torch.device) -
 
 
 def randomise(network: nn.Module) -> nn.Module:
-    """Fill a network with the deterministic random weights of the parity arrays and put it into evaluation mode."""
+    """Fill a network with the deterministic random weights of the parity arrays and put it into evaluation
+    mode.
+    """
     for key, tensor in network.state_dict().items():
         if not tensor.is_floating_point() or key.endswith("attn_mask"):
             continue
@@ -100,7 +107,9 @@ def compare_vq(arrays: dict[str, Tensor], precision: str, device: torch.device) 
 
 
 def compare_end_to_end(arrays: dict[str, Tensor], precision: str, device: torch.device) -> Compared:
-    """Bicubic, encode, prior, four steps, decode. The picture is decoded from the official codes: a tie moves it everywhere a little."""
+    """Bicubic, encode, prior, four steps, decode. The picture is decoded from the official codes: a tie moves
+    it everywhere a little.
+    """
     vq, lq = VQAutoencoder(SMALL_VQ), arrays["lq"]
     randomise(vq).to(device)
     unet = in_precision(randomise(UNetSwin(SMALL_UNET)).to(device), precision, device)

@@ -1,9 +1,11 @@
-"""The plain loop that the fast one is compared with: eager float32, nothing kept, nothing fused, one tile after the other.
+"""The plain loop that the fast one is compared with: eager float32, nothing kept, nothing fused, one tile
+after the other.
 
-It is what one writes first: group norm, activation and convolution as three passes, attention as two matrix products and a softmax, masks
-built at every call, a nearest-code search over one table, tiles of one fixed side (128 px) that overlap by an eighth and are blended at
-every step, all planes in memory. Weights, noise and mathematics are those of the fast loop. Convolutions are stored channels-last, as
-training stores them, so the comparison does not owe anything to a slow layout.
+It is what one writes first: group norm, activation and convolution as three passes, attention as two matrix
+products and a softmax, masks built at every call, a nearest-code search over one table, tiles of one fixed
+side (128 px) that overlap by an eighth and are blended at every step, all planes in memory. Weights, noise
+and mathematics are those of the fast loop. Convolutions are stored channels-last, as training stores them, so
+the comparison does not owe anything to a slow layout.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The same training pair in plain OpenCV and NumPy: what `resshift.pairs.pair` is compared with.
 
-Written as one would write it first, from the same recipe: one thread, no table, no precomputation, no check; choices from NumPy's
-generator, kernels from their formulas, noise from `normal` and `poisson`, sums by `cv2.filter2D`. It is a fair opponent: OpenCV's own area
-resize and its order of channels, kernels of their own size (official code pads all to 21 x 21), one generator for all pairs.
+Written as one would write it first, from the same recipe: one thread, no table, no precomputation, no check;
+choices from NumPy's generator, kernels from their formulas, noise from `normal` and `poisson`, sums by
+`cv2.filter2D`. It is a fair opponent: OpenCV's own area resize and its order of channels, kernels of their
+own size (official code pads all to 21 x 21), one generator for all pairs.
 """
 
 from __future__ import annotations

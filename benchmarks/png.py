@@ -47,7 +47,8 @@ def main() -> int:
         sizes = len(encode(picture)) / 1e6, cv2.imencode(".png", plain)[1].nbytes / 1e6
         result[name] = round(ours / theirs, 3)
         print(
-            f"{name:12} {1e3 * ours:9.1f} {1e3 * theirs:10.1f} {ours / theirs:6.2f} {sizes[0]:8.2f} {sizes[1]:10.2f}"
+            f"{name:12} {1e3 * ours:9.1f} {1e3 * theirs:10.1f} {ours / theirs:6.2f} {sizes[0]:8.2f} "
+            f"{sizes[1]:10.2f}"
         )
     print(json.dumps({"ratio_to_opencv": result}))
     return 0

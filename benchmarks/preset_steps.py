@@ -4,10 +4,11 @@
     python benchmarks/preset_steps.py realsr-x4-s4 tiny-x4  these
     python benchmarks/preset_steps.py --quick               tiny-x4 and test-x4
 
-Shows that a preset trains, not how fast (train_step.py does). Weights of the networks are new, those of first stage and LPIPS trunk random.
-Each runs in a process of its own, so that peak memory is its own. Keys are compared with the released lists where there is one
-(tests/parity); of the other networks the number of keys and parameters is known. The last line is a JSON object; exit code 1 when a loss is
-not finite, no weight moved, or keys differ.
+Shows that a preset trains, not how fast (train_step.py does). Weights of the networks are new, those of first
+stage and LPIPS trunk random. Each runs in a process of its own, so that peak memory is its own. Keys are
+compared with the released lists where there is one (tests/parity); of the other networks the number of keys
+and parameters is known. The last line is a JSON object; exit code 1 when a loss is not finite, no weight
+moved, or keys differ.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What a benchmark leaves behind: on which machine and code it ran, a dated JSON file, a readable table, one JSON line.
+"""What a benchmark leaves behind: on which machine and code it ran, a dated JSON file, a readable table, one
+JSON line.
 
 A number without its command, machine and commit is not quoted anywhere, so all of them are in every file.
 """
@@ -55,7 +56,9 @@ def machine(device: torch.device, commit: str | None = None) -> dict[str, Any]:
 
 
 def git_state() -> tuple[str | None, bool | None]:
-    """Return the commit of this tree and whether files differ from it; None where there is no git repository."""
+    """Return the commit of this tree and whether files differ from it; None where there is no git
+    repository.
+    """
     commit = _output("git", "-C", str(ROOT), "rev-parse", "HEAD")
     return commit, bool(_output("git", "-C", str(ROOT), "status", "--porcelain")) if commit else None
 
@@ -96,7 +99,9 @@ def json_line(figures: Mapping[str, Any]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return a table with columns as wide as they need: text to the left, numbers to the right, None as a dash."""
+    """Return a table with columns as wide as they need: text to the left, numbers to the right, None as a
+    dash.
+    """
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(len(text) for text in column) for column in zip(header, *cells, strict=True)]
     to_right = [any(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]

@@ -1,15 +1,18 @@
-"""The bulk job on simulated nodes: pictures a second with 1, 2, 4 replicas, and a node that is killed and one that is added.
+"""The bulk job on simulated nodes: pictures a second with 1, 2, 4 replicas, and a node that is killed and one
+that is added.
 
-Every node is a raylet of its own on this machine with one logical GPU; the model is the stand-in, which repeats pixels and sleeps. So what
-is measured is what work costs around the GPU: scheduler, Ray, decoding, encoding. Rates count from when replicas are ready to
-the last picture; efficiency is the rate over that of one replica, divided by the number of replicas. All nodes share the CPUs: where
-they are busy (`cpu_busy`, other programs included), they set the end, not the scheduler.
+Every node is a raylet of its own on this machine with one logical GPU; the model is the stand-in, which
+repeats pixels and sleeps. So what is measured is what work costs around the GPU: scheduler, Ray, decoding,
+encoding. Rates count from when replicas are ready to the last picture; efficiency is the rate over that of
+one replica, divided by the number of replicas. All nodes share the CPUs: where they are busy (`cpu_busy`,
+other programs included), they set the end, not the scheduler.
 
     benchmarks/scale.py                      1, 2 and 4 replicas, then the killed node, some minutes
     benchmarks/scale.py --replicas 1,2,4,8
     benchmarks/scale.py --quick              fewer pictures
 
-The last line is a JSON object with the main figures, and the file has all. Exit code 1 when an input was lost or an output is wrong.
+The last line is a JSON object with the main figures, and the file has all. Exit code 1 when an input was lost
+or an output is wrong.
 """
 
 from __future__ import annotations
@@ -83,14 +86,14 @@ def head() -> Generator[Any]:
         cluster.shutdown()
 
 
-def add(cluster: Any) -> Any:  # noqa: ANN401 - Ray's cluster and node
+def add(cluster: Any) -> Any:
     """Add a node with a logical GPU and two logical CPUs."""
     return cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=_STORE_BYTES)
 
 
 def start(
     cluster: Any, source: Path, target: Path, seconds: float, replicas: tuple[int, int], log: Path
-) -> subprocess.Popen[bytes]:  # noqa: ANN401
+) -> subprocess.Popen[bytes]:
     """Start the bulk job on the cluster, as a user would."""
     command = [
         sys.executable,
@@ -125,7 +128,8 @@ def finish(
     """Wait for the job and check what it made: one good row an input, and the known pixels.
 
     Raises:
-        RuntimeError: the job failed, a row or an output is not what it must be; the message has the end of the log.
+        RuntimeError: the job failed, a row or an output is not what it must be; the message has the end of
+            the log.
     """
     try:
         code = process.wait(timeout_s)
@@ -138,7 +142,8 @@ def finish(
     expected = {path.name for path in source.iterdir()}
     if code or set(counts) != expected:
         raise RuntimeError(
-            f"exit code {code}, {len(counts)} of {len(expected)} inputs are ok:\n{log.read_text(errors='replace')[-2000:]}"
+            f"exit code {code}, {len(counts)} of {len(expected)} inputs are "
+            f"ok:\n{log.read_text(errors='replace')[-2000:]}"
         )
     for path in sorted(source.iterdir())[::17]:
         made, given = cv2.imread(str(target / f"{path.stem}_x4.png")), cv2.imread(str(path))
@@ -152,12 +157,16 @@ def finish(
 
 
 def made_at(target: Path) -> list[float]:
-    """Return when each output was put, in order. Rows of the ledger are written many at a time, so their times say less."""
+    """Return when each output was put, in order. Rows of the ledger are written many at a time, so their
+    times say less.
+    """
     return sorted(path.stat().st_mtime for path in target.glob("*_x4.png"))
 
 
 def run_record(target: Path) -> dict[str, Any]:
-    """Return what the job recorded of its one run: replica_seconds from the moment each was ready, busy_share of them in the model."""
+    """Return what the job recorded of its one run: replica_seconds from the moment each was ready, busy_share
+    of them in the model.
+    """
     from pipelines.ledger import ledger
 
     (path,) = (target / ledger.DIRECTORY / "runs").glob("*.json")
@@ -171,7 +180,9 @@ def cpu_busy(before: tuple[float, float], after: tuple[float, float]) -> float |
 
 
 def cpu_seconds() -> tuple[float, float]:
-    """Return (busy, all) jiffies of the machine, other programs included; zeros where the kernel does not say."""
+    """Return (busy, all) jiffies of the machine, other programs included; zeros where the kernel does not
+    say.
+    """
     try:
         fields = [float(one) for one in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     except FileNotFoundError:
@@ -181,8 +192,10 @@ def cpu_seconds() -> tuple[float, float]:
 
 def scaling(
     cluster: Any, work: Path, levels: Sequence[int], per_replica: int, seconds: float
-) -> list[dict[str, Any]]:  # noqa: ANN401
-    """Run the job with each number of replicas, on as many nodes, the number of pictures in proportion; leaves the nodes behind."""
+) -> list[dict[str, Any]]:
+    """Run the job with each number of replicas, on as many nodes, the number of pictures in proportion;
+    leaves the nodes behind.
+    """
     results: list[dict[str, Any]] = []
     for level in levels:
         source, target, log = work / f"in-{level}", work / f"out-{level}", work / f"job-{level}.log"
@@ -195,7 +208,8 @@ def scaling(
         )
         took, busy = time.monotonic() - started, cpu_busy(before, cpu_seconds())
         record_of_run = run_record(target)
-        # Over the time that replicas were there, first and last unit included: the end of outputs alone would hide a slow start.
+        # Over the time that replicas were there, first and last unit included: the end of outputs alone would
+        # hide a slow start.
         rate = len(found) * level / record_of_run["replica_seconds"]
         base = results[0]["pictures_per_s"] if results else rate
         efficiency = rate / base / level * levels[0]
@@ -214,7 +228,7 @@ def scaling(
     return results
 
 
-def loss_and_gain(cluster: Any, work: Path, count: int, seconds: float) -> dict[str, Any]:  # noqa: ANN401
+def loss_and_gain(cluster: Any, work: Path, count: int, seconds: float) -> dict[str, Any]:
     """Kill one of two nodes in the middle of a job, then add one; nothing may be lost."""
     source, target, log = work / "in-loss", work / "out-loss", work / "job-loss.log"
     make_pictures(source, count)
@@ -288,7 +302,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     where = record.machine(torch.device("cpu"), options.commit)
     load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
     print(" ".join(f"{key}={value}" for key, value in (where | {"load_average": load}).items()))
-    # /tmp, whatever TMPDIR says: sockets of Ray have names of at most 107 bytes. Its own folder also keeps other clusters' files untouched.
+    # /tmp, whatever TMPDIR says: sockets of Ray have names of at most 107 bytes. Its own folder also keeps
+    # other clusters' files untouched.
     with tempfile.TemporaryDirectory(prefix="scale-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         os.environ["RAY_TMPDIR"] = folder
         try:

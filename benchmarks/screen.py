@@ -1,11 +1,13 @@
-"""Do the positions that a picture was made from show in it, as a screen of dots or a weave? Two measures of the period `scale`.
+"""Do the positions that a picture was made from show in it, as a screen of dots or a weave? Two measures of
+the period `scale`.
 
     python benchmarks/screen.py --model tiny-x4 --model runs/mine/model --data bicubic=lq:gt
 
-A network that makes scale x scale pixels from one position can leave the same small pattern everywhere. LPIPS and PSNR hardly see it,
-people do. `screen`, for each picture: the spectrum of its luma (BT.601) under a Hann window; at every frequency of whole periods of
-`scale` pixels, the mean power of 5 x 5 bins over the median of the 17 x 17 around them, in dB; the mean over these frequencies.
-Photographs have about 1 dB. It sees a pattern that is the same over the picture. `lattice` is `resshift.training.lattice`, which also sees one that
+A network that makes scale x scale pixels from one position can leave the same small pattern everywhere. LPIPS
+and PSNR hardly see it, people do. `screen`, for each picture: the spectrum of its luma (BT.601) under a Hann
+window; at every frequency of whole periods of `scale` pixels, the mean power of 5 x 5 bins over the median of
+the 17 x 17 around them, in dB; the mean over these frequencies. Photographs have about 1 dB. It sees a
+pattern that is the same over the picture. `lattice` is `resshift.training.lattice`, which also sees one that
 changes with the content, and may be part of the training objective.
 """
 
@@ -31,7 +33,8 @@ _NEAR, _AROUND = 2, 8
 
 
 def screen_db(rgb_u8: Array, period: int) -> float:
-    """Return the excess of a picture, (H, W, 3) uint8; about 1 for photographs, 0 for noise in the mean of the logarithms.
+    """Return the excess of a picture, (H, W, 3) uint8; about 1 for photographs, 0 for noise in the mean of
+    the logarithms.
 
     Raises:
         ValueError: a side is shorter than 8 * period: the frequencies lie too close.

@@ -1,19 +1,22 @@
-"""Can the borders of tiles be seen? Steps at the edges of tiles against steps inside, and the difference to the picture computed whole.
+"""Can the borders of tiles be seen? Steps at the edges of tiles against steps inside, and the difference to
+the picture computed whole.
 
     python benchmarks/seams.py                       # writes benchmarks/results/seams-DATE-MACHINE.json
     python benchmarks/seams.py --photos DIR          # adds photographs: the first ones of a directory, by name
     python benchmarks/seams.py --quick               # under a minute on two cores, nothing written
 
-For a flat colour, gradients, noise and photos, cut into 1 to 64 tiles, the mean absolute difference between neighbouring rows (columns) of
-the result is taken at the rows where a tile begins or ends, and at all others at which two positions of the latent meet:
+For a flat colour, gradients, noise and photos, cut into 1 to 64 tiles, the mean absolute difference between
+neighbouring rows (columns) of the result is taken at the rows where a tile begins or ends, and at all others
+at which two positions of the latent meet:
 
     edge ratio = mean step at edges / mean step elsewhere, both over the same step in the whole picture (below `FLOOR` levels it counts as
     FLOOR)
 
-The picture computed whole has the same content but no edges, so what a border adds shows, and what happens to lie there does not. Edges
-always lie between positions, whose pixels have a pattern of their own (docs/tiny-x4.md): compared with rows inside positions that pattern
-would count as a seam, where there is none. Delta E is CIE76 in L*a*b*, of the tiled picture to the whole one. The last line is a JSON
-object: worst_edge_ratio over all cases, mean_delta_e_photos.
+The picture computed whole has the same content but no edges, so what a border adds shows, and what happens to
+lie there does not. Edges always lie between positions, whose pixels have a pattern of their own
+(docs/tiny-x4.md): compared with rows inside positions that pattern would count as a seam, where there is
+none. Delta E is CIE76 in L*a*b*, of the tiled picture to the whole one. The last line is a JSON object:
+worst_edge_ratio over all cases, mean_delta_e_photos.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ from resshift.tiles.colour_fix import COLOUR_FIXES
 from resshift.tiles.plan import AxisTiles
 from resshift.upscaler import Upscaler
 
-# Steps of a flat picture are a fraction of a level; below this nobody sees a multiple of them, and it decides no ratio.
+# Steps of a flat picture are a fraction of a level; below this nobody sees a multiple of them, and it decides
+# no ratio.
 FLOOR = 0.5
 
 
@@ -71,7 +75,9 @@ def edges_of(axis: AxisTiles, scale: int, length: int) -> np.ndarray:
 
 
 def edge_ratio(tiled: np.ndarray, whole: np.ndarray, edges: np.ndarray, axis: int, scale: int) -> float:
-    """Mean step at the edges over that between other positions, each in units of the whole picture's step there; 1 without edges."""
+    """Mean step at the edges over that between other positions, each in units of the whole picture's step
+    there; 1 without edges.
+    """
     if not len(edges):
         return 1.0
     steps = [

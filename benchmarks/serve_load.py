@@ -3,12 +3,13 @@
     python benchmarks/serve_load.py [--model nearest-x4@24] [--seconds 20]   # writes benchmarks/results/serve_load-MODEL-DATE-MACHINE.json
     python benchmarks/serve_load.py --quick                                  # nothing written
 
-Open loop: requests are sent at their time whatever became of the others, as visitors do. The capacity is what as many clients as there
-are slots get done one after the other. The stand-in sleeps (24 s a megapixel is 0.1 s for the 64 x 64 picture), as a CPU does while a GPU
-works.
+Open loop: requests are sent at their time whatever became of the others, as visitors do. The capacity is what
+as many clients as there are slots get done one after the other. The stand-in sleeps (24 s a megapixel is 0.1
+s for the 64 x 64 picture), as a CPU does while a GPU works.
 
-goodput_share_10x: answers with a picture a second at 10x, over the capacity. p99_ratio: of the answered at 10x over those at 1x.
-unexpected_status: requests with another end than 200, or 429 and 503 with Retry-After. overhead_ms: p50 of one client, less the model's.
+goodput_share_10x: answers with a picture a second at 10x, over the capacity. p99_ratio: of the answered at
+10x over those at 1x. unexpected_status: requests with another end than 200, or 429 and 503 with Retry-After.
+overhead_ms: p50 of one client, less the model's.
 """
 
 from __future__ import annotations
@@ -100,7 +101,9 @@ async def closed(
 async def opened(
     session: aiohttp.ClientSession, address: str, data: bytes, rps: float, seconds: float
 ) -> Load:
-    """Send requests at a rate, whatever becomes of them. The wall clock is that of the sending and of the last answer with a picture."""
+    """Send requests at a rate, whatever becomes of them. The wall clock is that of the sending and of the
+    last answer with a picture.
+    """
     load, began, last = Load(), time.perf_counter(), 0.0
 
     async def one() -> None:
@@ -131,7 +134,9 @@ async def memory_mb(session: aiohttp.ClientSession, address: str) -> float:
 async def measure(
     address: str, seconds: float, num_clients: int
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Put all loads on the endpoint, print a line for each, and return the figures, and those of each load."""
+    """Put all loads on the endpoint, print a line for each, and return the figures, and those of each
+    load.
+    """
     data = picture()
     timeout = aiohttp.ClientTimeout(total=180)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
@@ -140,7 +145,8 @@ async def measure(
         overhead_s = single.percentile(50) - float(np.median(single.model_seconds))
         capacity = (await closed(session, address, data, num_clients, seconds)).rps
         print(
-            f"capacity {capacity:.1f} requests/s with {num_clients} clients; one client p50 {1000 * single.percentile(50):.0f} ms"
+            f"capacity {capacity:.1f} requests/s with {num_clients} clients; one client p50 "
+            f"{1000 * single.percentile(50):.0f} ms"
         )
         loads: dict[float, Load] = {}
         most_mb = await memory_mb(session, address)
@@ -150,7 +156,8 @@ async def measure(
             most_mb = max(most_mb, await memory_mb(session, address))
             times = f"{1000 * load.percentile(50):>8.0f} {1000 * load.percentile(99):>8.0f}"
             print(
-                f"{factor:>5g}x {factor * capacity:>8.1f} {load.rps:>8.1f} {times}  {dict(sorted(load.statuses.items()))}"
+                f"{factor:>5g}x {factor * capacity:>8.1f} {load.rps:>8.1f} {times}  "
+                f"{dict(sorted(load.statuses.items()))}"
             )
         began = time.perf_counter()
         after = await closed(session, address, data, 1, 0.01)

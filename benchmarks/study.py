@@ -1,13 +1,15 @@
-"""Short controlled runs of a preset: the same pairs in the same order, equal samples or equal seconds, one thing changed at a time.
+"""Short controlled runs of a preset: the same pairs in the same order, equal samples or equal seconds, one
+thing changed at a time.
 
     python benchmarks/study.py --data shards --test bicubic=lq:gt --samples 4000 \\
         --variant base --variant "steps-4 model.schedule.steps=4" --variant "kappa-0.2 model.schedule.kappa=0.2"
     python benchmarks/study.py ... --seconds 200                 equal time instead: what a machine can learn before morning
 
-A variant is a name and settings as for `jobs/train.py --set`. Pairs are made before anything is timed and kept in memory. The learning rate
-follows the preset's own curve, stretched over the budget. At the end the network (not its average, which is as old as the run is short)
-upscales the test sets whole, with the full chain and with one step, and so does its average of each --average RATE. Small differences mean
-nothing: repeat with another --seed.
+A variant is a name and settings as for `jobs/train.py --set`. Pairs are made before anything is timed and
+kept in memory. The learning rate follows the preset's own curve, stretched over the budget. At the end the
+network (not its average, which is as old as the run is short) upscales the test sets whole, with the full
+chain and with one step, and so does its average of each --average RATE. Small differences mean nothing:
+repeat with another --seed.
 """
 
 from __future__ import annotations
@@ -117,11 +119,14 @@ def train(
     init: dict[str, Tensor] | None,
     rates: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """Train until the budget is spent; return the network, its averages, one of each rate, and what happened."""
+    """Train until the budget is spent; return the network, its averages, one of each rate, and what
+    happened.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stage = on_device(build_first_stage(config.model.first_stage), device)  # type: ignore[type-var]
     size = config.train.batch_size
-    # The curve of the learning rate is that of a run of `steps`; with a budget of seconds, the step is set to where the clock is.
+    # The curve of the learning rate is that of a run of `steps`; with a budget of seconds, the step is set to
+    # where the clock is.
     steps = (samples or 10**6) // size
     config = replace(
         config,

@@ -1,7 +1,9 @@
-"""Photos for benchmarks on machines that have none: drawn, not taken, and as costly to decode as those of ImageNet.
+"""Photos for benchmarks on machines that have none: drawn, not taken, and as costly to decode as those of
+ImageNet.
 
-A picture is a sum of smooth noise at scales of 1 to 128 pixels, stronger at the coarse ones as in photographs, with a few polygons for
-edges, as JPEG 4:2:0 of quality 90. ImageNet photos have 2 to 3 bits a pixel; so have these.
+A picture is a sum of smooth noise at scales of 1 to 128 pixels, stronger at the coarse ones as in
+photographs, with a few polygons for edges, as JPEG 4:2:0 of quality 90. ImageNet photos have 2 to 3 bits a
+pixel; so have these.
 """
 
 from __future__ import annotations

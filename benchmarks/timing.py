@@ -1,6 +1,7 @@
 """How long one call takes: warm-up, then single calls timed until there are enough, then the median.
 
-CUDA work is asynchronous, so there a call is timed by events on the device's stream and waited for; elsewhere by the process's clock.
+CUDA work is asynchronous, so there a call is timed by events on the device's stream and waited for; elsewhere
+by the process's clock.
 """
 
 from __future__ import annotations
@@ -47,14 +48,18 @@ def host_stopwatch(call: Call) -> float:
 
 
 def cpu_stopwatch(call: Call) -> float:
-    """Run `call` and return the CPU seconds of this thread: what one core is busy with it, however many others share the machine."""
+    """Run `call` and return the CPU seconds of this thread: what one core is busy with it, however many
+    others share the machine.
+    """
     start = time.thread_time()
     call()
     return time.thread_time() - start
 
 
 def cuda_stopwatch(call: Call) -> float:
-    """Run `call` and return the seconds between its first and its last work on the current CUDA stream, launch gaps included."""
+    """Run `call` and return the seconds between its first and its last work on the current CUDA stream,
+    launch gaps included.
+    """
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
     start.record()
@@ -97,7 +102,8 @@ def measure(
 
 
 def fastest(works: Sequence[Call], repeats: int) -> list[float]:
-    """Return the shortest wall time of each, in seconds; they take turns, so that a busy machine is busy for all of them.
+    """Return the shortest wall time of each, in seconds; they take turns, so that a busy machine is busy for
+    all of them.
 
     For works that end on the host: nothing is waited for on a GPU.
     """

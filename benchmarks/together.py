@@ -1,4 +1,5 @@
-"""Small pictures one after the other, and together: what sharing calls of the network brings, and what it costs (`resshift.tiles.batching`).
+"""Small pictures one after the other, and together: what sharing calls of the network brings, and what it
+costs (`resshift.tiles.batching`).
 
     python benchmarks/together.py --model tiny-x4 --side 64 --pictures 64        on a GPU; on a CPU tiles go one by one, and ratios are 1
 
@@ -6,8 +7,8 @@
     alone      one picture after the other in calls of the usual size: what a picture pays whose shape nobody shares
     together   `--ongoing` pictures at a time, as in a replica
 
-Pictures are alike in size, or "mixed": all of different sizes about it, the worst case. Each one made together is compared with the same
-one made alone: all bytes have to be equal, or the exit code is 1.
+Pictures are alike in size, or "mixed": all of different sizes about it, the worst case. Each one made
+together is compared with the same one made alone: all bytes have to be equal, or the exit code is 1.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from resshift.upscaler import Upscaler, resolve_device
 
 
 def noisy_pictures(side: int, count: int, *, mixed: bool) -> list[Picture]:
-    """Return pictures of waves with noise, squares of a side or rectangles of 3/4 to 5/4 of it; all differ."""
+    """Return pictures of waves with noise, squares of a side or rectangles of 3/4 to 5/4 of it; all
+    differ.
+    """
     rng = np.random.default_rng(side)
     pictures: list[Picture] = []
     for i in range(count):
@@ -57,7 +60,9 @@ def together(up: Upscaler, pictures: Sequence[Picture], ongoing: int) -> list[Pi
 def compare(
     name: str, device: str | torch.device, sides: Sequence[int], *, count: int, ongoing: int, rounds: int
 ) -> list[dict[str, Any]]:
-    """Return a row for each side, alike and mixed: pictures a second in the three ways, and whether all bytes are equal."""
+    """Return a row for each side, alike and mixed: pictures a second in the three ways, and whether all bytes
+    are equal.
+    """
     up = load(name, resolve_device(device), "auto")
     rows: list[dict[str, Any]] = []
     for side, mixed in ((side, mixed) for side in sides for mixed in (False, True)):

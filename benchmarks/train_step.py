@@ -1,18 +1,21 @@
-"""How fast one optimiser step is: ours, ours compiled, and a plain loop, interleaved in one run; and where the time goes.
+"""How fast one optimiser step is: ours, ours compiled, and a plain loop, interleaved in one run; and where
+the time goes.
 
     python benchmarks/train_step.py                     realsr-x4-s4 on CUDA, tiny-x4 on a CPU
     python benchmarks/train_step.py --quick             under a minute
     python benchmarks/train_step.py --write             also a dated file in benchmarks/results
 
-The plain loop (`PlainLoop`) does the same arithmetic as a first version of a training script would: both pictures encoded one after the
-other, the default AdamW, an average updated tensor by tensor, and the loss and the gradient's norm read by the host at every step. Both
-train the same network on the same bytes, in bf16 on CUDA and float32 on a CPU. Weights of first stage and LPIPS trunk are random:
-arithmetic costs the same, and nothing is downloaded.
+The plain loop (`PlainLoop`) does the same arithmetic as a first version of a training script would: both
+pictures encoded one after the other, the default AdamW, an average updated tensor by tensor, and the loss and
+the gradient's norm read by the host at every step. Both train the same network on the same bytes, in bf16 on
+CUDA and float32 on a CPU. Weights of first stage and LPIPS trunk are random: arithmetic costs the same, and
+nothing is downloaded.
 
-The split times parts of a step by themselves, forward and backward where the step has both; they overlap in a real step, so their sum is
-not its time. `data_wait` is the share of the time in which a learner that is fed by `pipelines.pairs.dataset.rank_batches` on this machine waits
-for its batch, over the steps after the first four. `share_of_peak` is the step's arithmetic over the matrix rate measured in the same run,
-CUDA only. The last line is a JSON object; its `ratio_to_plain` is the rate of our eager step over that of the plain loop.
+The split times parts of a step by themselves, forward and backward where the step has both; they overlap in a
+real step, so their sum is not its time. `data_wait` is the share of the time in which a learner that is fed
+by `pipelines.pairs.dataset.rank_batches` on this machine waits for its batch, over the steps after the first
+four. `share_of_peak` is the step's arithmetic over the matrix rate measured in the same run, CUDA only. The
+last line is a JSON object; its `ratio_to_plain` is the rate of our eager step over that of the plain loop.
 """
 
 from __future__ import annotations
@@ -298,7 +301,10 @@ def show(figures: Mapping[str, Any]) -> str:
     ]
     step = figures["seconds"]["ours"]
     split = [[name, seconds * 1e3, f"{seconds / step:.0%}"] for name, seconds in figures["split_s"].items()]
-    title = f"{figures['preset']}, micro-batch {size}, {figures['precision']}, {figures['gflop_per_sample']:.0f} GFLOP a sample"
+    title = (
+        f"{figures['preset']}, micro-batch {size}, {figures['precision']}, {figures['gflop_per_sample']:.0f} "
+        "GFLOP a sample"
+    )
     parts = [
         title,
         record.table(["step", "ms", "samples/s", "to plain"], rows),
@@ -308,7 +314,8 @@ def show(figures: Mapping[str, Any]) -> str:
         parts.append(f"{figures['tflops']:.0f} TFLOP/s, {figures['share_of_peak']:.0%} of the matrix rate")
     if figures["data_wait"] is not None:
         parts.append(
-            f"fed by Ray Data on this machine: {figures['fed_samples_per_s']:.3g} samples/s, {figures['data_wait']:.0%} waiting for data"
+            f"fed by Ray Data on this machine: {figures['fed_samples_per_s']:.3g} samples/s, "
+            f"{figures['data_wait']:.0%} waiting for data"
         )
     return "\n\n".join(parts)
 

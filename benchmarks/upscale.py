@@ -5,10 +5,10 @@
     python benchmarks/upscale.py --dtype bfloat16  # for CPUs with AMX: what the networks gain by it, and what it costs the picture
     python benchmarks/upscale.py --memory 1,4,64 # peak memory at a fixed budget for inputs of so many megapixels
 
-Models are tiny-x4 and realsr-x4-s4 (full width, random weights: arithmetic costs what it costs with trained ones). In each case the plain
-loop (`benchmarks/plain.py`) and the fast one upscale the same picture with the same noise, in turn, and the medians are compared; what the
-fast one
-changes in the picture is in levels of 255. Stage times are those inside the fast loop. The last line is a JSON object:
+Models are tiny-x4 and realsr-x4-s4 (full width, random weights: arithmetic costs what it costs with trained
+ones). In each case the plain loop (`benchmarks/plain.py`) and the fast one upscale the same picture with the
+same noise, in turn, and the medians are compared; what the fast one changes in the picture is in levels of
+255. Stage times are those inside the fast loop. The last line is a JSON object:
 
     ratio_to_plain   seconds of the plain loop over those of the fast one, for realsr-x4-s4 (or tiny-x4 with --quick)
     mp_per_s         output megapixels a second of tiny-x4
@@ -57,7 +57,9 @@ STAND_IN = "stand-in"
 
 
 class OneConvolution(nn.Module):
-    """A x2 network that costs next to nothing, for pictures whose size is the point; everything around it is real."""
+    """A x2 network that costs next to nothing, for pictures whose size is the point; everything around it is
+    real.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +71,9 @@ class OneConvolution(nn.Module):
 
 @dataclass
 class Stages:
-    """Seconds inside the stages of a run; what is left of the whole is blending, noise and the steps' arithmetic."""
+    """Seconds inside the stages of a run; what is left of the whole is blending, noise and the steps'
+    arithmetic.
+    """
 
     clock: Callable[[], float]
     seconds: dict[str, float] = field(default_factory=dict)
@@ -86,7 +90,7 @@ class Stages:
             yield
 
     def _timed(self, name: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def call(networks: Networks, *args: Any) -> Tensor:  # noqa: ANN401
+        def call(networks: Networks, *args: Any) -> Tensor:
             if networks.device.type == "cuda":
                 torch.cuda.synchronize()
             start = self.clock()
@@ -123,7 +127,7 @@ def load(name: str, device: torch.device, dtype: Dtype, *, optimise: bool = True
     return Upscaler(config.model, unet, randomise_stage(stage), device=device, dtype=dtype, optimise=optimise)
 
 
-def randomise_stage(stage: Any) -> Any:  # noqa: ANN401
+def randomise_stage(stage: Any) -> Any:
     """Fill an autoencoder with random weights; pixel-unshuffle has none."""
     randomise(stage)
     return stage
@@ -138,7 +142,9 @@ def picture_of(side: int) -> np.ndarray:
 
 
 def cpu_stopwatch(call: Callable[[], object]) -> float:
-    """Run `call` and return the CPU seconds it took: on a busy machine, with one thread, what the wall clock would say on an idle one."""
+    """Run `call` and return the CPU seconds it took: on a busy machine, with one thread, what the wall clock
+    would say on an idle one.
+    """
     start = time.process_time()
     call()
     return time.process_time() - start
@@ -205,7 +211,9 @@ def compare(
 def same_tiles(
     name: str, side: int, rounds: int, device: torch.device, dtype: Dtype, busy: bool = False
 ) -> dict[str, Any]:
-    """Time both loops where the tiles are the same: one. What is left is what the layers gain, and what they change."""
+    """Time both loops where the tiles are the same: one. What is left is what the layers gain, and what they
+    change.
+    """
     with mock.patch(f"{__name__}.PLAIN_TILE_PX", 4096):
         fast_plan = partial(Upscaler.plan, tile_px=4096)
         with mock.patch.object(
@@ -256,7 +264,9 @@ class Stripes:
 
 
 def measure_memory(name: str, megapixels: float, budget_mb: int, aspect: float) -> dict[str, Any]:
-    """Upscale a picture by rows into nothing and return the peak beyond the loaded model. Runs in a process of its own."""
+    """Upscale a picture by rows into nothing and return the peak beyond the loaded model. Runs in a process
+    of its own.
+    """
     device = torch.device("cpu")
     up = load(name, device, "float32")
     up.memory_budget_bytes = budget_mb * 2**20

@@ -2,7 +2,8 @@
 
     make licences          a table, one line a package, then what is refused; exit code 1 when anything is
 
-Licences are what packages say of themselves: `License-Expression`, else classifiers, else the field `License`. No legal advice.
+Licences are what packages say of themselves: `License-Expression`, else classifiers, else the field
+`License`. No legal advice.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from importlib.metadata import PackageMetadata
 
 # Not for commercial use, or a copyleft that reaches what runs over a network or links to it.
 _REFUSED = re.compile(
-    r"non-?commercial|CC[ -]BY[ -]NC|research[ -]only|academic|\bAGPL|Affero|(?<![L])\bGPL|(?<!Lesser )General Public License",
+    r"non-?commercial|CC[ -]BY[ -]NC|research[ -]only|academic|\bAGPL|Affero|(?<![L])\bGPL|(?<!Lesser "
+    r")General Public License",
     re.IGNORECASE,
 )
 _EITHER = re.compile(r"\s+OR\s+|;\s*", re.IGNORECASE)
@@ -69,7 +71,9 @@ def licence_of(package: PackageMetadata) -> Licence:
 
 
 def installed(leave_out: Iterable[str] = ("resshift", "pip", "uv")) -> Iterator[Licence]:
-    """Yield the licences of what is installed here, in the order of names; tools that only install are left out."""
+    """Yield the licences of what is installed here, in the order of names; tools that only install are left
+    out.
+    """
     skipped = set(leave_out)
     by_name = {one.metadata["Name"].lower(): one.metadata for one in metadata.distributions()}
     for name in sorted(by_name):
@@ -84,7 +88,8 @@ def main() -> int:
         sys.stdout.write(f"{one.package:32} {one.version:16} {one.text or '(nothing said)'}\n")
     refused = [one for one in found if one.is_refused]
     sys.stdout.write(
-        f"{len(found)} packages, {len(refused)} refused: {', '.join(one.package for one in refused) or 'none'}\n"
+        f"{len(found)} packages, {len(refused)} refused: "
+        f"{', '.join(one.package for one in refused) or 'none'}\n"
     )
     return 1 if refused else 0
 

@@ -3,8 +3,8 @@
     python deploy/overlay.py cluster.yaml deploy/aws/small.yaml > mine.yaml
     ray up mine.yaml
 
-A JSON merge patch (RFC 7396): maps are merged key by key, null removes a key, anything else (lists too) takes the place of what was there.
-Several overlays are laid on in the order given.
+A JSON merge patch (RFC 7396): maps are merged key by key, null removes a key, anything else (lists too) takes
+the place of what was there. Several overlays are laid on in the order given.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 
-def merge(base: Any, overlay: Any) -> Any:  # noqa: ANN401 - what a YAML file holds
+def merge(base: Any, overlay: Any) -> Any:
     """Return `base` with an overlay on it (RFC 7396); neither is changed."""
     if not isinstance(overlay, dict):
         return overlay
@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stderr.write(f"error: {path}: a map is expected, this is {type(layer).__name__}\n")
             return 2
         merged = merge(merged, layer)
-    # What nodes share in the file (&image, &gpu_resources) is written out: aliases in the result would be one more thing to read.
+    # What nodes share in the file (&image, &gpu_resources) is written out: aliases in the result would be one
+    # more thing to read.
     dumper = yaml.SafeDumper
     dumper.ignore_aliases = lambda *_: True  # type: ignore[method-assign]
     yaml.dump(merged, sys.stdout, Dumper=dumper, sort_keys=False, width=140)

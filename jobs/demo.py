@@ -2,8 +2,8 @@
 
     python jobs/demo.py                    what `make demo` runs; writes demo/index.html
 
-Each photo is shrunk four times with MATLAB's bicubic and upscaled again by `jobs/upscale.py` on a Ray of this machine; the page shows the
-result beside bicubic upsampling and the original. Needs no network and no GPU.
+Each photo is shrunk four times with MATLAB's bicubic and upscaled again by `jobs/upscale.py` on a Ray of this
+machine; the page shows the result beside bicubic upsampling and the original. Needs no network and no GPU.
 
 Exit codes: 0 complete, 1 failed, 2 usage.
 """
@@ -84,7 +84,8 @@ def demo(options: argparse.Namespace) -> Exit:
     page = comparison_page(
         title="Residual shifting, four times larger",
         lead=f"Photos that come with scikit-image, shrunk {SCALE}x and upscaled again by {model.name} in "
-        f"{steps} step{'s' if steps > 1 else ''}, through Ray on this machine. Drag the divider: bicubic on the left, ours on the right.",
+        f"{steps} step{'s' if steps > 1 else ''}, through Ray on this machine. Drag the divider: bicubic on "
+        "the left, ours on the right.",
         cards=cards,
         summary=results.table(records, METHODS),
         facts={

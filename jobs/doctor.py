@@ -1,14 +1,16 @@
-"""Say whether this machine, its Ray cluster and its buckets are fit for the work, and what to do where they are not.
+"""Say whether this machine, its Ray cluster and its buckets are fit for the work, and what to do where they
+are not.
 
     python jobs/doctor.py                                              this machine, and the cluster of RAY_ADDRESS if there is one
     python jobs/doctor.py --read s3://in/photos s3://out/x4            and the rights: list and get; list, put, get and delete
     python jobs/doctor.py s3://out/x4 --set target.endpoint=https://s3.example.org
     ray job submit --working-dir . -- python jobs/doctor.py --nodes s3://out/x4     every node of the cluster about itself
 
-Each line is ok, warn (works, may disappoint) or fail (will not work), with the remedy. Only URI/_resshift-doctor/ is written to, and it is
-deleted again. With --read nothing is written.
+Each line is ok, warn (works, may disappoint) or fail (will not work), with the remedy. Only
+URI/_resshift-doctor/ is written to, and it is deleted again. With --read nothing is written.
 
-Exit codes: 0 complete, nothing failed (warnings may be there), 1 failed, 2 usage, 3 finished with failed checks.
+Exit codes: 0 complete, nothing failed (warnings may be there), 1 failed, 2 usage, 3 finished with failed
+checks.
 """
 
 from __future__ import annotations

@@ -7,11 +7,12 @@
     python jobs/evaluate.py --merge report-1 report-2 --out report
     ray job submit --working-dir . -- python jobs/evaluate.py --model tiny-x4 --data s3://b/lq:s3://b/gt --out s3://b/report
 
-Writes summary.json (means and paired differences with bootstrap intervals, and all that is needed to repeat them), report.csv (a line a
-picture), records.jsonl (what reports are merged from) and report.html. The numbers are the same for any number of replicas.
+Writes summary.json (means and paired differences with bootstrap intervals, and all that is needed to repeat
+them), report.csv (a line a picture), records.jsonl (what reports are merged from) and report.html. The
+numbers are the same for any number of replicas.
 
-A set without GT_DIR has no truth: its pictures are shown, and measured by NIQE, CLIP-IQA and MUSIQ if you ask for them. A protocol fixes
-the border, names the trunk of LPIPS and adds what papers report for it.
+A set without GT_DIR has no truth: its pictures are shown, and measured by NIQE, CLIP-IQA and MUSIQ if you ask
+for them. A protocol fixes the border, names the trunk of LPIPS and adds what papers report for it.
 
 Exit codes: 0 complete, 1 failed, 2 usage, 3 finished with failed items.
 """
@@ -135,7 +136,8 @@ def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
         )
     if other is not None and other.config.scale != model.config.scale:
         raise UsageError(
-            f"{options.against} enlarges {other.config.scale} times, {options.model} {model.config.scale} times"
+            f"{options.against} enlarges {other.config.scale} times, {options.model} {model.config.scale} "
+            "times"
         )
     settings = EvaluateOptions(
         model=options.model,
@@ -188,7 +190,8 @@ def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
         records.append(record)
         pictures[results.identity(record)] = encoded
         if len(pictures) > 2 * results.MOST_PICTURES_ON_THE_PAGE:
-            # Who is not on the page of some pictures is not on that of more: what a driver holds does not grow with the test set.
+            # Who is not on the page of some pictures is not on that of more: what a driver holds does not
+            # grow with the test set.
             kept_names = {results.identity(one) for one, _ in results.on_the_page(records)}
             pictures = {name: held for name, held in pictures.items() if name in kept_names}
     chosen = results.on_the_page(records)

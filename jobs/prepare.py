@@ -1,13 +1,15 @@
-"""Turn photos into Parquet shards for training: a folder, a bucket prefix, a tar, tars of tars, WebDataset shards, or a list.
+"""Turn photos into Parquet shards for training: a folder, a bucket prefix, a tar, tars of tars, WebDataset
+shards, or a list.
 
     python jobs/prepare.py ~/photos shards
     python jobs/prepare.py ILSVRC2012_img_train.tar shards --short-side 256
     python jobs/prepare.py photos.txt shards
     ray job submit --working-dir . -- python jobs/prepare.py s3://bucket/photos s3://bucket/shards
 
-SRC in .tar is never unpacked; in .txt it names one file a line (after a tab, its label). Every input gets one row, in the shards and in
-DST/status.parquet: `ok` with its original bytes (or shrunk, with --short-side), `skipped` (too small, an exact duplicate) or `failed`, with
-a reason. Running the same command again does only what is missing and tries again what was unavailable.
+SRC in .tar is never unpacked; in .txt it names one file a line (after a tab, its label). Every input gets one
+row, in the shards and in DST/status.parquet: `ok` with its original bytes (or shrunk, with --short-side),
+`skipped` (too small, an exact duplicate) or `failed`, with a reason. Running the same command again does only
+what is missing and tries again what was unavailable.
 
 Exit codes: 0 complete, 1 failed, 2 usage, 3 finished with failed items.
 """
@@ -57,7 +59,8 @@ def prepare(options: argparse.Namespace) -> Exit:
 
     if storage.is_inside(options.target, options.source):
         raise UsageError(
-            f"DST ({options.target}) lies inside SRC ({options.source}): the shards would become inputs of the next run"
+            f"DST ({options.target}) lies inside SRC ({options.source}): the shards would become inputs of "
+            "the next run"
         )
     try:
         shard_options = ShardOptions(
@@ -84,7 +87,8 @@ def prepare(options: argparse.Namespace) -> Exit:
         console.print(table, "", sep="\n")
     counts = Counter(status["status"].to_pylist())
     print(
-        f"ok {counts['ok']}, skipped {counts['skipped']}, failed {counts['failed']}, shards reused {num_reused}"
+        f"ok {counts['ok']}, skipped {counts['skipped']}, failed {counts['failed']}, shards reused "
+        f"{num_reused}"
     )
     return Exit.FINISHED_WITH_FAILED_ITEMS if counts["failed"] else Exit.COMPLETE
 

@@ -1,4 +1,5 @@
-"""Look at what a preset trains on: a page of clean and degraded pictures with everything that was drawn for each.
+"""Look at what a preset trains on: a page of clean and degraded pictures with everything that was drawn for
+each.
 
     python jobs/preview.py shards preview.html --preset realsr-x4-s4       the first pairs of such a run
     python jobs/preview.py photos preview.html --preset tiny-x4 --num 60 --set degradation.bicubic_share=0.5

@@ -1,4 +1,5 @@
-"""Make a test set from photos: clean and degraded pairs that come out the same, byte for byte, however often it is run.
+"""Make a test set from photos: clean and degraded pairs that come out the same, byte for byte, however often
+it is run.
 
     python jobs/testset.py ILSVRC2012/val ImageNet-Test                       3 000 pictures, 256 px, mild real-world x4
     python jobs/testset.py ILSVRC2012_img_val.tar bicubic --protocol bicubic  the same pictures, MATLAB bicubic x4
@@ -6,8 +7,9 @@
     ray job submit --working-dir . -- python jobs/testset.py s3://bucket/val s3://bucket/ImageNet-Test
     python jobs/evaluate.py --model tiny-x4 --data ImageNet-Test/lq:ImageNet-Test/gt --out report
 
-SRC is a folder, a prefix, a tar or a list, as for jobs/prepare.py. DST holds gt/, lq/ (and mask/ for inpainting) and manifest.json with the
-drawn parameters and the sha256 of every file. A bad picture has an entry with its reason, and the next one takes its place.
+SRC is a folder, a prefix, a tar or a list, as for jobs/prepare.py. DST holds gt/, lq/ (and mask/ for
+inpainting) and manifest.json with the drawn parameters and the sha256 of every file. A bad picture has an
+entry with its reason, and the next one takes its place.
 
 Exit codes: 0 complete, 1 failed, 2 usage, 3 finished with failed items.
 """
@@ -55,7 +57,8 @@ def testset(options: argparse.Namespace) -> Exit:
 
     if storage.is_inside(options.target, options.source):
         raise UsageError(
-            f"DST ({options.target}) lies inside SRC ({options.source}): the pairs would become inputs of the next run"
+            f"DST ({options.target}) lies inside SRC ({options.source}): the pairs would become inputs of "
+            "the next run"
         )
     if (options.recipe is not None) != (options.protocol == "folder"):
         raise UsageError("--recipe belongs to --protocol folder, which needs it")

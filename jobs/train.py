@@ -4,9 +4,9 @@
     ray job submit --working-dir . -- python jobs/train.py --preset realsr-x4-s4 --data s3://bucket/shards \\
         --out s3://bucket/runs/realsr --workers 2:8 --set train.first_stage_weights=/weights/autoencoder_vq_f4.pth
 
-To resume, run the same command again: the run goes on from its latest checkpoint, with any number of workers. OUT then holds run.json,
-checkpoints (step-*), metrics/, validation/, samples/, tensorboard/ and, at the end, model/, which `jobs/upscale.py --model OUT/model` and
-`Upscaler.from_pretrained` take.
+To resume, run the same command again: the run goes on from its latest checkpoint, with any number of workers.
+OUT then holds run.json, checkpoints (step-*), metrics/, validation/, samples/, tensorboard/ and, at the end,
+model/, which `jobs/upscale.py --model OUT/model` and `Upscaler.from_pretrained` take.
 
 Exit codes: 0 complete, 1 failed, 2 usage.
 """

@@ -4,9 +4,10 @@
     python jobs/train.py --preset realsr-x4-s4 --data shards --out runs/sr --set train.first_stage_weights=runs/vq/model/model.safetensors
     python jobs/train_autoencoder.py --preset vq-f4 --init autoencoder_vq_f4.pth --report photos --out report
 
-With --report nothing is trained: the pictures of a folder are encoded, quantised and decoded, and OUT/report.json and OUT/pictures.png say
-what is lost. A model cannot restore what its first stage cannot reproduce: if PSNR here is not well above what you need, train another
-first stage. To resume a training run, run the same command again.
+With --report nothing is trained: the pictures of a folder are encoded, quantised and decoded, and
+OUT/report.json and OUT/pictures.png say what is lost. A model cannot restore what its first stage cannot
+reproduce: if PSNR here is not well above what you need, train another first stage. To resume a training run,
+run the same command again.
 
 Exit codes: 0 complete, 1 failed, 2 usage, 3 finished with failed items.
 """

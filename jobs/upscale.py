@@ -9,12 +9,14 @@
     python jobs/upscale.py photos upscaled --repair                        do once more what is missing or corrupt
     ray job submit --working-dir . -- python jobs/upscale.py s3://in/photos s3://out/x4
 
-Every input gets one row in DST/_resshift/ledger (Parquet: key, status, reason, sizes, sha256, seconds, ...). A broken picture is a row
-with a reason, never a stopped job. Running the same command again continues; other options than before are refused. At the end there is a
-report: DST/_resshift/report.html, .json, .csv. `--model nearest-x4` repeats pixels: for trying out a set-up without a network.
+Every input gets one row in DST/_resshift/ledger (Parquet: key, status, reason, sizes, sha256, seconds, ...).
+A broken picture is a row with a reason, never a stopped job. Running the same command again continues; other
+options than before are refused. At the end there is a report: DST/_resshift/report.html, .json, .csv.
+`--model nearest-x4` repeats pixels: for trying out a set-up without a network.
 
-Rarer settings are `--set section.field=value` (pipelines/bulk/settings.py): source.* and target.* (endpoint, region, profile, anonymous,
-requester_pays, sse, storage_class, attempts, ...), limits.* , select.*, output.frames=first|all|fail, work.*, engine.*.
+Rarer settings are `--set section.field=value` (pipelines/bulk/settings.py): source.* and target.* (endpoint,
+region, profile, anonymous, requester_pays, sse, storage_class, attempts, ...), limits.* , select.*,
+output.frames=first|all|fail, work.*, engine.*.
 
 Exit codes: 0 complete, 1 failed, 2 usage, 3 finished with failed items.
 """
@@ -155,7 +157,9 @@ def summary(options: argparse.Namespace, settings: BulkSettings) -> Exit:
 
 
 def problems(target: str, settings: BulkSettings, scale: float) -> tuple[int, set[str]]:
-    """Print what differs from the ledger of a job of that scale; return how much, and the inputs whose outputs it is."""
+    """Print what differs from the ledger of a job of that scale; return how much, and the inputs whose
+    outputs it is.
+    """
     from pipelines.ledger.verify import verify
 
     count, keys = 0, set[str]()

@@ -40,7 +40,8 @@ def run(
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", datefmt="%H:%M:%S"
     )
-    # Imported here so that --help waits for nothing; none of them brings torch, which the driver of a bulk job never needs.
+    # Imported here so that --help waits for nothing; none of them brings torch, which the driver of a bulk
+    # job never needs.
     from resshift.config import ConfigError
     from resshift.models import WeightsError
     from resshift.storage import StorageError
@@ -58,8 +59,8 @@ def run(
 def connect_to_ray(num_cpus: int | None = None) -> None:
     """Join the cluster that started this job (RAY_ADDRESS), or start one on this machine.
 
-    Logical CPUs of a local cluster: two more than there are cores. Ray Data's own actors hold a CPU each, and a pipeline whose CPUs are all
-    held stops without a word.
+    Logical CPUs of a local cluster: two more than there are cores. Ray Data's own actors hold a CPU each, and
+    a pipeline whose CPUs are all held stops without a word.
 
     Args:
         num_cpus: logical CPUs of a local cluster.
@@ -72,7 +73,8 @@ def connect_to_ray(num_cpus: int | None = None) -> None:
         ray.init(logging_level=logging.WARNING)
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # "local": without it, init would find a cluster that somebody started on this machine, and refuse num_cpus.
+    # "local": without it, init would find a cluster that somebody started on this machine, and refuse
+    # num_cpus.
     ray.init(
         address="local", num_cpus=num_cpus or max(4, (os.cpu_count() or 2) + 2), logging_level=logging.WARNING
     )

@@ -1,12 +1,14 @@
 """What the C library does with the pages of freed tensors and images: keep them all, or give them all back.
 
-To keep them is for processes that do nothing but compute on a CPU. By itself glibc gives memory back whenever 64 MB at the top of its heap
-are free and takes it again for the next layer, and the system clears every page: 370,000 page faults and a tenth of the CPU time of a
-256-pixel tile of the first tiny-x4. Kept, they are none. What a process holds then is its peak.
+To keep them is for processes that do nothing but compute on a CPU. By itself glibc gives memory back whenever
+64 MB at the top of its heap are free and takes it again for the next layer, and the system clears every page:
+370,000 page faults and a tenth of the CPU time of a 256-pixel tile of the first tiny-x4. Kept, they are none.
+What a process holds then is its peak.
 
-To give them back is for processes that are large for moments, and then wait. By itself glibc takes blocks of up to 32 MB from heaps, one
-for each thread, and returns only what lies at the top of the first of them: one small block there that still lives holds hundreds of free
-megabytes below it, and the others keep what they have.
+To give them back is for processes that are large for moments, and then wait. By itself glibc takes blocks of
+up to 32 MB from heaps, one for each thread, and returns only what lies at the top of the first of them: one
+small block there that still lives holds hundreds of free megabytes below it, and the others keep what they
+have.
 """
 
 from __future__ import annotations
@@ -30,13 +32,18 @@ def keep_freed_pages() -> bool:
 
 
 def map_large_blocks() -> bool:
-    """Tell this process's allocator to take every block of 128 KiB or more from the system and give it back when it is freed."""
+    """Tell this process's allocator to take every block of 128 KiB or more from the system and give it back
+    when it is freed.
+    """
     return _set(_M_MMAP_THRESHOLD, _SMALLEST_MAPPED_BYTES)
 
 
 def give_back_freed_pages() -> bool:
-    """Return the free pages between blocks that live to the system, now; False where there were none, or the allocator is not glibc's."""
-    # malloc_trim(3): since glibc 2.8 in the heaps of all threads. What is free at their top stays, but for the first.
+    """Return the free pages between blocks that live to the system, now; False where there were none, or the
+    allocator is not glibc's.
+    """
+    # malloc_trim(3): since glibc 2.8 in the heaps of all threads. What is free at their top stays, but for
+    # the first.
     return platform.libc_ver()[0] == "glibc" and bool(ctypes.CDLL(None).malloc_trim(0))
 
 
@@ -46,7 +53,8 @@ def knows_own_bytes() -> bool:
 
 
 def own_bytes() -> int:
-    """Return the resident memory that is this process's alone, without pages of files and of shared memory such as Ray's object store.
+    """Return the resident memory that is this process's alone, without pages of files and of shared memory
+    such as Ray's object store.
 
     Raises:
         FileNotFoundError: the system has no /proc.

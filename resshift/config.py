@@ -1,7 +1,8 @@
 """A run as one frozen value: model, degradation, objective, optimiser, data, training.
 
-Parts that belong to one module live there; this one gathers them, changes one field from the command line, and compares a run with the one
-that a directory already holds. Unknown keys and wrong types are errors that name the key, the value and what is allowed.
+Parts that belong to one module live there; this one gathers them, changes one field from the command line,
+and compares a run with the one that a directory already holds. Unknown keys and wrong types are errors that
+name the key, the value and what is allowed.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 T = TypeVar("T")
 LATTICE_POSITIONS = 16  # of a side, at least, for `resshift.training.lattice`
 
-# These may change when a run is continued: how long it goes on, what it reports, where files lie, and how the same numbers are computed (up
-# to rounding). Everything else is the run.
+# These may change when a run is continued: how long it goes on, what it reports, where files lie, and how the
+# same numbers are computed (up to rounding). Everything else is the run.
 MUTABLE_FIELDS = frozenset(
     {
         "train.steps",
@@ -64,7 +65,8 @@ class ConfigError(ValueError):
 class ModelConfig:
     """Everything that inference needs to know; stored beside the weights.
 
-    `scale` is side of the output over side of the low-quality picture. `latent_scaling` chooses the rule of `diffusion.scale_input`.
+    `scale` is side of the output over side of the low-quality picture. `latent_scaling` chooses the rule of
+    `diffusion.scale_input`.
     """
 
     scale: int = 4
@@ -78,26 +80,31 @@ class ModelConfig:
         factor, unet = self.first_stage.factor, self.unet
         if unet.in_channels != self.first_stage.channels or unet.out_channels != self.first_stage.channels:
             raise ValueError(
-                f"model.unet channels ({unet.in_channels} in, {unet.out_channels} out) must equal the latent's {self.first_stage.channels}"
+                f"model.unet channels ({unet.in_channels} in, {unet.out_channels} out) must equal the "
+                f"latent's {self.first_stage.channels}"
             )
         if unet.pixel_head_channels and self.first_stage.kind != "pixel_unshuffle":
             raise ValueError(
-                f"model.unet.pixel_head_channels needs first_stage.kind=pixel_unshuffle, got {unet.pixel_head_channels} "
+                "model.unet.pixel_head_channels needs first_stage.kind=pixel_unshuffle, got "
+                f"{unet.pixel_head_channels} "
                 f"with {self.first_stage.kind}"
             )
         if unet.cond_lq and unet.lq_size * self.scale != unet.image_size * factor:
             raise ValueError(
-                f"model.unet.lq_size must be image_size x {factor} / scale = {unet.image_size * factor // self.scale}, got {unet.lq_size}"
+                f"model.unet.lq_size must be image_size x {factor} / scale = "
+                f"{unet.image_size * factor // self.scale}, got {unet.lq_size}"
             )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class LossConfig:
-    """Objective: `mse` x MSE on the target + `lpips` x LPIPS between the decoded prediction of x0 and the clean picture + `lattice` x what
-    of the lattice of positions shows in that prediction (`resshift.training.lattice`).
+    """Objective: `mse` x MSE on the target + `lpips` x LPIPS between the decoded prediction of x0 and the
+    clean picture + `lattice` x what of the lattice of positions shows in that prediction
+    (`resshift.training.lattice`).
 
-    `lpips_trunk` is a file with the weights of the LPIPS trunk; without it torchvision downloads them. LPIPS sees the pictures from one of
-    `lpips_corners` x `lpips_corners` corners, another at every step; 4 meets every phase of a trunk's first two strides.
+    `lpips_trunk` is a file with the weights of the LPIPS trunk; without it torchvision downloads them. LPIPS
+    sees the pictures from one of `lpips_corners` x `lpips_corners` corners, another at every step; 4 meets
+    every phase of a trunk's first two strides.
     """
 
     mse: float = 1.0
@@ -111,11 +118,13 @@ class LossConfig:
     def __post_init__(self) -> None:
         if min(self.mse, self.lpips) < 0 or self.mse + self.lpips == 0:
             raise ValueError(
-                f"loss.mse and loss.lpips must not be negative and not both zero, got {self.mse} and {self.lpips}"
+                f"loss.mse and loss.lpips must not be negative and not both zero, got {self.mse} and "
+                f"{self.lpips}"
             )
         if self.lattice < 0 or not 1 <= self.lpips_corners <= 16:
             raise ValueError(
-                f"loss.lattice must not be negative and loss.lpips_corners must lie in [1, 16], got {self.lattice} and {self.lpips_corners}"
+                "loss.lattice must not be negative and loss.lpips_corners must lie in [1, 16], got "
+                f"{self.lattice} and {self.lpips_corners}"
             )
 
 
@@ -136,22 +145,25 @@ class OptimConfig:
             raise ValueError(f"optim.lr_end must lie in (0, optim.lr = {self.lr}], got {self.lr_end}")
         if self.lr <= 0 or self.warmup_steps < 0:
             raise ValueError(
-                f"optim.lr must be positive and warmup_steps not negative, got {self.lr} and {self.warmup_steps}"
+                f"optim.lr must be positive and warmup_steps not negative, got {self.lr} and "
+                f"{self.warmup_steps}"
             )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas must lie in [0, 1), got {self.betas}")
         if self.weight_decay < 0 or (self.clip_norm is not None and self.clip_norm <= 0):
             raise ValueError(
-                f"optim.clip_norm must be positive and weight_decay not negative, got {self.clip_norm} and {self.weight_decay}"
+                f"optim.clip_norm must be positive and weight_decay not negative, got {self.clip_norm} and "
+                f"{self.weight_decay}"
             )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class DataConfig:
-    """How a clean crop is cut: `short_side` takes the largest square, shrunk to `crop_px`; `random` cuts at native resolution.
+    """How a clean crop is cut: `short_side` takes the largest square, shrunk to `crop_px`; `random` cuts at
+    native resolution.
 
-    `scaled` takes a square of any side between the two, shrunk (`resshift.pairs.crops`).
-    `distorted` shrinks the short side to `crop_px` and changes geometry and colour (`resshift.pairs.augment`).
+    `scaled` takes a square of any side between the two, shrunk (`resshift.pairs.crops`). `distorted` shrinks
+    the short side to `crop_px` and changes geometry and colour (`resshift.pairs.augment`).
     """
 
     crop: Literal["short_side", "random", "scaled", "distorted"] = "short_side"
@@ -235,8 +247,8 @@ class TrainConfig:
 class ValidationConfig:
     """Measurement on a fixed set while training (`--val`).
 
-    `pictures` of it are used, `grid` of them are shown; `border` pixels are cut before measuring; `best` decides which checkpoint is kept
-    as the best: the highest PSNR or SSIM, the lowest LPIPS.
+    `pictures` of it are used, `grid` of them are shown; `border` pixels are cut before measuring; `best`
+    decides which checkpoint is kept as the best: the highest PSNR or SSIM, the lowest LPIPS.
     """
 
     every: int = 10_000
@@ -255,10 +267,11 @@ class ValidationConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class LogConfig:
-    """Where figures go besides the log and OUT/metrics: TensorBoard files in OUT/tensorboard, Weights & Biases, MLflow.
+    """Where figures go besides the log and OUT/metrics: TensorBoard files in OUT/tensorboard, Weights &
+    Biases, MLflow.
 
-    The last two need their package on the machine of the first worker, and their own environment variables. With `samples`, OUT/seen lists
-    which pictures every step has seen.
+    The last two need their package on the machine of the first worker, and their own environment variables.
+    With `samples`, OUT/seen lists which pictures every step has seen.
     """
 
     tensorboard: bool = True
@@ -295,12 +308,13 @@ class RunConfig:
             factor = self.model.first_stage.factor
             if factor < 2 or self.data.crop_px < LATTICE_POSITIONS * factor:
                 raise ValueError(
-                    f"loss.lattice needs positions of 2 pixels and crops of {LATTICE_POSITIONS} positions at least, "
+                    f"loss.lattice needs positions of 2 pixels and crops of {LATTICE_POSITIONS} positions at "
+                    "least, "
                     f"got {factor} and data.crop_px={self.data.crop_px}"
                 )
 
 
-def to_dict(config: Any) -> dict[str, Any]:  # noqa: ANN401 - any of the dataclasses above
+def to_dict(config: Any) -> dict[str, Any]:
     """Return a configuration as plain JSON-ready values."""
     return json.loads(json.dumps(asdict(config)))
 
@@ -317,7 +331,7 @@ def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
         raise ConfigError("; ".join(_one_line(kind, detail) for detail in error.errors())) from None
 
 
-def _one_line(kind: type[Any], detail: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
+def _one_line(kind: type[Any], detail: Any) -> str:
     path = ".".join(str(part) for part in detail["loc"])
     if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"unknown setting {path!r}; allowed here: {', '.join(_siblings(kind, path))}"
@@ -335,11 +349,13 @@ def _siblings(kind: type[Any], path: str) -> list[str]:
 
 
 def with_settings(config: T, settings: Iterable[str]) -> T:
-    """Return `config` with `section.field=value` settings applied in order; the dataclass gives each value its type.
+    """Return `config` with `section.field=value` settings applied in order; the dataclass gives each value
+    its type.
 
     Args:
         config: any configuration above.
-        settings: as typed after `--set`, for example "train.steps=1000", "model.unet.channel_mult=[1,2]" or "loss.lpips_trunk=null".
+        settings: as typed after `--set`, for example "train.steps=1000", "model.unet.channel_mult=[1,2]" or
+            "loss.lpips_trunk=null".
 
     Raises:
         ConfigError: malformed setting, unknown key, or a value that the field does not take.
@@ -354,7 +370,8 @@ def with_settings(config: T, settings: Iterable[str]) -> T:
         for part in sections:
             if not isinstance(section.get(part), dict):
                 raise ConfigError(
-                    f"unknown setting {path!r}: there is no section {part!r}; allowed: {', '.join(sorted(section))}"
+                    f"unknown setting {path!r}: there is no section {part!r}; allowed: "
+                    f"{', '.join(sorted(section))}"
                 )
             section = section[part]
         if isinstance(section.get(name), dict):
@@ -379,14 +396,18 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def fingerprint(config: Any) -> str:  # noqa: ANN401 - any of the dataclasses above
-    """Return 16 hexadecimal digits that change when a field that defines the run changes (not those in MUTABLE_FIELDS)."""
+def fingerprint(config: Any) -> str:
+    """Return 16 hexadecimal digits that change when a field that defines the run changes (not those in
+    MUTABLE_FIELDS).
+    """
     flat = {key: value for key, value in flatten(to_dict(config)).items() if key not in MUTABLE_FIELDS}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Return one "field: theirs -> ours" a field that defines the run and differs, for the message that refuses to resume."""
+    """Return one "field: theirs -> ours" a field that defines the run and differs, for the message that
+    refuses to resume.
+    """
     a, b = flatten(ours), flatten(theirs)
     names = sorted((a.keys() | b.keys()) - MUTABLE_FIELDS)
     return [f"{name}: {b.get(name)!r} -> {a.get(name)!r}" for name in names if a.get(name) != b.get(name)]

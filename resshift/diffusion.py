@@ -4,7 +4,8 @@
     q(x_{t-1} | x_t, x0, y0) = N((eta_{t-1} / eta_t) x_t + (alpha_t / eta_t) x0, kappa^2 (eta_{t-1} / eta_t) alpha_t I)
     x_T                      = y0 + kappa sqrt(eta_T) noise                     (Yue, Wang and Loy, "ResShift", NeurIPS 2023)
 
-Pure functions of tensors; no network, no random numbers, no device of their own. B is the batch, `...` the latent's other axes.
+Pure functions of tensors; no network, no random numbers, no device of their own. B is the batch, `...` the
+latent's other axes.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def _table(schedule: ShiftSchedule, name: str, dtype: torch.dtype, device: torch
 
 
 def trained_step(schedule: ShiftSchedule, t: Tensor) -> Tensor:
-    """Return the indices that the network knows the steps `t` by, int64 (B,): `t` itself unless the schedule was shortened."""
+    """Return the indices that the network knows the steps `t` by, int64 (B,): `t` itself unless the schedule
+    was shortened.
+    """
     return (
         t if schedule.trained_steps is None else _table(schedule, "trained_steps", torch.int64, t.device)[t]
     )
@@ -137,7 +140,8 @@ def predict_x0(
         epsilon:       (x_t - kappa sqrt(eta_t) output - eta_t y0) / (1 - eta_t)
         epsilon_scale: (x_t - output - eta_t y0) / (1 - eta_t)
 
-    The two epsilon forms divide by 1 - eta_T, which is 0.02 for the released schedule: errors grow fifty times at the first step.
+    The two epsilon forms divide by 1 - eta_T, which is 0.02 for the released schedule: errors grow fifty
+    times at the first step.
 
     Args:
         output: what the network returned, (B, ...).

@@ -1,7 +1,9 @@
-"""Which models there are, where their files lie, and what they are; nothing here loads a weight, so nothing imports torch.
+"""Which models there are, where their files lie, and what they are; nothing here loads a weight, so nothing
+imports torch.
 
-A model directory holds `config.json` (name and `ModelConfig`), `model.safetensors` (the U-Net) and, when the first stage has parameters,
-`first_stage.safetensors`. A weight file of ours holds name and configuration as well.
+A model directory holds `config.json` (name and `ModelConfig`), `model.safetensors` (the U-Net) and, when the
+first stage has parameters, `first_stage.safetensors`. A weight file of ours holds name and configuration as
+well.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 METADATA_KEY = "resshift.model"
-# To be raised by every change that gives other pixels for the same weights (defaults such as the colour fix included): it is part of a
-# model's identity, so a bulk job that began before such a change is refused instead of mixed.
+# To be raised by every change that gives other pixels for the same weights (defaults such as the colour fix
+# included): it is part of a model's identity, so a bulk job that began before such a change is refused
+# instead of mixed.
 PIXELS = 5
 
 
@@ -77,7 +80,9 @@ def embedded_model_config(path: Path) -> tuple[str, ModelConfig] | None:
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A weight file on the network. `sha256` is None where its publisher gives none and we have not seen the file."""
+    """A weight file on the network. `sha256` is None where its publisher gives none and we have not seen the
+    file.
+    """
 
     name: str
     url: str
@@ -112,8 +117,8 @@ def fetch(
 ) -> Path:
     """Return the local copy of a weight file, downloading it once.
 
-    The download goes to a temporary name and is renamed after its sha256 was checked. For a file without a published checksum, the sha256
-    seen first is stored beside it, and a later change is refused.
+    The download goes to a temporary name and is renamed after its sha256 was checked. For a file without a
+    published checksum, the sha256 seen first is stored beside it, and a later change is refused.
 
     Args:
         file: what to get.
@@ -132,7 +137,8 @@ def fetch(
         return target
     if not accept_licence:
         raise WeightsError(
-            f"{file.name} is published under {file.licence}. Read it, and if you agree set RESSHIFT_ACCEPT_LICENCE=1 "
+            f"{file.name} is published under {file.licence}. Read it, and if you agree set "
+            "RESSHIFT_ACCEPT_LICENCE=1 "
             "or pass accept_licence=True"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +183,9 @@ class ModelFiles:
     dtype: Dtype = "auto"
 
     def identity(self) -> str:
-        """Return 16 hexadecimal digits that change with any weight or setting of the model, a precision asked for, and `PIXELS`."""
+        """Return 16 hexadecimal digits that change with any weight or setting of the model, a precision asked
+        for, and `PIXELS`.
+        """
         asked = [] if self.dtype == "auto" else [self.dtype]
         digest = hashlib.sha256(json.dumps([PIXELS, to_dict(self.config), *asked], sort_keys=True).encode())
         for path in (self.unet, self.first_stage):
@@ -196,8 +204,8 @@ def locate_model(
 ) -> ModelFiles:
     """Find the files of a model without loading them; arguments and errors as in `Upscaler.from_pretrained`.
 
-    A name or path may end in @float32, @bfloat16 or @float16: the precision its networks compute in. So every command takes one, and a job
-    or an endpoint tells the two apart, because the identity is another.
+    A name or path may end in @float32, @bfloat16 or @float16: the precision its networks compute in. So every
+    command takes one, and a job or an endpoint tells the two apart, because the identity is another.
     """
     source = str(source)
     accept_licence = accept_licence or os.environ.get("RESSHIFT_ACCEPT_LICENCE") == "1"

@@ -1,8 +1,10 @@
-"""Named runs. A preset is a function that returns a full configuration; each says where its numbers come from.
+"""Named runs. A preset is a function that returns a full configuration; each says where its numbers come
+from.
 
-Sources are the configurations of the official repository (its branch `journal`). Common to all of them: the U-Net of 160 channels, kappa
-2, power 0.3, sqrt(eta_T) = 0.99, AdamW (0.9, 0.999) at 5e-5 without weight decay or clipping, 5000 steps of warm-up, EMA 0.999. What
-differs here on purpose: bf16 where they use fp16 with a scaler (nothing overflows), and a warm-up that holds from the first step on.
+Sources are the configurations of the official repository (its branch `journal`). Common to all of them: the
+U-Net of 160 channels, kappa 2, power 0.3, sqrt(eta_T) = 0.99, AdamW (0.9, 0.999) at 5e-5 without weight decay
+or clipping, 5000 steps of warm-up, EMA 0.999. What differs here on purpose: bf16 where they use fp16 with a
+scaler (nothing overflows), and a warm-up that holds from the first step on.
 
 The scores expected of a preset stand in its docstring once they have been measured with this code.
 """
@@ -34,10 +36,11 @@ VQ_F8_FACE = VQConfig(
 
 
 def realsr_x4_s15() -> RunConfig:
-    """Real-world x4 in 15 steps, as released v1 and v2 (NeurIPS 2023): 118.6 M parameters, MSE only, constant learning rate, batch 64.
+    """Real-world x4 in 15 steps, as released v1 and v2 (NeurIPS 2023): 118.6 M parameters, MSE only, constant
+    learning rate, batch 64.
 
-    Source: realsr_swinunet_realesrgan256.yaml. v1 is its state after 300,000 steps, v2 after 500,000 (`--set train.steps=500000`). Data
-    there: ImageNet and FFHQ, whole short sides brought to 256.
+    Source: realsr_swinunet_realesrgan256.yaml. v1 is its state after 300,000 steps, v2 after 500,000 (`--set
+    train.steps=500000`). Data there: ImageNet and FFHQ, whole short sides brought to 256.
     """
     return RunConfig(
         preset="realsr-x4-s15",
@@ -50,7 +53,8 @@ def realsr_x4_s15() -> RunConfig:
 
 
 def realsr_x4_s4() -> RunConfig:
-    """Real-world x4 in 4 steps, as released v3 (journal version): MSE + LPIPS on the decoded prediction, cosine learning rate, batch 96.
+    """Real-world x4 in 4 steps, as released v3 (journal version): MSE + LPIPS on the decoded prediction,
+    cosine learning rate, batch 96.
 
     Source: realsr_swinunet_realesrgan256_journal.yaml.
     """
@@ -66,7 +70,8 @@ def realsr_x4_s4() -> RunConfig:
 
 
 def realsr_x2_s4() -> RunConfig:
-    """Real-world x2 in 4 steps: as realsr-x4-s4 with a 128-pixel condition brought down by a strided extractor.
+    """Real-world x2 in 4 steps: as realsr-x4-s4 with a 128-pixel condition brought down by a strided
+    extractor.
 
     Source: realsr_realesrgan256_x2.yaml; no weights were released.
     """
@@ -79,10 +84,12 @@ def realsr_x2_s4() -> RunConfig:
 
 
 def bicubic_x4_s4() -> RunConfig:
-    """MATLAB bicubic x4 in 4 steps: as realsr-x4-s4 with the plain degradation and random native-resolution crops.
+    """MATLAB bicubic x4 in 4 steps: as realsr-x4-s4 with the plain degradation and random native-resolution
+    crops.
 
-    Source: bicx4_swinunet_lpips.yaml, which also compiles the networks (`--set train.compile=reduce-overhead`), shrinks pictures so that
-    the short side is 256 before it crops, and turns them by multiples of 90 degrees.
+    Source: bicx4_swinunet_lpips.yaml, which also compiles the networks (`--set
+    train.compile=reduce-overhead`), shrinks pictures so that the short side is 256 before it crops, and turns
+    them by multiples of 90 degrees.
     """
     return replace(
         realsr_x4_s4(),
@@ -95,7 +102,8 @@ def bicubic_x4_s4() -> RunConfig:
 def inpaint_imagenet_s4() -> RunConfig:
     """Inpainting of photos in 4 steps: picture with holes and mask as the condition, LPIPS weight 10.
 
-    Source: inpaint_lama256_imagenet.yaml, with its distortions of geometry and colour (`resshift.pairs.augment`).
+    Source: inpaint_lama256_imagenet.yaml, with its distortions of geometry and colour
+    (`resshift.pairs.augment`).
     """
     base = realsr_x4_s4()
     return replace(
@@ -109,7 +117,8 @@ def inpaint_imagenet_s4() -> RunConfig:
 
 
 def inpaint_face_s4() -> RunConfig:
-    """Inpainting of aligned faces (FFHQ at 256) in 4 steps: as inpaint-imagenet-s4 on whole pictures, with an autoencoder trained on faces.
+    """Inpainting of aligned faces (FFHQ at 256) in 4 steps: as inpaint-imagenet-s4 on whole pictures, with an
+    autoencoder trained on faces.
 
     Source: inpaint_lama256_face.yaml.
     """
@@ -119,7 +128,8 @@ def inpaint_face_s4() -> RunConfig:
 
 
 def face_s4() -> RunConfig:
-    """Blind restoration of aligned 512-pixel faces in 4 steps: VQ-f8 latents (8 x 64 x 64), the 512-pixel picture as condition, batch 56.
+    """Blind restoration of aligned 512-pixel faces in 4 steps: VQ-f8 latents (8 x 64 x 64), the 512-pixel
+    picture as condition, batch 56.
 
     Source: faceir_gfpgan512_lpips.yaml.
     """
@@ -140,12 +150,14 @@ def face_s4() -> RunConfig:
 
 
 def tiny_x4() -> RunConfig:
-    """The small model that ships: pixel-unshuffle instead of an autoencoder, one step, the residual as target.
+    """The small model that ships: pixel-unshuffle instead of an autoencoder, one step, the residual as
+    target.
 
-    All width sits at the size of the input, one Swin layer in the middle, a small head at the size of the picture. With one step every
-    sample trains the one prediction that inference makes, and that prediction costs a quarter of a chain of four; why this shape, and
-    so small a kappa: docs/tiny-x4.md. The Swin mask is the one of the Swin paper. Trained on native-resolution crops with a mix of the
-    heavy and the mild real-world chain and plain bicubic, and against the lattice of its positions.
+    All width sits at the size of the input, one Swin layer in the middle, a small head at the size of the
+    picture. With one step every sample trains the one prediction that inference makes, and that prediction
+    costs a quarter of a chain of four; why this shape, and so small a kappa: docs/tiny-x4.md. The Swin mask
+    is the one of the Swin paper. Trained on native-resolution crops with a mix of the heavy and the mild
+    real-world chain and plain bicubic, and against the lattice of its positions.
     """
     return RunConfig(
         preset="tiny-x4",
@@ -180,10 +192,12 @@ def tiny_x4() -> RunConfig:
 
 
 def tiny_x4_clean() -> RunConfig:
-    """The small model for clean input, which ships too: tiny-x4 trained further on bicubic pairs alone, for LPIPS more than for PSNR.
+    """The small model for clean input, which ships too: tiny-x4 trained further on bicubic pairs alone, for
+    LPIPS more than for PSNR.
 
-    What tiny-x4 gives to noise, blur and JPEG it lacks where there are none, and on real-world pictures LPIPS costs more PSNR than here:
-    docs/tiny-x4.md. Larger crops, because most of a small one lies beside the border that the trunk of LPIPS pads.
+    What tiny-x4 gives to noise, blur and JPEG it lacks where there are none, and on real-world pictures LPIPS
+    costs more PSNR than here: docs/tiny-x4.md. Larger crops, because most of a small one lies beside the
+    border that the trunk of LPIPS pads.
     """
     base = tiny_x4()
     return replace(
@@ -197,7 +211,9 @@ def tiny_x4_clean() -> RunConfig:
 
 
 def test_x4() -> RunConfig:
-    """A toy of the same construction as tiny-x4 for tests: 32-pixel crops, bicubic, a step in milliseconds. It does not learn to see."""
+    """A toy of the same construction as tiny-x4 for tests: 32-pixel crops, bicubic, a step in milliseconds.
+    It does not learn to see.
+    """
     base = tiny_x4()
     return replace(
         base,

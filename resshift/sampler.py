@@ -4,8 +4,9 @@
     x0_pred = denoise(x_t, t)
     x_{t-1} = (eta_{t-1} / eta_t) x_t + (alpha_t / eta_t) x0_pred + sqrt(kappa^2 (eta_{t-1} / eta_t) alpha_t) noise(t - 1)
 
-The variance of the last step is zero, so the result is the last x0_pred. What denoises, and where noise comes from, is the caller's:
-a network over the whole latent, the same network tile by tile (`resshift.tiles.plan`), or in tests a function that knows the answer.
+The variance of the last step is zero, so the result is the last x0_pred. What denoises, and where noise comes
+from, is the caller's: a network over the whole latent, the same network tile by tile (`resshift.tiles.plan`),
+or in tests a function that knows the answer.
 """
 
 from __future__ import annotations
@@ -22,13 +23,17 @@ from resshift.target import Target
 
 
 class Denoise(Protocol):
-    """Predict x0 from x_t: both (B, Z, h, w), x_t not scaled; t is int64 (B,), index i = the paper's t = i + 1."""
+    """Predict x0 from x_t: both (B, Z, h, w), x_t not scaled; t is int64 (B,), index i = the paper's t = i +
+    1.
+    """
 
     def __call__(self, x_t: Tensor, t: Tensor, /) -> Tensor: ...
 
 
 class SamplingStep(NamedTuple):
-    """State after one reverse step: `t` is the index that was denoised, `x_prev` the latent handed to the next step."""
+    """State after one reverse step: `t` is the index that was denoised, `x_prev` the latent handed to the
+    next step.
+    """
 
     t: int
     x0_pred: Tensor
@@ -44,8 +49,9 @@ def trajectory(
         denoise: prediction of x0.
         y0: degraded latent, (B, Z, h, w).
         schedule: shifting sequence of T steps.
-        noise: `noise(step)` returns standard normal noise of y0's shape. It is asked once for each of T (the prior), T - 1, ..., 0, in this
-            order; the last draw has weight zero and is there so that a sequential generator advances as the released code does.
+        noise: `noise(step)` returns standard normal noise of y0's shape. It is asked once for each of T (the
+            prior), T - 1, ..., 0, in this order; the last draw has weight zero and is there so that a
+            sequential generator advances as the released code does.
     """
     x_t = prior_sample(y0, noise(schedule.steps), schedule)
     for i in range(schedule.steps - 1, -1, -1):
@@ -57,7 +63,9 @@ def trajectory(
 
 
 def sample(denoise: Denoise, y0: Tensor, schedule: ShiftSchedule, noise: Callable[[int], Tensor]) -> Tensor:
-    """Run the whole reverse chain and return the clean latent, same shape as y0. Arguments as in `trajectory`."""
+    """Run the whole reverse chain and return the clean latent, same shape as y0. Arguments as in
+    `trajectory`.
+    """
     x_prev = y0
     for step in trajectory(denoise, y0, schedule, noise):
         x_prev = step.x_prev
@@ -77,7 +85,8 @@ def network_denoiser(
 
     Args:
         network: `network(x_scaled, t, lq, mask)`, for example `resshift.networks.unet.UNetSwin`.
-        lq: low-quality picture in [-1, 1], (B, 3, h_lq, w_lq), at the resolution that the network was built for.
+        lq: low-quality picture in [-1, 1], (B, 3, h_lq, w_lq), at the resolution that the network was built
+            for.
         y0: degraded latent, (B, Z, h, w).
         schedule: shifting sequence.
         target: what the network's output means.

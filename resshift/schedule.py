@@ -7,10 +7,12 @@
 
 which is the same as `sqrt(eta_t) = sqrt(eta_1) * (sqrt(eta_T) / sqrt(eta_1)) ** (((t - 1) / (T - 1)) ** p)`.
 
-Index rule, stated once: every array has length T and entry i belongs to the paper's t = i + 1. The network receives i.
+Index rule, stated once: every array has length T and entry i belongs to the paper's t = i + 1. The network
+receives i.
 
-A name that contains `sqrt_` holds a root and nothing else does. (The released code calls sqrt(eta_T) `etas_end`: its 0.99 is a root,
-so eta_T = 0.9801 there and 0.999 in the paper. Released weights need the released form.)
+A name that contains `sqrt_` holds a root and nothing else does. (The released code calls sqrt(eta_T)
+`etas_end`: its 0.99 is a root, so eta_T = 0.9801 there and 0.999 in the paper. Released weights need the
+released form.)
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ class ShiftSchedule:
     Args:
         sqrt_eta: increasing, in (0, 1], shape (T,).
         kappa: noise level at eta = 1, in units of the latent.
-        trained_steps: indices that the network knows the entries by, shape (T,); None: 0 ... T - 1. See `shortened`.
+        trained_steps: indices that the network knows the entries by, shape (T,); None: 0 ... T - 1. See
+            `shortened`.
     """
 
     sqrt_eta: Float64Array
@@ -83,7 +86,9 @@ class ShiftSchedule:
         power: float = 0.3,
         sqrt_eta_end: float = 0.99,
     ) -> ShiftSchedule:
-        """Return the sequence of the released weights: sqrt(eta_1) = min(min_noise / kappa, min_noise), sqrt(eta_T) = sqrt_eta_end."""
+        """Return the sequence of the released weights: sqrt(eta_1) = min(min_noise / kappa, min_noise),
+        sqrt(eta_T) = sqrt_eta_end.
+        """
         return cls(_powered_curve(min(min_noise / kappa, min_noise), sqrt_eta_end, steps, power), kappa)
 
     @classmethod
@@ -103,9 +108,9 @@ class ShiftSchedule:
     def shortened(self, steps: int) -> ShiftSchedule:
         """Return a chain of fewer steps through some of these etas, for the same network.
 
-        Kept are the indices ceil(T k / S) - 1 for k = 1 ... S, so always the last: the chain begins where the prior is, y0 + kappa
-        sqrt(eta_T) noise, which the network was trained on. (The respacing of the released code drops the last.) Posteriors follow from the
-        kept etas alone.
+        Kept are the indices ceil(T k / S) - 1 for k = 1 ... S, so always the last: the chain begins where the
+        prior is, y0 + kappa sqrt(eta_T) noise, which the network was trained on. (The respacing of the
+        released code drops the last.) Posteriors follow from the kept etas alone.
 
         Raises:
             ValueError: `steps` lies outside 1 ... T.

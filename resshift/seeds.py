@@ -1,8 +1,9 @@
 """Where every random number comes from.
 
-A stream is named by a *sequence* of parts, for example `(run_seed, "degrade", epoch, key)`. The parts are hashed into the 128-bit key of a
-counter-based generator (Philox, Salmon et al. 2011), so what a sample is never depends on the batch, the worker, the order of work or a
-restart. `seed + epoch` is not used anywhere: with it seed 1, epoch 2 would equal seed 2, epoch 1.
+A stream is named by a *sequence* of parts, for example `(run_seed, "degrade", epoch, key)`. The parts are
+hashed into the 128-bit key of a counter-based generator (Philox, Salmon et al. 2011), so what a sample is
+never depends on the batch, the worker, the order of work or a restart. `seed + epoch` is not used anywhere:
+with it seed 1, epoch 2 would equal seed 2, epoch 1.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def derive(*parts: Part) -> int:
     """Hash the parts into a 128-bit integer.
 
     Args:
-        parts: integers (any size, negative too) and strings. `1` and `"1"` differ, and so do `("ab", "c")` and `("a", "bc")`.
+        parts: integers (any size, negative too) and strings. `1` and `"1"` differ, and so do `("ab", "c")`
+            and `("a", "bc")`.
 
     Raises:
         TypeError: a part is neither an int nor a str (a float or None would make streams collide silently).
@@ -39,7 +41,9 @@ def derive(*parts: Part) -> int:
 
 
 class _Key(np.random.bit_generator.ISeedSequence):
-    """A key in the place of a seed. `Philox(key=...)` gives the same stream, but asks the operating system for entropy first."""
+    """A key in the place of a seed. `Philox(key=...)` gives the same stream, but asks the operating system
+    for entropy first.
+    """
 
     def __init__(self, key: int) -> None:
         self._words = np.frombuffer(key.to_bytes(16, "little"), dtype="<u8").astype(np.uint64)
@@ -59,8 +63,10 @@ def philox(*parts: Part) -> np.random.Generator:
 def torch_generator(*parts: Part, device: torch.device | str = "cpu") -> torch.Generator:
     """Return the torch generator of the stream named by `parts`, on `device`.
 
-    Generators of the CPU and of CUDA give different numbers for one seed: draw on the CPU what must not depend on the device.
+    Generators of the CPU and of CUDA give different numbers for one seed: draw on the CPU what must not
+    depend on the device.
     """
-    import torch  # here: names and NumPy streams are all that most processes need, and torch takes half a gigabyte
+    # Here: names and NumPy streams are all that most processes need, and torch takes half a gigabyte.
+    import torch
 
     return torch.Generator(device=device).manual_seed(derive(*parts) % 2**63)

@@ -6,7 +6,9 @@ from enum import StrEnum
 
 
 class Target(StrEnum):
-    """What the network's output means. Released weights predict x0; their configurations spell it `xstart`, which is accepted."""
+    """What the network's output means. Released weights predict x0; their configurations spell it `xstart`,
+    which is accepted.
+    """
 
     X0 = "x0"
     RESIDUAL = "residual"

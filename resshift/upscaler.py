@@ -5,11 +5,13 @@ Bulk jobs, serving, evaluation and notebooks all use it.
     lq -> reflect to whole tiles -> bicubic -> encode -> y0
     y0 -> chain; at every step the prediction of x0 is made tile by tile and blended -> x0 -> decode -> crop -> colour fix -> resize
 
-The noise is a function of (seed, step, absolute latent position), tiles are a function of the picture's size and the options, and no tile's
-result depends on what is computed beside it: the same picture, options and type of device give the same bytes.
+The noise is a function of (seed, step, absolute latent position), tiles are a function of the picture's size
+and the options, and no tile's result depends on what is computed beside it: the same picture, options and
+type of device give the same bytes.
 
-The result is `outscale` times as large as the input. The model has one scale; every other is reached from there by bicubic resizing,
-antialiased when it shrinks. Beyond the model's scale that adds size, not detail, and the result says so in its notes.
+The result is `outscale` times as large as the input. The model has one scale; every other is reached from
+there by bicubic resizing, antialiased when it shrinks. Beyond the model's scale that adds size, not detail,
+and the result says so in its notes.
 """
 
 from __future__ import annotations
@@ -78,12 +80,16 @@ class Upscaler:
         name: for reports.
         identity: changes with any weight or setting of the model; part of a job's fingerprint.
         device: "auto" takes CUDA, then Apple's MPS, then the CPU.
-        dtype: of the networks' arithmetic; "auto" is bfloat16 on CUDA cards that have it, else float32. The chain is float32 always.
-        colour_fix: give the result the low band ("wavelet") or the mean and spread ("adain") of the input's colours, or "none".
-        memory_budget_bytes: what upscaling may take beside the model, the input and the result; it decides the tiles, and so the pixels.
-            None: tiles of the usual size.
-        optimise: use the faster forms of the networks' layers (`resshift.networks.convolution`); they round differently.
-        compile: run the networks through `torch.compile` (`resshift.tiles.compiled`): minutes at the first picture of a size.
+        dtype: of the networks' arithmetic; "auto" is bfloat16 on CUDA cards that have it, else float32. The
+            chain is float32 always.
+        colour_fix: give the result the low band ("wavelet") or the mean and spread ("adain") of the input's
+            colours, or "none".
+        memory_budget_bytes: what upscaling may take beside the model, the input and the result; it decides
+            the tiles, and so the pixels. None: tiles of the usual size.
+        optimise: use the faster forms of the networks' layers (`resshift.networks.convolution`); they round
+            differently.
+        compile: run the networks through `torch.compile` (`resshift.tiles.compiled`): minutes at the first
+            picture of a size.
     """
 
     def __init__(
@@ -146,13 +152,15 @@ class Upscaler:
         """Load a model.
 
         Args:
-            source: a name that ships ("tiny-x4") or whose weights are published ("realsr-x4-s4"); or a model or checkpoint directory; or a
-                weight file: our `.safetensors`, or a released `.pth`.
+            source: a name that ships ("tiny-x4") or whose weights are published ("realsr-x4-s4"); or a model
+                or checkpoint directory; or a weight file: our `.safetensors`, or a released `.pth`.
             device: see the class.
             dtype: see the class; unless it is "auto" it replaces what `source` asks for (`tiny-x4@bfloat16`).
             preset_name: which model a bare weight file belongs to; known for files with their released names.
-            first_stage: weights of the autoencoder of a bare file; default: `autoencoder_vq_f4.pth` beside it.
-            accept_licence: agree to the licence of published weights so that they may be downloaded (or set RESSHIFT_ACCEPT_LICENCE=1).
+            first_stage: weights of the autoencoder of a bare file; default: `autoencoder_vq_f4.pth` beside
+                it.
+            accept_licence: agree to the licence of published weights so that they may be downloaded (or set
+                RESSHIFT_ACCEPT_LICENCE=1).
             colour_fix: see the class.
             memory_budget_bytes: see the class.
 
@@ -189,7 +197,9 @@ class Upscaler:
 
     @property
     def shares_calls(self) -> bool:
-        """Whether tiles of several pictures go through the networks together; a CPU computes them one by one."""
+        """Whether tiles of several pictures go through the networks together; a CPU computes them one
+        by one.
+        """
         return self.device.type != "cpu"
 
     def __call__(
@@ -205,17 +215,20 @@ class Upscaler:
         """Upscale an image.
 
         Args:
-            image: PIL image of any common mode, or array (H, W), (H, W, 1 | 3 | 4), uint8 or uint16, RGB order, fourth channel alpha.
+            image: PIL image of any common mode, or array (H, W), (H, W, 1 | 3 | 4), uint8 or uint16, RGB
+                order, fourth channel alpha.
             seed: of the noise; the same seed gives the same pixels.
             outscale: sides of the result over sides of the input, > 0; default the model's own scale.
             steps: of the chain, 1 to as many as the model was trained with, the default. Fewer cost less.
-            tile_px: longest side of a tile in input pixels; default: what costs least, up to 256. Smaller needs less memory. A picture that
-                is not larger is computed whole.
-            tile_batch: tiles in a call of the network on a GPU, which several pictures may share (`resshift.tiles.batching`); default: as many
-                as keep it busy (`memory.tiles_per_call`). A CPU computes them one by one.
+            tile_px: longest side of a tile in input pixels; default: what costs least, up to 256. Smaller
+                needs less memory. A picture that is not larger is computed whole.
+            tile_batch: tiles in a call of the network on a GPU, which several pictures may share
+                (`resshift.tiles.batching`); default: as many as keep it busy (`memory.tiles_per_call`). A CPU
+                computes them one by one.
 
         Returns:
-            The same kind: a PIL image (grey stays grey, alpha stays), or an array of the same dtype and channels.
+            The same kind: a PIL image (grey stays grey, alpha stays), or an array of the same dtype and
+            channels.
 
         Raises:
             ValueError: the image or an option is not usable; the message names the value and what is allowed.
@@ -251,7 +264,8 @@ class Upscaler:
     ) -> Picture:
         """Upscale a decoded picture; arguments as in `__call__`. ICC profile, EXIF and notes are handed on.
 
-        When memory runs out for a single tile, smaller tiles are tried; the result then has a note, and this object remembers.
+        When memory runs out for a single tile, smaller tiles are tried; the result then has a note, and this
+        object remembers.
         """
         return alone(
             self.upscaling(
@@ -269,7 +283,9 @@ class Upscaler:
         tile_px: int | None = None,
         tile_batch: int | None = None,
     ) -> Work[Picture]:
-        """Return `upscale` as a work for `resshift.tiles.batching.Batcher`, so that pictures share calls: the same bytes, errors when it runs."""
+        """Return `upscale` as a work for `resshift.tiles.batching.Batcher`, so that pictures share calls: the
+        same bytes, errors when it runs.
+        """
         factor = self._checked_outscale(outscale)
         picture = fill_transparent(picture)
         width, height = scaled(picture.width, factor), scaled(picture.height, factor)
@@ -304,11 +320,14 @@ class Upscaler:
         tile_px: int | None = None,
         tile_batch: int | None = None,
     ) -> tuple[int, int]:
-        """Upscale a picture of any size without ever holding it; the pixels are those of `upscale`, to the byte.
+        """Upscale a picture of any size without ever holding it; the pixels are those of `upscale`, to the
+        byte.
 
         Args:
-            source: rows of the input, (height, width, 1 or 3). It is read from the top to the bottom, the last rows perhaps twice.
-            sink: is called with the next rows of the result, (n, width, channels) of the same dtype: for example `PngRows.write`.
+            source: rows of the input, (height, width, 1 or 3). It is read from the top to the bottom, the
+                last rows perhaps twice.
+            sink: is called with the next rows of the result, (n, width, channels) of the same dtype: for
+                example `PngRows.write`.
             seed: and the other arguments as in `__call__`.
             outscale: see `__call__`.
             steps: see `__call__`.
@@ -324,7 +343,8 @@ class Upscaler:
         """
         if self.colour_fix == "adain":
             raise ValueError(
-                "colour_fix='adain' needs the whole picture at once: use 'wavelet' or 'none' to upscale by rows"
+                "colour_fix='adain' needs the whole picture at once: use 'wavelet' or 'none' to upscale by "
+                "rows"
             )
         factor = self._checked_outscale(outscale)
         alone(self._rows(source, sink, seed, factor, steps, tile_px, tile_batch))
@@ -340,8 +360,8 @@ class Upscaler:
         tile_batch: int | None = None,
         noise: Callable[[int], Tensor] | None = None,
     ) -> Tensor:
-        """Upscale a picture in [-1, 1], (1, 3, h, w) of any size -> (1, 3, h * scale, w * scale) float32, clamped to [-1, 1]; no colour
-        fix.
+        """Upscale a picture in [-1, 1], (1, 3, h, w) of any size -> (1, 3, h * scale, w * scale) float32,
+        clamped to [-1, 1]; no colour fix.
 
         Args:
             lq: on the device of the model.
@@ -349,7 +369,8 @@ class Upscaler:
             steps: of the chain, see `__call__`.
             tile_px: longest side of a tile in input pixels.
             tile_batch: see `__call__`.
-            noise: replaces the noise field: `noise(step)` of the shape of the padded latent, for steps T ... 1. For parity tests.
+            noise: replaces the noise field: `noise(step)` of the shape of the padded latent, for steps T ...
+                1. For parity tests.
 
         Raises:
             ValueError: wrong shape, or tile_px too small.
@@ -407,7 +428,8 @@ class Upscaler:
             "" if tile_px is None else f" with tile_px {tile_px}",
         )
         raise MemoryBudgetError(
-            f"memory_budget_bytes{asked} must be at least {least} for this model, got {self.memory_budget_bytes}"
+            f"memory_budget_bytes{asked} must be at least {least} for this model, got "
+            f"{self.memory_budget_bytes}"
         )
 
     def footprint(self) -> Footprint:
@@ -520,7 +542,9 @@ class Upscaler:
         return self.scale if outscale is None else outscale
 
     def _shrink_tiles(self, picture: Picture, tile_px: int | None, attempted: int | None) -> bool:
-        """Halve the largest tile after an attempt ran out of memory; False when it was the smallest already."""
+        """Halve the largest tile after an attempt ran out of memory; False when it was the smallest
+        already.
+        """
         if self._largest_side == attempted:
             plan, multiple = self.plan(picture.height, picture.width, tile_px), self.config.unet.size_multiple
             side = max(plan.rows.tile, plan.columns.tile)
@@ -558,7 +582,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    """Return the dtype that `dtype` names for `device`; "auto" is bfloat16 on CUDA cards that have it, else float32.
+    """Return the dtype that `dtype` names for `device`; "auto" is bfloat16 on CUDA cards that have it, else
+    float32.
 
     Raises:
         ValueError: unknown name.
@@ -574,7 +599,8 @@ def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
 def _channels_of(array: NDArray[Any]) -> int:
     if not isinstance(array, np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance] - what types forbid is what people try
         raise ValueError(
-            f"an image must be a PIL image or an array, got {type(array).__name__}: a file is opened with PIL.Image.open"
+            f"an image must be a PIL image or an array, got {type(array).__name__}: a file is opened with "
+            "PIL.Image.open"
         )
     if array.dtype.type not in (np.uint8, np.uint16):
         raise ValueError(f"an array must be uint8 or uint16, got {array.dtype}")

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from resshift.config import ModelConfig, to_dict
 from resshift.models import METADATA_KEY, WeightsError, write_model_config
 
-# Buffers that are computed from the shapes. They are in released checkpoints; what a file says about them is not trusted.
+# Buffers that are computed from the shapes. They are in released checkpoints; what a file says about them is
+# not trusted.
 _DERIVED = ("attn_mask", "relative_position_index")
 _WRAPPERS = ("module.", "_orig_mod.")
 
@@ -27,8 +28,8 @@ _WRAPPERS = ("module.", "_orig_mod.")
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read weights from safetensors or from a pickle in any of the released wrappings.
 
-    Accepted: a raw dict of tensors; a training checkpoint with the dict under "state_dict"; keys that begin with "module." (DDP) and
-    "_orig_mod." (torch.compile) in any order. Derived buffers are dropped.
+    Accepted: a raw dict of tensors; a training checkpoint with the dict under "state_dict"; keys that begin
+    with "module." (DDP) and "_orig_mod." (torch.compile) in any order. Derived buffers are dropped.
 
     Args:
         path: `.safetensors`, or anything that `torch.load` reads.
@@ -51,7 +52,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise WeightsError(f"{path} cannot be read as weights: {error}") from error
     except Exception as error:
-        # torch.load(weights_only=True) raises pickle.UnpicklingError and, for damaged streams, almost anything.
+        # torch.load(weights_only=True) raises pickle.UnpicklingError and, for damaged streams, almost
+        # anything.
         raise WeightsError(
             f"{path} is not a plain file of tensors ({type(error).__name__}: {error})"
         ) from error
@@ -78,7 +80,9 @@ def is_derived(key: str) -> bool:
 
 
 def state_to_store(module: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Return the state dict of a module on the CPU, contiguous, without derived buffers, cast to `dtype` when one is given."""
+    """Return the state dict of a module on the CPU, contiguous, without derived buffers, cast to `dtype` when
+    one is given.
+    """
     return {
         key: value.detach().to("cpu", dtype).contiguous()
         for key, value in module.state_dict().items()
@@ -120,7 +124,9 @@ def _problem(kind: str, names: list[str]) -> list[str]:
 def save_safetensors(
     state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors to a file through a temporary name, so that a half-written file never has the final one."""
+    """Write tensors to a file through a temporary name, so that a half-written file never has the final
+    one.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     # Not save_file: it makes the file readable by its owner only.

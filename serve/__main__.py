@@ -112,7 +112,8 @@ def configuration(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_address(config: dict[str, Any]) -> None:
-    """Refuse an address that cannot be had, before a cluster is started for it: the proxy would try three times and say so in tracebacks.
+    """Refuse an address that cannot be had, before a cluster is started for it: the proxy would try three
+    times and say so in tracebacks.
 
     Raises:
         UsageError: somebody listens there already, or it is not an address of this machine.
@@ -137,7 +138,8 @@ def start(config: dict[str, Any]) -> str:
     from ray import serve
     from ray.serve.schema import LoggingConfig, ServeDeploySchema
 
-    # Checked by Serve's own schema, and deployed by name: every deployment can be imported wherever this package is installed.
+    # Checked by Serve's own schema, and deployed by name: every deployment can be imported wherever this
+    # package is installed.
     schema = ServeDeploySchema.model_validate(config)
     http = schema.http_options
     serve.start(
@@ -155,7 +157,7 @@ def start(config: dict[str, Any]) -> str:
     return f"http://{http.host}:{http.port}"
 
 
-def _module(name: str) -> Any:  # noqa: ANN401 - a module
+def _module(name: str) -> Any:
     import importlib
 
     return importlib.import_module(name)
@@ -171,7 +173,8 @@ def command(options: argparse.Namespace) -> Exit:
         key = new_key()
         sys.stdout.write(f"{key}\n")
         sys.stderr.write(
-            f"The key is shown once. Under args.keys of the endpoint:\n  - {{name: {options.new_key}, sha256: {digest(key)}}}\n"
+            f"The key is shown once. Under args.keys of the endpoint:\n  - {{name: {options.new_key}, "
+            f"sha256: {digest(key)}}}\n"
         )
         return Exit.COMPLETE
     config: dict[str, Any]

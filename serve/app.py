@@ -1,10 +1,11 @@
-"""The endpoint: a FastAPI application without a model in it, and its two deployments, the gateway and the job keeper.
+"""The endpoint: a FastAPI application without a model in it, and its two deployments, the gateway and the job
+keeper.
 
     serve run serve/config.yaml        Serve builds `application(args)` beside the applications of the models
     python -m serve                    the same on this machine, for the models it is given
 
-A gateway reads requests, keeps the limits, decodes and encodes on CPUs. The models are applications of their own (`serve.replica`), shared
-with bulk jobs. The keeper has the jobs (`serve.jobs`); there is one.
+A gateway reads requests, keeps the limits, decodes and encodes on CPUs. The models are applications of their
+own (`serve.replica`), shared with bulk jobs. The keeper has the jobs (`serve.jobs`); there is one.
 """
 
 from __future__ import annotations
@@ -39,17 +40,18 @@ _FORGET_EVERY_S = 600.0
 
 
 class Answering:
-    """ASGI middleware: headers that make answers safe to show, and counts by route and status. (Serve adds `x-request-id`.)
+    """ASGI middleware: headers that make answers safe to show, and counts by route and status. (Serve adds
+    `x-request-id`.)
 
     Args:
         app: what answers.
         services: has the counters.
     """
 
-    def __init__(self, app: Any, services: Services) -> None:  # noqa: ANN401 - an ASGI application
+    def __init__(self, app: Any, services: Services) -> None:
         self._app, self._services = app, services
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:  # noqa: ANN401 - of ASGI
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         """Answer a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -100,10 +102,10 @@ class RemoteJobs:
         handle: of the keeper's deployment.
     """
 
-    def __init__(self, handle: Any) -> None:  # noqa: ANN401 - a DeploymentHandle
+    def __init__(self, handle: Any) -> None:
         self._handle = handle
 
-    async def _call(self, method: str, *arguments: object) -> Any:  # noqa: ANN401 - of the method
+    async def _call(self, method: str, *arguments: object) -> Any:
         try:
             answer = await self._handle.answer.remote(method, *arguments)
         except RayTaskError:
@@ -162,13 +164,14 @@ class Gateway:
         ValueError: Serve's proxy was started with lower limits than these.
     """
 
-    def __init__(self, settings: ServeSettings, jobs: Any) -> None:  # noqa: ANN401 - a DeploymentHandle
+    def __init__(self, settings: ServeSettings, jobs: Any) -> None:
         controller: Any = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
         http: Any = ray.get(controller.get_http_config.remote())
         host: str | None = http.host
         if not settings.keys and host is not None and not is_loopback(host):
             raise RuntimeError(
-                f"Serve listens on {host} and there are no API keys: set http_options.host to 127.0.0.1, or make keys"
+                f"Serve listens on {host} and there are no API keys: set http_options.host to 127.0.0.1, or "
+                "make keys"
             )
         front.check(settings.limits)
         pictures = PictureService(settings.limits, served_models(settings.models), sleeping=settings.sleeping)
@@ -191,8 +194,10 @@ class Keeper(JobKeeper):
         )
         self._tending: list[asyncio.Task[None]] = []
 
-    async def answer(self, method: str, *arguments: object) -> Any:  # noqa: ANN401 - of the method
-        """Call a method of `JobKeeper`. A problem is returned: Serve would log one that is raised, with its traceback, as a failure."""
+    async def answer(self, method: str, *arguments: object) -> Any:
+        """Call a method of `JobKeeper`. A problem is returned: Serve would log one that is raised, with its
+        traceback, as a failure.
+        """
         try:
             return await getattr(self, method)(*arguments)
         except Problem as problem:
@@ -232,7 +237,8 @@ def application(args: dict[str, Any]) -> serve.Application:
         ray_actor_options={"num_cpus": 0.1},
         logging_config=quiet,
     )(Keeper)
-    # More than the line of `Admission` holds: it is the gateway that refuses, with a reason, and not the proxy in front of it.
+    # More than the line of `Admission` holds: it is the gateway that refuses, with a reason, and not the
+    # proxy in front of it.
     gateway = deployment(
         name="gateway",
         num_replicas=1,

@@ -1,8 +1,9 @@
 """The GPU stage of the bulk job on replicas of a Serve deployment, which online traffic may share.
 
-Serve's router gives every unit to the replica with the shortest queue, autoscales, and replaces what dies. The job keeps two units in
-flight for each of the most replicas there may be: what no replica takes yet waits in this process as references, and its number is what
-the autoscaler looks at. A deployment of the same model that runs already is used and left running.
+Serve's router gives every unit to the replica with the shortest queue, autoscales, and replaces what dies.
+The job keeps two units in flight for each of the most replicas there may be: what no replica takes yet waits
+in this process as references, and its number is what the autoscaler looks at. A deployment of the same model
+that runs already is used and left running.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class ServeEngine:
 
     Args:
         options: of the replicas that are started.
-        may_deploy: start the application when there is none; an endpoint's jobs wait for the one that its configuration deploys.
+        may_deploy: start the application when there is none; an endpoint's jobs wait for the one that its
+            configuration deploys.
     """
 
     def __init__(self, options: EngineOptions, *, may_deploy: bool = True) -> None:
@@ -69,7 +71,8 @@ class ServeEngine:
         try:
             ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
         except ValueError:
-            # No HTTP proxy: nothing of this job listens on a port. Where Serve runs already, its own settings stay.
+            # No HTTP proxy: nothing of this job listens on a port. Where Serve runs already, its own settings
+            # stay.
             serve.start(proxy_location="Disabled", logging_config=LoggingConfig(log_level="WARNING"))
             self._has_started_serve = True
         running = serve.status().applications.get(self._name)
@@ -77,7 +80,8 @@ class ServeEngine:
         if self._may_deploy and (running is None or running.status not in _IN_USE):
             self._is_ours = True
             app = serve.RunTarget(target=model_app(self.options), name=self._name, route_prefix=None)
-            # Not waited for: a replica that dies while others start is no failure of the application, and Serve says it is.
+            # Not waited for: a replica that dies while others start is no failure of the application, and
+            # Serve says it is.
             serve.run_many([app], wait_for_applications_running=False)
         if self._may_deploy or running is not None:
             self._handle = serve.get_app_handle(self._name).options(stream=True)
@@ -103,7 +107,8 @@ class ServeEngine:
             self._num_replicas, told = await asyncio.to_thread(self._look)
             now = time.monotonic()
             failed_since = None if not told else failed_since or now
-            # Serve starts replicas again for as long as it has hope; an application stays failed when their start fails time after time.
+            # Serve starts replicas again for as long as it has hope; an application stays failed when their
+            # start fails time after time.
             if failed_since is not None and now - failed_since > _PATIENCE_S:
                 self._error = EngineError(f"the Serve application {self._name} does not run: {told}")
             async with self._changed:

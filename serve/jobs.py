@@ -1,11 +1,12 @@
-"""Jobs of an endpoint: bulk jobs, and pictures that are answered later. One keeper has them all, and its records outlive it.
+"""Jobs of an endpoint: bulk jobs, and pictures that are answered later. One keeper has them all, and its
+records outlive it.
 
     STATE/jobs/ID.json            the record: who, what, how it stands
     STATE/pictures/ID/in, out     of a picture that is answered later
 
-A bulk job is `jobs/upscale.py` without the command line: the same checks, scheduler, engine, ledger and report. What it has done is in the
-ledger at its target, so a keeper that is started again continues whatever had not ended. Records are single atomic writes, made before the
-client hears of them.
+A bulk job is `jobs/upscale.py` without the command line: the same checks, scheduler, engine, ledger and
+report. What it has done is in the ledger at its target, so a keeper that is started again continues whatever
+had not ended. Records are single atomic writes, made before the client hears of them.
 """
 
 from __future__ import annotations
@@ -199,7 +200,8 @@ class JobKeeper:
                 if record.kind != kind or record.request != asked:
                     raise Problem(
                         "reused_key",
-                        f"the key {idempotency_key[:80]!r} belongs to job {record.id}, which asked for something else",
+                        f"the key {idempotency_key[:80]!r} belongs to job {record.id}, which asked for "
+                        "something else",
                     )
                 return record
         return None
@@ -248,7 +250,8 @@ class JobKeeper:
         except (EngineError, StorageError, Problem, UsageError) as error:
             record.state, record.message = "failed", str(error)
         except Exception:
-            # The boundary of a job: one must not end the others. The traceback is in the log, not in the answer.
+            # The boundary of a job: one must not end the others. The traceback is in the log, not in the
+            # answer.
             _logger.exception("job=%s failed", record.id)
             record.state, record.message = "failed", "a mistake of the server; it is in its log"
         finally:
@@ -333,7 +336,8 @@ class JobKeeper:
         return [self._view(record) for record in sorted(mine, key=lambda record: -record.created)]
 
     async def cancel(self, id: str, owner: str) -> dict[str, Any] | None:
-        """Stop a job; return its view. One that has ended is forgotten, and there is no view; what a bulk job wrote stays.
+        """Stop a job; return its view. One that has ended is forgotten, and there is no view; what a bulk job
+        wrote stays.
 
         Raises:
             Problem: not_found.

@@ -1,8 +1,9 @@
 """The models of an endpoint as it calls them: replicas of `serve.replica`, which bulk jobs share.
 
-A call goes through Serve's router to the replica with the shortest queue. A replica that dies takes no request with it: the same picture
-and seed give the same pixels, so it is asked again elsewhere. A call that is cancelled (the client went away, the deadline passed) is
-dropped at the replica unless the model is at it already.
+A call goes through Serve's router to the replica with the shortest queue. A replica that dies takes no
+request with it: the same picture and seed give the same pixels, so it is asked again elsewhere. A call that
+is cancelled (the client went away, the deadline passed) is dropped at the replica unless the model is at it
+already.
 """
 
 from __future__ import annotations
@@ -141,13 +142,15 @@ def served_models(names: Sequence[str]) -> dict[str, Model]:
 
 
 class Readiness:
-    """Whether an endpoint can do its work: a model is ready when a forward pass came through it in the last seconds.
+    """Whether an endpoint can do its work: a model is ready when a forward pass came through it in the last
+    seconds.
 
-    Every pass counts, a probe's or a request's. While one is under way, a busy model stays ready as long as its replicas run: a large
-    picture takes longer than the window. A pass that failed for want of replicas makes it red until one succeeds.
+    Every pass counts, a probe's or a request's. While one is under way, a busy model stays ready as long as
+    its replicas run: a large picture takes longer than the window. A pass that failed for want of replicas
+    makes it red until one succeeds.
 
-    A model that may sleep has no replicas while nobody asks for it, and no pass that would keep it awake. It is ready until a pass fails,
-    or waits for a first replica for longer than one takes to start.
+    A model that may sleep has no replicas while nobody asks for it, and no pass that would keep it awake. It
+    is ready until a pass fails, or waits for a first replica for longer than one takes to start.
 
     Args:
         window_s: how old a pass may be.
@@ -164,7 +167,7 @@ class Readiness:
         *,
         may_sleep: bool = False,
         start_s: float = 180.0,
-        clock: Any = time.monotonic,  # noqa: ANN401 - () -> float
+        clock: Any = time.monotonic,
     ) -> None:
         self._window_s, self._busy_s, self._start_s, self._clock = window_s, busy_s, start_s, clock
         self.may_sleep = may_sleep
@@ -217,7 +220,9 @@ class Readiness:
             self._waits_since = self._clock()
 
     def end(self, is_good: bool | None) -> None:
-        """Note that a pass ended: well, for want of replicas, or (None) in a way that says nothing about the model."""
+        """Note that a pass ended: well, for want of replicas, or (None) in a way that says nothing about the
+        model.
+        """
         self._num_under_way -= 1
         if is_good:
             self._last_pass, self._is_failing, self._waits_since = self._clock(), False, None

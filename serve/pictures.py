@@ -1,6 +1,8 @@
-"""One picture through the endpoint: header -> line -> decode (in a limited process) -> model -> encode, each step timed.
+"""One picture through the endpoint: header -> line -> decode (in a limited process) -> model -> encode, each
+step timed.
 
-The gateway runs this for pictures that are answered at once, the job keeper for those that are answered later.
+The gateway runs this for pictures that are answered at once, the job keeper for those that are answered
+later.
 """
 
 from __future__ import annotations
@@ -201,7 +203,10 @@ class PictureService:
     def _check_output(self, header: ImageHeader, factor: float) -> None:
         width, height = scaled(header.width, factor), scaled(header.height, factor)
         if width * height > self.limits.output_megapixels * 1e6:
-            message = f"the result would be {width}x{height}, at most {self.limits.output_megapixels:g} megapixels are allowed"
+            message = (
+                f"the result would be {width}x{height}, at most {self.limits.output_megapixels:g} megapixels "
+                "are allowed"
+            )
             raise Problem("too_large", message, members={"reason": "too_large"})
 
     def close(self) -> None:

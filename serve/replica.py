@@ -3,8 +3,8 @@
     app = model_app(EngineOptions(model="tiny-x4", identity=..., low=1, high=8))
     serve.run(app, name=app_name(identity), route_prefix=None)
 
-One request is one work unit; `Replica` does the work in threads of its own, so that the event loop of the replica answers health checks
-while the model computes.
+One request is one work unit; `Replica` does the work in threads of its own, so that the event loop of the
+replica answers health checks while the model computes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class ModelReplica:
             while (result := await loop.run_in_executor(self._threads, next, results, None)) is not None:
                 yield result
         finally:
-            # A caller that went away: a thread that still waits for the model gives up its turn. One that computes cannot be stopped.
+            # A caller that went away: a thread that still waits for the model gives up its turn. One that
+            # computes cannot be stopped.
             is_over.set()
 
 
@@ -67,7 +68,8 @@ def model_app(options: EngineOptions) -> serve.Application:
             "min_replicas": options.low,
             "max_replicas": options.high,
             "initial_replicas": options.low,
-            # Whatever a replica can take beside: more replicas are sooner done than fuller ones, and bulk jobs keep two units for each.
+            # Whatever a replica can take beside: more replicas are sooner done than fuller ones, and bulk
+            # jobs keep two units for each.
             "target_ongoing_requests": UNITS_PER_REPLICA,
             "upscale_delay_s": options.upscale_s,
             "downscale_delay_s": options.downscale_s,
@@ -84,12 +86,15 @@ class ReplicaSettings:
     """What a model's application is told, the `args` of serve/config.yaml.
 
     Fields:
-        model: name or path; its application must be called `resshift-IDENTITY`, as `python -m serve --print-config` does.
-        low, high: fewest and most replicas; with low 0 name the model under `sleeping` of the endpoint, or its probes keep it awake.
+        model: name or path; its application must be called `resshift-IDENTITY`, as `python -m serve
+            --print-config` does.
+        low, high: fewest and most replicas; with low 0 name the model under `sleeping` of the endpoint, or
+            its probes keep it awake.
         num_gpus: of a replica; null: one where the cluster has any.
         num_cpus, num_threads: of a replica; threads null: the cores of this machine shared out.
         upscale_s, downscale_s: see `EngineOptions`.
-        ongoing: requests at a time at a replica: on a GPU 16, say, because small pictures of all of them are computed together.
+        ongoing: requests at a time at a replica: on a GPU 16, say, because small pictures of all of them are
+            computed together.
     """
 
     model: str

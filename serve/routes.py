@@ -1,4 +1,6 @@
-"""The API: pictures, jobs, models, health and metrics. Each route checks, calls a service and words the answer."""
+"""The API: pictures, jobs, models, health and metrics. Each route checks, calls a service and words the
+answer.
+"""
 
 from __future__ import annotations
 
@@ -85,8 +87,9 @@ async def upscale(
 ) -> Response:
     """Upscale one picture.
 
-    The answer is the picture in the asked format; `Server-Timing` says where the time went. Too many at once are refused with 503 and
-    `Retry-After`; a key that used up its share with 429. If the client goes away, its work is dropped.
+    The answer is the picture in the asked format; `Server-Timing` says where the time went. Too many at once
+    are refused with 503 and `Retry-After`; a key that used up its share with 429. If the client goes away,
+    its work is dropped.
     """
     service, limits = services(request), services(request).settings.limits
     deadline = Deadline.asked(
@@ -131,7 +134,7 @@ def merged(options: PictureOptions, fields: Mapping[str, Any]) -> PictureOptions
 
 async def _later(
     request: Request, asking: Caller, body: Body, options: PictureOptions, format: Any, idempotency_key: str
-) -> Response:  # noqa: ANN401
+) -> Response:
     pictures = services(request).pictures
     find_model(pictures.models, options.model)
     header = await pictures.decoding.header(body.picture)
@@ -206,7 +209,8 @@ async def submit(
 ) -> dict[str, Any]:
     """Upscale everything below `source` into `target`: the engine, ledger and report of `jobs/upscale.py`.
 
-    Submitting the same places and options again continues: what the ledger at the target has is not done twice.
+    Submitting the same places and options again continues: what the ledger at the target has is not done
+    twice.
     """
     service = services(request)
     reader = Reader(service.settings.limits, service.budget)
@@ -227,7 +231,9 @@ async def jobs(request: Request, asking: Asking) -> dict[str, Any]:
 
 @router.get("/v1/jobs/{id}", summary="See how a job stands", responses=_PROBLEMS)
 async def job(request: Request, asking: Asking, id: str) -> dict[str, Any]:
-    """Return a job: its state, and for one that runs the counts, rates and seconds left (`progress.eta_s`)."""
+    """Return a job: its state, and for one that runs the counts, rates and seconds left
+    (`progress.eta_s`).
+    """
     return await services(request).jobs.get(id, asking.name)
 
 
@@ -237,7 +243,9 @@ async def job(request: Request, asking: Asking, id: str) -> dict[str, Any]:
     responses=_PROBLEMS | {204: {"description": "forgotten"}},
 )
 async def cancel(request: Request, asking: Asking, id: str) -> Response:
-    """Cancel a job that has not ended (200 and the job); forget one that has (204). What a bulk job wrote stays."""
+    """Cancel a job that has not ended (200 and the job); forget one that has (204). What a bulk job wrote
+    stays.
+    """
     view = await services(request).jobs.cancel(id, asking.name)
     return Response(status_code=204) if view is None else JSONResponse(view)
 
@@ -260,7 +268,9 @@ async def report(request: Request, asking: Asking, id: str, format: str = "json"
     "/v1/jobs/{id}/result", summary="Get the picture of a job", response_class=Response, responses=_PROBLEMS
 )
 async def result(request: Request, asking: Asking, id: str) -> Response:
-    """Return the picture of a job that was asked for with `Prefer: respond-async`; 409 with `Retry-After` until it is done."""
+    """Return the picture of a job that was asked for with `Prefer: respond-async`; 409 with `Retry-After`
+    until it is done.
+    """
     data, content_type = await services(request).jobs.result(id, asking.name)
     return Response(data, headers={"Content-Type": content_type})
 
@@ -276,7 +286,9 @@ async def healthz() -> dict[str, str]:
     "/readyz", summary="Can pictures be upscaled?", responses={503: {"description": "not at the moment"}}
 )
 async def readyz(request: Request) -> Response:
-    """Return 200 when every model had a forward pass in the last seconds or may sleep, else 503; the body says which."""
+    """Return 200 when every model had a forward pass in the last seconds or may sleep, else 503; the body
+    says which.
+    """
     readiness = services(request).pictures.readiness
     body = {
         "ready": all(one.is_ready for one in readiness.values()),

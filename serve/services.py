@@ -109,7 +109,9 @@ async def watching(pictures: PictureService) -> AsyncGenerator[None]:
 
 
 async def _watch(pictures: PictureService, name: str) -> None:
-    """Count replicas, and send a small picture through the model whenever nothing else goes through it, unless it may sleep."""
+    """Count replicas, and send a small picture through the model whenever nothing else goes through it,
+    unless it may sleep.
+    """
     readiness, model = pictures.readiness[name], pictures.models[name]
     probing: asyncio.Task[None] | None = None
     while True:

@@ -44,7 +44,8 @@ class KeySettings:
     def __post_init__(self) -> None:
         if not self.name or not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             raise ValueError(
-                "a key needs a name and sha256, 64 hexadecimal digits of lower case: see python -m serve --new-key NAME"
+                "a key needs a name and sha256, 64 hexadecimal digits of lower case: see python -m serve "
+                "--new-key NAME"
             )
         quotas = {
             "requests_per_minute": self.requests_per_minute,
@@ -61,12 +62,11 @@ class LimitSettings:
         body_mb: of one request.
         body_s: for a request to arrive.
         bodies_mb: of all requests that are being worked on or wait.
-        megapixels, max_side_px, decode_s, decode_memory_mb: of a picture; the first two are checked on its header.
-        output_megapixels: of a result.
-        in_flight: pictures that are decoded, upscaled or encoded at a time; what all replicas take (`ongoing`), and two.
-        queue: pictures that wait for that.
-        timeout_s: for an answer, when the request has no `X-Request-Timeout`.
-        max_timeout_s: the longest that a request may ask for.
+        megapixels, max_side_px, decode_s, decode_memory_mb: of a picture; the first two are checked on its
+        header. output_megapixels: of a result. in_flight: pictures that are decoded, upscaled or encoded at a
+        time; what all replicas take (`ongoing`), and two. queue: pictures that wait for that. timeout_s: for
+        an answer, when the request has no `X-Request-Timeout`. max_timeout_s: the longest that a request may
+        ask for.
     """
 
     body_mb: float = 64
@@ -113,9 +113,10 @@ class JobSettings:
     """Of jobs.
 
     Fields:
-        sources, targets: prefixes (folders, s3://bucket/prefix) inside which bulk jobs may read and write; none: no bulk jobs.
-        state: folder or prefix for the records of jobs and for pictures that are answered later; empty: $RESSHIFT_CACHE/serve. All machines
-            that the job keeper may run on must see it.
+        sources, targets: prefixes (folders, s3://bucket/prefix) inside which bulk jobs may read and write;
+            none: no bulk jobs.
+        state: folder or prefix for the records of jobs and for pictures that are answered later; empty:
+            $RESSHIFT_CACHE/serve. All machines that the job keeper may run on must see it.
         running: jobs at a time, of each kind.
         waiting: jobs that wait.
         keep_hours: records and results of ended jobs are kept.
@@ -150,7 +151,8 @@ class ServeSettings:
 
     Fields:
         models: names; the first is the default. Each is an application of its own, see `serve.replica`.
-        sleeping: those of them that may have no replicas (low 0): the first request after a pause waits for one to start.
+        sleeping: those of them that may have no replicas (low 0): the first request after a pause waits for
+            one to start.
         keys: none: the endpoint answers its own machine alone.
     """
 

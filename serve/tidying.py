@@ -1,7 +1,8 @@
 """A gateway's memory after large pictures: what is free goes back to the system, soon and wherever it lies.
 
-Bodies, pixels and results come and go in many threads, and blocks that stay lie between them. After the files and bodies of
-tests/chaos/hostile_http.py a gateway of 154 MB has 164 to 167; with only free pages given back 404, without either 399.
+Bodies, pixels and results come and go in many threads, and blocks that stay lie between them. After the files
+and bodies of tests/chaos/hostile_http.py a gateway of 154 MB has 164 to 167; with only free pages given back
+404, without either 399.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ _GROWTH_BYTES = 16 * 2**20  # since the last time: below, nothing worth the work
 
 
 async def tidy() -> None:
-    """Give back freed blocks at once where they are large, and other free pages from time to time, until cancelled.
+    """Give back freed blocks at once where they are large, and other free pages from time to time, until
+    cancelled.
 
     Does nothing where the system does not tell what a process holds.
     """

@@ -26,7 +26,9 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Run moto's S3 in a process of its own and point the environment at it, before a cluster starts and inherits it."""
+    """Run moto's S3 in a process of its own and point the environment at it, before a cluster starts and
+    inherits it.
+    """
     port = free_port()
     environment = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
@@ -81,7 +83,8 @@ def bucket(s3: dict[str, str]) -> str:
     return f"s3://{name}"
 
 
-# Read by Ray when a test starts its cluster: a short poll instead of two seconds, no bars, no telemetry, no token file at home.
+# Read by Ray when a test starts its cluster: a short poll instead of two seconds, no bars, no telemetry, no
+# token file at home.
 os.environ.update(
     RAY_AUTH_MODE="disabled",
     RAY_USAGE_STATS_ENABLED="0",
@@ -112,7 +115,9 @@ def ray_cluster(s3: dict[str, str]) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def job() -> Callable[..., int]:
-    """Return a function that runs a command in this process: `job("upscale", "SRC", "DST", "--plan")` gives its exit code."""
+    """Return a function that runs a command in this process: `job("upscale", "SRC", "DST", "--plan")` gives
+    its exit code.
+    """
 
     def run(name: str, *arguments: str) -> int:
         return int(load_job(name).main(arguments))
@@ -120,7 +125,7 @@ def job() -> Callable[..., int]:
     return run
 
 
-def load_job(name: str) -> Any:  # noqa: ANN401 - a module
+def load_job(name: str) -> Any:
     """Import jobs/NAME.py, which is a script and not part of a package."""
     spec = importlib.util.spec_from_file_location(f"resshift_job_{name}", ROOT / "jobs" / f"{name}.py")
     assert spec is not None

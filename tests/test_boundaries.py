@@ -78,8 +78,13 @@ TORCH_DRAWS = {"torch.randn", "torch.rand", "torch.randint", "torch.randperm"}
 
 
 def test_making_pairs_needs_no_library_of_networks() -> None:
-    """timm brings torchvision and the compiler of torch: six seconds of every process that only reads and degrades photos."""
-    program = "import sys, pipelines.pairs.dataset; print([m for m in ('timm', 'torchvision', 'torch._dynamo', 'lpips') if m in sys.modules])"
+    """timm brings torchvision and the compiler of torch: six seconds of every process that only reads and
+    degrades photos.
+    """
+    program = (
+        "import sys, pipelines.pairs.dataset; print([m for m in ('timm', 'torchvision', 'torch._dynamo', "
+        "'lpips') if m in sys.modules])"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
@@ -92,7 +97,9 @@ def test_making_pairs_needs_no_library_of_networks() -> None:
     "module", ["resshift.models", "pipelines.bulk.job", "pipelines.bulk.request", "serve.app", "serve.jobs"]
 )
 def test_what_computes_nothing_does_not_import_torch(module: str) -> None:
-    """Half a gigabyte and three seconds, in the driver of every bulk job and in every process of the endpoint that holds no model."""
+    """Half a gigabyte and three seconds, in the driver of every bulk job and in every process of the endpoint
+    that holds no model.
+    """
     program = (
         f"import sys, {module}; print([m for m in ('torch', 'timm', 'torchvision') if m in sys.modules])"
     )
@@ -110,7 +117,8 @@ def test_a_bulk_job_runs_without_torch_in_its_driver(tmp_path: Path) -> None:
     (tmp_path / "in" / "a.png").write_bytes(b"no picture")
     program = (
         "import runpy, sys; sys.argv[0] = 'upscale.py'; job = runpy.run_path('jobs/upscale.py')['main']; "
-        "code = job(sys.argv[1:]); print(code, [m for m in ('torch', 'timm', 'torchvision') if m in sys.modules])"
+        "code = job(sys.argv[1:]); print(code, [m for m in ('torch', 'timm', 'torchvision') if m in "
+        "sys.modules])"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "in"), str(tmp_path / "out"), "--plan"]
     told = (

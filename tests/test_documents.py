@@ -1,4 +1,6 @@
-"""Commands in the documents are commands that exist: each line of a job is parsed by that job's own parser, every file named is there."""
+"""Commands in the documents are commands that exist: each line of a job is parsed by that job's own parser,
+every file named is there.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,7 @@ def commands() -> list[tuple[str, str]]:
     return found
 
 
-def job(name: str) -> Any:  # noqa: ANN401 - a module
+def job(name: str) -> Any:
     spec = importlib.util.spec_from_file_location(f"resshift_documented_{name}", ROOT / "jobs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None

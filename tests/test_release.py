@@ -1,4 +1,6 @@
-"""What a release is made of: the wheel, by its list of files and in an environment of its own, and the licences of what it needs."""
+"""What a release is made of: the wheel, by its list of files and in an environment of its own, and the
+licences of what it needs.
+"""
 
 from __future__ import annotations
 
@@ -79,13 +81,16 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
 
 
 def test_the_installed_wheel_upscales_outside_the_repository(wheel: Path, tmp_path: Path) -> None:
-    """Unpacked into a folder of its own, first on the path of an interpreter that sees the dependencies and not the repository."""
+    """Unpacked into a folder of its own, first on the path of an interpreter that sees the dependencies and
+    not the repository.
+    """
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     code = (
         "import numpy as np, resshift\n"
         f"assert resshift.__file__.startswith({str(tmp_path)!r}), resshift.__file__\n"
-        "out = resshift.Upscaler.from_pretrained('tiny-x4', device='cpu')(np.zeros((16, 16, 3), np.uint8), seed=0)\n"
+        "out = resshift.Upscaler.from_pretrained('tiny-x4', device='cpu')(np.zeros((16, 16, 3), np.uint8), "
+        "seed=0)\n"
         "assert out.shape == (64, 64, 3) and out.dtype == np.uint8\n"
     )
     subprocess.run(

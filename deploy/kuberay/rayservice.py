@@ -1,10 +1,12 @@
-"""Make a RayService of the cluster in raycluster.yaml and a Serve configuration, so that neither is kept twice.
+"""Make a RayService of the cluster in raycluster.yaml and a Serve configuration, so that neither is kept
+twice.
 
     python -m serve --host 0.0.0.0 --print-config > service.yaml        # and args.keys of the endpoint: docs/operate.md
     python deploy/kuberay/rayservice.py service.yaml | kubectl apply -n resshift -f -
 
-The configuration is the file that `serve deploy` takes, with a host that probes reach (`serve/config.yaml` listens on loopback). KubeRay
-applies it itself, and on a change of the cluster starts a second one beside the first and moves traffic over when it is ready.
+The configuration is the file that `serve deploy` takes, with a host that probes reach (`serve/config.yaml`
+listens on loopback). KubeRay applies it itself, and on a change of the cluster starts a second one beside the
+first and moves traffic over when it is ready.
 """
 
 from __future__ import annotations
@@ -28,18 +30,21 @@ def rayservice(cluster: dict[str, Any], serve_config: str) -> dict[str, Any]:
         serve_config: text of a Serve configuration.
 
     Raises:
-        ValueError: Serve would not take the configuration (pydantic's ValidationError), or it listens where no probe comes.
+        ValueError: Serve would not take the configuration (pydantic's ValidationError), or it listens where
+            no probe comes.
     """
     config = ServeDeploySchema.model_validate(yaml.safe_load(serve_config))
     if config.http_options.host != "0.0.0.0":
         raise ValueError(
-            f"http_options.host must be 0.0.0.0 in a pod, got {config.http_options.host}: set API keys, the port is for everybody"
+            f"http_options.host must be 0.0.0.0 in a pod, got {config.http_options.host}: set API keys, the "
+            "port is for everybody"
         )
     return {
         "apiVersion": cluster["apiVersion"],
         "kind": "RayService",
         "metadata": {"name": cluster["metadata"]["name"]},
-        # No readiness probe at workers: KubeRay adds one that asks the Serve proxy of the pod, and a probe of ours would replace it.
+        # No readiness probe at workers: KubeRay adds one that asks the Serve proxy of the pod, and a probe of
+        # ours would replace it.
         "spec": {"serveConfigV2": serve_config, "rayClusterConfig": cluster["spec"]},
     }
 

@@ -1,0 +1,1 @@
+"""Upscale a folder or a bucket: selection, scheduling, replicas, storing, one ledger row for every input."""

@@ -1,9 +1,11 @@
 """The GPU stage: one small interface, and the engine that owns its replicas.
 
-An engine takes a work unit (decoded inputs in the object store) and gives back the stream of `Replica.upscale`: references that are the
-driver's own, so results outlive the replica that made them. `serve.engine` has the other engine, replicas of a Serve deployment.
+An engine takes a work unit (decoded inputs in the object store) and gives back the stream of
+`Replica.upscale`: references that are the driver's own, so results outlive the replica that made them.
+`serve.engine` has the other engine, replicas of a Serve deployment.
 
-Two units are in flight at a replica: one computes, the inputs of the next are there already and the results of the last are being stored.
+Two units are in flight at a replica: one computes, the inputs of the next are there already and the results
+of the last are being stored.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ class EngineOptions:
         num_threads: of the networks on a CPU.
         upscale_s: work has to wait that long before another replica is started.
         downscale_s: a replica has to be idle that long before it is ended.
-        ongoing: requests at a time at a replica of a Serve deployment; pictures of all of them share the calls of a GPU.
+        ongoing: requests at a time at a replica of a Serve deployment; pictures of all of them share the
+            calls of a GPU.
     """
 
     model: str
@@ -124,7 +127,7 @@ class ActorEngine:
             self._add()
         self._spawn(self._scale())
 
-    def _spawn(self, work: Any) -> None:  # noqa: ANN401 - a coroutine
+    def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

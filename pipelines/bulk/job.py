@@ -2,8 +2,9 @@
 
     listing -> Worklist -> BulkRun(engine) -> LedgerWriter, Progress -> report
 
-`run_job` is what `jobs/upscale.py` runs and what a program may run: it needs a Ray that is connected and an engine that is not started.
-`run_job_in_loop` is the same for a program that has an event loop, as the job keeper of `serve` does; `close_job` writes what is left.
+`run_job` is what `jobs/upscale.py` runs and what a program may run: it needs a Ray that is connected and an
+engine that is not started. `run_job_in_loop` is the same for a program that has an event loop, as the job
+keeper of `serve` does; `close_job` writes what is left.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ def entries(
 
 
 def engine_options(job: UpscaleOptions, replicas: tuple[int, int], settings: EngineSettings) -> EngineOptions:
-    """Return what replicas are started with on the connected cluster: a GPU each where there are any, else a share of a machine's cores."""
+    """Return what replicas are started with on the connected cluster: a GPU each where there are any, else a
+    share of a machine's cores.
+    """
     num_gpus = settings.num_gpus if settings.num_gpus is not None else float(has_gpus())
     return EngineOptions(
         model=job.model,
@@ -80,7 +83,9 @@ _LOOK_EVERY_S = 5.0  # for nodes that came or went
 
 
 def _capacity() -> dict[str, int]:
-    """Return `num_cpus` and `object_store_bytes` of a run: tasks for all CPUs that can be had, pictures for the memory that is there."""
+    """Return `num_cpus` and `object_store_bytes` of a run: tasks for all CPUs that can be had, pictures for
+    the memory that is there.
+    """
     resources = reachable()
     return {
         "num_cpus": int(resources.get("CPU", 1)),
@@ -89,7 +94,8 @@ def _capacity() -> dict[str, int]:
 
 
 def run_job(job: Job, worklist: Worklist, engine: Engine, progress: Progress) -> RunRecord:
-    """Run the job to its end. Rows of finished inputs are in the ledger when this returns or raises, Ctrl-C and SIGTERM included.
+    """Run the job to its end. Rows of finished inputs are in the ledger when this returns or raises, Ctrl-C
+    and SIGTERM included.
 
     Raises:
         EngineError: no replica can be started.
@@ -112,7 +118,9 @@ def close_job(job: Job, worklist: Worklist, price_per_hour: float | None = None)
 
 
 async def run_job_in_loop(job: Job, worklist: Worklist, engine: Engine, progress: Progress) -> RunRecord:
-    """As `run_job`, in a loop that runs. Cancelling it stops the job; what is done is in the ledger when that is through."""
+    """As `run_job`, in a loop that runs. Cancelling it stops the job; what is done is in the ledger when that
+    is through.
+    """
     target, options = job.stages.target, job.stages.target_s3
     run = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
     started = time.time()

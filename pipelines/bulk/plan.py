@@ -1,7 +1,9 @@
-"""What a bulk job would do: counts, bytes, megapixels from a sample of headers, hours and cost. Writes nothing.
+"""What a bulk job would do: counts, bytes, megapixels from a sample of headers, hours and cost. Writes
+nothing.
 
-The sample is drawn evenly from the whole listing (reservoir sampling, the same for the same listing), and 64 KB of each file are read: that
-holds the header of nearly everything; a file whose header lies further back is read whole.
+The sample is drawn evenly from the whole listing (reservoir sampling, the same for the same listing), and 64
+KB of each file are read: that holds the header of nearly everything; a file whose header lies further back is
+read whole.
 """
 
 from __future__ import annotations
@@ -118,7 +120,8 @@ def describe(
     """
     tally = worklist.tally
     yield (
-        f"{tally.listed} inputs, {tally.listed_bytes / 1e6:.1f} MB: {tally.pending} to do ({plan.pending_bytes / 1e6:.1f} MB), "
+        f"{tally.listed} inputs, {tally.listed_bytes / 1e6:.1f} MB: {tally.pending} to do "
+        f"({plan.pending_bytes / 1e6:.1f} MB), "
         f"{tally.done} done, {tally.refused} refused"
     )
     for item in plan.refused:
@@ -129,17 +132,26 @@ def describe(
         whole = plan.sampled >= plan.pending
         share = len(plan.unreadable) / plan.sampled
         about = "" if whole else f", about {round(share * plan.pending)} of all"
-        yield f"headers read: {plan.sampled}{' (all)' if whole else ''}, unreadable: {len(plan.unreadable)}{about}"
+        yield (
+            f"headers read: {plan.sampled}{' (all)' if whole else ''}, unreadable: "
+            f"{len(plan.unreadable)}{about}"
+        )
         for key, reason, message in plan.unreadable[:_MAX_SHOWN]:
             yield f"  {key}: {reason}: {message[:160]}"
     if plan.megapixels is None:
         return
     spread = f" (± {100 * plan.megapixels_error:.0f} %)" if plan.megapixels_error else ""
-    yield f"megapixels: {plan.megapixels:.1f} of input{spread}, {plan.megapixels * worklist.scale**2:.1f} of output"
+    yield (
+        f"megapixels: {plan.megapixels:.1f} of input{spread}, {plan.megapixels * worklist.scale**2:.1f} of "
+        "output"
+    )
     if mp_per_s is None:
         yield "time: unknown until some pictures are done here; then --plan tells it from the ledger"
         return
     hours = plan.megapixels / mp_per_s / replicas / 3600
-    yield f"time: {hours:.2f} h with {replicas} replicas at {mp_per_s:.3g} MP/s each, {hours * replicas:.2f} replica hours"
+    yield (
+        f"time: {hours:.2f} h with {replicas} replicas at {mp_per_s:.3g} MP/s each, {hours * replicas:.2f} "
+        "replica hours"
+    )
     if price_per_hour is not None:
         yield f"cost: {hours * replicas * price_per_hour:.2f} at {price_per_hour:g} per replica and hour"

@@ -1,9 +1,10 @@
-"""How a bulk job is doing: a live line on a terminal, JSON lines elsewhere, and Prometheus metrics through Ray.
+"""How a bulk job is doing: a live line on a terminal, JSON lines elsewhere, and Prometheus metrics through
+Ray.
 
     {"time": 1764028800.0, "done": 1200, "failed": 3, "skipped": 0, "listed": 5000, "is_listed": false, "pictures_per_s": 14.2, ...}
 
-Metrics (exported by every Ray node): `ray_resshift_bulk_pictures_total{status,reason}`, `ray_resshift_bulk_megapixels_total`,
-`ray_resshift_bulk_replicas`, `ray_resshift_bulk_pending`.
+Metrics (exported by every Ray node): `ray_resshift_bulk_pictures_total{status,reason}`,
+`ray_resshift_bulk_megapixels_total`, `ray_resshift_bulk_replicas`, `ray_resshift_bulk_pending`.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class Progress:
 
     Args:
         tally: of the listing, shared with the `Worklist`.
-        out: where to, standard error when None; a terminal gets a live line, anything else a JSON line every `every_s`.
+        out: where to, standard error when None; a terminal gets a live line, anything else a JSON line every
+            `every_s`.
         every_s: between two JSON lines.
     """
 
@@ -144,5 +146,6 @@ def line(state: dict[str, Any]) -> str:
     )
     return (
         f"{state['done']}{of} done  {state['failed']} failed  {state['skipped']} skipped  "
-        f"{state['pictures_per_s']:.1f} img/s  {state['megapixels_per_s']:.2f} MP/s  {state['replicas']} replicas{eta}"
+        f"{state['pictures_per_s']:.1f} img/s  {state['megapixels_per_s']:.2f} MP/s  {state['replicas']} "
+        f"replicas{eta}"
     )

@@ -1,4 +1,6 @@
-"""A bulk job as it is asked for on the command line: everything checked before any work, one line for what is wrong."""
+"""A bulk job as it is asked for on the command line: everything checked before any work, one line for what is
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ def check_places(options: argparse.Namespace) -> None:
     """Refuse a DST inside SRC."""
     if storage.is_inside(options.target, options.source):
         raise UsageError(
-            f"DST ({options.target}) lies inside SRC ({options.source}): outputs would become inputs of the next run"
+            f"DST ({options.target}) lies inside SRC ({options.source}): outputs would become inputs of the "
+            "next run"
         )
 
 
@@ -132,7 +135,9 @@ def remaining_work(
     job: Job,
     again: Collection[str] = (),
 ) -> Worklist:
-    """Return the inputs minus the ledger, which is read here; the keys in `again` are not done, whatever it says."""
+    """Return the inputs minus the ledger, which is read here; the keys in `again` are not done, whatever it
+    says.
+    """
     known = ledger.load_known(
         options.target, retry_failed=options.retry_failed, again=again, s3_options=settings.target
     )

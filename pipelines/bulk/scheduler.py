@@ -1,12 +1,15 @@
-"""The bulk job: listing -> fetch and decode (CPU) -> upscale (engine) -> encode and put (CPU) -> ledger, all at once.
+"""The bulk job: listing -> fetch and decode (CPU) -> upscale (engine) -> encode and put (CPU) -> ledger, all
+at once.
 
-A pull scheduler over Ray tasks and an engine, in one asyncio loop of the driver. Only references and rows pass through the driver; pictures
-stay in the object store, within a budget of bytes. Each stage takes what it can work on: CPU tasks scale with the cluster, replicas with
-the engine, and the listing is read as fast as work is done.
+A pull scheduler over Ray tasks and an engine, in one asyncio loop of the driver. Only references and rows
+pass through the driver; pictures stay in the object store, within a budget of bytes. Each stage takes what it
+can work on: CPU tasks scale with the cluster, replicas with the engine, and the listing is read as fast as
+work is done.
 
-Nothing lost, nothing twice: every input leaves through `_finish`, once. A worker or replica that ends takes its unit's unfinished items
-back to the queue. Whoever it was at is a suspect: it is tried alone, and after `max_deaths` workers that ended with it alone it is a row
-with reason killed_worker. Its neighbours are never charged.
+Nothing lost, nothing twice: every input leaves through `_finish`, once. A worker or replica that ends takes
+its unit's unfinished items back to the queue. Whoever it was at is a suspect: it is tried alone, and after
+`max_deaths` workers that ended with it alone it is a row with reason killed_worker. Its neighbours are never
+charged.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ from pipelines.bulk.worker import ReplicaOptions, Started, Upscaled
 from resshift.images.animation import Frames
 
 _HAND_ON_S = 5.0  # results of a unit are stored that often, and at its end
-_MAX_ATTEMPTS = 20  # of one item, whatever cut them off: a cluster that loses everything for ever must not be fed for ever
+# Of one item, whatever cut them off: a cluster that loses everything for ever must not be fed for ever.
+_MAX_ATTEMPTS = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +42,8 @@ class BulkOptions:
     """How the work is cut and how much of it is under way; nothing of it changes an output.
 
     Fields:
-        unit_pictures, unit_megapixels: a unit for a replica is full with so many inputs, or so many megapixels of input.
+        unit_pictures, unit_megapixels: a unit for a replica is full with so many inputs, or so many
+            megapixels of input.
         fetch_pictures: inputs of one fetch task.
         in_flight_mb: of pictures in the object store; None: 40 % of the cluster's store.
         max_deaths: so many workers may end while they have an input alone.
@@ -56,7 +61,8 @@ class BulkOptions:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.unit_megapixels <= 0 or (self.in_flight_mb is not None and self.in_flight_mb <= 0):
             raise ValueError(
-                f"unit_megapixels and in_flight_mb must be positive, got {self.unit_megapixels} and {self.in_flight_mb}"
+                f"unit_megapixels and in_flight_mb must be positive, got {self.unit_megapixels} and "
+                f"{self.in_flight_mb}"
             )
 
 
@@ -73,7 +79,9 @@ class _Ready:
 
 @dataclass(slots=True)
 class ReplicaTime:
-    """How a replica spent its time: wall clock from its first unit to its last result, and seconds in the model."""
+    """How a replica spent its time: wall clock from its first unit to its last result, and seconds in the
+    model.
+    """
 
     first: float
     last: float = 0.0
@@ -268,7 +276,8 @@ class BulkRun:
             ):
                 items.append(self._queue.popleft())
             self._num_preparing += len(items)
-            # What a file will take in memory is known when it is decoded; until then, twelve bytes for each of its own.
+            # What a file will take in memory is known when it is decoded; until then, twelve bytes for each
+            # of its own.
             reserved = min(sum(int(12 * item.size * self._growth) for item in items), self.budget.limit)
             await self.budget.reserve(reserved)
             self._spawn(self._prepare(items, reserved))
@@ -298,7 +307,9 @@ class BulkRun:
     # Upscale.
 
     def _has_unit(self) -> bool:
-        """Whether a unit can be sent: a full one, or what there is when nothing more comes or a replica has nothing to do."""
+        """Whether a unit can be sent: a full one, or what there is when nothing more comes or a replica has
+        nothing to do.
+        """
         if not self._ready:
             return False
         full = len(self._ready) >= self.options.unit_pictures
@@ -364,7 +375,8 @@ class BulkRun:
                         raise
                     times.busy, times.last = times.busy + upscaled.seconds, upscaled.at
                     answered.append((entry, upscaled, result))
-                    # Slow pictures do not wait for their unit: what is stored is not done again after a kill, and progress is seen.
+                    # Slow pictures do not wait for their unit: what is stored is not done again after a kill,
+                    # and progress is seen.
                     if time.monotonic() - handed_on_at > _HAND_ON_S:
                         await self._hand_on(answered[num_handed_on:])
                         num_handed_on, handed_on_at = len(answered), time.monotonic()
@@ -433,7 +445,8 @@ class BulkRun:
         if isinstance(error, RayTaskError) and not isinstance(cause, RayError):
             raise error
         is_alone = len(items) == 1 if alone is None else alone
-        # Losing a node takes objects with it; that says nothing about a picture. Nor does a machine that was taken back.
+        # Losing a node takes objects with it; that says nothing about a picture. Nor does a machine that was
+        # taken back.
         is_charged = not isinstance(cause, ObjectLostError) and not getattr(cause, "preempted", False)
         suspected = {item.key for item in suspects} if is_charged else set[str]()
         for item in items:
@@ -442,7 +455,10 @@ class BulkRun:
                 again = replace(again, is_suspect=True, deaths=item.deaths + (1 if is_alone else 0))
             if again.deaths >= self.options.max_deaths or again.attempts >= _MAX_ATTEMPTS:
                 told = " ".join(str(cause).split())[:300]
-                message = f"{again.deaths} workers ended while they had this input alone, {again.attempts} attempts in all: {told}"
+                message = (
+                    f"{again.deaths} workers ended while they had this input alone, {again.attempts} "
+                    f"attempts in all: {told}"
+                )
                 self._finish(
                     item.row(
                         "failed", reason="killed_worker", message=message, model=self.stages.job.identity

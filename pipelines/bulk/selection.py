@@ -1,8 +1,10 @@
-"""Which objects are inputs, and which of them still need work: the listing, filtered, minus the ledger, without holding it.
+"""Which objects are inputs, and which of them still need work: the listing, filtered, minus the ledger,
+without holding it.
 
     listing -> selected -> (done? name taken? unreadable?) -> Item | refused row
 
-Everything streams in batches: memory is a few bytes a key (`pipelines.ledger.digests`), and the first batch is out after the first page.
+Everything streams in batches: memory is a few bytes a key (`pipelines.ledger.digests`), and the first batch
+is out after the first page.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ class Selection:
     """Which objects below SRC are inputs. What is not selected gets no row.
 
     Fields:
-        include: globs; an object must match one when there are any. `*` spans `/`. A glob without `/` is for the last part of the key.
+        include: globs; an object must match one when there are any. `*` spans `/`. A glob without `/` is for
+            the last part of the key.
         exclude: globs that win over `include`.
         min_bytes, max_bytes: of the object.
     """
@@ -127,7 +130,7 @@ class Item:
     deaths: int = 0
     is_suspect: bool = False
 
-    def row(self, status: ledger.Status, **values: Any) -> dict[str, Any]:  # noqa: ANN401 - column values
+    def row(self, status: ledger.Status, **values: Any) -> dict[str, Any]:
         """Return a ledger row of this item."""
         common = {"size": self.size, "output": self.output, "attempts": self.attempts + 1}
         return ledger.row(self.key, self.etag, status, **common | values)
@@ -151,8 +154,8 @@ class Tally:
 class Worklist:
     """Divide a listing into work and refusals.
 
-    An output name belongs to the input that has written it, else to the first in listing order; others that map to it are refused with
-    reason name_collision, before any work is done for them.
+    An output name belongs to the input that has written it, else to the first in listing order; others that
+    map to it are refused with reason name_collision, before any work is done for them.
 
     Args:
         entries: the listing, selected.
@@ -174,14 +177,18 @@ class Worklist:
         self._entries = iter(self.entries)
 
     def batches(self) -> Iterator[Batch]:
-        """Yield (items to do, rows of refused inputs) for a few hundred entries at a time; what was read ahead first."""
+        """Yield (items to do, rows of refused inputs) for a few hundred entries at a time; what was read
+        ahead first.
+        """
         while self._ahead:
             yield self._ahead.popleft()
         while batch := list(itertools.islice(self._entries, _BATCH)):
             yield self._divide(batch)
 
     def has_work(self) -> bool:
-        """Read ahead to the first input that is to be done; False when the listing has none. A job without work needs no cluster."""
+        """Read ahead to the first input that is to be done; False when the listing has none. A job without
+        work needs no cluster.
+        """
         while batch := list(itertools.islice(self._entries, _BATCH)):
             items, refused = self._divide(batch)
             if items or refused:
@@ -216,7 +223,10 @@ class Worklist:
                 refused.append(self._refused(entry, keys[i], _reason(why), why))
             elif not has_name[i]:
                 first = self._recent.get(outputs[i], "another input")
-                message = f"{first} is written to {outputs[i]} already; --name '{{dir}}/{{name}}.{{ext}}' would keep them apart"
+                message = (
+                    f"{first} is written to {outputs[i]} already; --name '{{dir}}/{{name}}.{{ext}}' would "
+                    "keep them apart"
+                )
                 refused.append(self._refused(entry, keys[i], "name_collision", message))
             else:
                 items.append(Item(keys[i], entry.uri, entry.etag, entry.size_bytes, outputs[i]))
@@ -227,7 +237,9 @@ class Worklist:
         return items, refused
 
     def _names(self, keys: Sequence[str]) -> tuple[list[str], dict[int, str]]:
-        """Return the output of every key, and why some have none: an object may be called "../x", an output may not."""
+        """Return the output of every key, and why some have none: an object may be called "../x", an output
+        may not.
+        """
         outputs: list[str] = []
         unnameable: dict[int, str] = {}
         for i, key in enumerate(keys):

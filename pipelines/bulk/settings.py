@@ -33,7 +33,8 @@ class OutputSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
 class LimitSettings:
-    """What an input may be and take; an input beyond is a failed row, and may be retried after a limit was raised.
+    """What an input may be and take; an input beyond is a failed row, and may be retried after a limit was
+    raised.
 
     Fields:
         max_side_px, max_bytes, max_frames: checked on the header, as --max-megapixels is.
@@ -55,7 +56,8 @@ class LimitSettings:
                 raise ValueError(f"limits.{name} must be at least 1, got {getattr(self, name)}")
         if self.seconds <= 0 or (self.memory_mb is not None and self.memory_mb < 16):
             raise ValueError(
-                f"limits.seconds must be positive and memory_mb at least 16, got {self.seconds} and {self.memory_mb}"
+                f"limits.seconds must be positive and memory_mb at least 16, got {self.seconds} and "
+                f"{self.memory_mb}"
             )
 
 
@@ -101,7 +103,8 @@ class EngineSettings:
     Fields:
         num_gpus: of a replica; null: one where the cluster has any.
         num_cpus: of a replica.
-        upscale_s, downscale_s: how long work has to wait, or a replica to be idle, before their number changes.
+        upscale_s, downscale_s: how long work has to wait, or a replica to be idle, before their number
+            changes.
     """
 
     num_gpus: float | None = None

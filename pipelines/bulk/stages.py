@@ -1,8 +1,10 @@
-"""The CPU ends of the bulk job as plain functions: bytes -> frames, frames -> object. Nothing here knows Ray, and nothing imports torch.
+"""The CPU ends of the bulk job as plain functions: bytes -> frames, frames -> object. Nothing here knows Ray,
+and nothing imports torch.
 
-`prepare` fetches, checks and decodes the inputs of a unit; `store` encodes and writes results. Whatever is wrong with an input is caught
-where it shows and becomes the status, reason and message of its row; it never stops the job or drops a neighbour. Outputs are single
-atomic writes under a name that depends on the input's key alone, so work done twice after a crash gives the same bytes in the same place.
+`prepare` fetches, checks and decodes the inputs of a unit; `store` encodes and writes results. Whatever is
+wrong with an input is caught where it shows and becomes the status, reason and message of its row; it never
+stops the job or drops a neighbour. Outputs are single atomic writes under a name that depends on the input's
+key alone, so work done twice after a crash gives the same bytes in the same place.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ _MAX_RESULT_BYTES = 8 << 30
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UpscaleOptions:
-    """What decides the bytes of the outputs and their names; stored in job.json, and a resumed job must have the same.
+    """What decides the bytes of the outputs and their names; stored in job.json, and a resumed job must have
+    the same.
 
     `name` is a template, see `naming.output_key`.
     """
@@ -70,8 +73,8 @@ class StageOptions:
         job: what is made.
         target: DST.
         limits: of the decoder.
-        if_exists: what to do with an output that is there without a row: leave it, leave it when it decodes and has the right size, or
-            write it again.
+        if_exists: what to do with an output that is there without a row: leave it, leave it when it decodes
+            and has the right size, or write it again.
         source_s3, target_s3: how the buckets are reached.
     """
 
@@ -93,7 +96,8 @@ def prepare(items: Sequence[Item], options: StageOptions) -> tuple[list[Row], li
     """Fetch and decode the inputs of a unit.
 
     Returns:
-        For each item its row so far, and its frames; a row that is not "ok" is final, and its frames are empty.
+        For each item its row so far, and its frames; a row that is not "ok" is final, and its frames are
+        empty.
     """
     with ThreadPoolExecutor(min(_THREADS, len(items))) as pool:
         fetched = list(pool.map(lambda item: _fetch(item, options), items))
@@ -176,11 +180,15 @@ def _decode(item: Item, row: Row, data: bytes, options: StageOptions) -> tuple[R
     else:
         raise AssertionError("unreachable")
     first = frames.pictures[0]
-    # Sizes after the EXIF orientation; seconds are those spent on this picture, without waiting between stages.
+    # Sizes after the EXIF orientation; seconds are those spent on this picture, without waiting between
+    # stages.
     row = row | {"width_in": first.width, "height_in": first.height, "frames": len(frames.pictures)}
     grown = frames.num_bytes * max(options.job.scale, 1) ** 2
     if grown > _MAX_RESULT_BYTES:
-        message = f"the result would take {grown / 1e9:.1f} GB, at most {_MAX_RESULT_BYTES / 1e9:.1f} GB are allowed"
+        message = (
+            f"the result would take {grown / 1e9:.1f} GB, at most {_MAX_RESULT_BYTES / 1e9:.1f} GB are "
+            "allowed"
+        )
         return _failed(row, "too_large", message), Frames(())
     return row | {"seconds": (row["seconds"] or 0.0) + time.monotonic() - started}, frames
 
@@ -214,14 +222,19 @@ def _store(row: Row, frames: Frames, options: StageOptions) -> Row:
 
 
 def verify_row(row: Row, root: str, s3_options: S3Options = s3.DEFAULT) -> str | None:
-    """Re-read the output of a row: it decodes, has the recorded size and sha256. Return what is wrong, None when nothing is."""
+    """Re-read the output of a row: it decodes, has the recorded size and sha256. Return what is wrong, None
+    when nothing is.
+    """
     try:
         data = storage.read_bytes(storage.join(root, row["output"]), options=s3_options)
         if row["sha256_out"] and hashlib.sha256(data).hexdigest() != row["sha256_out"]:
             return f"corrupt: {row['output']}: sha256 differs from the ledger"
         pictures = decode_frames(data, ImageLimits(max_pixels=2**31, max_side_px=2**31), "first").pictures
     except StorageError as error:
-        return f"{'missing' if error.reason is StorageReason.MISSING else 'unreadable'}: {row['output']}: {error.detail}"
+        return (
+            f"{'missing' if error.reason is StorageReason.MISSING else 'unreadable'}: {row['output']}: "
+            f"{error.detail}"
+        )
     except ImageError as error:
         return f"corrupt: {row['output']}: {error}"
     found, recorded = (pictures[0].width, pictures[0].height), (row["width_out"], row["height_out"])

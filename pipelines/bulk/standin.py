@@ -3,8 +3,8 @@
     python jobs/upscale.py SRC DST --model nearest-x4            every pixel four times in each direction
     python jobs/upscale.py SRC DST --model nearest-x4@0.5        and half a second a megapixel of input, slept, not computed
 
-The output is known pixel by pixel, so a lost, mixed-up or damaged picture cannot go unseen. The time is slept on purpose: it stands for an
-accelerator that is busy while the CPUs are free.
+The output is known pixel by pixel, so a lost, mixed-up or damaged picture cannot go unseen. The time is slept
+on purpose: it stands for an accelerator that is busy while the CPUs are free.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """A replica: one model in one process, which upscales work units. Both engines run this class.
 
-A unit is answered picture by picture, so that what is done survives the replica and a death is charged to the picture it was at:
+A unit is answered picture by picture, so that what is done survives the replica and a death is charged to the
+picture it was at:
 
     Started, then for every input: Frames (large, stays in the object store), Upscaled (small, for the driver)
 
 `Frames` come before the `Upscaled` that announces them: who has the announcement has the pixels.
 
-Pictures of all units at a replica share the calls of its networks (`resshift.tiles.batching`), which run in one thread.
+Pictures of all units at a replica share the calls of its networks (`resshift.tiles.batching`), which run in
+one thread.
 """
 
 from __future__ import annotations
@@ -59,7 +61,9 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What a job must know of a model before it is loaded: `steps` of its chain; `has_one_scale`: no other `outscale` can be asked for."""
+    """What a job must know of a model before it is loaded: `steps` of its chain; `has_one_scale`: no other
+    `outscale` can be asked for.
+    """
 
     name: str
     identity: str
@@ -157,8 +161,8 @@ class Upscaled:
 class Replica:
     """Loads the model once, then upscales unit after unit.
 
-    Several units may be handed over at a time: results of one are being stored while another is computed, and small pictures of all of them
-    go through the networks together.
+    Several units may be handed over at a time: results of one are being stored while another is computed, and
+    small pictures of all of them go through the networks together.
 
     Args:
         model: name or path.
@@ -171,19 +175,23 @@ class Replica:
 
         from resshift.tiles.batching import MOST_OPEN, Batcher
 
-        # A power of two: other numbers cut maps where vectors end in the middle, and the remainders are rounded differently.
+        # A power of two: other numbers cut maps where vectors end in the middle, and the remainders are
+        # rounded differently.
         torch.set_num_threads(1 << (num_threads.bit_length() - 1))
         keep_freed_pages()
         self.model = load_model(model)
         if identity and self.model.identity != identity:
             raise RuntimeError(f"this node has another {model}: {self.model.identity} instead of {identity}")
         self._batcher = Batcher()
-        # So many pictures of a unit are in line at a time. Without shared calls it is one: a death is charged to the picture it was at.
+        # So many pictures of a unit are in line at a time. Without shared calls it is one: a death is charged
+        # to the picture it was at.
         self._ahead = MOST_OPEN if self.model.shares_calls else 1
         threading.Thread(target=self._compute, name="model", daemon=True).start()
 
     def _compute(self) -> None:
-        """Serve the batcher. What ends it ends the process: a replica without this thread would take work and never answer."""
+        """Serve the batcher. What ends it ends the process: a replica without this thread would take work and
+        never answer.
+        """
         try:
             self._batcher.serve()
         except BaseException:
@@ -205,8 +213,8 @@ class Replica:
 
         Args:
             options: of the job.
-            keys: of the inputs; the noise of a picture depends on its key. An empty one stands for a picture without a name: its noise is
-                that of the seed alone, as in a call of `Upscaler`.
+            keys: of the inputs; the noise of a picture depends on its key. An empty one stands for a picture
+                without a name: its noise is that of the seed alone, as in a call of `Upscaler`.
             inputs: decoded.
             is_wanted: asked before the model begins with a picture; once it is not, the unit ends.
         """

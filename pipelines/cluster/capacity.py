@@ -1,9 +1,11 @@
-"""What a cluster can compute with: the nodes that run, and those that its autoscaler would start for the asking.
+"""What a cluster can compute with: the nodes that run, and those that its autoscaler would start for the
+asking.
 
-Ray 2.60 tells a driver of nodes that run and of no others: the cluster configuration that its state API would return is never written by
-the open-source autoscaler. The first job on a cluster that has scaled to nothing would see no GPU and no CPU. So a cluster that grows says
-on labels of a node what it grows to, usually of the head, which is always there: `labels: { max-cpus: "480", max-gpus: "12" }` in
-cluster.yaml and deploy/kuberay. Without the labels, what runs is what there is.
+Ray 2.60 tells a driver of nodes that run and of no others: the cluster configuration that its state API would
+return is never written by the open-source autoscaler. The first job on a cluster that has scaled to nothing
+would see no GPU and no CPU. So a cluster that grows says on labels of a node what it grows to, usually of the
+head, which is always there: `labels: { max-cpus: "480", max-gpus: "12" }` in cluster.yaml and deploy/kuberay.
+Without the labels, what runs is what there is.
 """
 
 from __future__ import annotations
@@ -27,14 +29,16 @@ def promised() -> dict[str, float]:
                 continue
             if not labels[label].isdecimal():
                 raise ValueError(
-                    f"label {label} of node {node['NodeID'][:8]} must be a whole number, got {labels[label]!r}"
+                    f"label {label} of node {node['NodeID'][:8]} must be a whole number, got "
+                    f"{labels[label]!r}"
                 )
             found[name] = max(found.get(name, 0.0), float(labels[label]))
     return found
 
 
 def reachable() -> dict[str, float]:
-    """Return the logical resources of the connected cluster by name: of its nodes, or what is promised where that is more.
+    """Return the logical resources of the connected cluster by name: of its nodes, or what is promised where
+    that is more.
 
     Raises:
         ValueError: as `promised`.

@@ -1,4 +1,6 @@
-"""Progress of work whose amount is known: done, rate and the time that is left; a live line on a terminal, log lines elsewhere."""
+"""Progress of work whose amount is known: done, rate and the time that is left; a live line on a terminal,
+log lines elsewhere.
+"""
 
 from __future__ import annotations
 

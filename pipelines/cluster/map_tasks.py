@@ -17,7 +17,9 @@ R = TypeVar("R")
 
 
 class _Work(Datasource):
-    """One read task for each piece of work. The pieces travel with their task and not, all together, with every task."""
+    """One read task for each piece of work. The pieces travel with their task and not, all together, with
+    every task.
+    """
 
     def __init__(self, tasks: Sequence[ReadTask]) -> None:
         super().__init__()
@@ -38,7 +40,8 @@ class _Work(Datasource):
 
 
 def results(function: Callable[[T], R], inputs: Sequence[T], *, in_order: bool = False) -> Iterator[R]:
-    """Call `function` with every input, each in a task of one CPU, and yield what it returns; results are small.
+    """Call `function` with every input, each in a task of one CPU, and yield what it returns; results are
+    small.
 
     Args:
         function: importable; what it raises ends the run.

@@ -14,9 +14,11 @@ T = TypeVar("T")
 
 
 def retried(access: Callable[[], T], *, attempts: int = 7, first_wait_s: float = 0.5) -> T:
-    """Run an access again while the store is `unavailable`, waiting twice as long each time (31.5 s in all by default).
+    """Run an access again while the store is `unavailable`, waiting twice as long each time (31.5 s in all by
+    default).
 
-    `resshift.storage` repeats single requests within seconds; this is for outages and throttling that last longer.
+    `resshift.storage` repeats single requests within seconds; this is for outages and throttling that last
+    longer.
 
     Raises:
         StorageError: any other reason at once, `unavailable` after the last attempt.

@@ -1,7 +1,8 @@
-"""The doctor's questions about a bucket or folder: list, put, get, delete, and whether the store's clock is ours.
+"""The doctor's questions about a bucket or folder: list, put, get, delete, and whether the store's clock is
+ours.
 
-Everything goes through `resshift.storage`, with the options that a job would use. Objects are written below URI/_resshift-doctor/ only,
-and deleted again.
+Everything goes through `resshift.storage`, with the options that a job would use. Objects are written below
+URI/_resshift-doctor/ only, and deleted again.
 """
 
 from __future__ import annotations

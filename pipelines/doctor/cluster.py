@@ -1,7 +1,7 @@
 """The doctor's questions about Ray: which cluster, may we, which ports, and how its nodes are.
 
-Only `node_checks` joins the cluster from this process. `ray_checks` asks in a process of its own, because a `ray.init` that finds nobody
-waits for long, and one that was refused leaves a half-connected process behind.
+Only `node_checks` joins the cluster from this process. `ray_checks` asks in a process of its own, because a
+`ray.init` that finds nobody waits for long, and one that was refused leaves a half-connected process behind.
 """
 
 from __future__ import annotations
@@ -161,7 +161,10 @@ def check_cluster(environment: Mapping[str, str], timeout_s: float = 60) -> Chec
             (line for line in reversed(asked.stderr.splitlines()) if line.strip()),
             f"exit code {asked.returncode}",
         )
-        remedy = "versions of Ray and Python must be the cluster's; the token must be its token: ~/.ray/auth_token of the head"
+        remedy = (
+            "versions of Ray and Python must be the cluster's; the token must be its token: "
+            "~/.ray/auth_token of the head"
+        )
         return fail("cluster", " ".join(said.split())[:300], remedy)
     told = json.loads(asked.stdout.splitlines()[-1])
     have = told["resources"]
@@ -170,7 +173,8 @@ def check_cluster(environment: Mapping[str, str], timeout_s: float = 60) -> Chec
         return warn(
             "cluster",
             found,
-            "no node does any work yet: the autoscaler starts some when a job asks; `ray status` says if it cannot",
+            "no node does any work yet: the autoscaler starts some when a job asks; `ray status` says if it "
+            "cannot",
         )
     return ok("cluster", found)
 
@@ -191,7 +195,9 @@ def ray_checks(environment: Mapping[str, str]) -> Iterator[Check]:
 
 
 def node_checks(lock: str | None) -> Iterator[Check]:
-    """Ask every node of the cluster about itself, all at a time; needs a connected process (`connect_to_ray`)."""
+    """Ask every node of the cluster about itself, all at a time; needs a connected process
+    (`connect_to_ray`).
+    """
     import ray
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -223,7 +229,9 @@ def _on_node(lock: str | None) -> list[Check]:
 
 
 def _ray_environment(environment: Mapping[str, str]) -> Check:
-    """What the workers of a node inherit for S3: an endpoint that only the driver has is the commonest surprise."""
+    """What the workers of a node inherit for S3: an endpoint that only the driver has is the commonest
+    surprise.
+    """
     named = [
         f"{name}={environment[name]}"
         for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_PROFILE")

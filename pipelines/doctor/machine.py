@@ -1,7 +1,8 @@
 """Is this machine fit for the work? One line a question: ok, warn or fail, and what to do about it.
 
-Each check is a function of what was read, so that every answer has a test; `machine_checks` does the reading. Ray is asked in
-`pipelines.doctor.cluster`, buckets in `pipelines.doctor.bucket`. Nothing is changed but scratch objects, which are deleted again.
+Each check is a function of what was read, so that every answer has a test; `machine_checks` does the reading.
+Ray is asked in `pipelines.doctor.cluster`, buckets in `pipelines.doctor.bucket`. Nothing is changed but
+scratch objects, which are deleted again.
 """
 
 from __future__ import annotations
@@ -128,7 +129,9 @@ def installed_versions() -> dict[str, str]:
 
 
 def check_versions(pins: Mapping[str, str], installed: Mapping[str, str]) -> Iterator[Check]:
-    """Installed packages beside the lock; the local part of a version ("+cu132") says which build it is and does not count."""
+    """Installed packages beside the lock; the local part of a version ("+cu132") says which build it is and
+    does not count.
+    """
     missing = [name for name in pins if name not in installed]
     other = [
         f"{name} {installed[name]} (lock: {pin})"
@@ -209,7 +212,8 @@ def check_disk(path: str, free_bytes: int, total_bytes: int) -> Check:
         return fail(
             "disk",
             found,
-            "Ray refuses objects on a disk that is 95 % full: free some, or start it with --temp-dir on another disk",
+            "Ray refuses objects on a disk that is 95 % full: free some, or start it with --temp-dir on "
+            "another disk",
         )
     if free_bytes < 20 * GIB:
         return warn(
@@ -233,7 +237,8 @@ def check_shared_memory(total_bytes: int, memory_bytes: int) -> Check:
         return warn(
             "shared memory",
             found,
-            "Ray's object store takes 30 % of the memory: enlarge /dev/shm or start Ray with --object-store-memory",
+            "Ray's object store takes 30 % of the memory: enlarge /dev/shm or start Ray with "
+            "--object-store-memory",
         )
     return ok("shared memory", found)
 

@@ -1,0 +1,1 @@
+"""Figures of a model on test sets, and the pages that show them."""

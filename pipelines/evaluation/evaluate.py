@@ -1,8 +1,10 @@
-"""How good a model is: upscale low-quality pictures on Ray, beside bicubic upsampling and perhaps another model, and measure each result.
+"""How good a model is: upscale low-quality pictures on Ray, beside bicubic upsampling and perhaps another
+model, and measure each result.
 
-The bicubic baseline is MATLAB's imresize of the 8-bit picture, clipped and rounded. Figures are those of `pipelines.evaluation.figures`. A record of a
-picture is a function of its bytes, the models and the options: every replica computes on one CPU thread, so its numbers do not depend on
-how many there are, or on one of them being lost on the way.
+The bicubic baseline is MATLAB's imresize of the 8-bit picture, clipped and rounded. Figures are those of
+`pipelines.evaluation.figures`. A record of a picture is a function of its bytes, the models and the options:
+every replica computes on one CPU thread, so its numbers do not depend on how many there are, or on one of
+them being lost on the way.
 """
 
 from __future__ import annotations
@@ -115,7 +117,8 @@ def pair_up(lq_root: str, gt_root: str | None) -> list[Pair]:
     """Match pictures of two trees by their path without extension.
 
     Raises:
-        ValueError: nothing to evaluate, a picture without its truth, or two with the same name; the message names them.
+        ValueError: nothing to evaluate, a picture without its truth, or two with the same name; the message
+            names them.
     """
     lq = _by_stem(lq_root)
     if not lq:
@@ -150,7 +153,9 @@ def rgb_u8(picture: Picture) -> Image:
 
 
 def bicubic_resized(rgb: Image, scale: float) -> Image:
-    """MATLAB's imresize of an 8-bit picture, clipped and rounded: (H, W, 3) uint8 -> (H scale, W scale, 3) uint8."""
+    """MATLAB's imresize of an 8-bit picture, clipped and rounded: (H, W, 3) uint8 -> (H scale, W scale, 3)
+    uint8.
+    """
     resized = imresize(rgb.astype(np.float64), scale)
     return (resized.clip(0, 255) + 0.5).astype(np.uint8)
 
@@ -188,7 +193,8 @@ class EvaluateStage:
             record |= {"status": "failed", "reason": "size_mismatch", "message": str(error)}
             return {"record": json.dumps(record)} | empty
         except Exception:
-            # The boundary of the stage: one picture must not end the report. The traceback is kept in the row.
+            # The boundary of the stage: one picture must not end the report. The traceback is kept in the
+            # row.
             record |= {
                 "status": "failed",
                 "reason": "evaluate_error",
@@ -222,7 +228,9 @@ class EvaluateStage:
 
 
 def default_replicas(num_pairs: int) -> int:
-    """Return how many replicas the connected cluster has room for: one a GPU, or one a CPU of this machine up to eight."""
+    """Return how many replicas the connected cluster has room for: one a GPU, or one a CPU of this machine up
+    to eight.
+    """
     gpus = int(reachable().get("GPU", 0))
     return max(1, min(num_pairs, gpus or min(os.cpu_count() or 1, _MOST_REPLICAS_ON_CPUS)))
 

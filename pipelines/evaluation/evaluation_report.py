@@ -52,7 +52,10 @@ def write(
     versions = {name: value for name, value in facts["versions"].items() if name in ("resshift", "torch")}
     page = comparison_page(
         title=f"{names['ours']} on {', '.join(sets)}",
-        lead=f"{num_ok} pictures, upscaled {model['scale']}x. Bicubic is MATLAB's imresize. Intervals: 95 %, by bootstrap over pictures.",
+        lead=(
+            f"{num_ok} pictures, upscaled {model['scale']}x. Bicubic is MATLAB's imresize. Intervals: 95 %, "
+            "by bootstrap over pictures."
+        ),
         cards=cards,
         summary=table if len(table) > 1 else (),
         histograms=results.histograms(ordered, names),

@@ -1,8 +1,9 @@
 """What is measured of a picture: against the truth where there is one, and by itself.
 
-PSNR and SSIM are those of `resshift.metrics.psnr_ssim`, on 8-bit pictures; LPIPS is measured with the trunk that the caller names, and values of
-different trunks cannot be compared. NIQE needs its parameters. CLIP-IQA and MUSIQ are those of the package pyiqa when the user has
-installed it: its licence (PolyForm Noncommercial) keeps it out of everything that is installed with this one.
+PSNR and SSIM are those of `resshift.metrics.psnr_ssim`, on 8-bit pictures; LPIPS is measured with the trunk
+that the caller names, and values of different trunks cannot be compared. NIQE needs its parameters. CLIP-IQA
+and MUSIQ are those of the package pyiqa when the user has installed it: its licence (PolyForm Noncommercial)
+keeps it out of everything that is installed with this one.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ class Judge:
         self.user_installed = {name: _from_pyiqa(name) for name in user_installed}
 
     def __call__(self, result: Image, gt: Image | None) -> dict[str, float]:
-        """Return the figures of a picture, (H, W, 3) uint8; those that need the truth are left out without it.
+        """Return the figures of a picture, (H, W, 3) uint8; those that need the truth are left out without
+        it.
 
         NIQE is left out of pictures that are too small or too flat for it.
 
@@ -119,7 +121,8 @@ def _from_pyiqa(name: str) -> Callable[[Image], float]:
         import pyiqa  # pyright: ignore[reportMissingImports]  # never a dependency: see the module docstring
     except ImportError as error:
         raise ImportError(
-            f"{name} needs the package pyiqa, whose licence forbids commercial use; if that suits you: pip install pyiqa"
+            f"{name} needs the package pyiqa, whose licence forbids commercial use; if that suits you: pip "
+            "install pyiqa"
         ) from error
     metric: Any = pyiqa.create_metric(name, device="cpu")
 

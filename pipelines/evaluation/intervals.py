@@ -1,4 +1,6 @@
-"""How sure a mean over pictures is: percentile bootstrap (Efron 1979). Pictures are drawn again with replacement, always the same draws."""
+"""How sure a mean over pictures is: percentile bootstrap (Efron 1979). Pictures are drawn again with
+replacement, always the same draws.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ _AT_A_TIME = 500  # resamples in memory: 3,000 pictures then take 12 MB
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean, and the bounds between which it lies with a confidence of 95 %; None for fewer than two pictures or infinite figures."""
+    """A mean, and the bounds between which it lies with a confidence of 95 %; None for fewer than two
+    pictures or infinite figures.
+    """
 
     mean: float
     low: float | None

@@ -1,12 +1,15 @@
-"""One page of before and after: pictures of a run beside bicubic upsampling or another model's, in a single HTML file that loads nothing.
+"""One page of before and after: pictures of a run beside bicubic upsampling or another model's, in a single
+HTML file that loads nothing.
 
-`comparison_page` is a pure function of its arguments. The demo writes what it returns to `demo/index.html`, `jobs/evaluate.py` to its
-report. Pictures are data: URIs, each embedded once; a content security policy allows these and the page's own style and script, named by
-their hashes, and no request. Without JavaScript the page shows the two upscaled pictures side by side instead of the slider.
+`comparison_page` is a pure function of its arguments. The demo writes what it returns to `demo/index.html`,
+`jobs/evaluate.py` to its report. Pictures are data: URIs, each embedded once; a content security policy
+allows these and the page's own style and script, named by their hashes, and no request. Without JavaScript
+the page shows the two upscaled pictures side by side instead of the slider.
 
 Layout, style and script are in `page.html`. All text comes from callers and is escaped here.
 
-What it does not do: measure, resize or re-encode pictures. Reduce their size before, a page of 100 MB opens in no browser with pleasure.
+What it does not do: measure, resize or re-encode pictures. Reduce their size before, a page of 100 MB opens
+in no browser with pleasure.
 """
 
 from __future__ import annotations
@@ -45,12 +48,14 @@ class Card:
     Fields:
         name: heading, plain text.
         lq: the low-resolution picture, encoded as PNG, JPEG or WebP like the three below.
-        before: what `ours` is compared with, bicubic upsampling of `lq` or another model's result, of the same size as `ours`.
+        before: what `ours` is compared with, bicubic upsampling of `lq` or another model's result, of the
+            same size as `ours`.
         ours: the upscaled picture.
         gt: the picture `lq` was made from, of the same size as `ours`; None when there is none.
-        figures: (before, ours) by name of the metric, with units: {"PSNR-Y": ("25.50 dB", "26.10 dB")}. The better one is marked when
-            both start with a number and the direction is known: from an arrow at the end of the name ("CLIPIQA+ ↑", "NRQM ↓"), else
-            from the usual metrics (PSNR, SSIM, ... higher; LPIPS, DISTS, NIQE, FID lower), whatever follows: "PSNR-Y", "LPIPS (alex)".
+        figures: (before, ours) by name of the metric, with units: {"PSNR-Y": ("25.50 dB", "26.10 dB")}. The
+            better one is marked when both start with a number and the direction is known: from an arrow at
+            the end of the name ("CLIPIQA+ ↑", "NRQM ↓"), else from the usual metrics (PSNR, SSIM, ... higher;
+            LPIPS, DISTS, NIQE, FID lower), whatever follows: "PSNR-Y", "LPIPS (alex)".
         before_name: what `before` is called.
         note: shown beside the size, for example "0.8 s".
         focus: where the magnified detail opens, as fractions of width and height.
@@ -94,7 +99,9 @@ class Histogram:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Embedded:
-    """A picture ready for an <img>: data: URI and the size a browser shows it at, EXIF orientation applied."""
+    """A picture ready for an <img>: data: URI and the size a browser shows it at, EXIF orientation
+    applied.
+    """
 
     uri: str
     width: int
@@ -125,10 +132,12 @@ def comparison_page(
         cards: the pictures, in the order of the page.
         summary: rows of a table above the pictures, the first one its header; all of one length.
         histograms: below the table.
-        facts: what a reader needs to repeat the run (model, steps, seed, machine, commit), at the foot of the page.
+        facts: what a reader needs to repeat the run (model, steps, seed, machine, commit), at the foot of the
+            page.
 
     Raises:
-        ValueError: rows of different lengths; a picture that is not PNG, JPEG or WebP; before, ours and gt of different sizes.
+        ValueError: rows of different lengths; a picture that is not PNG, JPEG or WebP; before, ours and gt of
+            different sizes.
     """
     template = _TEMPLATE.read_text(encoding="utf-8")
     return Template(template).substitute(
@@ -143,7 +152,9 @@ def comparison_page(
 
 
 def security_policy(template: str) -> str:
-    """Return the content security policy of a page: this style, this script if any, embedded pictures, nothing else."""
+    """Return the content security policy of a page: this style, this script if any, embedded pictures,
+    nothing else.
+    """
     hashes: dict[str, str] = {}
     for tag in ("style", "script"):
         if f"<{tag}>" in template:
@@ -158,7 +169,8 @@ def _embed(data: bytes, what: str) -> _Embedded:
     mime = _MIME_BY_FORMAT.get(image.format or "")
     if mime is None:
         raise ValueError(f"{what} is {image.format}, a page holds {', '.join(_MIME_BY_FORMAT)}")
-    # Only JPEG and WebP are asked for their orientation, a PNG would be decoded for it; 5 to 8 are quarter turns.
+    # Only JPEG and WebP are asked for their orientation, a PNG would be decoded for it; 5 to 8 are quarter
+    # turns.
     is_turned = image.format != "PNG" and read_orientation(image) >= 5
     width, height = image.size[::-1] if is_turned else image.size
     return _Embedded(uri=f"data:{mime};base64,{base64.b64encode(data).decode()}", width=width, height=height)
@@ -195,7 +207,9 @@ def _card(card: Card, number: int) -> str:
 
 
 def _detail(card: Card, number: int, lq: _Embedded, gt: _Embedded | None) -> str:
-    """Return the row of versions. Two of them are in the stage already: the script copies them, so that the file holds them once."""
+    """Return the row of versions. Two of them are in the stage already: the script copies them, so that the
+    file holds them once.
+    """
     views = [
         f'<figure class="view low"><div class="window">{lq.img(f"{card.name}, low resolution")}</div>'
         f"<figcaption>low resolution</figcaption></figure>",

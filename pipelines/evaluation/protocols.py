@@ -1,10 +1,11 @@
 """Frozen ways to measure, and what papers report for them.
 
-A protocol fixes the border and names the trunk of LPIPS, because figures depend on both. The pictures are the user's: `jobs/testset.py`
-makes those of ImageNet-Test.
+A protocol fixes the border and names the trunk of LPIPS, because figures depend on both. The pictures are the
+user's: `jobs/testset.py` makes those of ImageNet-Test.
 
-Published figures are those of the papers' own tables (the PSNR and SSIM of ImageNet-Test are on luma, LPIPS is AlexNet's). Users who ran
-released models again found them within the tolerance below, not to the third digit.
+Published figures are those of the papers' own tables (the PSNR and SSIM of ImageNet-Test are on luma, LPIPS
+is AlexNet's). Users who ran released models again found them within the tolerance below, not to the third
+digit.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class Protocol:
     anchors: tuple[Anchor, ...] = ()
 
     def measured_with(self, lpips_net: str | None) -> Protocol:
-        """Return the protocol without published LPIPS when it is measured with another trunk, whose values mean something else."""
+        """Return the protocol without published LPIPS when it is measured with another trunk, whose values
+        mean something else.
+        """
         if lpips_net == self.lpips_net:
             return self
         figures = [

@@ -1,8 +1,8 @@
 """What an evaluation found: means with intervals, paired differences, tables, and the report that holds them.
 
-Everything here is a function of the records, which are a line a picture in records.jsonl; so reports of parts of a test set merge into the
-report of the whole. A difference is taken picture by picture: what makes one picture harder than another cancels, and its interval is far
-narrower than those of the two means.
+Everything here is a function of the records, which are a line a picture in records.jsonl; so reports of parts
+of a test set merge into the report of the whole. A difference is taken picture by picture: what makes one
+picture harder than another cancels, and its interval is far narrower than those of the two means.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ def by_set(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def worst(records: Sequence[Record], count: int = NUM_WORST) -> list[Record]:
-    """Return the pictures on which ours did worst, worst first: by LPIPS if it was measured, else by PSNR-Y; none without a truth."""
+    """Return the pictures on which ours did worst, worst first: by LPIPS if it was measured, else by PSNR-Y;
+    none without a truth.
+    """
     for name in ("lpips", "psnr_y"):
         rows = [record for record in records if name in record.get("ours", {})]
         if rows:
@@ -91,7 +93,9 @@ def worst(records: Sequence[Record], count: int = NUM_WORST) -> list[Record]:
 
 
 def on_the_page(records: Sequence[Record]) -> list[tuple[Record, str]]:
-    """Return the pictures that a page shows, each with a note: the worst ones first, then others in order of name, 32 at most."""
+    """Return the pictures that a page shows, each with a note: the worst ones first, then others in order of
+    name, 32 at most.
+    """
     usable = [
         record for members in by_set(records).values() for record in members if record["status"] == "ok"
     ]
@@ -236,7 +240,9 @@ def card(
 
 
 def to_csv(records: Sequence[Record]) -> str:
-    """Return one line a picture: set, key, status, reason, size, seconds, and every figure of every method."""
+    """Return one line a picture: set, key, status, reason, size, seconds, and every figure of every
+    method.
+    """
     columns = ["set", "key", "status", "reason", "width", "height", "seconds"]
     columns += [f"{figure}_{method}" for figure in measured(records) for method in METHODS]
     out = io.StringIO()

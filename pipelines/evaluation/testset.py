@@ -4,14 +4,15 @@
     DST/mask/NAME.png                    255 in a hole, for inpainting
     DST/manifest.json                    the protocol, and of every picture its source, sha256 and drawn parameters
 
-Which photos, their order and what happens to each are functions of (seed, key) and of the bytes of the photo: not of the number of workers
-or of where the photos lie, so the manifest names no path. The bytes also need the same versions of OpenCV, torch and zlib, and a like CPU:
-with AVX2 and with AVX-512 they were the same for the x4 recipes (not for faces), without AVX2 or Intel's IPP they were others. Compare the
-sha256 in the manifest.
+Which photos, their order and what happens to each are functions of (seed, key) and of the bytes of the photo:
+not of the number of workers or of where the photos lie, so the manifest names no path. The bytes also need
+the same versions of OpenCV, torch and zlib, and a like CPU: with AVX2 and with AVX-512 they were the same for
+the x4 recipes (not for faces), without AVX2 or Intel's IPP they were others. Compare the sha256 in the
+manifest.
 
-`imagenet_test` follows Yue et al.: 3 000 photos of the validation set at random, the short side brought to 256 pixels (bilinear without
-antialias, as albumentations' SmallestMaxSize does), the central square, the mild real-world chain. Which photos the authors' own shuffle
-chose is not reproduced.
+`imagenet_test` follows Yue et al.: 3 000 photos of the validation set at random, the short side brought to
+256 pixels (bilinear without antialias, as albumentations' SmallestMaxSize does), the central square, the mild
+real-world chain. Which photos the authors' own shuffle chose is not reproduced.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ class Protocol:
     Fields:
         name: for the manifest.
         recipe: what degrades.
-        crop: "square" brings the short side to `side_px` and takes the central square; "whole" keeps the picture, cut to a multiple of the
-            scale.
+        crop: "square" brings the short side to `side_px` and takes the central square; "whole" keeps the
+            picture, cut to a multiple of the scale.
         side_px: of the square.
         num: good pictures at most; None takes all.
         seed: of the choice and of the degradation.
@@ -107,7 +108,9 @@ def folder_test(recipe: str, num: int | None = None, seed: int = 0) -> Protocol:
 
 
 def central_square(rgb: Image, side_px: int) -> Image:
-    """Bring the short side to `side_px`, up or down (bilinear, not antialiased), and cut the central square: (side_px, side_px, 3)."""
+    """Bring the short side to `side_px`, up or down (bilinear, not antialiased), and cut the central square:
+    (side_px, side_px, 3).
+    """
     height, width = rgb.shape[:2]
     ratio = side_px / min(height, width)
     size = (max(side_px, round(width * ratio)), max(side_px, round(height * ratio)))
@@ -153,7 +156,9 @@ def make_pair(data: bytes, key: str, protocol: Protocol) -> dict[str, Any]:
 
 
 def choose(items: Sequence[Item], seed: int) -> list[Item]:
-    """Put the inputs in the order in which a test set takes them: a hash of seed and key, so other files in the source move none."""
+    """Put the inputs in the order in which a test set takes them: a hash of seed and key, so other files in
+    the source move none.
+    """
     photos = [item for item in items if item.outcome is None or item.outcome[1] != Reason.ARCHIVE]
     return sorted(photos, key=lambda item: seeds.derive("test set order", seed, storage.printable(item.key)))
 
@@ -183,9 +188,11 @@ def write_pairs(items: Sequence[Item], root: str, protocol: Protocol) -> list[di
 
 
 def write_testset(items: Sequence[Item], root: str, protocol: Protocol) -> Iterator[dict[str, Any]]:
-    """Make a test set on the cluster and yield the entry of each picture, in their order; the manifest is written at the end.
+    """Make a test set on the cluster and yield the entry of each picture, in their order; the manifest is
+    written at the end.
 
-    Pictures are taken in the order of `choose` until `protocol.num` of them are good; a bad one has an entry with its reason.
+    Pictures are taken in the order of `choose` until `protocol.num` of them are good; a bad one has an entry
+    with its reason.
 
     Raises:
         ValueError: `root` holds a test set that was made otherwise.

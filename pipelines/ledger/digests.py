@@ -1,11 +1,12 @@
 """Sets of millions of strings in a few bytes each.
 
-A key becomes the first bytes of its BLAKE2b digest, and digests lie in sorted NumPy arrays that are merged as they grow (the logarithmic
-method: every array is at least twice as long as the next). A look-up is one vectorised binary search an array. Python's own set of strings
-takes about 150 bytes a key; these take 16 and 12.
+A key becomes the first bytes of its BLAKE2b digest, and digests lie in sorted NumPy arrays that are merged as
+they grow (the logarithmic method: every array is at least twice as long as the next). A look-up is one
+vectorised binary search an array. Python's own set of strings takes about 150 bytes a key; these take 16 and
+12.
 
-Chance of one wrong answer among ten million keys: 3e-25 for `DigestSet` (128 bits), 3e-6 for `OwnerMap` (64 bits), where it would refuse
-one picture with a row that says so.
+Chance of one wrong answer among ten million keys: 3e-25 for `DigestSet` (128 bits), 3e-6 for `OwnerMap` (64
+bits), where it would refuse one picture with a row that says so.
 """
 
 from __future__ import annotations

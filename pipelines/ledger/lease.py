@@ -5,12 +5,13 @@
     with held(target, options):        raises Occupied when another run works there
         ...
 
-A run writes its file again every few seconds and removes it at its end. A run that finds the file of another watches it: while the number
-grows, somebody works there; when it has stood still for several beats, that run was killed, and its file is removed. No two clocks are
-compared. A process that was on this machine and is gone is not waited for. Of two runs that watch each other, the first by name stays.
+A run writes its file again every few seconds and removes it at its end. A run that finds the file of another
+watches it: while the number grows, somebody works there; when it has stood still for several beats, that run
+was killed, and its file is removed. No two clocks are compared. A process that was on this machine and is
+gone is not waited for. Of two runs that watch each other, the first by name stays.
 
-This keeps two runs from doing the same work, and is no lock: a run that hangs longer than it is watched finds company. Nothing is lost
-then; the same pictures are made twice, to the same bytes.
+This keeps two runs from doing the same work, and is no lock: a run that hangs longer than it is watched finds
+company. Nothing is lost then; the same pictures are made twice, to the same bytes.
 """
 
 from __future__ import annotations
@@ -132,7 +133,8 @@ class Lease:
     def _give_way(self, others: dict[str, dict[str, Any]]) -> None:
         for name, beat in others.items():
             raise Occupied(
-                f"another run works at {self._target} (host {beat['host']}, process {beat['pid']}, since {name[:15]} UTC): "
+                f"another run works at {self._target} (host {beat['host']}, process {beat['pid']}, since "
+                f"{name[:15]} UTC): "
                 "wait until it ends, or stop it"
             )
 
@@ -197,9 +199,14 @@ def held(target: str, options: S3Options = s3.DEFAULT) -> Generator[None]:
 
 
 def place() -> str:
-    """Name the set of processes in which this one's number means something; containers of one machine have sets of their own."""
+    """Name the set of processes in which this one's number means something; containers of one machine have
+    sets of their own.
+    """
     try:
-        return f"{platform.node()} {Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+        return (
+            f"{platform.node()} {Path('/proc/sys/kernel/random/boot_id').read_text().strip()} "
+            f"{os.readlink('/proc/self/ns/pid')}"
+        )
     except OSError:  # not Linux
         return platform.node()
 

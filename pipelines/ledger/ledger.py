@@ -4,9 +4,9 @@
     DST/_resshift/ledger/part-*.parquet
     DST/_resshift/report.{html,json,csv}
 
-A part is one atomic write, made after the outputs that it names: it is there whole or not at all, and what it says is true. What is done is
-what the ledger says; a restart takes the listing minus the ledger. A later row for a key replaces an earlier one, so retrying failures
-appends and nothing is ever changed.
+A part is one atomic write, made after the outputs that it names: it is there whole or not at all, and what it
+says is true. What is done is what the ledger says; a restart takes the listing minus the ledger. A later row
+for a key replaces an earlier one, so retrying failures appends and nothing is ever changed.
 
 Tables are read part by part; what is kept in memory of a ledger is 28 bytes a row (`Known`).
 """
@@ -70,7 +70,7 @@ class JobMismatch(UsageError):
     """The destination belongs to a job with other options; the message names them."""
 
 
-def row(key: str, etag: str, status: Status, **values: Any) -> dict[str, Any]:  # noqa: ANN401 - column values
+def row(key: str, etag: str, status: Status, **values: Any) -> dict[str, Any]:
     """Return a row with every column; unknown columns are an error."""
     unknown = values.keys() - set(SCHEMA.names)
     if unknown:
@@ -109,7 +109,8 @@ def check_job(root: str, options: Mapping[str, Any], s3_options: S3Options = s3.
     ]
     if differing:
         raise JobMismatch(
-            f"{root} holds the outputs of a job with other options: {'; '.join(differing)}. Use another DST, or the same options"
+            f"{root} holds the outputs of a job with other options: {'; '.join(differing)}. Use another DST, "
+            "or the same options"
         )
     return True
 
@@ -142,7 +143,8 @@ def append(root: str, rows: Sequence[Mapping[str, Any]], s3_options: S3Options =
 def parts(
     root: str, columns: list[str] | None = None, s3_options: S3Options = s3.DEFAULT
 ) -> Iterator[pa.Table]:
-    """Yield the parts in the order in which they were written, some read ahead; nothing when there is no ledger.
+    """Yield the parts in the order in which they were written, some read ahead; nothing when there is no
+    ledger.
 
     Raises:
         StorageError: a part cannot be read.
@@ -183,7 +185,9 @@ def latest(root: str, s3_options: S3Options = s3.DEFAULT) -> Iterator[pa.Table]:
 
 
 def read(root: str, s3_options: S3Options = s3.DEFAULT) -> pa.Table:
-    """Return the latest row of every key as one table, (rows, columns of SCHEMA); empty when there is no ledger."""
+    """Return the latest row of every key as one table, (rows, columns of SCHEMA); empty when there is no
+    ledger.
+    """
     return pa.concat_tables([SCHEMA.empty_table(), *latest(root, s3_options)])
 
 
@@ -215,7 +219,9 @@ class Known:
 def load_known(
     root: str, *, retry_failed: bool = False, again: Collection[str] = (), s3_options: S3Options = s3.DEFAULT
 ) -> Known:
-    """Read what is done: everything that has a row, or, with `retry_failed`, everything that did not fail; without the keys in `again`."""
+    """Read what is done: everything that has a row, or, with `retry_failed`, everything that did not fail;
+    without the keys in `again`.
+    """
     redone = digests(sorted(again))[:, 0]
     columns = ["key", "etag", "status", "output"]
     known = Known(DigestSet(), OwnerMap(), Counter())

@@ -1,4 +1,6 @@
-"""Where the output of an input goes, and in which format: a function of the input's key and the options alone."""
+"""Where the output of an input goes, and in which format: a function of the input's key and the options
+alone.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,8 @@ _KEPT: dict[str, Format] = {
 def output_format(key: str, format: OutputFormat) -> tuple[Format, str]:
     """Return the format of an output and its extension.
 
-    "keep" takes both from the extension of the input, whatever its content: a name must be known before the file is read. Inputs with
-    another extension (GIF, BMP, none) become PNG.
+    "keep" takes both from the extension of the input, whatever its content: a name must be known before the
+    file is read. Inputs with another extension (GIF, BMP, none) become PNG.
     """
     if format != "keep":
         return format, _EXTENSIONS[format]
@@ -45,7 +47,8 @@ def output_key(key: str, template: str, format: OutputFormat, scale: float) -> s
 
     Args:
         key: of the input, relative to SRC.
-        template: may use {dir}, {name} (the last part of the key), {stem} (the same without extension), {ext} and {scale}.
+        template: may use {dir}, {name} (the last part of the key), {stem} (the same without extension), {ext}
+            and {scale}.
         format: of the output.
         scale: sides of the output over sides of the input.
 

@@ -1,4 +1,5 @@
-"""What a bulk job did, from its ledger: report.json, report.csv (what did not become an output) and report.html, next to the ledger.
+"""What a bulk job did, from its ledger: report.json, report.csv (what did not become an output) and
+report.html, next to the ledger.
 
 DST/_resshift/runs/RUN.json        of every run that came to its end: wall clock, replica hours, busy share
 """
@@ -145,7 +146,8 @@ def summarise(
                     others.append(row)
     summary.runs = _runs(root, options)
     known = {run["run"] for run in summary.runs}
-    # A run that was killed left no record: its rows tell its time, and what its replicas worked is what is known of them.
+    # A run that was killed left no record: its rows tell its time, and what its replicas worked is what is
+    # known of them.
     unknown = [run for run in span_by_run if run not in known]
     summary.wall_seconds = sum(run["ended"] - run["started"] for run in summary.runs) + sum(
         span_by_run[run][1] - span_by_run[run][0] for run in unknown

@@ -21,8 +21,8 @@ class Problem(NamedTuple):
     """What is not as recorded.
 
     Fields:
-        line: "missing: OUTPUT: ...", "unreadable: OUTPUT: ...", "corrupt: OUTPUT: ..." (sha256, size, or it does not decode), or
-            "extra: FILE: ..." (no row names it).
+        line: "missing: OUTPUT: ...", "unreadable: OUTPUT: ...", "corrupt: OUTPUT: ..." (sha256, size, or it
+            does not decode), or "extra: FILE: ..." (no row names it).
         key: of the input whose output it is; None for what no row names.
     """
 

@@ -13,8 +13,9 @@ from pipelines.bulk.stages import Row
 class LedgerWriter:
     """Collects rows and writes them in parts, in a thread of its own: a slow store must not hold up the loop.
 
-    A part is full with 100 rows or 1 % of what this run has written, and is not kept longer than 10 s, growing to 2 minutes in a long run:
-    little is repeated after a crash, and ten million rows make some thousand parts.
+    A part is full with 100 rows or 1 % of what this run has written, and is not kept longer than 10 s,
+    growing to 2 minutes in a long run: little is repeated after a crash, and ten million rows make some
+    thousand parts.
 
     Args:
         write: writes a part and returns when it is there.

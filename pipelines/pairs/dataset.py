@@ -1,12 +1,14 @@
 """Shards -> training pairs on CPUs, in the order of the plan: read, decode, crop, degrade; uint8 columns.
 
-What a pair is depends on (seed, epoch, key) alone; where it stands in the stream on (seed, batch size, row number) alone
-(`pipelines.pairs.order`). Every rank runs a dataset of its own over its slots of the batches, so nothing is dealt out by timing:
-`rank_batches` is what a worker calls in its own process. Reading and degrading are one task, which hands over a block at a time.
+What a pair is depends on (seed, epoch, key) alone; where it stands in the stream on (seed, batch size, row
+number) alone (`pipelines.pairs.order`). Every rank runs a dataset of its own over its slots of the batches,
+so nothing is dealt out by timing: `rank_batches` is what a worker calls in its own process. Reading and
+degrading are one task, which hands over a block at a time.
 
-Columns of a batch: hq (H, W, 3) and lq (H / scale, W / scale, 3) uint8; mask (H, W) uint8, 255 in a hole, with inpainting only; key; epoch;
-row, its number in the stream; substituted, 1 when the picture could not be decoded any more. Then the next good picture of its row group
-stands in, cropped and degraded as the broken one would have been: no other pair moves, and the stand-in is the same whoever reads it.
+Columns of a batch: hq (H, W, 3) and lq (H / scale, W / scale, 3) uint8; mask (H, W) uint8, 255 in a hole,
+with inpainting only; key; epoch; row, its number in the stream; substituted, 1 when the picture could not be
+decoded any more. Then the next good picture of its row group stands in, cropped and degraded as the broken
+one would have been: no other pair moves, and the stand-in is the same whoever reads it.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ from resshift.pairs.pair import Pair, make_pair, use_one_thread
 logger = logging.getLogger(__name__)
 Batch = dict[str, NDArray[Any]]
 _BLOCK_BYTES = 32 << 20  # of pairs that a task hands over at once: 160 of 256 px
-# About 10 s. Between tasks a worker waits 0.1 to 0.2 s until Ray Data (2.60) has seen that the first has ended, which asks for long ones.
+# About 10 s. Between tasks a worker waits 0.1 to 0.2 s until Ray Data (2.60) has seen that the first has
+# ended, which asks for long ones.
 _BLOCKS_PER_TASK = 16
 _OTHER_BYTES = 64  # of a row, about: the key and three numbers
 _READERS = 8  # requests to a bucket at a time
@@ -63,12 +66,13 @@ class PairRun(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Share:
-    """What the dataset of one rank may use, so that those of all ranks fit beside each other and beside the workers.
+    """What the dataset of one rank may use, so that those of all ranks fit beside each other and beside the
+    workers.
 
     Fields:
         cpus: logical; see `cpus_of_a_task`.
-        object_store_bytes: for pairs that wait to be consumed. Ray Data (2.60) starts no task beyond it, but lets those that run finish
-            while the consumer waits for the first of them; see `rows_per_task`.
+        object_store_bytes: for pairs that wait to be consumed. Ray Data (2.60) starts no task beyond it, but
+            lets those that run finish while the consumer waits for the first of them; see `rows_per_task`.
         labels: of the nodes that read and degrade, for example {"role": "data"}; None takes any node.
     """
 
@@ -86,7 +90,8 @@ def fair_share(num_ranks: int, held_cpus: float, labels: Mapping[str, str] | Non
         labels: of the nodes to count and to use; None counts all.
 
     Raises:
-        ConfigError: no node has the labels, or no logical CPU would be left for data: the run would wait for ever, without a word.
+        ConfigError: no node has the labels, or no logical CPU would be left for data: the run would wait for
+            ever, without a word.
     """
     wanted = dict(labels or {})
     nodes = [
@@ -105,7 +110,8 @@ def fair_share(num_ranks: int, held_cpus: float, labels: Mapping[str, str] | Non
         have["CPU"] = max(have["CPU"], promised().get("CPU", 0.0))
     if have["CPU"] - held_cpus < 0.1:
         raise ConfigError(
-            f"{held_cpus:g} of {have['CPU']:g} logical CPUs are held by workers, none is left to make training pairs"
+            f"{held_cpus:g} of {have['CPU']:g} logical CPUs are held by workers, none is left to make "
+            "training pairs"
         )
     # Ray Data itself keeps to half of the object store.
     return Share(
@@ -158,7 +164,8 @@ class PairMaker:
     recipe: degradation.DegradationRecipe
 
     def batches(self, pieces: Sequence[Piece], num_rows: int) -> Iterator[Batch]:
-        """Read the rows of some pieces and yield their pairs in stream order, `num_rows` at a time; columns: the module docstring.
+        """Read the rows of some pieces and yield their pairs in stream order, `num_rows` at a time; columns:
+        the module docstring.
 
         Raises:
             ImageError: not one picture of a whole row group can be decoded any more.
@@ -210,7 +217,9 @@ def read_groups(root: str, groups: Sequence[RowGroup]) -> list[pa.Table]:
 
 
 class PairSource(Datasource):
-    """Pieces of the stream as a Ray Data source: tasks make so many consecutive pairs each (`task_sizes`), the last what is left."""
+    """Pieces of the stream as a Ray Data source: tasks make so many consecutive pairs each (`task_sizes`),
+    the last what is left.
+    """
 
     def __init__(
         self, maker: PairMaker, pieces: Iterable[Piece], task_sizes: Iterable[int], rows_per_block: int
@@ -233,7 +242,9 @@ class PairSource(Datasource):
 
 
 def _filled(pieces: Iterable[Piece], sizes: Iterable[int]) -> Iterator[list[Piece]]:
-    """Divide pieces into lists of so many rows each; the last list has what is left. There are more sizes than lists."""
+    """Divide pieces into lists of so many rows each; the last list has what is left. There are more sizes
+    than lists.
+    """
     part: list[Piece] = []
     rest = iter(sizes)
     missing = next(rest)
@@ -305,7 +316,8 @@ def pair_dataset(
     context.enable_progress_bars = False  # workers have no terminal: bars would fill the log
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
-    # A block goes as it is: larger than this, so it is not kept for the next one, and smaller than 1.5 of it, so it is not cut (2.60).
+    # A block goes as it is: larger than this, so it is not kept for the next one, and smaller than 1.5 of it,
+    # so it is not cut (2.60).
     context.target_max_block_size = int(0.8 * num_rows * _pair_bytes(config))
     context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, Paced]
     if share is not None:
@@ -317,12 +329,15 @@ def pair_dataset(
 
 
 def cpus_of_a_task(cpus: float) -> float:
-    """Return how many logical CPUs a task asks for, so that as many tasks run as there are CPUs, a part of one counted as one."""
+    """Return how many logical CPUs a task asks for, so that as many tasks run as there are CPUs, a part of
+    one counted as one.
+    """
     return max(0.01, math.floor(100 * cpus / math.ceil(cpus)) / 100)
 
 
 def rows_per_block(config: PairRun, num_ranks: int = 1) -> int:
-    """Return how many pairs a task hands over at once: 32 MiB of them, 16 to 256, and whole batches of a rank where one fits.
+    """Return how many pairs a task hands over at once: 32 MiB of them, 16 to 256, and whole batches of a rank
+    where one fits.
 
     A batch that lies in one block is a view of it; the consumer copies one that lies in two.
     """
@@ -332,7 +347,8 @@ def rows_per_block(config: PairRun, num_ranks: int = 1) -> int:
 
 
 def rows_per_task(config: PairRun, share: Share | None, num_ranks: int = 1) -> int:
-    """Return how many pairs a task makes at most: sixteen blocks, or fewer so that what all tasks make fits the share of the object store.
+    """Return how many pairs a task makes at most: sixteen blocks, or fewer so that what all tasks make fits
+    the share of the object store.
 
     Pairs are consumed in order, so those of the later tasks wait there for the first.
     """
@@ -344,10 +360,11 @@ def rows_per_task(config: PairRun, share: Share | None, num_ranks: int = 1) -> i
 
 
 def task_sizes(config: PairRun, share: Share | None, num_ranks: int = 1) -> Iterator[int]:
-    """Yield how many pairs each task of an execution makes, without end: the first a block, and twice as many from turn to turn.
+    """Yield how many pairs each task of an execution makes, without end: the first a block, and twice as many
+    from turn to turn.
 
-    Pairs are consumed in order, so of the tasks that start together a consumer lives on the first alone until it ends. Were all long, that
-    would be ten seconds of one worker's pairs at the start of each execution.
+    Pairs are consumed in order, so of the tasks that start together a consumer lives on the first alone until
+    it ends. Were all long, that would be ten seconds of one worker's pairs at the start of each execution.
     """
     at_a_time = 1 if share is None else math.ceil(share.cpus)
     size, most = rows_per_block(config, num_ranks), rows_per_task(config, share, num_ranks)
@@ -374,14 +391,16 @@ def rank_batches(
     rows_per_execution: int | None = None,
     prefetch_batches: int = 2,
 ) -> Generator[Batch]:
-    """Yield the batches of one rank, for ever, `train.batch_size / num_ranks` rows each (ranks whose share is not whole differ by one row).
+    """Yield the batches of one rank, for ever, `train.batch_size / num_ranks` rows each (ranks whose share is
+    not whole differ by one row).
 
     Called in the process that consumes them.
 
-    The batch of step s holds the rank's slots of stream rows [s B, (s + 1) B): the sequence does not depend on the cluster, on `share`, or
-    on where the run was interrupted. Executions of Ray Data follow one another behind it, each over many batches, because starting one
-    costs seconds; the next starts while the last pairs of the one before are consumed, so that nobody waits for it. Arrays lie in Ray's
-    shared memory and are read-only. Close the iterator to stop the tasks behind it.
+    The batch of step s holds the rank's slots of stream rows [s B, (s + 1) B): the sequence does not depend
+    on the cluster, on `share`, or on where the run was interrupted. Executions of Ray Data follow one another
+    behind it, each over many batches, because starting one costs seconds; the next starts while the last
+    pairs of the one before are consumed, so that nobody waits for it. Arrays lie in Ray's shared memory and
+    are read-only. Close the iterator to stop the tasks behind it.
 
     Args:
         root: directory or prefix that `jobs/prepare.py` wrote.
@@ -401,11 +420,13 @@ def rank_batches(
     batch_size = config.train.batch_size
     if start_row % batch_size or batch_size < num_ranks:
         raise ValueError(
-            f"start_row ({start_row}) must be a multiple of batch_size ({batch_size}), which must be at least the {num_ranks} ranks"
+            f"start_row ({start_row}) must be a multiple of batch_size ({batch_size}), which must be at "
+            f"least the {num_ranks} ranks"
         )
     step = max(1, (rows_per_execution or 262_144 * num_ranks) // batch_size) * batch_size
     slots = np.arange(rank * batch_size // num_ranks, (rank + 1) * batch_size // num_ranks)
-    # Half of what the last tasks make: the next execution fills the store beside what this one still has there.
+    # Half of what the last tasks make: the next execution fills the store beside what this one still has
+    # there.
     lead = (
         rows_per_task(config, share, num_ranks)
         * math.ceil(1 if share is None else share.cpus)
@@ -431,7 +452,8 @@ def rank_batches(
             for batch in execution.result():
                 if not np.array_equal(batch["row"], expected + slots):
                     raise RuntimeError(
-                        f"rank {rank} was given rows {batch['row']} instead of {expected + slots}: Ray Data changed their order"
+                        f"rank {rank} was given rows {batch['row']} instead of {expected + slots}: Ray Data "
+                        "changed their order"
                     )
                 if batch["substituted"].any():
                     keys = batch["key"][batch["substituted"] > 0]

@@ -1,13 +1,14 @@
 """The order of training data: a pure function of (seed, batch size), shared out to ranks by arithmetic.
 
-The stream of a run is epoch 0, epoch 1, ...; its rows are numbered from 0. Step s takes rows [s B, (s + 1) B), B the global batch size,
-and rank r of N owns the slots [r B / N, (r + 1) B / N) of every batch. So what a step holds depends on (seed, step) alone, not on how many
-ranks there are, and a run resumes at any row.
+The stream of a run is epoch 0, epoch 1, ...; its rows are numbered from 0. Step s takes rows [s B, (s + 1)
+B), B the global batch size, and rank r of N owns the slots [r B / N, (r + 1) B / N) of every batch. So what a
+step holds depends on (seed, step) alone, not on how many ranks there are, and a run resumes at any row.
 
-An epoch permutes the row groups of all shards and takes them `groups_per_window` at a time. The pictures of a window are permuted inside
-their row group, laid end to end, and filled into the window's part of the stream *slot by slot*: first slot 0 of all its batches, then
-slot 1, and so on. A batch thus takes its rows evenly from all row groups of the window, yet the rows of one rank are one contiguous run of
-that line-up. Of a window of G row groups, N ranks together read at most G + N - 1.
+An epoch permutes the row groups of all shards and takes them `groups_per_window` at a time. The pictures of a
+window are permuted inside their row group, laid end to end, and filled into the window's part of the stream
+*slot by slot*: first slot 0 of all its batches, then slot 1, and so on. A batch thus takes its rows evenly
+from all row groups of the window, yet the rows of one rank are one contiguous run of that line-up. Of a
+window of G row groups, N ranks together read at most G + N - 1.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Row groups whose pictures are mixed; they fill the stream from row `first_row` on. `index` counts from the start of the epoch."""
+    """Row groups whose pictures are mixed; they fill the stream from row `first_row` on. `index` counts from
+    the start of the epoch.
+    """
 
     epoch: int
     index: int
@@ -65,7 +68,9 @@ class Piece:
 def epoch_windows(
     groups: Sequence[RowGroup], seed: int, epoch: int, groups_per_window: int = GROUPS_PER_WINDOW
 ) -> Iterator[Window]:
-    """Yield the windows of one epoch; every row group stands in exactly one. `first_row` counts from the start of the stream."""
+    """Yield the windows of one epoch; every row group stands in exactly one. `first_row` counts from the
+    start of the stream.
+    """
     first_row = epoch * sum(group.num_ok for group in groups)
     order = seeds.philox(seed, "row groups", epoch).permutation(len(groups))
     for index, start in enumerate(range(0, len(groups), groups_per_window)):
@@ -77,7 +82,9 @@ def epoch_windows(
 
 
 def window_order(window: Window, seed: int, batch_size: int) -> Rows:
-    """Return, for each stream row of the window, its index among the pictures of the window's groups laid end to end."""
+    """Return, for each stream row of the window, its index among the pictures of the window's groups laid end
+    to end.
+    """
     i_group = np.repeat(np.arange(len(window.groups)), [group.num_ok for group in window.groups])
     shuffle = seeds.philox(seed, "rows", window.epoch, window.index).random(len(i_group))
     lined_up = np.lexsort((shuffle, i_group))
@@ -109,7 +116,8 @@ def stream(
         raise ValueError("the shards hold no picture with status ok")
     if batch_size < num_ranks or not 0 <= rank < num_ranks:
         raise ValueError(
-            f"batch_size ({batch_size}) must be at least the number of ranks ({num_ranks}), and rank ({rank}) one of them"
+            f"batch_size ({batch_size}) must be at least the number of ranks ({num_ranks}), and rank "
+            f"({rank}) one of them"
         )
     for epoch in range(start // per_epoch, -(-stop // per_epoch)):
         for window in epoch_windows(groups, seed, epoch, groups_per_window):

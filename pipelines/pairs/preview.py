@@ -1,7 +1,8 @@
-"""What a preset trains on, to look at: clean and degraded pictures side by side, with everything that was drawn for each.
+"""What a preset trains on, to look at: clean and degraded pictures side by side, with everything that was
+drawn for each.
 
-From shards these are the first pairs that the run would see; from a folder the same crop and degradation, photos in the order of a hash of
-their names. One HTML file that loads nothing.
+From shards these are the first pairs that the run would see; from a folder the same crop and degradation,
+photos in the order of a hash of their names. One HTML file that loads nothing.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ def preview_page(samples: Sequence[Sample], config: RunConfig, facts: dict[str, 
         policy=security_policy(template),
         title=escape(f"Training pairs of {config.preset}"),
         lead=escape(
-            f"Clean crops of {side_px} px and what the recipe makes of them, {side_px // scale} px, shown at the same size. "
+            f"Clean crops of {side_px} px and what the recipe makes of them, {side_px // scale} px, shown at "
+            "the same size. "
             "Below each pair: what was drawn for it, in the order in which it is applied."
         ),
         facts=f'<dl class="facts">\n{lines}\n</dl>',
@@ -168,6 +170,8 @@ def describe(op: Operation) -> str:
 
 
 def kernel_picture(spec: GaussianKernel | SincKernel) -> NDArray[np.uint8]:
-    """Return a kernel as a grey picture, (size, size, 1): black is 0 or below, white the largest weight, square root between."""
+    """Return a kernel as a grey picture, (size, size, 1): black is 0 or below, white the largest weight,
+    square root between.
+    """
     weights = kernel(spec)
     return (np.sqrt(weights.clip(0, None) / weights.max()) * 255 + 0.5).astype(np.uint8)[..., None]

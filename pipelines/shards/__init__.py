@@ -1,0 +1,1 @@
+"""Photos from folders, buckets and archives into Parquet shards."""

@@ -1,11 +1,12 @@
-"""Pictures inside tars, found by their headers alone, so that each member is read later by one ranged request.
+"""Pictures inside tars, found by their headers alone, so that each member is read later by one ranged
+request.
 
-Nothing is unpacked. A header pass costs one small read a member; tars inside a tar (ILSVRC2012_img_train.tar holds one for every class)
-are yielded with their place in the outer file, so that they are passed over in parallel. Formats are those of Python's tarfile,
-uncompressed: ustar, GNU, pax.
+Nothing is unpacked. A header pass costs one small read a member; tars inside a tar (ILSVRC2012_img_train.tar
+holds one for every class) are yielded with their place in the outer file, so that they are passed over in
+parallel. Formats are those of Python's tarfile, uncompressed: ustar, GNU, pax.
 
-WebDataset: files whose names agree up to the first dot belong together. The .cls, .json and .txt beside a picture are no inputs of their
-own; .cls or else .json gives its label.
+WebDataset: files whose names agree up to the first dot belong together. The .cls, .json and .txt beside a
+picture are no inputs of their own; .cls or else .json gives its label.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class _Window(io.RawIOBase):
 
 
 def members(archive: Archive) -> Iterator[Item | Archive]:
-    """Yield the inputs in a tar and the tars in it, then a row for the tar itself: skipped, or failed when it is damaged.
+    """Yield the inputs in a tar and the tars in it, then a row for the tar itself: skipped, or failed when it
+    is damaged.
 
     What stands before the damage is yielded.
 

@@ -1,10 +1,11 @@
 """Photos -> Parquet shards of their bytes, with a status for every input.
 
-A shard is the unit of work: its file carries the fingerprint of what went into it and is written in one piece, so that a re-run does only
-what is missing; rows that failed because a store was away are tried again. The format is that of `pipelines.shards.parquet`.
+A shard is the unit of work: its file carries the fingerprint of what went into it and is written in one
+piece, so that a re-run does only what is missing; rows that failed because a store was away are tried again.
+The format is that of `pipelines.shards.parquet`.
 
-Pictures are judged by their content, never by their name. What ImageNet is known for (CMYK, PNG in a .JPEG, damaged EXIF, grey) is decoded
-as training will decode it, kept, and named in the row.
+Pictures are judged by their content, never by their name. What ImageNet is known for (CMYK, PNG in a .JPEG,
+damaged EXIF, grey) is decoded as training will decode it, kept, and named in the row.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class ShardOptions:
         shard_bytes: of inputs in a shard.
         row_group_rows, row_group_bytes: a row group, the unit of random access, ends at the first of the two.
         min_side_px: smaller pictures are left out.
-        short_side_px: larger pictures are shrunk to this short side and encoded again (JPEG, quality 95, 4:4:4); None keeps all bytes.
+        short_side_px: larger pictures are shrunk to this short side and encoded again (JPEG, quality 95,
+            4:4:4); None keeps all bytes.
         max_pixels: larger pictures are refused.
     """
 
@@ -83,8 +85,9 @@ class ShardTask:
 def plan_shards(items: Iterable[Item], options: ShardOptions) -> list[ShardTask]:
     """Cut the inputs into shards of about `shard_bytes`.
 
-    The order is a hash of the key: neighbours in a shard are then not of one class or one camera, and training needs no global shuffle.
-    Inputs without a picture come last, so that the others stand as they would without them. Of equal keys the first is taken.
+    The order is a hash of the key: neighbours in a shard are then not of one class or one camera, and
+    training needs no global shuffle. Inputs without a picture come last, so that the others stand as they
+    would without them. Of equal keys the first is taken.
     """
     ordered = sorted(
         _named_once(items),
@@ -150,7 +153,10 @@ def row_of(item: Item, data: bytes | StorageError, label: str, options: ShardOpt
             header = probe(data, limits)
             row |= {"width": header.width, "height": header.height, "mode": header.mode}
             if min(header.width, header.height) < options.min_side_px:
-                message = f"{header.width}x{header.height}: both sides must have at least {options.min_side_px} pixels"
+                message = (
+                    f"{header.width}x{header.height}: both sides must have at least {options.min_side_px} "
+                    "pixels"
+                )
                 return row | {"status": "skipped", "reason": str(Reason.TOO_SMALL), "message": message}
             picture = decode(data, limits)  # what training would meet later
         notes = [*_misnamed(item.key, picture.format), *picture.notes]
@@ -172,7 +178,9 @@ def _misnamed(key: str, format: str) -> Iterator[str]:
 
 
 def shrunk(picture: Picture, short_side_px: int) -> tuple[bytes, Picture]:
-    """Shrink a picture by area averaging to a short side, and encode it as JPEG (quality 95, 4:4:4, no metadata); 8 bit, on white."""
+    """Shrink a picture by area averaging to a short side, and encode it as JPEG (quality 95, 4:4:4, no
+    metadata); 8 bit, on white.
+    """
     flat = fit_format(picture, "jpeg")
     ratio = short_side_px / min(flat.width, flat.height)
     size = (max(short_side_px, round(flat.width * ratio)), max(short_side_px, round(flat.height * ratio)))
@@ -182,7 +190,9 @@ def shrunk(picture: Picture, short_side_px: int) -> tuple[bytes, Picture]:
 
 
 def build_shard(task: ShardTask, root: str, options: ShardOptions) -> Shard:
-    """Build a shard and write it in one piece; of one that is there already, only what was unavailable is tried again."""
+    """Build a shard and write it in one piece; of one that is there already, only what was unavailable is
+    tried again.
+    """
     use_one_thread()  # Ray gives a task one CPU
     existing = parquet.existing_shard(root, task.name, task.fingerprint)
     if existing is not None and str(StorageReason.UNAVAILABLE) not in existing.status["reason"].to_pylist():
@@ -201,7 +211,9 @@ def build_shard(task: ShardTask, root: str, options: ShardOptions) -> Shard:
 
 
 def _read_ahead(items: Sequence[Item], max_bytes: int) -> Iterator[tuple[Item, bytes | StorageError, str]]:
-    """Yield the inputs in order with their bytes and labels; a few requests to a bucket are under way while one picture is looked at."""
+    """Yield the inputs in order with their bytes and labels; a few requests to a bucket are under way while
+    one picture is looked at.
+    """
     read = partial(_read, max_bytes=max_bytes)
     if not any(storage.is_s3(item.uri) for item in items):
         yield from map(read, items)

@@ -1,4 +1,5 @@
-"""Shards on disk: Parquet files of encoded pictures, one row for every input, and the manifest that names them.
+"""Shards on disk: Parquet files of encoded pictures, one row for every input, and the manifest that names
+them.
 
 Columns of a shard:
 
@@ -11,9 +12,10 @@ Columns of a shard:
     message     one line; of an ok row what is odd about it ("PNG in a file named .JPEG")
     bytes       the encoded picture, null unless ok
 
-A row group is the unit of random access and is read with two requests, the end of the file and the columns that are wanted. A shard carries
-the fingerprint of what went into it and depends on nothing else. What needs the whole data set, exact duplicates, stands in `manifest.json`
-(which rows not to use) and in `status.parquet` (all columns but the bytes, of all shards). The manifest is written last; readers trust only
+A row group is the unit of random access and is read with two requests, the end of the file and the columns
+that are wanted. A shard carries the fingerprint of what went into it and depends on nothing else. What needs
+the whole data set, exact duplicates, stands in `manifest.json` (which rows not to use) and in
+`status.parquet` (all columns but the bytes, of all shards). The manifest is written last; readers trust only
 what stands there.
 """
 
@@ -69,7 +71,9 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RowGroup:
-    """A row group that holds `num_ok` pictures; `duplicates` are its rows, of all, that are ok but not to be used."""
+    """A row group that holds `num_ok` pictures; `duplicates` are its rows, of all, that are ok but not to be
+    used.
+    """
 
     shard: str
     index: int
@@ -281,12 +285,16 @@ def read_manifest(root: str) -> list[ShardSummary]:
         manifest = json.loads(storage.read_bytes(uri))
     except StorageError as error:
         if error.reason is StorageReason.MISSING:
-            detail = f"no shards here; photos become shards with python jobs/prepare.py PHOTOS SHARDS ({error.detail})"
+            detail = (
+                "no shards here; photos become shards with python jobs/prepare.py PHOTOS SHARDS "
+                f"({error.detail})"
+            )
             raise StorageError(uri, error.reason, detail) from None
         raise
     if manifest.get("format") != FORMAT:
         raise ValueError(
-            f"{root} holds shards of format {manifest.get('format')!r}; this version reads {FORMAT}: prepare them again"
+            f"{root} holds shards of format {manifest.get('format')!r}; this version reads {FORMAT}: prepare "
+            "them again"
         )
     pairs = ("row_groups", "duplicates")
     return [

@@ -1,4 +1,6 @@
-"""From a source to a data set: list, open the tars, plan, build what is missing, mark duplicates, write the status and the manifest."""
+"""From a source to a data set: list, open the tars, plan, build what is missing, mark duplicates, write the
+status and the manifest.
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,13 @@
-"""What `prepare` is given: a folder, a bucket prefix, a tar of pictures or of tars, WebDataset shards, or a text list -> single inputs.
+"""What `prepare` is given: a folder, a bucket prefix, a tar of pictures or of tars, WebDataset shards, or a
+text list -> single inputs.
 
-A file that ends in .tar, wherever it stands, is opened (`pipelines.shards.archives`) and its members are inputs under its name without the ending:
-`n01440764.tar` with `n01440764_10026.JPEG` gives the key `n01440764/n01440764_10026.JPEG`, the same as the extracted tree. A tar that *is*
-the source adds nothing to the keys.
+A file that ends in .tar, wherever it stands, is opened (`pipelines.shards.archives`) and its members are
+inputs under its name without the ending: `n01440764.tar` with `n01440764_10026.JPEG` gives the key
+`n01440764/n01440764_10026.JPEG`, the same as the extracted tree. A tar that *is* the source adds nothing to
+the keys.
 
-A text list (SRC ends in .txt) names one file or directory a line, absolute, relative to the list, or as a URI; after a tab may stand a
-label. Empty lines and lines that start with # are skipped.
+A text list (SRC ends in .txt) names one file or directory a line, absolute, relative to the list, or as a
+URI; after a tab may stand a label. Empty lines and lines that start with # are skipped.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z
 
 @dataclass(frozen=True, slots=True)
 class Sidecar:
-    """A WebDataset file beside a picture that holds its label: the text of a .cls, or "label" or "cls" of a .json."""
+    """A WebDataset file beside a picture that holds its label: the text of a .cls, or "label" or "cls" of a
+    .json.
+    """
 
     offset: int
     size_bytes: int
@@ -60,7 +64,9 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """A tar, in a file of its own or inside another. `prefix` stands before the names of its members: empty, or ends in /."""
+    """A tar, in a file of its own or inside another. `prefix` stands before the names of its members: empty,
+    or ends in /.
+    """
 
     key: str
     prefix: str
@@ -136,7 +142,9 @@ def list_inputs(source: str) -> Iterator[Item | Archive]:
 
 
 def _below(uri: str, stem: str | None) -> Iterator[Item | Archive]:
-    """List what lies below a URI; keys begin with `stem`, or (None) they are relative and a tar in its place adds nothing to them."""
+    """List what lies below a URI; keys begin with `stem`, or (None) they are relative and a tar in its place
+    adds nothing to them.
+    """
     for entry in storage.list_entries(uri):
         is_root = entry.uri.rstrip("/") == uri.rstrip("/")
         key = entry.key if stem is None else stem if is_root else f"{stem}/{entry.key}"

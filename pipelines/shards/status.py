@@ -1,4 +1,6 @@
-"""The status of every input of a data set: exact duplicates, what the manifest says of each shard, and the table a user sees at the end."""
+"""The status of every input of a data set: exact duplicates, what the manifest says of each shard, and the
+table a user sees at the end.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,11 @@ _SHORT_SIDES = (64, 128, 256, 512, 1024, 2048)
 
 
 def status_of(shards: Sequence[Shard]) -> pa.Table:
-    """Return one row for every input of the data set, in the order of the shards, with exact duplicates marked.
+    """Return one row for every input of the data set, in the order of the shards, with exact duplicates
+    marked.
 
-    Of pictures with the same sha256 the one with the first key (in byte order) is used; the others are `skipped`.
+    Of pictures with the same sha256 the one with the first key (in byte order) is used; the others are
+    `skipped`.
     """
     table = pa.concat_tables([shard.status for shard in sorted(shards, key=lambda shard: shard.name)])
     good = table.filter(pc.field("status") == "ok")
@@ -89,7 +93,9 @@ def write_status(root: str, status: pa.Table) -> None:
 
 
 def report(status: pa.Table) -> list[Table]:
-    """Return the tables of a summary: outcomes; short sides and modes of the pictures to use; what was odd about them."""
+    """Return the tables of a summary: outcomes; short sides and modes of the pictures to use; what was odd
+    about them.
+    """
     outcomes = _table("status", "reason", "inputs", "MB")
     counts = (
         status.group_by(["status", "reason"]).aggregate([("key", "count"), ("size_bytes", "sum")]).to_pylist()

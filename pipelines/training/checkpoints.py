@@ -3,10 +3,11 @@
     OUT/step-00005000/{run.json, model.safetensors, ...}, and last files.json
     OUT/best.json             step and figure of the best checkpoint by validation
 
-A checkpoint exists from the moment its `files.json` does, which one atomic write decides: whatever is killed before leaves a directory
-without it, which no reader sees and the next start removes. Deleting begins with `files.json` for the same reason. Ray Train has a
-publication of its own; it is not used, because its list of checkpoints is one file that is rewritten in place (on a local disk a kill in
-that moment ends the run for good), and because it leaves the directories of killed uploads behind (Ray 2.60).
+A checkpoint exists from the moment its `files.json` does, which one atomic write decides: whatever is killed
+before leaves a directory without it, which no reader sees and the next start removes. Deleting begins with
+`files.json` for the same reason. Ray Train has a publication of its own; it is not used, because its list of
+checkpoints is one file that is rewritten in place (on a local disk a kill in that moment ends the run for
+good), and because it leaves the directories of killed uploads behind (Ray 2.60).
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def stored(out: str) -> list[Stored]:
 
 
 def publish(directory: Path, out: str, manifest: dict[str, Any]) -> None:
-    """Upload what `checkpoint.write` made. A checkpoint of the same step that is already there is replaced."""
+    """Upload what `checkpoint.write` made. A checkpoint of the same step that is already there is
+    replaced.
+    """
     step = int(manifest["step"])
     # Files of two attempts must never be vouched for by one manifest.
     storage.remove(uri_of(out, step, MANIFEST))
@@ -94,10 +97,12 @@ def fetch(out: str, step: int, directory: Path) -> None:
 
 
 def fetch_latest(out: str, directory: Path) -> int | None:
-    """Download the newest checkpoint that verifies into `directory` and return its step; None when the run has none.
+    """Download the newest checkpoint that verifies into `directory` and return its step; None when the run
+    has none.
 
     Raises:
-        WeightsError: there are checkpoints, and all are damaged: starting again from nothing is not ours to decide.
+        WeightsError: there are checkpoints, and all are damaged: starting again from nothing is not ours to
+            decide.
     """
     complete = [found for found in stored(out) if found.complete]
     problems: list[str] = []
@@ -111,7 +116,8 @@ def fetch_latest(out: str, directory: Path) -> int | None:
             return found.step
     if problems:
         raise WeightsError(
-            f"no checkpoint of {out} can be read: {'; '.join(problems)}. Remove its step-* directories to start again"
+            f"no checkpoint of {out} can be read: {'; '.join(problems)}. Remove its step-* directories to "
+            "start again"
         )
     return None
 
@@ -135,7 +141,9 @@ class Keeping:
 
 
 def clear(out: str, keeping: Keeping) -> None:
-    """Remove checkpoints that need not stay, and what killed uploads left behind. Nobody else may be uploading."""
+    """Remove checkpoints that need not stay, and what killed uploads left behind. Nobody else may be
+    uploading.
+    """
     found = stored(out)
     best = read_best(out)
     doomed = keeping.doomed((item.step for item in found if item.complete), best[0] if best else None)

@@ -71,7 +71,8 @@ def train_from(options: argparse.Namespace, config: Run) -> Exit:
     least, most = parse_workers(options.workers)
     shards = read_manifest(options.data)
     _say(
-        f"{sum(s.num_ok for s in shards)} pictures in {len(shards)} shards, {config.train.steps} steps of {config.train.batch_size}"
+        f"{sum(s.num_ok for s in shards)} pictures in {len(shards)} shards, {config.train.steps} steps of "
+        f"{config.train.batch_size}"
     )
     if options.val is not None:
         # Workers read it too, but there a wrong path would be tried again and again.
@@ -95,12 +96,15 @@ def train_from(options: argparse.Namespace, config: Run) -> Exit:
 
 
 def _ended(summary: Summary, out: str) -> str:
-    """Return the last lines of a run: where it ended, what it measured, which checkpoint is best, where the model is."""
+    """Return the last lines of a run: where it ended, what it measured, which checkpoint is best, where the
+    model is.
+    """
     loss, rate = summary.line.get("loss", float("nan")), summary.line.get("images_per_s", 0.0)
     lines = [f"done: step {summary.step}, loss {loss:.4f}, {rate:.3g} images/s"]
     if summary.line.get("skipped"):
         lines.append(
-            f"skipped {summary.line['skipped']:.0f} steps whose gradient was not finite; pictures in {out}/skipped"
+            f"skipped {summary.line['skipped']:.0f} steps whose gradient was not finite; pictures in "
+            f"{out}/skipped"
         )
     if summary.validation:
         lines.append(

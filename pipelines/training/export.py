@@ -2,8 +2,8 @@
 
     DIR/config.json, model.safetensors [, first_stage.safetensors], README.md
 
-`Upscaler.from_pretrained(DIR)` and `jobs/upscale.py --model DIR` take it. The card says what is known from the run and nothing else: scores
-of a benchmark are the owner's to measure (`jobs/evaluate.py`).
+`Upscaler.from_pretrained(DIR)` and `jobs/upscale.py --model DIR` take it. The card says what is known from
+the run and nothing else: scores of a benchmark are the owner's to measure (`jobs/evaluate.py`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ HUB = "hf://"
 
 
 def publish_model(checkpoint_directory: Path, out: str, config: Run) -> None:
-    """Write OUT/model from a checkpoint: the averaged weights, the first stage when it has weights; config.json comes last."""
+    """Write OUT/model from a checkpoint: the averaged weights, the first stage when it has weights;
+    config.json comes last.
+    """
     target = storage.join(out, "model")
     storage.write_bytes(
         storage.join(target, "model.safetensors"), (checkpoint_directory / "ema.safetensors").read_bytes()
@@ -45,7 +47,8 @@ def publish_model(checkpoint_directory: Path, out: str, config: Run) -> None:
 
 
 def export(out: str, config: Run, step: int, target: str) -> str:
-    """Copy OUT/model and its card to `target`, a directory, s3:// prefix or hf://OWNER/NAME, and return where it is.
+    """Copy OUT/model and its card to `target`, a directory, s3:// prefix or hf://OWNER/NAME, and return where
+    it is.
 
     Raises:
         ConfigError: a push is wanted and huggingface_hub is not installed, or the name is malformed.
@@ -62,7 +65,9 @@ def export(out: str, config: Run, step: int, target: str) -> str:
 
 
 def model_card(out: str, config: Run, step: int) -> str:
-    """Return the card in Markdown: what was trained, on what, for how long, and what was measured while it trained."""
+    """Return the card in Markdown: what was trained, on what, for how long, and what was measured while it
+    trained.
+    """
     record = json.loads(storage.read_bytes(storage.join(out, "run.json")))
     validation, best = read_lines(out, "validation"), read_best(out)
     train, values = config.train, to_dict(config)
@@ -72,7 +77,8 @@ def model_card(out: str, config: Run, step: int) -> str:
         ("Data", f"`{record.get('data', 'unknown')}`"),
         (
             "Training",
-            f"{step:,} steps of {train.batch_size} samples = {step * train.batch_size:,}, {train.precision}, seed {train.seed}",
+            f"{step:,} steps of {train.batch_size} samples = {step * train.batch_size:,}, {train.precision}, "
+            f"seed {train.seed}",
         ),
         ("Weights", f"moving average ({train.ema_decay}) at step {step:,}"),
         ("Software", ", ".join(f"{name} {version}" for name, version in record["versions"].items())),
@@ -94,7 +100,10 @@ def model_card(out: str, config: Run, step: int) -> str:
             for line in validation[-5:]
         ]
         lines += ["", f"Best: step {best[0]} ({best[1]:.4f})." if best else "", ""]
-    limits = "Use is limited by the terms of the training pictures and of the first stage, which this card does not know."
+    limits = (
+        "Use is limited by the terms of the training pictures and of the first stage, which this card does "
+        "not know."
+    )
     lines += ["## Limits", "", limits, ""]
     return "\n".join([*lines, "## Configuration", "", "```json", json.dumps(values, indent=2), "```", ""])
 

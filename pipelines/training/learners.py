@@ -70,7 +70,8 @@ def build_objective(config: RunConfig, lpips: Lpips | None, device: torch.device
     if config.model.first_stage.kind == "vq":
         if config.train.first_stage_weights is None:
             raise ConfigError(
-                f"preset {config.preset} needs the weights of its VQ autoencoder: --set train.first_stage_weights=FILE "
+                f"preset {config.preset} needs the weights of its VQ autoencoder: --set "
+                "train.first_stage_weights=FILE "
                 "(or train one: jobs/train_autoencoder.py)"
             )
         weights.load_into(first_stage, weights.read_state_dict(config.train.first_stage_weights))

@@ -1,7 +1,9 @@
-"""What a run says about itself: one line in the log, JSON lines in OUT/metrics, and the tracker that the user watches.
+"""What a run says about itself: one line in the log, JSON lines in OUT/metrics, and the tracker that the user
+watches.
 
-Only the first worker writes. Lines wait in memory until the next checkpoint and become OUT/metrics/step-N.jsonl just before it exists, so
-metrics and checkpoints tell the same story after any restart; trackers are written at once, and a restart purges what it will write again.
+Only the first worker writes. Lines wait in memory until the next checkpoint and become
+OUT/metrics/step-N.jsonl just before it exists, so metrics and checkpoints tell the same story after any
+restart; trackers are written at once, and a restart purges what it will write again.
 """
 
 from __future__ import annotations
@@ -65,7 +67,9 @@ def memory_gib(device: torch.device) -> float:
 
 
 def log_line(line: Mapping[str, float], num_steps: int) -> str:
-    """Return a line as `step=100/4000 loss=0.0123 ... it/s=1.50 img/s/worker=24.0 data_wait=3% mem=12.3GiB eta=0:43:20`."""
+    """Return a line as `step=100/4000 loss=0.0123 ... it/s=1.50 img/s/worker=24.0 data_wait=3% mem=12.3GiB
+    eta=0:43:20`.
+    """
     hidden = {"step", "lr", "grad_norm", "skipped", "workers", "window", "memory_gib", "data_wait"}
     left_s = round((num_steps - line["step"]) / max(line["it_per_s"], 1e-9))
     parts = [f"step={line['step']:.0f}/{num_steps}"]
@@ -185,7 +189,7 @@ class MLflow:
         self._mlflow.end_run()
 
 
-def _needed(package: str, setting: str) -> Any:  # noqa: ANN401 - a module
+def _needed(package: str, setting: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:

@@ -1,7 +1,8 @@
 """Is the first stage the bottleneck? Pictures through an autoencoder and back, with nothing in between.
 
-Each picture's centre is encoded, quantised and decoded as at the end of the chain. PSNR and SSIM of luma, LPIPS where its trunk is given,
-and how many codes are in use; the same without quantisation tells the codebook's part of the loss from the decoder's.
+Each picture's centre is encoded, quantised and decoded as at the end of the chain. PSNR and SSIM of luma,
+LPIPS where its trunk is given, and how many codes are in use; the same without quantisation tells the
+codebook's part of the loss from the decoder's.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def reconstruct(autoencoder: VQAutoencoder, rgb: Image) -> tuple[Image, Image, s
 
 
 def report(photos: str, config: AutoencoderRunConfig, init: str, out: str) -> tuple[list[list[str]], int]:
-    """Measure an autoencoder on a folder or bucket, write OUT/report.json and OUT/pictures.png, and return a table and how many failed.
+    """Measure an autoencoder on a folder or bucket, write OUT/report.json and OUT/pictures.png, and return a
+    table and how many failed.
 
     Raises:
         ConfigError: no picture can be used.

@@ -1,7 +1,8 @@
 """Training runs on Ray Train: who trains, whether a run may go on, and how it is restarted.
 
-Ray restarts the workers after a failure; they go on from the latest checkpoint (`pipelines.training.checkpoints`), whatever their number is then.
-Running the same command again does the same from a new driver.
+Ray restarts the workers after a failure; they go on from the latest checkpoint
+(`pipelines.training.checkpoints`), whatever their number is then. Running the same command again does the
+same from a new driver.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from resshift.training import checkpoint
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workers:
-    """Who trains: between `least` and `most` workers. `cpus` is the share of logical CPUs that each reserves; data tasks need some too."""
+    """Who trains: between `least` and `most` workers. `cpus` is the share of logical CPUs that each reserves;
+    data tasks need some too.
+    """
 
     least: int = 1
     most: int = 1
@@ -59,7 +62,8 @@ def plan_workers(
     Args:
         least: workers without which the run waits.
         most: workers that it grows to.
-        gpus_per_worker: None takes one GPU each when the cluster has enough for the least number, else the CPU.
+        gpus_per_worker: None takes one GPU each when the cluster has enough for the least number, else the
+            CPU.
         cluster: `pipelines.cluster.capacity.reachable()`.
 
     Raises:
@@ -75,7 +79,8 @@ def plan_workers(
         raise ConfigError(
             f"training needs at least 2 logical CPUs for workers and data, the cluster has {have_cpus:g}"
         )
-    # Reading, degrading and Ray Data's own actors need one CPU each; with none left everything waits for ever, silently.
+    # Reading, degrading and Ray Data's own actors need one CPU each; with none left everything waits for
+    # ever, silently.
     cpus = min(1.0, (have_cpus - 1) / 2 / most) if have_cpus < most + 2 else 1.0
     return Workers(least=least, most=most, gpus=gpus, cpus=cpus)
 
@@ -104,7 +109,9 @@ def absolute(uri: str) -> str:
 
 
 def with_absolute_files(config: Run) -> Run:
-    """Return the configuration with the files that it names: Ray Train's workers have another working directory than the command."""
+    """Return the configuration with the files that it names: Ray Train's workers have another working
+    directory than the command.
+    """
     trunk, stage = config.loss.lpips_trunk, config.train.first_stage_weights
     loss: Any = replace(config.loss, lpips_trunk=trunk and absolute(trunk))
     return replace(
@@ -114,7 +121,9 @@ def with_absolute_files(config: Run) -> Run:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """How a run ended: the last step, its last log line, the last validation, and the best checkpoint (step, figure)."""
+    """How a run ended: the last step, its last log line, the last validation, and the best checkpoint (step,
+    figure).
+    """
 
     step: int
     line: dict[str, Any]
@@ -132,12 +141,14 @@ def run_training(
     val: str | None = None,
     check_resize_s: float = 60.0,
 ) -> Summary:
-    """Train until `config.train.steps`, from the latest checkpoint in `out` if there is one, and publish the model.
+    """Train until `config.train.steps`, from the latest checkpoint in `out` if there is one, and publish the
+    model.
 
     Args:
         config: of the run.
         data: shards of `jobs/prepare.py`.
-        out: run directory, local path or s3://. Holds run.json, step-*/ checkpoints, metrics/, and at the end model/.
+        out: run directory, local path or s3://. Holds run.json, step-*/ checkpoints, metrics/, and at the end
+            model/.
         workers: who trains.
         init: weights to begin with.
         val: set to validate on, see `pipelines.training.validation`.
@@ -150,7 +161,8 @@ def run_training(
     """
     if config.train.batch_size < workers.most:
         raise ConfigError(
-            f"train.batch_size ({config.train.batch_size}) must be at least the number of workers ({workers.most})"
+            f"train.batch_size ({config.train.batch_size}) must be at least the number of workers "
+            f"({workers.most})"
         )
     data, out = absolute(data), absolute(out)
     begin_run(config, data, out)

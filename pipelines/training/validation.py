@@ -1,8 +1,9 @@
 """Measurement on a fixed set of pictures while a run trains, shared out to all workers.
 
-The set is `LQ_DIR:GT_DIR` (pairs by file name), or shards of `jobs/prepare.py` that training does not see, degraded once and for all with
-the run's recipe. Each picture is the centre of what is there, of the size that the network is trained on; its noise is a function of
-(seed, key), so two validations differ by the weights alone and the number of workers changes nothing.
+The set is `LQ_DIR:GT_DIR` (pairs by file name), or shards of `jobs/prepare.py` that training does not see,
+degraded once and for all with the run's recipe. Each picture is the centre of what is there, of the size that
+the network is trained on; its noise is a function of (seed, key), so two validations differ by the weights
+alone and the number of workers changes nothing.
 """
 
 from __future__ import annotations
@@ -180,7 +181,8 @@ class Validator:
 
     def __call__(self, renderer: Renderer) -> Validated | None:
         """Render and measure; a collective operation. Returns None on all workers but the first."""
-        # Every worker renders equally often, the last picture again where there is none left: sharded weights are gathered together.
+        # Every worker renders equally often, the last picture again where there is none left: sharded weights
+        # are gathered together.
         rounds = -(-len(self.pictures) // (self.num_ranks * self.micro_batch))
         own: list[tuple[int, dict[str, float], Image | None]] = []
         for i_round in range(rounds):
@@ -211,7 +213,8 @@ class Validator:
     def _measure(self, result: Tensor, hq_u8: Image) -> dict[str, float]:
         ours = codec.from_tensor(result[None])
         y, y_hq = psnr_ssim.luma(ours), psnr_ssim.luma(hq_u8)
-        # Equal pictures have an infinite PSNR; 100 dB keeps the mean readable, and is beyond what 8 bits can show.
+        # Equal pictures have an infinite PSNR; 100 dB keeps the mean readable, and is beyond what 8 bits can
+        # show.
         figures = {
             "psnr_y": min(psnr_ssim.psnr(y, y_hq, self.config.border), 100.0),
             "ssim_y": psnr_ssim.ssim(y, y_hq, self.config.border),

@@ -1,7 +1,8 @@
 """What every worker of a training run does: build, resume, step, and at their times log, validate and save.
 
-The loop knows Ray Train for three things only: its rank, the notice that a node is about to be taken away, and that an exception or a kill
-restarts all workers. What a step holds depends on (seed, step), so the position in the data is the step.
+The loop knows Ray Train for three things only: its rank, the notice that a node is about to be taken away,
+and that an exception or a kill restarts all workers. What a step holds depends on (seed, step), so the
+position in the data is the step.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ from resshift.training.step import Learner, Slots, TrainingDiverged, is_emulated
 logger = logging.getLogger(__name__)
 # What another attempt would only repeat. Every worker ends with the same one.
 FATAL = (ConfigError, WeightsError, TrainingDiverged)
-# Asking costs a few milliseconds and all workers wait for each other; a notice comes two minutes before the node goes.
+# Asking costs a few milliseconds and all workers wait for each other; a notice comes two minutes before the
+# node goes.
 _PREEMPTION_EVERY = 5
 
 
@@ -67,7 +69,9 @@ class Task:
 
 
 def train_worker(settings: Mapping[str, str]) -> dict[str, Any]:
-    """Run the loop on one worker; Ray Train calls this in every worker process. Returns the summary of the run."""
+    """Run the loop on one worker; Ray Train calls this in every worker process. Returns the summary of the
+    run.
+    """
     context = ray.train.get_context()
     rank, num_ranks = context.get_world_rank(), context.get_world_size()
     device = (
@@ -77,7 +81,8 @@ def train_worker(settings: Mapping[str, str]) -> dict[str, Any]:
     )
     if device.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-        # A mask's -100 leaves exp(-100) behind softmax: a denormal, with which a matrix product takes ten times as long.
+        # A mask's -100 leaves exp(-100) behind softmax: a denormal, with which a matrix product takes ten
+        # times as long.
         torch.set_flush_denormal(True)
         keep_freed_pages()  # 5 % of a step of tiny-x4 on one core
     try:
@@ -162,7 +167,10 @@ class TrainLoop:
     def run(self) -> dict[str, Any]:
         """Step until the end and return the summary (on the first worker)."""
         if self.rank == 0 and is_emulated(self.device, self.train.precision):
-            told = "train.precision=%s is emulated on this CPU, float32 is much faster: --set train.precision=fp32, from the first step on"
+            told = (
+                "train.precision=%s is emulated on this CPU, float32 is much faster: --set "
+                "train.precision=fp32, from the first step on"
+            )
             logger.warning(told, self.train.precision)
         for batch, waited_s in self._batches():
             result = self.learner.step(on_device(batch, self.device))
@@ -219,7 +227,8 @@ class TrainLoop:
         self._record_skipped()
         if in_a_row >= self.train.max_skipped_steps:
             raise TrainingDiverged(
-                f"the gradient was not finite for {in_a_row} steps in a row, last at step {self.state.step - 1}; "
+                f"the gradient was not finite for {in_a_row} steps in a row, last at step "
+                f"{self.state.step - 1}; "
                 f"the pictures are listed in {self.task.out}/skipped"
             )
         if self.log is not None:
@@ -258,7 +267,9 @@ class TrainLoop:
         self.clock.restart()
 
     def _save(self, wait: bool) -> None:
-        """Save; all workers call this at the same step. The copy is taken now, written and uploaded beside the next steps."""
+        """Save; all workers call this at the same step. The copy is taken now, written and uploaded beside
+        the next steps.
+        """
         step, out = self.state.step, self.task.out
         if self.seen:
             lines = "".join(json.dumps(line) + "\n" for line in self.seen)
@@ -297,11 +308,14 @@ class TrainLoop:
 
 
 def on_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    """Copy the pictures of a batch to the device; on CUDA the copy is queued there and the host does not wait."""
+    """Copy the pictures of a batch to the device; on CUDA the copy is queued there and the host does not
+    wait.
+    """
     tensors: dict[str, Tensor] = {}
     for name in ("hq", "lq", "mask"):
         if name in batch:
-            # Copied: the arrays lie in Ray's shared memory, which is read-only. Pinned memory is what an asynchronous copy needs.
+            # Copied: the arrays lie in Ray's shared memory, which is read-only. Pinned memory is what an
+            # asynchronous copy needs.
             tensor = torch.from_numpy(batch[name].copy())
             tensors[name] = (
                 tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -46,7 +46,8 @@ _WHERE = {
 
 
 def __getattr__(name: str) -> object:
-    # Imported on first use: a recipe is part of every configuration, and who reads one should not have to wait for torch.
+    # Imported on first use: a recipe is part of every configuration, and who reads one should not have to
+    # wait for torch.
     if name in _WHERE:
         return getattr(import_module(f"resshift.degradation.{_WHERE[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

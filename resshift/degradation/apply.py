@@ -1,10 +1,11 @@
 """Apply a drawn degradation to a picture: a pure function of (pixels, parameters).
 
-`DegradationParams` is a list of operations, applied in order to a float32 picture in [0, 1]. Only noise and JPEG clip; blur and bicubic may
-leave [0, 1] in between, as in the official chain. The last step rounds to 8 bits. Nothing here draws choices: see `drawing.draw`.
+`DegradationParams` is a list of operations, applied in order to a float32 picture in [0, 1]. Only noise and
+JPEG clip; blur and bicubic may leave [0, 1] in between, as in the official chain. The last step rounds to 8
+bits. Nothing here draws choices: see `drawing.draw`.
 
-Two operations concern more of a pair than its low-quality picture: `Gray` makes the clean one grey too (`target`), and `Mask` has an array
-of its own (`hole_mask`).
+Two operations concern more of a pair than its low-quality picture: `Gray` makes the clean one grey too
+(`target`), and `Mask` has an array of its own (`hole_mask`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from resshift.degradation.resize import Resize, imresize, resize
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
 class Gray:
-    """One operation of a degradation: three equal channels, the luma of Rec. 601. The clean picture of the pair becomes grey as well."""
+    """One operation of a degradation: three equal channels, the luma of Rec. 601. The clean picture of the
+    pair becomes grey as well.
+    """
 
     op: Literal["gray"] = "gray"
 
@@ -36,7 +39,9 @@ Operation = Annotated[Blur | Resize | Noise | Jpeg | Gray | Mask, Field(discrimi
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
 class DegradationParams:
-    """Everything that was drawn for one sample. Stored beside the pair, it reproduces the low-quality picture byte for byte."""
+    """Everything that was drawn for one sample. Stored beside the pair, it reproduces the low-quality picture
+    byte for byte.
+    """
 
     scale: int
     ops: tuple[Operation, ...]
@@ -60,12 +65,16 @@ def _grey(image: NDArray[Any]) -> NDArray[Any]:
 
 
 def target(hq_u8: NDArray[np.uint8], params: DegradationParams) -> NDArray[np.uint8]:
-    """Return the picture that is to be restored: the clean one, in grey if the degradation takes its colour."""
+    """Return the picture that is to be restored: the clean one, in grey if the degradation takes its
+    colour.
+    """
     return _grey(hq_u8) if any(isinstance(op, Gray) for op in params.ops) else hq_u8
 
 
 def hole_mask(params: DegradationParams, height: int, width: int) -> NDArray[np.uint8] | None:
-    """Return the mask of the low-quality picture, (height, width) uint8 with 255 in a hole; None when the degradation cuts no holes."""
+    """Return the mask of the low-quality picture, (height, width) uint8 with 255 in a hole; None when the
+    degradation cuts no holes.
+    """
     masks = [render(op, height, width) for op in params.ops if isinstance(op, Mask)]
     return np.maximum.reduce(masks) if masks else None
 
@@ -122,7 +131,8 @@ def degrade(hq_u8: NDArray[np.uint8], params: DegradationParams) -> NDArray[np.u
     scale = params.scale
     if height % scale or width % scale or min(height, width) == 0:
         raise ValueError(
-            f"hq_u8 of {height}x{width} pixels (height x width): both sides must be multiples of the scale {scale}"
+            f"hq_u8 of {height}x{width} pixels (height x width): both sides must be multiples of the scale "
+            f"{scale}"
         )
     image = from_u8(hq_u8)
     for op in params.ops:

@@ -131,7 +131,8 @@ def draw(rng: np.random.Generator, recipe: DegradationRecipe) -> DegradationPara
         Parameters for `degrade`, which draws nothing further.
     """
     draws = Draws(rng)
-    # Drawn even when both shares are 0, which grow from its two ends: changing one changes the samples alone that it takes or leaves.
+    # Drawn even when both shares are 0, which grow from its two ends: changing one changes the samples alone
+    # that it takes or leaves.
     kind = draws.unit()
     ops: tuple[Operation, ...]
     if recipe.kind == "bicubic" or kind < recipe.bicubic_share:

@@ -1,8 +1,9 @@
 """JPEG compression as an operation on pictures, by the real codec.
 
-Official ResShift training runs an approximate JPEG on the GPU (DiffJPEG). Photographs in the wild went through libjpeg: it rounds the
-quantisation tables to integers, rounds pixels to 8 bits before and after, and smooths the subsampled chroma when decoding. The codec is
-also faster on a CPU. Chroma is subsampled 4:2:0 whatever the quality, as in DiffJPEG and as cameras and the web do.
+Official ResShift training runs an approximate JPEG on the GPU (DiffJPEG). Photographs in the wild went
+through libjpeg: it rounds the quantisation tables to integers, rounds pixels to 8 bits before and after, and
+smooths the subsampled chroma when decoding. The codec is also faster on a CPU. Chroma is subsampled 4:2:0
+whatever the quality, as in DiffJPEG and as cameras and the web do.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class Jpeg:
 
 
 def to_u8(image: NDArray[np.float32] | NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Round a picture or plane in [0, 1] to 8 bits, half to even as torch.round does; outside values, up to a million, are clipped."""
+    """Round a picture or plane in [0, 1] to 8 bits, half to even as torch.round does; outside values, up to a
+    million, are clipped.
+    """
     _, not_negative = cv2.threshold(image, 0, 0, cv2.THRESH_TOZERO)
     return np.asarray(cv2.convertScaleAbs(not_negative, alpha=255), dtype=np.uint8)  # which clips at 255
 

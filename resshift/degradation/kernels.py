@@ -1,7 +1,7 @@
 """Blur kernels of the Real-ESRGAN degradation, from their closed formulas.
 
-With p = (x, y) the offset from the centre in pixels (x to the right, y downwards), Sigma = U diag(sigma_x^2, sigma_y^2) U^T,
-U = [[cos theta, -sin theta], [sin theta, cos theta]] and q = p^T Sigma^-1 p:
+With p = (x, y) the offset from the centre in pixels (x to the right, y downwards), Sigma = U diag(sigma_x^2,
+sigma_y^2) U^T, U = [[cos theta, -sin theta], [sin theta, cos theta]] and q = p^T Sigma^-1 p:
 
     Gaussian             k(p) ~ exp(-q / 2)
     generalised Gaussian k(p) ~ exp(-q^beta / 2)          (beta = 1 is the Gaussian; smaller is sharper, larger is flatter)
@@ -9,11 +9,13 @@ U = [[cos theta, -sin theta], [sin theta, cos theta]] and q = p^T Sigma^-1 p:
     sinc                 k(p) ~ omega J1(omega r) / (2 pi r),  r = |p|,  k(0) = omega^2 / (4 pi)
     pulse                k(p) = 1 at the centre, else 0
 
-Every kernel is sampled at the pixel centres and divided by its sum. J1 is the Bessel function of the first kind and order one: the
-sinc kernel is the ideal low-pass filter with a circular pass band of radius omega rad/pixel, cut to size x size, and rings.
+Every kernel is sampled at the pixel centres and divided by its sum. J1 is the Bessel function of the first
+kind and order one: the sinc kernel is the ideal low-pass filter with a circular pass band of radius omega
+rad/pixel, cut to size x size, and rings.
 
-References: Wang et al., "Real-ESRGAN: Training Real-World Blind Super-Resolution with Pure Synthetic Data", ICCVW 2021 (blur and sinc
-sections); Liu, Zhang and Liu, "Estimating Generalized Gaussian Blur Kernels for Out-of-Focus Image Deblurring", IEEE TCSVT 2021.
+References: Wang et al., "Real-ESRGAN: Training Real-World Blind Super-Resolution with Pure Synthetic Data",
+ICCVW 2021 (blur and sinc sections); Liu, Zhang and Liu, "Estimating Generalized Gaussian Blur Kernels for
+Out-of-Focus Image Deblurring", IEEE TCSVT 2021.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ def _check_size(size: int) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
 class GaussianKernel:
-    """A Gaussian, generalised Gaussian or plateau kernel; `_iso` types need sigma_x == sigma_y, `iso` and `aniso` need beta == 1."""
+    """A Gaussian, generalised Gaussian or plateau kernel; `_iso` types need sigma_x == sigma_y, `iso` and
+    `aniso` need beta == 1.
+    """
 
     type: GaussianType
     size: int
@@ -66,7 +70,8 @@ class GaussianKernel:
             )
         if self.type in ("iso", "generalized_iso", "plateau_iso") and self.sigma_x != self.sigma_y:
             raise ValueError(
-                f"kernel type {self.type} with sigma_x {self.sigma_x} and sigma_y {self.sigma_y}: must be equal"
+                f"kernel type {self.type} with sigma_x {self.sigma_x} and sigma_y {self.sigma_y}: must be "
+                "equal"
             )
         if self.type in ("iso", "aniso") and self.beta != 1:
             raise ValueError(f"kernel type {self.type} with beta {self.beta}: must be 1")
@@ -102,7 +107,9 @@ KernelSpec = Annotated[GaussianKernel | SincKernel | PulseKernel, Field(discrimi
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
 class Blur:
-    """One operation of a degradation: correlation with a kernel, borders reflected without repeating the edge pixel."""
+    """One operation of a degradation: correlation with a kernel, borders reflected without repeating the edge
+    pixel.
+    """
 
     op: Literal["blur"] = "blur"
     kernel: KernelSpec
@@ -149,7 +156,8 @@ def kernel(spec: GaussianKernel | SincKernel | PulseKernel) -> NDArray[np.float3
 
 
 def blur(image: NDArray[np.float32], spec: GaussianKernel | SincKernel | PulseKernel) -> NDArray[np.float32]:
-    """Correlate every channel of an (H, W, 3) picture with a kernel; borders are reflected (101), the range is not clipped.
+    """Correlate every channel of an (H, W, 3) picture with a kernel; borders are reflected (101), the range
+    is not clipped.
 
     Equal to the full sum within 3e-6 of the range: taps that add up to less than 1e-6 are left out.
     """
@@ -165,24 +173,30 @@ def blur(image: NDArray[np.float32], spec: GaussianKernel | SincKernel | PulseKe
 
 
 def _without_negligible(k: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Drop taps that add up to less than `_NEGLIGIBLE`: what is left is cut out around the centre, with zeros for those in between.
+    """Drop taps that add up to less than `_NEGLIGIBLE`: what is left is cut out around the centre, with zeros
+    for those in between.
 
-    It saves half of the sums of a training kernel. It also keeps denormal numbers out of them, which cost a hundred times as much each.
+    It saves half of the sums of a training kernel. It also keeps denormal numbers out of them, which cost a
+    hundred times as much each.
     """
     kept = k > _NEGLIGIBLE / k.size
-    # kernels are symmetric about their centre, so what the first row or column with a tap cuts off, the last cuts off as well
+    # kernels are symmetric about their centre, so what the first row or column with a tap cuts off, the last
+    # cuts off as well
     i_margin, j_margin = int(kept.any(axis=1).argmax()), int(kept.any(axis=0).argmax())
     return (k * kept)[i_margin : k.shape[0] - i_margin, j_margin : k.shape[1] - j_margin]
 
 
 def _correlate(image: NDArray[np.float32], k: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Correlate with a kernel that is symmetric about its centre: a sum over the taps that are not zero, or in Fourier space."""
+    """Correlate with a kernel that is symmetric about its centre: a sum over the taps that are not zero, or
+    in Fourier space.
+    """
     height, width = image.shape[:2]
     if k.size < _FOURIER_TAPS or height * width < _LARGE_PIXELS:
         return np.asarray(cv2.filter2D(image, -1, k, borderType=cv2.BORDER_REFLECT_101), dtype=np.float32)
     i_radius, j_radius = k.shape[0] // 2, k.shape[1] // 2
     padded = cv2.copyMakeBorder(image, i_radius, i_radius, j_radius, j_radius, cv2.BORDER_REFLECT_101)
-    # Only sums without wrap-around are kept, so the transform need not be longer than the padded picture. MKL likes multiples of 32.
+    # Only sums without wrap-around are kept, so the transform need not be longer than the padded picture. MKL
+    # likes multiples of 32.
     rows, columns = (32 * cv2.getOptimalDFTSize(-(-side // 32)) for side in padded.shape[:2])
     spectrum = torch.fft.rfft2(torch.from_numpy(padded).permute(2, 0, 1), s=(rows, columns))
     spectrum *= _transfer_function(torch.from_numpy(k), rows, columns)
@@ -193,9 +207,11 @@ def _correlate(image: NDArray[np.float32], k: NDArray[np.float32]) -> NDArray[np
 
 
 def _transfer_function(k: Tensor, rows: int, columns: int) -> Tensor:
-    """Return sum_ij k_ij cos(a_u i + b_v j), the transform of a kernel about its centre, for the frequencies of `rfft2`.
+    """Return sum_ij k_ij cos(a_u i + b_v j), the transform of a kernel about its centre, for the frequencies
+    of `rfft2`.
 
-    Of a symmetric kernel it is real, and as two products of small matrices it takes a third of the time of a transform.
+    Of a symmetric kernel it is real, and as two products of small matrices it takes a third of the time of a
+    transform.
     """
     (cos_a, sin_a), (cos_b, sin_b) = (
         _waves(k.shape[0], rows, rows),
@@ -206,7 +222,9 @@ def _transfer_function(k: Tensor, rows: int, columns: int) -> Tensor:
 
 @functools.lru_cache(maxsize=128)
 def _waves(num_taps: int, length: int, num_frequencies: int) -> tuple[Tensor, Tensor]:
-    """Return cosine and sine of 2 pi u i / length for the offsets i of the taps, each (num_frequencies, num_taps)."""
+    """Return cosine and sine of 2 pi u i / length for the offsets i of the taps, each (num_frequencies,
+    num_taps).
+    """
     angles = 2 * math.pi / length * np.outer(np.arange(num_frequencies), np.arange(num_taps) - num_taps // 2)
     return torch.from_numpy(np.cos(angles).astype(np.float32)), torch.from_numpy(
         np.sin(angles).astype(np.float32)

@@ -1,17 +1,20 @@
 """Holes for inpainting: brush strokes, boxes and outer borders.
 
-A mask is uint8, 255 in a hole; the low-quality picture is the clean one with its holes black, which is -1 in [-1, 1]: gt (1 - m) - m.
+A mask is uint8, 255 in a hole; the low-quality picture is the clean one with its holes black, which is -1 in
+[-1, 1]: gt (1 - m) - m.
 
     irregular     1-6 strokes of a brush. A stroke starts anywhere and runs along 1-5 segments, each with its own direction out of four,
                   length 10-209 px and width 5-104 px, kept inside the picture
     box           1-4 rectangles with sides of 30-150 px, at least 10 px from the edge
     outpainting   each border with probability 1/2, at least one, 4-25 % of the side
 
-The kinds are drawn 1:1:1. Strokes and boxes have sizes in pixels whatever the picture, as in the source: the numbers are for 256 x 256.
+The kinds are drawn 1:1:1. Strokes and boxes have sizes in pixels whatever the picture, as in the source: the
+numbers are for 256 x 256.
 
-References: Yu et al., "Free-Form Image Inpainting with Gated Convolution", ICCV 2019 (strokes); Suvorov et al., "Resolution-robust Large
-Mask Inpainting with Fourier Convolutions" (LaMa), WACV 2022; the numbers are those of the official ResShift inpainting configurations,
-whose generators draw one stroke more than their `max_times` says.
+References: Yu et al., "Free-Form Image Inpainting with Gated Convolution", ICCV 2019 (strokes); Suvorov et
+al., "Resolution-robust Large Mask Inpainting with Fourier Convolutions" (LaMa), WACV 2022; the numbers are
+those of the official ResShift inpainting configurations, whose generators draw one stroke more than their
+`max_times` says.
 """
 
 from __future__ import annotations
@@ -32,13 +35,16 @@ _RECORD = ConfigDict(extra="forbid", allow_inf_nan=False)
 MaskKind = Literal["irregular", "box", "outpainting"]
 _KINDS: tuple[MaskKind, ...] = get_args(MaskKind)
 _HOLE = 255
-# The source draws an integer below 4 and adds 0.01 rad; every second stroke, from the first on, takes 2 pi minus that.
+# The source draws an integer below 4 and adds 0.01 rad; every second stroke, from the first on, takes 2 pi
+# minus that.
 _ANGLES = (0.01, 1.01, 2.01, 3.01)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
 class Segment:
-    """One straight piece of a stroke; the angle is counted from the downward direction towards the right, in radians."""
+    """One straight piece of a stroke; the angle is counted from the downward direction towards the right, in
+    radians.
+    """
 
     angle: float
     length_px: int
@@ -57,7 +63,9 @@ class Stroke:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
 class Box:
-    """A rectangle at least `margin_px` from every edge; (x, y) in [0, 1) say where in the room that is left. Larger ones are cut down."""
+    """A rectangle at least `margin_px` from every edge; (x, y) in [0, 1) say where in the room that is left.
+    Larger ones are cut down.
+    """
 
     shape: Literal["box"] = "box"
     width_px: int
@@ -95,7 +103,8 @@ class Mask:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
 class MaskRecipe:
-    """How a mask is drawn. The defaults are those of the official inpainting configurations; pairs are (lowest, highest), both drawn.
+    """How a mask is drawn. The defaults are those of the official inpainting configurations; pairs are
+    (lowest, highest), both drawn.
 
     Args:
         kind_probs: probabilities of irregular, box, outpainting.

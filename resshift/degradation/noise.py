@@ -3,13 +3,16 @@
     Gaussian   x + (sigma / 255) n,                    n ~ N(0, 1)
     Poisson    x + scale (Poisson(v u) / v - u),       u = x rounded to 8 bits, v = 2^ceil(log2(number of levels in u))
 
-v is the number of photons that make white: a picture with few levels is treated as shot with few photons. Grey noise is one plane added to
-all three channels; grey Poisson noise takes u from the luma of the picture. The result is clipped to [0, 1].
+v is the number of photons that make white: a picture with few levels is treated as shot with few photons.
+Grey noise is one plane added to all three channels; grey Poisson noise takes u from the luma of the picture.
+The result is clipped to [0, 1].
 
-Both laws are inverted through tables of quantiles, which takes a fifth of the time of NumPy's samplers: a value is the quantile of one of
-65 536 (Gaussian) or 4096 (Poisson, for each of the 256 values of u) equally likely intervals.
+Both laws are inverted through tables of quantiles, which takes a fifth of the time of NumPy's samplers: a
+value is the quantile of one of 65 536 (Gaussian) or 4096 (Poisson, for each of the 256 values of u) equally
+likely intervals.
 
-Reference: Wang et al., "Real-ESRGAN", ICCVW 2021 (noise); the choice of v follows the official ResShift configuration's implementation.
+Reference: Wang et al., "Real-ESRGAN", ICCVW 2021 (noise); the choice of v follows the official ResShift
+configuration's implementation.
 """
 
 from __future__ import annotations
@@ -96,7 +99,9 @@ def _poisson_deviation(plane: NDArray[np.float32], rng: np.random.Generator) -> 
 
 
 def _num_levels(u_u8: NDArray[np.uint8]) -> int:
-    """Count the levels in a picture, or in a part of it that has more than 128 already: all such counts mean 256 photons."""
+    """Count the levels in a picture, or in a part of it that has more than 128 already: all such counts mean
+    256 photons.
+    """
     levels = u_u8.reshape(-1, 1)
     for part in (levels[:_FEW_PIXELS], levels):
         count = int(np.count_nonzero(cv2.calcHist([part], [0], None, [256], [0, 256])))
@@ -107,7 +112,9 @@ def _num_levels(u_u8: NDArray[np.uint8]) -> int:
 
 @functools.cache
 def normal_table() -> NDArray[np.float32]:
-    """Return the standard normal at the middles of 65 536 equally likely intervals, scaled to variance 1: the largest is 4.3."""
+    """Return the standard normal at the middles of 65 536 equally likely intervals, scaled to variance 1: the
+    largest is 4.3.
+    """
     middles = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
     table = torch.special.ndtri(middles)
     return (table / table.std(correction=0)).float().numpy()
@@ -115,10 +122,11 @@ def normal_table() -> NDArray[np.float32]:
 
 @functools.cache
 def poisson_table(photons: int) -> NDArray[np.float32]:
-    """Return Poisson(photons u) / photons - u at the middles of 4096 equally likely intervals, (256, 4096) float32, for u = 0, 1/255 ... 1.
+    """Return Poisson(photons u) / photons - u at the middles of 4096 equally likely intervals, (256, 4096)
+    float32, for u = 0, 1/255 ... 1.
 
-    No probability is off by more than 1 / 4096; at 256 photons the mean is off by less than 0.1 % of a standard deviation, the variance by
-    less than 0.3 %.
+    No probability is off by more than 1 / 4096; at 256 photons the mean is off by less than 0.1 % of a
+    standard deviation, the variance by less than 0.3 %.
     """
     u = np.arange(256) / 255
     counts = np.arange(photons + int(12 * math.sqrt(photons)) + 24)

@@ -1,6 +1,7 @@
 """What a recipe is made of, ranges and probabilities, and how a value is drawn from them.
 
-`Draws` takes its uniform numbers from the generator in bulk: one call of NumPy costs as much as sixty of its numbers.
+`Draws` takes its uniform numbers from the generator in bulk: one call of NumPy costs as much as sixty of its
+numbers.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class Draws:
     """The random choices of one sample, in the order in which they are asked for.
 
     Args:
-        rng: generator of the sample. Numbers are taken in blocks: it is further along afterwards than the choices made.
+        rng: generator of the sample. Numbers are taken in blocks: it is further along afterwards than the
+            choices made.
     """
 
     def __init__(self, rng: np.random.Generator) -> None:
@@ -83,5 +85,7 @@ class Draws:
         return chosen
 
     def around_one(self, interval: Range) -> float:
-        """Draw from [low, 1) or from [1, high), evenly: a plain draw from (0.5, 4) would hardly ever be below 1."""
+        """Draw from [low, 1) or from [1, high), evenly: a plain draw from (0.5, 4) would hardly ever be below
+        1.
+        """
         return self.uniform((interval[0], 1.0) if self.chance(0.5) else (1.0, interval[1]))

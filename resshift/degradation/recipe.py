@@ -1,17 +1,20 @@
 """Degradation recipes: all ranges and probabilities that `draw` draws from.
 
-The real-world chain is the "high-order" model of Wang et al., "Real-ESRGAN", ICCVW 2021, with the numbers of the official ResShift
-configurations, which differ from Real-ESRGAN's own (smaller kernels, a second order only half of the time, weaker noise):
+The real-world chain is the "high-order" model of Wang et al., "Real-ESRGAN", ICCVW 2021, with the numbers of
+the official ResShift configurations, which differ from Real-ESRGAN's own (smaller kernels, a second order
+only half of the time, weaker noise):
 
     blur 1, resize 1, noise 1, JPEG 1                              always
     blur 2 (sometimes), resize 2, noise 2                          with probability `second_order_prob`
     resize to H / scale, sinc or nothing, JPEG 2                   always; JPEG first or last with equal chances
 
-Faces follow Wang et al., "Towards Real-World Blind Face Restoration with Generative Facial Prior" (GFPGAN), CVPR 2021, with the numbers of
-the official ResShift configuration: blur, shrink, noise, JPEG, back to the size they had, and rarely both pictures of the pair in grey.
+Faces follow Wang et al., "Towards Real-World Blind Face Restoration with Generative Facial Prior" (GFPGAN),
+CVPR 2021, with the numbers of the official ResShift configuration: blur, shrink, noise, JPEG, back to the
+size they had, and rarely both pictures of the pair in grey.
 
-Deviation from official code: there scales, modes and branches are drawn once per batch; here everything is drawn per sample, from one
-generator per sample, so a sample does not depend on its batch. JPEG qualities are integers, as the real codec needs.
+Deviation from official code: there scales, modes and branches are drawn once per batch; here everything is
+drawn per sample, from one generator per sample, so a sample does not depend on its batch. JPEG qualities are
+integers, as the real codec needs.
 """
 
 from __future__ import annotations
@@ -35,7 +38,8 @@ class KernelRecipe:
 
     Args:
         size: (smallest, largest) side, both odd, both drawn.
-        type_probs: probabilities of iso, aniso, generalized_iso, generalized_aniso, plateau_iso, plateau_aniso.
+        type_probs: probabilities of iso, aniso, generalized_iso, generalized_aniso, plateau_iso,
+            plateau_aniso.
         sigma: standard deviation along each axis, in pixels. The angle is uniform in [-pi, pi].
         beta_generalized, beta_plateau: shape; half of the draws come from [low, 1] and half from [1, high].
         sinc_omega_small, sinc_omega_large: cut-off below `sinc_large_size` pixels and from there on.
@@ -65,7 +69,8 @@ class KernelRecipe:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
 class ResizeRecipe:
-    """How a random resize is drawn: up by U(1, high), down by U(low, 1) or not at all; the mode is uniform of three.
+    """How a random resize is drawn: up by U(1, high), down by U(low, 1) or not at all; the mode is uniform of
+    three.
 
     Args:
         probs: probabilities of up, down, keep.
@@ -83,7 +88,9 @@ class ResizeRecipe:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
 class NoiseRecipe:
-    """How noise is drawn: Gaussian with `gaussian_prob` (sigma in 8-bit levels), else Poisson; grey with `gray_prob`."""
+    """How noise is drawn: Gaussian with `gaussian_prob` (sigma in 8-bit levels), else Poisson; grey with
+    `gray_prob`.
+    """
 
     gaussian_prob: float = 0.5
     gaussian_sigma: Range
@@ -99,7 +106,9 @@ class NoiseRecipe:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
 class FaceRecipe:
-    """How a face is degraded: blur, shrink by U(shrink), Gaussian noise (sigma in 8-bit levels), JPEG, back to size, perhaps grey."""
+    """How a face is degraded: blur, shrink by U(shrink), Gaussian noise (sigma in 8-bit levels), JPEG, back
+    to size, perhaps grey.
+    """
 
     kernel: KernelRecipe = KernelRecipe(
         size=(41, 41), type_probs=(0.5, 0.5, 0.0, 0.0, 0.0, 0.0), sigma=(0.1, 15.0), sinc_prob=0.0
@@ -121,12 +130,14 @@ class DegradationRecipe:
     """All ranges and probabilities of a degradation. The defaults are those of official ResShift training.
 
     Args:
-        kind: "realesrgan" is the chain of the module docstring; "bicubic" is MATLAB's imresize alone; "face" follows `face`, and
-            "inpainting" cuts the holes of `mask`. A kind ignores the fields of the others.
+        kind: "realesrgan" is the chain of the module docstring; "bicubic" is MATLAB's imresize alone; "face"
+            follows `face`, and "inpainting" cuts the holes of `mask`. A kind ignores the fields of the
+            others.
         scale: side of the clean picture over side of the low-quality one; 1 for inpainting.
-        bicubic_share: probability that a sample takes plain bicubic instead of the chain (mixed training); 0 in official recipes.
-        mild_share: probability that the chain has the ranges of `imagenet_test_x4`, once and weakly degraded; 0 in official recipes. Both
-            shares are of the real-world chain, and 0 for other kinds.
+        bicubic_share: probability that a sample takes plain bicubic instead of the chain (mixed training); 0
+            in official recipes.
+        mild_share: probability that the chain has the ranges of `imagenet_test_x4`, once and weakly degraded;
+            0 in official recipes. Both shares are of the real-world chain, and 0 for other kinds.
         final_sinc_prob, final_sinc_size, final_sinc_omega: the last filter; without it nothing is filtered.
         jpeg_last_prob: probability of (resize, sinc, JPEG); otherwise (JPEG, resize, sinc).
         jpeg1_quality, jpeg2_quality: (lowest, highest), both drawn.
@@ -136,7 +147,8 @@ class DegradationRecipe:
     scale: int
     bicubic_share: float = 0.0
     mild_share: float = 0.0
-    # Official configurations name the maxima 21 and 15, but sizes come from range(3, 21, 2) and range(3, 15, 2), which exclude the end.
+    # Official configurations name the maxima 21 and 15, but sizes come from range(3, 21, 2) and range(3, 15,
+    # 2), which exclude the end.
     kernel1: KernelRecipe = KernelRecipe(size=(3, 19), sigma=(0.2, 3.0))
     resize1: ResizeRecipe = ResizeRecipe(probs=(0.2, 0.7, 0.1), factor=(0.15, 1.5))
     noise1: NoiseRecipe = NoiseRecipe(gaussian_sigma=(1.0, 30.0), poisson_scale=(0.05, 3.0))
@@ -170,11 +182,13 @@ class DegradationRecipe:
             check_prob(name, getattr(self, name))
         if self.kind != "realesrgan" and (self.bicubic_share or self.mild_share):
             raise ValueError(
-                f"bicubic_share = {self.bicubic_share} and mild_share = {self.mild_share}: must be 0 for a recipe of kind {self.kind}"
+                f"bicubic_share = {self.bicubic_share} and mild_share = {self.mild_share}: must be 0 for a "
+                f"recipe of kind {self.kind}"
             )
         if self.bicubic_share + self.mild_share > 1:
             raise ValueError(
-                f"bicubic_share = {self.bicubic_share} and mild_share = {self.mild_share}: their sum must be at most 1"
+                f"bicubic_share = {self.bicubic_share} and mild_share = {self.mild_share}: their sum must be "
+                "at most 1"
             )
         check_sizes("final_sinc_size", self.final_sinc_size)
         check_range("final_sinc_omega", self.final_sinc_omega, 1e-3, math.pi)
@@ -193,7 +207,9 @@ def realesrgan_x2() -> DegradationRecipe:
 
 
 def imagenet_test_x4() -> DegradationRecipe:
-    """Degradation of the ImageNet-Test pairs (official degradation_testing_realesrgan.yaml): mild, first order only."""
+    """Degradation of the ImageNet-Test pairs (official degradation_testing_realesrgan.yaml): mild, first
+    order only.
+    """
     kernel = KernelRecipe(
         size=(3, 11),  # the file says 13, excluded as in training
         type_probs=(0.6, 0.4, 0.0, 0.0, 0.0, 0.0),
@@ -218,12 +234,16 @@ def imagenet_test_x4() -> DegradationRecipe:
 
 
 def bicubic_x4() -> DegradationRecipe:
-    """MATLAB bicubic alone. Official training keeps it in float; here it is clipped and rounded to 8 bits, as its test sets are."""
+    """MATLAB bicubic alone. Official training keeps it in float; here it is clipped and rounded to 8 bits, as
+    its test sets are.
+    """
     return DegradationRecipe(kind="bicubic", scale=4)
 
 
 def face() -> DegradationRecipe:
-    """Training degradation of the face restoration model (made for 512 x 512): the low-quality picture has the size of the clean one."""
+    """Training degradation of the face restoration model (made for 512 x 512): the low-quality picture has
+    the size of the clean one.
+    """
     return DegradationRecipe(kind="face", scale=1)
 
 

@@ -1,12 +1,13 @@
 """Resizing: area, bilinear and bicubic as `F.interpolate` without antialias, and MATLAB's bicubic `imresize`.
 
-The three plain modes equal `torch.nn.functional.interpolate(size=...)` to float32 rounding: area is adaptive average pooling, bilinear and
-bicubic (a = -0.75) read 2 x 2 and 4 x 4 pixels at half-pixel centres and repeat the edge, so they alias when they shrink. The aliasing is a
-wanted part of the degradation.
+The three plain modes equal `torch.nn.functional.interpolate(size=...)` to float32 rounding: area is adaptive
+average pooling, bilinear and bicubic (a = -0.75) read 2 x 2 and 4 x 4 pixels at half-pixel centres and repeat
+the edge, so they alias when they shrink. The aliasing is a wanted part of the degradation.
 
-Deviation from official code: it gives the *first* resize as `scale_factor`, and `F.interpolate` then spaces the samples by 1/scale while it
-floors the size. Up to 1/scale pixels at the right and bottom are then never read (6 at scale 0.15), and the low-quality picture is
-stretched against the clean one by as much at the far edge. Here samples are spaced by in/out, so the two stay aligned.
+Deviation from official code: it gives the *first* resize as `scale_factor`, and `F.interpolate` then spaces
+the samples by 1/scale while it floors the size. Up to 1/scale pixels at the right and bottom are then never
+read (6 at scale 0.15), and the low-quality picture is stretched against the clean one by as much at the far
+edge. Here samples are spaced by in/out, so the two stay aligned.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class Resize:
     """One operation of a degradation: resize to floor(factor * side) of the `of` picture, at least 1 pixel.
 
     Args:
-        of: what the factor refers to: the clean picture (hq) or the final low-quality size (lq). Never the running size, so roundings
-            do not add up.
+        of: what the factor refers to: the clean picture (hq) or the final low-quality size (lq). Never the
+            running size, so roundings do not add up.
         factor: ratio of sides.
         mode: `matlab_bicubic` is `imresize`, and needs `of="lq"` with factor 1.
     """
@@ -53,14 +54,17 @@ class Resize:
             raise ValueError(f"resize factor {self.factor}: must be above 0")
         if self.mode == "matlab_bicubic" and (self.of != "lq" or self.factor != 1):
             raise ValueError(
-                f"resize mode matlab_bicubic with of={self.of!r}, factor={self.factor}: must be of='lq', factor=1"
+                f"resize mode matlab_bicubic with of={self.of!r}, factor={self.factor}: must be of='lq', "
+                "factor=1"
             )
 
 
 def resize(
     image: NDArray[np.float32], height: int, width: int, mode: InterpolationMode
 ) -> NDArray[np.float32]:
-    """Resize an (H, W, 3) picture to (height, width, 3) as `F.interpolate(size=(height, width), mode=mode)` does, aligned at both ends."""
+    """Resize an (H, W, 3) picture to (height, width, 3) as `F.interpolate(size=(height, width), mode=mode)`
+    does, aligned at both ends.
+    """
     if image.shape[:2] == (height, width):
         return image
     if mode == "area":
@@ -71,7 +75,8 @@ def resize(
 
 
 def imresize(image: NDArray[T], scale: float) -> NDArray[T]:
-    """Resize as MATLAB's `imresize(image, scale, "bicubic")`: antialiased when shrinking, symmetric edges, a = -0.5.
+    """Resize as MATLAB's `imresize(image, scale, "bicubic")`: antialiased when shrinking, symmetric edges, a
+    = -0.5.
 
     Args:
         image: (H, W, C) float32 or float64, any range. The result is not clipped.
@@ -90,8 +95,8 @@ def imresize(image: NDArray[T], scale: float) -> NDArray[T]:
             f"scale {scale}: must be a positive fraction with a denominator up to {_MAX_DENOMINATOR}"
         )
     height, width = (math.ceil(side * ratio) for side in image.shape[:2])
-    # The padding covers the kernel (2 pixels of the coarser grid) and is a whole number of output pixels, so the grids stay aligned
-    # and interpolate's own treatment of the edge never shows.
+    # The padding covers the kernel (2 pixels of the coarser grid) and is a whole number of output pixels, so
+    # the grids stay aligned and interpolate's own treatment of the edge never shows.
     reach = math.ceil(2 * max(1, 1 / ratio)) + 1
     pad = math.ceil(reach / ratio.denominator) * ratio.denominator
     i_first = int(pad * ratio)

@@ -1,0 +1,1 @@
+"""Encoded pictures to arrays and back, with everything that travels beside the pixels."""

@@ -1,8 +1,9 @@
 """Transparency: what a picture shows must not depend on colours that nobody sees.
 
-Editors leave black, white or anything under fully transparent pixels. A network, or any filter, would mix that into the visible edge. The
-remedy of compositing is premultiplied colour; a network trained on plain colour gets the same effect when the hidden pixels are given the
-premultiplied average of the visible ones around them:
+Editors leave black, white or anything under fully transparent pixels. A network, or any filter, would mix
+that into the visible edge. The remedy of compositing is premultiplied colour; a network trained on plain
+colour gets the same effect when the hidden pixels are given the premultiplied average of the visible ones
+around them:
 
     c_hidden = blur(alpha c) / blur(alpha)
 
@@ -23,7 +24,8 @@ _SIGMA_PX = 4.0  # reaches about 12 px from an edge, more than a tile's context 
 
 
 def fill_transparent(picture: Picture) -> Picture:
-    """Return the picture with the colours under alpha 0 taken from what is visible nearby; far from it, the mean visible colour.
+    """Return the picture with the colours under alpha 0 taken from what is visible nearby; far from it, the
+    mean visible colour.
 
     The same object when nothing is fully transparent.
     """

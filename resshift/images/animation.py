@@ -3,10 +3,12 @@
     frames = decode_frames(data, limits, "all")       one Picture a frame, and how long each is shown
     data = encode_frames(frames, "webp")
 
-A still picture is one frame; everything that moves pictures moves `Frames`. APNG, WebP and GIF give composed frames of the canvas size,
-TIFF its pages. All of several frames are written as APNG, WebP or a TIFF of pages, in 8 bit, lossless but for WebP below quality 100.
+A still picture is one frame; everything that moves pictures moves `Frames`. APNG, WebP and GIF give composed
+frames of the canvas size, TIFF its pages. All of several frames are written as APNG, WebP or a TIFF of pages,
+in 8 bit, lossless but for WebP below quality 100.
 
-What it does not do: GIF output (256 colours), different profiles or EXIF for each frame (the first one's are written).
+What it does not do: GIF output (256 colours), different profiles or EXIF for each frame (the first one's are
+written).
 """
 
 from __future__ import annotations
@@ -62,8 +64,10 @@ def decode_frames(data: bytes, limits: ImageLimits | None = None, choice: FrameC
 
     Args:
         data: the whole file.
-        limits: sizes accepted. The pixels of all frames together must be within `max_pixels`, their number within `max_frames`.
-        choice: "first" takes the first frame, with a note; "all" takes every one; "fail" refuses files of several frames.
+        limits: sizes accepted. The pixels of all frames together must be within `max_pixels`, their number
+            within `max_frames`.
+        choice: "first" takes the first frame, with a note; "all" takes every one; "fail" refuses files of
+            several frames.
 
     Raises:
         ImageError: with the reason; `animated` for "fail".
@@ -108,12 +112,14 @@ def fit_frames(frames: Frames, format: Format) -> Frames:
     """Return the frames as `format` can hold them, with notes on the first; see `images.fit_format`.
 
     Raises:
-        ImageError: animated, when there are several and the format holds one; too_large, when a side is too long.
+        ImageError: animated, when there are several and the format holds one; too_large, when a side is too
+            long.
     """
     if len(frames.pictures) > 1 and format == "jpeg":
         raise ImageError(
             Reason.ANIMATED,
-            f"{len(frames.pictures)} frames do not fit into a jpeg; choose png, webp or tiff, or frames=first",
+            f"{len(frames.pictures)} frames do not fit into a jpeg; choose png, webp or tiff, or "
+            "frames=first",
         )
     return frames.map(lambda picture: codec.fit_format(picture, format))
 
@@ -126,7 +132,8 @@ def encode_frames(frames: Frames, format: Format = "png", quality: int = 95) -> 
     converted = [codec.to_pil(picture) for picture in fit_frames(frames, format).pictures]
     mode = "RGBA" if any(image.has_transparency_data for image in converted) else "RGB"
     shown: list[Image.Image] = converted if format == "tiff" else [image.convert(mode) for image in converted]
-    # A difference between frames is never blended over what was there before: a decoder shows exactly these pixels.
+    # A difference between frames is never blended over what was there before: a decoder shows exactly these
+    # pixels.
     durations = list(frames.durations_ms) or [_PAGE_MS] * len(shown)
     options: dict[str, Any] = {
         "png": {"duration": durations, "loop": frames.loop, "compress_level": 1, "blend": 0, "disposal": 0},

@@ -1,16 +1,17 @@
 """Pictures: encoded bytes <-> arrays <-> tensors.
 
-`probe` reads a header, `decode` returns a `Picture` (upright, sRGB, RGB or grey, alpha apart), `encode` writes one. What a file is, is
-decided by its content, never by its name. Sizes are checked in the header, before anything is allocated. Whatever a hostile file makes
-Pillow or OpenCV raise becomes an `ImageError` with a reason from a closed vocabulary.
+`probe` reads a header, `decode` returns a `Picture` (upright, sRGB, RGB or grey, alpha apart), `encode`
+writes one. What a file is, is decided by its content, never by its name. Sizes are checked in the header,
+before anything is allocated. Whatever a hostile file makes Pillow or OpenCV raise becomes an `ImageError`
+with a reason from a closed vocabulary.
 
-Pillow reads everything but 16-bit colour, which it would reduce to 8 bit: that goes through OpenCV. OpenCV writes PNG (7x faster than
-Pillow's default). OpenCV's channel order is BGR: nowhere outside this module.
+Pillow reads everything but 16-bit colour, which it would reduce to 8 bit: that goes through OpenCV. OpenCV
+writes PNG (7x faster than Pillow's default). OpenCV's channel order is BGR: nowhere outside this module.
 
 Value ranges: uint8 0-255 or uint16 0-65535 in arrays, [-1, 1] float32 in tensors.
 
-What it does not do: animation (`resshift.images.animation`), floating-point colour, more than four bands (what Pillow makes of the first, with a
-note).
+What it does not do: animation (`resshift.images.animation`), floating-point colour, more than four bands
+(what Pillow makes of the first, with a note).
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ Format = Literal["png", "jpeg", "webp", "tiff"]
 _MAX_SIDE_PX: dict[str, int] = {"jpeg": 65_500, "webp": 16_383}
 _MAX_JPEG_EXIF_BYTES = 65_000  # a segment holds 65 533 bytes
 _MAX_JPEG_XMP_BYTES = 65_400
-# Named, not OpenCV's default, so that bytes do not change with its version. These are the fastest for photographs.
+# Named, not OpenCV's default, so that bytes do not change with its version. These are the fastest for
+# photographs.
 _PNG_OPTIONS = (
     *(cv2.IMWRITE_PNG_COMPRESSION, 1),
     *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
@@ -72,7 +74,9 @@ def swap_red_blue(pixels: Array) -> Array:
 
 
 def _sixteen_bit_colour(image: Image.Image, data: bytes) -> Array | None:
-    """Decode a 16-bit picture that Pillow reduces to 8 bit, uint16 in 2 (grey, alpha), 3 or 4 channels; None when it is not one."""
+    """Decode a 16-bit picture that Pillow reduces to 8 bit, uint16 in 2 (grey, alpha), 3 or 4 channels; None
+    when it is not one.
+    """
     if (
         image.format not in ("PNG", "TIFF")
         or image.mode not in ("RGB", "RGBA")
@@ -143,7 +147,8 @@ def decode(data: bytes, limits: ImageLimits | None = None) -> Picture:
 
 
 def from_pil(image: Image.Image) -> Picture:
-    """Convert a Pillow image of any mode but LAB and HSV (I and F within 16 bit); its EXIF orientation and ICC profile are applied.
+    """Convert a Pillow image of any mode but LAB and HSV (I and F within 16 bit); its EXIF orientation and
+    ICC profile are applied.
 
     Raises:
         ImageError: unsupported_mode, or what a lazily opened file turns out to be.
@@ -179,7 +184,9 @@ def _grey16(image: Image.Image) -> Picture:
 
 
 def _float_grey(image: Image.Image) -> Picture:
-    """Bring floating-point grey to 16 bit. Its white is the smallest of 1, 255 and 65535 that no finite sample exceeds."""
+    """Bring floating-point grey to 16 bit. Its white is the smallest of 1, 255 and 65535 that no finite
+    sample exceeds.
+    """
     samples = np.asarray(image)
     finite = samples[np.isfinite(samples)]
     highest = float(finite.max(initial=0.0))
@@ -228,7 +235,9 @@ def _eight_bit(image: Image.Image, icc: bytes | None) -> Picture:
 
 
 def in_own_profile(picture: Picture) -> Picture:
-    """Return a picture that was converted to sRGB for the network in the profile of its file, embedded again; any other as it is."""
+    """Return a picture that was converted to sRGB for the network in the profile of its file, embedded again;
+    any other as it is.
+    """
     if picture.source_icc is None or picture.pixels.dtype != np.uint8:
         return picture
     pixels = from_srgb(picture.pixels, picture.source_icc)
@@ -355,7 +364,8 @@ def encode(picture: Picture, format: Format = "png", quality: int = 95) -> bytes
     """Encode a picture; the same picture gives the same bytes.
 
     Args:
-        picture: what `fit_format` would change is changed here too, silently: call it first to keep the notes.
+        picture: what `fit_format` would change is changed here too, silently: call it first to keep the
+            notes.
         format: png and tiff keep 16 bit and are lossless; jpeg has no alpha.
         quality: 1-100, jpeg and webp only. From 90 on, JPEG colour is not subsampled.
     """
@@ -394,7 +404,9 @@ def _png(picture: Picture) -> bytes:
 
 
 def to_tensor(pixels: Array) -> Tensor:
-    """Convert (H, W, 1 or 3) uint8 or uint16 to (1, 3, H, W) float32 in [-1, 1]; grey becomes three equal channels."""
+    """Convert (H, W, 1 or 3) uint8 or uint16 to (1, 3, H, W) float32 in [-1, 1]; grey becomes three equal
+    channels.
+    """
     import torch
 
     check_pixels(pixels)
@@ -405,7 +417,8 @@ def to_tensor(pixels: Array) -> Tensor:
 
 
 def from_tensor(x: Tensor, dtype: type[np.uint8] | type[np.uint16] = np.uint8) -> Array:
-    """Convert (1, C, H, W) or (C, H, W) in [-1, 1] to (H, W, C) integers, round(max * (x + 1) / 2), halves up, values outside clamped.
+    """Convert (1, C, H, W) or (C, H, W) in [-1, 1] to (H, W, C) integers, round(max * (x + 1) / 2), halves
+    up, values outside clamped.
 
     Raises:
         ValueError: another shape, or NaN or infinity among the values.

@@ -1,8 +1,8 @@
 """The few bytes of PNG and TIFF that OpenCV and Pillow do not write.
 
-OpenCV encodes PNG quickly but without profile and EXIF, and has no grey + alpha; Pillow cannot write 16-bit RGB to TIFF. Chunks and
-directories are small and fixed formats (PNG, ISO/IEC 15948; TIFF 6.0 with Adobe Deflate), so they are written here. The bytes depend only
-on the arguments and on the zlib build.
+OpenCV encodes PNG quickly but without profile and EXIF, and has no grey + alpha; Pillow cannot write 16-bit
+RGB to TIFF. Chunks and directories are small and fixed formats (PNG, ISO/IEC 15948; TIFF 6.0 with Adobe
+Deflate), so they are written here. The bytes depend only on the arguments and on the zlib build.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def _chunk(name: bytes, payload: bytes) -> bytes:
 def essential_png(png: bytes) -> bytes:
     """Return a PNG of IHDR, tRNS, IDAT and IEND alone.
 
-    OpenCV 5 allocates what any chunk claims to hold (2 GiB for four damaged bytes) and reads animation chunks; neither is left after this.
+    OpenCV 5 allocates what any chunk claims to hold (2 GiB for four damaged bytes) and reads animation
+    chunks; neither is left after this.
     """
     kept, position = [PNG_SIGNATURE], len(PNG_SIGNATURE)
     while position + 12 <= len(png):

@@ -1,11 +1,11 @@
 """EXIF: the orientation, and the tags worth carrying to an upscaled picture.
 
-Descriptive tags (camera, lens, exposure, dates, author, GPS) are kept. Tags that describe the old file and would lie about the new one
-are dropped: strip offsets, thumbnails, sub-pictures, geographic pixel scales. The orientation is applied to the pixels once, by the caller,
-and then says 1.
+Descriptive tags (camera, lens, exposure, dates, author, GPS) are kept. Tags that describe the old file and
+would lie about the new one are dropped: strip offsets, thumbnails, sub-pictures, geographic pixel scales. The
+orientation is applied to the pixels once, by the caller, and then says 1.
 
-Blocks are serialised again by Pillow, so maker notes that contain absolute offsets (some Canon bodies) keep their bytes but not their
-meaning.
+Blocks are serialised again by Pillow, so maker notes that contain absolute offsets (some Canon bodies) keep
+their bytes but not their meaning.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ _KEPT_TAGS = (
     ),
     *(0x9C9B, 0x9C9C, 0x9C9D, 0x9C9E, 0x9C9F),
 )
-# What Pillow was seen to raise, or can raise by its code, on damaged blocks, when reading and when writing them again.
+# What Pillow was seen to raise, or can raise by its code, on damaged blocks, when reading and when writing
+# them again.
 _EXIF_ERRORS = (
     OSError,
     SyntaxError,
@@ -66,7 +67,9 @@ _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def upright(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn stored pixels (H, W) or (H, W, C) the way EXIF orientation 1-8 says they are to be seen; contiguous, (W, H, ...) for 5-8."""
+    """Turn stored pixels (H, W) or (H, W, C) the way EXIF orientation 1-8 says they are to be seen;
+    contiguous, (W, H, ...) for 5-8.
+    """
     return np.ascontiguousarray(_TURNS[orientation](array))
 
 
@@ -80,7 +83,9 @@ def read_orientation(image: Image.Image) -> int:
 
 
 def descriptive_exif(image: Image.Image) -> tuple[bytes | None, tuple[str, ...]]:
-    """Return the descriptive tags of a loaded picture, as bytes that start with `Exif\\0\\0`, and notes. None when there is none."""
+    """Return the descriptive tags of a loaded picture, as bytes that start with `Exif\\0\\0`, and notes. None
+    when there is none.
+    """
     try:
         old = image.getexif()
         new = Image.Exif()

@@ -1,7 +1,8 @@
 """Identify an encoded picture and read its header, without decoding a pixel.
 
-What a file is, is decided by its first bytes, never by its name. The allow-list is JPEG, PNG, WebP, TIFF, GIF and BMP: Pillow's other
-plugins never see a user's bytes. `refusals` is the one place that turns what a decoder raises into an `ImageError`.
+What a file is, is decided by its first bytes, never by its name. The allow-list is JPEG, PNG, WebP, TIFF, GIF
+and BMP: Pillow's other plugins never see a user's bytes. `refusals` is the one place that turns what a
+decoder raises into an `ImageError`.
 """
 
 from __future__ import annotations
@@ -132,14 +133,17 @@ def read_header(data: bytes, limits: ImageLimits) -> Image.Image:
         )
     name = identify(data)
     with refusals(f"{name} header"):
-        # The plugin is called directly: Image.open applies the process-wide MAX_IMAGE_PIXELS, and ours is a value of the call.
+        # The plugin is called directly: Image.open applies the process-wide MAX_IMAGE_PIXELS, and ours is a
+        # value of the call.
         image = _FACTORIES[name](io.BytesIO(data))
     limits.check_size(*image.size)
     return image
 
 
 def count_frames(data: bytes) -> tuple[int, bool]:
-    """Return the number of frames or pages, and whether it is exact: counting stops early in a file made to be slow."""
+    """Return the number of frames or pages, and whether it is exact: counting stops early in a file made to
+    be slow.
+    """
     name = identify(data)
     try:
         image: Any = _FACTORIES[name](io.BytesIO(data))  # opened anew: counting moves along the file

@@ -1,12 +1,14 @@
 """Colour management: ICC profiles in, sRGB out.
 
-The network was trained on sRGB values, so an 8-bit picture with another profile (Display P3, Adobe RGB, a CMYK press, a grey gamma) is
-converted to sRGB before it is seen, relative colorimetric with black point compensation, and `from_srgb` converts what comes out back into
-the profile of the file. A picture that is already sRGB keeps its bytes and its profile. A profile that is broken, or that belongs to
-another kind of picture, is ignored with a note.
+The network was trained on sRGB values, so an 8-bit picture with another profile (Display P3, Adobe RGB, a
+CMYK press, a grey gamma) is converted to sRGB before it is seen, relative colorimetric with black point
+compensation, and `from_srgb` converts what comes out back into the profile of the file. A picture that is
+already sRGB keeps its bytes and its profile. A profile that is broken, or that belongs to another kind of
+picture, is ignored with a note.
 
-What it does not do: convert 16-bit pictures (Pillow's LittleCMS binding has no 16-bit RGB). Those keep their own profile, which stays
-correct for the output because super-resolution does not leave the input's colour space.
+What it does not do: convert 16-bit pictures (Pillow's LittleCMS binding has no 16-bit RGB). Those keep their
+own profile, which stays correct for the output because super-resolution does not leave the input's colour
+space.
 """
 
 # Pillow's types of ImageCms are partial: what they leave unknown is not an error of ours.
@@ -21,7 +23,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-# LittleCMS raises PyCMSError for a bad profile, the binding raises the others for one it cannot open or a mode it does not know.
+# LittleCMS raises PyCMSError for a bad profile, the binding raises the others for one it cannot open or a
+# mode it does not know.
 _PROFILE_ERRORS = (ImageCms.PyCMSError, OSError, TypeError, ValueError)
 _SPACE_BY_MODE = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 _SRGB_TOLERANCE = 1  # 8-bit levels: v2 and v4 sRGB profiles of different makers differ by that much
@@ -56,7 +59,9 @@ def _probe_colours(mode: str) -> Image.Image:
 
 @functools.lru_cache(maxsize=32)
 def _inspect(icc: bytes, mode: str) -> tuple[str, bool]:
-    """Return the name of a profile and whether it maps `mode` to sRGB unchanged. Raises one of _PROFILE_ERRORS for an unusable one."""
+    """Return the name of a profile and whether it maps `mode` to sRGB unchanged. Raises one of
+    _PROFILE_ERRORS for an unusable one.
+    """
     transform = _transform(icc, mode)
     description = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(icc)))
     name = (
@@ -80,7 +85,8 @@ def to_srgb(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, bytes |
         icc: the embedded profile, or None.
 
     Returns:
-        The picture in mode L or RGB, the profile to embed with it (None means untagged, which is sRGB everywhere) and what was done.
+        The picture in mode L or RGB, the profile to embed with it (None means untagged, which is sRGB
+        everywhere) and what was done.
     """
     plain = image.convert("RGB") if image.mode == "CMYK" else image
     plain_note = ("CMYK converted to RGB without a profile",) if image.mode == "CMYK" else ()

@@ -1,7 +1,9 @@
-"""Write a PNG row by row: what a picture too large to hold is streamed into (PNG specification, third edition).
+"""Write a PNG row by row: what a picture too large to hold is streamed into (PNG specification, third
+edition).
 
-Rows are filtered with "sub" (the difference to the pixel on the left) and compressed with zlib's fastest level and run-length strategy, the
-choice `resshift.images.codec.encode` makes too. The bytes depend on the pixels only, not on how many rows come at a time.
+Rows are filtered with "sub" (the difference to the pixel on the left) and compressed with zlib's fastest
+level and run-length strategy, the choice `resshift.images.codec.encode` makes too. The bytes depend on the
+pixels only, not on how many rows come at a time.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ class PngRows:
             or not 0 < width < 2**31
         ):
             raise ValueError(
-                f"a PNG has 1 to 4 channels of 8 or 16 bits, got {width}x{height}, {channels} channels of {bits} bits"
+                f"a PNG has 1 to 4 channels of 8 or 16 bits, got {width}x{height}, {channels} channels of "
+                f"{bits} bits"
             )
         self.file, self.height, self.width, self.channels, self.bits = file, height, width, channels, bits
         self.num_rows = 0
@@ -62,7 +65,8 @@ class PngRows:
             or self.num_rows + len(rows) > self.height
         ):
             raise ValueError(
-                f"rows must be ({self.height - self.num_rows} or fewer, {self.width}, {self.channels}) of {np.dtype(expected)}, "
+                f"rows must be ({self.height - self.num_rows} or fewer, {self.width}, {self.channels}) of "
+                f"{np.dtype(expected)}, "
                 f"got {rows.shape} of {rows.dtype}"
             )
         samples = (

@@ -3,12 +3,13 @@
     with Decoder(DecoderLimits(seconds=60)) as decoder:
         frames = decoder.decode(data)          ImageError for a bad file; DecoderDied, DecoderTimeout when it took the process down
 
-The child is `python -m resshift.images.sandbox`: one for the life of the parent, started again after a crash. It imports neither torch nor ray, so
-a start takes 0.3 s and 60 MB. One file is in it at a time: a crash belongs to that file and to no other. Files travel over a socket pair,
-pixels come back the same way; the child ends when its end of the pair closes, however the parent went.
+The child is `python -m resshift.images.sandbox`: one for the life of the parent, started again after a crash.
+It imports neither torch nor ray, so a start takes 0.3 s and 60 MB. One file is in it at a time: a crash
+belongs to that file and to no other. Files travel over a socket pair, pixels come back the same way; the
+child ends when its end of the pair closes, however the parent went.
 
-The memory limit is RLIMIT_AS above what the idle child uses, so an allocation that is too large fails with MemoryError, which is an
-`ImageError` (too_large) like any other refusal.
+The memory limit is RLIMIT_AS above what the idle child uses, so an allocation that is too large fails with
+MemoryError, which is an `ImageError` (too_large) like any other refusal.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class DecoderLimits:
     Fields:
         images: sizes, checked on the header.
         seconds: of wall clock.
-        memory_mb: above that of an idle decoder; None: 64 bytes for every pixel that `images` accepts, and 256 MB.
+        memory_mb: above that of an idle decoder; None: 64 bytes for every pixel that `images` accepts, and
+            256 MB.
     """
 
     images: ImageLimits = field(default_factory=ImageLimits)
@@ -108,7 +110,8 @@ class Decoder:
                 str(theirs.fileno()),
                 str(self.limits.memory_bytes),
             ]
-            # The parent's import path, not its environment's: a Ray worker finds the package in a directory of its job.
+            # The parent's import path, not its environment's: a Ray worker finds the package in a directory
+            # of its job.
             environment = os.environ | {
                 "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
                 "OMP_NUM_THREADS": "1",

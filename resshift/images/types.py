@@ -41,7 +41,9 @@ class Reason(StrEnum):
 
 
 class ImageError(ValueError):
-    """A picture that cannot be read or written; `reason` is one of `Reason`, the message names the value and what is allowed."""
+    """A picture that cannot be read or written; `reason` is one of `Reason`, the message names the value and
+    what is allowed.
+    """
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
@@ -87,7 +89,8 @@ class ImageHeader:
         format: JPEG, PNG, WEBP, TIFF, GIF or BMP.
         width, height: as stored, before the EXIF orientation (TIFF: after it).
         mode: Pillow's name.
-        num_frames: frames or pages; counted up to 1000 pages of a TIFF, and 2 stands for "several" in a GIF above 8 MB.
+        num_frames: frames or pages; counted up to 1000 pages of a TIFF, and 2 stands for "several" in a GIF
+            above 8 MB.
         sample_bits: bits per sample in the file.
     """
 
@@ -107,7 +110,8 @@ class Picture:
         pixels: (H, W, 1) grey or (H, W, 3) RGB, uint8 or uint16.
         alpha: (H, W) of the same dtype, not premultiplied, or None.
         icc: profile to embed. None means sRGB.
-        source_icc: RGB or grey profile of the file that the 8-bit pixels were converted from; `images.in_own_profile` converts them back.
+        source_icc: RGB or grey profile of the file that the 8-bit pixels were converted from;
+            `images.in_own_profile` converts them back.
         exif: descriptive tags, bytes that start with `Exif\\0\\0`, orientation already applied; or None.
         xmp: packet of the editor, orientation already applied; or None.
         format: where it came from: JPEG, PNG, WEBP, TIFF, GIF, BMP, or empty.
@@ -129,7 +133,8 @@ class Picture:
             self.alpha.shape != self.pixels.shape[:2] or self.alpha.dtype != self.pixels.dtype
         ):
             raise ValueError(
-                f"alpha must be {self.pixels.shape[:2]} {self.pixels.dtype}, got {self.alpha.shape} {self.alpha.dtype}"
+                f"alpha must be {self.pixels.shape[:2]} {self.pixels.dtype}, got {self.alpha.shape} "
+                f"{self.alpha.dtype}"
             )
 
     @property

@@ -1,8 +1,10 @@
-"""XMP: the packet in which editors keep rights, captions, ratings and settings (ISO 16684-1), carried to an upscaled picture.
+"""XMP: the packet in which editors keep rights, captions, ratings and settings (ISO 16684-1), carried to an
+upscaled picture.
 
-It goes through byte for byte, but for what would lie about the new file: the orientation, which was applied to the pixels, the sizes in
-pixels, thumbnails, and the pointer to a second part that JPEG keeps elsewhere ("extended XMP", which is not read). Only packets in UTF-8,
-which is what every writer of pictures uses, and up to 1 MB are taken. IPTC blocks of their own are not carried; editors repeat them here.
+It goes through byte for byte, but for what would lie about the new file: the orientation, which was applied
+to the pixels, the sizes in pixels, thumbnails, and the pointer to a second part that JPEG keeps elsewhere
+("extended XMP", which is not read). Only packets in UTF-8, which is what every writer of pictures uses, and
+up to 1 MB are taken. IPTC blocks of their own are not carried; editors repeat them here.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ _WIDTHS, _HEIGHTS = (
 
 
 def descriptive_xmp(image: Image.Image) -> tuple[bytes | None, tuple[str, ...]]:
-    """Return the packet of a loaded picture, upright and without thumbnails, and notes. None when there is none."""
+    """Return the packet of a loaded picture, upright and without thumbnails, and notes. None when there is
+    none.
+    """
     packet = image.info.get("xmp")
     if not packet:
         return None, ()

@@ -1,14 +1,16 @@
-"""NIQE: how far the statistics of a picture are from those of undistorted photographs. No truth is needed; lower is better.
+"""NIQE: how far the statistics of a picture are from those of undistorted photographs. No truth is needed;
+lower is better.
 
-Mittal, Soundararajan and Bovik, "Making a 'Completely Blind' Image Quality Analyzer", IEEE Signal Processing Letters 2013:
+Mittal, Soundararajan and Bovik, "Making a 'Completely Blind' Image Quality Analyzer", IEEE Signal Processing
+Letters 2013:
 
     n = (Y - mu) / (sigma + 1)          mu, sigma: 7 x 7 Gaussian of 7/6 pixels
     f = 18 parameters of asymmetric generalised Gaussians, fitted to n and its products with four neighbours, in blocks of 96 x 96;
         again at half the size in blocks of 48 x 48, so 36 a block
     d = sqrt((m - m_p)^T ((S + S_p) / 2)^+ (m - m_p))        m, S: mean and covariance of f over the blocks
 
-m_p and S_p describe the photographs. They are read from the file that BasicSR and others carry (`niqe_pris_params.npz`, from the authors'
-release); it does not come with this package.
+m_p and S_p describe the photographs. They are read from the file that BasicSR and others carry
+(`niqe_pris_params.npz`, from the authors' release); it does not come with this package.
 """
 
 from __future__ import annotations
@@ -53,12 +55,14 @@ class Niqe:
             self.covariance = np.asarray(file["cov_pris_param"], np.float64)
         if self.mean.shape != (36,) or self.covariance.shape != (36, 36):
             raise ValueError(
-                f"{parameters} must hold 36 means and a 36 x 36 covariance, got {self.mean.shape} and {self.covariance.shape}"
+                f"{parameters} must hold 36 means and a 36 x 36 covariance, got {self.mean.shape} and "
+                f"{self.covariance.shape}"
             )
 
     def __call__(self, rgb_u8: Image, border: int = 0) -> float | None:
-        """Return the distance of an (H, W, 3) uint8 picture, at least 0; None when there are fewer than two textured blocks of 96 x 96
-        pixels inside the border, which have no covariance."""
+        """Return the distance of an (H, W, 3) uint8 picture, at least 0; None when there are fewer than two
+        textured blocks of 96 x 96 pixels inside the border, which have no covariance.
+        """
         found = features(luma(rgb_u8[border : len(rgb_u8) - border, border : rgb_u8.shape[1] - border]))
         usable = found[np.isfinite(found).all(axis=1)]  # a block without texture has no shape
         if len(usable) < 2:
@@ -69,7 +73,9 @@ class Niqe:
 
 
 def features(y_u8: Image) -> Float64Array:
-    """Return the 36 parameters of every whole block, (blocks, 36), row by row; the remainder at the right and the bottom is left out."""
+    """Return the 36 parameters of every whole block, (blocks, 36), row by row; the remainder at the right and
+    the bottom is left out.
+    """
     rows, columns = (side // BLOCK_PX for side in y_u8.shape)
     y = y_u8[: rows * BLOCK_PX, : columns * BLOCK_PX].astype(np.float64)
     if not y.size:
@@ -103,8 +109,8 @@ def _block_features(block: Float64Array) -> list[float]:
 def fit_asymmetric_gaussian(x: Float64Array) -> tuple[float, float, float]:
     """Fit by moments (Lasmar, Stitou and Berthoumieu, ICIP 2009): shape, left scale, right scale.
 
-    p(x) ~ exp(-(-x / left)^shape) below zero and exp(-(x / right)^shape) from there on; shape 2 is the Gaussian, 1 the Laplacian. NaN when
-    one side is empty.
+    p(x) ~ exp(-(-x / left)^shape) below zero and exp(-(x / right)^shape) from there on; shape 2 is the
+    Gaussian, 1 the Laplacian. NaN when one side is empty.
     """
     negative, positive = x[x < 0], x[x > 0]
     if not len(negative) or not len(positive):

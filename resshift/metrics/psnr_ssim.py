@@ -1,8 +1,9 @@
 """PSNR and SSIM as the field reports them, on luma or on RGB, from 8-bit pictures.
 
-Luma is MATLAB's rgb2ycbcr: Y = (65.481 R + 128.553 G + 24.966 B) / 255 + 16 for 8-bit R, G, B, rounded to 8 bit. SSIM is Wang et al., IEEE
-TIP 2004, with the 11 x 11 Gaussian window of sigma 1.5, on the region where the window fits ("valid"), without downsampling. Borders are
-cut by `border` pixels first; results depend on it, so it stands in every report. LPIPS is `resshift.training.losses.Lpips`.
+Luma is MATLAB's rgb2ycbcr: Y = (65.481 R + 128.553 G + 24.966 B) / 255 + 16 for 8-bit R, G, B, rounded to 8
+bit. SSIM is Wang et al., IEEE TIP 2004, with the 11 x 11 Gaussian window of sigma 1.5, on the region where
+the window fits ("valid"), without downsampling. Borders are cut by `border` pixels first; results depend on
+it, so it stands in every report. LPIPS is `resshift.training.losses.Lpips`.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def _inside(x: Image, y: Image, border: int) -> tuple[NDArray[np.float64], NDArr
         )
     if border < 0 or 2 * border >= min(x.shape[:2]):
         raise ValueError(
-            f"border must lie in [0, {(min(x.shape[:2]) - 1) // 2}] for {x.shape[0]} x {x.shape[1]} pictures, got {border}"
+            f"border must lie in [0, {(min(x.shape[:2]) - 1) // 2}] for {x.shape[0]} x {x.shape[1]} "
+            f"pictures, got {border}"
         )
     inside = slice(border, -border or None)
     return x[inside, inside].astype(np.float64), y[inside, inside].astype(np.float64)

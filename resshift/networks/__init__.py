@@ -1,0 +1,1 @@
+"""Networks of the method: U-Net with Swin blocks, VQ autoencoder, discriminator, and their layers."""

@@ -1,8 +1,9 @@
 """First stages: what turns a picture in [-1, 1] into the latent that the chain runs on, and back.
 
-`VQAutoencoder` is the VQGAN of latent diffusion (Esser et al., CVPR 2021; Rombach et al., CVPR 2022), f4 and f8 as released: `encode` gives
-the continuous latent *before* quantisation, `decode` quantises first. `PixelUnshuffle` rearranges pixels and has no parameters: the same
-chain without an autoencoder. A first stage owns the scale of its latent; no caller multiplies by one.
+`VQAutoencoder` is the VQGAN of latent diffusion (Esser et al., CVPR 2021; Rombach et al., CVPR 2022), f4 and
+f8 as released: `encode` gives the continuous latent *before* quantisation, `decode` quantises first.
+`PixelUnshuffle` rearranges pixels and has no parameters: the same chain without an autoencoder. A first stage
+owns the scale of its latent; no caller multiplies by one.
 
 Shapes: B batch, H W picture, Z latent channels, f the factor, h = H / f and w = W / f.
 """
@@ -194,7 +195,8 @@ class _Decoder(nn.Module):
 class VectorQuantizer(nn.Module):
     """Replace each latent vector by its nearest code, `argmin_j |z - e_j|^2`."""
 
-    # Latent vectors at a time: 8192 of them against 8192 codes is a 256 MiB table, whatever the size of the picture.
+    # Latent vectors at a time: 8192 of them against 8192 codes is a 256 MiB table, whatever the size of the
+    # picture.
     chunk = 8192
 
     def __init__(self, n_embed: int, embed_dim: int) -> None:
@@ -203,7 +205,9 @@ class VectorQuantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1 / n_embed, 1 / n_embed)
 
     def nearest(self, z: Tensor) -> Tensor:
-        """Return the indices of the nearest codes, (B, embed_dim, h, w) -> int64 (B, h, w). Distances are float32."""
+        """Return the indices of the nearest codes, (B, embed_dim, h, w) -> int64 (B, h, w). Distances are
+        float32.
+        """
         codes = self.embedding.weight.float()
         flat = rearrange(z, "b c h w -> (b h w) c").float()
         with torch.autocast(z.device.type, enabled=False):

@@ -1,17 +1,19 @@
-"""3x3 convolutions on CPUs with a quarter of the multiplications: Winograd's F(4x4, 3x3) (Lavin and Gray, CVPR 2016).
+"""3x3 convolutions on CPUs with a quarter of the multiplications: Winograd's F(4x4, 3x3) (Lavin and Gray,
+CVPR 2016).
 
     Y = A^T [ (G g G^T) * (B^T d B) ] A
 
-turns a 6x6 patch d and a 3x3 kernel g into a 4x4 patch of the result. Over all channels the product in the middle is 36 matrix products,
-and A and B act as one matrix product each, so everything runs in the BLAS of PyTorch and needs no compiler. The picture is worked on in
-bands that stay in the cache; the group normalisation and the SiLU before the convolution are applied to a band on its way in, so neither
-makes a map of its own.
+turns a 6x6 patch d and a 3x3 kernel g into a 4x4 patch of the result. Over all channels the product in the
+middle is 36 matrix products, and A and B act as one matrix product each, so everything runs in the BLAS of
+PyTorch and needs no compiler. The picture is worked on in bands that stay in the cache; the group
+normalisation and the SiLU before the convolution are applied to a band on its way in, so neither makes a map
+of its own.
 
-Errors grow about tenfold over the direct sum (6e-5 instead of 1e-5 for outputs of size 4): transforms are made in float64, applied in
-float32.
+Errors grow about tenfold over the direct sum (6e-5 instead of 1e-5 for outputs of size 4): transforms are
+made in float64, applied in float32.
 
-Only what `prepare` was called on uses it, in float32, on a CPU, without gradients. Elsewhere the direct convolution of cuDNN or oneDNN is
-as fast or faster (with AMX or tensor cores), and runs.
+Only what `prepare` was called on uses it, in float32, on a CPU, without gradients. Elsewhere the direct
+convolution of cuDNN or oneDNN is as fast or faster (with AMX or tensor cores), and runs.
 
 Shapes: B batch, C and K channels in and out, H W the map, n tiles of 4x4 in a band.
 """
@@ -43,15 +45,18 @@ _G = (
 )
 _A = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
 
-# Wider kernels lie at the coarsest maps, where there are too few tiles to pay for weights that are four times as large.
-# Below 128 to 64 channels moving the patches takes the time that the products save.
+# Wider kernels lie at the coarsest maps, where there are too few tiles to pay for weights that are four times
+# as large. Below 128 to 64 channels moving the patches takes the time that the products save.
 _MAX_CHANNELS, _MIN_PRODUCT = 512, 128 * 64
-# Values of one matrix of a band, and the bounds of its tiles: 1 MiB in float32 and no matrix product of fewer than 64 rows.
+# Values of one matrix of a band, and the bounds of its tiles: 1 MiB in float32 and no matrix product of fewer
+# than 64 rows.
 _BAND_VALUES, _MIN_TILES, _MAX_TILES = 16_384, 64, 512
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3x3 convolution with zero padding and stride 1. `prepare` gives it transformed weights, which are no part of its state."""
+    """A 3x3 convolution with zero padding and stride 1. `prepare` gives it transformed weights, which are no
+    part of its state.
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1)
@@ -87,7 +92,9 @@ def norm_silu_conv(
 
 
 def prepare(module: nn.Module) -> int:
-    """Transform the weights of every convolution that gains by it; return how many bytes they take. To be repeated when weights change."""
+    """Transform the weights of every convolution that gains by it; return how many bytes they take. To be
+    repeated when weights change.
+    """
     size_bytes = 0
     for conv in module.modules():
         if isinstance(conv, Conv3x3) and _gains(conv.in_channels, conv.out_channels):

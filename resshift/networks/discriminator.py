@@ -1,7 +1,9 @@
-"""The patch discriminator that judges reconstructions of an autoencoder (Isola et al., "Image-to-Image Translation", CVPR 2017).
+"""The patch discriminator that judges reconstructions of an autoencoder (Isola et al., "Image-to-Image
+Translation", CVPR 2017).
 
-Strided 4x4 convolutions with leaky ReLUs end in a map of logits; each sees a patch of the picture (70 x 70 pixels with three layers).
-Normalisation is GroupNorm where the original has batch norm: a judgement does not depend on what else is in the micro-batch.
+Strided 4x4 convolutions with leaky ReLUs end in a map of logits; each sees a patch of the picture (70 x 70
+pixels with three layers). Normalisation is GroupNorm where the original has batch norm: a judgement does not
+depend on what else is in the micro-batch.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ class DiscriminatorConfig:
     def __post_init__(self) -> None:
         if self.channels % 16 or self.channels < 16 or self.layers < 1:
             raise ValueError(
-                f"discriminator.channels must be a multiple of 16 and layers at least 1, got {self.channels} and {self.layers}"
+                f"discriminator.channels must be a multiple of 16 and layers at least 1, got {self.channels} "
+                f"and {self.layers}"
             )
 
 
@@ -53,5 +56,7 @@ class PatchDiscriminator(nn.Module):
 
 
 def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Return (mean relu(1 - real) + mean relu(1 + fake)) / 2: zero once real logits are above 1 and fake ones below -1."""
+    """Return (mean relu(1 - real) + mean relu(1 + fake)) / 2: zero once real logits are above 1 and fake ones
+    below -1.
+    """
     return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2

@@ -1,4 +1,6 @@
-"""The shape of a first stage, apart from the networks: who only describes a model reads it without importing torch."""
+"""The shape of a first stage, apart from the networks: who only describes a model reads it without importing
+torch.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ class VQConfig:
             )
         if not isinstance(self.num_res_blocks, int) and len(self.num_res_blocks) != len(self.ch_mult):
             raise ValueError(
-                f"first_stage.vq.num_res_blocks must be one number or {len(self.ch_mult)}, got {self.num_res_blocks}"
+                f"first_stage.vq.num_res_blocks must be one number or {len(self.ch_mult)}, got "
+                f"{self.num_res_blocks}"
             )
 
     @property
@@ -41,7 +44,9 @@ class VQConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
 class FirstStageConfig:
-    """Which first stage: a VQ autoencoder of shape `vq`, or pixel-unshuffle by `unshuffle_factor`. The other field is ignored."""
+    """Which first stage: a VQ autoencoder of shape `vq`, or pixel-unshuffle by `unshuffle_factor`. The other
+    field is ignored.
+    """
 
     kind: Literal["vq", "pixel_unshuffle"] = "vq"
     vq: VQConfig = VQConfig()

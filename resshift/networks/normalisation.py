@@ -1,14 +1,16 @@
 """Group normalisation in float32 whose result on a CPU does not depend on the number of threads.
 
-PyTorch's kernel for channels-last maps gives every thread a part of the positions and adds up the parts, so one thread and two round
-differently; everything after it then differs too. Without gradients, on a CPU, the sums here are over fixed parts of the map, each channel
-from the first position to the last, and the parts are put together in float64: the same picture has the same bytes in a worker with one
-thread and on a laptop with eight.
+PyTorch's kernel for channels-last maps gives every thread a part of the positions and adds up the parts, so
+one thread and two round differently; everything after it then differs too. Without gradients, on a CPU, the
+sums here are over fixed parts of the map, each channel from the first position to the last, and the parts are
+put together in float64: the same picture has the same bytes in a worker with one thread and on a laptop with
+eight.
 
     y = (x - mean_g) / sqrt(var_g + eps) * weight + bias = x * factor_c + summand_c        mean and variance over a group g of channels
 
-Squares are taken about the mean of their part, M2 = sum over parts of M2_p + n_p (mean_p - mean)^2 (Chan, Golub, LeVeque, 1979), so the
-map is read once for both, and a part stays in the cache. Half precision becomes float32 part by part: no map of floats is ever made.
+Squares are taken about the mean of their part, M2 = sum over parts of M2_p + n_p (mean_p - mean)^2 (Chan,
+Golub, LeVeque, 1979), so the map is read once for both, and a part stays in the cache. Half precision becomes
+float32 part by part: no map of floats is ever made.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ class GroupNorm32(nn.GroupNorm):
 
 
 def norm_silu(norm: nn.GroupNorm, x: Tensor, modulation: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """Return silu(norm(x) * (1 + scale) + shift), on a CPU without gradients in one pass after the statistics.
+    """Return silu(norm(x) * (1 + scale) + shift), on a CPU without gradients in one pass after the
+    statistics.
 
     Args:
         norm: over the channels of x.

@@ -1,9 +1,12 @@
-"""Shifted-window attention on convolutional feature maps (Liu et al., "Swin Transformer", ICCV 2021), as ResShift's U-Net uses it.
+"""Shifted-window attention on convolutional feature maps (Liu et al., "Swin Transformer", ICCV 2021), as
+ResShift's U-Net uses it.
 
-What differs from the classification Swin: GroupNorm over the map instead of LayerNorm over channels, 1x1 convolutions instead of linear
-layers outside the attention, and no residual around the whole layer: `BasicLayer` replaces the feature map.
+What differs from the classification Swin: GroupNorm over the map instead of LayerNorm over channels, 1x1
+convolutions instead of linear layers outside the attention, and no residual around the whole layer:
+`BasicLayer` replaces the feature map.
 
-Shapes: B batch, C channels, H W the map, n windows in a picture, N = window^2 tokens in a window (row-major), k heads.
+Shapes: B batch, C channels, H W the map, n windows in a picture, N = window^2 tokens in a window (row-major),
+k heads.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ def shifted_window_mask(
     rule: MaskRule = "released",
     device: torch.device | None = None,
 ) -> Tensor:
-    """Return the additive mask of attention on a cyclically shifted map: 0, or -100 between tokens that must not see each other.
+    """Return the additive mask of attention on a cyclically shifted map: 0, or -100 between tokens that must
+    not see each other.
 
         swin:     tokens that the shift brought together from opposite borders are separated, on both axes, as in the Swin paper.
         released: what the released ResShift code computes. It cuts a channels-first map with channels-last slices, so only the windows of
@@ -44,7 +48,8 @@ def shifted_window_mask(
         window: side of a window.
         shift: how far the map was rolled, in (0, window).
         rule: which of the two.
-        device: where the mask lives. It is cached for every size and device: building it at each call costs more than the attention.
+        device: where the mask lives. It is cached for every size and device: building it at each call costs
+            more than the attention.
 
     Returns:
         (n, N, N) float32. Shared by all callers: not to be written to.
@@ -102,8 +107,9 @@ class WindowAttention(nn.Module):
         Returns:
             (B, H, W, C).
         """
-        # Fused kernels take four axes. Windows that share one bias join the batch; with a mask each has its own, so they join the heads.
-        # Projections act on positions, so windows are cut once, together with the heads.
+        # Fused kernels take four axes. Windows that share one bias join the batch; with a mask each has its
+        # own, so they join the heads. Projections act on positions, so windows are cut once, together with
+        # the heads.
         height, width = x.shape[1] // self.window, x.shape[2] // self.window
         sizes = {"k": self.num_heads, "h": self.window, "w": self.window, "a": height, "e": width}
         axes = "(b a e) k (h w) d" if mask is None else "b (a e k) (h w) d"
@@ -112,7 +118,9 @@ class WindowAttention(nn.Module):
         return self.proj(rearrange(attended, f"{axes} -> b (a h) (e w) (k d)", **sizes))
 
     def _bias(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """Position bias plus mask, (1, k, N, N) or (1, n k, N, N). Without gradients it is kept for the next call of the same kind."""
+        """Position bias plus mask, (1, k, N, N) or (1, n k, N, N). Without gradients it is kept for the next
+        call of the same kind.
+        """
         table = self.relative_position_bias_table
         keeps = (
             not torch.is_grad_enabled() and not table.is_inference()
@@ -137,7 +145,8 @@ class SwinBlock(nn.Module):
         window: side of a window.
         shift: 0, or half a window.
         mlp_ratio: hidden channels of the MLP over C.
-        mask_size: side of the map whose mask is kept as a buffer, as released checkpoints have it; masks of other sizes are cached.
+        mask_size: side of the map whose mask is kept as a buffer, as released checkpoints have it; masks of
+            other sizes are cached.
         mask_rule: see `shifted_window_mask`.
         dropout: inside the MLP.
     """
@@ -199,7 +208,8 @@ class _ChannelProjection(nn.Module):
 
 
 class BasicLayer(nn.Module):
-    """Project to `embed_dim`, run `depth` Swin blocks (every second one shifted), project back. No residual around the layer.
+    """Project to `embed_dim`, run `depth` Swin blocks (every second one shifted), project back. No residual
+    around the layer.
 
     Args:
         channels: C of the feature map.
@@ -207,8 +217,9 @@ class BasicLayer(nn.Module):
         num_heads: of the attention.
         depth: number of blocks.
         window: side of a window.
-        map_size: side of the map at the training resolution. Where it is not larger than the window, the window is the whole map and
-            nothing is shifted; this is fixed at construction and holds for every input size, as in released weights.
+        map_size: side of the map at the training resolution. Where it is not larger than the window, the
+            window is the whole map and nothing is shifted; this is fixed at construction and holds for every
+            input size, as in released weights.
         mlp_ratio: hidden channels of the MLPs.
         mask_rule: see `shifted_window_mask`.
         dropout: inside the MLPs.

@@ -1,10 +1,12 @@
 """The U-Net with Swin layers that predicts x0 from the scaled x_t, the step and the low-quality picture.
 
-Keys of `state_dict()` are those of the released checkpoints, so weights travel both ways with no conversion (118,593,583 parameters for
-realsr-x4). Groups of blocks are numbered as there: `input_blocks.0` is the first convolution, then for each level its residual blocks and a
-downsampling; `output_blocks` mirror them with skip connections.
+Keys of `state_dict()` are those of the released checkpoints, so weights travel both ways with no conversion
+(118,593,583 parameters for realsr-x4). Groups of blocks are numbered as there: `input_blocks.0` is the first
+convolution, then for each level its residual blocks and a downsampling; `output_blocks` mirror them with skip
+connections.
 
-Shapes: B batch, Z latent channels, h w the latent, h_lq w_lq the low-quality picture (the latent's size for x4 with an f = 4 first stage).
+Shapes: B batch, Z latent channels, h w the latent, h_lq w_lq the low-quality picture (the latent's size for
+x4 with an f = 4 first stage).
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 class ResBlock(nn.Module):
-    """Two normalised 3x3 convolutions with a residual; the step's embedding scales and shifts the second normalisation."""
+    """Two normalised 3x3 convolutions with a residual; the step's embedding scales and shifts the second
+    normalisation.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, embed_channels: int, dropout: float) -> None:
         super().__init__()
@@ -101,12 +105,14 @@ class Stage(nn.Sequential):
 
 
 class PixelHead(nn.Module):
-    """What a picture that was made position by position lacks: detail that runs across positions, and is the same for every pixel of one.
+    """What a picture that was made position by position lacks: detail that runs across positions, and is the
+    same for every pixel of one.
 
         output + unshuffle(conv(silu(conv(silu(shuffle(conv(h)))))))
 
-    The shuffle is that of ESPCN (Shi et al., CVPR 2016). Convolutions behind it share their weights among the f x f pixels of a position
-    and see across its border; the output alone makes every pixel of a position by weights of its own. The last one starts at zero.
+    The shuffle is that of ESPCN (Shi et al., CVPR 2016). Convolutions behind it share their weights among the
+    f x f pixels of a position and see across its border; the output alone makes every pixel of a position by
+    weights of its own. The last one starts at zero.
 
     Args:
         in_channels: of h, the activations before the network's last convolution.
@@ -130,7 +136,9 @@ class PixelHead(nn.Module):
 
 
 class UNetSwin(nn.Module):
-    """Predict x0 (or another target) from the scaled x_t, the step, the low-quality picture and, for inpainting, a mask."""
+    """Predict x0 (or another target) from the scaled x_t, the step, the low-quality picture and, for
+    inpainting, a mask.
+    """
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -221,7 +229,8 @@ class UNetSwin(nn.Module):
         Args:
             x: scaled noisy latent, (B, Z, h, w); h and w are multiples of `config.size_multiple`.
             t: step indices in [0, T), (B,).
-            lq: low-quality picture in [-1, 1], (B, 3, h_lq, w_lq) with h_lq = h * config.lq_ratio. Needed when `cond_lq`.
+            lq: low-quality picture in [-1, 1], (B, 3, h_lq, w_lq) with h_lq = h * config.lq_ratio. Needed
+                when `cond_lq`.
             mask: 1 = hole, -1 = kept, (B, 1, h_lq, w_lq). Needed when `cond_mask`.
 
         Returns:
@@ -258,7 +267,8 @@ class UNetSwin(nn.Module):
             or x.shape[3] % config.size_multiple
         ):
             raise ValueError(
-                f"x must be (B, {config.in_channels}, h, w) with h and w multiples of {config.size_multiple}, got {tuple(x.shape)}"
+                f"x must be (B, {config.in_channels}, h, w) with h and w multiples of "
+                f"{config.size_multiple}, got {tuple(x.shape)}"
             )
         for name, value, needed, channels in (
             ("lq", lq, config.cond_lq, 3),
@@ -266,12 +276,14 @@ class UNetSwin(nn.Module):
         ):
             if (value is not None) != needed:
                 raise ValueError(
-                    f"this network {'needs' if needed else 'takes no'} {name}, got {'nothing' if value is None else 'one'}"
+                    f"this network {'needs' if needed else 'takes no'} {name}, got "
+                    f"{'nothing' if value is None else 'one'}"
                 )
             expected = (x.shape[0], channels, x.shape[2] * config.lq_ratio, x.shape[3] * config.lq_ratio)
             if value is not None and tuple(value.shape) != expected:
                 raise ValueError(
-                    f"{name} must have shape {expected} for x of shape {tuple(x.shape)}, got {tuple(value.shape)}"
+                    f"{name} must have shape {expected} for x of shape {tuple(x.shape)}, got "
+                    f"{tuple(value.shape)}"
                 )
         if lq is None:
             return None
@@ -279,7 +291,9 @@ class UNetSwin(nn.Module):
 
 
 def _feature_extractor(in_channels: int, ratio: int) -> tuple[nn.Sequential, int]:
-    """Bring the condition down by `ratio` with strided convolutions of 16, 32, 64 ... channels; return it and its output channels."""
+    """Bring the condition down by `ratio` with strided convolutions of 16, 32, 64 ... channels; return it and
+    its output channels.
+    """
     layers: list[nn.Module] = []
     width = 16
     for _ in range(int(math.log2(ratio))):

@@ -1,4 +1,6 @@
-"""The shape of the U-Net, apart from the network: who only makes training pairs reads it without importing the libraries of networks."""
+"""The shape of the U-Net, apart from the network: who only makes training pairs reads it without importing
+the libraries of networks.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,13 @@ MaskRule = Literal["released", "swin"]
 class UNetConfig:
     """Shape of the network. The defaults are realsr-x4.
 
-    `attention_resolutions` name the sides of the feature maps, at the training size `image_size`, that get a Swin layer. `lq_size` is the
-    side of the low-quality picture that belongs to a latent of side `image_size`; when larger, a small strided extractor brings it down.
-    `shift_mask` is "released" for weights trained by the released code and "swin" for new training (`resshift.networks.swin.shifted_window_mask`).
-    `pixel_head_channels` adds two convolutions at the size of the picture behind the output (`resshift.networks.unet.PixelHead`); 0 adds none. Only
-    for a latent that is an unshuffled picture, out_channels = 3 f^2.
+    `attention_resolutions` name the sides of the feature maps, at the training size `image_size`, that get a
+    Swin layer. `lq_size` is the side of the low-quality picture that belongs to a latent of side
+    `image_size`; when larger, a small strided extractor brings it down. `shift_mask` is "released" for
+    weights trained by the released code and "swin" for new training
+    (`resshift.networks.swin.shifted_window_mask`). `pixel_head_channels` adds two convolutions at the size of
+    the picture behind the output (`resshift.networks.unet.PixelHead`); 0 adds none. Only for a latent that is
+    an unshuffled picture, out_channels = 3 f^2.
     """
 
     image_size: int = 64
@@ -51,12 +55,14 @@ class UNetConfig:
             )
         if any(self.model_channels * mult % 32 for mult in self.channel_mult) or self.swin_embed_dim % 32:
             raise ValueError(
-                f"model.model_channels x channel_mult and swin_embed_dim must be multiples of 32 (GroupNorm has 32 groups), "
+                "model.model_channels x channel_mult and swin_embed_dim must be multiples of 32 (GroupNorm "
+                "has 32 groups), "
                 f"got {self.model_channels} x {self.channel_mult} and {self.swin_embed_dim}"
             )
         if self.swin_embed_dim % self.num_head_channels:
             raise ValueError(
-                f"model.swin_embed_dim ({self.swin_embed_dim}) must be a multiple of num_head_channels ({self.num_head_channels})"
+                f"model.swin_embed_dim ({self.swin_embed_dim}) must be a multiple of num_head_channels "
+                f"({self.num_head_channels})"
             )
         if self.image_size % self.size_multiple and self.image_size >= self.size_multiple:
             raise ValueError(
@@ -65,7 +71,8 @@ class UNetConfig:
         ratio = self.lq_size / self.image_size
         if ratio < 1 or not math.log2(ratio).is_integer():
             raise ValueError(
-                f"model.lq_size must be image_size times a power of two ({self.image_size}, {2 * self.image_size}, ...), got {self.lq_size}"
+                f"model.lq_size must be image_size times a power of two ({self.image_size}, "
+                f"{2 * self.image_size}, ...), got {self.lq_size}"
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout must lie in [0, 1), got {self.dropout}")
@@ -73,7 +80,8 @@ class UNetConfig:
             self.pixel_head_channels < 0 or 3 * self.unshuffle_factor**2 != self.out_channels
         ):
             raise ValueError(
-                f"model.unet.pixel_head_channels must be 0, or positive with out_channels = 3 f^2 for a whole f, "
+                "model.unet.pixel_head_channels must be 0, or positive with out_channels = 3 f^2 for a "
+                "whole f, "
                 f"got {self.pixel_head_channels} with {self.out_channels} out_channels"
             )
         if self.cond_mask and not self.cond_lq:
@@ -92,7 +100,9 @@ class UNetConfig:
 
     @property
     def size_multiple(self) -> int:
-        """Sides of the latent must be multiples of this: every level with attention must be cut into whole windows."""
+        """Sides of the latent must be multiples of this: every level with attention must be cut into whole
+        windows.
+        """
         deepest = len(self.channel_mult) - 1
         multiple = 2**deepest
         for i_level in range(deepest + 1):

@@ -1,0 +1,1 @@
+"""Training pairs from photos: decode, crop, augment, degrade."""

@@ -12,12 +12,13 @@ In order, each with probability 1/2 and drawn for each sample:
 
 The photo is first brought to a shorter side of the crop. What leaves the picture is reflected.
 
-Reference: Suvorov et al., "Resolution-robust Large Mask Inpainting with Fourier Convolutions" (LaMa), WACV 2022, whose training uses these
-ranges, as does the official ResShift configuration.
+Reference: Suvorov et al., "Resolution-robust Large Mask Inpainting with Fourier Convolutions" (LaMa), WACV
+2022, whose training uses these ranges, as does the official ResShift configuration.
 
-Deviation from official code: there each step of the geometry resamples the result of the one before, and shrinking is bilinear. Here photos
-are shrunk by averages, and then read once, at the composed position; so pictures are sharper, and behind the edge of a perspective lies
-the rest of the photo. Numbers that libraries round there (hue, limits) are not rounded before they are used.
+Deviation from official code: there each step of the geometry resamples the result of the one before, and
+shrinking is bilinear. Here photos are shrunk by averages, and then read once, at the composed position; so
+pictures are sharper, and behind the edge of a perspective lies the rest of the photo. Numbers that libraries
+round there (hue, limits) are not rounded before they are used.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Distortion:
     """What was drawn for one sample; the defaults change nothing.
 
     Args:
-        corners: inset (x, y) of the top left, top right, bottom right and bottom left corner, fractions of width and height.
+        corners: inset (x, y) of the top left, top right, bottom right and bottom left corner, fractions of
+            width and height.
         scale, rotation_deg, shear_deg: of the affine step; rotation is clockwise as seen.
         lens: k of the radial distortion.
         clahe_limit: clip limit; None leaves the lightness alone.

@@ -16,11 +16,13 @@ Image = NDArray[np.uint8]
 def training_crop(rgb_u8: Image, rng: np.random.Generator, data: DataConfig) -> Image:
     """Cut a training square, flipped left to right half of the time when `data.flip`.
 
-    `short_side`: a random square of side max(min(H, W), crop_px), brought to crop_px by area averaging (what released models saw).
-    `random`: a random square of side crop_px at native resolution.
-    `scaled`: a random square of side crop_px (max(min(H, W), crop_px) / crop_px)^u with u uniform in [0, 1), brought to crop_px by area
+    `short_side`: a random square of side max(min(H, W), crop_px), brought to crop_px by area averaging (what
+    released models saw). `random`: a random square of side crop_px at native resolution. `scaled`: a random
+    square of side crop_px (max(min(H, W), crop_px) / crop_px)^u with u uniform in [0, 1), brought to crop_px
+    by area
         averaging: every scale between those two, a factor of two in side as often wherever it lies.
-    `distorted`: a random square of the photo brought to a shorter side of crop_px, distorted in geometry and colour (`distortion`).
+    `distorted`: a random square of the photo brought to a shorter side of crop_px, distorted in geometry and
+    colour (`distortion`).
 
     A photo that is too small is extended by reflection first; `distorted` enlarges it.
 
@@ -61,7 +63,9 @@ def _square(rgb_u8: Image, side: int, crop_px: int, across: float, down: float) 
 
 
 def _shrunk(image: Image, side: int) -> Image:
-    """Average as cv2.INTER_AREA does, which is what released models saw; OpenCV itself is fast at whole ratios only."""
+    """Average as cv2.INTER_AREA does, which is what released models saw; OpenCV itself is fast at whole
+    ratios only.
+    """
     if image.shape[0] % side == 0:
         return np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA), dtype=np.uint8)
     return area_resize(image, side, side, "covered")

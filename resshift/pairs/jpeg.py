@@ -1,11 +1,13 @@
 """Training photos: encoded bytes -> 8-bit RGB, by the shortest way that gives the same pixels.
 
-`images.decode` handles everything that a user may send. Nearly all photos of a training set are plain JPEG: 8 bit, RGB or grey, upright,
-no colour profile. Those go straight to OpenCV, which gives the same pixels in two thirds of the time. Whatever is not plain, or looks
-damaged, takes the long way and is refused there with its reason.
+`images.decode` handles everything that a user may send. Nearly all photos of a training set are plain JPEG: 8
+bit, RGB or grey, upright, no colour profile. Those go straight to OpenCV, which gives the same pixels in two
+thirds of the time. Whatever is not plain, or looks damaged, takes the long way and is refused there with its
+reason.
 
-A JPEG of twice the size that is wanted, or more, may be decoded at 1/2, 1/4 or 1/8: libjpeg then computes a smaller inverse transform of
-each 8 x 8 block, which is close to the average of the pixels (48 dB PSNR on ImageNet photos, as sharp).
+A JPEG of twice the size that is wanted, or more, may be decoded at 1/2, 1/4 or 1/8: libjpeg then computes a
+smaller inverse transform of each 8 x 8 block, which is close to the average of the pixels (48 dB PSNR on
+ImageNet photos, as sharp).
 """
 
 from __future__ import annotations
@@ -32,11 +34,13 @@ _FLAGS_BY_DIVISOR = {
 
 
 def decode_photo(data: bytes, least_side_px: int | None = None) -> NDArray[np.uint8]:
-    """Decode a photo to (H, W, 3) uint8 RGB: upright, sRGB, grey repeated, 16 bit rounded to 8, transparency dropped.
+    """Decode a photo to (H, W, 3) uint8 RGB: upright, sRGB, grey repeated, 16 bit rounded to 8, transparency
+    dropped.
 
     Args:
         data: the whole file, any format that `images.decode` accepts.
-        least_side_px: allows a JPEG to come out smaller by 2, 4 or 8 as long as its shorter side keeps this length; None keeps its size.
+        least_side_px: allows a JPEG to come out smaller by 2, 4 or 8 as long as its shorter side keeps this
+            length; None keeps its size.
 
     Raises:
         ImageError: what `images.decode` raises.
@@ -65,7 +69,8 @@ def _divisor(short_side_px: int, least_side_px: int | None) -> int:
 def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Return (width, height) of a JPEG that needs nothing but decoding; None for any other file.
 
-    Plain means: complete, 8 bits, one or three components, and neither an Exif block (it may hold an orientation) nor a colour profile.
+    Plain means: complete, 8 bits, one or three components, and neither an Exif block (it may hold an
+    orientation) nor a colour profile.
     """
     if not data.startswith(_START) or not data.endswith(_END):
         return None

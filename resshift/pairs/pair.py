@@ -1,7 +1,7 @@
 """One training pair: decode a photo, cut the clean side, degrade it.
 
-What a pair is depends on (seed, epoch, key) and on the bytes of the photo alone: not on the batch, the worker, the order of work or a
-restart.
+What a pair is depends on (seed, epoch, key) and on the bytes of the photo alone: not on the batch, the
+worker, the order of work or a restart.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class Pair:
 
 
 def use_one_thread() -> None:
-    """Keep OpenCV and torch to one thread in this process. For workers of which there is one a core: threads of several fight."""
+    """Keep OpenCV and torch to one thread in this process. For workers of which there is one a core: threads
+    of several fight.
+    """
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
 

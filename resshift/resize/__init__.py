@@ -1,0 +1,1 @@
+"""Resizing by areas and by bicubic interpolation."""

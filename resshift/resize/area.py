@@ -5,8 +5,8 @@ Two meanings of "under it" are in use, and OpenCV and PyTorch each have one:
     covered   the mean over the interval [i s, (i + 1) s), s = in / out: partly covered pixels count by the part (cv2.INTER_AREA)
     touched   the plain mean of all pixels that the interval touches (adaptive average pooling, F.interpolate(mode="area"))
 
-Both are products of a row and a column average, so a picture is resized by weighted sums of its rows, twice. This is two to five times as
-fast as either library.
+Both are products of a row and a column average, so a picture is resized by weighted sums of its rows, twice.
+This is two to five times as fast as either library.
 """
 
 from __future__ import annotations
@@ -54,11 +54,14 @@ def _averaged(image: NDArray[np.float32], num_out: int, rule: Rule) -> NDArray[n
     return sums.numpy().reshape(num_out, other, channels)
 
 
-# Few: each that is kept lies for long between images that come and go, and memory that torch asks for aligned is laid around such islands
-# (glibc before 2.38). With 4096 of them a process that makes pairs grew by 600 MB in 4,800 pairs, nearly all of it free.
+# Few: each that is kept lies for long between images that come and go, and memory that torch asks for aligned
+# is laid around such islands (glibc before 2.38). With 4096 of them a process that makes pairs grew by 600 MB
+# in 4,800 pairs, nearly all of it free.
 @functools.lru_cache(maxsize=64)
 def _taps(num_in: int, num_out: int, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the input indices of all outputs one after the other, where those of each output start, and weights with sum 1 an output."""
+    """Return the input indices of all outputs one after the other, where those of each output start, and
+    weights with sum 1 an output.
+    """
     i_out = np.arange(num_out, dtype=np.int64)[:, None]
     first, end = i_out * num_in // num_out, -(-(i_out + 1) * num_in // num_out)
     taps = first + np.arange(int((end - first).max()))

@@ -1,9 +1,10 @@
-"""Bicubic resizing of a picture that comes in rows: antialiased when shrinking, as `torch.nn.functional.interpolate(antialias=True)`.
+"""Bicubic resizing of a picture that comes in rows: antialiased when shrinking, as
+`torch.nn.functional.interpolate(antialias=True)`.
 
     out_i = sum_k w((k - c_i) / s) row_k / sum_k w((k - c_i) / s)      c_i = (i + 1/2) in / out - 1/2,   s = max(1, in / out)
 
-w is the cubic with a = -0.5 and reach 2. Samples outside the picture have weight zero. A row is a sum in a fixed order, so bands of any
-height give the same bytes.
+w is the cubic with a = -0.5 and reach 2. Samples outside the picture have weight zero. A row is a sum in a
+fixed order, so bands of any height give the same bytes.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ class RowResampler:
 
 
 def vertical_taps(i_out: int, height: int, out_height: int) -> tuple[int, np.ndarray]:
-    """Return the first row that output row `i_out` reads, and the weights of that and the following rows, float64, sum 1."""
+    """Return the first row that output row `i_out` reads, and the weights of that and the following rows,
+    float64, sum 1.
+    """
     ratio = height / out_height
     stretch = max(1.0, ratio)
     centre = (i_out + 0.5) * ratio - 0.5

@@ -1,12 +1,14 @@
 """Files and objects: plain paths, file:// and s3://, one set of functions.
 
-Listing streams: one page of a bucket or one directory at a time, so ten million keys cost no memory and work starts with the first page.
-Keys come in the order of their UTF-8 bytes from both kinds of store. Writing is atomic: a reader sees the whole new file or what was there
-before (local: temporary name, fsync, rename; S3: one PUT).
+Listing streams: one page of a bucket or one directory at a time, so ten million keys cost no memory and work
+starts with the first page. Keys come in the order of their UTF-8 bytes from both kinds of store. Writing is
+atomic: a reader sees the whole new file or what was there before (local: temporary name, fsync, rename; S3:
+one PUT).
 
-S3 is in `resshift.storage.s3`; how a bucket is reached are its `S3Options`, which local paths ignore. Credentials come from the environment or a
-profile, never from a URI. URIs are taken literally: nothing is percent-decoded. What it does not do: other schemes, objects above 5 GiB,
-deleting more than one file at a time.
+S3 is in `resshift.storage.s3`; how a bucket is reached are its `S3Options`, which local paths ignore.
+Credentials come from the environment or a profile, never from a URI. URIs are taken literally: nothing is
+percent-decoded. What it does not do: other schemes, objects above 5 GiB, deleting more than one file at a
+time.
 """
 
 # botocore, fsspec and s3fs ship no types: what they leave unknown is not an error of ours.
@@ -64,12 +66,14 @@ class Entry:
     """One listed file.
 
     Fields:
-        key: POSIX path relative to the listed root (the file's name when the root is the file). Not UTF-8 on disk: surrogate escapes.
+        key: POSIX path relative to the listed root (the file's name when the root is the file). Not UTF-8 on
+            disk: surrogate escapes.
         uri: what `read_bytes` takes.
         size_bytes: 0 when irregular.
         etag: changes when the content does; local: from modification time and size.
         modified: aware, UTC.
-        irregular: why it cannot be read (FIFO, broken link, unreadable directory, ...), None for a regular file.
+        irregular: why it cannot be read (FIFO, broken link, unreadable directory, ...), None for a regular
+            file.
     """
 
     key: str
@@ -81,7 +85,9 @@ class Entry:
 
 
 def printable(uri: str) -> str:
-    """Return the URI for a message: undecodable bytes escaped, user information (s3://key:secret@bucket) masked."""
+    """Return the URI for a message: undecodable bytes escaped, user information (s3://key:secret@bucket)
+    masked.
+    """
     shown = uri.encode("utf-8", "backslashreplace").decode()
     return re.sub(r"^([a-z0-9+.-]+://)[^/]*@", r"\1***@", shown, flags=re.IGNORECASE)
 
@@ -123,7 +129,9 @@ def _local_path(uri: str) -> str:
 
 
 def _failure(uri: str, error: BaseException) -> StorageError:
-    """Name the reason of a failed access. Server texts are cut to one line; they carry no secrets (AWS error reference)."""
+    """Name the reason of a failed access. Server texts are cut to one line; they carry no secrets (AWS error
+    reference).
+    """
     detail = " ".join(str(error).split())[:200] or type(error).__name__
     if isinstance(error, FileNotFoundError):
         return StorageError(uri, StorageReason.MISSING, "no such file or bucket")
@@ -144,7 +152,9 @@ def _failure(uri: str, error: BaseException) -> StorageError:
 
 
 def _attempt(uri: str, access: Callable[[], T]) -> T:
-    """Run one access and turn what the operating system, s3fs or botocore raise into a StorageError, the cause kept."""
+    """Run one access and turn what the operating system, s3fs or botocore raise into a StorageError, the
+    cause kept.
+    """
     try:
         return access()
     except StorageError:
@@ -164,15 +174,17 @@ def _call_s3(uri: str, options: S3Options, method: str, **arguments: object) -> 
 def list_entries(root: str, options: S3Options = s3.DEFAULT) -> Iterator[Entry]:
     """List every file below `root`, recursively, in the order of the UTF-8 bytes of the keys.
 
-    Keys that end in "/" (directory markers) and our own temporary files are skipped. Irregular files and directories that cannot be read
-    are yielded with `irregular` set and are never opened; links are followed unless they lead back to a directory above them.
+    Keys that end in "/" (directory markers) and our own temporary files are skipped. Irregular files and
+    directories that cannot be read are yielded with `irregular` set and are never opened; links are followed
+    unless they lead back to a directory above them.
 
     Args:
         root: a directory, a prefix, or one single file or object.
         options: how a bucket is reached.
 
     Raises:
-        StorageError: the root itself is missing (an empty prefix of an existing bucket is not) or cannot be read.
+        StorageError: the root itself is missing (an empty prefix of an existing bucket is not) or cannot be
+            read.
     """
     return _list_s3(root, options) if is_s3(root) else _list_local(root)
 
@@ -199,7 +211,8 @@ def find_entry(root: str, key: str, options: S3Options = s3.DEFAULT) -> Entry:
 def _look_up(uri: str, bucket: str, key: str, options: S3Options) -> dict[str, Any] | None:
     """Return what a listing says of one key, None when it is not there.
 
-    Not a HEAD request: what a store answers to one that finds nothing has no body to say why, and Swift's breaks the connection.
+    Not a HEAD request: what a store answers to one that finds nothing has no body to say why, and Swift's
+    breaks the connection.
     """
     page = _call_s3(
         uri, options, "list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1, **options.for_reading()
@@ -342,7 +355,8 @@ def read_range(uri: str, offset: int, num_bytes: int, options: S3Options = s3.DE
 
     Args:
         uri: of the file.
-        offset: of the first byte; negative counts from the end, and a file shorter than that is read from its start.
+        offset: of the first byte; negative counts from the end, and a file shorter than that is read from its
+            start.
         num_bytes: how many.
         options: how a bucket is reached.
 
@@ -438,7 +452,8 @@ def _write_local(path: str, data: bytes) -> None:
 
 
 def remove(uri: str, options: S3Options = s3.DEFAULT) -> None:
-    """Delete one file or object; nothing happens when it is not there. A local directory that is left empty goes with it.
+    """Delete one file or object; nothing happens when it is not there. A local directory that is left empty
+    goes with it.
 
     Raises:
         StorageError: it cannot be deleted.
@@ -479,8 +494,8 @@ def join(root: str, key: str) -> str:
     """Return the URI of a relative key below a root.
 
     Raises:
-        StorageError: invalid, when the key is empty, absolute, has a NUL byte or a ".." segment, or (local) segments that would make two
-            keys one file ("." and "//").
+        StorageError: invalid, when the key is empty, absolute, has a NUL byte or a ".." segment, or (local)
+            segments that would make two keys one file ("." and "//").
     """
     segments = key.split("/")
     refused = {".."} if is_s3(root) else {"..", ".", ""}
@@ -494,7 +509,9 @@ def join(root: str, key: str) -> str:
 
 
 def is_inside(child: str, parent: str) -> bool:
-    """Return whether `child` is `parent` or lies below it; links, "..", "." and trailing slashes resolved. Nothing needs to exist."""
+    """Return whether `child` is `parent` or lies below it; links, "..", "." and trailing slashes resolved.
+    Nothing needs to exist.
+    """
     if is_s3(child) != is_s3(parent):
         return False
     if not is_s3(child):
@@ -503,7 +520,8 @@ def is_inside(child: str, parent: str) -> bool:
     (child_bucket, child_key), (parent_bucket, parent_key) = _split_s3(child), _split_s3(parent)
     if child_bucket != parent_bucket:
         return False
-    # Keys are literal for S3, but a ".." typed by a user means what it means in a path: inside by either reading is inside.
+    # Keys are literal for S3, but a ".." typed by a user means what it means in a path: inside by either
+    # reading is inside.
     plain, parent_plain = child_key.strip("/"), parent_key.strip("/")
     resolved, parent_resolved = (posixpath.normpath(f"/{key}").strip("/") for key in (child_key, parent_key))
     readings = ((plain, parent_plain), (resolved, parent_resolved))

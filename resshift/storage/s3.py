@@ -1,11 +1,12 @@
 """One object store: who talks to it, how often it is asked again, and what every written object is given.
 
-Retries are botocore's "standard" mode and nothing on top of it: full-jitter exponential back-off up to 20 s, SlowDown and other throttling
-answers recognised, and a budget (500 tokens a client, 5 a retry, 1 back a success) that stops a storm when the store is down. Bodies that
-break while they are read are asked for again here, with the same jitter: botocore hands out the stream and does not see it end.
+Retries are botocore's "standard" mode and nothing on top of it: full-jitter exponential back-off up to 20 s,
+SlowDown and other throttling answers recognised, and a budget (500 tokens a client, 5 a retry, 1 back a
+success) that stops a storm when the store is down. Bodies that break while they are read are asked for again
+here, with the same jitter: botocore hands out the stream and does not see it end.
 
-Clients are made per process on first use and kept by s3fs; they do not survive a fork. Credentials come from the environment or a profile,
-never from a URI or an option: options are written into job records.
+Clients are made per process on first use and kept by s3fs; they do not survive a fork. Credentials come from
+the environment or a profile, never from a URI or an option: options are written into job records.
 """
 
 # botocore and s3fs ship no types: what they leave unknown is not an error of ours.
@@ -26,7 +27,8 @@ from pydantic.dataclasses import dataclass
 from s3fs import S3FileSystem
 from s3fs.core import S3_RETRYABLE_ERRORS
 
-Client: TypeAlias = Any  # what is inferred for the synchronous calls of S3FileSystem is wrong: they return the answer, not None
+# What is inferred for the synchronous calls of S3FileSystem is wrong: they return the answer, not None.
+Client: TypeAlias = Any
 _BAD_CONNECTIONS = 5  # of a pool, one after the other
 ACCESS_ERRORS = (OSError, BotoCoreError, ClientError, UnicodeError, *S3_RETRYABLE_ERRORS)
 
@@ -95,7 +97,9 @@ DEFAULT = S3Options()
 
 
 def client(options: S3Options = DEFAULT) -> Client:
-    """Return this process's client. s3fs keeps one per process, thread and options, and forgets them after a fork."""
+    """Return this process's client. s3fs keeps one per process, thread and options, and forgets them after a
+    fork.
+    """
     endpoint = options.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     filesystem = S3FileSystem(
         endpoint_url=endpoint,
@@ -124,8 +128,9 @@ def call(options: S3Options, method: str, **arguments: object) -> dict[str, Any]
 async def _send(filesystem: Client, method: str, arguments: Mapping[str, object]) -> dict[str, Any]:
     """Send a request, again when the connection that it was given was no good.
 
-    A server may leave bytes on a connection that it keeps open (Swift ends a HEAD that found nothing like a body in chunks). The next
-    request on it sees a bad status line, which botocore does not know as a reason to ask again. Every request here may be sent twice.
+    A server may leave bytes on a connection that it keeps open (Swift ends a HEAD that found nothing like a
+    body in chunks). The next request on it sees a bad status line, which botocore does not know as a reason
+    to ask again. Every request here may be sent twice.
     """
     for _ in range(_BAD_CONNECTIONS):
         try:

@@ -1,12 +1,14 @@
 """Calls of networks on tiles: those of one picture, or those of several pictures together.
 
-What needs a network is a generator, `Work`: it yields a `TileCall` and is sent the result. So whoever drives it decides what shares a call:
+What needs a network is a generator, `Work`: it yields a `TileCall` and is sent the result. So whoever drives
+it decides what shares a call:
 
     picture = alone(work)                   one picture: a call has its own tiles
     future = batcher.submit(work)           many pictures: tiles of the same shape go through a network together
 
-All calls on tiles of a shape have one size, filled up where there are fewer tiles. Kernels are chosen by shape; as far as they treat the
-places of a batch alike, which `benchmarks/together.py` looks at, the same picture gives the same bytes alone, beside others, and again.
+All calls on tiles of a shape have one size, filled up where there are fewer tiles. Kernels are chosen by
+shape; as far as they treat the places of a batch alike, which `benchmarks/together.py` looks at, the same
+picture gives the same bytes alone, beside others, and again.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ class TileCall:
     """A function that is wanted on n tiles.
 
     Fields:
-        function: n values of every input -> n results; what it makes of one does not depend on the others. Calls of the same function (the
-            same method of the same object) may be made as one.
+        function: n values of every input -> n results; what it makes of one does not depend on the others.
+            Calls of the same function (the same method of the same object) may be made as one.
         inputs: tensors whose first axis is n, on the function's device.
         size: n of every call that is made on such tiles; here n is at most that.
     """
@@ -61,7 +63,8 @@ Work = Generator[TileCall, Tensor, T]
 class Done(Generic[T]):
     """What a work returned, and its seconds of wall clock: its own, and its share of the calls by tiles.
 
-    A GPU is not waited for after a call; the work that reads results from it has the seconds of all that it waits for.
+    A GPU is not waited for after a call; the work that reads results from it has the seconds of all that it
+    waits for.
     """
 
     value: T
@@ -96,10 +99,12 @@ class _Part:
 
 
 class Batcher:
-    """Drives works together. `submit` may be called from any thread; one thread at a time calls `turn`, or `serve`.
+    """Drives works together. `submit` may be called from any thread; one thread at a time calls `turn`, or
+    `serve`.
 
-    The oldest work is always in the next call, so none waits for ever; others of the same shape fill it up. A new work is begun only while
-    those under way have too few tiles for a call: large pictures are made one after the other, small ones together.
+    The oldest work is always in the next call, so none waits for ever; others of the same shape fill it up. A
+    new work is begun only while those under way have too few tiles for a call: large pictures are made one
+    after the other, small ones together.
 
     Args:
         most_open: works under way at a time; each may hold windows of its picture.
@@ -143,7 +148,8 @@ class Batcher:
         """Make one call and let every work that has its result go on; False when there is nothing to do.
 
         Raises:
-            torch.AcceleratorError: an illegal access. The context of the device is unusable, and with it all works.
+            torch.AcceleratorError: an illegal access. The context of the device is unusable, and with it all
+                works.
         """
         parts = self._next_parts()
         if parts:
@@ -157,7 +163,9 @@ class Batcher:
                 return self._parts_for_oldest()
 
     def _has_enough(self) -> bool:
-        """Tell whether works under way fill a call, whatever their shapes: each may hold windows of a picture."""
+        """Tell whether works under way fill a call, whatever their shapes: each may hold windows of a
+        picture.
+        """
         if not self._open:
             return False
         num_waiting = sum(_call(entry).count - entry.num_done for entry in self._open)
@@ -211,7 +219,9 @@ class Batcher:
                 self._go_on(entry, partial(_send, entry.work, entry.results))
 
     def _results(self, parts: Sequence[_Part]) -> list[Tensor] | Exception:
-        """Make a call; an error is returned, without the tensors that its frames hold: what comes next may need their memory."""
+        """Make a call; an error is returned, without the tensors that its frames hold: what comes next may
+        need their memory.
+        """
         try:
             return _compute(_call(parts[0].entry), [part.inputs for part in parts])
         except torch.AcceleratorError:
@@ -263,7 +273,9 @@ def _call(entry: _Open) -> TileCall:
 
 
 def _compute(call: TileCall, parts: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
-    """Make one call of `call.size` tiles, the last repeated where there are fewer, and return the results of each part."""
+    """Make one call of `call.size` tiles, the last repeated where there are fewer, and return the results of
+    each part.
+    """
     counts = [len(part[0]) for part in parts]
     num_missing = call.size - sum(counts)
     inputs: list[Tensor] = []

@@ -1,7 +1,7 @@
 """The method on a picture of any size, row of tiles by row of tiles: bicubic, encode, T steps, decode.
 
-`RowChain` wires the stages of `resshift.tiles.stages`: what each reads, what it does with a row of tiles that is complete, and what may be
-given up. Values are float32 between stages, whatever the networks compute in.
+`RowChain` wires the stages of `resshift.tiles.stages`: what each reads, what it does with a row of tiles that
+is complete, and what may be given up. Values are float32 between stages, whatever the networks compute in.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def _directly(function: Callable[..., Tensor], *tiles: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Networks:
-    """What the chain computes with: the networks, the precision they run in, and how a function is called on a batch of tiles."""
+    """What the chain computes with: the networks, the precision they run in, and how a function is called on
+    a batch of tiles.
+    """
 
     config: ModelConfig
     unet: Callable[..., Tensor]
@@ -93,7 +95,8 @@ class RowChain:
 
     Args:
         networks: of the model.
-        plan: tiles of the latent plane; its rows and columns may reach beyond the picture, which is then extended by reflection.
+        plan: tiles of the latent plane; its rows and columns may reach beyond the picture, which is then
+            extended by reflection.
         size: height and width of the picture.
         read: gives rows of the picture. Calls go down, but at the end the last rows may be asked for again.
         noise: of the chain.
@@ -183,14 +186,16 @@ class RowChain:
         try:
             yield from drive(self.stages, self._feed, self._discard)
         finally:
-            # Stages call back to this object. Without the cycle, windows and pictures go when the run ends, not when the collector comes:
-            # a replica had 8 GB of them after ten pictures.
+            # Stages call back to this object. Without the cycle, windows and pictures go when the run ends,
+            # not when the collector comes: a replica had 8 GB of them after ten pictures.
             self.stages.clear()
 
     def upsampled(self, top: int, bottom: int, left: int, right: int) -> Tensor:
-        """Return latent positions [top, bottom) x [left, right) of the bicubic enlargement, (3, (bottom - top) f, (right - left) f).
+        """Return latent positions [top, bottom) x [left, right) of the bicubic enlargement, (3, (bottom -
+        top) f, (right - left) f).
 
-        Sample positions are multiples of 1/8 pixel at scales that are powers of two, so any cut gives the same values.
+        Sample positions are multiples of 1/8 pixel at scales that are powers of two, so any cut gives the
+        same values.
         """
         ratio, scale = self.ratio, self.networks.config.scale
         first, end = max(0, top * ratio - _HALO), min(self.lq.height, bottom * ratio + _HALO)
@@ -297,7 +302,9 @@ def _unused(*_: object) -> Tensor:
 
 
 class _EncodeTiles(TileStage):
-    """Enlarge and encode tile by tile, so that the enlarged picture never exists; all steps share the encoding."""
+    """Enlarge and encode tile by tile, so that the enlarged picture never exists; all steps share the
+    encoding.
+    """
 
     chain: RowChain
 

@@ -3,13 +3,16 @@
     wavelet:  hq + enlarge(blur(lq - shrink(hq)))       the low band of the result is replaced by that of the input
     adain:    (hq - mean(shrink(hq))) std(lq) / std(shrink(hq)) + mean(lq), each channel, over the whole picture
 
-`shrink` is the mean over the area of an input pixel. The blur is a Gaussian of 4.6 input pixels, about the low band of a five-level "à
-trous" transform at four times the size, which others use for this (StableSR, InvSR).
+`shrink` is the mean over the area of an input pixel. The blur is a Gaussian of 4.6 input pixels, about the
+low band of a five-level "à trous" transform at four times the size, which others use for this (StableSR,
+InvSR).
 
-Measured with the first tiny-x4 on Set5: the mean difference of the low band to the true picture is 0.82 in CIE76 without a fix, 0.52 with
-adain and 0.24 with wavelet, and the wavelet gains 0.05 dB of PSNR. It is the default.
+Measured with the first tiny-x4 on Set5: the mean difference of the low band to the true picture is 0.82 in
+CIE76 without a fix, 0.52 with adain and 0.24 with wavelet, and the wavelet gains 0.05 dB of PSNR. It is the
+default.
 
-`WaveletFix` works on rows and needs a few dozen of them at a time. The statistics of `adain` need the whole picture first.
+`WaveletFix` works on rows and needs a few dozen of them at a time. The statistics of `adain` need the whole
+picture first.
 """
 
 from __future__ import annotations
@@ -49,7 +52,9 @@ class WaveletFix:
         self._done = 0  # input rows that have been returned
 
     def push(self, hq: Tensor, lq: Tensor) -> Tensor:
-        """Add rows of the result (3, n scale, W scale) and of the input (3, n, W) -> corrected rows (3, m scale, W scale); m may be 0."""
+        """Add rows of the result (3, n scale, W scale) and of the input (3, n, W) -> corrected rows (3, m
+        scale, W scale); m may be 0.
+        """
         across = _blurred(lq - F.avg_pool2d(hq[None], self.scale)[0])
         self._across = across if self._across is None else torch.cat([self._across, across], 1)
         self._pending.append(hq)
@@ -86,7 +91,9 @@ class WaveletFix:
 
 
 def _blurred(rows: Tensor) -> Tensor:
-    """Blur along the rows, the edge repeated. A sum in a fixed order: the same bytes for bands of any height."""
+    """Blur along the rows, the edge repeated. A sum in a fixed order: the same bytes for bands of any
+    height.
+    """
     length = rows.shape[2]
     positions = torch.arange(length, device=rows.device)
     total = torch.zeros_like(rows)
@@ -96,7 +103,9 @@ def _blurred(rows: Tensor) -> Tensor:
 
 
 def _enlarged(rows: Tensor, scale: int) -> Tensor:
-    """Bilinear interpolation along axis 1 between the rows 1 ... n of n + 2, as plain sums for the same reason."""
+    """Bilinear interpolation along axis 1 between the rows 1 ... n of n + 2, as plain sums for the same
+    reason.
+    """
     above, here, below = rows[:, :-2], rows[:, 1:-1], rows[:, 2:]
     phases: list[Tensor] = []
     for i in range(scale):
@@ -107,7 +116,9 @@ def _enlarged(rows: Tensor, scale: int) -> Tensor:
 
 
 def adain(hq: Tensor, lq: Tensor, scale: int) -> Tensor:
-    """Return the whole result (3, H scale, W scale) with mean and spread of each channel of the input (3, H, W)."""
+    """Return the whole result (3, H scale, W scale) with mean and spread of each channel of the input (3, H,
+    W).
+    """
     shrunk = F.avg_pool2d(hq[None], scale)[0]
     ours, wanted = (
         (x.mean((1, 2), keepdim=True), x.std((1, 2), correction=0, keepdim=True)) for x in (shrunk, lq)

@@ -1,8 +1,9 @@
 """Networks through `torch.compile`, with the eager ones to fall back on.
 
-On CUDA the mode is "reduce-overhead": kernels of normalisation and activation are fused, and a stage on tiles of one shape is replayed as
-a CUDA graph. Tiles and batches have one shape a picture, so a handful of shapes is compiled and kept. Compiling takes minutes the first
-time and needs a C compiler on CPUs and Triton on CUDA; where anything of this fails, the eager network runs and a warning says why.
+On CUDA the mode is "reduce-overhead": kernels of normalisation and activation are fused, and a stage on tiles
+of one shape is replayed as a CUDA graph. Tiles and batches have one shape a picture, so a handful of shapes
+is compiled and kept. Compiling takes minutes the first time and needs a C compiler on CPUs and Triton on
+CUDA; where anything of this fails, the eager network runs and a warning says why.
 
 It is not the default: it rounds differently, and its gain is not measured on CUDA yet.
 """
@@ -44,7 +45,8 @@ class Compiled:
         """Return function(*args).
 
         Raises:
-            Exception: memory has run out; what else goes wrong in the compiler or its kernels turns compiling off.
+            Exception: memory has run out; what else goes wrong in the compiler or its kernels turns compiling
+                off.
         """
         if self._compiled is None:
             return self.function(*args)

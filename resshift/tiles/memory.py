@@ -1,10 +1,12 @@
 """How much memory upscaling takes, and what to do with less.
 
-A tile's networks take bytes in proportion to its area: `bytes_alive` measures them once a model, by running one small tile and counting the
-tensors that are alive. `plan_for` chooses tiles: the largest that cost little more than the cheapest, within a budget if there is one.
+A tile's networks take bytes in proportion to its area: `bytes_alive` measures them once a model, by running
+one small tile and counting the tensors that are alive. `plan_for` chooses tiles: the largest that cost little
+more than the cheapest, within a budget if there is one.
 
-Only a budget and the picture decide the tiles, never the memory that happens to be free: tiles decide the pixels, and a retry elsewhere
-must give the same. What is free decides only where the windows between the stages live, which changes nothing.
+Only a budget and the picture decide the tiles, never the memory that happens to be free: tiles decide the
+pixels, and a retry elsewhere must give the same. What is free decides only where the windows between the
+stages live, which changes nothing.
 """
 
 from __future__ import annotations
@@ -22,16 +24,19 @@ from torch.utils._pytree import tree_leaves
 
 from resshift.tiles.plan import TilePlan, plan_tiles
 
-# Longest side of a tile when nobody says, in latent positions: beyond, tiles save little work and cost memory.
+# Longest side of a tile when nobody says, in latent positions: beyond, tiles save little work and cost
+# memory.
 DEFAULT_SIDE = 256
 # Neighbours share an eighth of a tile: what both have seen of each other is what hides the border.
 OVERLAP_SHARE = 8
 # Larger tiles are worth this much more work than the cheapest plan: they hold more context.
 _WORTH = 1.2
-# Latent positions of a call, and most tiles of one. Calls are filled up, so a picture whose shape nobody shares pays for all of them: no
-# more than a GPU should compute in about the time of one. Not measured on CUDA yet.
+# Latent positions of a call, and most tiles of one. Calls are filled up, so a picture whose shape nobody
+# shares pays for all of them: no more than a GPU should compute in about the time of one. Not measured on
+# CUDA yet.
 _CALL_POSITIONS, _MOST_TILES = 2**14, 4
-# What the counted tensors leave out: workspaces of kernels, the allocator's rounding, bands of rows on their way in and out.
+# What the counted tensors leave out: workspaces of kernels, the allocator's rounding, bands of rows on their
+# way in and out.
 _MARGIN, _FIXED_BYTES = 1.25, 48 * 2**20
 
 
@@ -41,7 +46,9 @@ class MemoryBudgetError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What a model takes: bytes for each latent position of a tile, and latent positions at which attention costs as much as all else."""
+    """What a model takes: bytes for each latent position of a tile, and latent positions at which attention
+    costs as much as all else.
+    """
 
     bytes_per_position: float
     attention_positions: float = float("inf")
@@ -61,8 +68,9 @@ def plan_for(
 ) -> TilePlan | None:
     """Return the tiles of a latent plane, or None when none fits.
 
-    The cost of a plan is the positions it computes, overlap and extension included, times 1 + area / attention_positions. Taken is the plan
-    with the largest tiles that costs at most a fifth more than the cheapest.
+    The cost of a plan is the positions it computes, overlap and extension included, times 1 + area /
+    attention_positions. Taken is the plan with the largest tiles that costs at most a fifth more than the
+    cheapest.
 
     Args:
         size: height and width of the plane.
@@ -88,7 +96,8 @@ def plan_for(
 
 
 def tiles_per_call(area: int, fits: Callable[[int], bool] = lambda area: True) -> int:
-    """Return how many tiles of `area` positions a GPU computes at a time; a function of tile and budget alone, because it decides rounding.
+    """Return how many tiles of `area` positions a GPU computes at a time; a function of tile and budget
+    alone, because it decides rounding.
 
     Args:
         area: of one tile.
@@ -107,7 +116,7 @@ class _Alive(TorchDispatchMode):
         self.now = self.peak = 0
         self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         inputs = {leaf.untyped_storage() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         for leaf in tree_leaves(out):
@@ -141,7 +150,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Return the memory that is free on a device; on the CPU within this process's control group too. None when it cannot be found out."""
+    """Return the memory that is free on a device; on the CPU within this process's control group too. None
+    when it cannot be found out.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu":
@@ -162,7 +173,9 @@ def free_bytes(device: torch.device) -> int | None:
 
 @dataclass
 class Backoff:
-    """Call a function on a batch of tiles; when memory runs out, in halves, and remember the size that worked for this shape."""
+    """Call a function on a batch of tiles; when memory runs out, in halves, and remember the size that worked
+    for this shape.
+    """
 
     limit_by_shape: dict[tuple[int, ...], int] = field(default_factory=dict)
 

@@ -1,4 +1,6 @@
-"""Noise of pictures: standard normal as a function of the absolute position in the latent, so a tile sees what the whole picture would."""
+"""Noise of pictures: standard normal as a function of the absolute position in the latent, so a tile sees
+what the whole picture would.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ from resshift.seeds import Part, philox
 class NoiseField:
     """Standard normal noise over an unbounded latent plane, drawn block by block.
 
-    The value at (step, channel, y, x) is a pure function of `parts` and of those four numbers; which rectangle is asked for, and in which
-    order, changes nothing.
+    The value at (step, channel, y, x) is a pure function of `parts` and of those four numbers; which
+    rectangle is asked for, and in which order, changes nothing.
 
     Args:
         parts: what names the picture, for example `(seed, "picture", key)`.

@@ -1,6 +1,7 @@
 """From the chain's result to the pixels that a caller gets, row by row: crop, colour fix, resize, quantise.
 
-`PixelRows` is what rows of the input are read from, `Sink` what rows of the output are given to; neither side is ever held whole here.
+`PixelRows` is what rows of the input are read from, `Sink` what rows of the output are given to; neither side
+is ever held whole here.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ _BAND_ROWS = 64
 
 
 class PixelRows(Protocol):
-    """Rows of a picture, read when needed: an array, a `numpy.memmap`, or a reader; (height, width, 1 or 3) uint8 or uint16."""
+    """Rows of a picture, read when needed: an array, a `numpy.memmap`, or a reader; (height, width, 1 or 3)
+    uint8 or uint16.
+    """
 
     @property
     def shape(self) -> tuple[int, ...]: ...
 
     @property
-    def dtype(self) -> Any: ...  # noqa: ANN401
+    def dtype(self) -> Any: ...
 
     def __getitem__(self, rows: slice, /) -> NDArray[Any]: ...
 

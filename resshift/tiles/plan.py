@@ -1,12 +1,13 @@
 """Cutting a plane into overlapping tiles of one shape, and the weights that blend what comes back.
 
-Weights of neighbouring tiles cross smoothly (a raised cosine) over their overlap and sum to one at every position, so a function that
-looks at single positions only (or an identity) gives exactly what it would give on the whole plane. Seams between tiles of a real network
-are kept away by blending the *latent prediction at every step* and by noise that depends on the absolute position
-(`resshift.tiles.noise.NoiseField`); both are the caller's (`resshift.tiles.stages`).
+Weights of neighbouring tiles cross smoothly (a raised cosine) over their overlap and sum to one at every
+position, so a function that looks at single positions only (or an identity) gives exactly what it would give
+on the whole plane. Seams between tiles of a real network are kept away by blending the *latent prediction at
+every step* and by noise that depends on the absolute position (`resshift.tiles.noise.NoiseField`); both are
+the caller's (`resshift.tiles.stages`).
 
-Units are positions of the plane that is cut ("latent"); an input or output at another resolution has an integer number of its pixels in
-each.
+Units are positions of the plane that is cut ("latent"); an input or output at another resolution has an
+integer number of its pixels in each.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class AxisTiles:
     starts: tuple[int, ...]
 
     def weights(self, i_tile: int, scale: int = 1) -> Tensor:
-        """Return the blending weight of each position of a tile, float64 (tile * scale,). Over all tiles they sum to one everywhere.
+        """Return the blending weight of each position of a tile, float64 (tile * scale,). Over all tiles they
+        sum to one everywhere.
 
         Args:
             i_tile: which tile.
@@ -36,7 +38,9 @@ class AxisTiles:
         return _normalised(self, scale)[i_tile]
 
     def complete(self, i_tile: int) -> tuple[int, int]:
-        """Return the positions [first, end) that no tile after `i_tile` reaches, and that were not complete before it."""
+        """Return the positions [first, end) that no tile after `i_tile` reaches, and that were not complete
+        before it.
+        """
         last = i_tile == len(self.starts) - 1
         return self.starts[i_tile], self.length if last else self.starts[i_tile + 1]
 
@@ -64,11 +68,12 @@ def _ramp(axis: AxisTiles, i_tile: int, scale: int) -> Tensor:
 
 
 def cut_axis(length: int, tile: int, overlap: int, multiple: int = 1) -> AxisTiles:
-    """Cover an axis with as few tiles as overlap by at least `overlap`, as short as then possible, and evenly spread.
+    """Cover an axis with as few tiles as overlap by at least `overlap`, as short as then possible, and evenly
+    spread.
 
     Args:
-        length: of the axis, at least 1. An axis that fits into one tile is one tile of its own length, raised to a multiple of `multiple`
-            (the plane is then to be extended).
+        length: of the axis, at least 1. An axis that fits into one tile is one tile of its own length, raised
+            to a multiple of `multiple` (the plane is then to be extended).
         tile: longest tile, a multiple of `multiple`.
         overlap: at least this many positions shared by neighbours, in [0, tile).
         multiple: lengths of tiles are multiples of this.
@@ -114,7 +119,9 @@ def plan_tiles(height: int, width: int, tile: int, overlap: int, multiple: int =
 
 
 def reflected(length: int, size: int) -> Tensor:
-    """Return the positions that extend an axis to `size` by reflection without repeating the edge, as often as needed; int64 (size,)."""
+    """Return the positions that extend an axis to `size` by reflection without repeating the edge, as often
+    as needed; int64 (size,).
+    """
     position = torch.arange(max(size, length))
     if length == 1:
         return torch.zeros_like(position)

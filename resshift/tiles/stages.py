@@ -1,18 +1,20 @@
 """The whole chain over a plane of any height, with a few rows of tiles in memory.
 
-Latents are blended at every step, so a tile of step t needs its neighbours of step t + 1, those their neighbours, and so on: no part of a
-picture can be made alone. It need not: a row of tiles of step t can run as soon as step t + 1 has completed the rows under it.
+Latents are blended at every step, so a tile of step t needs its neighbours of step t + 1, those their
+neighbours, and so on: no part of a picture can be made alone. It need not: a row of tiles of step t can run
+as soon as step t + 1 has completed the rows under it.
 
     encode   ████████████░░      rows of tiles that are done, while the last step is at the second:
     step 3   █████████░░░░░      each stage is at most a row of tiles and its overlap ahead of the next,
     step 2   ██████░░░░░░░░      and what all stages have passed is given up
     step 1   ███░░░░░░░░░░░
 
-Every tile is computed once, with the same neighbours and in the same order as if all were in memory: the picture is the same up to
-rounding (2e-5 in [-1, 1]; blending adds in another order).
-Memory is (T + 2) windows of about two rows of tiles; with windows in files (`resshift.tiles.window`), a tile.
+Every tile is computed once, with the same neighbours and in the same order as if all were in memory: the
+picture is the same up to rounding (2e-5 in [-1, 1]; blending adds in another order). Memory is (T + 2)
+windows of about two rows of tiles; with windows in files (`resshift.tiles.window`), a tile.
 
-Nothing here calls a network: a stage yields the calls it wants (`resshift.tiles.batching`), so that tiles of several pictures can share them.
+Nothing here calls a network: a stage yields the calls it wants (`resshift.tiles.batching`), so that tiles of
+several pictures can share them.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from resshift.tiles.batching import TileCall, Work
 from resshift.tiles.plan import AxisTiles, TilePlan
 from resshift.tiles.window import RowBuffer
 
-# Columns that are finished at a time, so that temporaries of a wide picture stay small. The side of a noise block.
+# Columns that are finished at a time, so that temporaries of a wide picture stay small. The side of a noise
+# block.
 _COLUMNS = 64
 
 
@@ -55,7 +58,8 @@ class TileStage:
 
     Args:
         plan: of the latent plane.
-        function: (n, C_i, tile_h s_i, tile_w s_i) an input, and the step's index (n,) where there is one -> (n, C, tile_h s, tile_w s).
+        function: (n, C_i, tile_h s_i, tile_w s_i) an input, and the step's index (n,) where there is one ->
+            (n, C, tile_h s, tile_w s).
         inputs: windows with their scales s_i, pixels a latent position.
         blended: window that results are added into, at scale s.
         scale: s.
@@ -132,9 +136,11 @@ def column_parts(width: int) -> Iterator[slice]:
 
 
 def capacity(rows: AxisTiles, num_consumers: int) -> int:
-    """Rows that a window holds at most when its reader, or the last of a chain of readers, is `num_consumers` stages behind its writer.
+    """Rows that a window holds at most when its reader, or the last of a chain of readers, is `num_consumers`
+    stages behind its writer.
 
-    A writer completes at most a tile at once, and runs only when no stage after it can; each reader waits for at most a tile.
+    A writer completes at most a tile at once, and runs only when no stage after it can; each reader waits for
+    at most a tile.
     """
     return min(rows.length, (num_consumers + 1) * rows.tile)
 

@@ -1,8 +1,9 @@
 """A window of rows that moves down a plane too large to hold.
 
-Rows are appended below, written, added to and read by rectangles, and given up from above. The window lives in memory, or in a temporary
-file that is mapped: then every access goes channel by channel and hands the pages back to the system at once, so that the disk holds them.
-Reading one page of a file maps sixteen, so a rectangle of all channels of a wide plane would be resident from edge to edge.
+Rows are appended below, written, added to and read by rectangles, and given up from above. The window lives
+in memory, or in a temporary file that is mapped: then every access goes channel by channel and hands the
+pages back to the system at once, so that the disk holds them. Reading one page of a file maps sixteen, so a
+rectangle of all channels of a wide plane would be resident from edge to edge.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ def in_memory(device: torch.device) -> Allocate:
 
 
 def in_file(shape: tuple[int, ...]) -> tuple[Tensor, Callable[[], None]]:
-    """Allocate zeros in an unnamed temporary file (in TMPDIR, which should be on a disk); it goes when the tensor goes."""
+    """Allocate zeros in an unnamed temporary file (in TMPDIR, which should be on a disk); it goes when the
+    tensor goes.
+    """
     size_bytes = 4 * math.prod(shape)
     with tempfile.TemporaryFile(prefix="resshift-") as file:
         file.truncate(size_bytes)
@@ -81,7 +84,8 @@ class RowBuffer:
         self.bottom = bottom
 
     def read(self, top: int, bottom: int, left: int = 0, right: int | None = None) -> Tensor:
-        """Return (C, bottom - top, right - left) of rows that are alive, to be read at once: a view, or of a file a copy.
+        """Return (C, bottom - top, right - left) of rows that are alive, to be read at once: a view, or of a
+        file a copy.
 
         Raises:
             ValueError: some are not.
@@ -96,7 +100,9 @@ class RowBuffer:
         return out
 
     def write(self, top: int, left: int, values: Tensor) -> None:
-        """Replace the rectangle of rows that are alive at (top, left) by (C, h, w); ValueError as in `read`."""
+        """Replace the rectangle of rows that are alive at (top, left) by (C, h, w); ValueError as in
+        `read`.
+        """
         self._change(top, left, values, Tensor.copy_)
 
     def add(self, top: int, left: int, values: Tensor) -> None:
@@ -124,7 +130,9 @@ class RowBuffer:
             self._release()
 
     def _parts(self, first: int, end: int) -> Iterator[tuple[Tensor, slice]]:
-        """Cut rows of all channels, top down, into parts so small that of a mapped file little is resident at a time, however wide."""
+        """Cut rows of all channels, top down, into parts so small that of a mapped file little is resident at
+        a time, however wide.
+        """
         step = max(1, _PART_VALUES // self.width)
         for channel in self._values:
             for top in range(first, end, step):

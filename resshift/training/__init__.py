@@ -1,0 +1,1 @@
+"""Training without Ray: the step, losses, optimiser, sharding, checkpoints."""

@@ -1,4 +1,5 @@
-"""Training of a VQ autoencoder, the first stage of the released models, on the machinery of `resshift.training.step`.
+"""Training of a VQ autoencoder, the first stage of the released models, on the machinery of
+`resshift.training.step`.
 
     z = E(x),  z_q = nearest codes,  x_rec = D(z + stop(z_q - z))
 
@@ -9,9 +10,10 @@
     total            reconstruction + codebook_weight codebook + adversarial_weight adaptive adversarial
     discriminator    hinge loss of C on x and stop(x_rec)
 
-(Esser et al., "Taming Transformers", CVPR 2021; Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", CVPR 2022.)
-Both networks step on the same reconstruction. The adaptive weight is computed for each micro-batch, so once the adversarial term is on, the
-cut into micro-batches changes results by more than rounding.
+(Esser et al., "Taming Transformers", CVPR 2021; Rombach et al., "High-Resolution Image Synthesis with Latent
+Diffusion Models", CVPR 2022.) Both networks step on the same reconstruction. The adaptive weight is computed
+for each micro-batch, so once the adversarial term is on, the cut into micro-batches changes results by more
+than rounding.
 """
 
 from __future__ import annotations
@@ -74,7 +76,9 @@ class AutoencoderLossConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class AutoencoderRunConfig:
-    """A complete run of `jobs/train_autoencoder.py`. `optim` is for both networks; cosine and warm-up as there."""
+    """A complete run of `jobs/train_autoencoder.py`. `optim` is for both networks; cosine and warm-up as
+    there.
+    """
 
     preset: str
     first_stage: FirstStageConfig = FirstStageConfig()
@@ -99,12 +103,15 @@ class AutoencoderRunConfig:
         ):
             # The adaptive weight needs the last layer's gradient in the middle of a step: whole, unscaled.
             raise ValueError(
-                "an autoencoder trains with train.parallel=ddp, precision fp32 or bf16 and without activation_checkpointing"
+                "an autoencoder trains with train.parallel=ddp, precision fp32 or bf16 and without "
+                "activation_checkpointing"
             )
 
     @property
     def degradation(self) -> DegradationRecipe:
-        """What the data pipeline does to the other side of the pair: nothing. The autoencoder sees clean pictures."""
+        """What the data pipeline does to the other side of the pair: nothing. The autoencoder sees clean
+        pictures.
+        """
         return DegradationRecipe(kind="bicubic", scale=1)
 
 
@@ -112,7 +119,9 @@ class TrainableAutoencoder(VQAutoencoder):
     """The autoencoder with what training needs of a pass; same keys."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 3, H, W) -> reconstruction (B, 3, H, W), latent z and its codes z_q, both (B, embed_dim, h, w)."""
+        """(B, 3, H, W) -> reconstruction (B, 3, H, W), latent z and its codes z_q, both (B, embed_dim,
+        h, w).
+        """
         z = self.encode(x)
         z_q = self.quantize.embedding(self.quantize.nearest(z.detach())).movedim(-1, 1).to(z.dtype)
         return self.decode(z + (z_q - z).detach(), quantize=False), z, z_q
@@ -163,7 +172,9 @@ class AutoencoderLearner:
         return self.config.loss.adversarial > 0 and self.state.step >= self.config.loss.adversarial_start
 
     def step(self, batch: Mapping[str, Tensor]) -> StepResult:
-        """Do one optimiser step of both networks on "hq" (B, H, W, 3) uint8, the rows of this worker's slots."""
+        """Do one optimiser step of both networks on "hq" (B, H, W, 3) uint8, the rows of this worker's
+        slots.
+        """
         state, train = self.state, self.config.train
         for optimizer in state.optimizers.values():
             set_learning_rate(optimizer, learning_rate(state.step, self.config.optim, train.steps))
@@ -230,7 +241,9 @@ class AutoencoderLearner:
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """Return |d reconstruction / d w| / (|d adversarial / d w| + 1e-4), at most 1e4, without a gradient; w is the last layer."""
+    """Return |d reconstruction / d w| / (|d adversarial / d w| + 1e-4), at most 1e4, without a gradient; w is
+    the last layer.
+    """
     (towards_picture,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
     (towards_judge,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
     return (towards_picture.norm() / (towards_judge.norm() + 1e-4)).clamp(max=1e4).detach()

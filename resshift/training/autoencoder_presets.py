@@ -13,11 +13,12 @@ from resshift.training.autoencoder import AutoencoderLossConfig, AutoencoderRunC
 
 
 def vq_f4() -> AutoencoderRunConfig:
-    """VQ-f4 of latent diffusion (Rombach et al. 2022): 55.3 M parameters, 3 x 64 x 64 latents of 256-pixel crops, 8192 codes.
+    """VQ-f4 of latent diffusion (Rombach et al. 2022): 55.3 M parameters, 3 x 64 x 64 latents of 256-pixel
+    crops, 8192 codes.
 
-    Objective and weights (LPIPS 1, codebook 1, commitment 0.25, adversarial 0.75 adaptive, hinge), betas (0.5, 0.9) and 4.5e-6 of learning
-    rate for each sample of the batch are theirs. Ours: warm-up, an average of the weights, bf16, and a discriminator that begins at step
-    10,000, when there is something to judge.
+    Objective and weights (LPIPS 1, codebook 1, commitment 0.25, adversarial 0.75 adaptive, hinge), betas
+    (0.5, 0.9) and 4.5e-6 of learning rate for each sample of the batch are theirs. Ours: warm-up, an average
+    of the weights, bf16, and a discriminator that begins at step 10,000, when there is something to judge.
     """
     return AutoencoderRunConfig(
         preset="vq-f4",
@@ -30,7 +31,9 @@ def vq_f4() -> AutoencoderRunConfig:
 
 
 def vq_f8_face() -> AutoencoderRunConfig:
-    """VQ-f8 for 512-pixel faces, the first stage of face-s4: 8 x 64 x 64 latents, 4096 codes. Trained as vq-f4."""
+    """VQ-f8 for 512-pixel faces, the first stage of face-s4: 8 x 64 x 64 latents, 4096 codes. Trained as
+    vq-f4.
+    """
     base = vq_f4()
     return replace(
         base,

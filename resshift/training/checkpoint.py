@@ -7,8 +7,8 @@
     state.pt            optimisers, loss scaler, tally, step
     files.json          size and sha256 of each of the above: written last, so a directory that has it is complete
 
-`take` copies the state out of the running networks; writing and uploading the copy can then happen beside the next steps. `load` trusts
-nothing that `files.json` does not vouch for.
+`take` copies the state out of the running networks; writing and uploading the copy can then happen beside the
+next steps. `load` trusts nothing that `files.json` does not vouch for.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ MANIFEST = "files.json"
 
 
 class Run(Protocol):
-    """What a checkpoint asks of a configuration: `RunConfig` or `autoencoder_training.AutoencoderRunConfig`."""
+    """What a checkpoint asks of a configuration: `RunConfig` or
+    `autoencoder_training.AutoencoderRunConfig`.
+    """
 
     @property
     def preset(self) -> str: ...
@@ -57,7 +59,7 @@ class Snapshot:
     rest: dict[str, Any]
 
 
-def run_record(config: Run, **extra: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON values
+def run_record(config: Run, **extra: Any) -> dict[str, Any]:
     """Return what `run.json` says about a run: configuration, fingerprint, versions, and `extra`."""
     versions = {name: version(name) for name in ("numpy", "opencv-python-headless")}
     versions |= {
@@ -82,7 +84,8 @@ def check_same_run(config: Run, record: dict[str, Any], where: str) -> None:
     differing = differing_fields(to_dict(config), record["config"])
     if differing:
         raise ResumeRefused(
-            f"{where} holds another run; differing: {'; '.join(differing)}. Use another --out, or give back these values"
+            f"{where} holds another run; differing: {'; '.join(differing)}. Use another --out, or give back "
+            "these values"
         )
 
 
@@ -102,7 +105,9 @@ def description(config: Run) -> dict[str, Any]:
 
 
 def write(directory: str | Path, snapshot: Snapshot, config: Run) -> dict[str, Any]:
-    """Write a snapshot into `directory`, which is created, and return its manifest (the content of `files.json`)."""
+    """Write a snapshot into `directory`, which is created, and return its manifest (the content of
+    `files.json`).
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     metadata = model_metadata(config.preset, config.model) if isinstance(config, RunConfig) else {}

@@ -1,19 +1,22 @@
-"""The training objective: MSE on the network's target, and on the decoded prediction of x0 LPIPS and what shows the lattice of positions.
+"""The training objective: MSE on the network's target, and on the decoded prediction of x0 LPIPS and what
+shows the lattice of positions.
 
     mse_b  = mean over (Z, h, w) of (target - output)^2            divided by kappa^2 eta_t when the target is epsilon_scale
     loss_b = c_mse w_t mse_b + c_lpips LPIPS(clamp(D(x0_pred)), hq) + c_lattice (L + S / 2)
 
-L and S are what shows the lattice of positions in D(x0_pred), in each picture and in the batch (`resshift.training.lattice`).
+L and S are what shows the lattice of positions in D(x0_pred), in each picture and in the batch
+(`resshift.training.lattice`).
 
 w_t is 1 ("plain") or the weight of the variational bound ("weighted"):
 
     x0, residual:            w_t = (alpha_t / eta_t)^2 / (2 var_t)
     epsilon, epsilon_scale:  w_t = (kappa alpha_t / ((1 - eta_t) sqrt(eta_t)))^2 / (2 var_t)
 
-with var_t the posterior variance, at t = 1 replaced by that of t = 2 because it is zero there. LPIPS is Zhang et al., CVPR 2018.
+with var_t the posterior variance, at t = 1 replaced by that of t = 2 because it is zero there. LPIPS is Zhang
+et al., CVPR 2018.
 
-The trunks of LPIPS sample at strides of 2 and 4, so from a fixed corner they do not see patterns of these periods. `corner` moves it (one
-of the transformations of E-LPIPS, Kettunen et al. 2019).
+The trunks of LPIPS sample at strides of 2 and 4, so from a fixed corner they do not see patterns of these
+periods. `corner` moves it (one of the transformations of E-LPIPS, Kettunen et al. 2019).
 """
 
 from __future__ import annotations
@@ -97,7 +100,8 @@ class Lpips(nn.Module):
             self.distance = lpips.LPIPS(net=net, pnet_rand=trunk is not None, verbose=False)
         except (URLError, OSError) as error:
             raise ConnectionError(
-                f"the {net} trunk of LPIPS could not be downloaded ({error}). Give a file with its weights (loss.lpips_trunk, or "
+                f"the {net} trunk of LPIPS could not be downloaded ({error}). Give a file with its weights "
+                "(loss.lpips_trunk, or "
                 "--lpips-trunk), or train without the term (loss.lpips=0)"
             ) from error
         if trunk is not None:
@@ -107,14 +111,16 @@ class Lpips(nn.Module):
     def _load_trunk(self, path: Path) -> None:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         ours = self.distance.net.state_dict()
-        # lpips cuts the trunk into slices and keeps each layer's index: slice2.3.weight is features.3.weight in torchvision.
+        # lpips cuts the trunk into slices and keeps each layer's index: slice2.3.weight is features.3.weight
+        # in torchvision.
         names = {key: "features." + key.split(".", 1)[1] for key in ours}
         missing = [
             name for key, name in names.items() if name not in state or state[name].shape != ours[key].shape
         ]
         if missing:
             raise ValueError(
-                f"{path} does not hold the weights of this trunk; missing or of another shape: {', '.join(missing[:5])}"
+                f"{path} does not hold the weights of this trunk; missing or of another shape: "
+                f"{', '.join(missing[:5])}"
             )
         self.distance.net.load_state_dict(
             {key: state[name].float() for key, name in names.items()}, strict=True
@@ -128,7 +134,9 @@ class Lpips(nn.Module):
 
 
 class LossTerms(NamedTuple):
-    """Means over the batch: `total` has the gradient, the others, without their coefficients, are for the log."""
+    """Means over the batch: `total` has the gradient, the others, without their coefficients, are for the
+    log.
+    """
 
     total: Tensor
     mse: Tensor
@@ -179,12 +187,14 @@ class Objective:
             hq: clean pictures in [-1, 1], (B, 3, H, W).
             lq: degraded pictures in [-1, 1], (B, 3, H / scale, W / scale).
             t: step indices in [0, T), int64 (B,).
-            noise: standard normal, (B, Z, H / f, W / f). The caller draws t and noise, so the caller owns reproducibility.
+            noise: standard normal, (B, Z, H / f, W / f). The caller draws t and noise, so the caller owns
+                reproducibility.
             mask: 1 = hole and -1 = kept, (B, 1, H / scale, W / scale), for networks with `cond_mask`.
             corner: row and column of the first pixel that LPIPS sees.
         """
         with torch.no_grad():
-            # One pass for both. Autocast leaves half precision behind the encoder; the chain itself is float32.
+            # One pass for both. Autocast leaves half precision behind the encoder; the chain itself is
+            # float32.
             x0, y0 = self._encode(torch.cat([hq, upsample(lq, self.model.scale)])).float().chunk(2)
             x_t = q_sample(x0, y0, t, noise, self.schedule)
             wanted = target_of(x0, y0, noise, t, self.schedule, self.model.target)
@@ -206,5 +216,7 @@ class Objective:
 
 
 def upsample(lq: Tensor, scale: int) -> Tensor:
-    """Bring (B, 3, h, w) to the output size as released models expect: bicubic with a = -0.75, aligned by pixel areas, not clamped."""
+    """Bring (B, 3, h, w) to the output size as released models expect: bicubic with a = -0.75, aligned by
+    pixel areas, not clamped.
+    """
     return lq if scale == 1 else F.interpolate(lq, scale_factor=scale, mode="bicubic")

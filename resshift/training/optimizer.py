@@ -1,7 +1,9 @@
-"""One optimiser step on the device: learning rate, gradient norm, and a step that is skipped when the gradient is not finite.
+"""One optimiser step on the device: learning rate, gradient norm, and a step that is skipped when the
+gradient is not finite.
 
-Nothing here waits for the device. The fused AdamW reads `found_inf` where it lies and leaves weights, moments and its step count as they
-were when it is 1, which is how torch's own gradient scaler skips; the host learns of it when it reads the tally.
+Nothing here waits for the device. The fused AdamW reads `found_inf` where it lies and leaves weights, moments
+and its step count as they were when it is 1, which is how torch's own gradient scaler skips; the host learns
+of it when it reads the tally.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from resshift.config import OptimConfig
 
 
 class Outcome(NamedTuple):
-    """What became of a step, on the device: the gradient's norm before clipping, and whether it was finite (then the step was taken)."""
+    """What became of a step, on the device: the gradient's norm before clipping, and whether it was finite
+    (then the step was taken).
+    """
 
     grad_norm: Tensor
     finite: Tensor
@@ -72,7 +76,8 @@ def guarded_step(optimizer: torch.optim.Optimizer, clip_norm: float | None, scal
             (p for group in optimizer.param_groups for p in group["params"]), clip_norm, grad_norm
         )
     finite = grad_norm.isfinite()
-    fused: Any = optimizer  # `found_inf` is the agreement between torch's scaler and its fused optimisers, and not in their types
+    # `found_inf` is the agreement between torch's scaler and its fused optimisers, and not in their types.
+    fused: Any = optimizer
     fused.found_inf = (~finite).float()
     optimizer.step()
     scaler.update()

@@ -1,7 +1,8 @@
-"""What a run adds up between two log lines: loss terms, and steps that were skipped. On the device, so that no step waits for it.
+"""What a run adds up between two log lines: loss terms, and steps that were skipped. On the device, so that
+no step waits for it.
 
-The means belong to the run and not to the process: they are part of the checkpoint, and a log line whose window holds a restart says the
-same as without it.
+The means belong to the run and not to the process: they are part of the checkpoint, and a log line whose
+window holds a restart says the same as without it.
 """
 
 from __future__ import annotations
@@ -28,13 +29,16 @@ class Tally:
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
         self.names = tuple(names)
         self.steps = 0
-        # The terms, the gradient's norm, and how many steps were taken; a skipped step adds nothing to any of them.
+        # The terms, the gradient's norm, and how many steps were taken; a skipped step adds nothing to any of
+        # them.
         self.sums = torch.zeros(len(self.names) + 2, dtype=torch.float64, device=device)
         self.skipped = torch.zeros(2, dtype=torch.int64, device=device)  # in all, and in a row until now
         self._total_only = torch.tensor([1, 0], device=device)
 
     def add(self, terms: Mapping[str, Tensor], outcome: Outcome) -> None:
-        """Add one step: this worker's contribution to the mean of each term over the global batch, and what became of the step."""
+        """Add one step: this worker's contribution to the mean of each term over the global batch, and what
+        became of the step.
+        """
         one = torch.ones((), device=self.sums.device)
         row = torch.stack(
             [*(terms[name].float() for name in self.names), outcome.grad_norm.float(), one]
@@ -53,7 +57,8 @@ class Tally:
         return sums
 
     def means(self) -> dict[str, float]:
-        """Return the mean of each term and of "grad_norm" over the steps taken since the last call, and begin anew.
+        """Return the mean of each term and of "grad_norm" over the steps taken since the last call, and begin
+        anew.
 
         A collective operation, and the one place that waits for the device. NaN where every step was skipped.
         """

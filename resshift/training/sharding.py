@@ -1,7 +1,8 @@
 """FSDP2 for the networks of a run, and the way between shards and whole tensors.
 
-Weights, averages and moments are shared out over the workers; checkpoints hold whole tensors, so a run may go on with another number of
-workers, or without sharding. `whole` is a collective operation: every worker must call it, in the same order.
+Weights, averages and moments are shared out over the workers; checkpoints hold whole tensors, so a run may go
+on with another number of workers, or without sharding. `whole` is a collective operation: every worker must
+call it, in the same order.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def shard(network: nn.Module, device: torch.device) -> nn.Module:
-    """Share out the parameters of a network in place, one group for each member of its module lists, and return it."""
+    """Share out the parameters of a network in place, one group for each member of its module lists, and
+    return it.
+    """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for child in network.children():
         for stage in child if isinstance(child, nn.ModuleList) else ():
@@ -29,15 +32,19 @@ def shard(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 def synchronise_gradients(network: nn.Module, wanted: bool) -> None:
-    """Say whether the next backward pass averages gradients over the workers: the last micro-batch of a step does."""
+    """Say whether the next backward pass averages gradients over the workers: the last micro-batch of a step
+    does.
+    """
     if isinstance(network, DistributedDataParallel):
         network.require_backward_grad_sync = wanted
     elif isinstance(network, FSDPModule):
         network.set_requires_gradient_sync(wanted)
 
 
-def whole(value: Any) -> Any:  # noqa: ANN401 - a state dict: tensors, numbers and containers of them
-    """Copy a state dict to the CPU with every shard gathered; nothing in the result shares memory with the original."""
+def whole(value: Any) -> Any:
+    """Copy a state dict to the CPU with every shard gathered; nothing in the result shares memory with the
+    original.
+    """
     if isinstance(value, DTensor):
         return value.full_tensor().detach().to("cpu", copy=True)
     if isinstance(value, Tensor):
@@ -50,7 +57,9 @@ def whole(value: Any) -> Any:  # noqa: ANN401 - a state dict: tensors, numbers a
 
 
 def sharded_like(value: Tensor, like: Tensor) -> Tensor:
-    """Return a whole tensor cut as `like` is; as it is when `like` is not a shard. Every worker holds the whole, so nothing travels."""
+    """Return a whole tensor cut as `like` is; as it is when `like` is not a shard. Every worker holds the
+    whole, so nothing travels.
+    """
     if not isinstance(like, DTensor):
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

@@ -1,9 +1,11 @@
-"""Training in plain PyTorch: the state of a run, one step of it, and nothing about where batches or machines come from.
+"""Training in plain PyTorch: the state of a run, one step of it, and nothing about where batches or machines
+come from.
 
-What a sample meets is a function of (seed, step, slot), its place in the global batch: the chain's step t and the noise are drawn for the
-whole batch, and each worker takes its slots. How the batch is cut into workers and micro-batches changes results by rounding only. Dropout
-is the exception: it is drawn for each micro-batch from (seed, step, first slot). The learning rate is a function of the step, and no other
-random state exists, so a state that is saved and loaded continues the same curve.
+What a sample meets is a function of (seed, step, slot), its place in the global batch: the chain's step t and
+the noise are drawn for the whole batch, and each worker takes its slots. How the batch is cut into workers
+and micro-batches changes results by rounding only. Dropout is the exception: it is drawn for each micro-batch
+from (seed, step, first slot). The learning rate is a function of the step, and no other random state exists,
+so a state that is saved and loaded continues the same curve.
 
 Nothing in a step waits for the device; figures are added up there (`resshift.training.running_means`).
 """
@@ -43,7 +45,9 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def is_emulated(device: torch.device, precision: str) -> bool:
-    """Tell whether a CPU has no instructions for the arithmetic of `precision`: float32 is faster then, several times over."""
+    """Tell whether a CPU has no instructions for the arithmetic of `precision`: float32 is faster then,
+    several times over.
+    """
     instructions = {"bf16": ("avx512_bf16", "amx_bf16"), "fp16": ("avx512_fp16", "amx_fp16")}.get(
         precision, ()
     )
@@ -54,11 +58,15 @@ def is_emulated(device: torch.device, precision: str) -> bool:
 
 
 class TrainingDiverged(RuntimeError):
-    """Too many steps in a row had a gradient that is not finite; the message names pictures of the last one."""
+    """Too many steps in a row had a gradient that is not finite; the message names pictures of the last
+    one.
+    """
 
 
 class StepResult(NamedTuple):
-    """A step's figures, on the device: this worker's share of each mean over the global batch, and what became of the step."""
+    """A step's figures, on the device: this worker's share of each mean over the global batch, and what
+    became of the step.
+    """
 
     terms: dict[str, Tensor]
     outcome: Outcome
@@ -74,7 +82,9 @@ class Learner(Protocol):
         ...
 
     def render(self, batch: Mapping[str, Tensor], keys: Sequence[str]) -> Tensor:
-        """Return what the averaged weights make of a batch, (B, 3, H, W), about [-1, 1]; a function of the weights and the keys."""
+        """Return what the averaged weights make of a batch, (B, 3, H, W), about [-1, 1]; a function of the
+        weights and the keys.
+        """
         ...
 
 
@@ -89,7 +99,9 @@ class Slots:
 
     @classmethod
     def of_rank(cls, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Slots:
-        """Return the slots of a worker: every slot belongs to exactly one, and no worker has two more than another."""
+        """Return the slots of a worker: every slot belongs to exactly one, and no worker has two more than
+        another.
+        """
         return cls(
             rank * batch_size // num_ranks, (rank + 1) * batch_size // num_ranks, batch_size, num_ranks
         )
@@ -139,7 +151,9 @@ class TrainState:
         return next(iter(self.optimizers.values()))
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
-        """Return {"model": ..., "ema": ...}, whole and on the CPU, without derived buffers. A collective operation when sharded."""
+        """Return {"model": ..., "ema": ...}, whole and on the CPU, without derived buffers. A collective
+        operation when sharded.
+        """
         modules = {name: unwrapped(network) for name, network in self.networks.items()} | {
             "ema": self.ema.module
         }
@@ -199,8 +213,10 @@ def load_whole(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     )
 
 
-def seeded(build: type[Module], config: Any, train: TrainConfig, name: str = "init") -> Module:  # noqa: ANN401 - the module's own configuration
-    """Build a module with initial weights that are a function of the run's seed alone (on every worker the same)."""
+def seeded(build: type[Module], config: Any, train: TrainConfig, name: str = "init") -> Module:
+    """Build a module with initial weights that are a function of the run's seed alone (on every worker the
+    same).
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(train.seed, name) % 2**63)
         return build(config)
@@ -227,7 +243,8 @@ def distributed(network: nn.Module, train: TrainConfig, device: torch.device, nu
         return network
     if train.parallel == "fsdp":
         return shard(network, device)
-    # Gradients are views of the buckets that travel: one copy less of every gradient. Buffers are masks and indices, the same everywhere.
+    # Gradients are views of the buckets that travel: one copy less of every gradient. Buffers are masks and
+    # indices, the same everywhere.
     ids = [device] if device.type == "cuda" else None
     return DistributedDataParallel(
         network, gradient_as_bucket_view=True, broadcast_buffers=False, device_ids=ids
@@ -271,12 +288,16 @@ def diffusion_state(config: RunConfig, network: nn.Module, num_ranks: int = 1) -
 
 
 def to_unit_range(pictures_u8: Tensor) -> Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1]. On the device: bytes travel four times lighter than floats."""
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1]. On the device: bytes travel four times lighter
+    than floats.
+    """
     return pictures_u8.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def mask_to_unit_range(mask_u8: Tensor) -> Tensor:
-    """(B, H, W) uint8, 255 in a hole -> (B, 1, H, W) float32, 1 in a hole and -1 where the picture is kept."""
+    """(B, H, W) uint8, 255 in a hole -> (B, 1, H, W) float32, 1 in a hole and -1 where the picture is
+    kept.
+    """
     return mask_u8[:, None].float() / 127.5 - 1
 
 
@@ -285,7 +306,8 @@ def draw_noise(
 ) -> tuple[Tensor, Tensor]:
     """Draw t and the noise of a worker's slots.
 
-    The whole batch is drawn and cut: a million normal numbers take microseconds on a GPU, and no slot's draw depends on another's worker.
+    The whole batch is drawn and cut: a million normal numbers take microseconds on a GPU, and no slot's draw
+    depends on another's worker.
 
     Args:
         config: of the run.
@@ -305,10 +327,11 @@ def draw_noise(
 
 
 def shares(network: nn.Module, slots: Slots, micro_batch: int) -> Iterator[tuple[slice, float]]:
-    """Yield each micro-batch with the factor of its mean loss, and let the last one average gradients over the workers.
+    """Yield each micro-batch with the factor of its mean loss, and let the last one average gradients over
+    the workers.
 
-    The factors make every sample count once: the workers' gradients are averaged, so a worker's sum is worth its number of rows times
-    num_ranks / batch_size, whatever the cut.
+    The factors make every sample count once: the workers' gradients are averaged, so a worker's sum is worth
+    its number of rows times num_ranks / batch_size, whatever the cut.
     """
     parts = slots.micro_batches(micro_batch)
     for i, part in enumerate(parts):
@@ -338,8 +361,9 @@ class DiffusionLearner:
         """Do one optimiser step.
 
         Args:
-            batch: "hq" (B, H, W, 3), "lq" (B, H / scale, W / scale, 3) and for inpainting "mask" (B, H / scale, W / scale, 255 in a
-                hole), uint8, on the device of the network; the rows of this worker's slots.
+            batch: "hq" (B, H, W, 3), "lq" (B, H / scale, W / scale, 3) and for inpainting "mask" (B, H /
+                scale, W / scale, 255 in a hole), uint8, on the device of the network; the rows of this
+                worker's slots.
 
         Returns:
             `TERMS`.
@@ -349,13 +373,16 @@ class DiffusionLearner:
         state.network.train()
         terms = self.backward(batch)
         outcome = guarded_step(state.optimizer, self.config.optim.clip_norm, state.scaler)
-        # Also after a skipped step: the average is that of the weights after every step, and then needs no answer from the device.
+        # Also after a skipped step: the average is that of the weights after every step, and then needs no
+        # answer from the device.
         state.ema.update_parameters(unwrapped(state.network))
         state.step += 1
         return StepResult(terms, outcome)
 
     def render(self, batch: Mapping[str, Tensor], keys: Sequence[str]) -> Tensor:
-        """Run the chain on "lq" with the averaged weights; noise is a function of (seed, key). (B, 3, H, W)."""
+        """Run the chain on "lq" with the averaged weights; noise is a function of (seed, key). (B, 3,
+        H, W).
+        """
         model, precision = self.config.model, self.config.train.precision
         lq = to_unit_range(batch["lq"])
         mask = mask_to_unit_range(batch["mask"]) if model.unet.cond_mask else None
@@ -386,7 +413,9 @@ class DiffusionLearner:
             return self.objective.first_stage.decode(x0)
 
     def backward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Add the gradients of a batch, the first half of `step`, and return this worker's share of the terms."""
+        """Add the gradients of a batch, the first half of `step`, and return this worker's share of the
+        terms.
+        """
         state, train, model = self.state, self.config.train, self.config.model
         device = batch["hq"].device
         t, noise = draw_noise(self.config, state.step, self.slots, latent_shape(model, batch["hq"]), device)
@@ -410,7 +439,9 @@ class DiffusionLearner:
 
 
 def lpips_corner(config: RunConfig, step: int) -> tuple[int, int]:
-    """Return the first row and column that LPIPS sees in a step, each in [0, loss.lpips_corners): a function of (seed, step)."""
+    """Return the first row and column that LPIPS sees in a step, each in [0, loss.lpips_corners): a function
+    of (seed, step).
+    """
     row, column = divmod(
         seeds.derive(config.train.seed, "lpips corner", step) % config.loss.lpips_corners**2,
         config.loss.lpips_corners,

@@ -1,0 +1,1 @@
+"""The HTTP surface of the endpoint: bodies, limits, keys, problems, options, site, metrics."""

@@ -1,7 +1,8 @@
-"""The picture in a request: a raw body, or a file in a multipart form, read under a limit of bytes and of time.
+"""The picture in a request: a raw body, or a file in a multipart form, read under a limit of bytes and of
+time.
 
-Bytes are counted as they arrive, whatever `Content-Length` says; what is announced too large is refused before any of it is read. URLs are
-not accepted in place of a picture: the endpoint fetches nothing.
+Bytes are counted as they arrive, whatever `Content-Length` says; what is announced too large is refused
+before any of it is read. URLs are not accepted in place of a picture: the endpoint fetches nothing.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class Reader:
         """Read the body.
 
         Raises:
-            Problem: too_large, slow_client, busy, empty, bad_multipart, unsupported_format; closed, when the client went away.
+            Problem: too_large, slow_client, busy, empty, bad_multipart, unsupported_format; closed, when the
+                client went away.
         """
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise Problem(
@@ -89,8 +91,9 @@ class Reader:
         """Read a body that is a JSON object.
 
         Raises:
-            Problem: bad_option; too_large, slow_client, busy; closed, when the client went away. Another Content-Type is a bad_option:
-                this is one that a browser does not let a page elsewhere send without asking the server first.
+            Problem: bad_option; too_large, slow_client, busy; closed, when the client went away. Another
+                Content-Type is a bad_option: this is one that a browser does not let a page elsewhere send
+                without asking the server first.
         """
         content_type = request.headers.get("content-type", "")
         if content_type.partition(";")[0].strip().lower() != "application/json":

@@ -1,12 +1,13 @@
 """The door in front of the gateway: limits on bodies that hold inside Serve's proxy.
 
-Serve's proxy (Ray 2.60) takes a body as fast as it comes and hands it on without being asked. The gateway refuses what is too large, but
-its refusal travels while the rest arrives: of a body without end, hundreds of megabytes come to lie in the memory of both. So the proxy
-itself counts, and has a clock.
+Serve's proxy (Ray 2.60) takes a body as fast as it comes and hands it on without being asked. The gateway
+refuses what is too large, but its refusal travels while the rest arrives: of a body without end, hundreds of
+megabytes come to lie in the memory of both. So the proxy itself counts, and has a clock.
 
-The proxy calls `middlewares` when it starts, because the configuration sets `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` under
-`controller_options`; the limits travel beside it (`environment`). They hold for every application of this Serve. Without them the gateway's
-own limits still answer, later. Refusals made here are in the proxy's log and Serve's own metrics, not in the gateway's.
+The proxy calls `middlewares` when it starts, because the configuration sets
+`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` under `controller_options`; the limits travel beside it
+(`environment`). They hold for every application of this Serve. Without them the gateway's own limits still
+answer, later. Refusals made here are in the proxy's log and Serve's own metrics, not in the gateway's.
 """
 
 from __future__ import annotations
@@ -146,7 +147,9 @@ class Front:
 
 
 def environment(limits: LimitSettings) -> dict[str, str]:
-    """Return what Serve's controller, and so its proxies, must have in their environment for `limits` to hold in the proxy."""
+    """Return what Serve's controller, and so its proxies, must have in their environment for `limits` to hold
+    in the proxy.
+    """
     values = {name: float(getattr(limits, field)) for field, name in VARIABLES.items()}
     return {CALLBACK: f"{__name__}:middlewares"} | {
         name: repr(value).removesuffix(".0") for name, value in values.items()
@@ -178,20 +181,23 @@ def middlewares() -> list[Middleware]:
 
 
 def check(limits: LimitSettings, variables: Mapping[str, str] = os.environ) -> None:
-    """Compare the limits of a gateway with those of the proxy in front of it, as far as the gateway's environment tells.
+    """Compare the limits of a gateway with those of the proxy in front of it, as far as the gateway's
+    environment tells.
 
     Raises:
         ValueError: the proxy refuses what the gateway would take.
     """
     if variables.get(CALLBACK) != environment(limits)[CALLBACK]:
         logger.warning(
-            "the proxy does not count bodies: set controller_options as in serve/config.yaml, and start Serve anew"
+            "the proxy does not count bodies: set controller_options as in serve/config.yaml, and start "
+            "Serve anew"
         )
         return
     before = limits_of(variables)
     for field, name in VARIABLES.items():
         if getattr(before, field) < getattr(limits, field):
             raise ValueError(
-                f"limits.{field} is {getattr(limits, field):g}, but the proxy was started with {getattr(before, field):g}: "
+                f"limits.{field} is {getattr(limits, field):g}, but the proxy was started with "
+                f"{getattr(before, field):g}: "
                 f"set controller_options.runtime_env.env_vars.{name}, and start Serve anew"
             )

@@ -2,9 +2,10 @@
 
     python -m serve --new-key alice          prints a key, once, and the entry for the configuration
 
-A key has 256 random bits, so its SHA-256 is as good as it: the configuration holds digests, and a leaked one opens nothing. Every entry is
-compared in constant time. Without any entry the endpoint answers callers on this machine alone, by three tests: Serve listens on loopback,
-the peer is a loopback address, and so is the name in `Host` (a web page that makes its own name point here is refused).
+A key has 256 random bits, so its SHA-256 is as good as it: the configuration holds digests, and a leaked one
+opens nothing. Every entry is compared in constant time. Without any entry the endpoint answers callers on
+this machine alone, by three tests: Serve listens on loopback, the peer is a loopback address, and so is the
+name in `Host` (a web page that makes its own name point here is refused).
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     admission = Admission(slots, queue)  a bounded line, first come first served; who would wait too long is told so at once
     quota = Quota(per minute, ...)       a bucket of requests and one of megapixels for every key
 
-Everything here belongs to one process (a gateway, or the proxy in front of it) and one event loop; with several, each has its own. Clocks
-are arguments, so that tests need not wait.
+Everything here belongs to one process (a gateway, or the proxy in front of it) and one event loop; with
+several, each has its own. Clocks are arguments, so that tests need not wait.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ _MEMORY_SHARE = 0.2  # weight of the last request in the estimate of how long on
 
 
 def announced_bytes(content_length: str) -> int:
-    """Return what a `Content-Length` says; 0 when it says nothing, and of a number with more than 18 digits no more than 10^18."""
+    """Return what a `Content-Length` says; 0 when it says nothing, and of a number with more than 18 digits
+    no more than 10^18.
+    """
     digits = content_length.lstrip("0")
     return (int(digits) if len(digits) <= 18 else 10**18) if digits.isdecimal() and digits.isascii() else 0
 
@@ -82,7 +84,9 @@ class Bucket:
         self._at = clock()
 
     def take(self, amount: float) -> float:
-        """Take tokens if they are there; return 0, or the seconds until they will be (inf: more than the bucket holds)."""
+        """Take tokens if they are there; return 0, or the seconds until they will be (inf: more than the
+        bucket holds).
+        """
         if self._per_minute is None:
             return 0.0
         now = self._clock()
@@ -183,7 +187,8 @@ class Deadline:
 
 
 class Admission:
-    """A line in front of the model: `slots` requests are worked on, `queue` wait, all others are refused at once.
+    """A line in front of the model: `slots` requests are worked on, `queue` wait, all others are refused at
+    once.
 
     Args:
         slots: requests at a time.
@@ -209,7 +214,8 @@ class Admission:
         return (len(self._waiting) + 1) * (self._seconds or 0.0) / self.slots
 
     def check(self, left_s: float) -> None:
-        """Refuse a request that would find the line full, or get its turn too late; cheap, for before its body is read.
+        """Refuse a request that would find the line full, or get its turn too late; cheap, for before its
+        body is read.
 
         Raises:
             Problem: busy.

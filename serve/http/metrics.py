@@ -1,11 +1,12 @@
-"""Figures of one gateway for Prometheus, at `/metrics`. Replicas and bulk jobs export theirs through Ray on every node.
+"""Figures of one gateway for Prometheus, at `/metrics`. Replicas and bulk jobs export theirs through Ray on
+every node.
 
 resshift_http_requests_total{route,status}   resshift_phase_seconds{phase}   resshift_megapixels_total{side}
 resshift_in_flight   resshift_waiting   resshift_body_bytes   resshift_ready{model}   resshift_replicas{model}
 resshift_own_memory_bytes   process_resident_memory_bytes and others of the process
 
-The resident memory of a process of Ray counts what it has read of the node's object store, which is the store's, and bounded by its size.
-`resshift_own_memory_bytes` is what the gateway itself holds.
+The resident memory of a process of Ray counts what it has read of the node's object store, which is the
+store's, and bounded by its size. `resshift_own_memory_bytes` is what the gateway itself holds.
 """
 
 from __future__ import annotations

@@ -66,7 +66,8 @@ class BulkRequest(BaseModel):
 
 
 def negotiated_format(asked: Format | None, accept: str) -> Format:
-    """Return the format of a result: the option, else the first of the accepted types that can be made, else png.
+    """Return the format of a result: the option, else the first of the accepted types that can be made, else
+    png.
 
     Raises:
         Problem: not_acceptable.

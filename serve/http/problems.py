@@ -5,7 +5,8 @@
 
     {"type": "/problems/too_large", "title": "...", "status": 413, "detail": "the picture is 65000x65000 = ...", "reason": "too_large"}
 
-`type` can be opened: it says what the kind means. A refusal that may be tried again carries `Retry-After` in whole seconds.
+`type` can be opened: it says what the kind means. A refusal that may be tried again carries `Retry-After` in
+whole seconds.
 """
 
 from __future__ import annotations
@@ -135,7 +136,9 @@ def _again(kind: str, detail: str, retry_after_s: float | None, members: Mapping
 
 
 def picture_problem(reason: str, detail: str) -> Problem:
-    """Return the problem of a picture that was refused for one of the ledger's reasons, which the body repeats."""
+    """Return the problem of a picture that was refused for one of the ledger's reasons, which the body
+    repeats.
+    """
     return Problem(_KIND_BY_REASON[reason], detail, members={"reason": str(reason)})
 
 

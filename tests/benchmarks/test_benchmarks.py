@@ -42,7 +42,9 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
 
 
 def scripted(seconds: list[float]) -> tuple[Callable[[Callable[[], object]], float], list[int]]:
-    """Return a stopwatch that runs the call and reports `seconds` in turn, and the list of how often it ran."""
+    """Return a stopwatch that runs the call and reports `seconds` in turn, and the list of how often it
+    ran.
+    """
     remaining = iter(seconds)
     runs: list[int] = []
 
@@ -168,7 +170,9 @@ def test_last_line_is_one_json_object_and_parity_holds() -> None:
 
 
 def test_plain_and_fast_loop_make_the_same_picture(scripts: Callable[[str], ModuleType]) -> None:
-    """Otherwise the ratio of their times would mean nothing. On the same tiles, float32 rounding is all that differs."""
+    """Otherwise the ratio of their times would mean nothing. On the same tiles, float32 rounding is all that
+    differs.
+    """
     plain, upscale = scripts("plain"), scripts("upscale")
     fast = upscale.load("test-x4", torch.device("cpu"), "float32")
     slow = upscale.load("test-x4", torch.device("cpu"), "float32", optimise=False)

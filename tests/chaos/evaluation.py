@@ -44,7 +44,9 @@ def replicas_of(process: subprocess.Popen[bytes]) -> list[int]:
 
 
 def evaluate(data: str, out: Path, model: str, replicas: int, kills: int, log: Path) -> tuple[int, int]:
-    """Run to the end, killing a busy replica every two seconds; return the exit code and how many were killed."""
+    """Run to the end, killing a busy replica every two seconds; return the exit code and how many were
+    killed.
+    """
     process, killed = start(data, out, model, replicas, log), 0
     try:
         while process.poll() is None:

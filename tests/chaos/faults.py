@@ -7,8 +7,8 @@
     .venv/bin/python tests/chaos/faults.py preempt          a notice: a checkpoint at once, then the node goes
     .venv/bin/python tests/chaos/faults.py kill-upload      20 kills while a checkpoint goes to S3: the latest can be read every time
 
-Each prints what it found and ends with exit code 1 when a promise is broken. They take a minute or a few; what fits into the test suite is
-in tests/pipelines/training/test_worker.py and uses the functions here.
+Each prints what it found and ends with exit code 1 when a promise is broken. They take a minute or a few;
+what fits into the test suite is in tests/pipelines/training/test_worker.py and uses the functions here.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def make_shards(root: Path, num_photos: int = 50) -> str:
     return str(root / "shards")
 
 
-def toy(*settings: str) -> Any:  # noqa: ANN401 - a configuration
+def toy(*settings: str) -> Any:
     from resshift.config import with_settings
     from resshift.presets import test_x4
 
@@ -77,7 +77,7 @@ def dying(marker: str, step: int, rank: int = 0) -> Callable[[Mapping[str, str]]
 
         original = DiffusionLearner.step
 
-        def step_or_die(self: Any, batch: Any) -> Any:  # noqa: ANN401 - patched over a method
+        def step_or_die(self: Any, batch: Any) -> Any:
             if (
                 self.state.step == step
                 and ray.train.get_context().get_world_rank() == rank
@@ -97,7 +97,9 @@ def dying(marker: str, step: int, rank: int = 0) -> Callable[[Mapping[str, str]]
 
 
 def slow(seconds: float, marker: str = "") -> Callable[[Mapping[str, str]], dict[str, Any]]:
-    """Return a worker function whose steps take longer, so that something can happen between them; the first leaves a file `marker`."""
+    """Return a worker function whose steps take longer, so that something can happen between them; the first
+    leaves a file `marker`.
+    """
 
     def worker(settings: Mapping[str, str]) -> dict[str, Any]:
         import time
@@ -107,7 +109,7 @@ def slow(seconds: float, marker: str = "") -> Callable[[Mapping[str, str]], dict
 
         original = DiffusionLearner.step
 
-        def slow_step(self: Any, batch: Any) -> Any:  # noqa: ANN401 - patched over a method
+        def slow_step(self: Any, batch: Any) -> Any:
             time.sleep(seconds)
             if marker:
                 open(marker, "w").close()
@@ -129,7 +131,7 @@ def train(
     workers: tuple[int, int] = (1, 1),
     worker: Any = None,
     check_resize_s: float = 60.0,
-) -> None:  # noqa: ANN401
+) -> None:
     """Run the trainer with another worker function."""
     from pipelines.training import trainer
 
@@ -148,7 +150,9 @@ def train(
 
 
 def seen(out: str) -> dict[int, list[tuple[int, str]]]:
-    """Return {step: [(stream row, key)]} that all workers together have seen on the way to the last checkpoint."""
+    """Return {step: [(stream row, key)]} that all workers together have seen on the way to the last
+    checkpoint.
+    """
     from pipelines.training.checkpoints import stored
 
     steps: dict[int, list[tuple[int, str]]] = {}
@@ -205,7 +209,8 @@ def check_samples(out: str, num_steps: int, batch_size: int, num_photos: int) ->
             f"epoch {epoch} repeats or misses a photo"
         )
     print(
-        f"samples: {len(keys)} rows in {num_steps} steps, each once; {whole} whole epochs of {num_photos} photos, each photo once"
+        f"samples: {len(keys)} rows in {num_steps} steps, each once; {whole} whole epochs of {num_photos} "
+        "photos, each photo once"
     )
 
 
@@ -303,7 +308,9 @@ def latest(out: str) -> int:
 
 
 def simulated_cluster(num_nodes: int) -> tuple[Any, list[Any]]:
-    """Start a head and nodes with room for one worker each, as processes of this machine; a lost node is noticed within seconds."""
+    """Start a head and nodes with room for one worker each, as processes of this machine; a lost node is
+    noticed within seconds.
+    """
     import ray
     from ray.cluster_utils import Cluster
 
@@ -332,7 +339,7 @@ def simulated_cluster(num_nodes: int) -> tuple[Any, list[Any]]:
     return cluster, nodes
 
 
-def add_node(cluster: Any) -> Any:  # noqa: ANN401 - Ray's own types
+def add_node(cluster: Any) -> Any:
     return cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=100 << 20)
 
 
@@ -363,7 +370,9 @@ def until(
 
 
 def worker_counts(out: str) -> list[int]:
-    """Return how many workers did each step on the way to the last checkpoint, runs of equal numbers drawn together."""
+    """Return how many workers did each step on the way to the last checkpoint, runs of equal numbers drawn
+    together.
+    """
     from pipelines.training.log import read_lines
 
     counts: list[int] = []
@@ -402,7 +411,7 @@ def lose_node(work: Path) -> None:
     cluster.shutdown()
 
 
-def train_on_gpus(config: Any, data: str, out: str, worker: Any) -> None:  # noqa: ANN401
+def train_on_gpus(config: Any, data: str, out: str, worker: Any) -> None:
     """One worker a node: nodes have one logical GPU each, which nobody uses, and gloo instead of NCCL."""
     from ray.train.torch import TorchConfig
 
@@ -487,7 +496,8 @@ def kill_upload(work: Path, num_kills: int = 20) -> None:
         left = [entry.key for entry in storage.list_entries(out)]
         assert len(left) == 6, left
         print(
-            f"{num_kills} kills: {dict(outcomes)}; the latest was readable every time; after clearing one checkpoint is left, no orphan"
+            f"{num_kills} kills: {dict(outcomes)}; the latest was readable every time; after clearing one "
+            "checkpoint is left, no orphan"
         )
     finally:
         server.terminate()

@@ -1,4 +1,5 @@
-"""Run the bulk job through a proxy that answers SlowDown, resets connections, cuts bodies short and denies one object.
+"""Run the bulk job through a proxy that answers SlowDown, resets connections, cuts bodies short and denies
+one object.
 
 python tests/chaos/faulty_s3.py [--quick]
 """

@@ -1,4 +1,6 @@
-"""What the chaos scripts share: pictures, the command as a process, its descendants, and what is left behind."""
+"""What the chaos scripts share: pictures, the command as a process, its descendants, and what is left
+behind.
+"""
 
 from __future__ import annotations
 
@@ -116,7 +118,9 @@ def title(pid: int) -> str:
 
 
 def victims(pid: int) -> list[tuple[int, str]]:
-    """Return (pid, kind) of the job's replicas, CPU workers and decoders: everything but Ray's own services and the driver."""
+    """Return (pid, kind) of the job's replicas, CPU workers and decoders: everything but Ray's own services
+    and the driver.
+    """
     kinds = {
         "ray::Replica": "replica",
         "ray::ServeReplica": "replica",

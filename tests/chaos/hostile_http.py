@@ -1,9 +1,11 @@
-"""Send a real endpoint what it must refuse: broken files, bombs, endless and slow bodies, bad forms, places it must not reach.
+"""Send a real endpoint what it must refuse: broken files, bombs, endless and slow bodies, bad forms, places
+it must not reach.
 
     python tests/chaos/hostile_http.py malformed.tar
 
-The archive is that of malformed.py. Every answer must have the right status in bounded time, the gateway must not grow, and a good picture
-must go through afterwards. Bodies without end are a gigabyte, sent in chunks; a slow client sends a byte a second.
+The archive is that of malformed.py. Every answer must have the right status in bounded time, the gateway must
+not grow, and a good picture must go through afterwards. Bodies without end are a gigabyte, sent in chunks; a
+slow client sends a byte a second.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ ALLOWED = {
 }
 BODY_S = 5  # limits.body_s of the endpoint
 GIGABYTE = 10**9
-# Of a gateway: its own memory, and with the pages of Ray's object store that it has seen, which are the store's.
+# Of a gateway: its own memory, and with the pages of Ray's object store that it has seen, which are the
+# store's.
 OWN, RESIDENT = "resshift_own_memory_bytes", "process_resident_memory_bytes"
 SETTLE_S = 5
 Memory = dict[str, float]
@@ -119,11 +122,13 @@ def trickle(seconds: int) -> Iterator[bytes]:
 def attack(
     base: str, port: int, files: list[dict[str, Any]], root: Path, allowed_root: str, tally: Tally
 ) -> list[tuple[float, Memory]]:
-    """Send everything; returns how much of endless bodies was taken and the gateway's memory, before the first and after each."""
+    """Send everything; returns how much of endless bodies was taken and the gateway's memory, before the
+    first and after each.
+    """
     client = httpx2.Client(base_url=base, timeout=120)
     post = f"{base}/v1/upscale"
 
-    def status(**request: Any) -> Callable[[], int]:  # noqa: ANN401 - of httpx
+    def status(**request: Any) -> Callable[[], int]:
         return lambda: client.post(post, **request).status_code
 
     for one in files:
@@ -246,7 +251,7 @@ def main() -> int:
         files = expected_files(archive, work / "files")
         (work / "jobs" / "in").mkdir(parents=True)
 
-        def change(config: Any) -> None:  # noqa: ANN401 - YAML
+        def change(config: Any) -> None:
             config["applications"][-1]["args"]["limits"] |= {"body_s": BODY_S}
             config["applications"][-1]["args"]["jobs"]["state"] = str(work / "state")
 
@@ -307,7 +312,9 @@ def _wait_until_ready(base: str, server: subprocess.Popen[bytes], timeout_s: flo
 
 
 def _gateway_bytes(base: str) -> Memory:
-    """Return what the gateway holds, as it says itself some seconds after the last request, when what is free has been given back."""
+    """Return what the gateway holds, as it says itself some seconds after the last request, when what is free
+    has been given back.
+    """
     time.sleep(SETTLE_S)
     lines = (line.split() for line in httpx2.get(f"{base}/metrics", timeout=30).text.splitlines())
     found = {line[0]: float(line[1]) for line in lines if line[0] in (OWN, RESIDENT)}

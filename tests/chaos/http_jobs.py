@@ -1,4 +1,5 @@
-"""A bulk job over HTTP from bucket to bucket: submitted twice under one idempotency key, watched, cancelled, submitted again, compared.
+"""A bulk job over HTTP from bucket to bucket: submitted twice under one idempotency key, watched, cancelled,
+submitted again, compared.
 
     python tests/chaos/http_jobs.py [--pictures 400]
 
@@ -107,7 +108,7 @@ def main() -> int:
         harness.make_pictures(SOURCE, chosen.pictures)
         places = {"sources": [SOURCE], "targets": ["s3://pictures/out"], "state": "s3://pictures/state"}
 
-        def change(config: Any) -> None:  # noqa: ANN401 - YAML
+        def change(config: Any) -> None:
             config["applications"][1]["args"]["jobs"] |= places
 
         _, port, _ = stack.enter_context(servers.endpoint(work, change, "--model", "nearest-x4@24"))

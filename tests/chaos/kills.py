@@ -1,4 +1,5 @@
-"""Kill workers, replicas and decoders at random, and the driver once; then run the same command again, and count.
+"""Kill workers, replicas and decoders at random, and the driver once; then run the same command again, and
+count.
 
 python tests/chaos/kills.py                     600 pictures, kills every 3 s, the driver at a half
 python tests/chaos/kills.py --quick             120 pictures

@@ -1,9 +1,10 @@
-"""A bucket that lists a million keys (or ten): seconds to the first output, and the memory of the driver over time.
+"""A bucket that lists a million keys (or ten): seconds to the first output, and the memory of the driver over
+time.
 
     python tests/chaos/listing.py [--keys 1000000]
 
-A small server makes up the listing and serves one picture for every key. Two runs: a fresh job, stopped after its first outputs; and a job
-whose ledger has all keys but a hundred, which goes through the whole listing.
+A small server makes up the listing and serves one picture for every key. Two runs: a fresh job, stopped after
+its first outputs; and a job whose ledger has all keys but a hundred, which goes through the whole listing.
 """
 
 from __future__ import annotations
@@ -163,7 +164,8 @@ def main() -> int:
     shown = samples[:: max(1, len(samples) // 12)]
     print(f"fresh: first output after {first and round(first, 1)} s, driver {fresh_rss:.0f} MB")
     print(
-        f"resumed: {chosen.keys} keys in {wall:.0f} s, driver MB over time: {shown}, highest {max(samples, default=0):.0f}"
+        f"resumed: {chosen.keys} keys in {wall:.0f} s, driver MB over time: {shown}, highest "
+        f"{max(samples, default=0):.0f}"
     )
     result = {
         "keys": chosen.keys,
@@ -177,7 +179,8 @@ def main() -> int:
         "first output within 60 s": first is not None and first < 60,
         "the whole listing was read, and what was left was done": code == 0 and outputs == 100,
         "driver below 1 GB": max(samples, default=1e9) < 1000,
-        # Libraries are a gigabyte of it. What the listing may add are the digests of the ledger, 40 bytes a key, and the report at the end.
+        # Libraries are a gigabyte of it. What the listing may add are the digests of the ledger, 40 bytes a
+        # key, and the report at the end.
         "the driver does not grow with the listing": len(samples) > 20
         and max(samples) - samples[10] < 100 + 100e-6 * chosen.keys,
     }

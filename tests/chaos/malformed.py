@@ -2,8 +2,9 @@
 
     python tests/chaos/malformed.py malformed.tar
 
-The archive holds MANIFEST.json: {"files": [{"path", "category", "expect"}]}, `expect` one of decode, decode_or_refuse, refuse_or_partial,
-refuse, refuse_too_large, large_ok_or_refuse. Without an archive (the test suite) the script makes a small one of its own.
+The archive holds MANIFEST.json: {"files": [{"path", "category", "expect"}]}, `expect` one of decode,
+decode_or_refuse, refuse_or_partial, refuse, refuse_too_large, large_ok_or_refuse. Without an archive (the
+test suite) the script makes a small one of its own.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python tests/chaos/proxy.py PORT UPSTREAM_PORT [--slow-down 0.05] [--reset 0.01] [--cut 0.001] [--deny KEY_PART] [--counts FILE]
 
-One thread a connection, one request a connection. What happens to a request is drawn from a seeded generator. At the end (SIGTERM) the
-counts are written as JSON.
+One thread a connection, one request a connection. What happens to a request is drawn from a seeded generator.
+At the end (SIGTERM) the counts are written as JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ _ERROR = (
 def answer(code: str, status: str, message: str) -> bytes:
     """Return a complete error answer of S3."""
     body = _ERROR.format(code=code, message=message).encode()
-    head = f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    head = (
+        f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\nConnection: "
+        "close\r\n\r\n"
+    )
     return head.encode() + body
 
 

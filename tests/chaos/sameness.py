@@ -1,4 +1,5 @@
-"""Run one job with 1 and with 3 replicas, with both engines, and in two halves: the same bytes and the same rows, apart from times.
+"""Run one job with 1 and with 3 replicas, with both engines, and in two halves: the same bytes and the same
+rows, apart from times.
 
 python tests/chaos/sameness.py [--quick]
 """

@@ -1,9 +1,11 @@
-"""Kill replicas and the job keeper of a real endpoint under load, then replace everything by a rolling update, and count what clients saw.
+"""Kill replicas and the job keeper of a real endpoint under load, then replace everything by a rolling
+update, and count what clients saw.
 
     python tests/chaos/serve_kills.py
 
-Four clients ask one after the other, all the time. A replica is killed, then all of them, then the keeper while twenty pictures are to be
-answered later; then the configuration is deployed again with other arguments for every deployment, as a release does it.
+Four clients ask one after the other, all the time. A replica is killed, then all of them, then the keeper
+while twenty pictures are to be answered later; then the configuration is deployed again with other arguments
+for every deployment, as a release does it.
 """
 
 from __future__ import annotations
@@ -124,7 +126,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="serve-kills-") as temporary:
         work = Path(temporary)
 
-        def change(config: Any) -> None:  # noqa: ANN401 - YAML
+        def change(config: Any) -> None:
             config["applications"][0]["args"]["num_cpus"] = 0.5
             config["applications"][1]["args"]["jobs"]["state"] = str(work / "state")
 
@@ -140,7 +142,7 @@ def main() -> int:
 def disturb(
     base: str,
     server: subprocess.Popen[bytes],
-    config: Any,  # noqa: ANN401 - YAML
+    config: Any,
     work: Path,
 ) -> tuple[dict[str, Any], dict[str, bool]]:
     """Do everything to the endpoint; returns figures and claims."""

@@ -74,11 +74,13 @@ def use_store(endpoint: str, access: str = "test", secret: str = "test", region:
 def endpoint(
     work: Path, change: Callable[[Any], None], *arguments: str
 ) -> Generator[tuple[subprocess.Popen[bytes], int, Any]]:
-    """Run an endpoint in a session of its own while the block lasts; it has been started when the block begins, and may not be ready.
+    """Run an endpoint in a session of its own while the block lasts; it has been started when the block
+    begins, and may not be ready.
 
     Args:
         work: where its configuration and log go.
-        change: is called with the configuration that `python -m serve --print-config` gives for the arguments.
+        change: is called with the configuration that `python -m serve --print-config` gives for the
+            arguments.
         arguments: of `python -m serve`.
 
     Yields:

@@ -170,7 +170,9 @@ def _promised_and_possible(cluster: Cluster) -> tuple[Cluster, Cluster]:
 
 
 def test_the_head_promises_what_the_workers_add_up_to(cluster: Cluster) -> None:
-    """A driver knows the nodes that run. What the autoscaler may add, it reads from these labels (pipelines/cluster/capacity.py)."""
+    """A driver knows the nodes that run. What the autoscaler may add, it reads from these labels
+    (pipelines/cluster/capacity.py).
+    """
     promised, possible = _promised_and_possible(cluster)
     assert promised == possible
 
@@ -226,7 +228,9 @@ def test_policies_allow_what_the_doctor_tries_and_no_more() -> None:
 
 @pytest.fixture
 def ec2(s3: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """An AWS region with the two profiles, on loopback; HOME is elsewhere, because Ray writes its key pair into ~/.ssh."""
+    """An AWS region with the two profiles, on loopback; HOME is elsewhere, because Ray writes its key pair
+    into ~/.ssh.
+    """
     import boto3
 
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -244,7 +248,7 @@ def ec2(s3: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.slow
-def test_nodes_launched_on_an_ec2_server_are_as_described(cluster: Cluster, ec2: Any) -> None:  # noqa: ANN401 - boto3 has no types
+def test_nodes_launched_on_an_ec2_server_are_as_described(cluster: Cluster, ec2: Any) -> None:
     """`ray up` as far as it goes without machines: everything before SSH."""
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
     from ray.autoscaler._private.commands import _bootstrap_config

@@ -1,8 +1,8 @@
 """The manifests for KubeRay, as far as they can be checked without a cluster.
 
-kuberay-crds.yaml says what the CRDs of KubeRay 1.5 demand outside pod specs; the manifests are validated against it with strict fields, so
-a spelling mistake is found. What the operator alone checks is not in a CRD and not here. Pod templates are held against the Kubernetes
-schemas when `kubernetes-validate` is installed.
+kuberay-crds.yaml says what the CRDs of KubeRay 1.5 demand outside pod specs; the manifests are validated
+against it with strict fields, so a spelling mistake is found. What the operator alone checks is not in a CRD
+and not here. Pod templates are held against the Kubernetes schemas when `kubernetes-validate` is installed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def module() -> ModuleType:
 
 
 def rendered_service() -> Manifest:
-    """Of the configuration in the repository, which listens on this machine alone until somebody says otherwise."""
+    """Of the configuration in the repository, which listens on this machine alone until somebody says
+    otherwise.
+    """
     return render_service(
         (ROOT / "serve" / "config.yaml").read_text().replace("host: 127.0.0.1", "host: 0.0.0.0")
     )

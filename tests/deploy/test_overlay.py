@@ -41,7 +41,8 @@ def test_examples_of_the_rfc(
     files = [tmp_path / "base.yaml", tmp_path / "overlay.yaml"]
     for path, content in zip(files, (base, overlay), strict=True):
         path.write_text(yaml.safe_dump(content))
-    # What is null in the base itself is a value there; the command lays the base over nothing, so only the function keeps it.
+    # What is null in the base itself is a value there; the command lays the base over nothing, so only the
+    # function keeps it.
     expected = {key: value for key, value in expected.items() if value is not None}
     assert yaml.safe_load(run(*files).stdout) == expected
 

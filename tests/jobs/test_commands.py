@@ -1,4 +1,6 @@
-"""The command line is a contract: flags, exit codes, one clear line for every kind of bad input, nothing written when nothing was done."""
+"""The command line is a contract: flags, exit codes, one clear line for every kind of bad input, nothing
+written when nothing was done.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,7 @@ FLAGS = {
 }
 
 
-def module(name: str) -> Any:  # noqa: ANN401 - a module
+def module(name: str) -> Any:
     spec = importlib.util.spec_from_file_location(f"resshift_command_{name}", ROOT / "jobs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None

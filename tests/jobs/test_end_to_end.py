@@ -20,7 +20,8 @@ from resshift import storage
 from resshift.images import codec
 from resshift.upscaler import Upscaler
 
-# Two trainings stand behind the first test that needs a model; starting Ray workers takes minutes on a busy machine.
+# Two trainings stand behind the first test that needs a model; starting Ray workers takes minutes on a busy
+# machine.
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200), pytest.mark.usefixtures("ray_cluster")]
 Job = Callable[..., int]
 NUM_PHOTOS = 24
@@ -35,7 +36,7 @@ def photo(seed: int, height: int = 72, width: int = 80) -> np.ndarray:
     return picture.clip(0, 255).astype(np.uint8)
 
 
-def encoded(array: np.ndarray, format: str = "PNG", **options: Any) -> bytes:  # noqa: ANN401 - Pillow's options
+def encoded(array: np.ndarray, format: str = "PNG", **options: Any) -> bytes:
     out = io.BytesIO()
     Image.fromarray(array).save(out, format, **options)
     return out.getvalue()

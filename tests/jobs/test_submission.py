@@ -1,4 +1,6 @@
-"""`ray job submit` on a head of its own with the token on: the commands of the documents, and nothing without the token."""
+"""`ray job submit` on a head of its own with the token on: the commands of the documents, and nothing without
+the token.
+"""
 
 from __future__ import annotations
 

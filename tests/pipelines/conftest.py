@@ -18,7 +18,7 @@ Encode = Callable[..., bytes]
 def encode() -> Encode:
     """Return a function that makes an encoded picture: `encode(seed, height, width, "PNG")`."""
 
-    def make(seed: int = 0, height: int = 40, width: int = 48, format: str = "PNG", **options: Any) -> bytes:  # noqa: ANN401
+    def make(seed: int = 0, height: int = 40, width: int = 48, format: str = "PNG", **options: Any) -> bytes:
         pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
         out = io.BytesIO()
         Image.fromarray(pixels).save(out, format, **options)

@@ -31,7 +31,9 @@ def parity() -> Callable[[str], dict[str, np.ndarray]]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Keep OpenCV and torch to one thread, as workers do: on a busy machine, the threads of a small operation wait for each other."""
+    """Keep OpenCV and torch to one thread, as workers do: on a busy machine, the threads of a small operation
+    wait for each other.
+    """
     num_opencv, num_torch = cv2.getNumThreads(), torch.get_num_threads()
     use_one_thread()
     yield
@@ -41,7 +43,9 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def recipe_weights() -> Callable[[nn.Module], nn.Module]:
-    """Fill a network with the deterministic weights of the fixtures (tests/parity/README.md) and put it into evaluation mode."""
+    """Fill a network with the deterministic weights of the fixtures (tests/parity/README.md) and put it into
+    evaluation mode.
+    """
 
     def fill(network: nn.Module) -> nn.Module:
         state = network.state_dict()
@@ -63,10 +67,11 @@ def recipe_weights() -> Callable[[nn.Module], nn.Module]:
 
 @pytest.fixture
 def settle_ties(monkeypatch: pytest.MonkeyPatch) -> Callable[[VectorQuantizer, np.ndarray], None]:
-    """Let a quantiser choose the codes that the official run chose, once each is shown to be nearest within the tolerance of the latent.
+    """Let a quantiser choose the codes that the official run chose, once each is shown to be nearest within
+    the tolerance of the latent.
 
-    Which of two codes on a tie wins depends on the last bits, so on the kind of CPU; and the decoder's attention is global, so one other
-    code moves every pixel a little.
+    Which of two codes on a tie wins depends on the last bits, so on the kind of CPU; and the decoder's
+    attention is global, so one other code moves every pixel a little.
     """
 
     def settle(quantizer: VectorQuantizer, official: np.ndarray, tolerance: float = 1e-3) -> None:
@@ -77,7 +82,8 @@ def settle_ties(monkeypatch: pytest.MonkeyPatch) -> Callable[[VectorQuantizer, n
             indices, codes = own(z), quantizer.embedding.weight
             latents = z.movedim(1, -1).reshape(-1, z.shape[1])
             excess = (latents - codes[chosen]).norm(dim=1) - (latents - codes[indices.flatten()]).norm(dim=1)
-            # A latent that is off by the tolerance on every axis is nearer to one code and farther from another by its norm at most.
+            # A latent that is off by the tolerance on every axis is nearer to one code and farther from
+            # another by its norm at most.
             assert excess.max() <= 2 * z.shape[1] ** 0.5 * tolerance
             assert (indices.flatten() != chosen).float().mean() < 0.01
             return chosen.reshape(indices.shape)

@@ -1,4 +1,6 @@
-"""What a process still holds of blocks that it has freed, in megabytes: not a matter of time or of the machine."""
+"""What a process still holds of blocks that it has freed, in megabytes: not a matter of time or of the
+machine.
+"""
 
 from __future__ import annotations
 

@@ -19,7 +19,9 @@ SHIPPED = sorted(
 
 
 def drawn(side: int) -> NDArray[np.uint8]:
-    """Discs, bars and a ring on a gradient, drawn four times as large and averaged, so that edges are those of a camera."""
+    """Discs, bars and a ring on a gradient, drawn four times as large and averaged, so that edges are those
+    of a camera.
+    """
     large = 4 * side
     down = np.linspace(70, 140, large, dtype=np.float32)[:, None, None]
     picture = np.ascontiguousarray(np.broadcast_to(down, (large, large, 3)).astype(np.uint8))

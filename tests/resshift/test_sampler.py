@@ -37,13 +37,16 @@ def test_noise_is_asked_for_in_the_order_of_the_released_code() -> None:
 
 
 def test_chain_has_the_marginals_of_the_forward_process() -> None:
-    """With the true x0 as prediction, x_{t-1} is distributed as q(x_{t-1} | x0, y0) when x_T is; checked by mean and variance."""
+    """With the true x0 as prediction, x_{t-1} is distributed as q(x_{t-1} | x0, y0) when x_T is; checked by
+    mean and variance.
+    """
     schedule = ShiftSchedule.released(4, kappa=1.0, min_noise=0.1)
     x0, y0 = (
         torch.full((1, 1, 200, 200), 0.5, dtype=torch.float64),
         torch.full((1, 1, 200, 200), -0.5, dtype=torch.float64),
     )
-    # Starting from the exact marginal instead of the prior's approximation: the mean of x_T is x0 + eta_T (y0 - x0).
+    # Starting from the exact marginal instead of the prior's approximation: the mean of x_T is x0 + eta_T (y0
+    # - x0).
     start = x0 + float(schedule.eta[-1]) * (y0 - x0)
     for step in trajectory(lambda x_t, t: x0, start, schedule, lambda i: normal(1, 1, 200, 200, seed=i)):
         if step.t == 0:
@@ -90,6 +93,7 @@ def test_a_shortened_chain_asks_the_network_at_the_steps_it_was_trained_on() -> 
     assert [t for t, _ in seen] == [14, 11, 7, 3]
     assert asked == [4, 3, 2, 1, 0]
     assert torch.equal(out, torch.full_like(y0, 0.25))
-    # The first input is the prior, scaled as the network was trained: by sqrt(1 + kappa^2 eta_T) of the whole chain.
+    # The first input is the prior, scaled as the network was trained: by sqrt(1 + kappa^2 eta_T) of the whole
+    # chain.
     whole = ShiftSchedule.released(15)
     assert seen[0][1] == pytest.approx(float(y0.abs().max()) / float(whole.latent_input_std[-1]), rel=1e-12)

@@ -65,7 +65,8 @@ def test_zero_residual_is_bicubic_for_any_size(
     out = bicubic.upscale_tensor(lq, tile_px=tile_px)
     assert out.shape == (1, 3, size[0] * 4, size[1] * 4)
     expected = upsample(lq, 4).clamp(-1, 1)
-    # The last two columns and rows see the reflection instead of a repeated edge: padding is part of the method.
+    # The last two columns and rows see the reflection instead of a repeated edge: padding is part of the
+    # method.
     inside = (..., slice(0, -8), slice(0, -8))
     torch.testing.assert_close(out[inside], expected[inside], atol=2e-6, rtol=0)
 
@@ -167,7 +168,9 @@ def test_a_path_is_not_an_image(toy: Upscaler) -> None:
 
 @torch.no_grad()
 def test_whole_composition_against_official(parity: Load, recipe_weights: Fill, settle_ties: Settle) -> None:
-    """The e2e fixture again, now through the composition users call: padding, bicubic, VQ, four steps, quantised decoding, clamp."""
+    """The e2e fixture again, now through the composition users call: padding, bicubic, VQ, four steps,
+    quantised decoding, clamp.
+    """
     arrays = parity("e2e_x4_64")
     stage_config = FirstStageConfig(vq=VQConfig(ch=32, n_embed=256))
     config = ModelConfig(unet=UNetConfig(model_channels=32, swin_embed_dim=64), first_stage=stage_config)
@@ -261,7 +264,9 @@ def test_bare_weight_file_must_say_what_it_is(tmp_path: Path) -> None:
 
 
 def test_nothing_of_a_picture_stays_behind(toy: Upscaler) -> None:
-    """Cycles of references would keep pictures and windows until the cyclic collector comes, which counts objects and not bytes."""
+    """Cycles of references would keep pictures and windows until the cyclic collector comes, which counts
+    objects and not bytes.
+    """
     gc.disable()
     try:
         image = rgb(20, 20)

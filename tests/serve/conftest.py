@@ -66,15 +66,17 @@ class Endpoint:
             self.app, base_url="http://127.0.0.1", client=("127.0.0.1", 50000), raise_server_exceptions=False
         )
 
-    def post(self, data: bytes, path: str = "/v1/upscale", **options: Any) -> Any:  # noqa: ANN401 - a response
+    def post(self, data: bytes, path: str = "/v1/upscale", **options: Any) -> Any:
         return self.client.post(path, content=data, **options)
 
 
 @pytest.fixture(scope="session")
 def start_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Endpoint]:
-    """Return a function that makes an endpoint: `start_endpoint(limits={"queue": 1})`; enter its client to run it."""
+    """Return a function that makes an endpoint: `start_endpoint(limits={"queue": 1})`; enter its client to
+    run it.
+    """
 
-    def start(**args: Any) -> Endpoint:  # noqa: ANN401
+    def start(**args: Any) -> Endpoint:
         settings = parse({"models": ["nearest-x4"]} | args)
         if not settings.jobs.state:
             settings = replace(
@@ -95,7 +97,7 @@ def endpoint(start_endpoint: Callable[..., Endpoint]) -> Iterator[Endpoint]:
         yield made
 
 
-def picture(seed: int = 0, height: int = 20, width: int = 24, format: str = "PNG", **options: Any) -> bytes:  # noqa: ANN401
+def picture(seed: int = 0, height: int = 20, width: int = 24, format: str = "PNG", **options: Any) -> bytes:
     """Return an encoded picture of random pixels."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     out = io.BytesIO()
@@ -114,7 +116,7 @@ def enlarged(data: bytes) -> np.ndarray:
 
 
 @pytest.fixture
-def make() -> Any:  # noqa: ANN401 - the three functions above
+def make() -> Any:
     """Return the functions of this module: tests cannot import it."""
 
     class Make:

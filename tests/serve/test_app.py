@@ -1,4 +1,6 @@
-"""The endpoint over HTTP, by known answer: pixels, statuses, headers. The model is in this process; `test_serve.py` has the real thing."""
+"""The endpoint over HTTP, by known answer: pixels, statuses, headers. The model is in this process;
+`test_serve.py` has the real thing.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ def bomb(width: int = 65_000, height: int = 65_000) -> bytes:
 
 
 class TestPicture:
-    def test_raw_body_gives_the_known_pixels(self, endpoint: Any, make: Any) -> None:  # noqa: ANN401
+    def test_raw_body_gives_the_known_pixels(self, endpoint: Any, make: Any) -> None:
         data = make.picture()
         answer = endpoint.post(data)
         assert answer.status_code == 200, answer.text
@@ -54,7 +56,7 @@ class TestPicture:
         assert (answer.headers["x-model"], answer.headers["x-model-identity"]) == ("nearest-x4", "nearest-x4")
         assert answer.headers["x-content-type-options"] == "nosniff"
 
-    def test_multipart_with_options_in_fields(self, endpoint: Any, make: Any) -> None:  # noqa: ANN401
+    def test_multipart_with_options_in_fields(self, endpoint: Any, make: Any) -> None:
         data = make.picture(1)
         form = {"files": {"image": ("größe.png", data, "image/png")}, "data": {"format": "tiff", "seed": "5"}}
         answer = endpoint.client.post("/v1/upscale?format=jpeg", **form)
@@ -63,7 +65,7 @@ class TestPicture:
         assert np.array_equal(make.decoded(answer.content), make.enlarged(data))
         assert answer.headers["content-disposition"] == "inline; filename*=UTF-8''gr%C3%B6%C3%9Fe_x4.tiff"
 
-    def test_options_as_a_json_field(self, endpoint: Any, make: Any) -> None:  # noqa: ANN401
+    def test_options_as_a_json_field(self, endpoint: Any, make: Any) -> None:
         form = {
             "files": {"image": make.picture()},
             "data": {"options": json.dumps({"format": "webp", "quality": 40})},
@@ -71,7 +73,7 @@ class TestPicture:
         assert endpoint.client.post("/v1/upscale", **form).headers["content-type"] == "image/webp"
 
     @pytest.mark.parametrize("format", ["PNG", "BMP", "GIF", "TIFF", "WEBP"])
-    def test_formats_are_told_by_content(self, format: str, endpoint: Any, make: Any) -> None:  # noqa: ANN401
+    def test_formats_are_told_by_content(self, format: str, endpoint: Any, make: Any) -> None:
         data = make.picture(2, format=format, **({"lossless": True} if format == "WEBP" else {}))
         answer = endpoint.post(data, headers={"Content-Type": "text/plain"})
         assert answer.status_code == 200, answer.text
@@ -79,17 +81,17 @@ class TestPicture:
             expected = np.asarray(image.convert("RGB")).repeat(4, axis=0).repeat(4, axis=1)
         assert np.array_equal(make.decoded(answer.content), expected)
 
-    def test_one_pixel(self, endpoint: Any, make: Any) -> None:  # noqa: ANN401
+    def test_one_pixel(self, endpoint: Any, make: Any) -> None:
         data = make.picture(3, 1, 1)
         answer = endpoint.post(data)
         assert np.array_equal(make.decoded(answer.content), make.enlarged(data))
 
-    def test_accept_chooses_the_type(self, endpoint: Any, make: Any) -> None:  # noqa: ANN401
+    def test_accept_chooses_the_type(self, endpoint: Any, make: Any) -> None:
         answer = endpoint.post(make.picture(), headers={"Accept": "image/jpeg"})
         assert Image.open(io.BytesIO(answer.content)).format == "JPEG"
         assert endpoint.post(make.picture(), headers={"Accept": "application/json"}).status_code == 406
 
-    def test_metadata_is_kept_or_stripped(self, endpoint: Any, make: Any) -> None:  # noqa: ANN401
+    def test_metadata_is_kept_or_stripped(self, endpoint: Any, make: Any) -> None:
         exif = Image.Exif()
         exif[0x010E] = "a bridge"  # ImageDescription
         data = make.picture(4, format="JPEG", exif=exif)
@@ -121,7 +123,7 @@ class TestRefusals:
             (bytes(2_000_001), 413, "too_large"),
         ],
     )
-    def test_bad_pictures(self, data: bytes, status: int, reason: str | None, endpoint: Any) -> None:  # noqa: ANN401
+    def test_bad_pictures(self, data: bytes, status: int, reason: str | None, endpoint: Any) -> None:
         begun = endpoint.model.num_begun
         answer = endpoint.post(data)
         body = answer.json()
@@ -134,11 +136,11 @@ class TestRefusals:
         assert endpoint.client.get(body["type"]).json()["status"] == status  # the type can be opened
         assert endpoint.model.num_begun == begun
 
-    def test_a_truncated_picture(self, endpoint: Any, make: Any) -> None:  # noqa: ANN401
+    def test_a_truncated_picture(self, endpoint: Any, make: Any) -> None:
         answer = endpoint.post(make.picture(0, 100, 100)[:4000])
         assert (answer.status_code, answer.json()["reason"]) == (422, "truncated")
 
-    def test_a_result_that_would_be_too_large(self, start_endpoint: Callable[..., Any], make: Any) -> None:  # noqa: ANN401
+    def test_a_result_that_would_be_too_large(self, start_endpoint: Callable[..., Any], make: Any) -> None:
         answer = start_endpoint(limits={"output_megapixels": 0.007}).post(make.picture())  # 96 x 80 = 7680
         assert answer.status_code == 413
         assert "96x80" in answer.json()["detail"]
@@ -160,7 +162,7 @@ class TestRefusals:
             ("metadata=some", "metadata"),
         ],
     )
-    def test_bad_options_are_named(self, query: str, option: str, endpoint: Any, make: Any) -> None:  # noqa: ANN401
+    def test_bad_options_are_named(self, query: str, option: str, endpoint: Any, make: Any) -> None:
         answer = endpoint.post(make.picture(), f"/v1/upscale?{query}")
         assert answer.status_code == 422
         assert [one["option"].removeprefix("query.") for one in answer.json()["errors"]] == [option]
@@ -170,7 +172,7 @@ class TestRefusals:
     @pytest.mark.parametrize("query", ["model=unknown", "outscale=2", "steps=2"])
     def test_what_the_model_cannot_do_is_refused_before_it_is_asked(
         self, query: str, endpoint: Any, make: Any
-    ) -> None:  # noqa: ANN401
+    ) -> None:
         answer = endpoint.post(make.picture(), f"/v1/upscale?{query}")
         assert (answer.status_code, answer.json()["type"]) == (422, "/problems/bad_option")
 
@@ -206,17 +208,17 @@ class TestRefusals:
             ),
         ],
     )
-    def test_bad_multipart(self, content_type: str, body: bytes, status: int, endpoint: Any) -> None:  # noqa: ANN401
+    def test_bad_multipart(self, content_type: str, body: bytes, status: int, endpoint: Any) -> None:
         answer = endpoint.post(body, headers={"Content-Type": content_type})
         assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
 
-    def test_compressed_bodies_are_refused(self, endpoint: Any, make: Any) -> None:  # noqa: ANN401
+    def test_compressed_bodies_are_refused(self, endpoint: Any, make: Any) -> None:
         assert endpoint.post(make.picture(), headers={"Content-Encoding": "gzip"}).status_code == 415
 
-    def test_a_body_in_pieces_is_counted_as_it_arrives(self, endpoint: Any) -> None:  # noqa: ANN401
+    def test_a_body_in_pieces_is_counted_as_it_arrives(self, endpoint: Any) -> None:
         sent = 0
 
-        def pieces() -> Any:  # noqa: ANN401
+        def pieces() -> Any:
             nonlocal sent
             for _ in range(5):
                 sent += 500_000
@@ -225,7 +227,7 @@ class TestRefusals:
         assert endpoint.client.post("/v1/upscale", content=pieces()).status_code == 413
         assert endpoint.services.budget.used == 0
 
-    def test_unknown_places_and_methods(self, endpoint: Any) -> None:  # noqa: ANN401
+    def test_unknown_places_and_methods(self, endpoint: Any) -> None:
         for method, path, status in (
             ("GET", "/v2", 404),
             ("PUT", "/v1/upscale", 405),
@@ -238,7 +240,7 @@ class TestRefusals:
                 "application/problem+json",
             )
 
-    def test_a_mistake_of_ours_tells_nothing(self, start_endpoint: Callable[..., Any], make: Any) -> None:  # noqa: ANN401
+    def test_a_mistake_of_ours_tells_nothing(self, start_endpoint: Callable[..., Any], make: Any) -> None:
         broken = start_endpoint()
 
         async def fail(*_: object, **__: object) -> None:
@@ -250,7 +252,7 @@ class TestRefusals:
         assert "secret" not in answer.text
 
 
-def request_of(*messages: dict[str, Any], forever: bool = False) -> Any:  # noqa: ANN401
+def request_of(*messages: dict[str, Any], forever: bool = False) -> Any:
     """Return a request whose body arrives as told, then (or `forever`) nothing more."""
     from starlette.requests import Request
 
@@ -290,7 +292,7 @@ def test_a_client_that_leaves_while_it_sends() -> None:
 class TestOverload:
     def test_the_line_is_bounded_and_refusals_say_when_to_come_again(
         self, start_endpoint: Callable[..., Any], make: Any
-    ) -> None:  # noqa: ANN401
+    ) -> None:
         """Ten requests for one slot and a line of two: three are answered, seven are refused at once."""
         import httpx2
 
@@ -318,7 +320,7 @@ class TestOverload:
 
     def test_a_deadline_ends_the_wait_before_the_model_is_asked(
         self, start_endpoint: Callable[..., Any], make: Any
-    ) -> None:  # noqa: ANN401
+    ) -> None:
         import httpx2
 
         crowded = start_endpoint(limits={"in_flight": 1, "queue": 5})
@@ -340,7 +342,7 @@ class TestOverload:
 
     def test_a_deadline_that_passes_at_work_is_504(
         self, start_endpoint: Callable[..., Any], make: Any
-    ) -> None:  # noqa: ANN401
+    ) -> None:
         crowded = start_endpoint()
         crowded.model.is_held = True
         answer = crowded.post(make.picture(), headers={"X-Request-Timeout": "3"})
@@ -349,7 +351,7 @@ class TestOverload:
 
     def test_work_of_a_client_that_left_is_dropped(
         self, start_endpoint: Callable[..., Any], make: Any
-    ) -> None:  # noqa: ANN401
+    ) -> None:
         crowded = start_endpoint()
         crowded.model.is_held = True
         data, sent = make.picture(), list[Any]()
@@ -386,7 +388,7 @@ class TestOverload:
 
 
 class TestKeys:
-    def test_a_key_is_needed_and_has_its_quota(self, start_endpoint: Callable[..., Any], make: Any) -> None:  # noqa: ANN401
+    def test_a_key_is_needed_and_has_its_quota(self, start_endpoint: Callable[..., Any], make: Any) -> None:
         key = new_key()
         entry = {
             "name": "alice",
@@ -411,10 +413,10 @@ class TestKeys:
         guarded = start_endpoint(keys=[{"name": "alice", "sha256": digest(new_key())}])
         sent: list[Any] = []
 
-        async def receive() -> Any:  # noqa: ANN401
+        async def receive() -> Any:
             raise AssertionError("the body was asked for")
 
-        async def send(message: Any) -> None:  # noqa: ANN401
+        async def send(message: Any) -> None:
             sent.append(message)
 
         headers = [
@@ -530,7 +532,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 
 class TestDescription:
-    def test_models_and_metrics(self, endpoint: Any, make: Any) -> None:  # noqa: ANN401
+    def test_models_and_metrics(self, endpoint: Any, make: Any) -> None:
         listed = endpoint.client.get("/v1/models").json()["models"]
         assert [(one["name"], one["scale"], one["outscale"]) for one in listed] == [("nearest-x4", 4, [4])]
         before = figure(endpoint, 'resshift_megapixels_total{side="out"}')
@@ -539,7 +541,7 @@ class TestDescription:
         assert figure(endpoint, 'resshift_http_requests_total{route="/v1/upscale",status="200"}') >= 1
         assert figure(endpoint, "resshift_body_bytes") == 0
 
-    def test_every_operation_of_the_document_has_an_answer(self, endpoint: Any) -> None:  # noqa: ANN401
+    def test_every_operation_of_the_document_has_an_answer(self, endpoint: Any) -> None:
         """A request without sense to every operation is a client's error, never ours."""
         document = endpoint.client.get("/openapi.json").json()
         for path, verbs in document["paths"].items():
@@ -547,7 +549,7 @@ class TestDescription:
                 answer = endpoint.client.request(verb, path.replace("{", "").replace("}", ""), content=b"{]")
                 assert answer.status_code < 500 or path == "/readyz", (verb, path, answer.text)
 
-    def test_pages_load_nothing_from_elsewhere(self, endpoint: Any) -> None:  # noqa: ANN401
+    def test_pages_load_nothing_from_elsewhere(self, endpoint: Any) -> None:
         for path in ("/", "/docs", *(f"/static/{file.name}" for file in Path("serve/static").iterdir())):
             answer = endpoint.client.get(path)
             assert answer.status_code == 200
@@ -558,11 +560,11 @@ class TestDescription:
                 == 304
             )
 
-    def test_kinds_of_problems_are_explained(self, endpoint: Any) -> None:  # noqa: ANN401
+    def test_kinds_of_problems_are_explained(self, endpoint: Any) -> None:
         for kind in KINDS:
             assert endpoint.client.get(f"/problems/{kind}").json()["title"] == KINDS[kind].title
 
 
-def figure(endpoint: Any, name: str) -> float:  # noqa: ANN401
+def figure(endpoint: Any, name: str) -> float:
     lines = endpoint.client.get("/metrics").text.splitlines()
     return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name} ")), 0.0)

@@ -17,7 +17,7 @@ from serve.http.keys import digest, new_key
 LATER = {"Prefer": "respond-async"}
 
 
-def ended(endpoint: Any, path: str, **options: Any) -> dict[str, Any]:  # noqa: ANN401
+def ended(endpoint: Any, path: str, **options: Any) -> dict[str, Any]:
     """Wait for the end of a job and return its view."""
     deadline = time.monotonic() + 60
     while (view := endpoint.client.get(path, **options).json())["state"] in ("queued", "running"):
@@ -26,7 +26,7 @@ def ended(endpoint: Any, path: str, **options: Any) -> dict[str, Any]:  # noqa: 
     return view
 
 
-def test_a_picture_is_answered_later(endpoint: Any, make: Any) -> None:  # noqa: ANN401
+def test_a_picture_is_answered_later(endpoint: Any, make: Any) -> None:
     data = make.picture(5)
     taken = endpoint.post(data, "/v1/upscale?format=tiff", headers=LATER)
     assert (taken.status_code, taken.headers["preference-applied"]) == (202, "respond-async")
@@ -46,11 +46,11 @@ def test_a_picture_is_answered_later(endpoint: Any, make: Any) -> None:  # noqa:
     assert endpoint.client.get(where).status_code == 404
 
 
-def test_what_is_wrong_with_the_header_is_said_at_once(endpoint: Any) -> None:  # noqa: ANN401
+def test_what_is_wrong_with_the_header_is_said_at_once(endpoint: Any) -> None:
     assert endpoint.post(b"hello", headers=LATER).status_code == 415
 
 
-def test_a_broken_picture_is_a_failed_job(endpoint: Any, make: Any) -> None:  # noqa: ANN401
+def test_a_broken_picture_is_a_failed_job(endpoint: Any, make: Any) -> None:
     where = endpoint.post(make.picture(0, 100, 100)[:4000], headers=LATER).headers["location"]
     view = ended(endpoint, where)
     assert view["state"] == "failed"
@@ -58,7 +58,7 @@ def test_a_broken_picture_is_a_failed_job(endpoint: Any, make: Any) -> None:  # 
     assert endpoint.client.get(f"{where}/result").status_code == 409
 
 
-def test_the_same_idempotency_key_is_the_same_job(endpoint: Any, make: Any) -> None:  # noqa: ANN401
+def test_the_same_idempotency_key_is_the_same_job(endpoint: Any, make: Any) -> None:
     headers = LATER | {"Idempotency-Key": "monday"}
     first = endpoint.post(make.picture(), headers=headers).json()["id"]
     assert endpoint.post(make.picture(), headers=headers).json()["id"] == first
@@ -66,7 +66,7 @@ def test_the_same_idempotency_key_is_the_same_job(endpoint: Any, make: Any) -> N
     assert (other.status_code, other.json()["type"]) == (422, "/problems/reused_key")
 
 
-def test_a_job_is_cancelled(start_endpoint: Callable[..., Any], make: Any) -> None:  # noqa: ANN401
+def test_a_job_is_cancelled(start_endpoint: Callable[..., Any], make: Any) -> None:
     made = start_endpoint()
     with made.client as client:
         made.model.is_held = True
@@ -81,7 +81,7 @@ def test_a_job_is_cancelled(start_endpoint: Callable[..., Any], make: Any) -> No
 
 def test_a_new_keeper_continues_what_had_not_ended(
     start_endpoint: Callable[..., Any], make: Any, tmp_path: Path
-) -> None:  # noqa: ANN401
+) -> None:
     """No job is lost: the first endpoint goes down with one that runs and one that waits."""
     jobs = {"state": str(tmp_path / "state"), "running": 1}
     data = [make.picture(6), make.picture(7)]
@@ -96,7 +96,7 @@ def test_a_new_keeper_continues_what_had_not_ended(
             assert np.array_equal(make.decoded(client.get(f"{place}/result").content), make.enlarged(one))
 
 
-def test_jobs_are_their_owners(start_endpoint: Callable[..., Any], make: Any) -> None:  # noqa: ANN401
+def test_jobs_are_their_owners(start_endpoint: Callable[..., Any], make: Any) -> None:
     keys = {name: new_key() for name in ("alice", "bob")}
     made = start_endpoint(keys=[{"name": name, "sha256": digest(key)} for name, key in keys.items()])
     alice, bob = ({"X-API-Key": key} for key in keys.values())
@@ -110,7 +110,7 @@ def test_jobs_are_their_owners(start_endpoint: Callable[..., Any], make: Any) ->
         assert client.get(f"{where}/result", headers=alice).status_code == 200
 
 
-def test_old_jobs_are_forgotten(start_endpoint: Callable[..., Any], make: Any, tmp_path: Path) -> None:  # noqa: ANN401
+def test_old_jobs_are_forgotten(start_endpoint: Callable[..., Any], make: Any, tmp_path: Path) -> None:
     made = start_endpoint(jobs={"state": str(tmp_path / "state"), "keep_hours": 1})
     with made.client as client:
         where = made.post(make.picture(), headers=LATER).headers["location"]
@@ -125,7 +125,7 @@ def test_old_jobs_are_forgotten(start_endpoint: Callable[..., Any], make: Any, t
         assert [path for path in (tmp_path / "state").rglob("*") if path.is_file()] == []
 
 
-def test_bulk_jobs_are_off_unless_places_are_allowed(endpoint: Any) -> None:  # noqa: ANN401
+def test_bulk_jobs_are_off_unless_places_are_allowed(endpoint: Any) -> None:
     answer = endpoint.client.post("/v1/jobs", json={"source": "/etc", "target": "/tmp/x"})
     assert (answer.status_code, answer.json()["type"]) == (403, "/problems/forbidden")
 
@@ -187,7 +187,7 @@ def test_a_bulk_job_waits_while_another_run_works_there_and_says_so(
         assert not (out / "_resshift" / "job.json").exists()
 
 
-def test_bulk_job_bodies_must_be_json(endpoint: Any) -> None:  # noqa: ANN401
+def test_bulk_job_bodies_must_be_json(endpoint: Any) -> None:
     """A form of another site cannot send JSON without being asked by the browser first."""
     answer = endpoint.client.post(
         "/v1/jobs", content=b'{"source": "/a", "target": "/b"}', headers={"Content-Type": "text/plain"}
@@ -200,7 +200,7 @@ def test_bulk_job_bodies_must_be_json(endpoint: Any) -> None:  # noqa: ANN401
     ("body", "status"),
     [(b"{", 422), (b"[]", 422), (b"", 422), (b'{"source": "/a"}', 422), (b" " * 1_000_001, 413)],
 )
-def test_bulk_job_bodies_that_cannot_be(endpoint: Any, body: bytes, status: int) -> None:  # noqa: ANN401
+def test_bulk_job_bodies_that_cannot_be(endpoint: Any, body: bytes, status: int) -> None:
     answer = endpoint.client.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), (
         answer.text

@@ -1,4 +1,6 @@
-"""The page in a real browser, driven over its debugging protocol: drop a picture, move the slider, zoom, download, check the pixels."""
+"""The page in a real browser, driven over its debugging protocol: drop a picture, move the slider, zoom,
+download, check the pixels.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ class Browser:
         self._channel, self._last = channel, 0
         self.complaints: list[str] = []
 
-    def call(self, method: str, **params: Any) -> dict[str, Any]:  # noqa: ANN401 - of the protocol
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
         self._last += 1
         self._channel.send(json.dumps({"id": self._last, "method": method, "params": params}))
         while True:
@@ -52,7 +54,7 @@ class Browser:
             if is_error or message.get("method") == "Runtime.exceptionThrown":
                 self.complaints.append(json.dumps(message["params"])[:600])
 
-    def run(self, script: str) -> Any:  # noqa: ANN401 - a JSON value
+    def run(self, script: str) -> Any:
         answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
@@ -174,7 +176,7 @@ def drop(browser: Browser, data: bytes, name: str = "bridge.png") -> None:
 
 
 @pytest.mark.timeout(400)
-def test_drop_compare_and_download(browser: Browser, address: str, make: Any, tmp_path: Path) -> None:  # noqa: ANN401
+def test_drop_compare_and_download(browser: Browser, address: str, make: Any, tmp_path: Path) -> None:
     downloads = tmp_path / "downloads"
     downloads.mkdir()
     open_page(browser, address, downloads)
@@ -242,7 +244,7 @@ def scale_of(transform: str) -> float:
 @pytest.mark.timeout(400)
 def test_errors_are_told_and_a_phone_is_wide_enough(
     browser: Browser, address: str, make: Any, tmp_path: Path
-) -> None:  # noqa: ANN401
+) -> None:
     open_page(browser, address, tmp_path, 390, 844)
     drop(browser, b"no picture at all", "notes.txt")
     browser.wait("!document.querySelector('#error').hidden")

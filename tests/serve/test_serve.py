@@ -1,4 +1,6 @@
-"""The endpoint on a real Ray Serve: pixels, health that tells the truth, bulk jobs, and work that is dropped."""
+"""The endpoint on a real Ray Serve: pixels, health that tells the truth, bulk jobs, and work that is
+dropped.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,9 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def address(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Return the address of an endpoint on the cluster of the run; 30 s a megapixel, so that work can be caught at it."""
+    """Return the address of an endpoint on the cluster of the run; 30 s a megapixel, so that work can be
+    caught at it.
+    """
     del ray_cluster
     from ray import serve
 
@@ -96,7 +100,7 @@ def address(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
     serve.shutdown()
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 240) -> Any:  # noqa: ANN401
+def wait_for(condition: Callable[[], Any], seconds: float = 240) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it did not come to that"
@@ -125,14 +129,14 @@ def replica_pids() -> list[int]:
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 class TestOnServe:
-    def test_a_picture(self, address: str, make: Any) -> None:  # noqa: ANN401
+    def test_a_picture(self, address: str, make: Any) -> None:
         wait_for(lambda: is_ready(address))
         data = make.picture()
         answer = httpx2.post(f"{address}/v1/upscale", content=data, timeout=120)
         assert answer.status_code == 200, answer.text
         assert np.array_equal(make.decoded(answer.content), make.enlarged(data))
 
-    def test_the_curl_examples_of_the_readme(self, address: str, make: Any, tmp_path: Path) -> None:  # noqa: ANN401
+    def test_the_curl_examples_of_the_readme(self, address: str, make: Any, tmp_path: Path) -> None:
         """They are run as they stand there, with another port."""
         import re
         import shutil
@@ -157,7 +161,7 @@ class TestOnServe:
             assert done.returncode == 0, (shown, done.stdout, done.stderr)
         assert np.array_equal(make.decoded((tmp_path / "photo_x4.png").read_bytes()), make.enlarged(data))
 
-    def test_the_python_example_of_the_docs(self, address: str, make: Any, tmp_path: Path) -> None:  # noqa: ANN401
+    def test_the_python_example_of_the_docs(self, address: str, make: Any, tmp_path: Path) -> None:
         import re
         import subprocess
         import sys
@@ -178,7 +182,7 @@ class TestOnServe:
 
     def test_a_bulk_job_is_watched_cancelled_and_continued(
         self, address: str, make: Any, tmp_path: Path
-    ) -> None:  # noqa: ANN401
+    ) -> None:
         source, target = tmp_path / "in", tmp_path / "out"
         source.mkdir()
         for i in range(12):
@@ -222,8 +226,10 @@ class TestOnServe:
         assert report["counts"]["ok"] == 12
         assert "truncated" in httpx2.get(f"{where}/report?format=csv", timeout=60).text
 
-    def test_clients_that_leave_free_their_places(self, address: str, make: Any) -> None:  # noqa: ANN401
-        """Three pictures of 9 s each; the clients of the second and third leave, and the fourth is answered after the first."""
+    def test_clients_that_leave_free_their_places(self, address: str, make: Any) -> None:
+        """Three pictures of 9 s each; the clients of the second and third leave, and the fourth is answered
+        after the first.
+        """
         large = make.picture(0, 500, 600)
         small = make.picture(1)
 
@@ -251,14 +257,14 @@ class TestOnServe:
             before + 0.3 + 0.00048
         )
 
-    def test_a_replica_that_dies_takes_no_request_with_it(self, address: str, make: Any) -> None:  # noqa: ANN401
+    def test_a_replica_that_dies_takes_no_request_with_it(self, address: str, make: Any) -> None:
         data = make.picture(3, 200, 300)  # 1.8 s each
         answers: list[httpx2.Response] = []
-        send = lambda: answers.append(
-            httpx2.post(
-                f"{address}/v1/upscale", content=data, timeout=400, headers={"X-Request-Timeout": "300"}
-            )
-        )  # noqa: E731
+
+        def send() -> None:
+            headers = {"X-Request-Timeout": "300"}
+            answers.append(httpx2.post(f"{address}/v1/upscale", content=data, timeout=400, headers=headers))
+
         threads = [threading.Thread(target=send) for _ in range(4)]
         for thread in threads:
             thread.start()
@@ -284,7 +290,9 @@ class TestOnServe:
         try:
             status = httpx2.post(f"{address}/v1/upscale", content=pieces(), timeout=60).status_code
         except httpx2.TransportError:
-            status = 413  # the server closed while we were still sending: the refusal may be lost on the way, the body is not read
+            # The server closed while we were still sending: the refusal may be lost on the way, the body is
+            # not read.
+            status = 413
         assert status == 413
         assert (
             num_sent < 100

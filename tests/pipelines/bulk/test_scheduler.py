@@ -1,4 +1,6 @@
-"""The scheduler on a real Ray: both engines, deaths charged to whom they belong, bounded bytes, and a ledger that misses nothing."""
+"""The scheduler on a real Ray: both engines, deaths charged to whom they belong, bounded bytes, and a ledger
+that misses nothing.
+"""
 
 from __future__ import annotations
 
@@ -164,7 +166,9 @@ class TestOnRay:
         assert sum(row["status"] == "ok" for row in rows.values()) == 9
 
     def test_all_that_may_have_been_under_way_are_tried_alone(self, tree: Path, tmp_path: Path) -> None:
-        """Pictures that share calls: the last of a unit ends the replica before any is answered, and is found at the first retry."""
+        """Pictures that share calls: the last of a unit ends the replica before any is answered, and is found
+        at the first retry.
+        """
         engine = SharedPoisonEngine(EngineOptions(model="nearest-x4", identity="nearest-x4", num_cpus=0.5))
         rows = {row["key"]: row for row in run_bulk(tree, tmp_path / "out", engine)[0]}
         assert (rows[engine.poison]["status"], rows[engine.poison]["reason"]) == ("failed", "killed_worker")
@@ -175,7 +179,9 @@ class TestOnRay:
     def test_replicas_come_when_work_waits(
         self, kind: Callable[[EngineOptions], Engine], encode: Encode, tmp_path: Path
     ) -> None:
-        """There is work for two minutes or until the second replica answers: how long a process takes to start is not what is tested."""
+        """There is work for two minutes or until the second replica answers: how long a process takes to
+        start is not what is tested.
+        """
         (tmp_path / "photos").mkdir()
         encoded = encode(0, 10, 10)
         for i in range(400):
@@ -202,7 +208,7 @@ class PoisonedEngine(ActorEngine):
         super().__init__(options)
         self._poison = poison
 
-    async def upscale(self, options: Any, keys: Sequence[str], inputs: Sequence[Any]) -> AsyncGenerator[Any]:  # noqa: ANN401 - see Engine
+    async def upscale(self, options: Any, keys: Sequence[str], inputs: Sequence[Any]) -> AsyncGenerator[Any]:
         stream = super().upscale(options, keys, inputs)
         replica = number = 0
         async for ref in stream:
@@ -217,14 +223,16 @@ class PoisonedEngine(ActorEngine):
 
 
 class SharedPoisonEngine(ActorEngine):
-    """Says that all pictures of a unit may be under way at a time; the last one of the first unit of several kills its replicas."""
+    """Says that all pictures of a unit may be under way at a time; the last one of the first unit of several
+    kills its replicas.
+    """
 
     def __init__(self, options: EngineOptions) -> None:
         super().__init__(options)
         self.poison = ""
         self.kept_company: list[bool] = []  # whether others were in the unit, of every kill
 
-    async def upscale(self, options: Any, keys: Sequence[str], inputs: Sequence[Any]) -> AsyncGenerator[Any]:  # noqa: ANN401 - see Engine
+    async def upscale(self, options: Any, keys: Sequence[str], inputs: Sequence[Any]) -> AsyncGenerator[Any]:
         stream = super().upscale(options, keys, inputs)
         started: Started = await (await anext(stream))
         yield ray.put(replace(started, ahead=len(keys)))

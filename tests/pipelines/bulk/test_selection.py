@@ -1,4 +1,6 @@
-"""Which inputs need work: globs, the ledger, taken names; and the compact sets behind it, against Python's own."""
+"""Which inputs need work: globs, the ledger, taken names; and the compact sets behind it, against Python's
+own.
+"""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ Encode = Callable[..., bytes]
 JOB = UpscaleOptions(model="nearest-x4", identity="nearest-x4", scale=4)
 
 
-def options(out: Path, **changes: Any) -> StageOptions:  # noqa: ANN401 - fields of StageOptions
+def options(out: Path, **changes: Any) -> StageOptions:
     return replace(StageOptions(job=JOB, target=str(out)), **changes)
 
 

@@ -298,7 +298,8 @@ def test_ragged_summary_is_an_error() -> None:
         render([], summary=[("a", "b"), ("c",)])
 
 
-# Runs after the page has started; it plays a visitor with keyboard and mouse. Synthetic pointers cannot be captured.
+# Runs after the page has started; it plays a visitor with keyboard and mouse. Synthetic pointers cannot be
+# captured.
 VISITOR = """<script>
 addEventListener("DOMContentLoaded", () => setTimeout(() => {
   Element.prototype.setPointerCapture = () => {};
@@ -338,7 +339,9 @@ addEventListener("DOMContentLoaded", () => setTimeout(() => {
 
 
 def browse(page: Path, profile: Path) -> tuple[Page, list[str]]:
-    """Open a file in Chromium; return the document after the scripts ran and what was written to the console."""
+    """Open a file in Chromium; return the document after the scripts ran and what was written to the
+    console.
+    """
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
         pytest.skip("chromium is not installed")

@@ -22,7 +22,7 @@ Encode = Callable[..., bytes]
 NAMES = {"bicubic": "bicubic", "ours": "mine", "against": "theirs"}
 
 
-def record(key: str, ours: float, bicubic: float = 20.0, **others: Any) -> dict[str, Any]:  # noqa: ANN401
+def record(key: str, ours: float, bicubic: float = 20.0, **others: Any) -> dict[str, Any]:
     figures = {"bicubic": {"psnr_y": bicubic, "ssim_y": 0.5}, "ours": {"psnr_y": ours, "ssim_y": 0.75}}
     return (
         {"set": "s", "key": key, "status": "ok", "reason": "", "seconds": 1.0, "device": "cpu"}
@@ -113,7 +113,9 @@ def test_means_leave_failures_out() -> None:
 
 
 def test_differences_are_paired() -> None:
-    """Pictures of very different difficulty, each 1 dB better: the difference is certain although the means are not."""
+    """Pictures of very different difficulty, each 1 dB better: the difference is certain although the means
+    are not.
+    """
     rows = [record(str(i), 11.0 + 5 * i, 10.0 + 5 * i) for i in range(5)]
     difference = bootstrap(results.differences(rows)["psnr_y"])
     assert difference == Interval(1.0, 1.0, 1.0)

@@ -33,7 +33,9 @@ Job = Callable[..., int]
 
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (300, 256), (256, 301), (600, 400), (100, 173)])
 def test_central_square_keeps_the_middle(height: int, width: int) -> None:
-    """Colours that are linear in position: whatever is resized, the middle of the square has the colour of the middle."""
+    """Colours that are linear in position: whatever is resized, the middle of the square has the colour of
+    the middle.
+    """
     down, across = np.mgrid[:height, :width]
     rgb = (
         np.stack([down * 250 / height, across * 250 / width, np.zeros((height, width))], axis=2)

@@ -35,7 +35,7 @@ def files(target: str) -> list[str]:
     )
 
 
-def left_behind(target: str, **changes: Any) -> str:  # noqa: ANN401 - fields of a beat
+def left_behind(target: str, **changes: Any) -> str:
     """Leave the file of a run that was killed on another machine."""
     beat = {"host": "elsewhere", "pid": 1, "place": "elsewhere", "beats": 7, "is_working": True} | changes
     uri = storage.join(target, "_resshift/working/20200101T000000-abcdef.json")

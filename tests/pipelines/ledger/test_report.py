@@ -26,7 +26,7 @@ Encode = Callable[..., bytes]
 JOB = UpscaleOptions(model="nearest-x4", identity="nearest-x4", scale=4)
 
 
-def ok(key: str, **values: Any) -> dict[str, Any]:  # noqa: ANN401 - columns
+def ok(key: str, **values: Any) -> dict[str, Any]:
     sizes = {
         "width_in": 1000,
         "height_in": 500,

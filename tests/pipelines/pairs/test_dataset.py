@@ -52,7 +52,9 @@ def shards(tree: Path, tmp_path: Path) -> str:
 
 
 def rotten(root: str, photos: list[bytes]) -> str:
-    """Return shards whose pictures were good when they were written, as the column says, and are what is given here."""
+    """Return shards whose pictures were good when they were written, as the column says, and are what is
+    given here.
+    """
     rows = [
         {"key": f"k{i}", "sha256": str(i), "bytes": data, "status": "ok", "reason": ""}
         for i, data in enumerate(photos)
@@ -122,7 +124,8 @@ def test_a_broken_picture_moves_no_neighbour(tmp_path: Path, encode: Encode) -> 
         np.testing.assert_array_equal(found[name], expected[name])
     for name in ("hq", "lq"):
         np.testing.assert_array_equal(found[name][~is_broken], expected[name][~is_broken])
-    # The next good picture of the row group stands in for both, with the draws of the broken one, whatever the task holds besides.
+    # The next good picture of the row group stands in for both, with the draws of the broken one, whatever
+    # the task holds besides.
     for row in np.flatnonzero(is_broken):
         expected = make_pair(photos[0], found["key"][row], int(found["epoch"][row]), 5, CROP, RECIPE)
         np.testing.assert_array_equal(found["hq"][row], expected.hq_u8)
@@ -141,7 +144,7 @@ def test_an_outage_is_waited_for_and_nothing_else(shards: str, monkeypatch: pyte
     original = dataset.read_pictures
 
     def failing(reason: StorageReason, times: int) -> Callable[[str, RowGroup], Any]:
-        def read(root: str, group: RowGroup) -> Any:  # noqa: ANN401 - an Arrow table
+        def read(root: str, group: RowGroup) -> Any:
             calls.append(0)
             if len(calls) <= times:
                 raise StorageError(root, reason, "try again")
@@ -303,7 +306,7 @@ class Executions:
             time.sleep(0.01)
         return (what, start_row) in self.told
 
-    def dataset(self, root: str, config: RunConfig, start_row: int, stop_row: int, **_: object) -> Any:  # noqa: ANN401 - a double
+    def dataset(self, root: str, config: RunConfig, start_row: int, stop_row: int, **_: object) -> Any:
         del root, config
 
         def batches(batch_size: int, **_: object) -> Iterator[Batch]:

@@ -119,7 +119,7 @@ def test_bad_inputs_become_rows_with_a_reason(data: bytes | str, reason: str, en
     assert found["message"]
 
 
-def _saved(image: Image.Image, format: str, **options: Any) -> bytes:  # noqa: ANN401 - Pillow's options
+def _saved(image: Image.Image, format: str, **options: Any) -> bytes:
     out = io.BytesIO()
     image.save(out, format, **options)
     return out.getvalue()

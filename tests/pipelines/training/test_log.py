@@ -24,7 +24,8 @@ LINE = {
 
 def test_line_says_it_all() -> None:
     assert log_line(LINE, 4000) == (
-        "step=100/4000 loss=0.5 mse=0.25 lpips=0.125 lr=5.00e-05 grad_norm=1.5 it/s=2 img/s/worker=16 data_wait=3% mem=1.2GiB eta=0:32:30"
+        "step=100/4000 loss=0.5 mse=0.25 lpips=0.125 lr=5.00e-05 grad_norm=1.5 it/s=2 img/s/worker=16 "
+        "data_wait=3% mem=1.2GiB eta=0:32:30"
     )
     assert log_line(LINE | {"skipped": 3}, 4000).endswith("skipped=3")
 
@@ -63,7 +64,9 @@ def test_lines_are_stored_with_the_checkpoint_and_not_before(out: str) -> None:
 
 
 def test_restart_leaves_every_step_once(out: str) -> None:
-    """The lines to step 20 were stored, its checkpoint was not: the run goes on from 10, and checkpoints at other steps."""
+    """The lines to step 20 were stored, its checkpoint was not: the run goes on from 10, and checkpoints at
+    other steps.
+    """
     log = open_log(out)
     for first in (0, 10):
         for step in range(first + 5, first + 11, 5):
@@ -87,7 +90,7 @@ def test_validation_is_stored_with_its_grid(out: str) -> None:
     assert read_lines(out, "validation") == []
 
 
-def events(directory: str) -> Any:  # noqa: ANN401 - tensorboard's reader
+def events(directory: str) -> Any:
     reader = importlib.import_module(
         "tensorboard.backend.event_processing.event_accumulator"
     ).EventAccumulator(directory)
@@ -148,7 +151,7 @@ def test_trackers_go_on_with_their_run_after_a_restart(
     """The calls that are made; the services themselves are not here."""
     calls: list[tuple[str, Any]] = []
 
-    def recorder(name: str, result: Any = None) -> Any:  # noqa: ANN401
+    def recorder(name: str, result: Any = None) -> Any:
         return lambda *args, **kwargs: calls.append((name, args or kwargs)) or result
 
     wandb = SimpleNamespace(

@@ -1,4 +1,6 @@
-"""Who trains, and whether a run may be continued; the loop itself is tested end to end in test_train_loop.py."""
+"""Who trains, and whether a run may be continued; the loop itself is tested end to end in
+test_train_loop.py.
+"""
 
 from __future__ import annotations
 

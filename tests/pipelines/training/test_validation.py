@@ -135,7 +135,9 @@ def test_grid_shows_what_went_in_what_came_out_and_the_truth() -> None:
 def test_workers_share_the_set_and_call_equally_often(
     num: int, num_ranks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sharded weights are gathered at every call: a worker that calls once less would leave the others waiting for ever."""
+    """Sharded weights are gathered at every call: a worker that calls once less would leave the others
+    waiting for ever.
+    """
     parts: list[object] = []
     monkeypatch.setattr(
         "pipelines.training.validation.dist.all_gather_object", lambda gathered, own: parts.append(own)

@@ -1,4 +1,6 @@
-"""Training on a real Ray cluster that loses its workers. More faults, and longer runs: tests/chaos/faults.py."""
+"""Training on a real Ray cluster that loses its workers. More faults, and longer runs:
+tests/chaos/faults.py.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-def load_faults() -> Any:  # noqa: ANN401 - a module
+def load_faults() -> Any:
     spec = importlib.util.spec_from_file_location("resshift_faults", ROOT / "chaos" / "faults.py")
     assert spec is not None
     assert spec.loader is not None
@@ -41,7 +43,9 @@ def data(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> str:
 
 
 def test_killed_worker_leaves_no_trace_in_the_run(data: str, tmp_path: Path) -> None:
-    """Killed before step 12 of 16, checkpoints every 8: weights, average, moments and log are bitwise those of the run without a kill."""
+    """Killed before step 12 of 16, checkpoints every 8: weights, average, moments and log are bitwise those
+    of the run without a kill.
+    """
     config = faults.toy("train.steps=16")
     whole, cut = str(tmp_path / "whole"), str(tmp_path / "cut")
     faults.train(config, data, whole)
@@ -52,7 +56,9 @@ def test_killed_worker_leaves_no_trace_in_the_run(data: str, tmp_path: Path) -> 
 
 
 def test_killed_worker_of_several_and_another_number_after(data: str, tmp_path: Path, bucket: str) -> None:
-    """Two workers, one killed before step 6; then three workers, which cannot share eight evenly, finish; no sample twice or missed."""
+    """Two workers, one killed before step 6; then three workers, which cannot share eight evenly, finish; no
+    sample twice or missed.
+    """
     out = str(tmp_path / "run")
     faults.train(
         faults.toy("train.steps=8", "train.checkpoint_every=4"),
@@ -71,13 +77,15 @@ def test_killed_worker_of_several_and_another_number_after(data: str, tmp_path: 
 def test_what_another_attempt_would_repeat_ends_the_run(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A loss that is never finite: the steps are skipped, their pictures listed, and the run stops without being restarted."""
+    """A loss that is never finite: the steps are skipped, their pictures listed, and the run stops without
+    being restarted.
+    """
 
     def broken(settings: dict[str, str]) -> dict[str, Any]:
         from pipelines.training import worker
         from resshift.training.losses import LossTerms, Objective
 
-        def nothing(self: Any, network: Any, *_: Any) -> LossTerms:  # noqa: ANN401
+        def nothing(self: Any, network: Any, *_: Any) -> LossTerms:
             loss = next(network.parameters()).sum() * float("nan")
             return LossTerms(loss, loss.detach(), loss.detach(), loss.detach())
 

@@ -57,8 +57,9 @@ def picture(height: int, width: int) -> NDArray[np.uint8]:
     return to_u8(resize(coarse, height, width, "bicubic"))
 
 
-# JPEG arithmetic of ITU-T T.81 with the quirks of DiffJPEG: real-valued tables, the luminance table transposed, chroma averaged 2 x 2 and
-# repeated. It stands for the official codec in the comparison of statistics, and is itself checked against the official arrays below.
+# JPEG arithmetic of ITU-T T.81 with the quirks of DiffJPEG: real-valued tables, the luminance table
+# transposed, chroma averaged 2 x 2 and repeated. It stands for the official codec in the comparison of
+# statistics, and is itself checked against the official arrays below.
 LUMA_TABLE = np.array(
     [
         [16, 11, 10, 16, 24, 40, 51, 61],
@@ -146,7 +147,9 @@ def test_statistics_against_official(name: str, parity: Load) -> None:
 def official_resized(
     image: NDArray[np.float32], op: Resize, hq_shape: tuple[int, int], scale: int
 ) -> NDArray[np.float32]:
-    """Resize as official code does: the first by a factor, which spaces the samples by 1 / factor; the others to a size."""
+    """Resize as official code does: the first by a factor, which spaces the samples by 1 / factor; the others
+    to a size.
+    """
     nchw = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].contiguous()
     if op.of == "hq":
         out = F.interpolate(nchw, scale_factor=op.factor, mode=op.mode)
@@ -182,7 +185,8 @@ def test_jpeg_is_near_official_diffjpeg(quality: float, parity: Load) -> None:
         np.testing.assert_allclose(diffjpeg(image, quality), official, rtol=0, atol=2e-6)
         out = compress(image, round(quality))
         ours, theirs = (np.sqrt((((x - image) @ luma) ** 2).mean()) for x in (out, official))
-        # same loss within 20 % (the luminance table is transposed there, tables are integers here); half a level is 8-bit rounding
+        # same loss within 20 % (the luminance table is transposed there, tables are integers here); half a
+        # level is 8-bit rounding
         assert abs(ours - theirs) < 0.2 * theirs + 0.5 / 255
         assert abs(float((out - official).mean())) < 1 / 255
 
@@ -240,7 +244,8 @@ def share(hits: list[bool], probability: float) -> None:
     )
 
 
-# Numbers of the official configuration files, written out again: a swapped or mistyped range in recipe.py must not agree with itself.
+# Numbers of the official configuration files, written out again: a swapped or mistyped range in recipe.py
+# must not agree with itself.
 OFFICIAL = {
     "train_x4": {
         "resize1": (0.15, 1.5, 0.2, 0.7),
@@ -384,7 +389,9 @@ def test_bicubic_share_mixes_and_leaves_the_other_samples() -> None:
 
 
 def test_mild_share_mixes_the_chain_of_the_test_set_in() -> None:
-    """Sample by sample: what the seed gives with the one recipe or with the other; and what a share does not touch stays."""
+    """Sample by sample: what the seed gives with the one recipe or with the other; and what a share does not
+    touch stays.
+    """
     real, mild, bicubic = (
         draws(realesrgan_x4(), 800),
         draws(imagenet_test_x4(), 800),

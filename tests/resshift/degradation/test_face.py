@@ -68,7 +68,9 @@ def test_draw_follows_the_official_numbers() -> None:
 
 
 def test_blur_and_resizes_equal_their_definition() -> None:
-    """Without noise and JPEG the chain is linear: correlate, shrink, enlarge, each written out here in float64."""
+    """Without noise and JPEG the chain is linear: correlate, shrink, enlarge, each written out here in
+    float64.
+    """
     hq_u8 = picture(64)
     spec = GaussianKernel(type="aniso", size=41, sigma_x=3.0, sigma_y=1.2, theta=0.4)
     factor = 1 / 3.7

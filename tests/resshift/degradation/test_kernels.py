@@ -59,7 +59,7 @@ def test_kernel_against_official(name: str, parity: Load) -> None:
     np.testing.assert_allclose(np.pad(k, pad), expected, rtol=0, atol=1e-6)
 
 
-def p_value(result: Any) -> float:  # noqa: ANN401 - scipy's result types name no fields
+def p_value(result: Any) -> float:
     return float(result.pvalue)
 
 

@@ -38,7 +38,9 @@ def drawn(kind: str) -> NDArray[np.bool_]:
 
 
 def standard_errors(ours: NDArray[np.float64], official_mean: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the difference of two means of NUM_MASKS masks each, in standard errors; the spread is the same for both."""
+    """Return the difference of two means of NUM_MASKS masks each, in standard errors; the spread is the same
+    for both.
+    """
     error = np.sqrt(2 * ours.var(axis=0) / NUM_MASKS)
     return np.abs(ours.mean(axis=0) - official_mean) / np.maximum(error, 1e-9)
 

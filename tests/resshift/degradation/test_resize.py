@@ -1,4 +1,6 @@
-"""Resizing: MATLAB's bicubic against official arrays, the plain modes against F.interpolate, and alignment."""
+"""Resizing: MATLAB's bicubic against official arrays, the plain modes against F.interpolate, and
+alignment.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,8 @@ def test_resize_equals_interpolate(mode: InterpolationMode, size: tuple[int, int
 
 @pytest.mark.parametrize("mode", ["area", "bilinear", "bicubic"])
 def test_two_resizes_stay_aligned_at_the_far_edge(mode: InterpolationMode) -> None:
-    # 256 * 0.151 = 38.66 is floored to 38; spacing by 1/0.151 would shift the far edge by 4.3 pixels, 8.6 levels on this ramp
+    # 256 * 0.151 = 38.66 is floored to 38; spacing by 1/0.151 would shift the far edge by 4.3 pixels, 8.6
+    # levels on this ramp
     ramp_u8 = np.broadcast_to((np.arange(256) // 2 + 60).astype(np.uint8)[:, None, None], (256, 256, 3))
     ramp_u8 = np.ascontiguousarray(np.maximum(ramp_u8, ramp_u8.transpose(1, 0, 2)))
     first = Resize(of="hq", factor=0.151, mode=mode)

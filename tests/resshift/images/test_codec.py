@@ -1,4 +1,6 @@
-"""Pictures: known answers for every kind of file, and nothing but ImageError for every kind of damage. All pictures are made here."""
+"""Pictures: known answers for every kind of file, and nothing but ImageError for every kind of damage. All
+pictures are made here.
+"""
 
 from __future__ import annotations
 
@@ -189,7 +191,9 @@ def with_exif(pixels: np.ndarray, orientation: int = 1) -> Image.Image:
 
 
 def stored_as(upright: np.ndarray, orientation: int) -> np.ndarray:
-    """Return how a camera stores a picture so that this orientation makes it upright (Exif 3.0: where row 0 and column 0 are)."""
+    """Return how a camera stores a picture so that this orientation makes it upright (Exif 3.0: where row 0
+    and column 0 are).
+    """
     height, width = upright.shape[:2]
     turned = np.empty((width, height, 3) if orientation >= 5 else (height, width, 3), dtype=np.uint8)
     for y in range(height):
@@ -281,7 +285,8 @@ def test_display_p3_is_converted_to_srgb() -> None:
     assert picture.icc is None
     assert picture.notes == ("converted from Test P3 to sRGB",)
     grey, pink, red = picture.pixels[0].astype(int)
-    # The linear P3 to sRGB matrix applied by hand: (0.586, 0.127, 0.127) linear becomes (0.689, 0.108, 0.118); red is out of gamut.
+    # The linear P3 to sRGB matrix applied by hand: (0.586, 0.127, 0.127) linear becomes (0.689, 0.108,
+    # 0.118); red is out of gamut.
     assert np.abs(grey - 128).max() <= 2
     assert np.abs(pink - (216, 93, 97)).max() <= 2
     assert tuple(red) == (255, 0, 0)

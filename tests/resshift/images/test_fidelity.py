@@ -1,4 +1,5 @@
-"""The fidelity table: what comes out of decode -> upscale -> encode for every kind of picture, asserted case by case.
+"""The fidelity table: what comes out of decode -> upscale -> encode for every kind of picture, asserted case
+by case.
 
 The model repeats every pixel, so the result is known: 4 x 4 blocks of what a viewer would show. 107 cases.
 """
@@ -26,13 +27,13 @@ _ACROSS, _DOWN = np.meshgrid(np.linspace(40, 200, 24), np.linspace(60, 180, 16))
 SMOOTH = np.stack([_ACROSS, _DOWN, _ACROSS], axis=2).astype(np.uint8)
 
 
-def saved(image: Image.Image, format: str, **options: Any) -> bytes:  # noqa: ANN401 - Pillow's options
+def saved(image: Image.Image, format: str, **options: Any) -> bytes:
     out = io.BytesIO()
     image.save(out, format, **options)
     return out.getvalue()
 
 
-def upscaled(data: bytes, format: Format = "png", choice: Any = "first", quality: int = 95) -> bytes:  # noqa: ANN401 - a literal
+def upscaled(data: bytes, format: Format = "png", choice: Any = "first", quality: int = 95) -> bytes:
     """Do what the bulk job does with one file."""
     frames = decode_frames(data, None, choice).map(
         lambda picture: Nearest().upscale(fill_transparent(picture))

@@ -76,7 +76,9 @@ def test_distance_to_the_picture_itself_is_zero(tmp_path: Path) -> None:
 
 
 def test_distance_grows_with_the_distance_of_the_means(tmp_path: Path) -> None:
-    """With far wider reference statistics than the picture's own, d = |m - m_p| / (s / sqrt(2)): closed form."""
+    """With far wider reference statistics than the picture's own, d = |m - m_p| / (s / sqrt(2)): closed
+    form.
+    """
     picture = photo_like(192, 288)
     found = features(np.round(picture[..., 0] * (219 / 255) + 16).astype(np.uint8))
     for step in (1.0, 2.0):

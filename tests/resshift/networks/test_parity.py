@@ -179,7 +179,9 @@ def test_quantiser_passes_the_gradient_straight_through(recipe_weights: Fill) ->
 
 @torch.no_grad()
 def test_end_to_end_against_official(parity: Load, recipe_weights: Fill, settle_ties: Settle) -> None:
-    """Bicubic, encode, prior, four steps, decode, as the released sampler does on a 64x64 picture with small networks."""
+    """Bicubic, encode, prior, four steps, decode, as the released sampler does on a 64x64 picture with small
+    networks.
+    """
     arrays = parity("e2e_x4_64")
     lq = torch.from_numpy(arrays["lq"])
     unet, vq = recipe_weights(UNetSwin(SMALL_UNET)), recipe_weights(VQAutoencoder(SMALL_VQ))

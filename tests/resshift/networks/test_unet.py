@@ -1,4 +1,6 @@
-"""The pixel head, which no released network has; the rest of the U-Net is held to the released one in test_networks_parity.py."""
+"""The pixel head, which no released network has; the rest of the U-Net is held to the released one in
+test_networks_parity.py.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def test_a_network_begins_as_the_one_without_a_head() -> None:
 
 
 def test_a_head_of_shifts_moves_pixels_across_the_border_of_a_position() -> None:
-    """`features` repeats the activations and `last` takes the pixel to the left, so the sum is known at every pixel."""
+    """`features` repeats the activations and `last` takes the pixel to the left, so the sum is known at every
+    pixel.
+    """
     head = PixelHead(in_channels=16, channels=1, factor=4)
     for parameter in head.parameters():
         nn.init.zeros_(parameter)
@@ -65,7 +69,9 @@ def test_a_head_of_shifts_moves_pixels_across_the_border_of_a_position() -> None
 
 
 def test_behind_the_shuffle_every_pixel_has_the_same_weights() -> None:
-    """What the head makes of a texture that does not know the lattice does not know it either, whatever its weights."""
+    """What the head makes of a texture that does not know the lattice does not know it either, whatever its
+    weights.
+    """
     torch.manual_seed(1)
     head = PixelHead(in_channels=16, channels=1, factor=4)
     for parameter in (*head.inner.parameters(), *head.last.parameters()):

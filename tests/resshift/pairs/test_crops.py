@@ -43,7 +43,9 @@ def test_short_side_takes_the_whole_short_side() -> None:
 
 
 def test_scaled_sides_are_as_often_in_every_octave() -> None:
-    """On a ramp of one level a pixel, the columns of a crop are side / crop_px levels apart: read the side off and test its logarithm."""
+    """On a ramp of one level a pixel, the columns of a crop are side / crop_px levels apart: read the side
+    off and test its logarithm.
+    """
     ramp = np.ascontiguousarray(np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None], (256, 256, 3)))
     data = DataConfig(crop="scaled", crop_px=16, flip=False)
     crops = np.stack([training_crop(ramp, philox("scale", i), data) for i in range(600)]).astype(float)

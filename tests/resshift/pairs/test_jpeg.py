@@ -60,7 +60,9 @@ def exif(orientation: int) -> Image.Exif:
 
 
 def linear_profile() -> bytes:
-    """Return an sRGB profile whose tone curves say gamma 1: a picture with it looks much brighter than its numbers."""
+    """Return an sRGB profile whose tone curves say gamma 1: a picture with it looks much brighter than its
+    numbers.
+    """
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     for i in range(int.from_bytes(profile[128:132], "big")):
         name, offset, size = struct.unpack_from(">4sII", profile, 132 + 12 * i)

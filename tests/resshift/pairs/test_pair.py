@@ -63,7 +63,9 @@ def test_grey_alpha_and_16_bit_photos_become_rgb(shape: tuple[int, ...], dtype: 
 
 
 def test_pairs_do_not_depend_on_threads_or_on_what_ran_before() -> None:
-    """Large enough that OpenCV and torch share the work among their threads, and that blurs go through Fourier space."""
+    """Large enough that OpenCV and torch share the work among their threads, and that blurs go through
+    Fourier space.
+    """
     data = {f"k{i}": photo(i, height=300, width=380, format="JPEG") for i in range(12)}
     crop = DataConfig(crop="short_side", crop_px=256)
     num_threads = cv2.getNumThreads(), torch.get_num_threads()

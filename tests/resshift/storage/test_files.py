@@ -222,7 +222,7 @@ def test_unreadable_directory_is_one_irregular_entry(tmp_path: Path, monkeypatch
     (tmp_path / "z.png").write_bytes(b"x")
     original = os.scandir
 
-    def refuse(path: str) -> Any:  # noqa: ANN401 - an iterator type that os keeps private;  # chmod does not stop root, who runs the tests in CI
+    def refuse(path: str) -> Any:
         if path.endswith("closed"):
             raise PermissionError(13, "Permission denied")
         return original(path)
@@ -374,9 +374,9 @@ def test_bytes_left_on_a_connection_do_not_fail_the_next_request(
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
         for _ in range(4):
             with pytest.raises(StorageError) as caught:
-                files._call_s3(
+                files._call_s3(  # pyright: ignore[reportPrivateUsage]
                     "s3://b/a", S3Options(attempts=2), "head_object", Bucket="some-bucket", Key="a"
-                )  # pyright: ignore[reportPrivateUsage]
+                )
             assert caught.value.reason is StorageReason.MISSING
             time.sleep(0.1)
     assert len(requests) >= 4

@@ -64,7 +64,8 @@ def test_works_of_one_shape_share_calls_and_a_call_may_be_cut() -> None:
     assert [future.result().value for future in futures] == [
         [x / 2 for row in values for x in row] for values in works
     ]
-    # 24 tiles, the oldest work's first: 3 a + 1 b three times, 3 b + 1 c twice, and what is left of c in its own rounds. Alone: nine calls.
+    # 24 tiles, the oldest work's first: 3 a + 1 b three times, 3 b + 1 c twice, and what is left of c in its
+    # own rounds. Alone: nine calls.
     assert network.sizes == [SIZE] * 7
 
 

@@ -1,4 +1,6 @@
-"""The chain by rows of tiles equals the chain on whole planes up to rounding; where its windows lie changes no byte."""
+"""The chain by rows of tiles equals the chain on whole planes up to rounding; where its windows lie changes
+no byte.
+"""
 
 from __future__ import annotations
 
@@ -130,7 +132,8 @@ def test_rows_of_tiles_equal_whole_planes(make: Callable[[], Upscaler], size: tu
     lq, plan = tensor_of(picture(*size)), up.plan(*size, 16)
     assert plan.num_tiles > 1 or max(size) <= 16
     out = up.upscale_tensor(lq, seed=3, tile_px=16)
-    # Elementwise results may differ in the last bit with the shape of the plane; a missing row or neighbour would show as 0.01 and more.
+    # Elementwise results may differ in the last bit with the shape of the plane; a missing row or neighbour
+    # would show as 0.01 and more.
     torch.testing.assert_close(out, on_whole_planes(up, lq, plan, 3), atol=2e-5, rtol=0)
 
 

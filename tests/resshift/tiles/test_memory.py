@@ -55,7 +55,9 @@ def test_a_picture_that_fits_is_one_tile(size: tuple[int, int]) -> None:
 
 
 def test_the_plan_is_the_largest_that_costs_little_more_than_the_cheapest() -> None:
-    """A 256x256 latent costs 65536 (1 + 65536 / a) whole and 102400 (1 + 4096 / a) in 25 tiles of 64: for a = 60000 1.25 times as much."""
+    """A 256x256 latent costs 65536 (1 + 65536 / a) whole and 102400 (1 + 4096 / a) in 25 tiles of 64: for a =
+    60000 1.25 times as much.
+    """
     whole, cut = (
         plan_for((256, 256), 64, attention_positions=80_000),
         plan_for((256, 256), 64, attention_positions=60_000),

@@ -82,7 +82,9 @@ def test_weights_fade_towards_the_border_of_a_tile() -> None:
 
 
 def test_weights_cross_without_a_corner() -> None:
-    """Value and slope are continuous: the largest second difference of a raised cosine over n positions is about (pi / n)^2 / 2."""
+    """Value and slope are continuous: the largest second difference of a raised cosine over n positions is
+    about (pi / n)^2 / 2.
+    """
     axis = cut_axis(112, 64, 16)
     left = axis.weights(0)
     assert left.diff().diff().abs().max() < (torch.pi / 16) ** 2 / 2 * 1.05

@@ -54,7 +54,9 @@ def test_adaptive_weight_is_the_ratio_of_gradients() -> None:
 
 
 def test_discriminator_sees_patches_of_seventy_pixels() -> None:
-    """A pixel changes the logits of the patches that hold it and no others (without normalisation, which sees the whole picture)."""
+    """A pixel changes the logits of the patches that hold it and no others (without normalisation, which sees
+    the whole picture).
+    """
     network = PatchDiscriminator(DiscriminatorConfig(channels=16, layers=3))
     for i, module in enumerate(network.main):
         if isinstance(module, nn.GroupNorm):

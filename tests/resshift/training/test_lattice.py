@@ -1,4 +1,6 @@
-"""What shows the lattice: nothing in textures, a known amount in textures with a known gain at every phase or with a known sine."""
+"""What shows the lattice: nothing in textures, a known amount in textures with a known gain at every phase or
+with a known sine.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def sine(amplitude: float, period: float, side: int = 512) -> Tensor:
 
 
 def test_noise_shows_nothing_but_the_luck_of_the_sample() -> None:
-    """log of a mean of n squares of normal values has the variance 2 / n; neighbouring differences share values, so a little more."""
+    """log of a mean of n squares of normal values has the variance 2 / n; neighbouring differences share
+    values, so a little more.
+    """
     num_per_phase = (512 / 4) ** 2
     assert float(unevenness(noise(), 4)) < 2 * 2 / num_per_phase
     assert float(lines(noise(), 4)) < 0.03
@@ -37,7 +41,8 @@ def test_blur_and_contrast_are_not_seen() -> None:
 
 
 def test_known_line() -> None:
-    """A wave of amplitude a adds a^2 / 4 (sum of w w')^2 to the s^2 (sum of w^2 w'^2) that noise of sigma s has at its frequency.
+    """A wave of amplitude a adds a^2 / 4 (sum of w w')^2 to the s^2 (sum of w^2 w'^2) that noise of sigma s
+    has at its frequency.
 
     The bins beside it in each axis have half the amplitude, so the nine bins hold 2.25 times that.
     """
@@ -55,12 +60,15 @@ def test_known_line() -> None:
 
 
 def test_screen_of_a_known_line() -> None:
-    """The bins around a wave have 1, 1/4 and 1/16 of its power; a logarithm of noise is Euler's constant below that of its mean."""
+    """The bins around a wave have 1, 1/4 and 1/16 of its power; a logarithm of noise is Euler's constant
+    below that of its mean.
+    """
     amplitude, sigma, side = 0.4, 0.2, 512
     window = torch.hann_window(side, dtype=torch.float64)
     line = amplitude**2 / 4 * float(window.sum()) ** 4 / (sigma**2 * float(window.square().sum()) ** 2)
     excess = math.log(line) - (4 * math.log(4) + 4 * math.log(16)) / 9 + 0.5772
-    # Two of the fifteen frequencies have it; the others have what luck there is in means over nine bins of four pictures.
+    # Two of the fifteen frequencies have it; the others have what luck there is in means over nine bins of
+    # four pictures.
     assert float(screen(noise(batch=4) + sine(amplitude, 4), 4)) == pytest.approx(2 / 15 * excess, abs=0.15)
     assert excess > 8
 
@@ -89,7 +97,9 @@ def test_waves_of_another_period_are_not_meant(period: int) -> None:
 
 
 def test_known_gain_of_one_phase() -> None:
-    """Noise whose every fourth column is stronger by a: the energies of differences are sums of two gains squared, known for every lag."""
+    """Noise whose every fourth column is stronger by a: the energies of differences are sums of two gains
+    squared, known for every lag.
+    """
     gain = torch.tensor([1.0, 1.0, 3.0, 1.0], dtype=torch.float64)
     x = noise(2048) * gain.repeat(512)
 

@@ -1,4 +1,6 @@
-"""Two real processes over gloo, DDP and FSDP2: the same numbers as one process, and checkpoints that any of them can read."""
+"""Two real processes over gloo, DDP and FSDP2: the same numbers as one process, and checkpoints that any of
+them can read.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def run(learner: DiffusionLearner, steps: range) -> list[dict[str, float]]:
 
 
 def work(rank: int, port: int, parallel: str, directory: str) -> None:
-    """Three steps by two workers, and two more after a round trip through a checkpoint; what one process must reproduce is written down."""
+    """Three steps by two workers, and two more after a round trip through a checkpoint; what one process must
+    reproduce is written down.
+    """
     torch.set_num_threads(1)
     store = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
@@ -115,7 +119,9 @@ def pair(
 def test_two_workers_train_as_one(
     pair: tuple[str, Path, dict[str, Any]], alone: tuple[DiffusionLearner, list[dict[str, float]]]
 ) -> None:
-    """2 workers x 2 micro-batches of 2 against 1 x 4 of 2: loss and gradient norm of every step, then weights and average."""
+    """2 workers x 2 micro-batches of 2 against 1 x 4 of 2: loss and gradient norm of every step, then weights
+    and average.
+    """
     parallel, directory, facts = pair
     learner, lines = alone
     for ours, theirs in zip(facts["lines"], lines, strict=True):
@@ -132,7 +138,8 @@ def test_two_workers_train_as_one(
             torch.cat([p.detach().flatten() for p in one.parameters()]) for one in (module, expected)
         )
         difference = (ours - theirs).abs()
-        # Adam's first steps are lr times the sign of the gradient: where that is nearly zero, rounding decides, and a step goes either way.
+        # Adam's first steps are lr times the sign of the gradient: where that is nearly zero, rounding
+        # decides, and a step goes either way.
         assert float((difference <= 1e-5).float().mean()) > 0.999
         assert float(difference.max()) <= 2 * STEPS * config_of(parallel).optim.lr
     assert other.state.step == STEPS

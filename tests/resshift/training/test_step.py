@@ -41,7 +41,7 @@ def batch(i: int, size: int = 8) -> dict[str, Tensor]:
     return {"hq": hq, "lq": hq[:, ::4, ::4].contiguous()}
 
 
-def start(config: RunConfig, slots: Slots | None = None, objective: Any = None) -> DiffusionLearner:  # noqa: ANN401 - stand-ins
+def start(config: RunConfig, slots: Slots | None = None, objective: Any = None) -> DiffusionLearner:
     return DiffusionLearner(
         config,
         build_network(config),
@@ -140,7 +140,9 @@ def test_every_slot_belongs_to_one_worker(num_ranks: int) -> None:
 
 
 def gradients(config: RunConfig, num_ranks: int) -> dict[str, Tensor]:
-    """Run one step as `num_ranks` workers would, each on its slots, and average their gradients as DDP does."""
+    """Run one step as `num_ranks` workers would, each on its slots, and average their gradients as DDP
+    does.
+    """
     total: dict[str, Tensor] = {}
     for rank in range(num_ranks):
         slots = Slots.of_rank(config.train.batch_size, rank, num_ranks)
@@ -155,7 +157,9 @@ def gradients(config: RunConfig, num_ranks: int) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("micro_batch", "num_ranks"), [(4, 1), (2, 1), (3, 1), (4, 2), (3, 2), (4, 3)])
 def test_gradient_does_not_depend_on_how_the_batch_is_cut(micro_batch: int, num_ranks: int) -> None:
-    """1 x 8 = 2 x 4 = 4 x 2 = 3 + 2 + 3 = two workers x 4 = three workers with 2, 3 and 3. Real processes: test_sharding.py."""
+    """1 x 8 = 2 x 4 = 4 x 2 = 3 + 2 + 3 = two workers x 4 = three workers with 2, 3 and 3. Real processes:
+    test_sharding.py.
+    """
     whole = gradients(toy("train.micro_batch=8"), 1)
     cut = gradients(toy(f"train.micro_batch={micro_batch}"), num_ranks)
     for name, value in whole.items():
@@ -349,7 +353,9 @@ def test_run_begins_with_given_weights() -> None:
 
 
 def test_rendering_follows_from_weights_and_keys_alone() -> None:
-    """Picture by picture or together, after whatever was drawn before: the same pictures, up to the order of sums."""
+    """Picture by picture or together, after whatever was drawn before: the same pictures, up to the order of
+    sums.
+    """
     learner, pictures = start(toy()), batch(0, 2)
     with torch.no_grad():
         together = learner.render(pictures, ["a", "b"])
