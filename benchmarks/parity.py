@@ -19,10 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from resshift.networks.autoencoder import VQAutoencoder
-from resshift.networks.first_stage_config import VQConfig
+from resshift.networks.config import UNetConfig, VQConfig
 from resshift.networks.swin import BasicLayer
 from resshift.networks.unet import UNetSwin
-from resshift.networks.unet_config import UNetConfig
 from resshift.sampler import network_denoiser, sample
 from resshift.schedule import ShiftSchedule
 from resshift.training.losses import upsample

@@ -17,8 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from resshift.degradation import DegradationRecipe
-from resshift.networks.first_stage_config import FirstStageConfig
-from resshift.networks.unet_config import UNetConfig
+from resshift.networks.config import FirstStageConfig, UNetConfig
 from resshift.schedule import ScheduleConfig
 from resshift.target import Target
 

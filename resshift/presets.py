@@ -24,8 +24,7 @@ from resshift.config import (
     RunConfig,
     TrainConfig,
 )
-from resshift.networks.first_stage_config import FirstStageConfig, VQConfig
-from resshift.networks.unet_config import UNetConfig
+from resshift.networks.config import FirstStageConfig, UNetConfig, VQConfig
 from resshift.schedule import ScheduleConfig
 from resshift.target import Target
 

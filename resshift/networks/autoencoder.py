@@ -17,8 +17,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resshift.networks.config import FirstStageConfig, VQConfig
 from resshift.networks.convolution import Conv3x3, norm_silu_conv
-from resshift.networks.first_stage_config import FirstStageConfig, VQConfig
 from resshift.networks.normalisation import GroupNorm32, norm_silu
 
 

@@ -1,5 +1,9 @@
-"""3x3 convolutions on CPUs with a quarter of the multiplications: Winograd's F(4x4, 3x3) (Lavin and Gray,
-CVPR 2016).
+"""Convolutions as matrix products: 1x1 as the product it is, 3x3 with a quarter of the multiplications.
+
+A 1x1 convolution is one matrix product. On CPUs PyTorch's convolution may take slower ways, and ways that
+depend on the number of threads.
+
+For 3x3 there is Winograd's F(4x4, 3x3) (Lavin and Gray, CVPR 2016).
 
     Y = A^T [ (G g G^T) * (B^T d B) ] A
 
@@ -10,10 +14,10 @@ normalisation and the SiLU before the convolution are applied to a band on its w
 of its own.
 
 Errors grow about tenfold over the direct sum (6e-5 instead of 1e-5 for outputs of size 4): transforms are
-made in float64, applied in float32.
+computed in float64, applied in float32.
 
-Only what `prepare` was called on uses it, in float32, on a CPU, without gradients. Elsewhere the direct
-convolution of cuDNN or oneDNN is as fast or faster (with AMX or tensor cores), and runs.
+Only modules that `prepare` was called on use it, in float32, on a CPU, without gradients. Elsewhere the
+direct convolution of cuDNN or oneDNN is as fast or faster (with AMX or tensor cores), and runs.
 
 Shapes: B batch, C and K channels in and out, H W the map, n tiles of 4x4 in a band.
 """
@@ -51,6 +55,25 @@ _MAX_CHANNELS, _MIN_PRODUCT = 512, 128 * 64
 # Values of one matrix of a band, and the bounds of its tiles: 1 MiB in float32 and no matrix product of fewer
 # than 64 rows.
 _BAND_VALUES, _MIN_TILES, _MAX_TILES = 16_384, 64, 512
+
+
+def pointwise(conv: nn.Module, x: Tensor) -> Tensor:
+    """Apply a 1x1 convolution to (B, H, W, C) -> (B, H, W, K)."""
+    assert isinstance(conv, nn.Conv2d)
+    return F.linear(x, conv.weight.flatten(1), conv.bias)
+
+
+class Conv1x1(nn.Conv2d):
+    """A 1x1 convolution on (B, C, H, W); a matrix product on a CPU without gradients."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, K, H, W)."""
+        if input.device.type == "cpu" and not torch.is_grad_enabled():
+            return pointwise(self, input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return super().forward(input)
 
 
 class Conv3x3(nn.Conv2d):

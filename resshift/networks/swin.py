@@ -21,9 +21,9 @@ from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resshift.networks.config import MaskRule
+from resshift.networks.convolution import pointwise
 from resshift.networks.normalisation import GroupNorm32
-from resshift.networks.pointwise import pointwise
-from resshift.networks.unet_config import MaskRule
 
 
 @lru_cache(maxsize=64)

@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from resshift.networks.convolution import Conv3x3, norm_silu_conv
+from resshift.networks.config import UNetConfig
+from resshift.networks.convolution import Conv1x1, Conv3x3, norm_silu_conv
 from resshift.networks.normalisation import GroupNorm32, norm_silu
-from resshift.networks.pointwise import Conv1x1
 from resshift.networks.swin import BasicLayer
-from resshift.networks.unet_config import UNetConfig
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:

@@ -29,8 +29,8 @@ from torch.nn import functional as F
 from resshift.config import STRICT, DataConfig, LogConfig, OptimConfig, TrainConfig, ValidationConfig
 from resshift.degradation import DegradationRecipe
 from resshift.networks.autoencoder import VQAutoencoder
+from resshift.networks.config import FirstStageConfig, VQConfig
 from resshift.networks.discriminator import DiscriminatorConfig, PatchDiscriminator, hinge_loss
-from resshift.networks.first_stage_config import FirstStageConfig, VQConfig
 from resshift.training.losses import Lpips
 from resshift.training.optimizer import Outcome, guarded_step, learning_rate, set_learning_rate
 from resshift.training.sharding import synchronise_gradients

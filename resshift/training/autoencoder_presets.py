@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from resshift.config import ConfigError, DataConfig, OptimConfig, TrainConfig
+from resshift.networks.config import FirstStageConfig, VQConfig
 from resshift.networks.discriminator import DiscriminatorConfig
-from resshift.networks.first_stage_config import FirstStageConfig, VQConfig
 from resshift.presets import VQ_F8_FACE
 from resshift.training.autoencoder import AutoencoderLossConfig, AutoencoderRunConfig
 

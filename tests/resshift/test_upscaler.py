@@ -18,9 +18,8 @@ from resshift import weights
 from resshift.config import ModelConfig
 from resshift.models import PIXELS, WeightsError
 from resshift.networks.autoencoder import VectorQuantizer, VQAutoencoder
-from resshift.networks.first_stage_config import FirstStageConfig, VQConfig
+from resshift.networks.config import FirstStageConfig, UNetConfig, VQConfig
 from resshift.networks.unet import UNetSwin
-from resshift.networks.unet_config import UNetConfig
 from resshift.presets import test_x4 as toy_preset
 from resshift.presets import tiny_x4
 from resshift.training.losses import upsample

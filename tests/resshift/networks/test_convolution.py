@@ -12,11 +12,10 @@ from torch.nn import functional as F
 
 from resshift.config import ModelConfig
 from resshift.networks.autoencoder import VectorQuantizer, VQAutoencoder
+from resshift.networks.config import FirstStageConfig, UNetConfig, VQConfig
 from resshift.networks.convolution import Conv3x3, norm_silu_conv, prepare
-from resshift.networks.first_stage_config import FirstStageConfig, VQConfig
 from resshift.networks.normalisation import GroupNorm32
 from resshift.networks.unet import UNetSwin
-from resshift.networks.unet_config import UNetConfig
 from resshift.upscaler import Upscaler
 
 Load = Callable[[str], dict[str, np.ndarray]]

@@ -12,10 +12,9 @@ import torch
 from torch import nn
 
 from resshift.networks.autoencoder import VectorQuantizer, VQAutoencoder
-from resshift.networks.first_stage_config import VQConfig
+from resshift.networks.config import UNetConfig, VQConfig
 from resshift.networks.swin import BasicLayer, shifted_window_mask
 from resshift.networks.unet import UNetSwin, timestep_embedding
-from resshift.networks.unet_config import UNetConfig
 from resshift.sampler import network_denoiser, sample
 from resshift.schedule import ShiftSchedule
 from resshift.target import Target

@@ -1,5 +1,5 @@
 """The pixel head, which no released network has; the rest of the U-Net is held to the released one in
-test_networks_parity.py.
+test_parity.py.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resshift.config import ModelConfig
-from resshift.networks.first_stage_config import FirstStageConfig
+from resshift.networks.config import FirstStageConfig, UNetConfig
 from resshift.networks.unet import PixelHead, UNetSwin
-from resshift.networks.unet_config import UNetConfig
 from resshift.presets import tiny_x4
 from resshift.training.lattice import unevenness
 

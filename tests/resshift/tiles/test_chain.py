@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from resshift.config import ModelConfig
 from resshift.images.codec import Picture, from_tensor
 from resshift.networks.autoencoder import VQAutoencoder
-from resshift.networks.first_stage_config import FirstStageConfig, VQConfig
+from resshift.networks.config import FirstStageConfig, UNetConfig, VQConfig
 from resshift.networks.unet import UNetSwin
-from resshift.networks.unet_config import UNetConfig
 from resshift.presets import test_x4 as toy_preset
 from resshift.sampler import network_denoiser, sample
 from resshift.tiles.batching import alone

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from resshift.networks.first_stage_config import FirstStageConfig, VQConfig
+from resshift.networks.config import FirstStageConfig, VQConfig
 from resshift.presets import preset
 from resshift.tiles.compiled import Compiled
 from resshift.training.step import build_network

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from resshift.config import LossConfig, ModelConfig
 from resshift.diffusion import q_sample, scale_input, target_of
 from resshift.networks.autoencoder import PixelUnshuffle
-from resshift.networks.first_stage_config import FirstStageConfig
+from resshift.networks.config import FirstStageConfig
 from resshift.presets import tiny_x4
 from resshift.schedule import ShiftSchedule
 from resshift.target import Target
