@@ -71,8 +71,9 @@ class Lease:
             StorageError: the destination cannot be read or written.
         """
         self._write()
-        self._beating = threading.Thread(target=self._beat, name="lease", daemon=True)
-        self._beating.start()
+        beating = threading.Thread(target=self._beat, name="lease", daemon=True)
+        beating.start()
+        self._beating = beating  # a thread that has not started cannot be joined by `release`
         try:
             self._watch()
             if self._ended.is_set():
