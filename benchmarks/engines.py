@@ -26,10 +26,10 @@ from pipelines.bulk.actors import ActorEngine, Engine, EngineOptions
 from pipelines.bulk.job import entries
 from pipelines.bulk.scheduler import BulkOptions, BulkRun, busy_share
 from pipelines.bulk.selection import Selection, Worklist
-from pipelines.bulk.stages import Row, StageOptions, UpscaleOptions
+from pipelines.bulk.stages import StageOptions, UpscaleOptions
 from pipelines.command import connect_to_ray
 from pipelines.ledger.digests import DigestSet, OwnerMap
-from pipelines.ledger.ledger import Known
+from pipelines.ledger.ledger import Known, Row
 from serve.engine import ServeEngine
 
 SIDE_PX = 128

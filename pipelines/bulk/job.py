@@ -26,11 +26,11 @@ from pipelines.bulk.progress import Progress
 from pipelines.bulk.scheduler import BulkOptions, BulkRun, busy_share
 from pipelines.bulk.selection import Selection, Worklist, listed_keys
 from pipelines.bulk.settings import EngineSettings
-from pipelines.bulk.stages import Row, StageOptions, UpscaleOptions
+from pipelines.bulk.stages import StageOptions, UpscaleOptions
 from pipelines.cluster.capacity import has_gpus, reachable
 from pipelines.ledger import ledger
+from pipelines.ledger.ledger import LedgerWriter, Row
 from pipelines.ledger.report import RunRecord, Summary, write_report, write_run
-from pipelines.ledger.writer import LedgerWriter
 from resshift import storage
 from resshift.storage import Entry, s3
 from resshift.storage.s3 import S3Options
@@ -132,7 +132,7 @@ async def run_job_in_loop(job: Job, worklist: Worklist, engine: Engine, progress
 
     def finished(row: Row) -> None:
         progress.count(row)
-        writer.add(row | {"run": run})
+        writer.add({**row, "run": run})
 
     bulk = BulkRun(worklist.batches(), job.stages, engine, job.bulk, finished, **_capacity())
     replica_seconds = 0.0

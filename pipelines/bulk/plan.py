@@ -12,10 +12,10 @@ import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 from pipelines.bulk.selection import Item, Worklist
 from pipelines.bulk.stages import StageOptions
+from pipelines.ledger.ledger import Row
 from resshift import seeds, storage
 from resshift.images import codec
 from resshift.images.codec import ImageError, Reason
@@ -40,7 +40,7 @@ class Plan:
     pending: int = 0
     pending_bytes: int = 0
     num_refused: int = 0
-    refused: list[dict[str, Any]] = field(default_factory=list)
+    refused: list[Row] = field(default_factory=list[Row])
     sampled: int = 0
     sampled_pixels: int = 0
     readable: int = 0

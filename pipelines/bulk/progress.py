@@ -24,6 +24,7 @@ from rich.live import Live
 from rich.text import Text
 
 from pipelines.bulk.selection import Tally
+from pipelines.ledger.ledger import Row
 
 _WINDOW_S = 60.0
 
@@ -93,7 +94,7 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
-    def count(self, row: dict[str, Any]) -> None:
+    def count(self, row: Row) -> None:
         """Count a finished row."""
         self.counts[row["status"]] += 1
         megapixels = (row["width_in"] or 0) * (row["height_in"] or 0) / 1e6

@@ -28,8 +28,9 @@ from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
 from pipelines.bulk.actors import Engine
 from pipelines.bulk.selection import Item
-from pipelines.bulk.stages import Row, StageOptions, prepare, store
+from pipelines.bulk.stages import StageOptions, prepare, store
 from pipelines.bulk.worker import ReplicaOptions, Started, Upscaled
+from pipelines.ledger.ledger import Row, failed
 from resshift.images.animation import Frames
 
 _HAND_ON_S = 5.0  # results of a unit are stored that often, and at its end
@@ -397,18 +398,19 @@ class BulkRun:
         for entry, upscaled, _ in answered:
             if upscaled.reason:
                 await self.budget.adjust(-entry.reserved)
-                self._finish(
-                    entry.row | {"status": "failed", "reason": upscaled.reason, "message": upscaled.message}
-                )
+                self._finish(failed(entry.row, upscaled.reason, upscaled.message))
         if good := [(entry, result, upscaled) for entry, upscaled, result in answered if not upscaled.reason]:
             self._spawn(self._store(good))
 
     # Encode and put.
 
     async def _store(self, results: list[tuple[_Ready, ray.ObjectRef, Upscaled]]) -> None:
-        rows = [
-            entry.row
-            | {"model_seconds": upscaled.seconds, "seconds": entry.row["seconds"] + upscaled.seconds}
+        rows: list[Row] = [
+            {
+                **entry.row,
+                "model_seconds": upscaled.seconds,
+                "seconds": (entry.row["seconds"] or 0.0) + upscaled.seconds,
+            }
             for entry, _, upscaled in results
         ]
         try:
@@ -459,11 +461,7 @@ class BulkRun:
                     f"{again.deaths} workers ended while they had this input alone, {again.attempts} "
                     f"attempts in all: {told}"
                 )
-                self._finish(
-                    item.row(
-                        "failed", reason="killed_worker", message=message, model=self.stages.job.identity
-                    )
-                )
+                self._finish(failed(item.row(self.stages.job.identity), "killed_worker", message))
             else:
                 self._queue.append(again)
 

@@ -17,11 +17,11 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from pipelines.ledger import ledger
 from pipelines.ledger.digests import DigestSet, digests
-from pipelines.ledger.ledger import Known
+from pipelines.ledger.ledger import Known, Row
 from resshift import storage
 from resshift.storage import Entry, StorageError, StorageReason, s3
 from resshift.storage.s3 import S3Options
@@ -130,13 +130,22 @@ class Item:
     deaths: int = 0
     is_suspect: bool = False
 
-    def row(self, status: ledger.Status, **values: Any) -> dict[str, Any]:
-        """Return a ledger row of this item."""
-        common = {"size": self.size, "output": self.output, "attempts": self.attempts + 1}
-        return ledger.row(self.key, self.etag, status, **common | values)
+    def row(self, model: str) -> Row:
+        """Return the ledger row of this item as it is before the work: nothing has gone wrong.
+
+        Args:
+            model: Identity of the model.
+        """
+        return {
+            **ledger.row(self.key, self.etag, "ok"),
+            "size": self.size,
+            "output": self.output,
+            "attempts": self.attempts + 1,
+            "model": model,
+        }
 
 
-Batch: TypeAlias = tuple[list[Item], list[dict[str, Any]]]
+Batch: TypeAlias = tuple[list[Item], list[Row]]
 
 
 @dataclass(slots=True)
@@ -197,7 +206,7 @@ class Worklist:
                 return True
         return False
 
-    def _divide(self, batch: Sequence[Entry]) -> tuple[list[Item], list[dict[str, Any]]]:
+    def _divide(self, batch: Sequence[Entry]) -> Batch:
         keys = [storage.printable(entry.key) for entry in batch]
         outputs, unnameable = self._names(keys)
         is_done = self.known.done.contains(
@@ -213,7 +222,7 @@ class Worklist:
             granted = self.known.owners.claim(digests([outputs[i] for i in wants]), key_digests[wants])
             has_name |= dict(zip(wants, granted.tolist(), strict=True))
         items: list[Item] = []
-        refused: list[dict[str, Any]] = []
+        refused: list[Row] = []
         for i, entry in enumerate(batch):
             self.tally.listed += 1
             self.tally.listed_bytes += entry.size_bytes
@@ -251,8 +260,9 @@ class Worklist:
         return outputs, unnameable
 
     @staticmethod
-    def _refused(entry: Entry, key: str, reason: str, message: str) -> dict[str, Any]:
-        return ledger.row(key, entry.etag, "failed", size=entry.size_bytes, reason=reason, message=message)
+    def _refused(entry: Entry, key: str, reason: str, message: str) -> Row:
+        row = ledger.row(key, entry.etag, "failed", size=entry.size_bytes)
+        return ledger.failed(row, reason, message)
 
     def _remember(self, output: str, key: str) -> None:
         """Keep the latest names, for messages: colliding inputs are mostly neighbours in the listing."""

@@ -18,17 +18,17 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from pipelines.bulk.selection import Item
+from pipelines.ledger.ledger import Row, failed
 from pipelines.ledger.names import CONTENT_TYPES, OutputFormat, output_format, output_key
 from resshift import storage
 from resshift.images import codec
-from resshift.images.animation import FrameChoice, Frames, decode_frames, encode_frames, fit_frames
+from resshift.images.animation import FrameChoice, Frames, encode_frames, fit_frames
 from resshift.images.codec import ImageError, ImageLimits
 from resshift.images.sandbox import Decoder, DecoderDied, DecoderLimits, DecoderTimeout
-from resshift.storage import StorageError, StorageReason, s3
+from resshift.storage import StorageError, s3
 from resshift.storage.s3 import S3Options
 
 IfExists = Literal["skip", "verify", "overwrite"]
-Row = dict[str, Any]
 _THREADS = 8
 _MAX_RESULT_BYTES = 8 << 30
 
@@ -112,33 +112,30 @@ def prepare(items: Sequence[Item], options: StageOptions) -> tuple[list[Row], li
     return rows, results
 
 
-def _failed(row: Row, reason: str, message: str) -> Row:
-    return row | {"status": "failed", "reason": reason, "message": message}
-
-
 def _fetch(item: Item, options: StageOptions) -> tuple[Row, bytes]:
     started = time.monotonic()
-    row = item.row("ok", model=options.job.identity)
+    row = item.row(options.job.identity)
     try:
-        if options.if_exists != "overwrite" and (found := _existing(item, options)):
-            return row | found, b""
+        if options.if_exists != "overwrite" and (skipped := _skipped(item, row, options)):
+            return skipped, b""
         data = storage.read_bytes(item.uri, options.limits.images.max_bytes, options.source_s3)
     except StorageError as error:
-        return _failed(row, str(error.reason), str(error)), b""
-    read = {"bytes_in": len(data), "sha256_in": hashlib.sha256(data).hexdigest()}
-    return row | read | {"seconds": time.monotonic() - started}, data
+        return failed(row, str(error.reason), str(error)), b""
+    return {
+        **row,
+        "bytes_in": len(data),
+        "sha256_in": hashlib.sha256(data).hexdigest(),
+        "seconds": time.monotonic() - started,
+    }, data
 
 
-def _existing(item: Item, options: StageOptions) -> Row | None:
+def _skipped(item: Item, row: Row, options: StageOptions) -> Row | None:
     """Return the row of an output that is to be left as it is; None when it is to be made."""
     uri = storage.join(options.target, item.output)
+    row = {**row, "status": "skipped", "reason": "exists"}
     if options.if_exists == "skip":
-        skipped: Row = {
-            "status": "skipped",
-            "reason": "exists",
-            "message": "the output was there; --if-exists skip",
-        }
-        return skipped if storage.exists(uri, options.target_s3) else None
+        is_there = storage.exists(uri, options.target_s3)
+        return {**row, "message": "the output was there; --if-exists skip"} if is_there else None
     try:
         data = storage.read_bytes(uri, options=options.target_s3)
         source = storage.read_bytes(item.uri, options.limits.images.max_bytes, options.source_s3)
@@ -153,8 +150,7 @@ def _existing(item: Item, options: StageOptions) -> Row | None:
     ):
         return None
     return {
-        "status": "skipped",
-        "reason": "exists",
+        **row,
         "message": "the output was there and has the right size; --if-exists verify",
         "width_out": written.width,
         "height_out": written.height,
@@ -171,26 +167,26 @@ def _decode(item: Item, row: Row, data: bytes, options: StageOptions) -> tuple[R
             frames = decoder.decode(data, options.job.frames)
             break
         except ImageError as error:
-            return _failed(row, str(error.reason), str(error)), Frames(())
+            return failed(row, str(error.reason), str(error)), Frames(())
         except DecoderTimeout as error:
-            return _failed(row, "timeout", str(error)), Frames(())
+            return failed(row, "timeout", str(error)), Frames(())
         except DecoderDied as error:
             if i_attempt:
-                return _failed(row, "killed_worker", f"{error}, twice"), Frames(())
+                return failed(row, "killed_worker", f"{error}, twice"), Frames(())
     else:
         raise AssertionError("unreachable")
     first = frames.pictures[0]
     # Sizes after the EXIF orientation; seconds are those spent on this picture, without waiting between
     # stages.
-    row = row | {"width_in": first.width, "height_in": first.height, "frames": len(frames.pictures)}
+    row = {**row, "width_in": first.width, "height_in": first.height, "frames": len(frames.pictures)}
     grown = frames.num_bytes * max(options.job.scale, 1) ** 2
     if grown > _MAX_RESULT_BYTES:
         message = (
             f"the result would take {grown / 1e9:.1f} GB, at most {_MAX_RESULT_BYTES / 1e9:.1f} GB are "
             "allowed"
         )
-        return _failed(row, "too_large", message), Frames(())
-    return row | {"seconds": (row["seconds"] or 0.0) + time.monotonic() - started}, frames
+        return failed(row, "too_large", message), Frames(())
+    return {**row, "seconds": (row["seconds"] or 0.0) + time.monotonic() - started}, frames
 
 
 def store(rows: Sequence[Row], results: Sequence[Frames], options: StageOptions) -> list[Row]:
@@ -209,9 +205,10 @@ def _store(row: Row, frames: Frames, options: StageOptions) -> Row:
             storage.join(options.target, row["output"]), data, options.target_s3, CONTENT_TYPES[format]
         )
     except (ImageError, StorageError) as error:
-        return _failed(row, str(error.reason), str(error))
+        return failed(row, str(error.reason), str(error))
     first = fitted.pictures[0]
-    return row | {
+    return {
+        **row,
         "width_out": first.width,
         "height_out": first.height,
         "bytes_out": len(data),
@@ -219,25 +216,3 @@ def _store(row: Row, frames: Frames, options: StageOptions) -> Row:
         "notes": "; ".join(first.notes),
         "seconds": (row["seconds"] or 0.0) + time.monotonic() - started,
     }
-
-
-def verify_row(row: Row, root: str, s3_options: S3Options = s3.DEFAULT) -> str | None:
-    """Re-read the output of a row: it decodes, has the recorded size and sha256. Return what is wrong, None
-    when nothing is.
-    """
-    try:
-        data = storage.read_bytes(storage.join(root, row["output"]), options=s3_options)
-        if row["sha256_out"] and hashlib.sha256(data).hexdigest() != row["sha256_out"]:
-            return f"corrupt: {row['output']}: sha256 differs from the ledger"
-        pictures = decode_frames(data, ImageLimits(max_pixels=2**31, max_side_px=2**31), "first").pictures
-    except StorageError as error:
-        return (
-            f"{'missing' if error.reason is StorageReason.MISSING else 'unreadable'}: {row['output']}: "
-            f"{error.detail}"
-        )
-    except ImageError as error:
-        return f"corrupt: {row['output']}: {error}"
-    found, recorded = (pictures[0].width, pictures[0].height), (row["width_out"], row["height_out"])
-    if recorded[0] is not None and found != recorded:
-        return f"corrupt: {row['output']}: {found[0]}x{found[1]}, the ledger says {recorded[0]}x{recorded[1]}"
-    return None

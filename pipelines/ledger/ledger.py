@@ -13,15 +13,16 @@ Tables are read part by part; what is kept in memory of a ledger is 28 bytes a r
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict, cast, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -37,46 +38,91 @@ from resshift.storage.s3 import S3Options
 Status = Literal["ok", "failed", "skipped"]
 DIRECTORY = "_resshift"
 _READERS = 8
+_Text = Annotated[str, pa.string()]
+_Int32 = Annotated[int | None, pa.int32()]
+_Int64 = Annotated[int | None, pa.int64()]
+_Float64 = Annotated[float | None, pa.float64()]
+
+
+class Row(TypedDict):
+    """What became of one input. `SCHEMA` has the same columns in the same order.
+
+    A text that is not known is "", a number that is not known is None. A row that is read from a part written
+    before a column existed has None there.
+
+    Fields:
+        key: Name of the input relative to SRC, printable.
+        etag: Version of the input, as its store names it.
+        size: Bytes of the input according to the listing.
+        status: Whether an output was written, could not be, or was left as it was.
+        reason: One word of a closed vocabulary for a status other than "ok".
+        message: What happened, for people.
+        output: Name of the output relative to DST.
+        frames: Number of frames or pages that were upscaled.
+        width_in, height_in: Size of the input in pixels, after its orientation was applied.
+        width_out, height_out: Size of the output in pixels.
+        bytes_in, bytes_out: Bytes read and written.
+        sha256_in, sha256_out: Hexadecimal digests of those bytes.
+        notes: What was changed on the way (profile, orientation, frames), separated by "; ".
+        seconds: Work on this input in all stages, without waiting between them.
+        model_seconds: The part of it in the model.
+        attempts: How often work on the input began in this run.
+        model: Identity of the model.
+        run: Id of the run that wrote the row.
+        written_at: Unix time at which the part was written.
+    """
+
+    key: _Text
+    etag: _Text
+    size: _Int64
+    status: Annotated[Status, pa.string()]
+    reason: _Text
+    message: _Text
+    output: _Text
+    frames: _Int32
+    width_in: _Int32
+    height_in: _Int32
+    width_out: _Int32
+    height_out: _Int32
+    bytes_in: _Int64
+    bytes_out: _Int64
+    sha256_in: _Text
+    sha256_out: _Text
+    notes: _Text
+    seconds: _Float64
+    model_seconds: _Float64
+    attempts: _Int32
+    model: _Text
+    run: _Text
+    written_at: _Float64
+
+
 SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("etag", pa.string()),
-        ("size", pa.int64()),
-        ("status", pa.string()),
-        ("reason", pa.string()),
-        ("message", pa.string()),
-        ("output", pa.string()),
-        ("frames", pa.int32()),
-        ("width_in", pa.int32()),
-        ("height_in", pa.int32()),
-        ("width_out", pa.int32()),
-        ("height_out", pa.int32()),
-        ("bytes_in", pa.int64()),
-        ("bytes_out", pa.int64()),
-        ("sha256_in", pa.string()),
-        ("sha256_out", pa.string()),
-        ("notes", pa.string()),
-        ("seconds", pa.float64()),
-        ("model_seconds", pa.float64()),
-        ("attempts", pa.int32()),
-        ("model", pa.string()),
-        ("run", pa.string()),
-        ("written_at", pa.float64()),
-    ]
+    [(name, hint.__metadata__[0]) for name, hint in get_type_hints(Row, include_extras=True).items()]
 )
+
+
+_BLANK = cast(Row, {field.name: "" if pa.types.is_string(field.type) else None for field in SCHEMA})
 
 
 class JobMismatch(UsageError):
     """The destination belongs to a job with other options; the message names them."""
 
 
-def row(key: str, etag: str, status: Status, **values: Any) -> dict[str, Any]:
-    """Return a row with every column; unknown columns are an error."""
-    unknown = values.keys() - set(SCHEMA.names)
-    if unknown:
+def row(key: str, etag: str, status: Status, **values: Any) -> Row:
+    """Return a row with every column.
+
+    Raises:
+        KeyError: a value belongs to no column of the ledger.
+    """
+    if unknown := values.keys() - _BLANK.keys():
         raise KeyError(f"not columns of the ledger: {sorted(unknown)}")
-    defaults = {field.name: "" if pa.types.is_string(field.type) else None for field in SCHEMA}
-    return defaults | {"key": key, "etag": etag, "status": status} | values
+    return cast(Row, {**_BLANK, "key": key, "etag": etag, "status": status, **values})
+
+
+def failed(row: Row, reason: str, message: str) -> Row:
+    """Return the row of an input that has no output."""
+    return {**row, "status": "failed", "reason": reason, "message": message}
 
 
 def _parts_root(root: str) -> str:
@@ -128,16 +174,74 @@ def begin_job(root: str, options: Mapping[str, Any], s3_options: S3Options = s3.
         )
 
 
-def append(root: str, rows: Sequence[Mapping[str, Any]], s3_options: S3Options = s3.DEFAULT) -> None:
+def append(root: str, rows: Sequence[Row], s3_options: S3Options = s3.DEFAULT) -> None:
     """Write one part. Call it after the outputs of its rows are in place."""
     if not rows:
         return
-    stamped = [dict(item) | {"written_at": time.time()} for item in rows]
+    stamped = [{**one, "written_at": time.time()} for one in rows]
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(stamped, schema=SCHEMA), sink, compression="zstd")
     # Time first: parts sort in the order of writing. The random part keeps two writers apart.
     name = f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
     storage.write_bytes(storage.join(_parts_root(root), name), sink.getvalue(), s3_options)
+
+
+class LedgerWriter:
+    """Collects rows and writes them in parts, in a thread of its own: a slow store must not hold up the loop.
+
+    A part is full with 100 rows or 1 % of what this run has written, and is not kept longer than 10 s,
+    growing to 2 minutes in a long run: little is repeated after a crash, and ten million rows make some
+    thousand parts.
+
+    Args:
+        write: writes a part and returns when it is there.
+    """
+
+    def __init__(self, write: Callable[[Sequence[Row]], None]) -> None:
+        self._write = write
+        self._rows: list[Row] = []
+        self._num_written = 0
+        self._started = self._last = time.monotonic()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self._parts: list[asyncio.Future[None]] = []
+
+    def add(self, row: Row) -> None:
+        """Take a row whose output is in place; called in the loop."""
+        self._rows.append(row)
+        self.flush_if_due()
+
+    def flush_if_due(self) -> None:
+        """Write a part when it is full or old enough.
+
+        Raises:
+            StorageError: an earlier part could not be written.
+        """
+        now = time.monotonic()
+        patience = min(120.0, max(10.0, (now - self._started) / 100))
+        if len(self._rows) >= max(100, self._num_written // 100) or (
+            self._rows and now - self._last > patience
+        ):
+            rows, self._rows, self._last = self._rows, [], now
+            self._num_written += len(rows)
+            done = [part for part in self._parts if part.done()]
+            self._parts = [part for part in self._parts if not part.done()]
+            for part in done:
+                part.result()
+            self._parts.append(asyncio.get_running_loop().run_in_executor(self._pool, self._write, rows))
+
+    def close(self) -> None:
+        """Write what is left and wait for everything; blocks.
+
+        Raises:
+            StorageError: a part could not be written.
+        """
+        rows, self._rows = self._rows, []
+        last = self._pool.submit(self._write, rows)
+        self._pool.shutdown(wait=True)
+        for part in self._parts:
+            if part.done() and not part.cancelled():
+                part.result()
+        last.result()
 
 
 def parts(

@@ -106,8 +106,11 @@ def write_ledger(root: str, count: int) -> None:
                 width_in=64,
                 height_in=64,
                 width_out=256,
+                height_out=256,
+                bytes_in=1,
+                bytes_out=1,
+                model_seconds=0.01,
             )
-            | {"height_out": 256, "bytes_in": 1, "bytes_out": 1, "model_seconds": 0.01}
             for i in range(start, min(start + 10_000, count))
         ]
         ledger.append(root, rows)

@@ -21,11 +21,11 @@ from pipelines.bulk.actors import ActorEngine, Engine, EngineError, EngineOption
 from pipelines.bulk.job import entries
 from pipelines.bulk.scheduler import Budget, BulkOptions, BulkRun, ReplicaTime, busy_share
 from pipelines.bulk.selection import Item, Selection, Worklist
-from pipelines.bulk.stages import Row, StageOptions, UpscaleOptions
+from pipelines.bulk.stages import StageOptions, UpscaleOptions
 from pipelines.bulk.worker import Started
+from pipelines.ledger import ledger
 from pipelines.ledger.digests import DigestSet, OwnerMap
-from pipelines.ledger.ledger import Known
-from pipelines.ledger.writer import LedgerWriter
+from pipelines.ledger.ledger import Known, LedgerWriter, Row
 from resshift.images import codec
 from serve.engine import ServeEngine
 
@@ -77,7 +77,7 @@ def test_the_writer_loses_no_row_and_tells_of_a_part_that_failed() -> None:
     async def write(count: int) -> None:
         writer = LedgerWriter(parts.append)
         for i in range(count):
-            writer.add({"key": str(i)})
+            writer.add(ledger.row(str(i), "e", "ok"))
         await asyncio.to_thread(writer.close)
 
     asyncio.run(write(250))
@@ -89,7 +89,7 @@ def test_the_writer_loses_no_row_and_tells_of_a_part_that_failed() -> None:
 
     async def fail() -> None:
         writer = LedgerWriter(refuse)
-        writer.add({"key": "a"})
+        writer.add(ledger.row("a", "e", "ok"))
         await asyncio.to_thread(writer.close)
 
     with pytest.raises(OSError, match="the store is down"):

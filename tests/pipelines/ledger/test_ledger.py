@@ -97,6 +97,45 @@ def test_a_part_from_before_a_column_came_can_be_read(tmp_path: Path) -> None:
     assert (row["key"], row["run"]) == ("a", None)
 
 
+def test_the_columns_on_disk_are_those_of_the_first_release(tmp_path: Path) -> None:
+    """A ledger is continued by later versions, so names, order and types stay."""
+    ledger.append(str(tmp_path), [ledger.row("a", "1", "ok")])
+    (part,) = (tmp_path / "_resshift" / "ledger").iterdir()
+    columns = (
+        "key etag size status reason message output frames width_in height_in width_out height_out bytes_in "
+    )
+    columns += "bytes_out sha256_in sha256_out notes seconds model_seconds attempts model run written_at"
+    types = [
+        "s",
+        "s",
+        "l",
+        "s",
+        "s",
+        "s",
+        "s",
+        "i",
+        "i",
+        "i",
+        "i",
+        "i",
+        "l",
+        "l",
+        "s",
+        "s",
+        "s",
+        "d",
+        "d",
+        "i",
+        "s",
+        "s",
+        "d",
+    ]
+    by_letter = {"s": pa.string(), "i": pa.int32(), "l": pa.int64(), "d": pa.float64()}
+    expected = [pa.field(name, by_letter[type]) for name, type in zip(columns.split(), types, strict=True)]
+    assert list(pq.read_schema(part)) == expected
+    assert ledger.row("a", "1", "ok").keys() == set(columns.split())
+
+
 def test_unknown_columns_are_refused() -> None:
     with pytest.raises(KeyError, match="resaon"):
         ledger.row("a", "1", "failed", resaon="typo")

@@ -1,4 +1,4 @@
-"""Plan, report, progress and verification, with figures worked out by hand."""
+"""Plan, report and progress, with figures worked out by hand."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from pipelines.bulk.selection import Selection, Tally, Worklist
 from pipelines.bulk.stages import StageOptions, UpscaleOptions
 from pipelines.ledger import ledger
 from pipelines.ledger.digests import DigestSet, OwnerMap
-from pipelines.ledger.ledger import Known
+from pipelines.ledger.ledger import Known, Row
 from pipelines.ledger.report import RunRecord, summarise, write_report, write_run
-from pipelines.ledger.verify import verify
 
 Encode = Callable[..., bytes]
 JOB = UpscaleOptions(model="nearest-x4", identity="nearest-x4", scale=4)
 
 
-def ok(key: str, **values: Any) -> dict[str, Any]:
+def ok(key: str, **values: Any) -> Row:
     sizes = {
         "width_in": 1000,
         "height_in": 500,
@@ -175,17 +174,3 @@ def test_progress_is_json_where_nobody_looks() -> None:
     assert line(state | {"pictures_per_s": 2.0, "megapixels_per_s": 1.0, "eta_s": 3725}).endswith(
         "2 replicas  ETA 1:02:05"
     )
-
-
-def test_verification_finds_what_no_row_names(tmp_path: Path, encode: Encode) -> None:
-    out = tmp_path / "out"
-    ledger.append(str(out), [ok("a", output="a_x4.png", width_in=3, height_in=2, width_out=12, height_out=8)])
-    (out / "sub").mkdir()
-    (out / "a_x4.png").write_bytes(encode(0, 8, 12))
-    (out / "sub" / "stray.png").write_bytes(b"?")
-    assert list(verify(str(out), 4)) == [("extra: sub/stray.png: no row names it", None)]
-    assert next(verify(str(out), 2)) == ("corrupt: a_x4.png: 12x8 is not 2 times the input", "a")
-    (out / "a_x4.png").unlink()
-    missing = next(verify(str(out), 4))
-    assert missing.line.startswith("missing: a_x4.png")
-    assert missing.key == "a"
