@@ -189,13 +189,13 @@ def plan(
     replicas: tuple[int, int],
 ) -> Exit:
     """Print what would be done."""
-    from pipelines.bulk.plan import describe, make_plan
+    from pipelines.bulk.estimate import describe, estimate
     from pipelines.ledger.report import summarise
 
-    made = make_plan(worklist, job.stages)
+    found = estimate(worklist, job.stages)
     speed = summarise(options.target, options=settings.target)[0].replica_megapixels_per_s
     for line in describe(
-        made, worklist, mp_per_s=speed, replicas=replicas[1], price_per_hour=options.price_per_hour
+        found, worklist, mp_per_s=speed, replicas=replicas[1], price_per_hour=options.price_per_hour
     ):
         print(line)
     return Exit.COMPLETE
@@ -221,7 +221,7 @@ def work(
         engines = {"serve": ServeEngine, "actors": ActorEngine}
         engine = engines[options.engine](engine_options(job.stages.job, replicas, settings.engine))
         try:
-            with Progress(worklist.tally) as progress:
+            with Progress(worklist.counts) as progress:
                 run_job(job, worklist, engine, progress)
         except EngineError as error:
             print(f"error: {error}", file=sys.stderr)
@@ -230,8 +230,10 @@ def work(
             print("stopped; what is done is in the ledger, and the same command continues", file=sys.stderr)
             return Exit.FAILED
     close_job(job, worklist, options.price_per_hour)
-    tally = worklist.tally
-    print(f"{tally.listed} inputs: {tally.pending} to do, {tally.done} done before, {tally.refused} refused")
+    counts = worklist.counts
+    print(
+        f"{counts.listed} inputs: {counts.pending} to do, {counts.done} done before, {counts.refused} refused"
+    )
     print(f"report: {options.target.rstrip('/')}/{ledger.DIRECTORY}/report.html")
     return summary(options, settings)
 

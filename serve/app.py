@@ -28,7 +28,7 @@ from serve.http import front, problems, site
 from serve.http.keys import is_loopback
 from serve.http.options import BulkRequest, PictureOptions
 from serve.http.problems import Problem
-from serve.jobs import JobKeeper
+from serve.jobs import JobKeeper, JobView
 from serve.models import served_models
 from serve.pictures import PictureService
 from serve.services import Services, watching
@@ -116,27 +116,25 @@ class RemoteJobs:
             raise answer
         return answer
 
-    async def submit_bulk(
-        self, request: BulkRequest, owner: str, idempotency_key: str = ""
-    ) -> dict[str, Any]:
+    async def submit_bulk(self, request: BulkRequest, owner: str, idempotency_key: str = "") -> JobView:
         """See `JobKeeper`."""
         return await self._call("submit_bulk", request, owner, idempotency_key)
 
     async def submit_picture(
         self, data: bytes, options: PictureOptions, format: Format, owner: str, idempotency_key: str = ""
-    ) -> dict[str, Any]:
+    ) -> JobView:
         """See `JobKeeper`."""
         return await self._call("submit_picture", data, options, format, owner, idempotency_key)
 
-    async def get(self, id: str, owner: str) -> dict[str, Any]:
+    async def get(self, id: str, owner: str) -> JobView:
         """See `JobKeeper`."""
         return await self._call("get", id, owner)
 
-    async def list(self, owner: str) -> list[dict[str, Any]]:
+    async def list(self, owner: str) -> list[JobView]:
         """See `JobKeeper`."""
         return await self._call("list", owner)
 
-    async def cancel(self, id: str, owner: str) -> dict[str, Any] | None:
+    async def cancel(self, id: str, owner: str) -> JobView | None:
         """See `JobKeeper`."""
         return await self._call("cancel", id, owner)
 

@@ -20,11 +20,13 @@ import secrets
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
+
+from typing_extensions import TypedDict  # the one that pydantic takes below Python 3.12
 
 from pipelines.bulk.actors import Engine, EngineError
 from pipelines.bulk.job import Job, close_job, engine_options, run_job_in_loop
-from pipelines.bulk.progress import Progress
+from pipelines.bulk.progress import Progress, Snapshot
 from pipelines.bulk.request import check_places, remaining_work, requested_inputs, requested_job
 from pipelines.command import UsageError
 from pipelines.ledger import ledger
@@ -42,6 +44,7 @@ from serve.pictures import PictureService
 from serve.settings import ServeSettings
 
 _logger = logging.getLogger(__name__)
+Kind = Literal["bulk", "picture"]
 State = Literal["queued", "running", "complete", "complete_with_failures", "failed", "cancelled"]
 _ENDED = ("complete", "complete_with_failures", "failed", "cancelled")
 _REPORTS = {"json": "application/json", "csv": "text/csv; charset=utf-8", "html": "text/html; charset=utf-8"}
@@ -54,18 +57,20 @@ class Record:
     """One job.
 
     Fields:
-        id, kind, owner: who may see it: the holder of the key that made it.
-        state: how it stands.
-        created, ended: wall clock.
-        request: as it was asked for.
-        idempotency_key: of the request.
-        message: what went wrong.
-        counts: of a bulk job that ended, as its ledger counts.
-        result: of a picture: content type, sizes, seconds.
+        id: Name of the job in addresses.
+        kind: What was asked for.
+        owner: Name of the API key that made the job; nobody else sees it.
+        created, ended: Unix times.
+        request: Options as they were asked for.
+        state: Where the job stands.
+        idempotency_key: Key that the client gave the request.
+        message: What went wrong, or what the job waits for.
+        counts: Rows of a bulk job that ended, by status and reason.
+        result: Content type, sizes, notes and seconds of a picture that is done.
     """
 
     id: str
-    kind: Literal["bulk", "picture"]
+    kind: Kind
     owner: str
     created: float
     request: dict[str, Any]
@@ -75,6 +80,26 @@ class Record:
     message: str = ""
     counts: dict[str, int] = field(default_factory=dict[str, int])
     result: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+class JobView(TypedDict):
+    """A job as its owner sees it: the answer of `GET /v1/jobs/{id}`.
+
+    Fields:
+        id, kind, state, created, ended, request, message, counts, result: See `Record`.
+        progress: State of a bulk job that runs.
+    """
+
+    id: str
+    kind: Kind
+    state: State
+    created: float
+    ended: float | None
+    request: dict[str, Any]
+    message: NotRequired[str]
+    progress: NotRequired[Snapshot]
+    counts: NotRequired[dict[str, int]]
+    result: NotRequired[dict[str, Any]]
 
 
 class JobKeeper:
@@ -135,9 +160,7 @@ class JobKeeper:
     def _blob(self, record: Record, name: str) -> str:
         return storage.join(self.state, f"pictures/{record.id}/{name}")
 
-    async def submit_bulk(
-        self, request: BulkRequest, owner: str, idempotency_key: str = ""
-    ) -> dict[str, Any]:
+    async def submit_bulk(self, request: BulkRequest, owner: str, idempotency_key: str = "") -> JobView:
         """Take a bulk job; return its view.
 
         Raises:
@@ -180,7 +203,7 @@ class JobKeeper:
 
     async def submit_picture(
         self, data: bytes, options: PictureOptions, format: Format, owner: str, idempotency_key: str = ""
-    ) -> dict[str, Any]:
+    ) -> JobView:
         """Take a picture that is answered later; return the view of its job.
 
         Raises:
@@ -208,12 +231,12 @@ class JobKeeper:
 
     async def _take(
         self,
-        kind: Literal["bulk", "picture"],
+        kind: Kind,
         owner: str,
         idempotency_key: str,
         asked: dict[str, Any],
         data: bytes | None = None,
-    ) -> dict[str, Any]:
+    ) -> JobView:
         num_open = sum(record.kind == kind and record.state not in _ENDED for record in self.records.values())
         if num_open >= self.settings.jobs.waiting + self.settings.jobs.running:
             raise Problem("busy", f"{num_open} jobs wait already", retry_after_s=30)
@@ -288,7 +311,7 @@ class JobKeeper:
         if await asyncio.to_thread(worklist.has_work):
             with (
                 open(os.devnull, "w", encoding="utf-8") as nowhere,
-                Progress(worklist.tally, nowhere, every_s=3600) as progress,
+                Progress(worklist.counts, nowhere, every_s=3600) as progress,
             ):
                 self._progress[record.id] = progress
                 try:
@@ -321,7 +344,7 @@ class JobKeeper:
         }
         return "complete"
 
-    async def get(self, id: str, owner: str) -> dict[str, Any]:
+    async def get(self, id: str, owner: str) -> JobView:
         """Return the view of a job.
 
         Raises:
@@ -329,13 +352,13 @@ class JobKeeper:
         """
         return self._view(await self._find(id, owner))
 
-    async def list(self, owner: str) -> list[dict[str, Any]]:
+    async def list(self, owner: str) -> list[JobView]:
         """Return the views of the owner's jobs, the latest first."""
         await self.start()
         mine = [record for record in self.records.values() if record.owner == owner]
         return [self._view(record) for record in sorted(mine, key=lambda record: -record.created)]
 
-    async def cancel(self, id: str, owner: str) -> dict[str, Any] | None:
+    async def cancel(self, id: str, owner: str) -> JobView | None:
         """Stop a job; return its view. One that has ended is forgotten, and there is no view; what a bulk job
         wrote stays.
 
@@ -413,8 +436,8 @@ class JobKeeper:
         for record in [one for one in self.records.values() if one.ended is not None and one.ended < oldest]:
             await self._forget(record)
 
-    def _view(self, record: Record) -> dict[str, Any]:
-        view: dict[str, Any] = {
+    def _view(self, record: Record) -> JobView:
+        view: JobView = {
             "id": record.id,
             "kind": record.kind,
             "state": record.state,
@@ -424,11 +447,13 @@ class JobKeeper:
         }
         if record.message:
             view["message"] = record.message
-        if record.kind == "picture":
-            return view | ({"result": record.result} if record.result else {})
+        if record.result:
+            view["result"] = record.result
         if (progress := self._progress.get(record.id)) is not None:
             view["progress"] = progress.snapshot()
-        return view | ({"counts": record.counts} if record.counts else {})
+        if record.counts:
+            view["counts"] = record.counts
+        return view
 
 
 def check_prefix(uri: str, prefixes: Sequence[str], name: str) -> None:

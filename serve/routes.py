@@ -21,6 +21,7 @@ from serve.http.limits import LEAST_TIMEOUT_S, Deadline
 from serve.http.metrics import CONTENT_TYPE as METRICS_TYPE
 from serve.http.options import BulkRequest, PictureOptions, negotiated_format
 from serve.http.problems import KINDS, MEDIA_TYPE, Problem, option_problem
+from serve.jobs import JobView
 from serve.models import find_model
 from serve.pictures import Result
 from serve.services import caller, services, unless_gone
@@ -206,7 +207,7 @@ _JOB_DOC = {
 )
 async def submit(
     request: Request, response: Response, asking: Asking, idempotency_key: IdempotencyKey = ""
-) -> dict[str, Any]:
+) -> JobView:
     """Upscale everything below `source` into `target`: the engine, ledger and report of `jobs/upscale.py`.
 
     Submitting the same places and options again continues: what the ledger at the target has is not done
@@ -224,13 +225,13 @@ async def submit(
 
 
 @router.get("/v1/jobs", summary="List your jobs", responses=_PROBLEMS)
-async def jobs(request: Request, asking: Asking) -> dict[str, Any]:
+async def jobs(request: Request, asking: Asking) -> dict[str, list[JobView]]:
     """Return the caller's jobs, the latest first."""
     return {"jobs": await services(request).jobs.list(asking.name)}
 
 
 @router.get("/v1/jobs/{id}", summary="See how a job stands", responses=_PROBLEMS)
-async def job(request: Request, asking: Asking, id: str) -> dict[str, Any]:
+async def job(request: Request, asking: Asking, id: str) -> JobView:
     """Return a job: its state, and for one that runs the counts, rates and seconds left
     (`progress.eta_s`).
     """

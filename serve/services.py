@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, Awaitable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from fastapi import Request
@@ -19,6 +19,7 @@ from serve.http.limits import ByteBudget
 from serve.http.metrics import Metrics
 from serve.http.options import BulkRequest, PictureOptions
 from serve.http.problems import Problem
+from serve.jobs import JobView
 from serve.pictures import PictureService
 from serve.settings import ServeSettings
 
@@ -31,19 +32,17 @@ T = TypeVar("T")
 class Jobs(Protocol):
     """What the routes need of the job keeper; see `serve.jobs.JobKeeper`."""
 
-    async def submit_bulk(
-        self, request: BulkRequest, owner: str, idempotency_key: str = ""
-    ) -> dict[str, Any]: ...
+    async def submit_bulk(self, request: BulkRequest, owner: str, idempotency_key: str = "") -> JobView: ...
 
     async def submit_picture(
         self, data: bytes, options: PictureOptions, format: Format, owner: str, idempotency_key: str = ""
-    ) -> dict[str, Any]: ...
+    ) -> JobView: ...
 
-    async def get(self, id: str, owner: str) -> dict[str, Any]: ...
+    async def get(self, id: str, owner: str) -> JobView: ...
 
-    async def list(self, owner: str) -> list[dict[str, Any]]: ...
+    async def list(self, owner: str) -> list[JobView]: ...
 
-    async def cancel(self, id: str, owner: str) -> dict[str, Any] | None: ...
+    async def cancel(self, id: str, owner: str) -> JobView | None: ...
 
     async def report(self, id: str, owner: str, format: str) -> tuple[bytes, str]: ...
 

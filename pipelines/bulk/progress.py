@@ -15,18 +15,46 @@ import sys
 import time
 from collections import Counter
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TextIO
 
 from ray.util.metrics import Counter as MetricsCounter
 from ray.util.metrics import Gauge
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+from typing_extensions import TypedDict  # the one that pydantic takes below Python 3.12
 
-from pipelines.bulk.selection import Tally
+from pipelines.bulk.selection import ListingCounts
 from pipelines.ledger.ledger import Row
 
 _WINDOW_S = 60.0
+
+
+class Snapshot(TypedDict):
+    """The state of a bulk job that runs.
+
+    Fields:
+        time: Unix time.
+        done, failed, skipped: Number of inputs with such a row from this run.
+        before: Number of inputs that were done before this run.
+        listed: Number of inputs in the listing so far.
+        is_listed: Whether the listing has come to its end.
+        pictures_per_s, megapixels_per_s: Rates of inputs over the last minute.
+        eta_s: Expected seconds to the end; None until the listing has come to its end.
+        replicas: Number of replicas that are ready.
+    """
+
+    time: float
+    done: int
+    failed: int
+    skipped: int
+    before: int
+    listed: int
+    is_listed: bool
+    pictures_per_s: float
+    megapixels_per_s: float
+    eta_s: int | None
+    replicas: int
 
 
 class Rate:
@@ -54,14 +82,13 @@ class Progress:
     """Counts rows and shows them.
 
     Args:
-        tally: of the listing, shared with the `Worklist`.
-        out: where to, standard error when None; a terminal gets a live line, anything else a JSON line every
-            `every_s`.
-        every_s: between two JSON lines.
+        listing: Counts of the listing, shared with the `Worklist`.
+        out: Stream to write to, standard error when None: a live line on a terminal, JSON lines elsewhere.
+        every_s: Seconds between two JSON lines.
     """
 
-    def __init__(self, tally: Tally, out: TextIO | None = None, every_s: float = 10.0) -> None:
-        self.tally = tally
+    def __init__(self, listing: ListingCounts, out: TextIO | None = None, every_s: float = 10.0) -> None:
+        self.listing = listing
         self.counts: Counter[str] = Counter()
         self.megapixels = 0.0
         self.num_replicas = 0
@@ -103,17 +130,17 @@ class Progress:
             self.megapixels += megapixels
             self._megapixels.inc(megapixels)
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> Snapshot:
         """Return what is shown."""
         pictures_per_s, megapixels_per_s = self._rate.value()
-        left = self.tally.pending + self.tally.refused - sum(self.counts.values())
+        left = self.listing.pending + self.listing.refused - sum(self.counts.values())
         return {
             "time": round(time.time(), 1),
             "done": self.counts["ok"],
             "failed": self.counts["failed"],
             "skipped": self.counts["skipped"],
-            "before": self.tally.done,
-            "listed": self.tally.listed,
+            "before": self.listing.done,
+            "listed": self.listing.listed,
             "is_listed": self.is_listed,
             "pictures_per_s": round(pictures_per_s, 2),
             "megapixels_per_s": round(megapixels_per_s, 3),
@@ -127,7 +154,7 @@ class Progress:
         now = time.monotonic()
         self._rate.add(now, sum(self.counts.values()), self.megapixels)
         self._replicas.set(self.num_replicas)
-        self._pending.set(max(0, self.tally.pending + self.tally.refused - sum(self.counts.values())))
+        self._pending.set(max(0, self.listing.pending + self.listing.refused - sum(self.counts.values())))
         state = self.snapshot()
         if self._live is not None:
             self._live.update(Text(line(state)))
@@ -137,7 +164,7 @@ class Progress:
             self._out.flush()
 
 
-def line(state: dict[str, Any]) -> str:
+def line(state: Snapshot) -> str:
     """Return the live line of a snapshot."""
     of = f"/{state['listed'] - state['before']}{'' if state['is_listed'] else '+'}"
     eta = (

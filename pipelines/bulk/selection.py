@@ -149,8 +149,8 @@ Batch: TypeAlias = tuple[list[Item], list[Row]]
 
 
 @dataclass(slots=True)
-class Tally:
-    """What a listing held so far."""
+class ListingCounts:
+    """What a listing held so far: inputs, their bytes, and what becomes of them."""
 
     listed: int = 0
     listed_bytes: int = 0
@@ -177,7 +177,7 @@ class Worklist:
     known: Known
     output: Callable[[str], str]
     scale: float
-    tally: Tally = field(default_factory=Tally)
+    counts: ListingCounts = field(default_factory=ListingCounts)
     _entries: Iterator[Entry] = field(init=False)
     _ahead: deque[Batch] = field(default_factory=deque)
     _recent: OrderedDict[str, str] = field(default_factory=OrderedDict)
@@ -224,10 +224,10 @@ class Worklist:
         items: list[Item] = []
         refused: list[Row] = []
         for i, entry in enumerate(batch):
-            self.tally.listed += 1
-            self.tally.listed_bytes += entry.size_bytes
+            self.counts.listed += 1
+            self.counts.listed_bytes += entry.size_bytes
             if is_done[i]:
-                self.tally.done += 1
+                self.counts.done += 1
             elif (why := unusable[i]) is not None:
                 refused.append(self._refused(entry, keys[i], _reason(why), why))
             elif not has_name[i]:
@@ -241,8 +241,8 @@ class Worklist:
                 items.append(Item(keys[i], entry.uri, entry.etag, entry.size_bytes, outputs[i]))
             if unusable[i] is None and has_name[i]:
                 self._remember(outputs[i], keys[i])
-        self.tally.pending += len(items)
-        self.tally.refused += len(refused)
+        self.counts.pending += len(items)
+        self.counts.refused += len(refused)
         return items, refused
 
     def _names(self, keys: Sequence[str]) -> tuple[list[str], dict[int, str]]:

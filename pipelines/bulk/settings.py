@@ -32,7 +32,7 @@ class OutputSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
-class LimitSettings:
+class InputLimitSettings:
     """What an input may be and take; an input beyond is a failed row, and may be retried after a limit was
     raised.
 
@@ -118,7 +118,7 @@ class BulkSettings:
     """All of them."""
 
     output: OutputSettings = OutputSettings()
-    limits: LimitSettings = LimitSettings()
+    limits: InputLimitSettings = InputLimitSettings()
     select: SelectSettings = SelectSettings()
     work: WorkSettings = WorkSettings()
     engine: EngineSettings = EngineSettings()

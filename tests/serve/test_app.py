@@ -549,6 +549,19 @@ class TestDescription:
                 answer = endpoint.client.request(verb, path.replace("{", "").replace("}", ""), content=b"{]")
                 assert answer.status_code < 500 or path == "/readyz", (verb, path, answer.text)
 
+    def test_the_document_says_what_a_job_is(self, endpoint: Any) -> None:
+        document = endpoint.client.get("/openapi.json").json()
+        answer = document["paths"]["/v1/jobs/{id}"]["get"]["responses"]["200"]["content"]["application/json"]
+        assert answer["schema"] == {"$ref": "#/components/schemas/JobView"}
+        shape = document["components"]["schemas"]["JobView"]
+        assert set(shape["required"]) == {"id", "kind", "state", "created", "ended", "request"}
+        assert set(shape["properties"]) - set(shape["required"]) == {
+            "message",
+            "progress",
+            "counts",
+            "result",
+        }
+
     def test_pages_load_nothing_from_elsewhere(self, endpoint: Any) -> None:
         for path in ("/", "/docs", *(f"/static/{file.name}" for file in Path("serve/static").iterdir())):
             answer = endpoint.client.get(path)

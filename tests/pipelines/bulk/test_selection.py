@@ -93,7 +93,7 @@ def test_work_is_the_listing_minus_the_ledger() -> None:
     ]
     pending, refused, worklist = divided(entries, known({"a.png": "e", "b.png": "old"}))
     assert pending == ["b.png", "c.png"]
-    assert (worklist.tally.listed, worklist.tally.done, worklist.tally.refused) == (5, 1, 2)
+    assert (worklist.counts.listed, worklist.counts.done, worklist.counts.refused) == (5, 1, 2)
     assert refused["c.jpg"][0] == "name_collision"
     assert "c.png is written to c_x4.png" in refused["c.jpg"][1]
     assert refused["pipe"] == ("irregular", "FIFO")
@@ -104,7 +104,7 @@ def test_an_input_that_is_done_still_owns_its_name() -> None:
         pending, refused, worklist = divided(
             [entry("c.jpg"), entry("c.png")], known({done: "e"}, {"c_x4.png": done})
         )
-        assert (worklist.tally.done, pending, list(refused)) == (1, [], [late])
+        assert (worklist.counts.done, pending, list(refused)) == (1, [], [late])
 
 
 def test_an_input_that_cannot_be_read_owns_nothing() -> None:
@@ -187,7 +187,7 @@ def test_reading_ahead_loses_nothing() -> None:
     batches = list(worklist.batches())
     assert [item.key for items, _ in batches for item in items] == ["0700.png", "0900.png"]
     assert [row["key"] for _, refused in batches for row in refused] == ["pipe"]
-    assert (worklist.tally.listed, worklist.tally.done) == (1001, 998)
+    assert (worklist.counts.listed, worklist.counts.done) == (1001, 998)
 
 
 def test_nothing_to_do_is_known_at_the_end_of_the_listing() -> None:

@@ -1,24 +1,17 @@
-"""Plan, report and progress, with figures worked out by hand."""
+"""The report, with figures worked out by hand."""
 
 from __future__ import annotations
 
-import io
 import json
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipelines.bulk.job import entries
-from pipelines.bulk.plan import describe, make_plan
-from pipelines.bulk.progress import Progress, Rate, line
-from pipelines.bulk.selection import Selection, Tally, Worklist
-from pipelines.bulk.stages import StageOptions, UpscaleOptions
+from pipelines.bulk.stages import UpscaleOptions
 from pipelines.ledger import ledger
-from pipelines.ledger.digests import DigestSet, OwnerMap
-from pipelines.ledger.ledger import Known, Row
+from pipelines.ledger.ledger import Row
 from pipelines.ledger.report import RunRecord, summarise, write_report, write_run
 
 Encode = Callable[..., bytes]
@@ -110,67 +103,3 @@ def test_a_run_that_was_killed_is_counted_by_its_rows(tmp_path: Path) -> None:
     summary, _ = summarise(str(tmp_path), 3600.0)
     assert summary.replica_hours == pytest.approx(4 / 3600)
     assert summary.cost == pytest.approx(4.0)
-
-
-def worklist(source: Path) -> Worklist:
-    known = Known(DigestSet(), OwnerMap(), Counter())
-    return Worklist(entries(str(source), Selection()), known, JOB.output_key, JOB.scale)
-
-
-def test_the_plan_reads_headers_and_tells_hours_and_cost(tmp_path: Path, encode: Encode) -> None:
-    (tmp_path / "in").mkdir()
-    for i in range(4):
-        (tmp_path / "in" / f"{i}.png").write_bytes(encode(i, 500, 1000))
-    (tmp_path / "in" / "0.jpg").write_bytes(
-        encode(0, 500, 1000, "JPEG")
-    )  # sorts before 0.png and takes its name
-    (tmp_path / "in" / "bad.png").write_bytes(b"bad")
-    work = worklist(tmp_path / "in")
-    plan = make_plan(work, StageOptions(job=JOB, target=str(tmp_path / "out")))
-    assert (plan.pending, plan.num_refused, plan.sampled, len(plan.unreadable)) == (5, 1, 5, 1)
-    assert plan.megapixels == pytest.approx(2.0)
-    shown = "\n".join(describe(plan, work, mp_per_s=0.001, replicas=2, price_per_hour=9.0))
-    assert "0.png: name_collision: 0.jpg is written to 0_x4.png already" in shown
-    assert "headers read: 5 (all), unreadable: 1" in shown
-    assert "megapixels: 2.0 of input, 32.0 of output" in shown
-    assert "time: 0.28 h with 2 replicas" in shown  # 2 / 0.001 / 2 = 1000 s
-    assert "cost: 5.00 at 9 per replica and hour" in shown  # 2000 s of a replica
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_sample_stands_for_the_rest(tmp_path: Path, encode: Encode) -> None:
-    (tmp_path / "in").mkdir()
-    data = encode(0, 100, 200)
-    for i in range(300):
-        (tmp_path / "in" / f"{i}.png").write_bytes(data)
-    work = worklist(tmp_path / "in")
-    plan = make_plan(work, StageOptions(job=JOB, target=str(tmp_path / "out")), num_samples=50)
-    assert (plan.pending, plan.sampled) == (300, 50)
-    assert plan.megapixels == pytest.approx(6.0)
-
-
-def test_rates_look_back_a_minute() -> None:
-    rate = Rate()
-    for second in range(200):
-        rate.add(float(second), 2.0 * second, 0.5 * second)
-    assert rate.value() == (pytest.approx(2.0), pytest.approx(0.5))
-
-
-def test_progress_is_json_where_nobody_looks() -> None:
-    out = io.StringIO()
-    tally = Tally(listed=5, done=1, pending=3, refused=1)
-    with Progress(tally, out) as progress:
-        progress.count(ok("a"))
-        progress.count(ledger.row("b", "e", "failed", reason="empty"))
-        progress.is_listed, progress.num_replicas = True, 2
-    state = json.loads(out.getvalue().splitlines()[-1])
-    assert (state["done"], state["failed"], state["skipped"], state["before"], state["replicas"]) == (
-        1,
-        1,
-        0,
-        1,
-        2,
-    )
-    assert line(state | {"pictures_per_s": 2.0, "megapixels_per_s": 1.0, "eta_s": 3725}).endswith(
-        "2 replicas  ETA 1:02:05"
-    )

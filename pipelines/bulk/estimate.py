@@ -1,5 +1,5 @@
-"""What a bulk job would do: counts, bytes, megapixels from a sample of headers, hours and cost. Writes
-nothing.
+"""What a bulk job would do, hours and cost included: counts, bytes, and megapixels estimated from a sample of
+headers. Nothing is written.
 
 The sample is drawn evenly from the whole listing (reservoir sampling, the same for the same listing), and 64
 KB of each file are read: that holds the header of nearly everything; a file whose header lies further back is
@@ -26,15 +26,17 @@ _MAX_SHOWN = 20
 
 
 @dataclass(slots=True)
-class Plan:
-    """What was found.
+class Estimate:
+    """What a listing holds, and what the sampled headers say.
 
     Fields:
-        refused: rows of inputs that will not be tried, the first ones.
-        sampled: headers read.
-        sampled_pixels, sampled_bytes: of readable ones.
+        pending, pending_bytes: Number and bytes of all inputs to do.
+        num_refused: Number of inputs that will not be tried.
+        refused: Rows of the first of them.
+        sampled: Number of headers that were read.
+        sampled_pixels: Pixels of the readable ones together.
+        readable: Number of the readable ones.
         unreadable: (key, reason, message) of the others.
-        pending_bytes: of all inputs to do.
     """
 
     pending: int = 0
@@ -57,32 +59,32 @@ class Plan:
         return 0.0 if self.sampled >= self.pending else 1 / math.sqrt(max(1, self.readable))
 
 
-def make_plan(worklist: Worklist, options: StageOptions, num_samples: int = 200) -> Plan:
+def estimate(worklist: Worklist, options: StageOptions, num_samples: int = 200) -> Estimate:
     """Walk along the whole listing and read a sample of headers."""
-    plan = Plan()
+    found = Estimate()
     sample: list[Item] = []
     rng = seeds.philox("plan")
     for items, refused in worklist.batches():
-        plan.num_refused += len(refused)
-        plan.refused += refused[: max(0, _MAX_SHOWN - len(plan.refused))]
+        found.num_refused += len(refused)
+        found.refused += refused[: max(0, _MAX_SHOWN - len(found.refused))]
         for item in items:
-            plan.pending += 1
-            plan.pending_bytes += item.size
+            found.pending += 1
+            found.pending_bytes += item.size
             if len(sample) < num_samples:
                 sample.append(item)
-            elif (place := int(rng.integers(plan.pending))) < num_samples:
+            elif (place := int(rng.integers(found.pending))) < num_samples:
                 sample[place] = item
     with ThreadPoolExecutor(16) as pool:
         for item, (num_pixels, reason, message) in zip(
             sample, pool.map(lambda item: _probe(item, options), sample), strict=True
         ):
-            plan.sampled += 1
+            found.sampled += 1
             if reason:
-                plan.unreadable.append((item.key, reason, message))
+                found.unreadable.append((item.key, reason, message))
             else:
-                plan.readable += 1
-                plan.sampled_pixels += num_pixels
-    return plan
+                found.readable += 1
+                found.sampled_pixels += num_pixels
+    return found
 
 
 def _probe(item: Item, options: StageOptions) -> tuple[int, str, str]:
@@ -107,48 +109,53 @@ def _probe(item: Item, options: StageOptions) -> tuple[int, str, str]:
 
 
 def describe(
-    plan: Plan, worklist: Worklist, *, mp_per_s: float | None, replicas: int, price_per_hour: float | None
+    found: Estimate,
+    worklist: Worklist,
+    *,
+    mp_per_s: float | None,
+    replicas: int,
+    price_per_hour: float | None,
 ) -> Iterable[str]:
-    """Yield the lines of the plan.
+    """Yield the lines of the estimate.
 
     Args:
-        plan: what was found.
-        worklist: after its end.
-        mp_per_s: megapixels of input a second and replica, from the ledger or told; None when nobody knows.
-        replicas: most replicas.
-        price_per_hour: of one replica.
+        found: The estimate.
+        worklist: The worklist, read to its end.
+        mp_per_s: Megapixels of input that a replica does in a second; None when unknown.
+        replicas: Largest number of replicas.
+        price_per_hour: Price of one replica.
     """
-    tally = worklist.tally
+    counts = worklist.counts
     yield (
-        f"{tally.listed} inputs, {tally.listed_bytes / 1e6:.1f} MB: {tally.pending} to do "
-        f"({plan.pending_bytes / 1e6:.1f} MB), "
-        f"{tally.done} done, {tally.refused} refused"
+        f"{counts.listed} inputs, {counts.listed_bytes / 1e6:.1f} MB: {counts.pending} to do "
+        f"({found.pending_bytes / 1e6:.1f} MB), "
+        f"{counts.done} done, {counts.refused} refused"
     )
-    for item in plan.refused:
+    for item in found.refused:
         yield f"  {item['key']}: {item['reason']}: {item['message']}"
-    if plan.num_refused > len(plan.refused):
-        yield f"  ... and {plan.num_refused - len(plan.refused)} more"
-    if plan.sampled:
-        whole = plan.sampled >= plan.pending
-        share = len(plan.unreadable) / plan.sampled
-        about = "" if whole else f", about {round(share * plan.pending)} of all"
+    if found.num_refused > len(found.refused):
+        yield f"  ... and {found.num_refused - len(found.refused)} more"
+    if found.sampled:
+        whole = found.sampled >= found.pending
+        share = len(found.unreadable) / found.sampled
+        about = "" if whole else f", about {round(share * found.pending)} of all"
         yield (
-            f"headers read: {plan.sampled}{' (all)' if whole else ''}, unreadable: "
-            f"{len(plan.unreadable)}{about}"
+            f"headers read: {found.sampled}{' (all)' if whole else ''}, unreadable: "
+            f"{len(found.unreadable)}{about}"
         )
-        for key, reason, message in plan.unreadable[:_MAX_SHOWN]:
+        for key, reason, message in found.unreadable[:_MAX_SHOWN]:
             yield f"  {key}: {reason}: {message[:160]}"
-    if plan.megapixels is None:
+    if found.megapixels is None:
         return
-    spread = f" (± {100 * plan.megapixels_error:.0f} %)" if plan.megapixels_error else ""
+    spread = f" (± {100 * found.megapixels_error:.0f} %)" if found.megapixels_error else ""
     yield (
-        f"megapixels: {plan.megapixels:.1f} of input{spread}, {plan.megapixels * worklist.scale**2:.1f} of "
+        f"megapixels: {found.megapixels:.1f} of input{spread}, {found.megapixels * worklist.scale**2:.1f} of "
         "output"
     )
     if mp_per_s is None:
         yield "time: unknown until some pictures are done here; then --plan tells it from the ledger"
         return
-    hours = plan.megapixels / mp_per_s / replicas / 3600
+    hours = found.megapixels / mp_per_s / replicas / 3600
     yield (
         f"time: {hours:.2f} h with {replicas} replicas at {mp_per_s:.3g} MP/s each, {hours * replicas:.2f} "
         "replica hours"
