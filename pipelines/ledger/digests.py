@@ -3,16 +3,18 @@
 A key becomes the first bytes of its BLAKE2b digest, and digests lie in sorted NumPy arrays that are merged as
 they grow (the logarithmic method: every array is at least twice as long as the next). A look-up is one
 vectorised binary search an array. Python's own set of strings takes about 150 bytes a key; these take 16 and
-12.
+12. `Repeats` holds nothing of a key that occurs once.
 
 Chance of one wrong answer among ten million keys: 3e-25 for `DigestSet` (128 bits), 3e-6 for `OwnerMap` (64
-bits), where it would refuse one picture with a row that says so.
+bits), where it would refuse one picture with a row that says so, and for `Repeats` (64 bits), where the
+report would miss one row.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,3 +115,61 @@ class OwnerMap:
             names, owners = np.concatenate([more_names, names]), np.concatenate([more_owners, owners])
         order = np.argsort(names, kind="stable")
         self._levels.append((names[order], owners[order]))
+
+
+@dataclass(frozen=True, slots=True)
+class Repeats:
+    """Where the keys of a long sequence occur last, without a state for every key.
+
+    A bit array (a Bloom filter with one hash) tells in one pass which keys may have occurred before. Only
+    these are kept, at 16 bytes an occurrence: all repeats, and of the other keys a share of about
+    keys / (2 bits).
+
+    Fields:
+        digests: 64 bits of each key that was kept, (n,), ascending.
+        last: Position in the sequence at which each of them occurs last, (n,).
+    """
+
+    digests: NDArray[np.uint64]
+    last: NDArray[np.int64]
+
+    @classmethod
+    def among(cls, batches: Iterable[NDArray[np.uint64]], log2_bits: int) -> Repeats:
+        """Go through a sequence once.
+
+        Args:
+            batches: 64 bits of each key, in order.
+            log2_bits: Size of the bit array, at least 3 and at most 63.
+        """
+        seen = np.zeros(1 << (log2_bits - 3), dtype=np.uint8)
+        kept = [np.zeros(0, dtype=np.uint64)]
+        positions = [np.zeros(0, dtype=np.int64)]
+        start = 0
+        for keys in batches:
+            slots = keys >> np.uint64(64 - log2_bits)
+            places, bits = slots >> np.uint64(3), np.uint8(1) << (slots & np.uint64(7)).astype(np.uint8)
+            is_again = np.ones(len(keys), dtype=bool)
+            is_again[np.unique(slots, return_index=True)[1]] = False  # within the batch
+            is_again |= (seen[places] & bits) != 0
+            np.bitwise_or.at(seen, places, bits)
+            kept.append(keys[is_again])
+            positions.append(start + np.flatnonzero(is_again))
+            start += len(keys)
+        del seen
+        digests, last = np.concatenate(kept), np.concatenate(positions)
+        order = np.argsort(digests, kind="stable")  # positions of one key stay ascending
+        digests, last = digests[order], last[order]
+        is_end = np.append(digests[1:] != digests[:-1], np.ones(min(1, len(digests)), dtype=bool))
+        return cls(digests[is_end], last[is_end])
+
+    def is_last(self, keys: NDArray[np.uint64], start: int) -> NDArray[np.bool_]:
+        """Return (n,) whether each key occurs there for the last time.
+
+        Args:
+            keys: A batch of the sequence, (n,).
+            start: Position of its first key in the sequence.
+        """
+        if not len(self.digests):
+            return np.ones(len(keys), dtype=bool)
+        place = np.minimum(np.searchsorted(self.digests, keys), len(self.digests) - 1)
+        return (self.digests[place] != keys) | (self.last[place] == start + np.arange(len(keys)))

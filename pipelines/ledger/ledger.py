@@ -8,7 +8,8 @@ A part is one atomic write, made after the outputs that it names: it is there wh
 says is true. What is done is what the ledger says; a restart takes the listing minus the ledger. A later row
 for a key replaces an earlier one, so retrying failures appends and nothing is ever changed.
 
-Tables are read part by part; what is kept in memory of a ledger is 28 bytes a row (`Known`).
+Tables are read part by part. What a run keeps in memory of a ledger is 28 bytes a row (`Known`); `latest`
+keeps 16 bytes of a row that repeats a key, and a bit array of at most 256 MiB.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import io
 import json
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict, cast, get_type_hints
 
@@ -30,9 +31,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.command import UsageError
-from pipelines.ledger.digests import DigestSet, OwnerMap, digests
+from pipelines.ledger.digests import DigestSet, OwnerMap, Repeats, digests
 from resshift import storage
-from resshift.storage import StorageError, StorageReason, s3
+from resshift.storage import Entry, StorageError, StorageReason, s3
 from resshift.storage.s3 import S3Options
 
 Status = Literal["ok", "failed", "skipped"]
@@ -253,39 +254,60 @@ def parts(
     Raises:
         StorageError: a part cannot be read.
     """
+    yield from _tables(_part_entries(root, s3_options), columns, s3_options)
 
-    def load(uri: str) -> pa.Table:
-        return pq.read_table(
-            io.BytesIO(storage.read_bytes(uri, options=s3_options)), columns=columns, schema=SCHEMA
-        )
 
-    uris = _part_uris(root, s3_options)
+def _tables(entries: Sequence[Entry], columns: list[str] | None, s3_options: S3Options) -> Iterator[pa.Table]:
+    def load(entry: Entry) -> pa.Table:
+        data = storage.read_bytes(entry.uri, options=s3_options)
+        return pq.read_table(io.BytesIO(data), columns=columns, schema=SCHEMA)
+
     with ThreadPoolExecutor(_READERS) as pool:
-        for start in range(0, len(uris), 4 * _READERS):
-            yield from pool.map(load, uris[start : start + 4 * _READERS])
+        ahead: deque[Future[pa.Table]] = deque()
+        for entry in entries:
+            ahead.append(pool.submit(load, entry))
+            if len(ahead) == _READERS:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
-def _part_uris(root: str, s3_options: S3Options) -> list[str]:
+def _part_entries(root: str, s3_options: S3Options) -> list[Entry]:
     try:
         entries = list(storage.list_entries(_parts_root(root), s3_options))
     except StorageError as error:
         if error.reason is StorageReason.MISSING:
             return []
         raise
-    return [
-        entry.uri for entry in sorted(entries, key=lambda entry: entry.key) if entry.key.endswith(".parquet")
-    ]
+    return [entry for entry in sorted(entries, key=lambda entry: entry.key) if entry.key.endswith(".parquet")]
 
 
-def latest(root: str, s3_options: S3Options = s3.DEFAULT) -> Iterator[pa.Table]:
-    """Yield the latest row of every key, part by part."""
-    masks = _latest_masks(
-        [digests(table["key"].to_pylist())[:, 0] for table in parts(root, ["key"], s3_options)]
-    )
-    for table, mask in zip(
-        parts(root, None, s3_options), masks, strict=False
-    ):  # parts that came meanwhile are left out
-        yield table.filter(pa.array(mask))
+def latest(
+    root: str, s3_options: S3Options = s3.DEFAULT, columns: list[str] | None = None
+) -> Iterator[pa.Table]:
+    """Yield the latest row of every key, part by part, in the order of writing.
+
+    Every part is read twice. Memory does not grow with the number of keys, only with that of repeated ones.
+
+    Args:
+        root: DST.
+        s3_options: How DST is reached.
+        columns: Columns of `SCHEMA` that are read, "key" among them; all of them by default.
+    """
+    entries = _part_entries(root, s3_options)  # parts that come meanwhile are left out
+    num_bytes = sum(entry.size_bytes for entry in entries)
+    # A row takes some hundred bytes of a part: this makes a dozen bits a row or more, up to 256 MiB.
+    log2_bits = min(31, max(16, (num_bytes // 8).bit_length()))
+    keys = (_short_digests(table) for table in _tables(entries, ["key"], s3_options))
+    repeats = Repeats.among(keys, log2_bits)
+    start = 0
+    for table in _tables(entries, columns, s3_options):
+        yield table.filter(pa.array(repeats.is_last(_short_digests(table), start)))
+        start += table.num_rows
+
+
+def _short_digests(table: pa.Table) -> NDArray[np.uint64]:
+    return digests(table["key"].to_pylist())[:, 0]
 
 
 def read(root: str, s3_options: S3Options = s3.DEFAULT) -> pa.Table:
@@ -350,18 +372,13 @@ def load_known(
     return known
 
 
-def counts(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
-    """Count rows by status, and failures by reason ("failed: truncated")."""
-    result: Counter[str] = Counter()
-    for item in rows:
-        result[item["status"]] += 1
-        if item["status"] == "failed":
-            result[f"failed: {item['reason']}"] += 1
-    return result
-
-
 def total_counts(root: str, s3_options: S3Options = s3.DEFAULT) -> Counter[str]:
-    """Count the latest rows of a ledger as `counts` does."""
-    return counts(
-        row for table in latest(root, s3_options) for row in table.select(["status", "reason"]).to_pylist()
-    )
+    """Count the latest rows of a ledger by status, and failures by reason ("failed: truncated")."""
+    result: Counter[str] = Counter()
+    for table in latest(root, s3_options, ["key", "status", "reason"]):
+        groups = table.group_by(["status", "reason"], use_threads=False).aggregate([([], "count_all")])
+        for group in groups.to_pylist():
+            result[group["status"]] += group["count_all"]
+            if group["status"] == "failed":
+                result[f"failed: {group['reason']}"] += group["count_all"]
+    return result

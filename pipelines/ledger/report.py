@@ -2,6 +2,10 @@
 report.html, next to the ledger.
 
 DST/_resshift/runs/RUN.json        of every run that came to its end: wall clock, replica hours, busy share
+
+The ledger is read part by part and never held: memory depends on the size of a part, on how many keys have
+several rows (`ledger.latest`) and on how many rows have no output (a million are kept), not on the number of
+inputs. All figures are exact except the times of the timeline, which are rounded to milliseconds.
 """
 
 from __future__ import annotations
@@ -18,14 +22,18 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute
+
 from pipelines.ledger import ledger
 from pipelines.ledger.ledger import DIRECTORY
 from resshift import storage
 from resshift.storage import StorageError, StorageReason, s3
 from resshift.storage.s3 import S3Options
 
+pc: Any = pyarrow.compute  # makes its functions when it is imported: type checkers know none of them
 _TEMPLATE = Path(__file__).with_name("report.html")
-_CSV_COLUMNS = (
+_CSV_COLUMNS = [
     "key",
     "status",
     "reason",
@@ -37,7 +45,12 @@ _CSV_COLUMNS = (
     "height_in",
     "attempts",
     "written_at",
-)
+]
+_COLUMNS = [
+    *_CSV_COLUMNS,
+    *("frames", "width_out", "height_out", "bytes_in", "bytes_out", "notes", "model_seconds", "run"),
+]
+_ROWS_AT_ONCE = 10_000
 _MAX_CSV_ROWS = 1_000_000
 _MAX_PAGE_ROWS = 200
 _NUM_BINS = 60
@@ -108,52 +121,41 @@ def _runs(root: str, options: S3Options) -> list[dict[str, Any]]:
 
 def summarise(
     root: str, price_per_hour: float | None = None, options: S3Options = s3.DEFAULT
-) -> tuple[Summary, list[dict[str, Any]]]:
-    """Read the ledger once.
+) -> tuple[Summary, pa.Table]:
+    """Sum up the latest row of every key.
 
     Args:
         root: DST.
-        price_per_hour: of one replica.
-        options: how DST is reached.
+        price_per_hour: Price of one replica for an hour.
+        options: How DST is reached.
 
     Returns:
-        The figures, and the rows that are not ok (at most a million).
+        The figures, and the rows that are not ok with the columns of report.csv (at most a million).
     """
     summary = Summary()
-    others: list[dict[str, Any]] = []
-    times: list[float] = []
-    seconds_by_run: dict[str, float] = {}
-    span_by_run: dict[str, tuple[float, float]] = {}
-    for table in ledger.latest(root, options):
-        for row in table.to_pylist():
-            summary.counts[row["status"]] += 1
-            times.append(row["written_at"])
-            low, high = span_by_run.get(row["run"] or "", (row["written_at"], row["written_at"]))
-            span_by_run[row["run"] or ""] = (min(low, row["written_at"]), max(high, row["written_at"]))
-            seconds_by_run[row["run"] or ""] = seconds_by_run.get(row["run"] or "", 0.0) + (
-                row["model_seconds"] or 0.0
-            )
-            if row["status"] == "ok":
-                summary.megapixels_in += row["width_in"] * row["height_in"] * (row["frames"] or 1) / 1e6
-                summary.megapixels_out += row["width_out"] * row["height_out"] * (row["frames"] or 1) / 1e6
-                summary.bytes_in += row["bytes_in"]
-                summary.bytes_out += row["bytes_out"]
-                summary.model_seconds += row["model_seconds"] or 0.0
-                summary.notes.update(_kinds(row["notes"]))
-            else:
-                summary.counts[f"{row['status']}: {row['reason']}"] += 1
-                if len(others) < _MAX_CSV_ROWS:
-                    others.append(row)
+    times: Counter[float] = Counter()
+    rows_by_run: dict[str, _RunRows] = {}
+    others = [ledger.SCHEMA.empty_table().select(_CSV_COLUMNS)]
+    num_others = 0
+    for table in ledger.latest(root, options, _COLUMNS):
+        is_ok = pc.equal(table["status"], "ok")
+        _add_reasons(summary.counts, table)
+        _add_sizes(summary, table.filter(is_ok))
+        times.update(_value_counts(pc.round(table["written_at"], 3)))
+        _add_runs(rows_by_run, table)
+        rest = table.filter(pc.invert(is_ok)).select(_CSV_COLUMNS).slice(0, _MAX_CSV_ROWS - num_others)
+        num_others += rest.num_rows
+        others.append(rest)
     summary.runs = _runs(root, options)
     known = {run["run"] for run in summary.runs}
     # A run that was killed left no record: its rows tell its time, and what its replicas worked is what is
     # known of them.
-    unknown = [run for run in span_by_run if run not in known]
+    unknown = [rows for run, rows in rows_by_run.items() if run not in known]
     summary.wall_seconds = sum(run["ended"] - run["started"] for run in summary.runs) + sum(
-        span_by_run[run][1] - span_by_run[run][0] for run in unknown
+        rows.last - rows.first for rows in unknown
     )
     replica_seconds = sum(run["replica_seconds"] for run in summary.runs) + sum(
-        seconds_by_run[run] for run in unknown
+        rows.model_seconds for rows in unknown
     )
     summary.replica_hours = replica_seconds / 3600
     if summary.wall_seconds > 0:
@@ -163,26 +165,87 @@ def summarise(
         summary.replica_megapixels_per_s = summary.megapixels_in / summary.model_seconds
     summary.cost = None if price_per_hour is None else summary.replica_hours * price_per_hour
     summary.timeline = _timeline(times)
-    return summary, others
+    return summary, pa.concat_tables(others)
 
 
-def _kinds(notes: str | None) -> Iterable[str]:
-    """Return the notes of a row without their numbers, so that they can be counted."""
-    return {
-        "".join("N" if c.isdigit() else c for c in note).replace("NN", "N")
-        for note in (notes or "").split("; ")
-        if note
-    }
+@dataclass(slots=True)
+class _RunRows:
+    """What the rows of a run tell about it.
+
+    Fields:
+        first, last: Unix times at which its first and its last rows were written.
+        model_seconds: Time in the model, over all rows.
+    """
+
+    first: float
+    last: float
+    model_seconds: float
 
 
-def _timeline(times: Sequence[float]) -> list[tuple[float, int]]:
+def _add_reasons(counts: Counter[str], table: pa.Table) -> None:
+    """Count rows by status, and those that are not ok by reason ("failed: truncated") too."""
+    groups = table.group_by(["status", "reason"], use_threads=False).aggregate([([], "count_all")])
+    for group in groups.to_pylist():
+        counts[group["status"]] += group["count_all"]
+        if group["status"] != "ok":
+            counts[f"{group['status']}: {group['reason']}"] += group["count_all"]
+
+
+def _add_sizes(summary: Summary, ok: pa.Table) -> None:
+    """Add sizes, seconds and notes of rows that are ok."""
+    frames = pc.max_element_wise(ok["frames"], pa.scalar(1))  # 1 where it is not known
+    for side in ("in", "out"):
+        width, height = (ok[f"{what}_{side}"].cast(pa.int64()) for what in ("width", "height"))
+        pixels = _sum(pc.multiply(pc.multiply(width, height), frames))
+        setattr(summary, f"megapixels_{side}", getattr(summary, f"megapixels_{side}") + pixels / 1e6)
+    summary.bytes_in += _sum(ok["bytes_in"])
+    summary.bytes_out += _sum(ok["bytes_out"])
+    summary.model_seconds += _sum(ok["model_seconds"])
+    for notes, num in _value_counts(ok["notes"]).items():
+        for kind in _kinds(notes):
+            summary.notes[kind] += num
+
+
+def _add_runs(rows_by_run: dict[str, _RunRows], table: pa.Table) -> None:
+    """Add the times of rows to those of their runs; rows of no run count as those of a run ""."""
+    groups = table.group_by("run", use_threads=False).aggregate(
+        [("written_at", "min"), ("written_at", "max"), ("model_seconds", "sum")]
+    )
+    for group in groups.to_pylist():
+        first, last = group["written_at_min"], group["written_at_max"]
+        rows = rows_by_run.setdefault(group["run"] or "", _RunRows(first, last, 0.0))
+        rows.first, rows.last = min(rows.first, first), max(rows.last, last)
+        rows.model_seconds += group["model_seconds_sum"] or 0.0
+
+
+def _sum(values: pa.ChunkedArray) -> Any:
+    return pc.sum(values, min_count=0).as_py()
+
+
+def _value_counts(values: pa.ChunkedArray) -> dict[Any, int]:
+    """Return how often each value occurs; nulls are left out."""
+    counted = pc.value_counts(values.drop_null())
+    return dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True))
+
+
+def _kinds(notes: str) -> Iterable[str]:
+    """Return the notes of a row without their numbers, each once, so that they can be counted."""
+    kinds = (
+        "".join("N" if c.isdigit() else c for c in note).replace("NN", "N") for note in notes.split("; ")
+    )
+    return dict.fromkeys(kind for kind in kinds if kind)
+
+
+def _timeline(times: Counter[float]) -> list[tuple[float, int]]:
     """Return (seconds since the first row, rows) of equal spans; rows carry the time of their part."""
-    if not times:
-        return []
+    if len(times) < 2:
+        return [(0.0, num) for num in times.values()]
     first, last = min(times), max(times)
-    width = max((last - first) / _NUM_BINS, 1e-9)
-    bins = Counter(min(_NUM_BINS - 1, int((t - first) / width)) for t in times)
-    return [(round(i * width, 1), bins[i]) for i in range(_NUM_BINS)] if last > first else [(0.0, len(times))]
+    width = (last - first) / _NUM_BINS
+    bins: Counter[int] = Counter()
+    for t, num in times.items():
+        bins[min(_NUM_BINS - 1, int((t - first) / width))] += num
+    return [(round(i * width, 1), bins[i]) for i in range(_NUM_BINS)]
 
 
 def write_report(
@@ -192,21 +255,17 @@ def write_report(
 
     Args:
         root: DST.
-        job: options of the job, for the page.
-        price_per_hour: of one replica.
-        options: how DST is reached.
+        job: Options of the job, for the page.
+        price_per_hour: Price of one replica for an hour.
+        options: How DST is reached.
     """
     summary, others = summarise(root, price_per_hour, options)
-    files = {
-        "report.json": (
-            to_json(summary, job),
-            "application/json",
-        ),
-        "report.csv": (to_csv(others), "text/csv; charset=utf-8"),
-        "report.html": (page(root, summary, others, job, price_per_hour), "text/html; charset=utf-8"),
-    }
-    for name, (text, content_type) in files.items():
-        data = text.encode("utf-8", "backslashreplace")
+    html = page(root, summary, others, job, price_per_hour)
+    for name, data, content_type in (
+        ("report.json", to_json(summary, job).encode(), "application/json"),
+        ("report.csv", to_csv(others), "text/csv; charset=utf-8"),
+        ("report.html", html.encode("utf-8", "backslashreplace"), "text/html; charset=utf-8"),
+    ):
         storage.write_bytes(storage.join(root, f"{DIRECTORY}/{name}"), data, options, content_type)
     return summary
 
@@ -217,19 +276,21 @@ def to_json(summary: Summary, job: Mapping[str, Any]) -> str:
     return json.dumps({"job": dict(job)} | values, indent=1) + "\n"
 
 
-def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return one line a row: what failed or was skipped, and why."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(_CSV_COLUMNS)
-    writer.writerows([row[name] for name in _CSV_COLUMNS] for row in rows)
-    return out.getvalue()
+def to_csv(others: pa.Table) -> bytes:
+    """Return one line a row in UTF-8: what failed or was skipped, and why."""
+    data = io.BytesIO()
+    with io.TextIOWrapper(data, "utf-8", newline="", write_through=True) as out:
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(others.column_names)
+        for batch in others.to_batches(max_chunksize=_ROWS_AT_ONCE):
+            writer.writerows(row.values() for row in batch.to_pylist())
+        return data.getvalue()
 
 
 def page(
     root: str,
     summary: Summary,
-    others: Sequence[Mapping[str, Any]],
+    others: pa.Table,
     job: Mapping[str, Any],
     price_per_hour: float | None,
 ) -> str:
@@ -267,10 +328,10 @@ def page(
         ),
         failures=_table(
             ("input", "reason", "message"),
-            [(r["key"], r["reason"], r["message"]) for r in others[:_MAX_PAGE_ROWS]],
+            [(r["key"], r["reason"], r["message"]) for r in others.slice(0, _MAX_PAGE_ROWS).to_pylist()],
         ),
-        more=f"<p>{len(others) - _MAX_PAGE_ROWS:,} more in report.csv</p>"
-        if len(others) > _MAX_PAGE_ROWS
+        more=f"<p>{others.num_rows - _MAX_PAGE_ROWS:,} more in report.csv</p>"
+        if others.num_rows > _MAX_PAGE_ROWS
         else "",
         runs=_table(
             ("run", "began", "wall clock", "replica hours", "replicas busy", "with"),

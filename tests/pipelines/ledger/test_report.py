@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import random
+import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.bulk.stages import UpscaleOptions
 from pipelines.ledger import ledger
 from pipelines.ledger.ledger import Row
-from pipelines.ledger.report import RunRecord, summarise, write_report, write_run
+from pipelines.ledger.report import RunRecord, page, summarise, to_csv, write_report, write_run
 
 Encode = Callable[..., bytes]
 JOB = UpscaleOptions(model="nearest-x4", identity="nearest-x4", scale=4)
@@ -80,7 +87,7 @@ def test_the_report_adds_up(root: str) -> None:
     assert summary.replica_hours == pytest.approx(120 / 3600)
     assert summary.cost == pytest.approx(0.1)
     assert summary.notes == {"orientation N applied": 2, "EXIF dropped": 1}
-    assert [row["key"] for row in others] == ["<d>", "f"]
+    assert others["key"].to_pylist() == ["<d>", "f"]
 
 
 def test_the_report_is_written_and_escaped(root: str) -> None:
@@ -96,6 +103,99 @@ def test_the_report_is_written_and_escaped(root: str) -> None:
     assert lines[0].startswith("key,status,reason,message")
     assert lines[1].startswith("<d>,failed,truncated,cut & short")
     assert len(lines) == 3
+
+
+def made_up_rows(num: int, num_keys: int) -> list[Row]:
+    """Return rows of few keys, so that most are replaced by later ones, of all statuses and four runs."""
+    rng = random.Random(num)
+    rows: list[Row] = []
+    for i in range(num):
+        key = f'{rng.randrange(num_keys)}, "x".png'
+        run = f"r{i * 4 // num}"
+        if rng.random() < 0.7:
+            notes = "; ".join(rng.sample(["orientation 6 applied", "frame 1 of 12", "frame 3", "EXIF"], k=2))
+            sides = {
+                f"{side}_{where}": rng.randint(1, 60_000)
+                for side in ("width", "height")
+                for where in ("in", "out")
+            }
+            sizes = {"bytes_in": rng.randint(0, 1 << 40), "bytes_out": rng.randint(0, 1 << 40)}
+            frames, seconds = rng.choice([None, 0, 1, 7]), rng.choice([None, rng.random()])
+            done = ok(key, notes=notes, frames=frames, model_seconds=seconds, run=run, **sides, **sizes)
+            rows.append(done)
+        else:
+            reason, message = rng.choice(
+                [("truncated", "early,\nit ended"), ("empty", 'no "byte"'), ("", "")]
+            )
+            status: ledger.Status = rng.choice(["failed", "skipped"])
+            why: dict[str, Any] = {"reason": reason, "message": message, "run": run, "size": i}
+            rows.append(ledger.row(key, "e", status, **why))
+    return rows
+
+
+def test_the_report_is_that_of_a_loop_over_the_rows(tmp_path: Path) -> None:
+    root, folder = str(tmp_path), tmp_path / "_resshift" / "ledger"
+    rows = made_up_rows(2000, 700)
+    written: list[dict[str, Any]] = [row | {"written_at": 1000.0 + i * 2} for i, row in enumerate(rows)]
+    folder.mkdir(parents=True)
+    for start in range(0, len(written), 90):
+        part = pa.Table.from_pylist(written[start : start + 90], schema=ledger.SCHEMA)
+        pq.write_table(part, folder / f"part-{start:05d}.parquet")
+    write_run(
+        root,
+        RunRecord(run="r1", started=0.0, ended=70.0, replica_seconds=99.0, busy_share=None, facts={}),
+    )
+
+    last = {row["key"]: i for i, row in enumerate(written)}
+    latest = [row for i, row in enumerate(written) if last[row["key"]] == i]
+    done = [row for row in latest if row["status"] == "ok"]
+    rest = [row for row in latest if row["status"] != "ok"]
+    counts: Counter[str] = Counter(row["status"] for row in latest)
+    counts.update(f"{row['status']}: {row['reason']}" for row in rest)
+    notes: Counter[str] = Counter()
+    for row in done:
+        notes.update({re.sub(r"\d+", "N", note) for note in row["notes"].split("; ")})
+    frames = [row["frames"] or 1 for row in done]
+    times = [row["written_at"] for row in latest]
+    width = (max(times) - min(times)) / 60
+    bins = Counter(min(59, int((t - min(times)) / width)) for t in times)
+    times_of = {run: [row["written_at"] for row in latest if row["run"] == run] for run in ("r0", "r2", "r3")}
+    seconds = [row["model_seconds"] or 0.0 for row in latest if row["run"] != "r1"]
+
+    summary, others = summarise(root, 2.0)
+    assert summary.counts == counts
+    assert summary.notes == notes
+    assert summary.bytes_in == sum(row["bytes_in"] for row in done)
+    assert summary.bytes_out == sum(row["bytes_out"] for row in done)
+    for megapixels, where in ((summary.megapixels_in, "in"), (summary.megapixels_out, "out")):
+        sides = [(row[f"width_{where}"], row[f"height_{where}"]) for row in done]
+        pixels = sum(w * h * n for (w, h), n in zip(sides, frames, strict=True))
+        assert megapixels == pytest.approx(pixels / 1e6, rel=1e-12)
+    assert summary.model_seconds == pytest.approx(sum(row["model_seconds"] or 0.0 for row in done))
+    assert summary.wall_seconds == 70.0 + sum(max(known) - min(known) for known in times_of.values())
+    assert summary.replica_hours == pytest.approx((99.0 + sum(seconds)) / 3600)
+    assert summary.timeline == [(round(i * width, 1), bins[i]) for i in range(60)]
+    for name in ("key", "reason", "message", "size", "written_at"):
+        assert others[name].to_pylist() == [row[name] for row in rest]
+    assert list(csv.reader(io.StringIO(to_csv(others).decode(), newline="")))[1:] == [
+        ["" if row[name] is None else str(row[name]) for name in others.column_names] for row in rest
+    ]
+
+
+def test_rows_without_an_output_are_listed_up_to_a_limit(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger.append(root, [ledger.row(f"g{i}", "e", "failed") for i in range(5)])
+    monkeypatch.setattr("pipelines.ledger.report._MAX_CSV_ROWS", 4)
+    monkeypatch.setattr("pipelines.ledger.report._MAX_PAGE_ROWS", 3)
+    summary, others = summarise(root)
+    assert others["key"].to_pylist() == ["<d>", "f", "g0", "g1"]
+    assert summary.counts["failed"] == 6
+    assert "<p>1 more in report.csv</p>" in page(root, summary, others, {}, None)
+
+
+def test_a_report_of_nothing_is_empty(tmp_path: Path) -> None:
+    summary, others = summarise(str(tmp_path))
+    assert (summary.counts, summary.timeline, others.num_rows) == ({}, [], 0)
+    assert to_csv(others).startswith(b"key,status,reason,message,")
 
 
 def test_a_run_that_was_killed_is_counted_by_its_rows(tmp_path: Path) -> None:
