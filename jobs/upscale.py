@@ -29,7 +29,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipelines.command import Exit, UsageError, connect_to_ray, parser, run
+from pipelines.command import Exit, UsageError, connect_to_ray, min_max, parser, run
 
 if TYPE_CHECKING:
     from pipelines.bulk.job import Job
@@ -119,7 +119,6 @@ def upscale(options: argparse.Namespace) -> Exit:
     from pipelines.bulk.request import (
         check_places,
         remaining_work,
-        replica_range,
         requested_inputs,
         requested_job,
         settings_of,
@@ -127,7 +126,7 @@ def upscale(options: argparse.Namespace) -> Exit:
     from pipelines.ledger.lease import held
 
     check_places(options)
-    replicas, settings = replica_range(options.replicas), settings_of(options)
+    replicas, settings = min_max("--replicas", options.replicas), settings_of(options)
     if options.repair:
         options.if_exists = "overwrite"  # what lies there is what is wrong
     if options.status or options.verify:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from enum import IntEnum
@@ -28,6 +29,25 @@ def parser(doc: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+
+
+def min_max(flag: str, text: str, least: int = 1) -> tuple[int, int]:
+    """Return (MIN, MAX) of a flag that takes `MIN:MAX`, or N for N:N.
+
+    Args:
+        flag: Name of the flag, for the message.
+        text: What the flag was given.
+        least: Smallest MIN; MAX is at least 1.
+
+    Raises:
+        UsageError: The text is neither, or the numbers are out of range.
+    """
+    match = re.fullmatch(r"([0-9]+)(?::([0-9]+))?", text)
+    low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not least <= low <= high or high < 1:
+        ends = " and 1 <= MAX" if least < 1 else ""
+        raise UsageError(f"{flag} must be N or MIN:MAX with {least} <= MIN <= MAX{ends}, got {text!r}")
+    return low, high
 
 
 def run(

@@ -24,7 +24,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.command import Exit, UsageError, connect_to_ray, parser, run
+from pipelines.command import Exit, UsageError, connect_to_ray, min_max, parser, run
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -70,13 +70,12 @@ def configuration(options: argparse.Namespace) -> dict[str, Any]:
         UsageError: a flag cannot be what it is.
         WeightsError: no such model.
     """
-    from pipelines.bulk.request import replica_range
     from pipelines.bulk.worker import describe_model
     from serve.http import front
     from serve.replica import app_name
     from serve.settings import LimitSettings
 
-    low, high = replica_range(options.replicas, least=0)
+    low, high = min_max("--replicas", options.replicas, least=0)
     models: list[str] = options.model or ["tiny-x4"]
     if options.ongoing < 1:
         raise UsageError(f"--ongoing must be at least 1, got {options.ongoing}")

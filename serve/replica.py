@@ -10,7 +10,6 @@ replica answers health checks while the model computes.
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +19,8 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 from ray import serve
 
-from pipelines.bulk.actors import UNITS_PER_REPLICA, EngineOptions
+from pipelines.bulk.actors import UNITS_PER_REPLICA, EngineOptions, replica_resources
 from pipelines.bulk.worker import Replica, ReplicaOptions, Started, Upscaled, describe_model
-from pipelines.cluster.capacity import has_gpus
 from resshift.images.animation import Frames
 
 _HEALTH_CHECK_S = 2.0
@@ -124,8 +122,7 @@ def application(args: dict[str, Any]) -> serve.Application:
         WeightsError: no such model.
     """
     asked = TypeAdapter(ReplicaSettings).validate_python(args)
-    num_gpus = asked.num_gpus if asked.num_gpus is not None else float(has_gpus())
-    shared = 1 if num_gpus else max(1, (os.cpu_count() or 1) // asked.high)
+    num_gpus, num_threads = replica_resources(asked.num_gpus, asked.high)
     return model_app(
         EngineOptions(
             model=asked.model,
@@ -134,7 +131,7 @@ def application(args: dict[str, Any]) -> serve.Application:
             high=asked.high,
             num_gpus=num_gpus,
             num_cpus=asked.num_cpus,
-            num_threads=asked.num_threads or shared,
+            num_threads=asked.num_threads or num_threads,
             upscale_s=asked.upscale_s,
             downscale_s=asked.downscale_s,
             ongoing=asked.ongoing,

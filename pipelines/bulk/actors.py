@@ -11,6 +11,7 @@ of the last are being stored.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from pipelines.bulk.worker import Replica, ReplicaOptions
+from pipelines.cluster.capacity import has_gpus
 
 UNITS_PER_REPLICA = 2
 _MAX_FAILED_STARTS = 5
@@ -34,13 +36,13 @@ class EngineOptions:
     """What replicas are started with.
 
     Fields:
-        model, identity: see `Replica`.
-        low, high: fewest and most replicas.
-        num_gpus, num_cpus: of a replica, as Ray counts them.
-        num_threads: of the networks on a CPU.
-        upscale_s: work has to wait that long before another replica is started.
-        downscale_s: a replica has to be idle that long before it is ended.
-        ongoing: requests at a time at a replica of a Serve deployment; pictures of all of them share the
+        model, identity: See `Replica`.
+        low, high: Fewest and most replicas.
+        num_gpus, num_cpus: What a replica reserves, as Ray counts.
+        num_threads: Threads of the networks on a CPU.
+        upscale_s: Seconds that work waits before another replica is started.
+        downscale_s: Seconds that a replica is idle before it is ended.
+        ongoing: Requests at a time at a replica of a Serve deployment; pictures of all of them share the
             calls of a GPU.
     """
 
@@ -54,6 +56,17 @@ class EngineOptions:
     upscale_s: float = 5.0
     downscale_s: float = 60.0
     ongoing: int = UNITS_PER_REPLICA
+
+
+def replica_resources(num_gpus: float | None, most_replicas: int) -> tuple[float, int]:
+    """Return (GPUs, threads of the networks on a CPU) of a replica on the connected cluster.
+
+    Args:
+        num_gpus: GPUs that were asked for; None: one where the cluster has any.
+        most_replicas: Number of replicas that may share the cores of a machine.
+    """
+    gpus = float(has_gpus()) if num_gpus is None else num_gpus
+    return gpus, 1 if gpus else max(1, (os.cpu_count() or 1) // most_replicas)
 
 
 class Engine(Protocol):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import platform
 import secrets
 import signal
@@ -21,13 +20,13 @@ from dataclasses import dataclass, field
 
 import ray
 
-from pipelines.bulk.actors import Engine, EngineOptions
+from pipelines.bulk.actors import Engine, EngineOptions, replica_resources
 from pipelines.bulk.progress import Progress
 from pipelines.bulk.scheduler import BulkOptions, BulkRun, busy_share
 from pipelines.bulk.selection import Selection, Worklist, listed_keys
 from pipelines.bulk.settings import EngineSettings
 from pipelines.bulk.stages import StageOptions, UpscaleOptions
-from pipelines.cluster.capacity import has_gpus, reachable
+from pipelines.cluster.capacity import reachable
 from pipelines.ledger import ledger
 from pipelines.ledger.ledger import LedgerWriter, Row
 from pipelines.ledger.report import RunRecord, Summary, write_report, write_run
@@ -65,7 +64,7 @@ def engine_options(job: UpscaleOptions, replicas: tuple[int, int], settings: Eng
     """Return what replicas are started with on the connected cluster: a GPU each where there are any, else a
     share of a machine's cores.
     """
-    num_gpus = settings.num_gpus if settings.num_gpus is not None else float(has_gpus())
+    num_gpus, num_threads = replica_resources(settings.num_gpus, replicas[1])
     return EngineOptions(
         model=job.model,
         identity=job.identity,
@@ -73,7 +72,7 @@ def engine_options(job: UpscaleOptions, replicas: tuple[int, int], settings: Eng
         high=replicas[1],
         num_gpus=num_gpus,
         num_cpus=settings.num_cpus,
-        num_threads=1 if num_gpus else max(1, (os.cpu_count() or 1) // replicas[1]),
+        num_threads=num_threads,
         upscale_s=settings.upscale_s,
         downscale_s=settings.downscale_s,
     )

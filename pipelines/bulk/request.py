@@ -72,19 +72,6 @@ def job_options(options: argparse.Namespace, settings: BulkSettings) -> UpscaleO
     return job
 
 
-def replica_range(text: str, least: int = 1) -> tuple[int, int]:
-    """Parse MIN:MAX, or N for N:N; MIN is at least `least`, MAX at least 1."""
-    try:
-        low, high = (int(part) for part in (text.split(":") if ":" in text else (text, text)))
-    except ValueError:
-        raise UsageError(
-            f"--replicas must be MIN:MAX or a number, for example 1:8 or 2, got {text!r}"
-        ) from None
-    if not least <= low <= high or high < 1:
-        raise UsageError(f"--replicas needs {least} <= MIN <= MAX and 1 <= MAX, got {text!r}")
-    return low, high
-
-
 def requested_job(options: argparse.Namespace, settings: BulkSettings) -> Job:
     """Return the job that the flags describe.
 

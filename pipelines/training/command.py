@@ -10,7 +10,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from pipelines.command import Exit, connect_to_ray, quiet_ray_data
+from pipelines.command import Exit, connect_to_ray, min_max, quiet_ray_data
 
 if TYPE_CHECKING:
     from pipelines.training.learners import Run
@@ -64,11 +64,10 @@ def train_from(options: argparse.Namespace, config: Run) -> Exit:
     """Check the configuration against the data and the run directory, train, export, print the summary."""
     from pipelines.shards.parquet import read_manifest
     from pipelines.training.learners import validation_recipe
-    from pipelines.training.trainer import parse_workers
     from pipelines.training.validation import held_out
     from resshift.config import to_dict
 
-    least, most = parse_workers(options.workers)
+    least, most = min_max("--workers", options.workers)
     shards = read_manifest(options.data)
     _say(
         f"{sum(s.num_ok for s in shards)} pictures in {len(shards)} shards, {config.train.steps} steps of "

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,19 +38,6 @@ class Workers:
     most: int = 1
     gpus: float = 0.0
     cpus: float = 1.0
-
-
-def parse_workers(text: str) -> tuple[int, int]:
-    """Return (least, most) of `--workers N` or `--workers MIN:MAX`.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    match = re.fullmatch(r"(\d+)(?::(\d+))?", text)
-    least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if not 1 <= least <= most:
-        raise ConfigError(f"--workers must be N or MIN:MAX with 1 <= MIN <= MAX, got {text!r}")
-    return least, most
 
 
 def plan_workers(

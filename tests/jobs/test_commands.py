@@ -218,7 +218,7 @@ def test_a_wrong_val_is_told_before_workers_start(
     ("arguments", "message"),
     [
         (["--model", "tiny-x5"], "no model 'tiny-x5': give one of"),
-        (["--replicas", "two"], "--replicas must be MIN:MAX"),
+        (["--replicas", "two"], "--replicas must be N or MIN:MAX"),
         (["--steps", "5"], "--steps must lie in 1 to 4 for "),
         (["--model", "nearest-x4", "--outscale", "2"], "--outscale must be 4 for nearest-x4, got 2"),
         (["--replicas", "0"], "1 <= MIN <= MAX"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.training import checkpoints
-from pipelines.training.trainer import Workers, begin_run, parse_workers, plan_workers, with_absolute_files
+from pipelines.training.trainer import Workers, begin_run, plan_workers, with_absolute_files
 from pipelines.training.worker import Task
 from resshift import storage
 from resshift.config import ConfigError, with_settings
@@ -54,19 +54,6 @@ def test_what_cannot_work_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         plan_workers(num, num, gpus, cluster)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"), [("1", (1, 1)), ("4", (4, 4)), ("2:8", (2, 8)), ("3:3", (3, 3))]
-)
-def test_workers_are_a_number_or_a_range(text: str, expected: tuple[int, int]) -> None:
-    assert parse_workers(text) == expected
-
-
-@pytest.mark.parametrize("text", ["0", "4:2", "0:2", "-1", "two", "1:2:3", "", "1:"])
-def test_other_workers_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="--workers must be N or MIN:MAX"):
-        parse_workers(text)
 
 
 def test_run_directory_belongs_to_one_configuration(tmp_path: Path) -> None:
