@@ -37,6 +37,8 @@ import scale
 import torch
 import yaml
 
+from pipelines.cluster import ray_internals
+
 _STORE_BYTES = 100 << 20
 _IDLE_MINUTES = 0.2
 _HEAD_TYPE = "ray.head.default"  # the fake provider knows no other name
@@ -124,7 +126,7 @@ def head(work: Path) -> Generator[str]:
         "--include-dashboard=false",
     ]
     command += [f"--node-ip-address={_own_ip()}"]
-    environment = os.environ | {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    environment = os.environ | {"RAY_FAKE_CLUSTER": "1"} | ray_internals.QUICK_AUTOSCALER
     with (work / "head.log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
 import statistics
 import tempfile
 import threading
@@ -20,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import internal_api
 
+from pipelines.cluster import ray_internals
 from pipelines.command import quiet_ray_data
 from pipelines.pairs.dataset import fair_share, rank_batches, rows_per_task, task_sizes
 from pipelines.shards.build import ShardOptions
@@ -86,9 +87,9 @@ def bare_rate(
 
 
 def store_bytes() -> int:
-    """Return how many bytes the object stores of the cluster hold."""
-    state = internal_api.get_state_from_address(ray.get_runtime_context().gcs_address)
-    return internal_api.get_memory_info_reply(state).store_stats.object_store_bytes_used
+    """Return how many bytes of objects that somebody still refers to the object stores of the cluster hold."""
+    name = "object_store_memory"
+    return int(ray.cluster_resources()[name] - ray.available_resources().get(name, 0.0))
 
 
 def take_until_waited(batches: Iterator[dict[str, Any]], wait_s: float = 0.02) -> int:
@@ -113,6 +114,7 @@ def ray_rate(root: str, crop: DataConfig, num_cpus: int, seconds: float) -> tupl
     config = preset("realsr-x4-s4")
     config = replace(config, data=crop, train=replace(config.train, batch_size=_BATCH))
     ready = time.monotonic() + _START_S
+    os.environ.update(ray_internals.METADATA_INLINE)
     ray.init(
         address="local",
         num_cpus=num_cpus,

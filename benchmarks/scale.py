@@ -36,18 +36,17 @@ import numpy as np
 import record
 import torch
 
+from pipelines.cluster import ray_internals
+
 SIDE_PX = 64
 _MEGAPIXELS = SIDE_PX * SIDE_PX / 1e6
 _STORE_BYTES = 100 << 20
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # nobody else is on loopback of a benchmark
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",
     "OMP_NUM_THREADS": "1",
-    # A lost node is noticed in seconds, not in the half minute that is right for real networks.
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "5000",
-    "RAY_health_check_failure_threshold": "3",
+    **ray_internals.WORKERS_NOT_NICE,
+    **ray_internals.QUICK_HEALTH_CHECKS,
 }
 
 

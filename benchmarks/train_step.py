@@ -206,11 +206,13 @@ def measured_data_wait(learner: DiffusionLearner, device: torch.device, steps: i
     """Feed the learner from a Ray Data pipeline on this machine and return what it waits."""
     from PIL import Image
 
+    from pipelines.cluster import ray_internals
     from pipelines.command import connect_to_ray, quiet_ray_data
     from pipelines.pairs.dataset import rank_batches
     from pipelines.shards.prepare import prepare_here
     from pipelines.training.worker import on_device as to_device
 
+    os.environ.update(ray_internals.METADATA_INLINE)
     connect_to_ray()
     quiet_ray_data()
     with tempfile.TemporaryDirectory() as directory:

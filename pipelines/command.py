@@ -104,10 +104,10 @@ def quiet_ray_data() -> None:
     """Leave progress to the command: Ray Data's plan lines and bars off."""
     import ray.data
 
+    from pipelines.cluster.ray_internals import PROGRESS_LOGGER
+
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(
-        logging.ERROR
-    )  # warns that the bars are off, which is what was asked
+    logging.getLogger(PROGRESS_LOGGER).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

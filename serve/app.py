@@ -15,13 +15,12 @@ import contextlib
 from collections.abc import AsyncGenerator, MutableMapping
 from typing import Any
 
-import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
-from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
 import resshift
+from pipelines.cluster.ray_internals import serve_host
 from resshift.images.codec import Format
 from serve import routes
 from serve.http import front, problems, site
@@ -163,9 +162,7 @@ class Gateway:
     """
 
     def __init__(self, settings: ServeSettings, jobs: Any) -> None:
-        controller: Any = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-        http: Any = ray.get(controller.get_http_config.remote())
-        host: str | None = http.host
+        host = serve_host()
         if not settings.keys and host is not None and not is_loopback(host):
             raise RuntimeError(
                 f"Serve listens on {host} and there are no API keys: set http_options.host to 127.0.0.1, or "

@@ -16,13 +16,12 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.serve._private.common import ReplicaState
-from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from pipelines.bulk.actors import UNITS_PER_REPLICA, EngineError, EngineOptions
 from pipelines.bulk.worker import ReplicaOptions
-from serve.replica import app_name, model_app
+from pipelines.cluster import ray_internals
+from serve.replica import app_name, model_app, num_running
 
 _PATIENCE_S = 90.0
 _GRACE_S = 5.0
@@ -68,14 +67,13 @@ class ServeEngine:
 
     def _deploy(self) -> None:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        try:
-            ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-        except ValueError:
+        status = serve.status()
+        if not status.applications and not status.proxies:
             # No HTTP proxy: nothing of this job listens on a port. Where Serve runs already, its own settings
             # stay.
             serve.start(proxy_location="Disabled", logging_config=LoggingConfig(log_level="WARNING"))
             self._has_started_serve = True
-        running = serve.status().applications.get(self._name)
+        running = status.applications.get(self._name)
         # One that is coming up, or replaces a replica, belongs to whoever deployed it.
         if self._may_deploy and (running is None or running.status not in _IN_USE):
             self._is_ours = True
@@ -94,10 +92,7 @@ class ServeEngine:
         told = " ".join(
             [running.message, *(deployment.message for deployment in running.deployments.values())]
         )
-        number = sum(
-            deployment.replica_states.get(ReplicaState.RUNNING, 0)
-            for deployment in running.deployments.values()
-        )
+        number = num_running(running)
         is_failed = running.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
         return number, " ".join(told.split())[-600:] if is_failed and not number else ""
 
@@ -137,9 +132,8 @@ class ServeEngine:
                 self._handle = await asyncio.to_thread(
                     lambda: serve.get_app_handle(self._name).options(stream=True)
                 )
-            # The references themselves, not their values: pictures do not pass through the driver.
-            stream = await self._handle.upscale.remote(options, keys, *inputs)._to_object_ref_gen()
-            async for ref in stream:
+            response = self._handle.upscale.remote(options, keys, *inputs)
+            async for ref in await ray_internals.object_refs(response):
                 yield ref
         finally:
             self._in_flight -= 1
@@ -153,15 +147,9 @@ class ServeEngine:
 
     def _undeploy(self) -> None:
         if self._is_ours:
-            serve.delete(self._name, _blocking=False)
+            ray_internals.begin_to_delete(self._name)
             if not self._is_gone_within(_GRACE_S):
-                # The job was interrupted, and a replica may compute for minutes yet what nobody waits for.
-                actors: Any = ray.util.list_named_actors(
-                    all_namespaces=True
-                )  # Ray's type is that of the other form
-                for actor in actors:
-                    if actor["name"].startswith(f"SERVE_REPLICA::{self._name}#"):
-                        ray.kill(ray.get_actor(actor["name"], namespace=actor["namespace"]))
+                ray_internals.kill_replicas(self._name)
                 if not self._is_gone_within(_GRACE_S):
                     logger.warning(
                         "Serve still has the application %s; `serve.delete(%r)` ends it",

@@ -15,12 +15,11 @@ from typing import Any, Protocol
 
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
-from ray.serve._private.common import ReplicaState
 
 from pipelines.bulk.worker import ModelFacts, ReplicaOptions, Upscaled, describe_model
 from resshift.images.animation import Frames
 from serve.http.problems import Problem, picture_problem
-from serve.replica import app_name
+from serve.replica import app_name, num_running
 
 _ATTEMPTS = 5
 _PAUSE_S = 0.2
@@ -116,11 +115,7 @@ class ServedModel:
         """See `Model`."""
         status = await asyncio.to_thread(serve.status)
         app = status.applications.get(self._app)
-        return (
-            0
-            if app is None
-            else sum(one.replica_states.get(ReplicaState.RUNNING, 0) for one in app.deployments.values())
-        )
+        return 0 if app is None else num_running(app)
 
 
 def find_model(models: Mapping[str, Model], name: str | None) -> Model:

@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 from ray import serve
+from ray.serve.schema import ApplicationStatusOverview
 
 from pipelines.bulk.actors import UNITS_PER_REPLICA, EngineOptions, replica_resources
 from pipelines.bulk.worker import Replica, ReplicaOptions, Started, Upscaled, describe_model
@@ -52,6 +53,12 @@ class ModelReplica:
 def app_name(identity: str) -> str:
     """Return the name of the Serve application of a model."""
     return f"resshift-{identity}"
+
+
+def num_running(app: ApplicationStatusOverview) -> int:
+    """Return how many replicas of an application run, by `serve.status()`."""
+    states = (one.replica_states for one in app.deployments.values())
+    return sum(number for one in states for state, number in one.items() if state == "RUNNING")
 
 
 def model_app(options: EngineOptions) -> serve.Application:

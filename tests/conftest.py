@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from pipelines.cluster import ray_internals
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -91,7 +93,8 @@ os.environ.update(
     RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",
     RAY_DATA_DISABLE_PROGRESS_BARS="1",
     RAY_DEDUP_LOGS="0",
-    RAY_worker_niceness="0",
+    **ray_internals.WORKERS_NOT_NICE,
+    **ray_internals.METADATA_INLINE,
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -52,6 +53,60 @@ def test_the_method_never_imports_ray() -> None:
         for path in sources("resshift")
         for name in imports(path)
         if name.split(".")[0] == "ray"
+    ]
+    assert found == []
+
+
+# Variables that Ray's documentation names.
+RAY_VARIABLES = {
+    "RAY_ADDRESS",
+    "RAY_API_SERVER_ADDRESS",
+    "RAY_AUTH_MODE",
+    "RAY_AUTH_TOKEN",
+    "RAY_AUTH_TOKEN_PATH",
+    "RAY_FAKE_CLUSTER",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH",
+    "RAY_TMPDIR",
+    "RAY_USAGE_STATS_ENABLED",
+}
+
+
+def private_names_of_ray(path: Path) -> Iterator[str]:
+    """Yield what a module uses of Ray with a leading underscore: imports, attributes of what may be Ray's,
+    arguments; and what strings name of it, as loggers, actors and variables of the environment.
+    """
+    text = path.read_text()
+    if not re.search(r"\bray\b|RAY_|AUTOSCALER_|SERVE_", text):
+        return
+    tree = ast.parse(text)
+    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    uses_ray = any(name.split(".")[0] == "ray" for name in imports(path))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+            for name in (f"{module}.{alias.name}".strip(".") for alias in node.names):
+                if re.search(r"^ray\b.*\._", name):
+                    yield name
+        elif isinstance(node, ast.Attribute) and uses_ray and re.match(r"_[a-z]", node.attr):
+            if ast.unparse(node.value) not in ("self", "cls", "os") and node.attr not in own:
+                yield ast.unparse(node)
+        elif isinstance(node, ast.Call):
+            yield from (one.arg for one in node.keywords if one.arg and one.arg.startswith("_"))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            for name in re.findall(r"\bray(?:\.\w+)*\._\w+|SERVE_(?:CONTROLLER|REPLICA)\w*", node.value):
+                yield name
+            for name in re.findall(r"\b(?:RAY|AUTOSCALER)_\w+", node.value):
+                if name not in RAY_VARIABLES:
+                    yield name
+
+
+def test_private_names_of_ray_stand_in_one_module() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for room in (*ALLOWED, "benchmarks", "deploy")
+        for path in sources(room)
+        if path != ROOT / "pipelines" / "cluster" / "ray_internals.py"
+        for name in private_names_of_ray(path)
     ]
     assert found == []
 

@@ -30,8 +30,8 @@ from ray.data import ExecutionResources
 from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
+from pipelines.cluster import ray_internals
 from pipelines.cluster.capacity import promised
-from pipelines.cluster.pace import Paced
 from pipelines.cluster.retry import retried
 from pipelines.pairs.order import Piece, stream
 from pipelines.shards.parquet import RowGroup, read_manifest, read_pictures, row_groups
@@ -319,7 +319,7 @@ def pair_dataset(
     # A block goes as it is: larger than this, so it is not kept for the next one, and smaller than 1.5 of it,
     # so it is not cut (2.60).
     context.target_max_block_size = int(0.8 * num_rows * _pair_bytes(config))
-    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, Paced]
+    ray_internals.pace(context)
     if share is not None:
         context.execution_options.resource_limits = ExecutionResources.for_limits(
             cpu=max(share.cpus, num_cpus), object_store_memory=share.object_store_bytes

@@ -17,7 +17,7 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from pipelines.cluster.own_cluster import named_to_ray_train
+from pipelines.cluster import ray_internals
 from pipelines.evaluation.evaluate import folders_of
 from pipelines.training.checkpoints import read_best, stored
 from pipelines.training.learners import Run
@@ -175,11 +175,12 @@ def run_training(
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=parent or "/",
+            worker_runtime_env={"env_vars": ray_internals.METADATA_INLINE},
             # Kills, lost nodes and bugs count alike; what a restart cannot help is returned (FATAL).
             failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
         ),
     )
-    with named_to_ray_train():
+    with ray_internals.ray_train_asks_this_cluster():
         result = trainer.fit()
     if result.error is not None:
         raise result.error

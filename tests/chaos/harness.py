@@ -18,6 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from pipelines.cluster import ray_internals
 from pipelines.ledger import ledger
 from resshift import storage
 
@@ -26,7 +27,7 @@ ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
-    "RAY_worker_niceness": "0",
+    **ray_internals.WORKERS_NOT_NICE,
     "OMP_NUM_THREADS": "1",
 }
 

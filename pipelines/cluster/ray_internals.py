@@ -1,0 +1,146 @@
+"""Every private name of Ray (2.60) that this project uses, in one place: what it is, why nothing public does.
+
+tests/pipelines/cluster/test_ray_internals.py has a test for each, which fails first when Ray changes one, and
+tests/test_boundaries.py keeps them out of every other module. Ray is imported inside the functions, so that a
+process which needs one of its libraries does not load the others.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import ray
+    from ray.data import DataContext
+
+STEP_S = 0.05  # half of what the loop itself waits for tasks (0.1 s)
+
+# The loop that schedules asks a task for the metadata of its blocks itself, not in another thread. By default
+# it takes note of a task's end one step later, so a worker waits 0.2 s from one task to the next instead of
+# 0.1 s. There is no field for it; Ray reads the variable at the first execution of a process.
+METADATA_INLINE = {"RAY_DATA_METADATA_PREFETCH_ON_THREAD": "0"}
+
+# Warns once in each process that progress bars are off, which is what `enable_progress_bars` asked for.
+PROGRESS_LOGGER = "ray.data._internal.progress"
+
+# What Ray's state API, which Ray Train asks, reads before it looks for a cluster on the machine. Documented for
+# `ray job submit` only.
+CLUSTER_VARIABLE = "RAY_API_SERVER_ADDRESS"
+
+# Flags of benchmarks that simulate a cluster: workers at the niceness of the raylet (15 more is the default, and
+# the cores are shared with the process that measures), a lost node noticed within seconds and not in the half
+# minute that is right for real networks, and an autoscaler that looks every second.
+WORKERS_NOT_NICE = {"RAY_worker_niceness": "0"}
+QUICK_HEALTH_CHECKS = {
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "5000",
+    "RAY_health_check_failure_threshold": "3",
+}
+QUICK_AUTOSCALER = {"AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+
+
+class Paced:
+    """An `ExecutionCallback` of Ray Data: a step of an execution's scheduling loop lasts `STEP_S` at least.
+
+    The loop is a thread of the process that consumes, and waits only for tasks that are not done yet. When the
+    consumer is the slower side, which is how training should be, all tasks are done or none may start, so
+    nothing is waited for: the loop runs at full speed, with the interpreter's lock, for as long as training
+    takes. Measured on two cores, tiny-x4: 44 % of the core that trains, 0.52 steps a second instead of 1.0.
+    Steps that waited that long for tasks go on at once.
+
+    Not derived from Ray's class, whose import loads Ray Data.
+    """
+
+    def __init__(self) -> None:
+        self._due = 0.0
+
+    def before_execution_starts(self, executor: object) -> None:
+        """Called by Ray Data before the loop starts."""
+
+    def on_execution_step(self, executor: object) -> None:
+        """Called by Ray Data after each step."""
+        time.sleep(max(0.0, self._due - time.monotonic()))
+        self._due = time.monotonic() + STEP_S
+
+    def after_execution_succeeds(self, executor: object) -> None:
+        """Called by Ray Data when all is consumed."""
+
+    def after_execution_fails(self, executor: object, error: Exception) -> None:
+        """Called by Ray Data when an execution fails."""
+
+
+def pace(context: DataContext) -> None:
+    """Make the executions of a dataset's context take `Paced` steps."""
+    paced: Any = Paced
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, paced]
+
+
+@contextmanager
+def ray_train_asks_this_cluster() -> Generator[None]:
+    """Tell the actors that Ray Train starts meanwhile which cluster is theirs; an address that the user has
+    set stays.
+
+    Beside a run, Ray Train keeps an actor that removes the run's placement group when its controller is gone.
+    It asks the state API, and that of the cluster it finds first: unless told otherwise, the one that was
+    started last on the machine. Another cluster knows no such controller, so the actor takes it for dead, and
+    the workers of a healthy run are destroyed (a restart from the last checkpoint; seen when `ray start
+    --head` ran beside a training job). Where several are found it ends in a traceback, and nobody cleans up.
+    Ray Train hands a fixed set of variables of the driver on to its controller; there is no setting for more.
+    """
+    import ray
+    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+
+    if CLUSTER_VARIABLE in os.environ:
+        yield
+        return
+    os.environ[CLUSTER_VARIABLE] = ray.get_runtime_context().gcs_address
+    ENV_VARS_TO_PROPAGATE.add(CLUSTER_VARIABLE)
+    try:
+        yield
+    finally:
+        ENV_VARS_TO_PROPAGATE.discard(CLUSTER_VARIABLE)
+        del os.environ[CLUSTER_VARIABLE]
+
+
+def serve_host() -> str | None:
+    """Return the address that Serve's proxies listen on, None without any. `serve.status()` does not say it,
+    and the REST API that does needs the dashboard.
+    """
+    import ray
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    controller: Any = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    http: Any = ray.get(controller.get_http_config.remote())
+    return http.host
+
+
+async def object_refs(response: Any) -> AsyncIterator[ray.ObjectRef]:
+    """Return what a streaming call of a deployment yields as references, not values: pictures do not pass
+    through the driver. A developer API, with an underscore.
+    """
+    return await response._to_object_ref_gen()
+
+
+def begin_to_delete(app: str) -> None:
+    """Ask Serve to delete an application, and return at once; `serve.delete` without its private argument
+    waits a minute, and raises when a replica still computes.
+    """
+    from ray import serve
+
+    serve.delete(app, _blocking=False)
+
+
+def kill_replicas(app: str) -> None:
+    """Kill the replicas of an application that compute for minutes yet what nobody waits for. They are found
+    by the names that Serve gives its actors.
+    """
+    import ray
+
+    actors: Any = ray.util.list_named_actors(all_namespaces=True)  # Ray's type is that of the other form
+    for actor in actors:
+        if actor["name"].startswith(f"SERVE_REPLICA::{app}#"):
+            ray.kill(ray.get_actor(actor["name"], namespace=actor["namespace"]))

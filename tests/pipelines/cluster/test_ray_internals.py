@@ -1,0 +1,278 @@
+"""Each private name of Ray still is what `pipelines.cluster.ray_internals` takes it for.
+
+Run first on a new version of Ray. Where one fails, what was relied on has changed: look at the function of
+`ray_internals` that the test is named after, and at what the message says.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import logging
+import os
+import threading
+import time
+from collections.abc import MutableSet
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import ray
+import ray.data
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+from pipelines.cluster import ray_internals
+from pipelines.cluster.ray_internals import CLUSTER_VARIABLE, STEP_S, Paced
+from pipelines.pairs import dataset
+from pipelines.shards.build import ShardOptions
+from pipelines.shards.prepare import prepare_here
+from resshift.presets import test_x4 as toy_preset
+
+needs_cluster = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("ray_cluster")]
+
+
+def loaded_again(name: str) -> ModuleType:
+    """Run a module of Ray once more, beside the one in use: what it reads from the environment, it reads
+    now.
+    """
+    spec = importlib.util.find_spec(name)
+    assert spec is not None, f"there is no module {name} any more"
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- Ray Data
+
+
+def test_paced_has_the_hooks_of_an_execution_callback() -> None:
+    def hooks(kind: type) -> dict[str, list[str]]:
+        members = inspect.getmembers(kind, inspect.isfunction)
+        return {
+            name: list(inspect.signature(one).parameters) for name, one in members if not name.startswith("_")
+        }
+
+    told = "Ray Data calls other hooks: Paced must have every one, with these arguments"
+    assert hooks(Paced) == hooks(ExecutionCallback), told
+
+
+def test_pace_adds_a_callback_that_executions_take_up() -> None:
+    context = ray.data.DataContext()
+    ray_internals.pace(context)
+    told = "executions take their callbacks from elsewhere: see how planner.py of ray.data makes them"
+    assert cast(Any, Paced) in context.execution_callback_classes, told
+
+
+def test_a_step_lasts_and_one_that_waited_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, slept = [100.0], list[float]()
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", sleep)
+    paced = Paced()
+    for took in (0.0, 0.001, 0.02, 0.1, 0.0):
+        now[0] += took
+        paced.on_execution_step(None)
+    assert slept == pytest.approx([0.0, STEP_S - 0.001, STEP_S - 0.02, 0.0, STEP_S])
+
+
+@pytest.mark.parametrize(
+    ("variables", "fetcher"),
+    [(ray_internals.METADATA_INLINE, "InlineMetadataFetcher"), ({}, "ThreadedMetadataFetcher")],
+)
+def test_metadata_inline_chooses_the_fetcher(
+    variables: dict[str, str], fetcher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ray_internals.METADATA_INLINE:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    module = loaded_again("ray.data._internal.execution.metadata_fetcher")
+    told = "METADATA_INLINE no longer chooses how metadata are fetched: workers wait 0.1 s longer from task to task"
+    assert type(module.make_metadata_fetcher()).__name__ == fetcher, told
+
+
+def test_progress_logger_is_the_one_that_tells_of_bars_that_are_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ray.data._internal import progress
+
+    warned: list[str] = []
+    monkeypatch.setattr(progress, "log_once", lambda _: True)
+    monkeypatch.setattr(logging.getLogger(ray_internals.PROGRESS_LOGGER), "warning", warned.append)
+    context = ray.data.DataContext()
+    context.enable_progress_bars = False
+    progress.get_progress_manager(context, "dataset", cast(Any, {}), False)
+    told = "another logger says that the bars are off, and commands print it unless PROGRESS_LOGGER names it"
+    assert len(warned) == 1, told
+
+
+class TestTheLoopBehindThePairs:
+    pytestmark = needs_cluster
+
+    def test_it_is_paced_while_a_consumer_thinks(
+        self, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Ray Data alone turns some hundred times a second."""
+        prepare_here(str(tree), str(tmp_path / "s"), ShardOptions(row_group_rows=3))
+        ends: list[float] = []
+
+        class Recorded(Paced):
+            def on_execution_step(self, executor: object) -> None:
+                super().on_execution_step(executor)
+                ends.append(time.monotonic())
+
+        monkeypatch.setattr(ray_internals, "Paced", Recorded)
+        batches = dataset.rank_batches(str(tmp_path / "s"), toy_preset(), 0)
+        next(batches)
+        turns = len(ends)
+        time.sleep(20 * STEP_S)
+        names = [thread.name for thread in threading.enumerate()]
+        batches.close()
+        gaps = np.diff(ends)
+        assert len(ends) > turns, "the loop does not call Paced: does it still call on_execution_step?"
+        assert gaps.min() > 0.99 * STEP_S
+        assert any(name.startswith("StreamingExecutor") for name in names)
+        assert "ray-data-metadata-prefetch" not in names, "see METADATA_INLINE, which tests/conftest.py sets"
+
+
+# --- Ray Train
+
+
+def test_ray_train_hands_on_a_set_of_variables_that_can_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.train.v2._internal import constants
+
+    monkeypatch.setenv(CLUSTER_VARIABLE, "10.0.0.1:6379")
+    told = (
+        "ray_train_asks_this_cluster adds to ENV_VARS_TO_PROPAGATE: which variables reach Ray Train's actors?"
+    )
+    assert isinstance(constants.ENV_VARS_TO_PROPAGATE, MutableSet), told
+    assert CLUSTER_VARIABLE not in constants.get_env_vars_to_propagate(), f"no longer needed: {told}"
+    monkeypatch.setattr(constants, "ENV_VARS_TO_PROPAGATE", {CLUSTER_VARIABLE})
+    assert constants.get_env_vars_to_propagate() == {CLUSTER_VARIABLE: "10.0.0.1:6379"}, told
+
+
+def test_the_state_api_asks_the_cluster_of_the_variable_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.dashboard.utils import get_address_for_submission_client
+
+    monkeypatch.setenv(CLUSTER_VARIABLE, "http://10.0.0.1:8265")
+    told = "Ray Train's placement group cleaner asks another cluster again: see ray_train_asks_this_cluster"
+    assert get_address_for_submission_client(None) == "http://10.0.0.1:8265", told
+
+
+def test_an_address_of_the_user_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CLUSTER_VARIABLE, "http://10.0.0.1:8265")
+    with ray_internals.ray_train_asks_this_cluster():
+        assert os.environ[CLUSTER_VARIABLE] == "http://10.0.0.1:8265"
+    assert os.environ[CLUSTER_VARIABLE] == "http://10.0.0.1:8265"
+
+
+@ray.remote(num_cpus=0)
+def state_of(actor_id: str) -> str | None:
+    """What an actor of Ray Train asks, in a process of its own."""
+    from ray.util.state import get_actor
+
+    state: Any = get_actor(actor_id, timeout=30)
+    return state and state.state
+
+
+@ray.remote(num_cpus=0)
+class Controller:
+    def actor_id(self) -> str:
+        return ray.get_runtime_context().get_actor_id() or ""
+
+
+class TestTheClusterOfTheDriver:
+    pytestmark = needs_cluster
+
+    def test_it_is_asked(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from ray.train.v2._internal.constants import get_env_vars_to_propagate
+
+        monkeypatch.delenv(CLUSTER_VARIABLE, raising=False)
+        # Ray's decorator hides `remote` from type checkers.
+        actor, task = cast(Any, Controller), cast(Any, state_of)
+        controller = actor.remote()
+        actor_id = ray.get(controller.actor_id.remote())
+        with ray_internals.ray_train_asks_this_cluster():
+            handed_on = get_env_vars_to_propagate()
+            assert handed_on[CLUSTER_VARIABLE] == ray.get_runtime_context().gcs_address
+            assert ray.get(task.options(runtime_env={"env_vars": handed_on}).remote(actor_id)) == "ALIVE"
+        assert CLUSTER_VARIABLE not in os.environ
+        assert CLUSTER_VARIABLE not in get_env_vars_to_propagate()
+
+
+# --- Ray Serve; tests/serve/test_serve.py and tests/pipelines/bulk/test_scheduler.py use them on a real one
+
+
+def test_serve_host_asks_the_controller_for_its_http_config() -> None:
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+    from ray.serve._private.controller import ServeController
+    from ray.serve.config import HTTPOptions
+
+    told = "serve_host cannot tell whether Serve listens beyond this machine, which endpoints without keys refuse"
+    assert isinstance(SERVE_CONTROLLER_NAME, str), told
+    assert isinstance(SERVE_NAMESPACE, str), told
+    assert list(inspect.signature(ServeController.get_http_config).parameters) == ["self"], told
+    assert inspect.signature(ServeController.get_http_config).return_annotation in (
+        HTTPOptions,
+        "HTTPOptions",
+    )
+    assert HTTPOptions(host="10.0.0.1").host == "10.0.0.1", told
+
+
+def test_object_refs_awaits_the_stream_of_a_response() -> None:
+    from ray.serve.handle import DeploymentResponseGenerator
+
+    method = getattr(DeploymentResponseGenerator, "_to_object_ref_gen", None)
+    told = "object_refs has no other way to references: pictures of bulk jobs would pass through the driver"
+    assert inspect.iscoroutinefunction(method), told
+    assert list(inspect.signature(method).parameters) == ["self"], told
+
+
+def test_begin_to_delete_need_not_wait() -> None:
+    from ray import serve
+
+    told = "begin_to_delete passes _blocking=False, so that a job that was interrupted ends within seconds"
+    assert inspect.signature(serve.delete).parameters["_blocking"].default is True, told
+
+
+def test_kill_replicas_finds_them_by_name() -> None:
+    from ray.serve._private.common import DeploymentID, ReplicaID
+
+    replica = ReplicaID(unique_id="abc", deployment_id=DeploymentID(name="model", app_name="resshift-1"))
+    told = "kill_replicas finds no replica: they are actors of another name"
+    assert replica.to_full_id_str() == "SERVE_REPLICA::resshift-1#model#abc", told
+
+
+# --- Flags of simulated clusters
+
+
+def test_quick_health_checks_are_flags_of_ray() -> None:
+    from ray._raylet import Config  # pyright: ignore[reportAttributeAccessIssue] - compiled
+
+    flags = [name.removeprefix("RAY_") for name in ray_internals.QUICK_HEALTH_CHECKS]
+    told = "QUICK_HEALTH_CHECKS names flags that Ray no longer has: benchmarks wait half a minute for a lost node"
+    assert [name for name in flags if not hasattr(Config, name)] == [], told
+
+
+def test_quick_autoscaler_sets_its_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ray_internals.QUICK_AUTOSCALER.items():
+        monkeypatch.setenv(name, value)
+    module = loaded_again("ray.autoscaler._private.constants")
+    told = "QUICK_AUTOSCALER no longer sets how often the autoscaler looks: benchmarks/autoscale.py waits"
+    assert module.AUTOSCALER_UPDATE_INTERVAL_S == 1, told
+
+
+class TestWorkersNotNice:
+    pytestmark = needs_cluster
+
+    def test_workers_have_the_niceness_of_the_driver(self) -> None:
+        task: Any = ray.remote(num_cpus=0)(lambda: os.nice(0))
+        told = "WORKERS_NOT_NICE, which tests/conftest.py sets, has no effect: workers run behind all else"
+        assert ray.get(task.remote()) == os.nice(0), told
