@@ -32,6 +32,7 @@ import numpy as np
 import record
 import torch
 
+from resshift.config import Sampling
 from resshift.images import codec
 from resshift.tiles.colour_fix import COLOUR_FIXES
 from resshift.tiles.plan import AxisTiles
@@ -100,7 +101,10 @@ def delta_e(a: np.ndarray, b: np.ndarray) -> float:
 
 def measure(up: Upscaler, name: str, pixels: np.ndarray, tile_px: int, whole: np.ndarray) -> dict[str, Any]:
     """Upscale in tiles and compare."""
-    tiled, plan = up(pixels, tile_px=tile_px), up.plan(pixels.shape[0], pixels.shape[1], tile_px)
+    tiled, plan = (
+        up(pixels, tile_px=tile_px),
+        up.plan(pixels.shape[0], pixels.shape[1], Sampling(tile_px=tile_px)),
+    )
     scale = up.scale * up.config.unet.lq_ratio
     axes = enumerate((plan.rows, plan.columns))
     ratios = [edge_ratio(tiled, whole, edges_of(lines, scale, tiled.shape[i]), i, scale) for i, lines in axes]

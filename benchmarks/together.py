@@ -24,6 +24,7 @@ import torch
 from timing import fastest
 from upscale import load
 
+from resshift.config import Sampling
 from resshift.images.codec import Picture
 from resshift.tiles.batching import Batcher
 from resshift.upscaler import Upscaler, resolve_device
@@ -45,13 +46,15 @@ def noisy_pictures(side: int, count: int, *, mixed: bool) -> list[Picture]:
 
 def one_by_one(up: Upscaler, pictures: Sequence[Picture], tile_batch: int | None = None) -> list[Picture]:
     """Upscale every picture with calls of its own."""
-    return [up.upscale(picture, seed=i, tile_batch=tile_batch) for i, picture in enumerate(pictures)]
+    return [
+        up.upscale(picture, Sampling(seed=i, tile_batch=tile_batch)) for i, picture in enumerate(pictures)
+    ]
 
 
 def together(up: Upscaler, pictures: Sequence[Picture], ongoing: int) -> list[Picture]:
     """Upscale with calls that pictures share, `ongoing` under way at a time."""
     batcher = Batcher(most_open=ongoing)
-    futures = [batcher.submit(up.upscaling(picture, seed=i)) for i, picture in enumerate(pictures)]
+    futures = [batcher.submit(up.upscaling(picture, Sampling(seed=i))) for i, picture in enumerate(pictures)]
     while batcher.turn():
         pass
     return [future.result().value for future in futures]

@@ -43,6 +43,7 @@ from timing import stopwatch_for
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from resshift.config import Sampling
 from resshift.images import codec
 from resshift.images.codec import Picture
 from resshift.models import Dtype
@@ -215,7 +216,7 @@ def same_tiles(
     change.
     """
     with mock.patch(f"{__name__}.PLAIN_TILE_PX", 4096):
-        fast_plan = partial(Upscaler.plan, tile_px=4096)
+        fast_plan = partial(Upscaler.plan, sampling=Sampling(tile_px=4096))
         with mock.patch.object(
             Upscaler, "plan", lambda self, height, width, _=None: fast_plan(self, height, width)
         ):

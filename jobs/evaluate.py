@@ -23,10 +23,9 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from pipelines.command import Exit, UsageError, connect_to_ray, parser, quiet_ray_data, run
+from pipelines.command import Exit, UsageError, as_flag, connect_to_ray, parser, quiet_ray_data, run
 
 if TYPE_CHECKING:
     from pipelines.evaluation.evaluation_report import Written
@@ -118,6 +117,7 @@ def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
     from pipelines.evaluation.evaluate import EvaluateOptions, PictureSet, default_replicas, pairs_of
     from pipelines.evaluation.evaluate import evaluate as run_evaluation
     from pipelines.evaluation.evaluation_report import write
+    from resshift.config import Sampling
     from resshift.models import locate_model
 
     model = locate_model(options.model)
@@ -130,10 +130,11 @@ def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
         raise UsageError(
             f"--border must not be negative and --replicas at least 1, got {border} and {options.replicas}"
         )
-    if options.steps is not None and not 1 <= options.steps <= model.config.schedule.steps:
-        raise UsageError(
-            f"--steps must lie in 1 to {model.config.schedule.steps} for {model.name}, got {options.steps}"
-        )
+    try:
+        sampling = Sampling(seed=options.seed, steps=options.steps, tile_px=options.tile)
+        sampling.check_for(model.name, model.config.schedule.steps, model.config.smallest_tile_px)
+    except ValueError as error:
+        raise UsageError(as_flag(str(error))) from None
     if other is not None and other.config.scale != model.config.scale:
         raise UsageError(
             f"{options.against} enlarges {other.config.scale} times, {options.model} {model.config.scale} "
@@ -142,9 +143,7 @@ def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
     settings = EvaluateOptions(
         model=options.model,
         against=options.against,
-        seed=options.seed,
-        steps=options.steps,
-        tile_px=options.tile,
+        sampling=sampling,
         border=border,
         lpips_net=net,
         lpips_trunk=options.lpips_trunk,
@@ -166,7 +165,6 @@ def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
     names = {"bicubic": "bicubic", "ours": model.name, "against": other.name if other else ""}
     if other is not None and other.name == model.name:
         names |= {"ours": options.model, "against": options.against}
-    kept = asdict(settings)
     facts = {
         "model": {
             "name": model.name,
@@ -177,7 +175,12 @@ def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
         "against": {"name": other.name, "identity": other.identity()} if other else None,
         "names": names,
         "settings": {
-            name: kept[name] for name in ("seed", "steps", "tile_px", "border", "lpips_net", "user_installed")
+            "seed": sampling.seed,
+            "steps": sampling.steps,
+            "tile_px": sampling.tile_px,
+            "border": border,
+            "lpips_net": net,
+            "user_installed": settings.user_installed,
         },
         "versions": results.versions(),
     }

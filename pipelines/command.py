@@ -24,6 +24,14 @@ class UsageError(ValueError):
     """The command cannot do what it was asked; the message is one line for the user."""
 
 
+def as_flag(message: str) -> str:
+    """Return a message that begins with the name of a field, beginning with the flag that sets it:
+    "tile_px must be ..." becomes "--tile must be ...".
+    """
+    name, space, rest = message.partition(" ")
+    return f"--{name.removesuffix('_px').replace('_', '-')}{space}{rest}"
+
+
 def parser(doc: str) -> argparse.ArgumentParser:
     """Return a parser whose help is the module docstring of the command, examples included."""
     return argparse.ArgumentParser(

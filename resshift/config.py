@@ -7,10 +7,12 @@ name the key, the value and what is allowed.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass
+from numbers import Integral
 from typing import Any, Literal, TypeVar, cast, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -24,6 +26,7 @@ from resshift.target import Target
 # NaN passes every comparison that should refuse it, and equals nothing: a run with it could never be resumed.
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 T = TypeVar("T")
+MAX_OUTSCALE = 16
 LATTICE_POSITIONS = 16  # of a side, at least, for `resshift.training.lattice`
 
 # These may change when a run is continued: how long it goes on, what it reports, where files lie, and how the
@@ -93,6 +96,69 @@ class ModelConfig:
                 f"model.unet.lq_size must be image_size x {factor} / scale = "
                 f"{unet.image_size * factor // self.scale}, got {unet.lq_size}"
             )
+
+    @property
+    def smallest_tile_px(self) -> int:
+        """Side of the smallest tile that the network can compute, in input pixels."""
+        return self.unet.size_multiple * self.unet.lq_ratio
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """What a caller chooses about the pixels of one picture.
+
+    `Upscaler`, bulk jobs, evaluation and HTTP all carry this value. It is no pydantic dataclass: "2" is an
+    error here and not the number 2.
+
+    Fields:
+        seed: Seed of the noise; the same seed gives the same pixels.
+        outscale: Sides of the result over sides of the input, in (0, 16]; None: the model's own scale.
+        steps: Steps of the reverse chain, from 1 to as many as the model was trained with; None: all of them.
+            Fewer cost less.
+        tile_px: Longest side of a tile in input pixels; None: what costs least, up to 256. Smaller tiles need
+            less memory. A picture that is not larger is computed whole.
+        tile_batch: Number of tiles in one call of the network on a GPU, which several pictures may share
+            (`resshift.tiles.batching`); None: as many as keep it busy (`memory.tiles_per_call`). A CPU
+            computes tiles one by one.
+
+    Raises:
+        ValueError: A value that no model can use; the message begins with the name of the field. What depends
+            on the model is checked by `check_for`.
+    """
+
+    seed: int = 0
+    outscale: float | None = None
+    steps: int | None = None
+    tile_px: int | None = None
+    tile_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("seed", "steps", "tile_px", "tile_batch"):
+            value: object = getattr(self, name)
+            is_integer = isinstance(value, Integral) and value is not True and value is not False
+            if not is_integer and (value is not None or name == "seed"):
+                raise ValueError(f"{name} must be an integer, got {value!r}")
+        is_number = isinstance(self.outscale, int | float)
+        if self.outscale is not None and not (is_number and 0 < self.outscale <= MAX_OUTSCALE):
+            raise ValueError(f"outscale must be a number in (0, {MAX_OUTSCALE}], got {self.outscale!r}")
+        if self.tile_batch is not None and self.tile_batch < 1:
+            raise ValueError(f"tile_batch must be at least 1, got {self.tile_batch}")
+
+    def check_for(self, model: str, steps: int, smallest_tile_px: int) -> None:
+        """Refuse what a model cannot do.
+
+        Args:
+            model: Name of the model in the message.
+            steps: Number of steps that the model was trained with.
+            smallest_tile_px: Side of its smallest tile, see `ModelConfig.smallest_tile_px`.
+
+        Raises:
+            ValueError: The message begins with the name of the field and says what is allowed.
+        """
+        if self.steps is not None and not 1 <= self.steps <= steps:
+            raise ValueError(f"steps must lie in 1 to {steps} for {model}, got {self.steps}")
+        if self.tile_px is not None and self.tile_px < smallest_tile_px:
+            raise ValueError(f"tile_px must be at least {smallest_tile_px} for {model}, got {self.tile_px}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)

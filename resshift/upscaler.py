@@ -29,7 +29,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from resshift import weights
-from resshift.config import ModelConfig
+from resshift.config import ModelConfig, Sampling
 from resshift.images import codec
 from resshift.images.alpha import fill_transparent
 from resshift.images.codec import Picture
@@ -217,14 +217,11 @@ class Upscaler:
         Args:
             image: PIL image of any common mode, or array (H, W), (H, W, 1 | 3 | 4), uint8 or uint16, RGB
                 order, fourth channel alpha.
-            seed: of the noise; the same seed gives the same pixels.
-            outscale: sides of the result over sides of the input, > 0; default the model's own scale.
-            steps: of the chain, 1 to as many as the model was trained with, the default. Fewer cost less.
-            tile_px: longest side of a tile in input pixels; default: what costs least, up to 256. Smaller
-                needs less memory. A picture that is not larger is computed whole.
-            tile_batch: tiles in a call of the network on a GPU, which several pictures may share
-                (`resshift.tiles.batching`); default: as many as keep it busy (`memory.tiles_per_call`). A CPU
-                computes them one by one.
+            seed: Seed of the noise; the same seed gives the same pixels.
+            outscale: Sides of the result over sides of the input, in (0, 16]; default: the model's own scale.
+            steps: Steps of the chain, see `Sampling`.
+            tile_px: Longest side of a tile in input pixels, see `Sampling`.
+            tile_batch: Number of tiles in one call of the network on a GPU, see `Sampling`.
 
         Returns:
             The same kind: a PIL image (grey stays grey, alpha stays), or an array of the same dtype and
@@ -233,18 +230,16 @@ class Upscaler:
         Raises:
             ValueError: the image or an option is not usable; the message names the value and what is allowed.
         """
-        upscale = partial(
-            self.upscale, seed=seed, outscale=outscale, steps=steps, tile_px=tile_px, tile_batch=tile_batch
-        )
+        sampling = Sampling(seed=seed, outscale=outscale, steps=steps, tile_px=tile_px, tile_batch=tile_batch)
         if isinstance(image, Image.Image):
-            return codec.to_pil(upscale(codec.from_pil(image)))
+            return codec.to_pil(self.upscale(codec.from_pil(image), sampling))
         channels = _channels_of(image)
         pixels = image.reshape(*image.shape[:2], channels)
         picture = Picture(
             pixels=np.ascontiguousarray(pixels[..., :3] if channels >= 3 else pixels),
             alpha=np.ascontiguousarray(pixels[..., 3]) if channels == 4 else None,
         )
-        result = upscale(picture)
+        result = self.upscale(picture, sampling)
         out = (
             result.pixels
             if result.alpha is None
@@ -252,41 +247,19 @@ class Upscaler:
         )
         return out[..., 0] if image.ndim == 2 else out
 
-    def upscale(
-        self,
-        picture: Picture,
-        *,
-        seed: int = 0,
-        outscale: float | None = None,
-        steps: int | None = None,
-        tile_px: int | None = None,
-        tile_batch: int | None = None,
-    ) -> Picture:
-        """Upscale a decoded picture; arguments as in `__call__`. ICC profile, EXIF and notes are handed on.
+    def upscale(self, picture: Picture, sampling: Sampling = Sampling()) -> Picture:
+        """Upscale a decoded picture. ICC profile, EXIF and notes are handed on.
 
         When memory runs out for a single tile, smaller tiles are tried; the result then has a note, and this
         object remembers.
         """
-        return alone(
-            self.upscaling(
-                picture, seed=seed, outscale=outscale, steps=steps, tile_px=tile_px, tile_batch=tile_batch
-            )
-        )
+        return alone(self.upscaling(picture, sampling))
 
-    def upscaling(
-        self,
-        picture: Picture,
-        *,
-        seed: int = 0,
-        outscale: float | None = None,
-        steps: int | None = None,
-        tile_px: int | None = None,
-        tile_batch: int | None = None,
-    ) -> Work[Picture]:
+    def upscaling(self, picture: Picture, sampling: Sampling = Sampling()) -> Work[Picture]:
         """Return `upscale` as a work for `resshift.tiles.batching.Batcher`, so that pictures share calls: the
         same bytes, errors when it runs.
         """
-        factor = self._checked_outscale(outscale)
+        factor = sampling.outscale or self.scale
         picture = fill_transparent(picture)
         width, height = scaled(picture.width, factor), scaled(picture.height, factor)
         dtype: Any = picture.pixels.dtype.type
@@ -295,12 +268,10 @@ class Upscaler:
         while True:
             side = self._largest_side  # of this attempt: pictures that share calls run out of memory together
             try:
-                yield from self._rows(
-                    picture.pixels, Filler(pixels), seed, factor, steps, tile_px, tile_batch
-                )
+                yield from self._rows(picture.pixels, Filler(pixels), sampling)
                 break
             except Exception as error:
-                if not is_out_of_memory(error) or not self._shrink_tiles(picture, tile_px, side):
+                if not is_out_of_memory(error) or not self._shrink_tiles(picture, sampling, side):
                     raise
         if side is not None:
             notes += (f"tiles of at most {side * self.config.unet.lq_ratio} px: memory ran out",)
@@ -309,17 +280,7 @@ class Upscaler:
         alpha = None if picture.alpha is None else resize_alpha(picture.alpha, height, width)
         return replace(picture, pixels=pixels, alpha=alpha, notes=notes)
 
-    def upscale_rows(
-        self,
-        source: PixelRows,
-        sink: Sink,
-        *,
-        seed: int = 0,
-        outscale: float | None = None,
-        steps: int | None = None,
-        tile_px: int | None = None,
-        tile_batch: int | None = None,
-    ) -> tuple[int, int]:
+    def upscale_rows(self, source: PixelRows, sink: Sink, sampling: Sampling = Sampling()) -> tuple[int, int]:
         """Upscale a picture of any size without ever holding it; the pixels are those of `upscale`, to the
         byte.
 
@@ -328,11 +289,7 @@ class Upscaler:
                 last rows perhaps twice.
             sink: is called with the next rows of the result, (n, width, channels) of the same dtype: for
                 example `PngRows.write`.
-            seed: and the other arguments as in `__call__`.
-            outscale: see `__call__`.
-            steps: see `__call__`.
-            tile_px: see `__call__`.
-            tile_batch: see `__call__`.
+            sampling: How pixels are made.
 
         Returns:
             Height and width of the result.
@@ -346,18 +303,15 @@ class Upscaler:
                 "colour_fix='adain' needs the whole picture at once: use 'wavelet' or 'none' to upscale by "
                 "rows"
             )
-        factor = self._checked_outscale(outscale)
-        alone(self._rows(source, sink, seed, factor, steps, tile_px, tile_batch))
+        factor = sampling.outscale or self.scale
+        alone(self._rows(source, sink, sampling))
         return scaled(source.shape[0], factor), scaled(source.shape[1], factor)
 
     def upscale_tensor(
         self,
         lq: Tensor,
+        sampling: Sampling = Sampling(),
         *,
-        seed: int = 0,
-        steps: int | None = None,
-        tile_px: int | None = None,
-        tile_batch: int | None = None,
         noise: Callable[[int], Tensor] | None = None,
     ) -> Tensor:
         """Upscale a picture in [-1, 1], (1, 3, h, w) of any size -> (1, 3, h * scale, w * scale) float32,
@@ -365,16 +319,17 @@ class Upscaler:
 
         Args:
             lq: on the device of the model.
-            seed: of the noise.
-            steps: of the chain, see `__call__`.
-            tile_px: longest side of a tile in input pixels.
-            tile_batch: see `__call__`.
+            sampling: How pixels are made; `outscale` must be None.
             noise: replaces the noise field: `noise(step)` of the shape of the padded latent, for steps T ...
                 1. For parity tests.
 
         Raises:
-            ValueError: wrong shape, or tile_px too small.
+            ValueError: wrong shape, or an option is not usable.
         """
+        if sampling.outscale is not None:
+            raise ValueError(
+                f"outscale must be None for a tensor, which is not resized, got {sampling.outscale}"
+            )
         if lq.ndim != 4 or lq.shape[:2] != (1, 3) or 0 in lq.shape:
             raise ValueError(f"lq must be (1, 3, h, w) with h and w at least 1, got {tuple(lq.shape)}")
         size = (lq.shape[2], lq.shape[3])
@@ -383,10 +338,8 @@ class Upscaler:
             size,
             read=lambda top, bottom: lq[0, :, top:bottom],
             emit=lambda rows: bands.append(rows.clone()),
-            noise=_field(seed, self.first_stage.channels) if noise is None else _cut(noise),
-            steps=steps,
-            tile_px=tile_px,
-            tile_batch=tile_batch,
+            noise=self._noise_of(sampling) if noise is None else _cut(noise),
+            sampling=sampling,
         )
         alone(chain)
         return (
@@ -395,17 +348,17 @@ class Upscaler:
             .clamp(-1, 1)
         )
 
-    def plan(self, height: int, width: int, tile_px: int | None = None) -> TilePlan:
+    def plan(self, height: int, width: int, sampling: Sampling = Sampling()) -> TilePlan:
         """Return the tiles of an input picture, in latent positions.
 
         Raises:
-            ValueError: tile_px is too small for the model.
-            MemoryBudgetError: the budget is.
+            ValueError: the model cannot do what `sampling` says.
+            MemoryBudgetError: the budget is too small.
         """
+        sampling.check_for("this model", self.schedule.steps, self.config.smallest_tile_px)
+        tile_px = sampling.tile_px
         ratio, multiple = self.config.unet.lq_ratio, self.config.unet.size_multiple
         size = (-(-height // ratio), -(-width // ratio))
-        if tile_px is not None and tile_px < multiple * ratio:
-            raise ValueError(f"tile_px must be at least {multiple * ratio} for this model, got {tile_px}")
         attention = float("inf") if isinstance(self.first_stage, PixelUnshuffle) else _VQ_ATTENTION_POSITIONS
         limits = [
             side
@@ -494,14 +447,12 @@ class Upscaler:
         read: ReadRows,
         emit: Emit,
         noise: Noise,
-        steps: int | None,
-        tile_px: int | None,
-        tile_batch: int | None,
+        sampling: Sampling,
     ) -> Work[None]:
-        if tile_batch is not None and tile_batch < 1:
-            raise ValueError(f"tile_batch must be at least 1, got {tile_batch}")
-        plan, networks = self.plan(*size, tile_px), self.networks(steps)
-        batch = (tile_batch or tiles_per_call(plan.tile_area, self._fits)) if self.shares_calls else 1
+        plan, networks = self.plan(*size, sampling), self.networks(sampling.steps)
+        batch = (
+            (sampling.tile_batch or tiles_per_call(plan.tile_area, self._fits)) if self.shares_calls else 1
+        )
         needed = RowChain.window_bytes(networks, plan)
         if self.memory_budget_bytes is not None:
             room = self.memory_budget_bytes - self.footprint().tile_bytes(batch * plan.tile_area)
@@ -512,41 +463,32 @@ class Upscaler:
             networks, plan, size, read=read, noise=noise, emit=emit, allocate=allocate, batch=batch
         ).run()
 
-    def _rows(
-        self,
-        source: PixelRows,
-        sink: Sink,
-        seed: int,
-        factor: float,
-        steps: int | None,
-        tile_px: int | None,
-        tile_batch: int | None,
-    ) -> Work[None]:
+    def _rows(self, source: PixelRows, sink: Sink, sampling: Sampling) -> Work[None]:
         height, width = source.shape[:2]
-        output = RowOutput(source, sink, scale=self.scale, factor=factor, colour_fix=self.colour_fix)
+        output = RowOutput(
+            source, sink, scale=self.scale, factor=sampling.outscale or self.scale, colour_fix=self.colour_fix
+        )
         yield from self._chain(
             (height, width),
             read=lambda top, bottom: codec.to_tensor(source[top:bottom])[0].to(self.device),
             emit=output.push,
-            noise=_field(seed, self.first_stage.channels),
-            steps=steps,
-            tile_px=tile_px,
-            tile_batch=tile_batch,
+            noise=self._noise_of(sampling),
+            sampling=sampling,
         )
         output.finish()
 
-    def _checked_outscale(self, outscale: float | None) -> float:
-        is_number = isinstance(outscale, int | float)
-        if outscale is not None and not (is_number and 0 < outscale <= 16):
-            raise ValueError(f"outscale must be a number in (0, 16], got {outscale!r}")
-        return self.scale if outscale is None else outscale
+    def _noise_of(self, sampling: Sampling) -> Noise:
+        return NoiseField(int(sampling.seed), "upscale", channels=self.first_stage.channels).window
 
-    def _shrink_tiles(self, picture: Picture, tile_px: int | None, attempted: int | None) -> bool:
+    def _shrink_tiles(self, picture: Picture, sampling: Sampling, attempted: int | None) -> bool:
         """Halve the largest tile after an attempt ran out of memory; False when it was the smallest
         already.
         """
         if self._largest_side == attempted:
-            plan, multiple = self.plan(picture.height, picture.width, tile_px), self.config.unet.size_multiple
+            plan, multiple = (
+                self.plan(picture.height, picture.width, sampling),
+                self.config.unet.size_multiple,
+            )
             side = max(plan.rows.tile, plan.columns.tile)
             if side == multiple:
                 return False
@@ -554,10 +496,6 @@ class Upscaler:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return True
-
-
-def _field(seed: int, channels: int) -> Noise:
-    return NoiseField(seed, "upscale", channels=channels).window
 
 
 def _cut(noise: Callable[[int], Tensor]) -> Noise:

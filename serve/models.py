@@ -17,6 +17,7 @@ from ray import serve
 from ray.exceptions import RayError, RayTaskError
 
 from pipelines.bulk.worker import ModelFacts, ReplicaOptions, Upscaled, describe_model
+from resshift.config import Sampling
 from resshift.images.animation import Frames
 from serve.http.problems import Problem, picture_problem
 from serve.replica import app_name, num_running
@@ -30,9 +31,7 @@ class Model(Protocol):
 
     facts: ModelFacts
 
-    async def upscale(
-        self, frames: Frames, *, seed: int, outscale: float | None = None, steps: int | None = None
-    ) -> tuple[Frames, float]:
+    async def upscale(self, frames: Frames, sampling: Sampling = Sampling()) -> tuple[Frames, float]:
         """Return the result and the seconds in the model.
 
         Raises:
@@ -60,13 +59,9 @@ class ServedModel:
         self._app = app_name(self.facts.identity)
         self._handle: Any = None
 
-    async def upscale(
-        self, frames: Frames, *, seed: int, outscale: float | None = None, steps: int | None = None
-    ) -> tuple[Frames, float]:
+    async def upscale(self, frames: Frames, sampling: Sampling = Sampling()) -> tuple[Frames, float]:
         """See `Model`."""
-        options = ReplicaOptions(
-            model=self.facts.name, identity=self.facts.identity, seed=seed, outscale=outscale, steps=steps
-        )
+        options = ReplicaOptions(model=self.facts.name, identity=self.facts.identity, sampling=sampling)
         for i_attempt in range(_ATTEMPTS):
             try:
                 result, done = await self._call(options, frames)

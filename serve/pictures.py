@@ -153,7 +153,7 @@ class PictureService:
         """
         model = find_model(self.models, options.model)
         try:
-            model.facts.check(options.outscale, options.steps)
+            model.facts.check(options.sampling)
         except ValueError as error:
             raise Problem("bad_option", str(error)) from None
         header = await self.decoding.header(data)
@@ -181,9 +181,7 @@ class PictureService:
 
     async def _run(self, model: Model, frames: Frames, options: PictureOptions) -> tuple[Frames, float]:
         async with self.noted_pass(model.facts.name):
-            return await model.upscale(
-                frames, seed=options.seed, outscale=options.outscale, steps=options.steps
-            )
+            return await model.upscale(frames, options.sampling)
 
     @asynccontextmanager
     async def noted_pass(self, name: str) -> AsyncGenerator[None]:

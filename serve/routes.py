@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
 from pipelines.ledger.names import CONTENT_TYPES
+from resshift.config import MAX_OUTSCALE
 from serve.http.body import Body, Reader
 from serve.http.keys import Caller
 from serve.http.limits import LEAST_TIMEOUT_S, Deadline
@@ -179,7 +180,7 @@ async def models(request: Request, asking: Asking) -> dict[str, Any]:
             "name": name,
             "identity": model.facts.identity,
             "scale": model.facts.scale,
-            "outscale": [model.facts.scale] if model.facts.has_one_scale else "(0, 16]",
+            "outscale": [model.facts.scale] if model.facts.has_one_scale else f"(0, {MAX_OUTSCALE}]",
             "steps": model.facts.steps,
             "ready": service.pictures.readiness[name].is_ready,
         }

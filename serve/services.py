@@ -129,7 +129,7 @@ async def _probe(pictures: PictureService, name: str) -> None:
     # What the probe finds out is noted by `noted_pass`; a late answer is no answer.
     with contextlib.suppress(Problem, TimeoutError):
         async with asyncio.timeout(_PROBE_S), pictures.noted_pass(name):
-            await pictures.models[name].upscale(frames, seed=0)
+            await pictures.models[name].upscale(frames)
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:

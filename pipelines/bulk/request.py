@@ -12,10 +12,10 @@ from pipelines.bulk.selection import Selection, Worklist
 from pipelines.bulk.settings import BulkSettings
 from pipelines.bulk.stages import StageOptions, UpscaleOptions
 from pipelines.bulk.worker import describe_model
-from pipelines.command import UsageError
+from pipelines.command import UsageError, as_flag
 from pipelines.ledger import ledger
 from resshift import storage
-from resshift.config import with_settings
+from resshift.config import Sampling, with_settings
 from resshift.storage import Entry
 
 
@@ -36,33 +36,27 @@ def check_places(options: argparse.Namespace) -> None:
 def job_options(options: argparse.Namespace, settings: BulkSettings) -> UpscaleOptions:
     """Return the options of the job after checking them."""
     model = describe_model(options.model)
-    if options.outscale is not None and not 0 < options.outscale <= 16:
-        raise UsageError(f"--outscale must lie in (0, 16], got {options.outscale}")
     try:
-        model.check(options.outscale, options.steps)
+        sampling = Sampling(
+            seed=options.seed, outscale=options.outscale, steps=options.steps, tile_px=options.tile
+        )
+        model.check(sampling)
     except ValueError as error:
-        raise UsageError(f"--{error}") from None
+        raise UsageError(as_flag(str(error))) from None
     if not 1 <= options.quality <= 100:
         raise UsageError(f"--quality must lie in 1 to 100, got {options.quality}")
     if not 0 < options.max_megapixels <= 10_000:
         raise UsageError(f"--max-megapixels must be positive and at most 10000, got {options.max_megapixels}")
     if options.price_per_hour is not None and not options.price_per_hour >= 0:
         raise UsageError(f"--price-per-hour must be at least 0, got {options.price_per_hour}")
-    if options.tile is not None and options.tile < model.smallest_tile_px:
-        raise UsageError(
-            f"--tile must be at least {model.smallest_tile_px} for this model, got {options.tile}"
-        )
     job = UpscaleOptions(
         model=options.model,
         identity=model.identity,
         scale=options.outscale or model.scale,
-        outscale=options.outscale,
-        steps=options.steps,
+        sampling=sampling,
         format=options.format,
         quality=options.quality,
         name=options.name,
-        seed=options.seed,
-        tile_px=options.tile,
         frames=settings.output.frames,
     )
     try:

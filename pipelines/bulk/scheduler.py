@@ -152,10 +152,7 @@ class BulkRun:
         self._replica_options = ReplicaOptions(
             model=job.model,
             identity=job.identity,
-            seed=job.seed,
-            outscale=job.outscale,
-            steps=job.steps,
-            tile_px=job.tile_px,
+            sampling=job.sampling,
         )
         self._growth = 1 + max(job.scale, 1) ** 2
         self.budget = Budget(0)

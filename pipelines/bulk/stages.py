@@ -21,6 +21,7 @@ from pipelines.bulk.selection import Item
 from pipelines.ledger.ledger import Row, failed
 from pipelines.ledger.names import CONTENT_TYPES, OutputFormat, output_format, output_key
 from resshift import storage
+from resshift.config import Sampling
 from resshift.images import codec
 from resshift.images.animation import FrameChoice, Frames, encode_frames, fit_frames
 from resshift.images.codec import ImageError, ImageLimits
@@ -44,13 +45,10 @@ class UpscaleOptions:
     model: str
     identity: str
     scale: float
-    outscale: float | None = None
-    steps: int | None = None
+    sampling: Sampling = Sampling()
     format: OutputFormat = "png"
     quality: int = 95
     name: str = "{dir}/{stem}_x{scale}.{ext}"
-    seed: int = 0
-    tile_px: int | None = None
     frames: FrameChoice = "first"
 
     def output_key(self, key: str) -> str:
@@ -59,10 +57,13 @@ class UpscaleOptions:
 
     def record(self, source: str) -> dict[str, Any]:
         """Return what job.json says."""
-        facts = asdict(self) | {"source": storage.printable(source)}
-        if self.steps is None:
-            del facts["steps"]  # as in jobs that were begun before there was such an option
-        return facts
+        facts = asdict(self)
+        sampling: dict[str, Any] = facts.pop("sampling")
+        # What a job did not ask for is left out, except what job.json has always had: jobs continue that were
+        # begun before there was such an option.
+        always = ("seed", "outscale", "tile_px")
+        asked = {name: value for name, value in sampling.items() if name in always or value is not None}
+        return facts | asked | {"source": storage.printable(source)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,6 +14,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from resshift.config import Sampling
 from resshift.images.codec import Picture
 from resshift.models import WeightsError
 
@@ -38,23 +39,14 @@ class Nearest:
         self.seconds_per_megapixel = seconds_per_megapixel
         self.identity = "nearest-x4"
 
-    def upscale(
-        self,
-        picture: Picture,
-        *,
-        seed: int = 0,
-        outscale: float | None = None,
-        steps: int | None = None,
-        tile_px: int | None = None,
-    ) -> Picture:
-        """Return the picture with every pixel 4 x 4 times; seed, steps and tile change nothing.
+    def upscale(self, picture: Picture, sampling: Sampling = Sampling()) -> Picture:
+        """Return the picture with every pixel 4 x 4 times; nothing of `sampling` changes that.
 
         Raises:
             ValueError: another `outscale` than 4.
         """
-        del seed, steps, tile_px
-        if outscale not in (None, self.scale):
-            raise ValueError(f"nearest-x4 has the scale 4, got outscale {outscale}")
+        if sampling.outscale not in (None, self.scale):
+            raise ValueError(f"nearest-x4 has the scale 4, got outscale {sampling.outscale}")
         ends = time.monotonic() + self.seconds_per_megapixel * picture.width * picture.height / 1e6
         pixels = picture.pixels.repeat(self.scale, axis=0).repeat(self.scale, axis=1)
         alpha = (
@@ -65,18 +57,10 @@ class Nearest:
         time.sleep(max(0.0, ends - time.monotonic()))
         return replace(picture, pixels=pixels, alpha=alpha)
 
-    def upscaling(
-        self,
-        picture: Picture,
-        *,
-        seed: int = 0,
-        outscale: float | None = None,
-        steps: int | None = None,
-        tile_px: int | None = None,
-    ) -> Work[Picture]:
+    def upscaling(self, picture: Picture, sampling: Sampling = Sampling()) -> Work[Picture]:
         """Return `upscale` as a work; it needs no network."""
         yield from ()
-        return self.upscale(picture, seed=seed, outscale=outscale, steps=steps, tile_px=tile_px)
+        return self.upscale(picture, sampling)
 
 
 def standin(name: str) -> Nearest | None:

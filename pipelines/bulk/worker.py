@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Protocol
 from pipelines.bulk.standin import standin
 from resshift import seeds
 from resshift.allocator import keep_freed_pages
+from resshift.config import Sampling
 from resshift.images.animation import Frames
 from resshift.images.codec import Picture
 from resshift.models import locate_model
@@ -48,15 +49,7 @@ class Model(Protocol):
         """Whether tiles of several pictures go through the networks together."""
         ...
 
-    def upscaling(
-        self,
-        picture: Picture,
-        *,
-        seed: int = 0,
-        outscale: float | None = None,
-        steps: int | None = None,
-        tile_px: int | None = None,
-    ) -> Work[Picture]: ...
+    def upscaling(self, picture: Picture, sampling: Sampling = Sampling()) -> Work[Picture]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +65,15 @@ class ModelFacts:
     steps: int
     has_one_scale: bool = False
 
-    def check(self, outscale: float | None, steps: int | None) -> None:
+    def check(self, sampling: Sampling) -> None:
         """Refuse what this model cannot do.
 
         Raises:
-            ValueError: the message names the option without dashes, its value and what is allowed.
+            ValueError: The message begins with the name of the field and says what is allowed.
         """
-        if outscale is not None and self.has_one_scale and outscale != self.scale:
-            raise ValueError(f"outscale must be {self.scale} for {self.name}, got {outscale:g}")
-        if steps is not None and not 1 <= steps <= self.steps:
-            raise ValueError(f"steps must lie in 1 to {self.steps} for {self.name}, got {steps}")
+        if self.has_one_scale and sampling.outscale not in (None, self.scale):
+            raise ValueError(f"outscale must be {self.scale} for {self.name}, got {sampling.outscale:g}")
+        sampling.check_for(self.name, self.steps, self.smallest_tile_px)
 
 
 def describe_model(name: str) -> ModelFacts:
@@ -100,7 +92,7 @@ def describe_model(name: str) -> ModelFacts:
         name,
         files.identity(),
         config.scale,
-        config.unet.size_multiple * config.unet.lq_ratio,
+        config.smallest_tile_px,
         config.schedule.steps,
     )
 
@@ -120,10 +112,7 @@ class ReplicaOptions:
 
     model: str
     identity: str
-    seed: int = 0
-    outscale: float | None = None
-    steps: int | None = None
-    tile_px: int | None = None
+    sampling: Sampling = Sampling()
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,13 +224,12 @@ class Replica:
 
     def _work(self, options: ReplicaOptions, key: str, frames: Frames) -> Work[Frames]:
         """Upscale every frame; the work of one input."""
-        seed = seeds.derive(options.seed, "picture", key) if key else options.seed
+        sampling = options.sampling
+        if key:
+            sampling = replace(sampling, seed=seeds.derive(sampling.seed, "picture", key))
         pictures: list[Picture] = []
         for picture in frames.pictures:
-            work = self.model.upscaling(
-                picture, seed=seed, outscale=options.outscale, steps=options.steps, tile_px=options.tile_px
-            )
-            pictures.append((yield from work))
+            pictures.append((yield from self.model.upscaling(picture, sampling)))
         return replace(frames, pictures=tuple(pictures))
 
 

@@ -16,7 +16,7 @@ import re
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from pipelines.cluster.capacity import has_gpus, reachable
 from pipelines.evaluation.figures import Image, Judge
 from pipelines.evaluation.results import METHODS
 from resshift import seeds, storage
+from resshift.config import Sampling
 from resshift.degradation import imresize
 from resshift.images import codec
 from resshift.images.codec import ImageError, Picture
@@ -44,9 +45,7 @@ class EvaluateOptions:
 
     model: str
     against: str | None = None
-    seed: int = 0
-    steps: int | None = None
-    tile_px: int | None = None
+    sampling: Sampling = Sampling()
     border: int = 0
     lpips_net: str | None = None
     lpips_trunk: str | None = None
@@ -210,9 +209,10 @@ class EvaluateStage:
         if gt is not None and gt.shape[:2] != (scale * height, scale * width):
             expected = f"{width}x{height} times {scale} is {scale * width}x{scale * height}"
             raise _SizeMismatch(f"the truth is {gt.shape[1]}x{gt.shape[0]}, and {expected}")
-        seed, tile_px = seeds.derive(self.options.seed, "picture", pair.key), self.options.tile_px
+        asked = self.options.sampling
+        sampling = replace(asked, seed=seeds.derive(asked.seed, "picture", pair.key))
         started = time.monotonic()
-        ours = self.upscaler(lq, seed=seed, steps=self.options.steps, tile_px=tile_px)
+        ours = self.upscaler.upscale(Picture(pixels=lq), sampling).pixels
         values: dict[str, Any] = {
             "seconds": time.monotonic() - started,
             "width": ours.shape[1],
@@ -221,7 +221,7 @@ class EvaluateStage:
         }
         results = {"bicubic": bicubic_resized(lq, self.upscaler.scale), "ours": ours}
         if self.other is not None:
-            results["against"] = self.other(lq, seed=seed, tile_px=tile_px)
+            results["against"] = self.other.upscale(Picture(pixels=lq), replace(sampling, steps=None)).pixels
         values |= {method: self.judge(result, gt) for method, result in results.items()}
         pictures = {"lq": lq} | results | ({} if gt is None else {"gt": gt})
         return values, {name: codec.encode(Picture(pixels=pixels)) for name, pixels in pictures.items()}

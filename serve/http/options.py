@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.ledger.names import CONTENT_TYPES
+from resshift.config import MAX_OUTSCALE, Sampling
 from resshift.images.codec import Format
 from serve.http.problems import Problem
 
-Outscale = Annotated[float, Field(gt=0, le=16)]
+Outscale = Annotated[float, Field(gt=0, le=MAX_OUTSCALE)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 _FORMAT_BY_TYPE: dict[str, Format] = {content_type: format for format, content_type in CONTENT_TYPES.items()}
 
@@ -38,6 +39,11 @@ class PictureOptions(BaseModel):
         Literal["keep", "strip"],
         Field(description="strip: no EXIF, and sRGB without a profile (16-bit pictures keep theirs)"),
     ] = "keep"
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the pixels are made."""
+        return Sampling(seed=self.seed, outscale=self.outscale, steps=self.steps)
 
 
 class BulkRequest(BaseModel):

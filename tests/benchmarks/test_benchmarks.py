@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from resshift.config import Sampling
 from resshift.tiles.plan import cut_axis
 
 ROOT = Path(__file__).parents[2]
@@ -177,8 +178,8 @@ def test_plain_and_fast_loop_make_the_same_picture(scripts: Callable[[str], Modu
     fast = upscale.load("test-x4", torch.device("cpu"), "float32")
     slow = upscale.load("test-x4", torch.device("cpu"), "float32", optimise=False)
     lq = torch.rand((1, 3, 40, 24), generator=torch.Generator().manual_seed(0)) * 2 - 1
-    expected = plain.upscale(slow.networks(), lq, fast.plan(40, 24, 16), 0)
-    torch.testing.assert_close(fast.upscale_tensor(lq, tile_px=16), expected, atol=2e-4, rtol=0)
+    expected = plain.upscale(slow.networks(), lq, fast.plan(40, 24, Sampling(tile_px=16)), 0)
+    torch.testing.assert_close(fast.upscale_tensor(lq, Sampling(tile_px=16)), expected, atol=2e-4, rtol=0)
 
 
 def test_a_seam_shows_in_the_ratio_and_a_clean_picture_gives_one(

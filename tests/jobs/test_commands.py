@@ -223,7 +223,7 @@ def test_a_wrong_val_is_told_before_workers_start(
         (["--model", "nearest-x4", "--outscale", "2"], "--outscale must be 4 for nearest-x4, got 2"),
         (["--replicas", "0"], "1 <= MIN <= MAX"),
         (["--replicas", "3:1"], "1 <= MIN <= MAX"),
-        (["--outscale", "0"], "--outscale must lie in (0, 16]"),
+        (["--outscale", "0"], "--outscale must be a number in (0, 16]"),
         (["--quality", "101"], "--quality must lie in 1 to 100"),
         (["--tile", "7"], "--tile must be at least"),
         (["--max-megapixels", "0"], "--max-megapixels must be positive"),

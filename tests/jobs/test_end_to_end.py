@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from pipelines.ledger import ledger
 from resshift import storage
+from resshift.config import Sampling
 from resshift.images import codec
 from resshift.upscaler import Upscaler
 
@@ -236,7 +237,7 @@ def test_bulk_output_equals_the_library(hostile: Path, trained: Path, work: Path
 
     up = Upscaler.from_pretrained(trained / "model", device="cpu")
     picture = codec.decode((hostile / "sub/fine.jpg").read_bytes())
-    expected = codec.encode(up.upscale(picture, seed=seeds.derive(0, "picture", "sub/fine.jpg")))
+    expected = codec.encode(up.upscale(picture, Sampling(seed=seeds.derive(0, "picture", "sub/fine.jpg"))))
     found = (work / "upscaled" / "sub/fine_x4.png").read_bytes()
     assert found == expected  # although the processes may have different numbers of threads
 

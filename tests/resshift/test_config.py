@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from resshift.config import (
     ConfigError,
     ModelConfig,
     RunConfig,
+    Sampling,
     differing_fields,
     fingerprint,
     flatten,
@@ -203,3 +205,29 @@ def test_a_lattice_needs_room() -> None:
         ConfigError, match=r"loss.lattice needs .* crops of 16 positions at least, got 4 and data.crop_px=32"
     ):
         with_settings(preset("tiny-x4"), ["loss.lattice=0.03", "data.crop_px=32"])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"seed": "7"}, "seed must be an integer, got '7'"),
+        ({"seed": None}, "seed must be an integer, got None"),
+        ({"outscale": 0}, r"outscale must be a number in \(0, 16\], got 0"),
+        ({"outscale": float("nan")}, r"outscale must be a number in \(0, 16\], got nan"),
+        ({"outscale": "2"}, r"outscale must be a number in \(0, 16\], got '2'"),
+        ({"steps": 2.0}, "steps must be an integer, got 2.0"),
+        ({"tile_px": True}, "tile_px must be an integer, got True"),
+        ({"tile_batch": 0}, "tile_batch must be at least 1, got 0"),
+    ],
+)
+def test_sampling_refuses_what_no_model_can_use(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        Sampling(**values)
+
+
+def test_sampling_names_what_a_model_cannot_do() -> None:
+    Sampling(steps=4, tile_px=8).check_for("tiny", steps=4, smallest_tile_px=8)
+    with pytest.raises(ValueError, match=r"^steps must lie in 1 to 4 for tiny, got 0$"):
+        Sampling(steps=0).check_for("tiny", steps=4, smallest_tile_px=8)
+    with pytest.raises(ValueError, match=r"^tile_px must be at least 8 for tiny, got 7$"):
+        Sampling(tile_px=7).check_for("tiny", steps=4, smallest_tile_px=8)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from resshift import weights
-from resshift.config import ModelConfig
+from resshift.config import ModelConfig, Sampling
 from resshift.models import PIXELS, WeightsError
 from resshift.networks.autoencoder import VectorQuantizer, VQAutoencoder
 from resshift.networks.config import FirstStageConfig, UNetConfig, VQConfig
@@ -61,7 +61,7 @@ def test_zero_residual_is_bicubic_for_any_size(
     size: tuple[int, int], tile_px: int | None, bicubic: Upscaler
 ) -> None:
     lq = torch.from_numpy(rgb(*size)).permute(2, 0, 1)[None].float() / 127.5 - 1
-    out = bicubic.upscale_tensor(lq, tile_px=tile_px)
+    out = bicubic.upscale_tensor(lq, Sampling(tile_px=tile_px))
     assert out.shape == (1, 3, size[0] * 4, size[1] * 4)
     expected = upsample(lq, 4).clamp(-1, 1)
     # The last two columns and rows see the reflection instead of a repeated edge: padding is part of the

@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 
 from pipelines.bulk.standin import Nearest
 from pipelines.bulk.worker import describe_model
+from resshift.config import Sampling
 from resshift.images.animation import Frames
 from serve.app import create_app
 from serve.jobs import JobKeeper
@@ -33,17 +34,14 @@ class LocalModel:
         self.num_replicas = 1
         self.is_held = False
 
-    async def upscale(
-        self, frames: Frames, *, seed: int, outscale: float | None = None, steps: int | None = None
-    ) -> tuple[Frames, float]:
-        del steps
+    async def upscale(self, frames: Frames, sampling: Sampling = Sampling()) -> tuple[Frames, float]:
         if frames.pictures[0].height == 8:  # the probe of the readiness is counted apart
             self.num_probes += 1
             return frames, 0.0
         self.num_begun += 1
         while self.is_held:
             await asyncio.sleep(0.01)
-        result = frames.map(lambda picture: Nearest().upscale(picture, seed=seed, outscale=outscale))
+        result = frames.map(lambda picture: Nearest().upscale(picture, sampling))
         self.num_done += 1
         return result, 0.001
 

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from pipelines.bulk.worker import Replica, ReplicaOptions, Started
+from resshift.config import Sampling
 from resshift.images.animation import Frames
 from resshift.images.codec import Picture
 from resshift.tiles.batching import Work
@@ -45,24 +46,15 @@ def test_a_picture_without_a_key_has_the_noise_of_its_seed() -> None:
     class Model:
         identity = "nearest-x4"
 
-        def upscaling(
-            self,
-            picture: Picture,
-            *,
-            seed: int = 0,
-            outscale: float | None = None,
-            steps: int | None = None,
-            tile_px: int | None = None,
-        ) -> Work[Picture]:
-            del outscale, steps, tile_px
-            seen.append(seed)
+        def upscaling(self, picture: Picture, sampling: Sampling = Sampling()) -> Work[Picture]:
+            seen.append(sampling.seed)
             yield from ()
             return picture
 
     replica = Replica("nearest-x4", "nearest-x4", 1)
     replica.model = Model()  # pyright: ignore[reportAttributeAccessIssue] - its scale is not asked for
     frames = Frames((Picture(pixels=np.zeros((8, 8, 3), np.uint8)),))
-    options = ReplicaOptions(model="nearest-x4", identity="nearest-x4", seed=7)
+    options = ReplicaOptions(model="nearest-x4", identity="nearest-x4", sampling=Sampling(seed=7))
     answers = list(replica.upscale(options, ("", "a"), frames, frames))
     assert isinstance(answers[0], Started)
     assert seen[0] == 7

@@ -20,6 +20,7 @@ from pipelines.bulk.stages import StageOptions, UpscaleOptions, prepare, store
 from pipelines.bulk.standin import Nearest, standin
 from pipelines.bulk.worker import Replica, ReplicaOptions, Started, Upscaled, describe_model
 from pipelines.ledger.ledger import Row
+from resshift.config import Sampling
 from resshift.images import codec
 from resshift.images.animation import Frames
 from resshift.images.codec import ImageLimits, Picture
@@ -171,18 +172,10 @@ def test_outputs_that_are_there_can_be_left_alone(choice: str, tmp_path: Path, e
 class Thirteen(Nearest):
     """Fails for pictures 13 wide."""
 
-    def upscale(
-        self,
-        picture: Picture,
-        *,
-        seed: int = 0,
-        outscale: float | None = None,
-        steps: int | None = None,
-        tile_px: int | None = None,
-    ) -> Picture:
+    def upscale(self, picture: Picture, sampling: Sampling = Sampling()) -> Picture:
         if picture.width == 13:
             raise RuntimeError("thirteen")
-        return super().upscale(picture, seed=seed, outscale=outscale, tile_px=tile_px)
+        return super().upscale(picture, sampling)
 
 
 def test_a_replica_announces_every_picture_after_its_pixels() -> None:
@@ -216,7 +209,7 @@ def test_the_stand_in_is_asked_for_by_name() -> None:
     with pytest.raises(WeightsError, match="nearest-x4@SECONDS"):
         standin("nearest-x8")
     with pytest.raises(ValueError, match="outscale 2"):
-        slow.upscale(Picture(pixels=np.zeros((1, 1, 3), np.uint8)), outscale=2)
+        slow.upscale(Picture(pixels=np.zeros((1, 1, 3), np.uint8)), Sampling(outscale=2))
 
 
 def test_limits_reach_the_decoder(tmp_path: Path, encode: Encode) -> None:
@@ -225,3 +218,22 @@ def test_limits_reach_the_decoder(tmp_path: Path, encode: Encode) -> None:
     assert (
         prepare([item(tmp_path / "x.png")], options(tmp_path, limits=limits))[0][0]["reason"] == "too_large"
     )
+
+
+def test_job_json_stays_what_it_was_before_there_were_options_that_are_not_asked_for() -> None:
+    known = {
+        "model": "nearest-x4",
+        "identity": "nearest-x4",
+        "scale": 4,
+        "outscale": None,
+        "format": "png",
+        "quality": 95,
+        "name": "{dir}/{stem}_x{scale}.{ext}",
+        "seed": 0,
+        "tile_px": None,
+        "frames": "first",
+        "source": "photos",
+    }
+    assert JOB.record("photos") == known
+    asked = replace(JOB, sampling=Sampling(seed=3, outscale=2, steps=1, tile_px=64))
+    assert asked.record("photos") == known | {"seed": 3, "outscale": 2, "steps": 1, "tile_px": 64}

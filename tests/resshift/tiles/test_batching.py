@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from resshift.config import Sampling
 from resshift.images.codec import Picture
 from resshift.presets import test_x4 as toy_preset
 from resshift.tiles.batching import Batcher, Done, TileCall, Work, alone
@@ -191,10 +192,13 @@ def test_pictures_that_share_calls_have_the_bytes_of_pictures_alone(
         Picture(pixels=rng.integers(0, 256, (*size, 3), np.uint8))
         for size in ((24, 16), (24, 16), (9, 30), (60, 40))
     ]
-    expected = [up.upscale(picture, seed=i, tile_px=24).pixels for i, picture in enumerate(pictures)]
+    expected = [
+        up.upscale(picture, Sampling(seed=i, tile_px=24)).pixels for i, picture in enumerate(pictures)
+    ]
     batcher = Batcher()
     futures = [
-        batcher.submit(up.upscaling(picture, seed=i, tile_px=24)) for i, picture in enumerate(pictures)
+        batcher.submit(up.upscaling(picture, Sampling(seed=i, tile_px=24)))
+        for i, picture in enumerate(pictures)
     ]
     drive(batcher)
     for future, wanted in zip(futures, expected, strict=True):

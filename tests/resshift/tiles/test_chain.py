@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resshift.config import ModelConfig
+from resshift.config import ModelConfig, Sampling
 from resshift.images.codec import Picture, from_tensor
 from resshift.networks.autoencoder import VQAutoencoder
 from resshift.networks.config import FirstStageConfig, UNetConfig, VQConfig
@@ -128,9 +128,9 @@ def on_whole_planes(up: Upscaler, lq: Tensor, plan: TilePlan, seed: int) -> Tens
 @pytest.mark.parametrize("size", SIZES)
 def test_rows_of_tiles_equal_whole_planes(make: Callable[[], Upscaler], size: tuple[int, int]) -> None:
     up = make()
-    lq, plan = tensor_of(picture(*size)), up.plan(*size, 16)
+    lq, plan = tensor_of(picture(*size)), up.plan(*size, Sampling(tile_px=16))
     assert plan.num_tiles > 1 or max(size) <= 16
-    out = up.upscale_tensor(lq, seed=3, tile_px=16)
+    out = up.upscale_tensor(lq, Sampling(seed=3, tile_px=16))
     # Elementwise results may differ in the last bit with the shape of the plane; a missing row or neighbour
     # would show as 0.01 and more.
     torch.testing.assert_close(out, on_whole_planes(up, lq, plan, 3), atol=2e-5, rtol=0)
@@ -139,7 +139,7 @@ def test_rows_of_tiles_equal_whole_planes(make: Callable[[], Upscaler], size: tu
 @pytest.mark.parametrize("make", [toy, toy_vq])
 def test_windows_in_files_change_no_byte(make: Callable[[], Upscaler]) -> None:
     up, size = make(), (45, 20)
-    lq, plan = tensor_of(picture(*size)), up.plan(*size, 16)
+    lq, plan = tensor_of(picture(*size)), up.plan(*size, Sampling(tile_px=16))
     results: list[Tensor] = []
     for allocate in (in_memory(CPU), in_file):
         bands: list[Tensor] = []
@@ -177,8 +177,9 @@ def test_streamed_rows_are_the_picture(
     up = toy()
     up.colour_fix = colour_fix  # pyright: ignore[reportAttributeAccessIssue]
     pixels, bands = picture(50, 23, channels, dtype), list[np.ndarray]()
-    size = up.upscale_rows(pixels, bands.append, seed=2, outscale=outscale, tile_px=16)
-    whole = up.upscale(Picture(pixels=pixels), seed=2, outscale=outscale, tile_px=16).pixels
+    sampling = Sampling(seed=2, outscale=outscale, tile_px=16)
+    size = up.upscale_rows(pixels, bands.append, sampling)
+    whole = up.upscale(Picture(pixels=pixels), sampling).pixels
     assert whole.shape == (*size, channels)
     assert np.array_equal(np.concatenate(bands), whole)
     assert len(bands) > 1 or outscale == 0.5
@@ -187,7 +188,9 @@ def test_streamed_rows_are_the_picture(
 def test_a_tall_picture_needs_no_more_windows() -> None:
     up = toy()
     networks = up.networks()
-    sizes = [RowChain.window_bytes(networks, up.plan(height, 60, 16)) for height in (400, 4000)]
+    sizes = [
+        RowChain.window_bytes(networks, up.plan(height, 60, Sampling(tile_px=16))) for height in (400, 4000)
+    ]
     assert sizes[0] == sizes[1]
 
 
@@ -201,7 +204,7 @@ def test_adain_needs_the_whole_picture() -> None:
 
 def test_result_is_that_of_the_tensor_path() -> None:
     up, pixels = toy(), picture(30, 44)
-    expected = from_tensor(up.upscale_tensor(tensor_of(pixels), seed=5, tile_px=16))
+    expected = from_tensor(up.upscale_tensor(tensor_of(pixels), Sampling(seed=5, tile_px=16)))
     assert np.array_equal(up(pixels, seed=5, tile_px=16), expected)
 
 

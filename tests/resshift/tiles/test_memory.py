@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from resshift.config import Sampling
 from resshift.images.codec import Picture
 from resshift.presets import preset
 from resshift.tiles.memory import (
@@ -178,7 +179,7 @@ def test_smaller_tiles_are_tried_noted_and_remembered() -> None:
 
 def test_enlargement_beyond_the_model_is_noted() -> None:
     pixels = np.zeros((8, 8, 3), np.uint8)
-    assert toy().upscale(Picture(pixels=pixels), outscale=8).notes == (
+    assert toy().upscale(Picture(pixels=pixels), Sampling(outscale=8)).notes == (
         "x8 is the model's x4 enlarged by bicubic interpolation",
     )
-    assert toy().upscale(Picture(pixels=pixels), outscale=3).notes == ()
+    assert toy().upscale(Picture(pixels=pixels), Sampling(outscale=3)).notes == ()
