@@ -36,7 +36,7 @@ def exported() -> set[str]:
     """Return the metrics of the bulk job (declared in pipelines/) and those that Ray's own boards ask for."""
     ours = {
         f"ray_{name}"
-        for path in (ROOT / "pipelines").glob("*.py")
+        for path in (ROOT / "pipelines").rglob("*.py")
         for name in re.findall(r'"(resshift_\w+)"', path.read_text())
     }
     boards = Path(ray.__file__).parent / "dashboard" / "modules" / "metrics" / "dashboards"
