@@ -17,9 +17,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
-from html import escape
-from pathlib import Path
-from string import Template
 from typing import Any
 
 import pyarrow as pa
@@ -27,12 +24,12 @@ import pyarrow.compute
 
 from pipelines.ledger import ledger
 from pipelines.ledger.ledger import DIRECTORY
+from pipelines.pages import render
 from resshift import storage
 from resshift.storage import StorageError, StorageReason, s3
 from resshift.storage.s3 import S3Options
 
 pc: Any = pyarrow.compute  # makes its functions when it is imported: type checkers know none of them
-_TEMPLATE = Path(__file__).with_name("report.html")
 _CSV_COLUMNS = [
     "key",
     "status",
@@ -314,40 +311,32 @@ def page(
         ((name, count) for name, count in summary.counts.items() if ": " in name), key=lambda pair: -pair[1]
     )
     ended = max((run["ended"] for run in summary.runs), default=0.0)
-    return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=escape(storage.printable(root)),
+    return render(
+        "ledger/report.html",
+        title=storage.printable(root),
         when=datetime.fromtimestamp(ended, UTC).strftime("%Y-%m-%d %H:%M UTC") if ended else "",
-        figures="".join(
-            f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in figures.items()
-        ),
+        figures=figures,
         bar=_bar(summary, total),
         chart=_chart(summary.timeline),
-        reasons=_table(("reason", "inputs"), [(name, f"{count:,}") for name, count in reasons]),
-        notes=_table(
-            ("note", "pictures"), [(name, f"{count:,}") for name, count in summary.notes.most_common(30)]
-        ),
-        failures=_table(
-            ("input", "reason", "message"),
-            [(r["key"], r["reason"], r["message"]) for r in others.slice(0, _MAX_PAGE_ROWS).to_pylist()],
-        ),
-        more=f"<p>{others.num_rows - _MAX_PAGE_ROWS:,} more in report.csv</p>"
-        if others.num_rows > _MAX_PAGE_ROWS
-        else "",
-        runs=_table(
-            ("run", "began", "wall clock", "replica hours", "replicas busy", "with"),
-            [
-                (
-                    run["run"],
-                    datetime.fromtimestamp(run["started"], UTC).strftime("%Y-%m-%d %H:%M:%S"),
-                    f"{run['ended'] - run['started']:,.0f} s",
-                    f"{run['replica_seconds'] / 3600:.3f}",
-                    "–" if run["busy_share"] is None else f"{100 * run['busy_share']:.1f} %",
-                    ", ".join(f"{name} {value}" for name, value in run["facts"].items()),
-                )
-                for run in summary.runs
-            ],
-        ),
-        job=_table(("option", "value"), [(name, json.dumps(value)) for name, value in job.items()]),
+        seconds=f"{summary.timeline[-1][0]:,.0f}" if summary.timeline else "",
+        reasons=[(name, f"{count:,}") for name, count in reasons],
+        notes=[(name, f"{count:,}") for name, count in summary.notes.most_common(30)],
+        failures=[
+            (row["key"], row["reason"], row["message"]) for row in others.slice(0, _MAX_PAGE_ROWS).to_pylist()
+        ],
+        num_more=others.num_rows - _MAX_PAGE_ROWS,
+        runs=[
+            (
+                run["run"],
+                datetime.fromtimestamp(run["started"], UTC).strftime("%Y-%m-%d %H:%M:%S"),
+                f"{run['ended'] - run['started']:,.0f} s",
+                f"{run['replica_seconds'] / 3600:.3f}",
+                "–" if run["busy_share"] is None else f"{100 * run['busy_share']:.1f} %",
+                ", ".join(f"{name} {value}" for name, value in run["facts"].items()),
+            )
+            for run in summary.runs
+        ],
+        job=[(name, json.dumps(value)) for name, value in job.items()],
     )
 
 
@@ -363,33 +352,24 @@ def _size(num_bytes: float) -> str:
     return f"{num_bytes:,.1f} TB"
 
 
-def _bar(summary: Summary, total: int) -> str:
-    shares = {status: 100 * summary.counts[status] / max(1, total) for status in ("ok", "skipped", "failed")}
-    return "".join(
-        f'<i class="{status}" style="width:{share:.3f}%"></i>' for status, share in shares.items() if share
-    )
+def _bar(summary: Summary, total: int) -> list[dict[str, Any]]:
+    """Return the shares of the statuses one after the other, in percent."""
+    parts: list[dict[str, Any]] = []
+    start = 0.0
+    for status in ("ok", "skipped", "failed"):
+        share = 100 * summary.counts[status] / max(1, total)
+        parts += [{"status": status, "start": start, "share": share}] if share else []
+        start += share
+    return parts
 
 
-def _chart(timeline: Sequence[tuple[float, int]]) -> str:
-    """Return the rows over time as an SVG of bars."""
+def _chart(timeline: Sequence[tuple[float, int]]) -> list[dict[str, float]]:
+    """Return the rows over time as bars in a field of 720 x 80."""
     highest = max((count for _, count in timeline), default=0)
     if not highest or len(timeline) < 2:
-        return ""
+        return []
     width = 720 / len(timeline)
-    heights = [80 * count / highest for _, count in timeline]
-    bars = "".join(
-        f'<rect x="{i * width:.1f}" y="{80 - height:.1f}" width="{max(1.0, width - 1):.1f}" height="{height:.1f}"/>'
-        for i, height in enumerate(heights)
-    )
-    axis = f'<p class="axis">rows over {timeline[-1][0]:,.0f} s</p>'
-    return f'<svg viewBox="0 0 720 80" role="img" aria-label="rows over time">{bars}</svg>{axis}'
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    if not rows:
-        return "<p>none</p>"
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return [
+        {"x": i * width, "width": max(1.0, width - 1), "height": 80 * count / highest}
+        for i, (_, count) in enumerate(timeline)
+    ]

@@ -7,18 +7,15 @@ photos in the order of a hash of their names. One HTML file that loads nothing.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
-from pathlib import Path
-from string import Template
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.evaluation.page import security_policy
 from pipelines.evaluation.testset import choose
+from pipelines.pages import Embedded, embed, render
 from pipelines.pairs.order import stream
 from pipelines.shards import sources
 from pipelines.shards.parquet import read_manifest, read_pictures, row_groups
@@ -33,8 +30,6 @@ from resshift.degradation.resize import Resize
 from resshift.images.codec import ImageError, ImageLimits, Picture, encode
 from resshift.pairs.pair import Pair, make_pair
 from resshift.storage import StorageError
-
-_TEMPLATE = Path(__file__).with_name("preview.html")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,51 +79,42 @@ def preview_page(samples: Sequence[Sample], config: RunConfig, facts: dict[str, 
         config: whose pairs they are.
         facts: what a reader needs to make it again.
     """
-    template = _TEMPLATE.read_text(encoding="utf-8")
-    lines = "\n".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
     side_px, scale = config.data.crop_px, config.degradation.scale
-    return Template(template).substitute(
-        policy=security_policy(template),
-        title=escape(f"Training pairs of {config.preset}"),
-        lead=escape(
-            f"Clean crops of {side_px} px and what the recipe makes of them, {side_px // scale} px, shown at "
-            "the same size. "
-            "Below each pair: what was drawn for it, in the order in which it is applied."
-        ),
-        facts=f'<dl class="facts">\n{lines}\n</dl>',
-        cards="\n".join(_card(sample) for sample in samples),
+    return render(
+        "pairs/preview.html",
+        title=f"Training pairs of {config.preset}",
+        lead=f"Clean crops of {side_px} px and what the recipe makes of them, {side_px // scale} px, shown at "
+        "the same size. Below each pair: what was drawn for it, in the order in which it is applied.",
+        facts=facts,
+        cards=[_card(sample) for sample in samples],
     )
 
 
-def _card(sample: Sample) -> str:
-    name = f"<h2>{escape(sample.key)}</h2>"
+def _card(sample: Sample) -> dict[str, Any]:
+    """Return what the template shows of a sample."""
     if sample.pair is None:
-        return f'<section class="card">{name}\n<p class="failed">{escape(sample.problem)}</p></section>'
+        return {"key": sample.key, "problem": sample.problem}
     pair = sample.pair
     pictures = {"clean": pair.hq_u8, "degraded": pair.lq_u8} | (
         {} if pair.mask_u8 is None else {"mask": pair.mask_u8[..., None]}
     )
-    views = "\n".join(
-        f'<figure><img src="{_uri(pixels)}" width="{pixels.shape[1]}" height="{pixels.shape[0]}" alt="{escape(sample.key)}, {what}">'
-        f"<figcaption>{what}, {pixels.shape[1]} × {pixels.shape[0]}</figcaption></figure>"
-        for what, pixels in pictures.items()
-    )
-    steps = "\n".join(_step(op) for op in pair.params.ops)
-    return (
-        f'<section class="card">{name}\n<div class="views">\n{views}\n</div>\n<ol>\n{steps}\n</ol></section>'
-    )
+    return {
+        "key": sample.key,
+        "problem": "",
+        "pictures": {what: _embed(pixels) for what, pixels in pictures.items()},
+        "steps": [{"op": op.op, "text": describe(op), "kernel": _kernel(op)} for op in pair.params.ops],
+    }
 
 
-def _uri(pixels: NDArray[np.uint8]) -> str:
-    return "data:image/png;base64," + base64.b64encode(encode(Picture(pixels=pixels), "png")).decode()
+def _embed(pixels: NDArray[np.uint8]) -> Embedded:
+    height, width = pixels.shape[:2]
+    return embed(encode(Picture(pixels=pixels), "png"), "image/png", width, height)
 
 
-def _step(op: Operation) -> str:
-    picture = ""
+def _kernel(op: Operation) -> Embedded | None:
     if isinstance(op, Blur) and not isinstance(op.kernel, PulseKernel):
-        size = f'width="{op.kernel.size}" height="{op.kernel.size}"'
-        picture = f'<img src="{_uri(kernel_picture(op.kernel))}" {size} alt="its kernel">'
-    return f"<li><b>{op.op}</b> <span>{escape(describe(op))}</span> {picture}</li>"
+        return _embed(kernel_picture(op.kernel))
+    return None
 
 
 def describe(op: Operation) -> str:
