@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 from pipelines.command import Exit, UsageError, as_flag, connect_to_ray, parser, quiet_ray_data, run
 
 if TYPE_CHECKING:
-    from pipelines.evaluation.evaluation_report import Written
     from pipelines.evaluation.protocols import Protocol
+    from pipelines.evaluation.results import Written
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -116,7 +116,6 @@ def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
     from pipelines.evaluation import results
     from pipelines.evaluation.evaluate import EvaluateOptions, PictureSet, default_replicas, pairs_of
     from pipelines.evaluation.evaluate import evaluate as run_evaluation
-    from pipelines.evaluation.evaluation_report import write
     from resshift.config import Sampling
     from resshift.models import locate_model
 
@@ -199,13 +198,12 @@ def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
             pictures = {name: held for name, held in pictures.items() if name in kept_names}
     chosen = results.on_the_page(records)
     cards = [results.card(record, pictures[results.identity(record)], names, note) for record, note in chosen]
-    return show(write(options.out, facts, records, protocol, cards), options.out)
+    return show(results.write(options.out, facts, records, protocol, cards), options.out)
 
 
 def merge(reports: Sequence[str], out: str, protocol: Protocol | None) -> Exit:
     """Join reports of parts; the page of the whole has tables and no pictures."""
     from pipelines.evaluation import results
-    from pipelines.evaluation.evaluation_report import write
     from resshift import storage
 
     parts: list[tuple[str, dict[str, Any], list[dict[str, Any]]]] = []
@@ -218,7 +216,7 @@ def merge(reports: Sequence[str], out: str, protocol: Protocol | None) -> Exit:
         facts, records = results.merged(parts)
     except results.MergeError as error:
         raise UsageError(str(error)) from None
-    return show(write(out, facts, records, protocol, []), out)
+    return show(results.write(out, facts, records, protocol, []), out)
 
 
 def show(written: Written, out: str) -> Exit:

@@ -29,7 +29,7 @@ from pipelines.bulk.stages import StageOptions, UpscaleOptions
 from pipelines.cluster.capacity import reachable
 from pipelines.ledger import ledger
 from pipelines.ledger.ledger import LedgerWriter, Row
-from pipelines.ledger.report import RunRecord, Summary, write_report, write_run
+from pipelines.ledger.report import JobSummary, RunRecord, write_report, write_run
 from resshift import storage
 from resshift.storage import Entry, s3
 from resshift.storage.s3 import S3Options
@@ -104,7 +104,7 @@ def run_job(job: Job, worklist: Worklist, engine: Engine, progress: Progress) ->
     return asyncio.run(run_job_in_loop(job, worklist, engine, progress))
 
 
-def close_job(job: Job, worklist: Worklist, price_per_hour: float | None = None) -> Summary:
+def close_job(job: Job, worklist: Worklist, price_per_hour: float | None = None) -> JobSummary:
     """Write the rows of what was refused by a worklist that had no work, and the report; return its figures.
 
     Raises:

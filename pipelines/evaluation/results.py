@@ -1,8 +1,14 @@
-"""What an evaluation found: means with intervals, paired differences, tables, and the report that holds them.
+"""What an evaluation found: means with intervals, paired differences, tables, and the files that hold them.
 
-Everything here is a function of the records, which are a line a picture in records.jsonl; so reports of parts
-of a test set merge into the report of the whole. A difference is taken picture by picture: what makes one
-picture harder than another cancels, and its interval is far narrower than those of the two means.
+    OUT/summary.json     what was found, and how to repeat it
+    OUT/report.csv       a line for each picture
+    OUT/records.jsonl    the records from which all of it is made
+    OUT/report.html      the table, histograms and pictures
+
+Everything here is a function of the records, so reports of parts of a test set merge into the report of the
+whole. A difference is taken picture by picture: what makes one picture harder than another cancels, and its
+interval is far narrower than those of the two means. How sure a mean over pictures is: percentile bootstrap
+(Efron 1979); pictures are drawn again with replacement, always the same draws.
 """
 
 from __future__ import annotations
@@ -13,23 +19,62 @@ import io
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from pipelines.evaluation.figures import FIGURES
-from pipelines.evaluation.intervals import Interval, bootstrap
-from pipelines.evaluation.page import Card, Histogram
+from pipelines.evaluation.page import Card, Histogram, comparison_page
 from pipelines.evaluation.protocols import Protocol, reproduced
+from resshift import seeds, storage
 
 Record = Mapping[str, Any]
 METHODS = ("bicubic", "against", "ours")
 MOST_PICTURES_ON_THE_PAGE = 32
 NUM_WORST = 10
+LEVEL = 0.95
+RESAMPLES = 10_000
+_AT_A_TIME = 500  # resamples in memory: 3,000 pictures then take 12 MB
 _VERSIONS = ("resshift", "torch", "numpy", "opencv-python-headless", "pillow", "lpips")
 
 
 class MergeError(ValueError):
     """Reports that do not belong together; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean, and the bounds between which it lies with a confidence of 95 %; None for fewer than two
+    pictures or infinite figures.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+def bootstrap(values: Sequence[float], resamples: int = RESAMPLES) -> Interval:
+    """Return the mean of at least one value with its interval; a pure function of the values in their order.
+
+    Raises:
+        ValueError: no values.
+    """
+    if not len(values):
+        raise ValueError("a mean needs at least one value")
+    sample = np.asarray(values, np.float64)
+    mean = float(sample.mean())
+    if len(sample) < 2 or not np.isfinite(mean):
+        return Interval(mean, None, None)
+    rng = seeds.philox("bootstrap", len(sample))
+    means = np.empty(resamples)
+    for start in range(0, resamples, _AT_A_TIME):
+        count = min(_AT_A_TIME, resamples - start)
+        means[start : start + count] = sample[rng.integers(len(sample), size=(count, len(sample)))].mean(
+            axis=1
+        )
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(mean, float(low), float(high))
 
 
 def reference_of(records: Sequence[Record]) -> str:
@@ -289,3 +334,68 @@ def merged(
                 raise MergeError(f"{identity(record)} is in {seen[identity(record)]} and in {where}")
             seen[identity(record)] = where
     return dict(facts), [record for _, _, records in parts for record in records]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a report says.
+
+    Fields:
+        table: Its table with a header row.
+        failed: Name and record of each picture without figures.
+    """
+
+    table: list[list[str]]
+    failed: list[tuple[str, Record]]
+
+
+def write(
+    out: str,
+    facts: Mapping[str, Any],
+    records: Sequence[Record],
+    protocol: Protocol | None,
+    cards: Sequence[Card],
+) -> Written:
+    """Write the report; summary.json last, so that a report that has one is whole.
+
+    Args:
+        out: Directory of the report.
+        facts: The entries model, against, names (of the methods), settings and versions of summary.json.
+        records: Records of all pictures.
+        protocol: Protocol by which they were measured, if any.
+        cards: Pictures on the page.
+    """
+    model, names, settings = facts["model"], facts["names"], facts["settings"]
+    comparable = protocol.measured_with(settings["lpips_net"]) if protocol else None
+    sets = by_set(records)
+    ordered = [record for members in sets.values() for record in members]
+    failed = [(identity(record), record) for record in ordered if record["status"] != "ok"]
+    num_ok = len(ordered) - len(failed)
+    rows = table(ordered, names, comparable)
+
+    shown = {name: str(value) for name, value in settings.items() if value not in (None, [], ())}
+    if protocol and protocol.pictures not in (None, num_ok):
+        shown["published figures"] = f"means of {protocol.pictures} pictures; these are of {num_ok}"
+    installed = {name: value for name, value in facts["versions"].items() if name in ("resshift", "torch")}
+    page = comparison_page(
+        title=f"{names['ours']} on {', '.join(sets)}",
+        lead=(
+            f"{num_ok} pictures, upscaled {model['scale']}x. Bicubic is MATLAB's imresize. Intervals: 95 %, "
+            "by bootstrap over pictures."
+        ),
+        cards=cards,
+        summary=rows if len(rows) > 1 else (),
+        histograms=histograms(ordered, names),
+        facts={"model": f"{model['name']} ({model['identity']}), steps: {model['steps']}"}
+        | shown
+        | installed,
+    )
+    found = summary(ordered, facts, comparable, model["name"])
+    for name, text in (
+        ("report.csv", to_csv(ordered)),
+        ("records.jsonl", to_lines(ordered)),
+        ("report.html", page),
+        ("summary.json", json.dumps(found, indent=2) + "\n"),
+    ):
+        storage.write_bytes(storage.join(out, name), text.encode())
+    return Written(rows, failed)

@@ -57,7 +57,7 @@ RECIPES: dict[str, Callable[[], DegradationRecipe]] = {
 
 
 @record(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
-class Protocol:
+class SetProtocol:
     """How a test set is made.
 
     Fields:
@@ -86,17 +86,17 @@ class Protocol:
             raise ValueError(f"num must be at least 1, got {self.num}")
 
 
-def imagenet_test(num: int | None = 3000, seed: int = 0) -> Protocol:
+def imagenet_test(num: int | None = 3000, seed: int = 0) -> SetProtocol:
     """ImageNet-Test: 3 000 pictures of the validation set, 256 pixels, mild real-world degradation x4."""
-    return Protocol(name="imagenet-test", recipe=degradation.imagenet_test_x4(), num=num, seed=seed)
+    return SetProtocol(name="imagenet-test", recipe=degradation.imagenet_test_x4(), num=num, seed=seed)
 
 
-def bicubic_test(num: int | None = 3000, seed: int = 0) -> Protocol:
+def bicubic_test(num: int | None = 3000, seed: int = 0) -> SetProtocol:
     """The clean pictures of `imagenet_test`, shrunk by MATLAB's bicubic x4."""
-    return Protocol(name="bicubic", recipe=degradation.bicubic_x4(), num=num, seed=seed)
+    return SetProtocol(name="bicubic", recipe=degradation.bicubic_x4(), num=num, seed=seed)
 
 
-def folder_test(recipe: str, num: int | None = None, seed: int = 0) -> Protocol:
+def folder_test(recipe: str, num: int | None = None, seed: int = 0) -> SetProtocol:
     """Whole pictures of any folder, degraded by any recipe of `RECIPES`.
 
     Raises:
@@ -104,7 +104,7 @@ def folder_test(recipe: str, num: int | None = None, seed: int = 0) -> Protocol:
     """
     if recipe not in RECIPES:
         raise ValueError(f"unknown recipe {recipe!r}; allowed: {', '.join(RECIPES)}")
-    return Protocol(name=f"folder, {recipe}", recipe=RECIPES[recipe](), crop="whole", num=num, seed=seed)
+    return SetProtocol(name=f"folder, {recipe}", recipe=RECIPES[recipe](), crop="whole", num=num, seed=seed)
 
 
 def central_square(rgb: Image, side_px: int) -> Image:
@@ -121,7 +121,7 @@ def central_square(rgb: Image, side_px: int) -> Image:
     return np.ascontiguousarray(rgb[top : top + side_px, left : left + side_px])
 
 
-def make_pair(data: bytes, key: str, protocol: Protocol) -> dict[str, Any]:
+def make_pair(data: bytes, key: str, protocol: SetProtocol) -> dict[str, Any]:
     """Make one pair from the bytes of a photo; whatever is wrong with it becomes status, reason and message.
 
     Returns:
@@ -163,7 +163,7 @@ def choose(items: Sequence[Item], seed: int) -> list[Item]:
     return sorted(photos, key=lambda item: seeds.derive("test set order", seed, storage.printable(item.key)))
 
 
-def write_pairs(items: Sequence[Item], root: str, protocol: Protocol) -> list[dict[str, Any]]:
+def write_pairs(items: Sequence[Item], root: str, protocol: SetProtocol) -> list[dict[str, Any]]:
     """Make and write some pairs; return their entries."""
     use_one_thread()  # Ray gives a task one CPU
     entries: list[dict[str, Any]] = []
@@ -187,7 +187,7 @@ def write_pairs(items: Sequence[Item], root: str, protocol: Protocol) -> list[di
     return entries
 
 
-def write_testset(items: Sequence[Item], root: str, protocol: Protocol) -> Iterator[dict[str, Any]]:
+def write_testset(items: Sequence[Item], root: str, protocol: SetProtocol) -> Iterator[dict[str, Any]]:
     """Make a test set on the cluster and yield the entry of each picture, in their order; the manifest is
     written at the end.
 
@@ -211,7 +211,7 @@ def write_testset(items: Sequence[Item], root: str, protocol: Protocol) -> Itera
         i_next = stop
     manifest = {
         "format": FORMAT,
-        "protocol": TypeAdapter(Protocol).dump_python(protocol, mode="json"),
+        "protocol": TypeAdapter(SetProtocol).dump_python(protocol, mode="json"),
         "pictures": entries,
     }
     storage.write_bytes(storage.join(root, "manifest.json"), (json.dumps(manifest, indent=1) + "\n").encode())
@@ -233,7 +233,7 @@ def _stem(item: Item) -> str:
     return posixpath.splitext(storage.printable(item.key))[0]
 
 
-def check_same_set(root: str, protocol: Protocol) -> None:
+def check_same_set(root: str, protocol: SetProtocol) -> None:
     """Check that a directory holds no other test set.
 
     Raises:
@@ -242,7 +242,7 @@ def check_same_set(root: str, protocol: Protocol) -> None:
     uri = storage.join(root, "manifest.json")
     if not storage.exists(uri):
         return
-    ours = flatten(TypeAdapter(Protocol).dump_python(protocol, mode="json"))
+    ours = flatten(TypeAdapter(SetProtocol).dump_python(protocol, mode="json"))
     theirs = flatten(json.loads(storage.read_bytes(uri)).get("protocol", {}))
     differing = [
         f"{name}: {theirs.get(name)!r} -> {ours.get(name)!r}"

@@ -74,7 +74,7 @@ class RunRecord:
 
 
 @dataclass(slots=True)
-class Summary:
+class JobSummary:
     """Figures of all runs together. Sizes are of the ok rows."""
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -118,7 +118,7 @@ def _runs(root: str, options: S3Options) -> list[dict[str, Any]]:
 
 def summarise(
     root: str, price_per_hour: float | None = None, options: S3Options = s3.DEFAULT
-) -> tuple[Summary, pa.Table]:
+) -> tuple[JobSummary, pa.Table]:
     """Sum up the latest row of every key.
 
     Args:
@@ -129,7 +129,7 @@ def summarise(
     Returns:
         The figures, and the rows that are not ok with the columns of report.csv (at most a million).
     """
-    summary = Summary()
+    summary = JobSummary()
     times: Counter[float] = Counter()
     rows_by_run: dict[str, _RunRows] = {}
     others = [ledger.SCHEMA.empty_table().select(_CSV_COLUMNS)]
@@ -188,7 +188,7 @@ def _add_reasons(counts: Counter[str], table: pa.Table) -> None:
             counts[f"{group['status']}: {group['reason']}"] += group["count_all"]
 
 
-def _add_sizes(summary: Summary, ok: pa.Table) -> None:
+def _add_sizes(summary: JobSummary, ok: pa.Table) -> None:
     """Add sizes, seconds and notes of rows that are ok."""
     frames = pc.max_element_wise(ok["frames"], pa.scalar(1))  # 1 where it is not known
     for side in ("in", "out"):
@@ -247,7 +247,7 @@ def _timeline(times: Counter[float]) -> list[tuple[float, int]]:
 
 def write_report(
     root: str, job: Mapping[str, Any], price_per_hour: float | None, options: S3Options = s3.DEFAULT
-) -> Summary:
+) -> JobSummary:
     """Write the three files and return the figures.
 
     Args:
@@ -267,7 +267,7 @@ def write_report(
     return summary
 
 
-def to_json(summary: Summary, job: Mapping[str, Any]) -> str:
+def to_json(summary: JobSummary, job: Mapping[str, Any]) -> str:
     """Return the figures and the options of the job."""
     values = {one.name: getattr(summary, one.name) for one in fields(summary)}  # asdict cannot copy a Counter
     return json.dumps({"job": dict(job)} | values, indent=1) + "\n"
@@ -286,7 +286,7 @@ def to_csv(others: pa.Table) -> bytes:
 
 def page(
     root: str,
-    summary: Summary,
+    summary: JobSummary,
     others: pa.Table,
     job: Mapping[str, Any],
     price_per_hour: float | None,
@@ -352,7 +352,7 @@ def _size(num_bytes: float) -> str:
     return f"{num_bytes:,.1f} TB"
 
 
-def _bar(summary: Summary, total: int) -> list[dict[str, Any]]:
+def _bar(summary: JobSummary, total: int) -> list[dict[str, Any]]:
     """Return the shares of the statuses one after the other, in percent."""
     parts: list[dict[str, Any]] = []
     start = 0.0

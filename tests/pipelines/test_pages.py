@@ -10,7 +10,7 @@ import pytest
 from jinja2 import UndefinedError
 
 from pipelines.evaluation.page import comparison_page
-from pipelines.ledger.report import Summary, page, summarise
+from pipelines.ledger.report import JobSummary, page, summarise
 from pipelines.pages import embed, render
 from pipelines.pairs.preview import Sample, preview_page
 from resshift.presets import test_x4 as toy_preset
@@ -23,7 +23,7 @@ def html(request: pytest.FixtureRequest, tmp_path: object) -> str:
     if request.param == "comparison":
         return comparison_page(title=HOSTILE, lead=HOSTILE, cards=[], facts={HOSTILE: HOSTILE})
     if request.param == "report":
-        summary = Summary(runs=[{"run": HOSTILE, "started": 0.0, "ended": 1.0, "replica_seconds": 1.0}])
+        summary = JobSummary(runs=[{"run": HOSTILE, "started": 0.0, "ended": 1.0, "replica_seconds": 1.0}])
         summary.runs[0] |= {"busy_share": None, "facts": {HOSTILE: HOSTILE}}
         summary.counts["ok"] = summary.notes[HOSTILE] = summary.counts[f"failed: {HOSTILE}"] = 1
         summary.timeline = [(0.0, 1), (1.0, 1)]

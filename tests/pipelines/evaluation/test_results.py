@@ -15,8 +15,8 @@ import torch
 
 from pipelines.evaluation import results
 from pipelines.evaluation.figures import FIGURES, Judge, against_truth
-from pipelines.evaluation.intervals import Interval, bootstrap
 from pipelines.evaluation.protocols import PROTOCOLS, Anchor, Protocol, reproduced
+from pipelines.evaluation.results import Interval, bootstrap
 
 Encode = Callable[..., bytes]
 NAMES = {"bicubic": "bicubic", "ours": "mine", "against": "theirs"}

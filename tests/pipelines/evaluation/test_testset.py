@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipelines.evaluation.testset import (
-    Protocol,
+    SetProtocol,
     bicubic_test,
     central_square,
     choose,
@@ -132,7 +132,7 @@ def test_impossible_protocols_are_said() -> None:
     with pytest.raises(ValueError, match="num must be at least 1"):
         imagenet_test(num=0)
     with pytest.raises(ValueError, match="side_px must be a positive multiple of the scale 4, got 30"):
-        Protocol(name="x", recipe=degradation.bicubic_x4(), side_px=30)
+        SetProtocol(name="x", recipe=degradation.bicubic_x4(), side_px=30)
 
 
 def test_unknown_recipe_is_said() -> None:
