@@ -39,11 +39,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from resshift.config import LossConfig, RunConfig
+from resshift.metrics.lpips import Lpips
 from resshift.networks.autoencoder import FirstStage, build_first_stage
 from resshift.presets import preset
+from resshift.resize.bicubic import upsample
 from resshift.sampler import network_denoiser, sample
 from resshift.schedule import ShiftSchedule
-from resshift.training.losses import Lpips, Objective, upsample
+from resshift.training.losses import Objective
 from resshift.training.step import DiffusionLearner, build_network
 
 Terms = tuple[str, LossConfig, Lpips | None]

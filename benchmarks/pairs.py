@@ -36,9 +36,10 @@ from resshift.config import DataConfig
 from resshift.degradation import DegradationRecipe, draw, realesrgan_x4
 from resshift.degradation.apply import apply_operation
 from resshift.degradation.jpeg import from_u8, to_u8
+from resshift.devices import use_one_thread
 from resshift.pairs.crops import training_crop
 from resshift.pairs.jpeg import decode_photo
-from resshift.pairs.pair import make_pair, use_one_thread
+from resshift.pairs.pair import make_pair
 
 CROP = DataConfig(crop="short_side", crop_px=256)
 STAGES = ("decode", "crop", "draw", "blur", "resize", "noise", "jpeg", "rounding")

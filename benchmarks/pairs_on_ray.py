@@ -28,7 +28,8 @@ from pipelines.pairs.dataset import fair_share, rank_batches, rows_per_task, tas
 from pipelines.shards.build import ShardOptions
 from pipelines.shards.prepare import prepare_here
 from resshift.config import DataConfig
-from resshift.pairs.pair import make_pair, use_one_thread
+from resshift.devices import use_one_thread
+from resshift.pairs.pair import make_pair
 from resshift.presets import preset
 
 _STORE_BYTES = 2 << 30  # Ray itself would take 30 % of a machine's memory

@@ -22,9 +22,9 @@ from resshift.networks.autoencoder import VQAutoencoder
 from resshift.networks.config import UNetConfig, VQConfig
 from resshift.networks.swin import BasicLayer
 from resshift.networks.unet import UNetSwin
+from resshift.resize.bicubic import upsample
 from resshift.sampler import network_denoiser, sample
 from resshift.schedule import ShiftSchedule
-from resshift.training.losses import upsample
 
 # Largest absolute error allowed in float32 with TF32 off; the outputs are of size 2 to 8. Other kernels add
 # in another order, which costs 2e-6 to 6e-6 on a CPU: 1e-4 leaves room for Winograd and split sums on a GPU,

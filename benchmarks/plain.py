@@ -23,11 +23,11 @@ from torch.nn import functional as F
 from resshift.networks import swin
 from resshift.networks.autoencoder import VectorQuantizer
 from resshift.networks.convolution import Conv3x3
+from resshift.resize.bicubic import upsample
 from resshift.sampler import network_denoiser, sample
 from resshift.tiles.chain import Networks
 from resshift.tiles.noise import NoiseField
 from resshift.tiles.plan import AxisTiles, TilePlan, reflected
-from resshift.training.losses import upsample
 
 
 def fixed_axis(length: int, tile: int, multiple: int) -> AxisTiles:

@@ -34,13 +34,15 @@ from pipelines.pairs.dataset import read_groups
 from pipelines.shards.parquet import read_manifest, row_groups
 from resshift import seeds, storage, weights
 from resshift.config import RunConfig, with_settings
+from resshift.devices import on_device
 from resshift.images import codec
 from resshift.images.codec import ImageError
+from resshift.metrics.lpips import Lpips
 from resshift.networks.autoencoder import build_first_stage
 from resshift.pairs.pair import make_pair
 from resshift.presets import preset
-from resshift.training.losses import Lpips, Objective
-from resshift.training.step import DiffusionLearner, build_network, on_device, start_from
+from resshift.training.losses import Objective
+from resshift.training.step import DiffusionLearner, build_network, start_from
 from resshift.upscaler import Upscaler
 
 

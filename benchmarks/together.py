@@ -25,9 +25,10 @@ from timing import fastest
 from upscale import load
 
 from resshift.config import Sampling
+from resshift.devices import resolve_device
 from resshift.images.codec import Picture
 from resshift.tiles.batching import Batcher
-from resshift.upscaler import Upscaler, resolve_device
+from resshift.upscaler import Upscaler
 
 
 def noisy_pictures(side: int, count: int, *, mixed: bool) -> list[Picture]:

@@ -42,16 +42,17 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from resshift.config import RunConfig
+from resshift.devices import PRECISIONS, autocast, on_device
 from resshift.diffusion import predict_x0, q_sample, scale_input, target_of
+from resshift.metrics.lpips import Lpips
 from resshift.networks.autoencoder import build_first_stage
 from resshift.presets import preset
-from resshift.training.losses import Lpips, Objective, upsample
+from resshift.resize.bicubic import upsample
+from resshift.training.losses import Objective
 from resshift.training.optimizer import guarded_step
 from resshift.training.step import (
     DiffusionLearner,
-    autocast,
     build_network,
-    on_device,
     to_unit_range,
     unwrapped,
 )
@@ -103,7 +104,7 @@ class PlainLoop:
         model, loss, stage = self.config.model, self.config.loss, self.objective.first_stage
         schedule = self.objective.schedule
         hq, lq = to_unit_range(batch["hq"]).contiguous(), to_unit_range(batch["lq"]).contiguous()
-        with autocast(hq.device, self.config.train.precision):
+        with autocast(hq.device, PRECISIONS[self.config.train.precision]):
             with torch.no_grad():
                 x0 = stage.encode(hq).float()
                 y0 = stage.encode(upsample(lq, model.scale)).float()
@@ -156,27 +157,27 @@ def interleaved(
 def parts_of(learner: DiffusionLearner, batch: Mapping[str, Tensor]) -> dict[str, Callable[[], object]]:
     """Return what runs each part of a step by itself."""
     config, objective, device = learner.config, learner.objective, batch["hq"].device
-    model, schedule, precision = config.model, objective.schedule, config.train.precision
+    model, schedule, dtype = config.model, objective.schedule, PRECISIONS[config.train.precision]
     hq, lq = to_unit_range(batch["hq"]), to_unit_range(batch["lq"])
-    with torch.no_grad(), autocast(device, precision):
+    with torch.no_grad(), autocast(device, dtype):
         x0, y0 = objective.first_stage.encode(torch.cat([hq, upsample(lq, model.scale)])).float().chunk(2)
     t = torch.full((len(hq),), schedule.steps - 1, device=device)
     network = learner.state.network
     gradients = [torch.randn_like(parameter) for parameter in network.parameters()]
 
     def first_stage() -> None:
-        with torch.no_grad(), autocast(device, precision):
+        with torch.no_grad(), autocast(device, dtype):
             objective.first_stage.encode(torch.cat([hq, upsample(lq, model.scale)]))
 
     def unet() -> None:
-        with autocast(device, precision):
+        with autocast(device, dtype):
             output = network(scale_input(x0, t, schedule), t, lq, None).float()
         (output - x0).square().mean().backward()
         network.zero_grad(set_to_none=True)
 
     def perceptual() -> None:
         latent = y0.detach().requires_grad_(True)
-        with autocast(device, precision):
+        with autocast(device, dtype):
             decoded = objective.first_stage.decode(latent).clamp(-1, 1)
             cast(Lpips, objective.lpips)(decoded, hq).mean().backward()
 

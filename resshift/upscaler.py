@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from resshift import weights
 from resshift.config import ModelConfig, Sampling
+from resshift.devices import autocast, on_device, resolve_device, resolve_dtype
 from resshift.images import codec
 from resshift.images.alpha import fill_transparent
 from resshift.images.codec import Picture
@@ -58,7 +59,6 @@ from resshift.tiles.noise import NoiseField
 from resshift.tiles.output import Filler, PixelRows, RowOutput, Sink, resize_alpha
 from resshift.tiles.plan import TilePlan, plan_tiles
 from resshift.tiles.window import Allocate, in_file, in_memory
-from resshift.training.step import on_device
 
 Pixels = TypeVar("Pixels", Image.Image, NDArray[Any])
 
@@ -421,12 +421,10 @@ class Upscaler:
         steps = self.schedule.steps if steps is None else steps
         if steps not in self._networks:
             schedule = self.schedule if steps == self.schedule.steps else self.schedule.shortened(steps)
-            autocast = partial(
-                torch.autocast, self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32
-            )
+            precision = partial(autocast, self.device, self.dtype)
             unet, stage = self._compiled or (self.unet, self.first_stage)
             self._networks[steps] = Networks(
-                self.config, unet, stage, schedule, self.device, autocast, self._backoff.call
+                self.config, unet, stage, schedule, self.device, precision, self._backoff.call
             )
         return self._networks[steps]
 
@@ -508,30 +506,6 @@ def _cut(noise: Callable[[int], Tensor]) -> Noise:
         return made[step][:, top : top + height, left : left + width]
 
     return cut
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """Return the device that `device` names; "auto" takes CUDA, then MPS, then the CPU."""
-    if device != "auto":
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    """Return the dtype that `dtype` names for `device`; "auto" is bfloat16 on CUDA cards that have it, else
-    float32.
-
-    Raises:
-        ValueError: unknown name.
-    """
-    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    if dtype not in named:
-        raise ValueError(f"dtype must be auto, {', '.join(named)}, got {dtype!r}")
-    return named[dtype]
 
 
 def _channels_of(array: NDArray[Any]) -> int:

@@ -121,6 +121,13 @@ def test_the_method_works_with_ray_out_of_reach() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def loaded_by(*modules: str) -> set[str]:
+    """Return the names of the modules that a process has loaded after importing `modules`."""
+    program = f"import sys, {', '.join(modules)}; print(*sys.modules)"
+    command = [sys.executable, "-c", program]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.split())
+
+
 GLOBAL_RANDOM = {
     "random",
     "np.random.seed",
@@ -136,23 +143,16 @@ def test_making_pairs_needs_no_library_of_networks() -> None:
     """timm brings torchvision and the compiler of torch: six seconds of every process that only reads and
     degrades photos.
     """
-    program = (
-        "import sys, pipelines.pairs.dataset; print([m for m in ('timm', 'torchvision', 'torch._dynamo', "
-        "'lpips') if m in sys.modules])"
-    )
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
-        ).stdout.strip()
-        == "[]"
-    )
+    assert loaded_by("pipelines.pairs.dataset") & {"timm", "torchvision", "torch._dynamo", "lpips"} == set()
 
 
 @pytest.mark.parametrize(
     "module",
     [
-        "resshift.networks.config",
         "resshift.models",
+        "resshift.config",
+        "resshift.networks.config",
+        "resshift.images.sandbox",
         "pipelines.bulk.job",
         "pipelines.bulk.request",
         "serve.app",
@@ -160,18 +160,23 @@ def test_making_pairs_needs_no_library_of_networks() -> None:
     ],
 )
 def test_what_computes_nothing_does_not_import_torch(module: str) -> None:
-    """Half a gigabyte and three seconds, in the driver of every bulk job and in every process of the endpoint
-    that holds no model.
+    """Half a gigabyte and three seconds, in the driver of every bulk job, in every decoder, and in every
+    process of the endpoint that holds no model.
     """
-    program = (
-        f"import sys, {module}; print([m for m in ('torch', 'timm', 'torchvision') if m in sys.modules])"
-    )
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
-        ).stdout.strip()
-        == "[]"
-    )
+    assert loaded_by(module) & {"torch", "timm", "torchvision"} == set()
+
+
+def test_making_pictures_imports_nothing_that_trains() -> None:
+    """A replica, a demo and a notebook need no optimiser, loss or sharding."""
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for folder in ("tiles", "networks")
+        for path in sources(f"resshift/{folder}")
+    ]
+    assert len(modules) > 10
+    found = loaded_by("resshift.upscaler", *modules)
+    assert "resshift.tiles.chain" in found
+    assert [name for name in found if name.startswith("resshift.training")] == []
 
 
 def test_a_bulk_job_runs_without_torch_in_its_driver(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from resshift.images import codec
 from resshift.metrics import psnr_ssim
+from resshift.metrics.lpips import Lpips
 from resshift.metrics.niqe import Niqe
-from resshift.training.losses import Lpips
 
 Image = NDArray[np.uint8]
 

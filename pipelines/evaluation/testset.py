@@ -38,9 +38,9 @@ from pipelines.shards.sources import Item
 from resshift import degradation, seeds, storage
 from resshift.config import flatten
 from resshift.degradation import DegradationRecipe
+from resshift.devices import use_one_thread
 from resshift.images.codec import ImageError, ImageLimits, Picture, encode
 from resshift.pairs.jpeg import decode_photo
-from resshift.pairs.pair import use_one_thread
 from resshift.storage import StorageError
 
 FORMAT = 1

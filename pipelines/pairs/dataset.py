@@ -38,8 +38,9 @@ from pipelines.shards.parquet import RowGroup, read_manifest, read_pictures, row
 from resshift import degradation, storage
 from resshift.allocator import keep_freed_pages
 from resshift.config import ConfigError, DataConfig, TrainConfig
+from resshift.devices import use_one_thread
 from resshift.images.codec import ImageError
-from resshift.pairs.pair import Pair, make_pair, use_one_thread
+from resshift.pairs.pair import Pair, make_pair
 
 logger = logging.getLogger(__name__)
 Batch = dict[str, NDArray[Any]]

@@ -28,8 +28,8 @@ from pipelines.shards import parquet, sources
 from pipelines.shards.parquet import SCHEMA, Reason, Shard
 from pipelines.shards.sources import Item
 from resshift import seeds, storage
+from resshift.devices import use_one_thread
 from resshift.images.codec import ImageError, ImageLimits, Picture, decode, encode, fit_format, probe
-from resshift.pairs.pair import use_one_thread
 from resshift.storage import StorageError, StorageReason
 
 _READERS = 8  # requests to a bucket at a time

@@ -8,10 +8,12 @@ import torch
 
 from resshift import degradation, weights
 from resshift.config import ConfigError, RunConfig, from_dict
+from resshift.devices import on_device
+from resshift.metrics.lpips import Lpips
 from resshift.networks.autoencoder import build_first_stage
 from resshift.training.autoencoder import AutoencoderLearner, AutoencoderRunConfig, build_autoencoder
-from resshift.training.losses import Lpips, Objective
-from resshift.training.step import DiffusionLearner, Slots, build_network, on_device
+from resshift.training.losses import Objective
+from resshift.training.step import DiffusionLearner, Slots, build_network
 
 Run = RunConfig | AutoencoderRunConfig
 

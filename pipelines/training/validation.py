@@ -29,8 +29,8 @@ from resshift.images import codec
 from resshift.images.codec import ImageError
 from resshift.images.types import Picture
 from resshift.metrics import psnr_ssim
+from resshift.metrics.lpips import Lpips
 from resshift.pairs.pair import make_pair
-from resshift.training.losses import Lpips
 
 logger = logging.getLogger(__name__)
 Image = NDArray[np.uint8]

@@ -33,10 +33,11 @@ from pipelines.training.validation import Renderer, Validator, held_out
 from resshift import storage, weights
 from resshift.allocator import keep_freed_pages
 from resshift.config import ConfigError, to_dict
+from resshift.devices import PRECISIONS, is_emulated
 from resshift.models import WeightsError
 from resshift.training import checkpoint
 from resshift.training.optimizer import learning_rate
-from resshift.training.step import Learner, Slots, TrainingDiverged, is_emulated, start_from
+from resshift.training.step import Learner, Slots, TrainingDiverged, start_from
 
 logger = logging.getLogger(__name__)
 # What another attempt would only repeat. Every worker ends with the same one.
@@ -166,7 +167,7 @@ class TrainLoop:
 
     def run(self) -> dict[str, Any]:
         """Step until the end and return the summary (on the first worker)."""
-        if self.rank == 0 and is_emulated(self.device, self.train.precision):
+        if self.rank == 0 and is_emulated(self.device, PRECISIONS[self.train.precision]):
             told = (
                 "train.precision=%s is emulated on this CPU, float32 is much faster: --set "
                 "train.precision=fp32, from the first step on"

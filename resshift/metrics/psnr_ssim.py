@@ -3,7 +3,7 @@
 Luma is MATLAB's rgb2ycbcr: Y = (65.481 R + 128.553 G + 24.966 B) / 255 + 16 for 8-bit R, G, B, rounded to 8
 bit. SSIM is Wang et al., IEEE TIP 2004, with the 11 x 11 Gaussian window of sigma 1.5, on the region where
 the window fits ("valid"), without downsampling. Borders are cut by `border` pixels first; results depend on
-it, so it stands in every report. LPIPS is `resshift.training.losses.Lpips`.
+it, so it stands in every report. LPIPS is `resshift.metrics.lpips.Lpips`.
 """
 
 from __future__ import annotations

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from resshift import seeds
@@ -35,14 +33,6 @@ class Pair:
     lq_u8: NDArray[np.uint8]
     mask_u8: NDArray[np.uint8] | None
     params: DegradationParams
-
-
-def use_one_thread() -> None:
-    """Keep OpenCV and torch to one thread in this process. For workers of which there is one a core: threads
-    of several fight.
-    """
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
 
 
 def make_pair(

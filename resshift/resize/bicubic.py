@@ -1,5 +1,5 @@
-"""Bicubic resizing of a picture that comes in rows: antialiased when shrinking, as
-`torch.nn.functional.interpolate(antialias=True)`.
+"""Bicubic enlargement as the models expect it (`upsample`), and bicubic resizing of a picture that comes in rows
+(`RowResampler`): antialiased when shrinking, as `torch.nn.functional.interpolate(antialias=True)`.
 
     out_i = sum_k w((k - c_i) / s) row_k / sum_k w((k - c_i) / s)      c_i = (i + 1/2) in / out - 1/2,   s = max(1, in / out)
 
@@ -16,6 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+def upsample(lq: Tensor, scale: int) -> Tensor:
+    """Bring (B, 3, h, w) to the output size as released models expect: bicubic with a = -0.75, aligned by
+    pixel areas, not clamped.
+    """
+    return lq if scale == 1 else F.interpolate(lq, scale_factor=scale, mode="bicubic")
 
 
 class RowResampler:

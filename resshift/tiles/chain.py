@@ -19,13 +19,13 @@ from torch import Tensor
 from resshift.config import ModelConfig
 from resshift.diffusion import prior_sample, q_posterior
 from resshift.networks.autoencoder import FirstStage, PixelUnshuffle
+from resshift.resize.bicubic import upsample
 from resshift.sampler import network_denoiser
 from resshift.schedule import ShiftSchedule
 from resshift.tiles.batching import Work
 from resshift.tiles.plan import TilePlan, reflected
 from resshift.tiles.stages import Stage, TileStage, capacity, column_parts, drive
 from resshift.tiles.window import Allocate, RowBuffer
-from resshift.training.losses import upsample
 
 # Bicubic interpolation reads two rows and columns beyond.
 _HALO = 2

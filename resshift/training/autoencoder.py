@@ -28,18 +28,17 @@ from torch.nn import functional as F
 
 from resshift.config import STRICT, DataConfig, LogConfig, OptimConfig, TrainConfig, ValidationConfig
 from resshift.degradation import DegradationRecipe
+from resshift.devices import PRECISIONS, autocast, on_device
+from resshift.metrics.lpips import Lpips
 from resshift.networks.autoencoder import VQAutoencoder
 from resshift.networks.config import FirstStageConfig, VQConfig
 from resshift.networks.discriminator import DiscriminatorConfig, PatchDiscriminator, hinge_loss
-from resshift.training.losses import Lpips
 from resshift.training.optimizer import Outcome, guarded_step, learning_rate, set_learning_rate
 from resshift.training.sharding import synchronise_gradients
 from resshift.training.step import (
     Slots,
     StepResult,
-    autocast,
     build_state,
-    on_device,
     seeded,
     shares,
     to_unit_range,
@@ -202,9 +201,9 @@ class AutoencoderLearner:
 
     def _backward(self, x: Tensor, factor: float) -> dict[str, Tensor]:
         """Add the gradients of one micro-batch to both networks and return its terms."""
-        loss, precision = self.config.loss, self.config.train.precision
+        loss, dtype = self.config.loss, PRECISIONS[self.config.train.precision]
         discriminator = self.state.networks["discriminator"]
-        with autocast(x.device, precision):
+        with autocast(x.device, dtype):
             x_rec, z, z_q = self.state.network(x)
             l1 = F.l1_loss(x_rec.float(), x)
             lpips = (
@@ -224,7 +223,7 @@ class AutoencoderLearner:
             total = reconstruction + loss.codebook * codebook + loss.adversarial * adaptive * adversarial
         (total * factor).backward()
         if self.judged:
-            with autocast(x.device, precision):
+            with autocast(x.device, dtype):
                 real, fake = discriminator(torch.cat([x, x_rec.detach().to(x.dtype)])).float().chunk(2)
                 judgement = hinge_loss(real, fake)
             (judgement * factor).backward()
@@ -236,7 +235,7 @@ class AutoencoderLearner:
     def render(self, batch: Mapping[str, Tensor], keys: Sequence[str]) -> Tensor:
         """Reconstruct "hq" with the averaged weights, (B, 3, H, W)."""
         autoencoder = cast(TrainableAutoencoder, self.state.ema.module)
-        with autocast(batch["hq"].device, self.config.train.precision):
+        with autocast(batch["hq"].device, PRECISIONS[self.config.train.precision]):
             return autoencoder.decode(autoencoder.encode(to_unit_range(batch["hq"])))
 
 

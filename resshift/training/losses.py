@@ -12,8 +12,8 @@ w_t is 1 ("plain") or the weight of the variational bound ("weighted"):
     x0, residual:            w_t = (alpha_t / eta_t)^2 / (2 var_t)
     epsilon, epsilon_scale:  w_t = (kappa alpha_t / ((1 - eta_t) sqrt(eta_t)))^2 / (2 var_t)
 
-with var_t the posterior variance, at t = 1 replaced by that of t = 2 because it is zero there. LPIPS is Zhang
-et al., CVPR 2018.
+with var_t the posterior variance, at t = 1 replaced by that of t = 2 because it is zero there. LPIPS is
+`resshift.metrics.lpips`.
 
 The trunks of LPIPS sample at strides of 2 and 4, so from a fixed corner they do not see patterns of these
 periods. `corner` moves it (one of the transformations of E-LPIPS, Kettunen et al. 2019).
@@ -21,17 +21,16 @@ periods. `corner` moves it (one of the transformations of E-LPIPS, Kettunen et a
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.error import URLError
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from resshift.config import LossConfig, ModelConfig
 from resshift.diffusion import at_step, predict_x0, q_sample, scale_input, target_of
+from resshift.metrics.lpips import Lpips
 from resshift.networks.autoencoder import FirstStage
+from resshift.resize.bicubic import upsample
 from resshift.schedule import Float64Array, ShiftSchedule
 from resshift.target import Target
 from resshift.training.lattice import lattice, screen
@@ -71,66 +70,6 @@ def mse_per_sample(
     if weighted:
         mse = mse * torch.from_numpy(step_weights(schedule, target)).to(mse)[t]
     return mse
-
-
-class Lpips(nn.Module):
-    """Learned perceptual distance with frozen weights, always in float32.
-
-    Args:
-        net: trunk, "vgg" (papers' training loss), "alex" (papers' metric) or "squeeze" (small).
-        trunk: file with the torchvision state dict of the trunk. Without it torchvision downloads it.
-
-    Raises:
-        FileNotFoundError: `trunk` does not exist.
-        ConnectionError: no `trunk` was given and the download failed.
-        ImportError: the package lpips is not installed.
-    """
-
-    def __init__(self, net: str = "vgg", trunk: str | Path | None = None) -> None:
-        super().__init__()
-        try:
-            import lpips
-        except ImportError as error:
-            raise ImportError(
-                "the LPIPS term needs the package lpips: pip install 'resshift[metrics]'"
-            ) from error
-        if trunk is not None and not Path(trunk).is_file():
-            raise FileNotFoundError(f"no LPIPS trunk at {trunk}")
-        try:
-            self.distance = lpips.LPIPS(net=net, pnet_rand=trunk is not None, verbose=False)
-        except (URLError, OSError) as error:
-            raise ConnectionError(
-                f"the {net} trunk of LPIPS could not be downloaded ({error}). Give a file with its weights "
-                "(loss.lpips_trunk, or "
-                "--lpips-trunk), or train without the term (loss.lpips=0)"
-            ) from error
-        if trunk is not None:
-            self._load_trunk(Path(trunk))
-        self.eval().requires_grad_(False)
-
-    def _load_trunk(self, path: Path) -> None:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        ours = self.distance.net.state_dict()
-        # lpips cuts the trunk into slices and keeps each layer's index: slice2.3.weight is features.3.weight
-        # in torchvision.
-        names = {key: "features." + key.split(".", 1)[1] for key in ours}
-        missing = [
-            name for key, name in names.items() if name not in state or state[name].shape != ours[key].shape
-        ]
-        if missing:
-            raise ValueError(
-                f"{path} does not hold the weights of this trunk; missing or of another shape: "
-                f"{', '.join(missing[:5])}"
-            )
-        self.distance.net.load_state_dict(
-            {key: state[name].float() for key, name in names.items()}, strict=True
-        )
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the distance of each pair, (B, 3, H, W) in [-1, 1] twice -> (B,) float32."""
-        with torch.autocast(x.device.type, enabled=False):
-            x, y = (picture.float().contiguous(memory_format=torch.channels_last) for picture in (x, y))
-            return self.distance(x, y).flatten()
 
 
 class LossTerms(NamedTuple):
@@ -213,10 +152,3 @@ class Objective:
                 shown = lattice(decoded, factor).mean() + screen(decoded, factor) / 2
         total = self.loss.mse * mse + self.loss.lpips * perceptual + self.loss.lattice * shown
         return LossTerms(total, mse.detach(), perceptual.detach(), shown.detach())
-
-
-def upsample(lq: Tensor, scale: int) -> Tensor:
-    """Bring (B, 3, h, w) to the output size as released models expect: bicubic with a = -0.75, aligned by
-    pixel areas, not clamped.
-    """
-    return lq if scale == 1 else F.interpolate(lq, scale_factor=scale, mode="bicubic")

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from resshift import seeds
 from resshift.config import ModelConfig, OptimConfig, RunConfig, TrainConfig
+from resshift.devices import PRECISIONS, autocast
 from resshift.models import WeightsError
 from resshift.networks.unet import UNetSwin
+from resshift.resize.bicubic import upsample
 from resshift.sampler import network_denoiser, sample
-from resshift.training.losses import Objective, upsample
+from resshift.training.losses import Objective
 from resshift.training.optimizer import Outcome, adamw, guarded_step, learning_rate, set_learning_rate
 from resshift.training.running_means import Tally
 from resshift.training.sharding import load_optimizer, shard, sharded_like, synchronise_gradients, whole
@@ -36,25 +38,6 @@ from resshift.weights import is_derived, load_into
 
 Module = TypeVar("Module", bound=nn.Module)
 TERMS = ("loss", "mse", "lpips", "lattice")
-_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the context in which networks of a run are called."""
-    return torch.autocast(device.type, dtype=_HALF.get(precision), enabled=precision in _HALF)
-
-
-def is_emulated(device: torch.device, precision: str) -> bool:
-    """Tell whether a CPU has no instructions for the arithmetic of `precision`: float32 is faster then,
-    several times over.
-    """
-    instructions = {"bf16": ("avx512_bf16", "amx_bf16"), "fp16": ("avx512_fp16", "amx_fp16")}.get(
-        precision, ()
-    )
-    if device.type != "cpu" or not instructions:
-        return False
-    facts = torch.cpu.get_capabilities()
-    return facts.get("architecture") == "x86_64" and not any(facts.get(name) for name in instructions)
 
 
 class TrainingDiverged(RuntimeError):
@@ -229,12 +212,6 @@ def build_network(config: RunConfig) -> UNetSwin:
     return network
 
 
-def on_device(module: Module, device: torch.device, channels_last: bool = True) -> Module:
-    """Move a module; channels-last convolutions are twice as fast on CPUs, and what tensor cores want."""
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return cast(Any, module).to(device=device, memory_format=memory_format)
-
-
 def distributed(network: nn.Module, train: TrainConfig, device: torch.device, num_ranks: int) -> nn.Module:
     """Compile a network if the run asks for it, and wrap it for several workers."""
     if train.compile != "off":
@@ -383,7 +360,7 @@ class DiffusionLearner:
         """Run the chain on "lq" with the averaged weights; noise is a function of (seed, key). (B, 3,
         H, W).
         """
-        model, precision = self.config.model, self.config.train.precision
+        model, dtype = self.config.model, PRECISIONS[self.config.train.precision]
         lq = to_unit_range(batch["lq"])
         mask = mask_to_unit_range(batch["mask"]) if model.unet.cond_mask else None
         shape = latent_shape(model, batch["hq"])
@@ -397,10 +374,10 @@ class DiffusionLearner:
             )
 
         def network(*inputs: Tensor | None) -> Tensor:
-            with autocast(lq.device, precision):
+            with autocast(lq.device, dtype):
                 return self.state.ema.module(*inputs).float()
 
-        with autocast(lq.device, precision):
+        with autocast(lq.device, dtype):
             y0 = self.objective.first_stage.encode(upsample(lq, model.scale)).float()
         schedule = self.objective.schedule
         x0 = sample(
@@ -409,7 +386,7 @@ class DiffusionLearner:
             schedule,
             noise,
         )
-        with autocast(lq.device, precision):
+        with autocast(lq.device, dtype):
             return self.objective.first_stage.decode(x0)
 
     def backward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -428,7 +405,7 @@ class DiffusionLearner:
             )
             hq, lq = to_unit_range(batch["hq"][part]), to_unit_range(batch["lq"][part])
             mask = mask_to_unit_range(batch["mask"][part]) if model.unet.cond_mask else None
-            with autocast(device, train.precision):
+            with autocast(device, PRECISIONS[train.precision]):
                 terms = self.objective(state.network, hq, lq, t[part], noise[part], mask, corner)
             state.scaler.scale(terms.total * factor).backward()
             sums = [

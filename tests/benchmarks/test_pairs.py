@@ -17,7 +17,7 @@ import pytest
 from scipy.stats import ks_2samp
 
 from resshift.degradation import imresize, realesrgan_x4
-from resshift.pairs.pair import use_one_thread
+from resshift.devices import use_one_thread
 
 ROOT = Path(__file__).parents[2]
 

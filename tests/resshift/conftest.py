@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from resshift.devices import use_one_thread
+from resshift.metrics.lpips import Lpips
 from resshift.networks.autoencoder import VectorQuantizer
-from resshift.pairs.pair import use_one_thread
 
 PARITY = Path(__file__).parents[1] / "parity"
 
@@ -91,3 +92,12 @@ def settle_ties(monkeypatch: pytest.MonkeyPatch) -> Callable[[VectorQuantizer, n
         monkeypatch.setattr(quantizer, "nearest", nearest)
 
     return settle
+
+
+@pytest.fixture
+def lpips(tmp_path: Path) -> Lpips:
+    """Return LPIPS with a trunk of random weights, loaded by the same code as a trained one."""
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), tmp_path / "trunk.pth")
+    return Lpips("squeeze", tmp_path / "trunk.pth")

@@ -22,7 +22,7 @@ from resshift.networks.config import FirstStageConfig, UNetConfig, VQConfig
 from resshift.networks.unet import UNetSwin
 from resshift.presets import test_x4 as toy_preset
 from resshift.presets import tiny_x4
-from resshift.training.losses import upsample
+from resshift.resize.bicubic import upsample
 from resshift.training.step import build_network
 from resshift.upscaler import Upscaler
 

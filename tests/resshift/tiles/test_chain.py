@@ -21,13 +21,13 @@ from resshift.networks.autoencoder import VQAutoencoder
 from resshift.networks.config import FirstStageConfig, UNetConfig, VQConfig
 from resshift.networks.unet import UNetSwin
 from resshift.presets import test_x4 as toy_preset
+from resshift.resize.bicubic import upsample
 from resshift.sampler import network_denoiser, sample
 from resshift.tiles.batching import alone
 from resshift.tiles.chain import RowChain
 from resshift.tiles.noise import NoiseField
 from resshift.tiles.plan import TilePlan, reflected
 from resshift.tiles.window import RowBuffer, in_file, in_memory
-from resshift.training.losses import upsample
 from resshift.training.step import build_network
 from resshift.upscaler import Upscaler
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,15 @@ from torch import Tensor, nn
 
 from resshift.config import LossConfig, ModelConfig
 from resshift.diffusion import q_sample, scale_input, target_of
+from resshift.metrics.lpips import Lpips
 from resshift.networks.autoencoder import PixelUnshuffle
 from resshift.networks.config import FirstStageConfig
 from resshift.presets import tiny_x4
+from resshift.resize.bicubic import upsample
 from resshift.schedule import ShiftSchedule
 from resshift.target import Target
 from resshift.training.lattice import lattice, screen
-from resshift.training.losses import Lpips, Objective, mse_per_sample, step_weights, upsample
+from resshift.training.losses import Objective, mse_per_sample, step_weights
 
 Load = Callable[[str], dict[str, np.ndarray]]
 SCHEDULES = {
@@ -119,11 +120,10 @@ def test_perfect_network_has_no_loss() -> None:
     assert terms.total.item() < 1e-12
 
 
-def test_coefficients_scale_the_terms() -> None:
+def test_coefficients_scale_the_terms(lpips: Lpips) -> None:
     hq, lq = _pictures()
     stage = PixelUnshuffle(4)
     network = _Oracle(torch.zeros(2, 48, 16, 16))
-    lpips = _untrained_lpips()
     objective = Objective(_model(), LossConfig(mse=2.0, lpips=3.0, lpips_net="squeeze"), stage, lpips)
     terms = objective(network, hq, lq, *_draws())
     with torch.no_grad():
@@ -153,9 +153,9 @@ def test_lattice_is_that_of_the_decoded_prediction() -> None:
     torch.testing.assert_close(terms.total.detach(), terms.mse + 5 * sum(parts))
 
 
-def test_lpips_sees_the_pictures_from_the_corner() -> None:
+def test_lpips_sees_the_pictures_from_the_corner(lpips: Lpips) -> None:
     hq, lq = _pictures()
-    network, lpips = _Oracle(torch.zeros(2, 48, 16, 16)), _untrained_lpips()
+    network = _Oracle(torch.zeros(2, 48, 16, 16))
     objective = Objective(_model(), LossConfig(lpips=1.0, lpips_net="squeeze"), PixelUnshuffle(4), lpips)
     with torch.no_grad():
         terms = objective(network, hq, lq, *_draws(), corner=(3, 1))
@@ -170,45 +170,6 @@ def test_coefficients_out_of_range_are_named(wrong: dict[str, Any]) -> None:
         match=r"loss.lattice must not be negative and loss.lpips_corners must lie in \[1, 16\], got",
     ):
         LossConfig(**wrong)
-
-
-def _untrained_lpips() -> Lpips:
-    """LPIPS with a trunk of random weights, through the same loading code as the trained one."""
-    torchvision = pytest.importorskip("torchvision")
-    torch.manual_seed(0)
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "trunk.pth"
-        torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), path)
-        return Lpips("squeeze", path)
-
-
-def test_lpips_of_equal_pictures_is_zero_and_grows_with_noise() -> None:
-    lpips = _untrained_lpips()
-    hq, _ = _pictures()
-    noise = torch.randn(hq.shape, generator=torch.Generator().manual_seed(3))
-    with torch.no_grad():
-        distances = [float(lpips(hq, (hq + sigma * noise).clamp(-1, 1)).mean()) for sigma in (0.0, 0.05, 0.5)]
-    assert distances[0] == 0
-    assert distances[0] < distances[1] < distances[2]
-
-
-def test_lpips_without_weights_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    # A port where nobody listens: the download fails at once, as it does without a network.
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    with pytest.raises(ConnectionError, match=r"loss\.lpips_trunk"):
-        Lpips("squeeze")
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        Lpips("squeeze", tmp_path / "nowhere.pth")
-
-
-def test_wrong_lpips_trunk_names_what_is_missing(tmp_path: Path) -> None:
-    path = tmp_path / "trunk.pth"
-    torch.save({"features.0.weight": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match=r"features\.0\.weight"):
-        Lpips("squeeze", path)
 
 
 def test_objective_without_its_lpips_network_is_refused() -> None:

@@ -23,7 +23,6 @@ from resshift.training.step import (
     TrainState,
     build_network,
     draw_noise,
-    is_emulated,
     lpips_corner,
     mask_to_unit_range,
     start_from,
@@ -376,23 +375,3 @@ def test_rendering_follows_from_weights_and_keys_alone() -> None:
 def test_loss_config_needs_something_to_minimise() -> None:
     with pytest.raises(ValueError, match="not both zero"):
         LossConfig(mse=0, lpips=0)
-
-
-@pytest.mark.parametrize(
-    ("facts", "precision", "emulated"),
-    [
-        ({"architecture": "x86_64", "avx2": True}, "bf16", True),
-        ({"architecture": "x86_64", "avx2": True}, "fp32", False),
-        ({"architecture": "x86_64", "avx512_bf16": True}, "bf16", False),
-        ({"architecture": "x86_64", "avx512_bf16": True}, "fp16", True),
-        ({"architecture": "x86_64", "amx_bf16": True}, "bf16", False),
-        ({"architecture": "aarch64"}, "bf16", False),  # not known there
-        ({}, "bf16", False),
-    ],
-)
-def test_precision_that_a_cpu_emulates_is_known(
-    facts: dict[str, Any], precision: str, emulated: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: facts)
-    assert is_emulated(torch.device("cpu"), precision) is emulated
-    assert not is_emulated(torch.device("cuda"), precision)

@@ -1,0 +1,72 @@
+"""LPIPS, a learned perceptual distance (Zhang et al., CVPR 2018): a figure of an evaluation, and a term of the
+training objective.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+
+
+class Lpips(nn.Module):
+    """Learned perceptual distance with frozen weights, always in float32.
+
+    Args:
+        net: trunk, "vgg" (papers' training loss), "alex" (papers' metric) or "squeeze" (small).
+        trunk: file with the torchvision state dict of the trunk. Without it torchvision downloads it.
+
+    Raises:
+        FileNotFoundError: `trunk` does not exist.
+        ConnectionError: no `trunk` was given and the download failed.
+        ImportError: the package lpips is not installed.
+    """
+
+    def __init__(self, net: str = "vgg", trunk: str | Path | None = None) -> None:
+        super().__init__()
+        try:
+            import lpips
+        except ImportError as error:
+            raise ImportError(
+                "the LPIPS term needs the package lpips: pip install 'resshift[metrics]'"
+            ) from error
+        if trunk is not None and not Path(trunk).is_file():
+            raise FileNotFoundError(f"no LPIPS trunk at {trunk}")
+        try:
+            self.distance = lpips.LPIPS(net=net, pnet_rand=trunk is not None, verbose=False)
+        except (URLError, OSError) as error:
+            raise ConnectionError(
+                f"the {net} trunk of LPIPS could not be downloaded ({error}). Give a file with its weights "
+                "(loss.lpips_trunk, or "
+                "--lpips-trunk), or train without the term (loss.lpips=0)"
+            ) from error
+        if trunk is not None:
+            self._load_trunk(Path(trunk))
+        self.eval().requires_grad_(False)
+
+    def _load_trunk(self, path: Path) -> None:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        ours = self.distance.net.state_dict()
+        # lpips cuts the trunk into slices and keeps each layer's index: slice2.3.weight is features.3.weight
+        # in torchvision.
+        names = {key: "features." + key.split(".", 1)[1] for key in ours}
+        missing = [
+            name for key, name in names.items() if name not in state or state[name].shape != ours[key].shape
+        ]
+        if missing:
+            raise ValueError(
+                f"{path} does not hold the weights of this trunk; missing or of another shape: "
+                f"{', '.join(missing[:5])}"
+            )
+        self.distance.net.load_state_dict(
+            {key: state[name].float() for key, name in names.items()}, strict=True
+        )
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the distance of each pair, (B, 3, H, W) in [-1, 1] twice -> (B,) float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            x, y = (picture.float().contiguous(memory_format=torch.channels_last) for picture in (x, y))
+            return self.distance(x, y).flatten()

@@ -1,0 +1,36 @@
+"""LPIPS: its distances, and where its weights come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from resshift.metrics.lpips import Lpips
+
+
+def test_lpips_of_equal_pictures_is_zero_and_grows_with_noise(lpips: Lpips) -> None:
+    hq = torch.rand((2, 3, 64, 64), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    noise = torch.randn(hq.shape, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        distances = [float(lpips(hq, (hq + sigma * noise).clamp(-1, 1)).mean()) for sigma in (0.0, 0.05, 0.5)]
+    assert distances[0] == 0
+    assert distances[0] < distances[1] < distances[2]
+
+
+def test_lpips_without_weights_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    # A port where nobody listens: the download fails at once, as it does without a network.
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(ConnectionError, match=r"loss\.lpips_trunk"):
+        Lpips("squeeze")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        Lpips("squeeze", tmp_path / "nowhere.pth")
+
+
+def test_wrong_lpips_trunk_names_what_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "trunk.pth"
+    torch.save({"features.0.weight": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match=r"features\.0\.weight"):
+        Lpips("squeeze", path)
