@@ -25,7 +25,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipelines.command import Exit, UsageError, as_flag, connect_to_ray, parser, quiet_ray_data, run
+from pipelines.command import Exit, UsageError, connect_to_ray, parser, quiet_ray_data, run
 
 if TYPE_CHECKING:
     from pipelines.evaluation.protocols import Protocol
@@ -129,11 +129,8 @@ def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
         raise UsageError(
             f"--border must not be negative and --replicas at least 1, got {border} and {options.replicas}"
         )
-    try:
-        sampling = Sampling(seed=options.seed, steps=options.steps, tile_px=options.tile)
-        sampling.check_for(model.name, model.config.schedule.steps, model.config.smallest_tile_px)
-    except ValueError as error:
-        raise UsageError(as_flag(str(error))) from None
+    sampling = Sampling(seed=options.seed, steps=options.steps, tile_px=options.tile)
+    sampling.check_for(model.name, model.config.schedule.steps, model.config.smallest_tile_px)
     if other is not None and other.config.scale != model.config.scale:
         raise UsageError(
             f"{options.against} enlarges {other.config.scale} times, {options.model} {model.config.scale} "

@@ -21,7 +21,15 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
-from pipelines.command import Exit, UsageError, connect_to_ray, parser, quiet_ray_data, run
+from pipelines.command import (
+    Exit,
+    UsageError,
+    check_places,
+    connect_to_ray,
+    parser,
+    quiet_ray_data,
+    run,
+)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -55,13 +63,8 @@ def prepare(options: argparse.Namespace) -> Exit:
     from pipelines.shards.prepare import with_tars_opened
     from pipelines.shards.sources import Archive, list_inputs
     from pipelines.shards.status import report
-    from resshift import storage
 
-    if storage.is_inside(options.target, options.source):
-        raise UsageError(
-            f"DST ({options.target}) lies inside SRC ({options.source}): the shards would become inputs of "
-            "the next run"
-        )
+    check_places(options.source, options.target, "the shards")
     try:
         shard_options = ShardOptions(
             min_side_px=options.min_side, short_side_px=options.short_side, shard_bytes=options.shard_mb << 20

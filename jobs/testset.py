@@ -21,7 +21,15 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
-from pipelines.command import Exit, UsageError, connect_to_ray, parser, quiet_ray_data, run
+from pipelines.command import (
+    Exit,
+    UsageError,
+    check_places,
+    connect_to_ray,
+    parser,
+    quiet_ray_data,
+    run,
+)
 
 PROTOCOLS = ("imagenet-test", "bicubic", "folder")
 
@@ -53,13 +61,8 @@ def testset(options: argparse.Namespace) -> Exit:
     )
     from pipelines.shards.prepare import with_tars_opened
     from pipelines.shards.sources import Archive, list_inputs
-    from resshift import storage
 
-    if storage.is_inside(options.target, options.source):
-        raise UsageError(
-            f"DST ({options.target}) lies inside SRC ({options.source}): the pairs would become inputs of "
-            "the next run"
-        )
+    check_places(options.source, options.target, "the pairs")
     if (options.recipe is not None) != (options.protocol == "folder"):
         raise UsageError("--recipe belongs to --protocol folder, which needs it")
     try:

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 
+_POSITIONAL = {"source": "SRC", "target": "DST"}
+
 
 class Exit(IntEnum):
     """Exit codes of every command."""
@@ -24,12 +26,23 @@ class UsageError(ValueError):
     """The command cannot do what it was asked; the message is one line for the user."""
 
 
-def as_flag(message: str) -> str:
-    """Return a message that begins with the name of a field, beginning with the flag that sets it:
-    "tile_px must be ..." becomes "--tile must be ...".
+def check_places(source: str, target: str, made: str) -> None:
+    """Refuse a target inside its source.
+
+    Args:
+        source: Where inputs are listed.
+        target: Where outputs go.
+        made: What they are, for the message.
+
+    Raises:
+        OptionError: The target lies there.
     """
-    name, space, rest = message.partition(" ")
-    return f"--{name.removesuffix('_px').replace('_', '-')}{space}{rest}"
+    from resshift import storage
+    from resshift.config import OptionError
+
+    if storage.is_inside(target, source):
+        message = f"must not lie inside {source}, got {target}: {made} would become inputs of the next run"
+        raise OptionError("target", message)
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
@@ -70,12 +83,16 @@ def run(
     )
     # Imported here so that --help waits for nothing; none of them brings torch, which the driver of a bulk
     # job never needs.
-    from resshift.config import ConfigError
+    from resshift.config import ConfigError, OptionError
     from resshift.models import WeightsError
     from resshift.storage import StorageError
 
     try:
         return int(command(options))
+    except OptionError as error:
+        flag = _POSITIONAL.get(error.option) or f"--{error.option.replace('_', '-')}"
+        sys.stderr.write(f"error: {flag} {error.message}\n")
+        return int(Exit.USAGE)
     except (UsageError, ConfigError, WeightsError) as error:
         sys.stderr.write(f"error: {error}\n")
         return int(Exit.USAGE)

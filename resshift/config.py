@@ -103,6 +103,27 @@ class ModelConfig:
         return self.unet.size_multiple * self.unet.lq_ratio
 
 
+class OptionError(ValueError):
+    """An option cannot have the value that it was given; an edge names the option as its callers know it.
+
+    Args:
+        field: Name of the field.
+        message: What is allowed, and the value: "must be at least 8, got 7".
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(field, message)
+        self.field, self.message = field, message
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.message}"
+
+    @property
+    def option(self) -> str:
+        """Name of the option for users: the field without its unit."""
+        return self.field.removesuffix("_px")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
     """What a caller chooses about the pixels of one picture.
@@ -122,8 +143,7 @@ class Sampling:
             computes tiles one by one.
 
     Raises:
-        ValueError: A value that no model can use; the message begins with the name of the field. What depends
-            on the model is checked by `check_for`.
+        OptionError: A value that no model can use. What depends on the model is checked by `check_for`.
     """
 
     seed: int = 0
@@ -137,12 +157,12 @@ class Sampling:
             value: object = getattr(self, name)
             is_integer = isinstance(value, Integral) and value is not True and value is not False
             if not is_integer and (value is not None or name == "seed"):
-                raise ValueError(f"{name} must be an integer, got {value!r}")
+                raise OptionError(name, f"must be an integer, got {value!r}")
         is_number = isinstance(self.outscale, int | float)
         if self.outscale is not None and not (is_number and 0 < self.outscale <= MAX_OUTSCALE):
-            raise ValueError(f"outscale must be a number in (0, {MAX_OUTSCALE}], got {self.outscale!r}")
+            raise OptionError("outscale", f"must be a number in (0, {MAX_OUTSCALE}], got {self.outscale!r}")
         if self.tile_batch is not None and self.tile_batch < 1:
-            raise ValueError(f"tile_batch must be at least 1, got {self.tile_batch}")
+            raise OptionError("tile_batch", f"must be at least 1, got {self.tile_batch}")
 
     def check_for(self, model: str, steps: int, smallest_tile_px: int) -> None:
         """Refuse what a model cannot do.
@@ -153,12 +173,13 @@ class Sampling:
             smallest_tile_px: Side of its smallest tile, see `ModelConfig.smallest_tile_px`.
 
         Raises:
-            ValueError: The message begins with the name of the field and says what is allowed.
+            OptionError: The model cannot do it.
         """
         if self.steps is not None and not 1 <= self.steps <= steps:
-            raise ValueError(f"steps must lie in 1 to {steps} for {model}, got {self.steps}")
+            raise OptionError("steps", f"must lie in 1 to {steps} for {model}, got {self.steps}")
         if self.tile_px is not None and self.tile_px < smallest_tile_px:
-            raise ValueError(f"tile_px must be at least {smallest_tile_px} for {model}, got {self.tile_px}")
+            message = f"must be at least {smallest_tile_px} for {model}, got {self.tile_px}"
+            raise OptionError("tile_px", message)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)

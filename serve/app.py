@@ -25,7 +25,7 @@ from resshift.images.codec import Format
 from serve import routes
 from serve.http import front, problems, site
 from serve.http.keys import is_loopback
-from serve.http.options import BulkRequest, PictureOptions
+from serve.http.options import BulkBody, PictureOptions
 from serve.http.problems import Problem
 from serve.jobs import JobKeeper, JobView
 from serve.models import served_models
@@ -115,9 +115,9 @@ class RemoteJobs:
             raise answer
         return answer
 
-    async def submit_bulk(self, request: BulkRequest, owner: str, idempotency_key: str = "") -> JobView:
+    async def submit_bulk(self, body: BulkBody, owner: str, idempotency_key: str = "") -> JobView:
         """See `JobKeeper`."""
-        return await self._call("submit_bulk", request, owner, idempotency_key)
+        return await self._call("submit_bulk", body, owner, idempotency_key)
 
     async def submit_picture(
         self, data: bytes, options: PictureOptions, format: Format, owner: str, idempotency_key: str = ""

@@ -11,7 +11,6 @@ had not ended. Records are single atomic writes, made before the client hears of
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import logging
@@ -27,18 +26,19 @@ from typing_extensions import TypedDict  # the one that pydantic takes below Pyt
 from pipelines.bulk.actors import Engine, EngineError
 from pipelines.bulk.job import Job, close_job, engine_options, run_job_in_loop
 from pipelines.bulk.progress import Progress, Snapshot
-from pipelines.bulk.request import check_places, remaining_work, requested_inputs, requested_job
+from pipelines.bulk.request import BulkRequest
 from pipelines.command import UsageError
 from pipelines.ledger import ledger
 from pipelines.ledger.lease import Lease, Occupied
 from resshift import storage
+from resshift.config import OptionError
 from resshift.images.codec import Format
 from resshift.models import WeightsError, cache_directory
 from resshift.storage import StorageError
 from serve.engine import ServeEngine
 from serve.http.limits import Deadline
-from serve.http.options import BulkRequest, PictureOptions
-from serve.http.problems import Problem
+from serve.http.options import BulkBody, PictureOptions
+from serve.http.problems import Problem, option_problem
 from serve.models import find_model
 from serve.pictures import PictureService
 from serve.settings import ServeSettings
@@ -160,44 +160,47 @@ class JobKeeper:
     def _blob(self, record: Record, name: str) -> str:
         return storage.join(self.state, f"pictures/{record.id}/{name}")
 
-    async def submit_bulk(self, request: BulkRequest, owner: str, idempotency_key: str = "") -> JobView:
+    async def submit_bulk(self, body: BulkBody, owner: str, idempotency_key: str = "") -> JobView:
         """Take a bulk job; return its view.
 
         Raises:
             Problem: forbidden, bad_option, conflict, busy, reused_key.
         """
         await self.start()
-        asked = request.model_dump(mode="json")
+        asked = body.model_dump(mode="json")
         if known := self._known("bulk", owner, idempotency_key, asked):
             return self._view(known)
         for uri, prefixes, name in (
-            (request.source, self.settings.jobs.sources, "source"),
-            (request.target, self.settings.jobs.targets, "target"),
+            (body.source, self.settings.jobs.sources, "source"),
+            (body.target, self.settings.jobs.targets, "target"),
         ):
             check_prefix(uri, prefixes, name)
-        find_model(self.pictures.models, request.model)
+        find_model(self.pictures.models, body.model)
         for record in self.records.values():
             if (
                 record.kind == "bulk"
                 and record.state not in _ENDED
-                and storage.is_inside(request.target, record.request["target"])
+                and storage.is_inside(body.target, record.request["target"])
             ):
-                raise Problem("conflict", f"a job that has not ended writes to {request.target}")
-        await asyncio.to_thread(self._describe, request)
+                raise Problem("conflict", f"a job that has not ended writes to {body.target}")
+        await asyncio.to_thread(self._checked, body)
         return await self._take("bulk", owner, idempotency_key, asked)
 
-    def _describe(self, request: BulkRequest) -> Job:
-        """Return the job of a request, checked as the command checks it."""
-        default = next(iter(self.pictures.models))
-        values = request.model_dump() | {"model": request.model or default}
-        limits = {"max_megapixels": self.settings.limits.megapixels, "price_per_hour": None, "keys": None}
-        options = argparse.Namespace(**values, **limits)
+    def _checked(self, body: BulkBody) -> tuple[BulkRequest, Job]:
+        """Return what a body asks for, checked as the command checks it.
+
+        Raises:
+            Problem: bad_option, conflict.
+        """
         try:
-            check_places(options)
-            return requested_job(options, self.settings.jobs.bulk)
-        except UsageError as error:
-            kind = "conflict" if isinstance(error, ledger.JobMismatch) else "bad_option"
-            raise Problem(kind, str(error)) from None
+            request = body.request(
+                next(iter(self.pictures.models)), self.settings.limits.megapixels, self.settings.jobs.bulk
+            )
+            return request, request.job()
+        except OptionError as error:
+            raise option_problem(error) from None
+        except ledger.JobMismatch as error:
+            raise Problem("conflict", str(error)) from None
         except (StorageError, WeightsError) as error:
             raise Problem("bad_option", str(error)) from None
 
@@ -284,30 +287,24 @@ class JobKeeper:
         await self._save(record)
 
     async def _run_bulk(self, record: Record) -> State:
-        request = BulkRequest.model_validate(record.request)
-        job = await asyncio.to_thread(self._describe, request)
-        options = argparse.Namespace(**request.model_dump(), keys=None)
+        body = BulkBody.model_validate(record.request)
+        request, job = await asyncio.to_thread(self._checked, body)
         while True:
-            lease = Lease(request.target, self.settings.jobs.bulk.target)
+            lease = Lease(request.target, request.settings.target)
             try:
                 await asyncio.to_thread(lease.take)
                 record.message = ""
-                return await self._work(record, request, options, job)
+                return await self._work(record, request, job)
             except Occupied as error:
                 record.message = f"{error}. This job waits"
             finally:
                 await asyncio.shield(asyncio.to_thread(lease.release))
             await asyncio.sleep(_OCCUPIED_S)
 
-    async def _work(
-        self, record: Record, request: BulkRequest, options: argparse.Namespace, job: Job
-    ) -> State:
-        bulk = self.settings.jobs.bulk
-        inputs = await asyncio.to_thread(requested_inputs, options, bulk)
-        worklist = await asyncio.to_thread(remaining_work, inputs, options, bulk, job)
-        await asyncio.to_thread(
-            ledger.begin_job, request.target, job.stages.job.record(request.source), bulk.target
-        )
+    async def _work(self, record: Record, request: BulkRequest, job: Job) -> State:
+        inputs = await asyncio.to_thread(request.inputs)
+        worklist = await asyncio.to_thread(request.worklist, job, inputs)
+        await asyncio.to_thread(ledger.begin_job, request.target, job.record(), request.settings.target)
         if await asyncio.to_thread(worklist.has_work):
             with (
                 open(os.devnull, "w", encoding="utf-8") as nowhere,
@@ -325,7 +322,7 @@ class JobKeeper:
     def _engine(self, job: Job) -> Engine:
         replicas = (1, self.settings.jobs.replicas)
         return ServeEngine(
-            engine_options(job.stages.job, replicas, self.settings.jobs.bulk.engine), may_deploy=False
+            engine_options(job.outputs, replicas, self.settings.jobs.bulk.engine), may_deploy=False
         )
 
     async def _run_picture(self, record: Record) -> State:

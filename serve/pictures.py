@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 
 from pipelines.ledger.names import CONTENT_TYPES
+from resshift.config import OptionError
 from resshift.images import codec
 from resshift.images.animation import Frames, encode_frames, fit_frames
 from resshift.images.codec import Format, ImageError, ImageHeader, Picture
@@ -23,7 +24,7 @@ from resshift.images.sandbox import Decoder, DecoderDied, DecoderLimits, Decoder
 from resshift.images.types import scaled
 from serve.http.limits import Admission, Deadline
 from serve.http.options import PictureOptions
-from serve.http.problems import Problem, picture_problem
+from serve.http.problems import Problem, option_problem, picture_problem
 from serve.models import Model, Readiness, find_model
 from serve.settings import LimitSettings
 
@@ -154,8 +155,8 @@ class PictureService:
         model = find_model(self.models, options.model)
         try:
             model.facts.check(options.sampling)
-        except ValueError as error:
-            raise Problem("bad_option", str(error)) from None
+        except OptionError as error:
+            raise option_problem(error) from None
         header = await self.decoding.header(data)
         self._check_output(header, options.outscale or model.facts.scale)
         if charge is not None:

@@ -20,7 +20,7 @@ from serve.http.body import Body, Reader
 from serve.http.keys import Caller
 from serve.http.limits import LEAST_TIMEOUT_S, Deadline
 from serve.http.metrics import CONTENT_TYPE as METRICS_TYPE
-from serve.http.options import BulkRequest, PictureOptions, negotiated_format
+from serve.http.options import BulkBody, PictureOptions, negotiated_format
 from serve.http.problems import KINDS, MEDIA_TYPE, Problem, option_problem
 from serve.jobs import JobView
 from serve.models import find_model
@@ -198,7 +198,7 @@ async def models(request: Request, asking: Asking) -> dict[str, Any]:
 _JOB_DOC = {
     "requestBody": {
         "required": True,
-        "content": {"application/json": {"schema": BulkRequest.model_json_schema()}},
+        "content": {"application/json": {"schema": BulkBody.model_json_schema()}},
     }
 }
 
@@ -217,7 +217,7 @@ async def submit(
     service = services(request)
     reader = Reader(service.settings.limits, service.budget)
     try:
-        job = await reader.read_json(request, BulkRequest)
+        job = await reader.read_json(request, BulkBody)
     finally:
         reader.close()
     view = await service.jobs.submit_bulk(job, asking.name, idempotency_key)

@@ -17,7 +17,7 @@ from resshift.images.codec import Format, Picture
 from serve.http.keys import Caller, Keys
 from serve.http.limits import ByteBudget
 from serve.http.metrics import Metrics
-from serve.http.options import BulkRequest, PictureOptions
+from serve.http.options import BulkBody, PictureOptions
 from serve.http.problems import Problem
 from serve.jobs import JobView
 from serve.pictures import PictureService
@@ -32,7 +32,7 @@ T = TypeVar("T")
 class Jobs(Protocol):
     """What the routes need of the job keeper; see `serve.jobs.JobKeeper`."""
 
-    async def submit_bulk(self, request: BulkRequest, owner: str, idempotency_key: str = "") -> JobView: ...
+    async def submit_bulk(self, body: BulkBody, owner: str, idempotency_key: str = "") -> JobView: ...
 
     async def submit_picture(
         self, data: bytes, options: PictureOptions, format: Format, owner: str, idempotency_key: str = ""

@@ -17,6 +17,7 @@ import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import ray
 
@@ -43,13 +44,22 @@ class Job:
 
     Fields:
         source: SRC.
-        stages: what is made, and where.
-        bulk: how the work is cut.
+        stages: What is made, and where.
+        bulk: How the work is cut.
     """
 
     source: str
     stages: StageOptions
     bulk: BulkOptions = field(default_factory=BulkOptions)
+
+    @property
+    def outputs(self) -> UpscaleOptions:
+        """What is made."""
+        return self.stages.job
+
+    def record(self) -> dict[str, Any]:
+        """Return what job.json says."""
+        return self.outputs.record(self.source)
 
 
 def entries(
@@ -113,7 +123,7 @@ def close_job(job: Job, worklist: Worklist, price_per_hour: float | None = None)
     target, options = job.stages.target, job.stages.target_s3
     for _, refused in worklist.batches():
         ledger.append(target, refused, options)
-    return write_report(target, job.stages.job.record(job.source), price_per_hour, options)
+    return write_report(target, job.record(), price_per_hour, options)
 
 
 async def run_job_in_loop(job: Job, worklist: Worklist, engine: Engine, progress: Progress) -> RunRecord:

@@ -1,128 +1,143 @@
-"""A bulk job as it is asked for on the command line: everything checked before any work, one line for what is
-wrong.
-"""
+"""A bulk job as it is asked for, by a command or over HTTP: everything is checked before any work."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Collection, Iterable, Iterator
+import itertools
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 
 from pipelines.bulk.job import Job, entries
 from pipelines.bulk.selection import Selection, Worklist
 from pipelines.bulk.settings import BulkSettings
-from pipelines.bulk.stages import StageOptions, UpscaleOptions
+from pipelines.bulk.stages import IfExists, StageOptions, UpscaleOptions
 from pipelines.bulk.worker import describe_model
-from pipelines.command import UsageError, as_flag
+from pipelines.command import UsageError, check_places
 from pipelines.ledger import ledger
-from resshift import storage
-from resshift.config import Sampling, with_settings
+from pipelines.ledger.names import OutputFormat
+from resshift.config import OptionError, Sampling
 from resshift.storage import Entry
 
 
-def settings_of(options: argparse.Namespace) -> BulkSettings:
-    """Return the settings of `--set`."""
-    return with_settings(BulkSettings(), options.set)
+@dataclass(frozen=True, kw_only=True)  # no slots: fields of other classes take their defaults from here
+class BulkRequest:
+    """All that a bulk job is asked for; `jobs/upscale.py` and `POST /v1/jobs` both make one.
 
-
-def check_places(options: argparse.Namespace) -> None:
-    """Refuse a DST inside SRC."""
-    if storage.is_inside(options.target, options.source):
-        raise UsageError(
-            f"DST ({options.target}) lies inside SRC ({options.source}): outputs would become inputs of the "
-            "next run"
-        )
-
-
-def job_options(options: argparse.Namespace, settings: BulkSettings) -> UpscaleOptions:
-    """Return the options of the job after checking them."""
-    model = describe_model(options.model)
-    try:
-        sampling = Sampling(
-            seed=options.seed, outscale=options.outscale, steps=options.steps, tile_px=options.tile
-        )
-        model.check(sampling)
-    except ValueError as error:
-        raise UsageError(as_flag(str(error))) from None
-    if not 1 <= options.quality <= 100:
-        raise UsageError(f"--quality must lie in 1 to 100, got {options.quality}")
-    if not 0 < options.max_megapixels <= 10_000:
-        raise UsageError(f"--max-megapixels must be positive and at most 10000, got {options.max_megapixels}")
-    if options.price_per_hour is not None and not options.price_per_hour >= 0:
-        raise UsageError(f"--price-per-hour must be at least 0, got {options.price_per_hour}")
-    job = UpscaleOptions(
-        model=options.model,
-        identity=model.identity,
-        scale=options.outscale or model.scale,
-        sampling=sampling,
-        format=options.format,
-        quality=options.quality,
-        name=options.name,
-        frames=settings.output.frames,
-    )
-    try:
-        job.output_key("folder/picture.png")
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    return job
-
-
-def requested_job(options: argparse.Namespace, settings: BulkSettings) -> Job:
-    """Return the job that the flags describe.
+    Fields:
+        source: Folder or s3:// prefix of the inputs, SRC.
+        target: Folder or s3:// prefix of the outputs and the ledger, DST; not inside the source.
+        model: Name or path of the model.
+        sampling: How the pixels are made.
+        format: Format of the outputs; "keep" follows the extension of each input.
+        quality: Quality of JPEG and WebP, 1 to 100.
+        name: Template of output names, see `names.output_key`.
+        include, exclude: Globs of inputs, see `Selection`.
+        keys: File with the keys of the inputs, one a line; None: a listing of the source.
+        max_megapixels: Size of the largest input that is tried, at most 10,000.
+        if_exists: What happens to outputs without a row, see `StageOptions`.
+        retry_failed: Whether inputs that failed are tried again.
+        price_per_hour: Price of one replica, for estimate and report.
+        settings: What is set with `--set`.
 
     Raises:
-        UsageError: a flag cannot be what it is.
-        JobMismatch: DST belongs to another job.
+        OptionError: A field cannot have its value.
     """
-    made = job_options(options, settings)
-    ledger.check_job(options.target, made.record(options.source), settings.target)
-    stages = StageOptions(
-        job=made,
-        target=options.target,
-        limits=settings.decoder_limits(int(options.max_megapixels * 1e6)),
-        if_exists=options.if_exists,
-        source_s3=settings.source,
-        target_s3=settings.target,
-    )
-    return Job(source=options.source, stages=stages, bulk=settings.work.bulk_options(settings.limits.deaths))
 
+    source: str
+    target: str
+    model: str = "tiny-x4"
+    sampling: Sampling = Sampling()
+    format: OutputFormat = "png"
+    quality: int = 95
+    name: str = "{dir}/{stem}_x{scale}.{ext}"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    keys: str | None = None
+    max_megapixels: float = 25.0
+    if_exists: IfExists = "overwrite"
+    retry_failed: bool = False
+    price_per_hour: float | None = None
+    settings: BulkSettings = field(default_factory=BulkSettings)
 
-def requested_inputs(options: argparse.Namespace, settings: BulkSettings) -> Iterator[Entry]:
-    """Return the selected inputs. The listing begins here, and streams.
+    def __post_init__(self) -> None:
+        check_places(self.source, self.target, "outputs")
+        if not 1 <= self.quality <= 100:
+            raise OptionError("quality", f"must lie in 1 to 100, got {self.quality}")
+        if not 0 < self.max_megapixels <= 10_000:
+            raise OptionError(
+                "max_megapixels", f"must be positive and at most 10000, got {self.max_megapixels}"
+            )
+        if self.price_per_hour is not None and not self.price_per_hour >= 0:
+            raise OptionError("price_per_hour", f"must be at least 0, got {self.price_per_hour}")
 
-    Raises:
-        UsageError: there is nothing, or the list of keys cannot be read.
-    """
-    selection = Selection(
-        include=tuple(options.include),
-        exclude=tuple(options.exclude),
-        min_bytes=settings.select.min_bytes,
-        max_bytes=settings.select.max_bytes,
-    )
-    keys = None if options.keys is None else _lines(options.keys)
-    found = entries(options.source, selection, keys, settings.source)
-    first = next(found, None)
-    if first is None:
-        raise UsageError(
-            f"no files under {options.source}"
-            + (" that are selected" if selection != Selection() or keys else "")
+    def job(self) -> Job:
+        """Return the job, checked against its model and the target.
+
+        Raises:
+            WeightsError: There is no such model.
+            OptionError: The model cannot do it, or the name is no template.
+            JobMismatch: The target belongs to another job.
+        """
+        model = describe_model(self.model)
+        model.check(self.sampling)
+        outputs = UpscaleOptions(
+            model=self.model,
+            identity=model.identity,
+            scale=self.sampling.outscale or model.scale,
+            sampling=self.sampling,
+            format=self.format,
+            quality=self.quality,
+            name=self.name,
+            frames=self.settings.output.frames,
         )
-    return _chain(first, found)
+        try:
+            outputs.output_key("folder/picture.png")
+        except ValueError as error:
+            raise OptionError("name", str(error)) from None
+        ledger.check_job(self.target, outputs.record(self.source), self.settings.target)
+        stages = StageOptions(
+            job=outputs,
+            target=self.target,
+            limits=self.settings.decoder_limits(int(self.max_megapixels * 1e6)),
+            if_exists=self.if_exists,
+            source_s3=self.settings.source,
+            target_s3=self.settings.target,
+        )
+        bulk = self.settings.work.bulk_options(self.settings.limits.deaths)
+        return Job(source=self.source, stages=stages, bulk=bulk)
 
+    def inputs(self) -> Iterator[Entry]:
+        """Return the selected inputs. The listing begins here, and streams.
 
-def remaining_work(
-    inputs: Iterator[Entry],
-    options: argparse.Namespace,
-    settings: BulkSettings,
-    job: Job,
-    again: Collection[str] = (),
-) -> Worklist:
-    """Return the inputs minus the ledger, which is read here; the keys in `again` are not done, whatever it
-    says.
-    """
-    known = ledger.load_known(
-        options.target, retry_failed=options.retry_failed, again=again, s3_options=settings.target
-    )
-    return Worklist(inputs, known, job.stages.job.output_key, job.stages.job.scale)
+        Raises:
+            UsageError: There are none.
+            OptionError: The list of keys cannot be read.
+        """
+        selection = Selection(
+            include=self.include,
+            exclude=self.exclude,
+            min_bytes=self.settings.select.min_bytes,
+            max_bytes=self.settings.select.max_bytes,
+        )
+        keys = None if self.keys is None else _lines(self.keys)
+        found = entries(self.source, selection, keys, self.settings.source)
+        first = next(found, None)
+        if first is None:
+            selected = " that are selected" if selection != Selection() or self.keys else ""
+            raise UsageError(f"no files under {self.source}{selected}")
+        return itertools.chain([first], found)
+
+    def worklist(self, job: Job, inputs: Iterator[Entry], again: Collection[str] = ()) -> Worklist:
+        """Return the inputs minus the ledger, which is read here.
+
+        Args:
+            job: What `job` returned.
+            inputs: What `inputs` returned.
+            again: Keys of inputs that are not done, whatever the ledger says.
+        """
+        known = ledger.load_known(
+            self.target, retry_failed=self.retry_failed, again=again, s3_options=self.settings.target
+        )
+        return Worklist(inputs, known, job.outputs.output_key, job.outputs.scale)
 
 
 def _lines(path: str) -> Iterator[str]:
@@ -130,9 +145,4 @@ def _lines(path: str) -> Iterator[str]:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             yield from file
     except OSError as error:
-        raise UsageError(f"--keys {path}: {error.strerror}") from None
-
-
-def _chain(first: Entry, rest: Iterable[Entry]) -> Iterator[Entry]:
-    yield first
-    yield from rest
+        raise OptionError("keys", f"{path}: {error.strerror}") from None

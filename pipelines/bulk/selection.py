@@ -256,7 +256,7 @@ class Worklist:
                 outputs.append(self.output(key))
             except ValueError as error:
                 outputs.append("")
-                unnameable[i] = f"{StorageReason.INVALID}: {error}"
+                unnameable[i] = f"{StorageReason.INVALID}: the name {error}"
         return outputs, unnameable
 
     @staticmethod

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Protocol
 from pipelines.bulk.standin import standin
 from resshift import seeds
 from resshift.allocator import keep_freed_pages
-from resshift.config import Sampling
+from resshift.config import OptionError, Sampling
 from resshift.images.animation import Frames
 from resshift.images.codec import Picture
 from resshift.models import locate_model
@@ -69,10 +69,11 @@ class ModelFacts:
         """Refuse what this model cannot do.
 
         Raises:
-            ValueError: The message begins with the name of the field and says what is allowed.
+            OptionError: The model cannot do it.
         """
         if self.has_one_scale and sampling.outscale not in (None, self.scale):
-            raise ValueError(f"outscale must be {self.scale} for {self.name}, got {sampling.outscale:g}")
+            message = f"must be {self.scale} for {self.name}, got {sampling.outscale:g}"
+            raise OptionError("outscale", message)
         sampling.check_for(self.name, self.steps, self.smallest_tile_px)
 
 

@@ -11,7 +11,6 @@ from pipelines.ledger.ledger import DIRECTORY
 from resshift.images.codec import Format
 
 OutputFormat = Literal["keep", "png", "jpeg", "webp", "tiff"]
-FIELDS = ("dir", "name", "stem", "ext", "scale")
 CONTENT_TYPES: dict[Format, str] = {
     "png": "image/png",
     "jpeg": "image/jpeg",
@@ -68,10 +67,10 @@ def output_key(key: str, template: str, format: OutputFormat, scale: float) -> s
         output = posixpath.normpath(template.format(**fields))
     except (KeyError, IndexError, AttributeError) as error:
         raise ValueError(
-            f"the name {template!r} uses {error}; allowed: {{dir}}, {{name}}, {{stem}}, {{ext}}, {{scale}}"
+            f"{template!r} uses {error}; allowed: {{dir}}, {{name}}, {{stem}}, {{ext}}, {{scale}}"
         ) from None
     if output.split("/")[0] in ("", "..", ".", DIRECTORY):
         raise ValueError(
-            f"the name {template!r} gives {output!r}: it must lie inside DST and outside {DIRECTORY}/"
+            f"{template!r} gives {output!r}: it must lie inside the target and outside {DIRECTORY}/"
         )
     return output

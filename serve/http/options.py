@@ -6,7 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines.ledger.names import CONTENT_TYPES
+from pipelines.bulk.request import BulkRequest
+from pipelines.bulk.settings import BulkSettings
+from pipelines.bulk.stages import IfExists
+from pipelines.ledger.names import CONTENT_TYPES, OutputFormat
 from resshift.config import MAX_OUTSCALE, Sampling
 from resshift.images.codec import Format
 from serve.http.problems import Problem
@@ -46,8 +49,8 @@ class PictureOptions(BaseModel):
         return Sampling(seed=self.seed, outscale=self.outscale, steps=self.steps)
 
 
-class BulkRequest(BaseModel):
-    """A bulk job: what `jobs/upscale.py` takes."""
+class BulkBody(BaseModel):
+    """The body of `POST /v1/jobs`. Types and lengths are checked here, values by `BulkRequest`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -55,20 +58,56 @@ class BulkRequest(BaseModel):
         str, Field(max_length=2048, description="folder or s3:// prefix, inside what the server allows")
     ]
     target: Annotated[str, Field(max_length=2048, description="where outputs and the ledger go")]
-    model: str | None = None
-    outscale: Outscale | None = None
-    steps: Annotated[int | None, Field(ge=1)] = None
-    format: Literal["keep", "png", "jpeg", "webp", "tiff"] = "png"
-    quality: Annotated[int, Field(ge=1, le=100)] = 95
-    name: Annotated[str, Field(max_length=256, description="template of output names")] = (
-        "{dir}/{stem}_x{scale}.{ext}"
+    model: Annotated[str | None, Field(description="name of `GET /v1/models`; default: the first")] = None
+    outscale: Annotated[
+        float | None,
+        Field(description="sides of an output over sides of its input, in (0, 16]; default: the model's"),
+    ] = None
+    steps: Annotated[
+        int | None, Field(description="of the chain, from 1 to the model's own, the default; fewer cost less")
+    ] = None
+    format: Annotated[OutputFormat, Field(description="of outputs; keep: as the input's extension")] = (
+        BulkRequest.format
     )
-    seed: Seed = 0
-    tile: Annotated[int | None, Field(ge=1)] = None
-    include: Annotated[tuple[str, ...], Field(max_length=100)] = ()
-    exclude: Annotated[tuple[str, ...], Field(max_length=100)] = ()
-    if_exists: Literal["skip", "verify", "overwrite"] = "overwrite"
-    retry_failed: bool = False
+    quality: Annotated[int, Field(description="of jpeg and webp, 1 to 100")] = BulkRequest.quality
+    name: Annotated[str, Field(max_length=256, description="template of output names")] = BulkRequest.name
+    seed: Annotated[Seed, Field(description="same seed, same bytes")] = 0
+    tile: Annotated[
+        int | None, Field(description="side of a tile in input pixels; default: chosen, up to 256")
+    ] = None
+    include: Annotated[tuple[str, ...], Field(max_length=100, description="globs; only these inputs")] = ()
+    exclude: Annotated[tuple[str, ...], Field(max_length=100, description="globs; not these inputs")] = ()
+    if_exists: Annotated[IfExists, Field(description="what happens to outputs that no row names")] = (
+        BulkRequest.if_exists
+    )
+    retry_failed: Annotated[bool, Field(description="do what failed once more")] = False
+
+    def request(self, default_model: str, max_megapixels: float, settings: BulkSettings) -> BulkRequest:
+        """Return the job that is asked for.
+
+        Args:
+            default_model: Name of the model when the body names none.
+            max_megapixels: Size of the largest input that the server takes.
+            settings: What the server sets for all bulk jobs.
+
+        Raises:
+            OptionError: An option cannot have its value.
+        """
+        return BulkRequest(
+            source=self.source,
+            target=self.target,
+            model=self.model or default_model,
+            sampling=Sampling(seed=self.seed, outscale=self.outscale, steps=self.steps, tile_px=self.tile),
+            format=self.format,
+            quality=self.quality,
+            name=self.name,
+            include=self.include,
+            exclude=self.exclude,
+            max_megapixels=max_megapixels,
+            if_exists=self.if_exists,
+            retry_failed=self.retry_failed,
+            settings=settings,
+        )
 
 
 def negotiated_format(asked: Format | None, accept: str) -> Format:

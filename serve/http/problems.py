@@ -12,7 +12,7 @@ whole seconds.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
+from resshift.config import OptionError
 from resshift.images.codec import Reason
 
 MEDIA_TYPE = "application/problem+json"
@@ -142,18 +143,17 @@ def picture_problem(reason: str, detail: str) -> Problem:
     return Problem(_KIND_BY_REASON[reason], detail, members={"reason": str(reason)})
 
 
-def option_problem(error: ValidationError | RequestValidationError) -> Problem:
-    """Return the problem of options that do not validate: one entry of `errors` for each."""
-    return _options([(".".join(str(part) for part in one["loc"]), str(one["msg"])) for one in error.errors()])
-
-
-def _options(errors: Sequence[tuple[str, str]]) -> Problem:
-    listed = [{"option": option, "message": message} for option, message in errors]
-    return Problem(
-        "bad_option",
-        "; ".join(f"{option}: {message}" for option, message in errors),
-        members={"errors": listed},
-    )
+def option_problem(error: ValidationError | RequestValidationError | OptionError) -> Problem:
+    """Return the problem of options that cannot be used: one entry of `errors` for each."""
+    if isinstance(error, OptionError):
+        errors = [{"option": error.option, "message": error.message}]
+        return Problem("bad_option", f"{error.option} {error.message}", members={"errors": errors})
+    errors = [
+        {"option": ".".join(str(part) for part in one["loc"]), "message": str(one["msg"])}
+        for one in error.errors()
+    ]
+    told = "; ".join(f"{one['option']}: {one['message']}" for one in errors)
+    return Problem("bad_option", told, members={"errors": errors})
 
 
 def install(api: FastAPI) -> None:

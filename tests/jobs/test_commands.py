@@ -261,7 +261,7 @@ def test_target_inside_source_is_refused(
 ) -> None:
     for name in ("upscale", "prepare"):
         assert job(name, str(photos), str(photos / target)) == 2
-        assert "lies inside SRC" in capsys.readouterr().err
+        assert "error: DST must not lie inside " in capsys.readouterr().err
 
 
 def test_empty_source_is_said(

@@ -165,6 +165,36 @@ def test_bulk_jobs_that_cannot_be(
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("quality", 101, "must lie in 1 to 100, got 101"),
+        ("tile", 0, "must be at least 1 for nearest-x4, got 0"),
+        ("steps", 9, "must lie in 1 to 1 for nearest-x4, got 9"),
+        ("outscale", 17, "must be a number in (0, 16], got 17.0"),
+        ("name", "{x}", "'{x}' uses 'x'; allowed: {dir}, {name}, {stem}, {ext}, {scale}"),
+    ],
+)
+def test_each_edge_names_a_wrong_option_as_its_callers_know_it(
+    option: str,
+    value: Any,
+    message: str,
+    job: Callable[..., int],
+    start_endpoint: Callable[..., Any],
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = {"source": str(photos), "target": str(tmp_path / "out")}
+    assert job("upscale", *places.values(), "--model", "nearest-x4", f"--{option}", str(value)) == 2
+    assert capsys.readouterr().err == f"error: --{option} {message}\n"
+    made = start_endpoint(jobs={"sources": [str(photos)], "targets": [str(tmp_path / "out")]})
+    problem = made.client.post("/v1/jobs", json=places | {option: value}).json()
+    assert (problem["type"], problem["status"]) == ("/problems/bad_option", 422)
+    assert problem["detail"] == f"{option} {message}"
+    assert problem["errors"] == [{"option": option, "message": message}]
+
+
 def test_a_bulk_job_waits_while_another_run_works_there_and_says_so(
     start_endpoint: Callable[..., Any], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

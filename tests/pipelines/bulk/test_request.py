@@ -1,0 +1,81 @@
+"""What a bulk job may be asked for: one check, which each edge words in its own way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.bulk.request import BulkRequest
+from pipelines.ledger.ledger import JobMismatch, begin_job
+from resshift.config import OptionError, Sampling
+
+
+def request(tmp_path: Path, **values: Any) -> BulkRequest:
+    defaults: dict[str, Any] = {
+        "source": str(tmp_path / "in"),
+        "target": str(tmp_path / "out"),
+        "model": "nearest-x4",
+    }
+    return BulkRequest(**defaults | values)
+
+
+@pytest.mark.parametrize(
+    ("values", "field", "message"),
+    [
+        ({"quality": 0}, "quality", "must lie in 1 to 100, got 0"),
+        ({"max_megapixels": float("nan")}, "max_megapixels", "must be positive and at most 10000, got nan"),
+        ({"price_per_hour": -1.0}, "price_per_hour", "must be at least 0, got -1.0"),
+        ({"sampling": Sampling(outscale=2)}, "outscale", "must be 4 for nearest-x4, got 2"),
+        ({"sampling": Sampling(steps=2)}, "steps", "must lie in 1 to 1 for nearest-x4, got 2"),
+        ({"sampling": Sampling(tile_px=0)}, "tile_px", "must be at least 1 for nearest-x4, got 0"),
+        (
+            {"name": "../{name}"},
+            "name",
+            "'../{name}' gives '../picture.png': it must lie inside the target and outside _resshift/",
+        ),
+        ({"keys": "no/such/list"}, "keys", "no/such/list: No such file or directory"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_with_its_field(
+    values: dict[str, Any], field: str, message: str, tmp_path: Path
+) -> None:
+    def check() -> None:
+        made = request(tmp_path, **values)
+        made.job()
+        made.inputs()
+
+    with pytest.raises(OptionError) as refused:
+        check()
+    assert (refused.value.field, refused.value.message) == (field, message)
+
+
+def test_a_target_inside_its_source_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="outputs would become inputs of the next run") as refused:
+        request(tmp_path, target=str(tmp_path / "in" / "x4"))
+    assert refused.value.field == "target"
+
+
+def test_a_request_becomes_the_job_that_it_asks_for(tmp_path: Path) -> None:
+    made = request(
+        tmp_path, sampling=Sampling(seed=7, tile_px=64), format="jpeg", quality=90, max_megapixels=2.5
+    )
+    job = made.job()
+    assert job.record() == {
+        "source": str(tmp_path / "in"),
+        "model": "nearest-x4",
+        "identity": "nearest-x4",
+        "scale": 4,
+        "outscale": None,
+        "seed": 7,
+        "tile_px": 64,
+        "format": "jpeg",
+        "quality": 90,
+        "name": "{dir}/{stem}_x{scale}.{ext}",
+        "frames": "first",
+    }
+    assert job.stages.limits.images.max_pixels == 2_500_000
+    begin_job(made.target, job.record())
+    with pytest.raises(JobMismatch, match="seed: 7 -> 8"):
+        request(tmp_path, sampling=Sampling(seed=8, tile_px=64), format="jpeg", quality=90).job()
