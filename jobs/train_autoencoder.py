@@ -36,7 +36,7 @@ def arguments() -> argparse.ArgumentParser:
 def train(options: argparse.Namespace) -> Exit:
     """Train, or report."""
     from resshift.config import with_settings
-    from resshift.training.autoencoder_presets import autoencoder_preset
+    from resshift.training.autoencoder import autoencoder_preset
 
     config = with_settings(autoencoder_preset(options.preset), options.set)
     if options.report is None:

@@ -26,7 +26,8 @@ from resshift import storage
 from resshift.models import WeightsError
 from resshift.storage import StorageError, StorageReason
 from resshift.training import checkpoint
-from resshift.training.checkpoint import MANIFEST, Run, Snapshot
+from resshift.training.autoencoder import AnyRunConfig
+from resshift.training.checkpoint import MANIFEST, Snapshot
 
 logger = logging.getLogger(__name__)
 _FILE = re.compile(r"step-(\d{8,})/([^/]+)")
@@ -182,7 +183,7 @@ class CheckpointWriter:
         keeping: what stays.
     """
 
-    def __init__(self, out: str, config: Run, keeping: Keeping) -> None:
+    def __init__(self, out: str, config: AnyRunConfig, keeping: Keeping) -> None:
         self.out = out
         self.config = config
         self.keeping = keeping

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from pipelines.command import Exit, connect_to_ray, min_max, quiet_ray_data
 
 if TYPE_CHECKING:
-    from pipelines.training.learners import Run
     from pipelines.training.trainer import Summary
+    from resshift.training.autoencoder import AnyRunConfig
 
 
 def add_arguments(
@@ -60,7 +60,7 @@ def add_arguments(
     return options
 
 
-def train_from(options: argparse.Namespace, config: Run) -> Exit:
+def train_from(options: argparse.Namespace, config: AnyRunConfig) -> Exit:
     """Check the configuration against the data and the run directory, train, export, print the summary."""
     from pipelines.shards.parquet import read_manifest
     from pipelines.training.learners import validation_recipe

@@ -18,13 +18,14 @@ from pipelines.training.checkpoints import read_best
 from pipelines.training.log import read_lines
 from resshift import storage
 from resshift.config import ConfigError, RunConfig, to_dict
-from resshift.training.checkpoint import Run, description
+from resshift.training.autoencoder import AnyRunConfig
+from resshift.training.checkpoint import description
 from resshift.weights import read_state_dict, save_safetensors
 
 HUB = "hf://"
 
 
-def publish_model(checkpoint_directory: Path, out: str, config: Run) -> None:
+def publish_model(checkpoint_directory: Path, out: str, config: AnyRunConfig) -> None:
     """Write OUT/model from a checkpoint: the averaged weights, the first stage when it has weights;
     config.json comes last.
     """
@@ -46,7 +47,7 @@ def publish_model(checkpoint_directory: Path, out: str, config: Run) -> None:
     )
 
 
-def export(out: str, config: Run, step: int, target: str) -> str:
+def export(out: str, config: AnyRunConfig, step: int, target: str) -> str:
     """Copy OUT/model and its card to `target`, a directory, s3:// prefix or hf://OWNER/NAME, and return where
     it is.
 
@@ -64,7 +65,7 @@ def export(out: str, config: Run, step: int, target: str) -> str:
     return target
 
 
-def model_card(out: str, config: Run, step: int) -> str:
+def model_card(out: str, config: AnyRunConfig, step: int) -> str:
     """Return the card in Markdown: what was trained, on what, for how long, and what was measured while it
     trained.
     """

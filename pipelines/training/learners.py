@@ -11,14 +11,17 @@ from resshift.config import ConfigError, RunConfig, from_dict
 from resshift.devices import on_device
 from resshift.metrics.lpips import Lpips
 from resshift.networks.autoencoder import build_first_stage
-from resshift.training.autoencoder import AutoencoderLearner, AutoencoderRunConfig, build_autoencoder
+from resshift.training.autoencoder import (
+    AnyRunConfig,
+    AutoencoderLearner,
+    AutoencoderRunConfig,
+    build_autoencoder,
+)
 from resshift.training.losses import Objective
 from resshift.training.step import DiffusionLearner, Slots, build_network
 
-Run = RunConfig | AutoencoderRunConfig
 
-
-def run_from_dict(kind: str, values: dict[str, Any]) -> Run:
+def run_from_dict(kind: str, values: dict[str, Any]) -> AnyRunConfig:
     """Build a configuration from its type's name and its values."""
     return (
         from_dict(RunConfig, values)
@@ -27,7 +30,7 @@ def run_from_dict(kind: str, values: dict[str, Any]) -> Run:
     )
 
 
-def lpips_of(config: Run, device: torch.device) -> Lpips | None:
+def lpips_of(config: AnyRunConfig, device: torch.device) -> Lpips | None:
     """Return the LPIPS network of a run on its device; None when the term is off.
 
     Raises:
@@ -41,13 +44,13 @@ def lpips_of(config: Run, device: torch.device) -> Lpips | None:
         raise ConfigError(str(error)) from error
 
 
-def validation_recipe(config: Run) -> degradation.DegradationRecipe:
+def validation_recipe(config: AnyRunConfig) -> degradation.DegradationRecipe:
     """Return how validation pictures are degraded. An autoencoder sees the clean side only."""
     return config.degradation
 
 
 def build_learner(
-    config: Run, lpips: Lpips | None, device: torch.device, slots: Slots
+    config: AnyRunConfig, lpips: Lpips | None, device: torch.device, slots: Slots
 ) -> DiffusionLearner | AutoencoderLearner:
     """Build a worker's learner at step 0.
 

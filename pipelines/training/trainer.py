@@ -20,12 +20,12 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from pipelines.cluster import ray_internals
 from pipelines.evaluation.evaluate import folders_of
 from pipelines.training.checkpoints import read_best, stored
-from pipelines.training.learners import Run
 from pipelines.training.log import read_lines
 from pipelines.training.worker import FATAL, Task, train_worker
 from resshift import storage
 from resshift.config import ConfigError
 from resshift.training import checkpoint
+from resshift.training.autoencoder import AnyRunConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +71,7 @@ def plan_workers(
     return Workers(least=least, most=most, gpus=gpus, cpus=cpus)
 
 
-def begin_run(config: Run, data: str, out: str) -> None:
+def begin_run(config: AnyRunConfig, data: str, out: str) -> None:
     """Write `run.json` into a new run directory, or check that an existing one is this run.
 
     Raises:
@@ -94,7 +94,7 @@ def absolute(uri: str) -> str:
     return uri if storage.is_s3(uri) else os.path.abspath(uri.removeprefix("file://"))
 
 
-def with_absolute_files(config: Run) -> Run:
+def with_absolute_files(config: AnyRunConfig) -> AnyRunConfig:
     """Return the configuration with the files that it names: Ray Train's workers have another working
     directory than the command.
     """
@@ -118,7 +118,7 @@ class Summary:
 
 
 def run_training(
-    config: Run,
+    config: AnyRunConfig,
     data: str,
     out: str,
     workers: Workers,

@@ -27,7 +27,7 @@ from pipelines.pairs.dataset import Batch, fair_share, rank_batches
 from pipelines.training import checkpoints
 from pipelines.training.checkpoints import CheckpointWriter, Keeping
 from pipelines.training.export import publish_model
-from pipelines.training.learners import Run, build_learner, lpips_of, run_from_dict, validation_recipe
+from pipelines.training.learners import build_learner, lpips_of, run_from_dict, validation_recipe
 from pipelines.training.log import Clock, TrainLog, memory_gib
 from pipelines.training.validation import Renderer, Validator, held_out
 from resshift import storage, weights
@@ -36,6 +36,7 @@ from resshift.config import ConfigError, to_dict
 from resshift.devices import PRECISIONS, is_emulated
 from resshift.models import WeightsError
 from resshift.training import checkpoint
+from resshift.training.autoencoder import AnyRunConfig
 from resshift.training.optimizer import learning_rate
 from resshift.training.step import Learner, Slots, TrainingDiverged, start_from
 
@@ -51,7 +52,7 @@ _PREEMPTION_EVERY = 5
 class Task:
     """What a worker is told: a configuration and where things are. `init` and `val` may be None."""
 
-    config: Run
+    config: AnyRunConfig
     data: str
     out: str
     held_cpus: float
@@ -175,7 +176,7 @@ class TrainLoop:
             logger.warning(told, self.train.precision)
         for batch, waited_s in self._batches():
             result = self.learner.step(on_device(batch, self.device))
-            self.state.tally.add(*result)
+            self.state.means.add(*result)
             self.clock.step(waited_s)
             keys = [str(key) for key in batch["key"]]
             self.unchecked.append((self.state.step - 1, keys, result.outcome.finite))
@@ -222,9 +223,9 @@ class TrainLoop:
 
     def _log(self) -> None:
         """Log the means since the last line. The one place in the loop that waits for the device."""
-        window = self.state.tally.steps
-        means = self.state.tally.means()
-        skipped, in_a_row = self.state.tally.skips()
+        window = self.state.means.steps
+        means = self.state.means.pop()
+        skipped, in_a_row = self.state.means.skips()
         self._record_skipped()
         if in_a_row >= self.train.max_skipped_steps:
             raise TrainingDiverged(

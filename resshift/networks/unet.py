@@ -94,8 +94,8 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
-class Stage(nn.Sequential):
-    """Layers run in turn; residual blocks also receive the step's embedding."""
+class TimestepEmbedSequential(nn.Sequential):
+    """Layers that run in turn; residual blocks also receive the embedding of the step."""
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:  # type: ignore[override]
         for layer in self:
@@ -173,7 +173,7 @@ class UNetSwin(nn.Module):
         channels = base * config.channel_mult[0]
         side = config.image_size
         self.input_blocks = nn.ModuleList(
-            [Stage(nn.Conv2d(config.in_channels + cond_channels, channels, 3, padding=1))]
+            [TimestepEmbedSequential(nn.Conv2d(config.in_channels + cond_channels, channels, 3, padding=1))]
         )
         skip_channels = [channels]
         last_level = len(config.channel_mult) - 1
@@ -185,14 +185,14 @@ class UNetSwin(nn.Module):
                 channels = base * mult
                 if side in config.attention_resolutions and i_block == 0:
                     layers.append(swin_layer(channels, side))
-                self.input_blocks.append(Stage(*layers))
+                self.input_blocks.append(TimestepEmbedSequential(*layers))
                 skip_channels.append(channels)
             if i_level < last_level:
-                self.input_blocks.append(Stage(Downsample(channels, channels)))
+                self.input_blocks.append(TimestepEmbedSequential(Downsample(channels, channels)))
                 skip_channels.append(channels)
                 side //= 2
 
-        self.middle_block = Stage(
+        self.middle_block = TimestepEmbedSequential(
             ResBlock(channels, channels, embed_channels, config.dropout),
             swin_layer(channels, side),
             ResBlock(channels, channels, embed_channels, config.dropout),
@@ -211,7 +211,7 @@ class UNetSwin(nn.Module):
                 if i_level and i_block == config.res_blocks[i_level]:
                     layers.append(Upsample(channels))
                     side *= 2
-                self.output_blocks.append(Stage(*layers))
+                self.output_blocks.append(TimestepEmbedSequential(*layers))
 
         self.out = nn.Sequential(
             GroupNorm32(32, channels), nn.SiLU(), nn.Conv2d(channels, config.out_channels, 3, padding=1)

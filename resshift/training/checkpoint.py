@@ -4,7 +4,7 @@
     config.json         name and model configuration, so that the directory is also a model directory
     model.safetensors   weights of the network (and of the discriminator, when an autoencoder trains)
     ema.safetensors     their moving average: what inference uses
-    state.pt            optimisers, loss scaler, tally, step
+    state.pt            optimisers, loss scaler, running means, step
     files.json          size and sha256 of each of the above: written last, so a directory that has it is complete
 
 `take` copies the state out of the running networks; writing and uploading the copy can then happen beside the
@@ -20,30 +20,19 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from resshift import __version__
-from resshift.config import ConfigError, RunConfig, TrainConfig, differing_fields, fingerprint, to_dict
+from resshift.config import ConfigError, RunConfig, differing_fields, fingerprint, to_dict
 from resshift.models import WeightsError
+from resshift.training.autoencoder import AnyRunConfig
 from resshift.training.step import TrainState
 from resshift.weights import model_metadata, read_state_dict, save_safetensors
 
 MANIFEST = "files.json"
-
-
-class Run(Protocol):
-    """What a checkpoint asks of a configuration: `RunConfig` or
-    `autoencoder_training.AutoencoderRunConfig`.
-    """
-
-    @property
-    def preset(self) -> str: ...
-
-    @property
-    def train(self) -> TrainConfig: ...
 
 
 class ResumeRefused(ConfigError):
@@ -59,7 +48,7 @@ class Snapshot:
     rest: dict[str, Any]
 
 
-def run_record(config: Run, **extra: Any) -> dict[str, Any]:
+def run_record(config: AnyRunConfig, **extra: Any) -> dict[str, Any]:
     """Return what `run.json` says about a run: configuration, fingerprint, versions, and `extra`."""
     versions = {name: version(name) for name in ("numpy", "opencv-python-headless")}
     versions |= {
@@ -75,7 +64,7 @@ def run_record(config: Run, **extra: Any) -> dict[str, Any]:
     } | extra
 
 
-def check_same_run(config: Run, record: dict[str, Any], where: str) -> None:
+def check_same_run(config: AnyRunConfig, record: dict[str, Any], where: str) -> None:
     """Refuse to continue a run with another configuration.
 
     Raises:
@@ -94,17 +83,17 @@ def take(state: TrainState) -> Snapshot:
     return Snapshot(state.step, state.weights(), state.state_dict())
 
 
-def description(config: Run) -> dict[str, Any]:
+def description(config: AnyRunConfig) -> dict[str, Any]:
     """Return `config.json`: the name, and what inference needs to know of the model."""
     model = (
         {"model": to_dict(config.model)}
         if isinstance(config, RunConfig)
-        else {"first_stage": to_dict(config)["first_stage"]}
+        else {"first_stage": to_dict(config.first_stage)}
     )
     return {"name": config.preset} | model
 
 
-def write(directory: str | Path, snapshot: Snapshot, config: Run) -> dict[str, Any]:
+def write(directory: str | Path, snapshot: Snapshot, config: AnyRunConfig) -> dict[str, Any]:
     """Write a snapshot into `directory`, which is created, and return its manifest (the content of
     `files.json`).
     """
@@ -153,7 +142,7 @@ def verify(directory: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def load(directory: str | Path, state: TrainState, config: Run, rank: int = 0) -> None:
+def load(directory: str | Path, state: TrainState, config: AnyRunConfig, rank: int = 0) -> None:
     """Bring `state` to what `directory` holds.
 
     Args:

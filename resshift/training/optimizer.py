@@ -3,7 +3,7 @@ gradient is not finite.
 
 Nothing here waits for the device. The fused AdamW reads `found_inf` where it lies and leaves weights, moments
 and its step count as they were when it is 1, which is how torch's own gradient scaler skips; the host learns
-of it when it reads the tally.
+of it when it reads the running means.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a run adds up between two log lines: loss terms, and steps that were skipped. On the device, so that
+"""Means of the loss terms between two log lines, and the number of skipped steps; kept on the device, so that
 no step waits for it.
 
 The means belong to the run and not to the process: they are part of the checkpoint, and a log line whose
-window holds a restart says the same as without it.
+window holds a restart is the same as without the restart.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import Tensor
 from resshift.training.optimizer import Outcome
 
 
-class Tally:
-    """Sums over the steps since the last log line.
+class RunningMeans:
+    """Means over the steps since the last log line, kept as sums.
 
     Args:
-        names: of the loss terms.
-        device: of the network.
+        names: names of the loss terms.
+        device: device of the network.
     """
 
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
@@ -56,11 +56,11 @@ class Tally:
             sums[:-2] = terms
         return sums
 
-    def means(self) -> dict[str, float]:
-        """Return the mean of each term and of "grad_norm" over the steps taken since the last call, and begin
-        anew.
+    def pop(self) -> dict[str, float]:
+        """Return the mean of each term and of "grad_norm" over the steps taken since the last call, and reset
+        the sums.
 
-        A collective operation, and the one place that waits for the device. NaN where every step was skipped.
+        A collective operation, and the only one that waits for the device. NaN if every step was skipped.
         """
         *sums, count = self._over_workers().tolist()
         self.sums.zero_()
@@ -85,13 +85,15 @@ class Tally:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], rank: int = 0) -> None:
-        """Take over a state; the first worker carries the sums of all.
+        """Restore a state; the first worker carries the sums of all.
 
         Raises:
-            ValueError: it tallies other terms.
+            ValueError: the state has other loss terms.
         """
         if state["names"] != list(self.names):
-            raise ValueError(f"the checkpoint tallies {state['names']}, this run {list(self.names)}")
+            raise ValueError(
+                f"the checkpoint has the loss terms {state['names']}, this run {list(self.names)}"
+            )
         self.steps = state["steps"]
         sums = state["sums"].to(self.sums.device, copy=True)
         if rank:

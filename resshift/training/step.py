@@ -32,7 +32,7 @@ from resshift.resize.bicubic import upsample
 from resshift.sampler import network_denoiser, sample
 from resshift.training.losses import Objective
 from resshift.training.optimizer import Outcome, adamw, guarded_step, learning_rate, set_learning_rate
-from resshift.training.running_means import Tally
+from resshift.training.running_means import RunningMeans
 from resshift.training.sharding import load_optimizer, shard, sharded_like, synchronise_gradients, whole
 from resshift.weights import is_derived, load_into
 
@@ -114,13 +114,13 @@ class TrainState:
         ema: AveragedModel,
         optimizers: dict[str, torch.optim.Optimizer],
         scaler: GradScaler,
-        tally: Tally,
+        means: RunningMeans,
     ) -> None:
         self.networks = networks
         self.ema = ema
         self.optimizers = optimizers
         self.scaler = scaler
-        self.tally = tally
+        self.means = means
         self.step = 0
 
     @property
@@ -156,7 +156,7 @@ class TrainState:
                 name: whole(optimizer.state_dict()) for name, optimizer in self.optimizers.items()
             },
             "scaler": self.scaler.state_dict(),
-            "tally": self.tally.state_dict(),
+            "tally": self.means.state_dict(),
             "step": self.step,
             "ema_updates": int(self.ema.n_averaged),
         }
@@ -176,7 +176,7 @@ class TrainState:
         for name, optimizer in self.optimizers.items():
             load_optimizer(optimizer, state["optimizers"][name])
         self.scaler.load_state_dict(state["scaler"])
-        self.tally.load_state_dict(state["tally"], rank)
+        self.means.load_state_dict(state["tally"], rank)
         self.step = state["step"]
         self.ema.n_averaged.fill_(state["ema_updates"])
 
@@ -256,7 +256,7 @@ def build_state(
         name: adamw(wrapped[name], optim) for name, (_, optim) in networks.items()
     }
     scaler = GradScaler(device.type, enabled=train.precision == "fp16")
-    return TrainState(wrapped, ema, optimizers, scaler, Tally(terms, device))
+    return TrainState(wrapped, ema, optimizers, scaler, RunningMeans(terms, device))
 
 
 def diffusion_state(config: RunConfig, network: nn.Module, num_ranks: int = 1) -> TrainState:

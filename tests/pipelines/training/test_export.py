@@ -22,7 +22,7 @@ from resshift.networks.autoencoder import PixelUnshuffle
 from resshift.presets import test_x4 as toy_preset
 from resshift.training import checkpoint
 from resshift.training.autoencoder import build_autoencoder
-from resshift.training.autoencoder_presets import test_vq as toy_vq
+from resshift.training.autoencoder import test_vq as toy_vq
 from resshift.training.losses import Objective
 from resshift.training.step import DiffusionLearner, build_network
 from resshift.weights import save_safetensors, state_to_store

@@ -14,7 +14,7 @@ from pipelines.training.worker import Task
 from resshift import storage
 from resshift.config import ConfigError, with_settings
 from resshift.presets import test_x4 as toy_preset
-from resshift.training.autoencoder_presets import vq_f4
+from resshift.training.autoencoder import vq_f4
 from resshift.training.checkpoint import ResumeRefused
 
 

@@ -13,13 +13,14 @@ from resshift.networks.autoencoder import VQAutoencoder
 from resshift.networks.discriminator import DiscriminatorConfig, PatchDiscriminator, hinge_loss
 from resshift.training import checkpoint
 from resshift.training.autoencoder import (
+    AUTOENCODER_PRESETS,
     AutoencoderLearner,
     AutoencoderRunConfig,
     adaptive_weight,
+    autoencoder_preset,
     build_autoencoder,
 )
-from resshift.training.autoencoder_presets import AUTOENCODER_PRESETS, autoencoder_preset
-from resshift.training.autoencoder_presets import test_vq as toy_preset
+from resshift.training.autoencoder import test_vq as toy_preset
 
 CPU = torch.device("cpu")
 

@@ -57,8 +57,8 @@ def trained() -> TrainState:
         hq = torch.randint(
             0, 256, (8, 32, 32, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8
         )
-        learner.state.tally.add(*learner.step({"hq": hq, "lq": hq[:, ::4, ::4].contiguous()}))
-    learner.state.tally.skipped += torch.tensor([3, 1])
+        learner.state.means.add(*learner.step({"hq": hq, "lq": hq[:, ::4, ::4].contiguous()}))
+    learner.state.means.skipped += torch.tensor([3, 1])
     return learner.state
 
 
@@ -84,9 +84,9 @@ def test_everything_comes_back_bit_for_bit(trained: TrainState, saved: Path) -> 
     assert_equal(dict(fresh.network.state_dict()), dict(trained.network.state_dict()))
     assert_equal(dict(fresh.ema.state_dict()), dict(trained.ema.state_dict()))
     assert_equal(moments(fresh), moments(trained))
-    assert (fresh.step, fresh.tally.skips(), fresh.tally.steps) == (2, (3, 1), 2)
+    assert (fresh.step, fresh.means.skips(), fresh.means.steps) == (2, (3, 1), 2)
     assert int(fresh.ema.n_averaged) == 2
-    assert torch.equal(fresh.tally.sums, trained.tally.sums)
+    assert torch.equal(fresh.means.sums, trained.means.sums)
     assert fresh.optimizer.state_dict()["param_groups"] == trained.optimizer.state_dict()["param_groups"]
 
 

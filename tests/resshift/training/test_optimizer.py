@@ -11,7 +11,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from resshift.config import OptimConfig
 from resshift.training.optimizer import Outcome, adamw, guarded_step, learning_rate
-from resshift.training.running_means import Tally
+from resshift.training.running_means import RunningMeans
 
 
 def test_learning_rate_has_its_closed_form() -> None:
@@ -95,37 +95,37 @@ def outcome(norm: float, finite: bool = True) -> Outcome:
     return Outcome(torch.tensor(norm), torch.tensor(finite))
 
 
-def test_tally_gives_means_over_the_steps_that_were_taken() -> None:
-    tally = Tally(("loss",), torch.device("cpu"))
-    tally.add({"loss": torch.tensor(1.0)}, outcome(10.0))
-    tally.add({"loss": torch.tensor(math.nan)}, outcome(math.nan, finite=False))
-    tally.add({"loss": torch.tensor(3.0)}, outcome(20.0))
-    assert tally.steps == 3
-    assert tally.means() == {"loss": 2.0, "grad_norm": 15.0}
-    assert tally.steps == 0
-    tally.add({"loss": torch.tensor(5.0)}, outcome(1.0))
-    assert tally.means() == {"loss": 5.0, "grad_norm": 1.0}  # a new window
+def test_running_means_are_those_over_the_steps_that_were_taken() -> None:
+    means = RunningMeans(("loss",), torch.device("cpu"))
+    means.add({"loss": torch.tensor(1.0)}, outcome(10.0))
+    means.add({"loss": torch.tensor(math.nan)}, outcome(math.nan, finite=False))
+    means.add({"loss": torch.tensor(3.0)}, outcome(20.0))
+    assert means.steps == 3
+    assert means.pop() == {"loss": 2.0, "grad_norm": 15.0}
+    assert means.steps == 0
+    means.add({"loss": torch.tensor(5.0)}, outcome(1.0))
+    assert means.pop() == {"loss": 5.0, "grad_norm": 1.0}  # a new window
 
 
-def test_tally_counts_skipped_steps_in_all_and_in_a_row() -> None:
-    tally = Tally(("loss",), torch.device("cpu"))
+def test_skipped_steps_are_counted_in_all_and_in_a_row() -> None:
+    means = RunningMeans(("loss",), torch.device("cpu"))
     seen: list[tuple[int, int]] = []
     for finite in (True, False, False, True, False):
-        tally.add({"loss": torch.zeros(())}, outcome(1.0, finite))
-        seen.append(tally.skips())
+        means.add({"loss": torch.zeros(())}, outcome(1.0, finite))
+        seen.append(means.skips())
     assert seen == [(0, 0), (1, 1), (2, 2), (2, 0), (3, 1)]
-    assert math.isnan(Tally(("loss",), torch.device("cpu")).means()["loss"])
+    assert math.isnan(RunningMeans(("loss",), torch.device("cpu")).pop()["loss"])
 
 
-def test_tally_comes_back_whole_and_to_the_first_worker_alone() -> None:
-    tally = Tally(("loss",), torch.device("cpu"))
-    tally.add({"loss": torch.tensor(4.0)}, outcome(2.0))
-    tally.add({"loss": torch.tensor(0.0)}, outcome(2.0, finite=False))
-    first, second = (Tally(("loss",), torch.device("cpu")) for _ in range(2))
-    first.load_state_dict(tally.state_dict(), rank=0)
-    second.load_state_dict(tally.state_dict(), rank=1)
-    assert first.means() == {"loss": 4.0, "grad_norm": 2.0}
-    assert second.means() == {"loss": 0.0, "grad_norm": 2.0}  # its share of the sum is with the first
+def test_running_means_come_back_whole_and_to_the_first_worker_alone() -> None:
+    means = RunningMeans(("loss",), torch.device("cpu"))
+    means.add({"loss": torch.tensor(4.0)}, outcome(2.0))
+    means.add({"loss": torch.tensor(0.0)}, outcome(2.0, finite=False))
+    first, second = (RunningMeans(("loss",), torch.device("cpu")) for _ in range(2))
+    first.load_state_dict(means.state_dict(), rank=0)
+    second.load_state_dict(means.state_dict(), rank=1)
+    assert first.pop() == {"loss": 4.0, "grad_norm": 2.0}
+    assert second.pop() == {"loss": 0.0, "grad_norm": 2.0}  # its share of the sum is with the first
     assert first.skips() == second.skips() == (1, 1)
-    with pytest.raises(ValueError, match=r"tallies \['loss'\], this run \['mse'\]"):
-        Tally(("mse",), torch.device("cpu")).load_state_dict(tally.state_dict())
+    with pytest.raises(ValueError, match=r"loss terms \['loss'\], this run \['mse'\]"):
+        RunningMeans(("mse",), torch.device("cpu")).load_state_dict(means.state_dict())

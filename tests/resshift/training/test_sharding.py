@@ -47,10 +47,10 @@ def run(learner: DiffusionLearner, steps: range) -> list[dict[str, float]]:
     lines: list[dict[str, float]] = []
     for i in steps:
         slots = learner.slots
-        learner.state.tally.add(
+        learner.state.means.add(
             *learner.step({name: value[slots.start : slots.stop] for name, value in batch(i).items()})
         )
-        lines.append(learner.state.tally.means())
+        lines.append(learner.state.means.pop())
     return lines
 
 
