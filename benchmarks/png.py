@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from timing import fastest
 
-from resshift.images.codec import Picture, encode
+from resshift.images import Picture, encode
 
 
 def main() -> int:

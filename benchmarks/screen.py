@@ -21,9 +21,8 @@ import record
 from study import load_truths
 
 from pipelines.evaluation.evaluate import bicubic_resized
-from resshift import seeds
-from resshift.images import codec
-from resshift.images.codec import Array
+from resshift import images, seeds
+from resshift.images import Array
 from resshift.metrics import psnr_ssim
 from resshift.training.lattice import lattice
 from resshift.upscaler import Upscaler
@@ -79,7 +78,7 @@ def main() -> int:
         made |= {name: up(truth.lq, seed=seed) for name, up in models.items()}
         for name, picture in made.items():
             found.setdefault(name, {}).setdefault(truth.set, []).append(
-                (screen_db(picture, scale), float(lattice(codec.to_tensor(picture), scale)))
+                (screen_db(picture, scale), float(lattice(images.to_tensor(picture), scale)))
             )
     result = {
         name: {

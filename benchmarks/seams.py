@@ -32,8 +32,8 @@ import numpy as np
 import record
 import torch
 
+from resshift import images
 from resshift.config import Sampling
-from resshift.images import codec
 from resshift.tiles.colour_fix import COLOUR_FIXES
 from resshift.tiles.plan import AxisTiles
 from resshift.upscaler import Upscaler
@@ -63,7 +63,7 @@ def photos_of(directory: Path, count: int, side: int) -> dict[str, np.ndarray]:
     for path in sorted(
         path for path in directory.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg")
     )[:count]:
-        pixels = codec.decode(path.read_bytes()).pixels
+        pixels = images.decode(path.read_bytes()).pixels
         top, left = (max(0, (length - side) // 2) for length in pixels.shape[:2])
         found[path.name] = np.repeat(pixels, 3 // pixels.shape[2], 2)[top : top + side, left : left + side]
     return found

@@ -28,15 +28,14 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pipelines.evaluation.evaluate import PictureSet, bicubic_resized, pairs_of, rgb_u8
+from pipelines.evaluation.evaluate import PictureSet, bicubic_resized, pairs_of
 from pipelines.evaluation.figures import Judge
 from pipelines.pairs.dataset import read_groups
 from pipelines.shards.parquet import read_manifest, row_groups
-from resshift import seeds, storage, weights
+from resshift import images, seeds, storage, weights
 from resshift.config import RunConfig, with_settings
 from resshift.devices import on_device
-from resshift.images import codec
-from resshift.images.codec import ImageError
+from resshift.images import ImageError
 from resshift.metrics.lpips import Lpips
 from resshift.networks.autoencoder import build_first_stage
 from resshift.pairs.pair import make_pair
@@ -52,8 +51,8 @@ class Truth:
 
     set: str
     key: str
-    lq: codec.Array
-    gt: codec.Array
+    lq: images.Array
+    gt: images.Array
 
 
 def photos(shards: str) -> Iterator[tuple[str, bytes, int]]:
@@ -69,8 +68,8 @@ def photos(shards: str) -> Iterator[tuple[str, bytes, int]]:
 
 def make_pairs(shards: str, config: RunConfig, count: int) -> tuple[Tensor, Tensor]:
     """Return `count` pairs, shuffled: hq (N, H, W, 3) and lq (N, h, w, 3), uint8."""
-    hq: list[codec.Array] = []
-    lq: list[codec.Array] = []
+    hq: list[images.Array] = []
+    lq: list[images.Array] = []
     for key, data, epoch in photos(shards):
         if len(hq) == count:
             break
@@ -88,7 +87,13 @@ def load_truths(sets: Sequence[str]) -> list[Truth]:
     """Decode the test sets."""
     pairs = [pair for pair in pairs_of([PictureSet.parse(text) for text in sets]) if pair.gt_uri is not None]
     decoded = [
-        (pair, *(rgb_u8(codec.decode(storage.read_bytes(uri))) for uri in (pair.lq_uri, pair.gt_uri or "")))
+        (
+            pair,
+            *(
+                images.rgb_u8(images.decode(storage.read_bytes(uri)))
+                for uri in (pair.lq_uri, pair.gt_uri or "")
+            ),
+        )
         for pair in pairs
     ]
     return [Truth(pair.set, pair.key, lq, gt) for pair, lq, gt in decoded]

@@ -26,7 +26,7 @@ from upscale import load
 
 from resshift.config import Sampling
 from resshift.devices import resolve_device
-from resshift.images.codec import Picture
+from resshift.images import Picture
 from resshift.tiles.batching import Batcher
 from resshift.upscaler import Upscaler
 

@@ -43,9 +43,9 @@ from timing import stopwatch_for
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from resshift import images
 from resshift.config import Sampling
-from resshift.images import codec
-from resshift.images.codec import Picture
+from resshift.images import Picture
 from resshift.models import Dtype
 from resshift.networks.autoencoder import build_first_stage
 from resshift.presets import preset
@@ -157,7 +157,7 @@ def compare(
     """Time both loops on one picture, in turn."""
     fast, slow = load(name, device, dtype), load(name, device, "float32", optimise=False)
     pixels = picture_of(side)
-    lq = codec.to_tensor(pixels).to(device)
+    lq = images.to_tensor(pixels).to(device)
     ratio = slow.config.unet.lq_ratio
     plan = plain.fixed_plan(
         -(-side // ratio), -(-side // ratio), PLAIN_TILE_PX // ratio, slow.config.unet.size_multiple
@@ -182,7 +182,7 @@ def compare(
         with stages.watch():
             seconds["fast"].append(stopwatch(run_fast))
     start = time.perf_counter()
-    codec.encode(codec.decode(codec.encode(Picture(pixels=codec.from_tensor(results["fast"].cpu())))))
+    images.encode(images.decode(images.encode(Picture(pixels=images.from_tensor(results["fast"].cpu())))))
     codec_s = time.perf_counter() - start
     megapixels = (side * fast.scale) ** 2 / 1e6
     medians = {key: statistics.median(values) for key, values in seconds.items()}
@@ -318,7 +318,7 @@ def tera_operations(name: str, side: int, device: torch.device) -> float:
     """Arithmetic of one picture as it is cut, counted once, TFLOP."""
     up = load(name, device, "float32", optimise=False)
     with FlopCounterMode(display=False) as counter:
-        up.upscale_tensor(codec.to_tensor(picture_of(side)).to(device))
+        up.upscale_tensor(images.to_tensor(picture_of(side)).to(device))
     return counter.get_total_flops() / 1e12
 
 

@@ -43,8 +43,7 @@ def demo(options: argparse.Namespace) -> Exit:
     from pipelines.evaluation.figures import against_truth
     from pipelines.evaluation.page import comparison_page
     from pipelines.ledger import ledger
-    from resshift import storage
-    from resshift.images import codec
+    from resshift import images, storage
     from resshift.models import locate_model
 
     out = Path(options.out)
@@ -52,7 +51,7 @@ def demo(options: argparse.Namespace) -> Exit:
     originals = {Path(name).stem: original(name) for name in PHOTOS}
     for name, photo in originals.items():
         shrunk = evaluate.bicubic_resized(photo, 1 / SCALE)
-        storage.write_bytes(str(lq_root / f"{name}.png"), codec.encode(codec.Picture(pixels=shrunk)))
+        storage.write_bytes(str(lq_root / f"{name}.png"), images.encode(images.Picture(pixels=shrunk)))
 
     job = Path(__file__).with_name("upscale.py")
     command = [sys.executable, str(job), str(lq_root), str(hq_root), "--model", options.model]
@@ -65,8 +64,8 @@ def demo(options: argparse.Namespace) -> Exit:
     cards, records = [], []
     for item in sorted(ledger.read(str(hq_root)).to_pylist(), key=lambda item: item["key"]):
         name = Path(item["key"]).stem
-        lq = codec.decode(storage.read_bytes(str(lq_root / item["key"]))).pixels
-        ours = codec.decode(storage.read_bytes(str(hq_root / item["output"]))).pixels
+        lq = images.decode(storage.read_bytes(str(lq_root / item["key"]))).pixels
+        ours = images.decode(storage.read_bytes(str(hq_root / item["output"]))).pixels
         bicubic = evaluate.bicubic_resized(lq, SCALE)
         record = {
             "key": name,
@@ -76,7 +75,7 @@ def demo(options: argparse.Namespace) -> Exit:
         }
         pictures = {"lq": lq, "bicubic": bicubic, "ours": ours, "gt": originals[name]}
         records.append(record)
-        encoded = {kind: codec.encode(codec.Picture(pixels=pixels)) for kind, pixels in pictures.items()}
+        encoded = {kind: images.encode(images.Picture(pixels=pixels)) for kind, pixels in pictures.items()}
         cards.append(results.card(record, encoded, METHODS, name=name.replace("_", " ")))
 
     model = locate_model(options.model)
@@ -104,12 +103,10 @@ def original(name: str) -> Image:
     """Return a bundled photo, cut to a multiple of the scale, (H, W, 3) uint8."""
     import skimage.data
 
-    from pipelines.evaluation.evaluate import rgb_u8
-    from resshift import storage
-    from resshift.images import codec
+    from resshift import images, storage
 
     path = Path(skimage.data.__file__).parent / name
-    pixels = rgb_u8(codec.decode(storage.read_bytes(str(path))))
+    pixels = images.rgb_u8(images.decode(storage.read_bytes(str(path))))
     height, width = (length // SCALE * SCALE for length in pixels.shape[:2])
     return pixels[:height, :width].copy()
 

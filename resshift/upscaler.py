@@ -28,13 +28,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from resshift import weights
+from resshift import images, weights
 from resshift.config import ModelConfig, Sampling
 from resshift.devices import autocast, on_device, resolve_device, resolve_dtype
-from resshift.images import codec
+from resshift.images import Picture, scaled
 from resshift.images.alpha import fill_transparent
-from resshift.images.codec import Picture
-from resshift.images.types import scaled
 from resshift.models import Dtype, WeightsError, locate_model
 from resshift.networks import convolution
 from resshift.networks.autoencoder import FirstStage, PixelUnshuffle, build_first_stage
@@ -232,7 +230,7 @@ class Upscaler:
         """
         sampling = Sampling(seed=seed, outscale=outscale, steps=steps, tile_px=tile_px, tile_batch=tile_batch)
         if isinstance(image, Image.Image):
-            return codec.to_pil(self.upscale(codec.from_pil(image), sampling))
+            return images.to_pil(self.upscale(images.from_pil(image), sampling))
         channels = _channels_of(image)
         pixels = image.reshape(*image.shape[:2], channels)
         picture = Picture(
@@ -468,7 +466,7 @@ class Upscaler:
         )
         yield from self._chain(
             (height, width),
-            read=lambda top, bottom: codec.to_tensor(source[top:bottom])[0].to(self.device),
+            read=lambda top, bottom: images.to_tensor(source[top:bottom])[0].to(self.device),
             emit=output.push,
             noise=self._noise_of(sampling),
             sampling=sampling,

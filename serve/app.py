@@ -21,7 +21,7 @@ from ray.exceptions import RayError, RayTaskError
 
 import resshift
 from pipelines.cluster.ray_internals import serve_host
-from resshift.images.codec import Format
+from resshift.images import Format
 from serve import routes
 from serve.http import front, problems, site
 from serve.http.keys import is_loopback

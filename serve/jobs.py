@@ -32,7 +32,7 @@ from pipelines.ledger import ledger
 from pipelines.ledger.lease import Lease, Occupied
 from resshift import storage
 from resshift.config import OptionError
-from resshift.images.codec import Format
+from resshift.images import Format
 from resshift.models import WeightsError, cache_directory
 from resshift.storage import StorageError
 from serve.engine import ServeEngine

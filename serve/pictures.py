@@ -16,12 +16,11 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 
 from pipelines.ledger.names import CONTENT_TYPES
+from resshift import images
 from resshift.config import OptionError
-from resshift.images import codec
+from resshift.images import Format, ImageError, ImageHeader, Picture, scaled
 from resshift.images.animation import Frames, encode_frames, fit_frames
-from resshift.images.codec import Format, ImageError, ImageHeader, Picture
 from resshift.images.sandbox import Decoder, DecoderDied, DecoderLimits, DecoderTimeout
-from resshift.images.types import scaled
 from serve.http.limits import Admission, Deadline
 from serve.http.options import PictureOptions
 from serve.http.problems import Problem, option_problem, picture_problem
@@ -75,7 +74,7 @@ class Decoding:
             Problem: with the picture's reason.
         """
         try:
-            return await asyncio.to_thread(codec.probe, data, self.limits.images)
+            return await asyncio.to_thread(images.probe, data, self.limits.images)
         except ImageError as error:
             raise picture_problem(error.reason, str(error)) from None
 
@@ -227,7 +226,7 @@ def encode_result(picture: Picture, format: Format, options: PictureOptions) -> 
         Problem: the result does not fit into the format.
     """
     if options.metadata == "keep":
-        picture = codec.in_own_profile(picture)
+        picture = images.in_own_profile(picture)
     else:
         # A 16-bit picture's samples mean nothing without its profile; 8-bit ones are sRGB here.
         is_deep = picture.pixels.dtype.itemsize > 1

@@ -12,8 +12,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 from fastapi import Request
 
+from resshift.images import Format, Picture
 from resshift.images.animation import Frames
-from resshift.images.codec import Format, Picture
 from serve.http.keys import Caller, Keys
 from serve.http.limits import ByteBudget
 from serve.http.metrics import Metrics

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from pipelines.bulk.settings import BulkSettings
-from resshift.images.codec import ImageLimits
+from resshift.images import ImageLimits
 from resshift.images.sandbox import DecoderLimits
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)

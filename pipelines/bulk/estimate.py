@@ -16,9 +16,8 @@ from dataclasses import dataclass, field
 from pipelines.bulk.selection import Item, Worklist
 from pipelines.bulk.stages import StageOptions
 from pipelines.ledger.ledger import Row
-from resshift import seeds, storage
-from resshift.images import codec
-from resshift.images.codec import ImageError, Reason
+from resshift import images, seeds, storage
+from resshift.images import ImageError, ImageReason
 from resshift.storage import StorageError
 
 _FIRST_BYTES = 64 << 10
@@ -93,16 +92,16 @@ def _probe(item: Item, options: StageOptions) -> tuple[int, str, str]:
     try:
         data = storage.read_first_bytes(item.uri, _FIRST_BYTES, options.source_s3)
         try:
-            header = codec.probe(data, limits)
+            header = images.probe(data, limits)
         except ImageError as error:
             if len(data) == item.size or error.reason in (
-                Reason.TOO_LARGE,
-                Reason.NOT_AN_IMAGE,
-                Reason.UNSUPPORTED_FORMAT,
-                Reason.EMPTY,
+                ImageReason.TOO_LARGE,
+                ImageReason.NOT_AN_IMAGE,
+                ImageReason.UNSUPPORTED_FORMAT,
+                ImageReason.EMPTY,
             ):
                 raise
-            header = codec.probe(storage.read_bytes(item.uri, limits.max_bytes, options.source_s3), limits)
+            header = images.probe(storage.read_bytes(item.uri, limits.max_bytes, options.source_s3), limits)
     except (ImageError, StorageError) as error:
         return 0, str(error.reason), str(error)
     return header.width * header.height * (header.num_frames if options.job.frames == "all" else 1), "", ""

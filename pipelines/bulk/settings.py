@@ -12,8 +12,8 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from pipelines.bulk.scheduler import BulkOptions
+from resshift.images import ImageLimits
 from resshift.images.animation import FrameChoice
-from resshift.images.codec import ImageLimits
 from resshift.images.sandbox import DecoderLimits
 from resshift.storage.s3 import S3Options
 

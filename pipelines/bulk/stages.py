@@ -20,11 +20,10 @@ from typing import Any, Literal
 from pipelines.bulk.selection import Item
 from pipelines.ledger.ledger import Row, failed
 from pipelines.ledger.names import CONTENT_TYPES, OutputFormat, output_format, output_key
-from resshift import storage
+from resshift import images, storage
 from resshift.config import Sampling
-from resshift.images import codec
+from resshift.images import ImageError, ImageLimits
 from resshift.images.animation import FrameChoice, Frames, encode_frames, fit_frames
-from resshift.images.codec import ImageError, ImageLimits
 from resshift.images.sandbox import Decoder, DecoderDied, DecoderLimits, DecoderTimeout
 from resshift.storage import StorageError, s3
 from resshift.storage.s3 import S3Options
@@ -141,7 +140,7 @@ def _skipped(item: Item, row: Row, options: StageOptions) -> Row | None:
         data = storage.read_bytes(uri, options=options.target_s3)
         source = storage.read_bytes(item.uri, options.limits.images.max_bytes, options.source_s3)
         limits = ImageLimits(max_pixels=2**31)
-        written, wanted = codec.decode(data, limits), codec.decode(source, options.limits.images)
+        written, wanted = images.decode(data, limits), images.decode(source, options.limits.images)
     except (StorageError, ImageError):
         return None  # what is missing or damaged is made
     factor = options.job.scale
@@ -200,7 +199,7 @@ def _store(row: Row, frames: Frames, options: StageOptions) -> Row:
     started = time.monotonic()
     try:
         format, _ = output_format(row["key"], options.job.format)
-        fitted = fit_frames(frames.map(codec.in_own_profile), format)
+        fitted = fit_frames(frames.map(images.in_own_profile), format)
         data = encode_frames(fitted, format, options.job.quality)
         storage.write_bytes(
             storage.join(options.target, row["output"]), data, options.target_s3, CONTENT_TYPES[format]

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from resshift.config import Sampling
-from resshift.images.codec import Picture
+from resshift.images import Picture
 from resshift.models import WeightsError
 
 if TYPE_CHECKING:

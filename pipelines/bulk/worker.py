@@ -28,8 +28,8 @@ from pipelines.bulk.standin import standin
 from resshift import seeds
 from resshift.allocator import keep_freed_pages
 from resshift.config import OptionError, Sampling
+from resshift.images import Picture
 from resshift.images.animation import Frames
-from resshift.images.codec import Picture
 from resshift.models import locate_model
 
 if TYPE_CHECKING:

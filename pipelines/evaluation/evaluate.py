@@ -28,11 +28,10 @@ from ray.data import ActorPoolStrategy
 from pipelines.cluster.capacity import has_gpus, reachable
 from pipelines.evaluation.figures import Image, Judge
 from pipelines.evaluation.results import METHODS
-from resshift import seeds, storage
+from resshift import images, seeds, storage
 from resshift.config import Sampling
 from resshift.degradation import imresize
-from resshift.images import codec
-from resshift.images.codec import ImageError, Picture
+from resshift.images import ImageError, Picture
 from resshift.storage import StorageError
 from resshift.upscaler import Upscaler
 
@@ -143,14 +142,6 @@ def _by_stem(root: str) -> dict[str, str]:
     return found
 
 
-def rgb_u8(picture: Picture) -> Image:
-    """Return the pixels as (H, W, 3) uint8."""
-    pixels = (
-        picture.pixels if picture.pixels.dtype == np.uint8 else (picture.pixels / 257 + 0.5).astype(np.uint8)
-    )
-    return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
-
-
 def bicubic_resized(rgb: Image, scale: float) -> Image:
     """MATLAB's imresize of an 8-bit picture, clipped and rounded: (H, W, 3) uint8 -> (H scale, W scale, 3)
     uint8.
@@ -203,8 +194,8 @@ class EvaluateStage:
         return {"record": json.dumps(record | values)} | empty | pictures
 
     def _evaluate(self, pair: Pair) -> tuple[dict[str, Any], dict[str, bytes]]:
-        lq = rgb_u8(codec.decode(storage.read_bytes(pair.lq_uri)))
-        gt = None if pair.gt_uri is None else rgb_u8(codec.decode(storage.read_bytes(pair.gt_uri)))
+        lq = images.rgb_u8(images.decode(storage.read_bytes(pair.lq_uri)))
+        gt = None if pair.gt_uri is None else images.rgb_u8(images.decode(storage.read_bytes(pair.gt_uri)))
         (height, width), scale = lq.shape[:2], self.upscaler.scale
         if gt is not None and gt.shape[:2] != (scale * height, scale * width):
             expected = f"{width}x{height} times {scale} is {scale * width}x{scale * height}"
@@ -224,7 +215,7 @@ class EvaluateStage:
             results["against"] = self.other.upscale(Picture(pixels=lq), replace(sampling, steps=None)).pixels
         values |= {method: self.judge(result, gt) for method, result in results.items()}
         pictures = {"lq": lq} | results | ({} if gt is None else {"gt": gt})
-        return values, {name: codec.encode(Picture(pixels=pixels)) for name, pixels in pictures.items()}
+        return values, {name: images.encode(Picture(pixels=pixels)) for name, pixels in pictures.items()}
 
 
 def default_replicas(num_pairs: int) -> int:

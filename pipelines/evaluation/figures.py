@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from resshift.images import codec
+from resshift import images
 from resshift.metrics import psnr_ssim
 from resshift.metrics.lpips import Lpips
 from resshift.metrics.niqe import Niqe
@@ -95,7 +95,7 @@ class Judge:
             figures |= against_truth(result, gt, self.border)
             if self.lpips is not None:
                 with torch.inference_mode():
-                    figures["lpips"] = float(self.lpips(codec.to_tensor(result), codec.to_tensor(gt)))
+                    figures["lpips"] = float(self.lpips(images.to_tensor(result), images.to_tensor(gt)))
         if self.niqe is not None and (distance := self.niqe(result, self.border)) is not None:
             figures["niqe"] = distance
         return figures | {name: call(result) for name, call in self.user_installed.items()}
@@ -128,6 +128,6 @@ def _from_pyiqa(name: str) -> Callable[[Image], float]:
 
     def measure(result: Image) -> float:
         with torch.inference_mode():
-            return float(metric(codec.to_tensor(result) / 2 + 0.5))
+            return float(metric(images.to_tensor(result) / 2 + 0.5))
 
     return measure

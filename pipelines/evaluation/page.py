@@ -21,9 +21,9 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from pipelines.pages import Embedded, embed, render
+from resshift.images import ImageLimits
 from resshift.images.exif import read_orientation
 from resshift.images.header import read_header
-from resshift.images.types import ImageLimits
 
 __all__ = ["Card", "Histogram", "comparison_page"]
 

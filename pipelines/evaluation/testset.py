@@ -39,7 +39,7 @@ from resshift import degradation, seeds, storage
 from resshift.config import flatten
 from resshift.degradation import DegradationRecipe
 from resshift.devices import use_one_thread
-from resshift.images.codec import ImageError, ImageLimits, Picture, encode
+from resshift.images import ImageError, ImageLimits, Picture, encode
 from resshift.pairs.jpeg import decode_photo
 from resshift.storage import StorageError
 

@@ -8,7 +8,7 @@ import posixpath
 from typing import Literal
 
 from pipelines.ledger.ledger import DIRECTORY
-from resshift.images.codec import Format
+from resshift.images import Format
 
 OutputFormat = Literal["keep", "png", "jpeg", "webp", "tiff"]
 CONTENT_TYPES: dict[Format, str] = {

@@ -11,8 +11,8 @@ from pipelines.ledger import ledger
 from pipelines.ledger.digests import DigestSet, digests
 from pipelines.ledger.ledger import Row
 from resshift import storage
+from resshift.images import ImageError, ImageLimits
 from resshift.images.animation import decode_frames
-from resshift.images.codec import ImageError, ImageLimits
 from resshift.storage import StorageError, StorageReason, s3
 from resshift.storage.s3 import S3Options
 

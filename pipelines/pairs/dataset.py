@@ -39,7 +39,7 @@ from resshift import degradation, storage
 from resshift.allocator import keep_freed_pages
 from resshift.config import ConfigError, DataConfig, TrainConfig
 from resshift.devices import use_one_thread
-from resshift.images.codec import ImageError
+from resshift.images import ImageError
 from resshift.pairs.pair import Pair, make_pair
 
 logger = logging.getLogger(__name__)

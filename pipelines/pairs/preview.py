@@ -27,7 +27,7 @@ from resshift.degradation.kernels import Blur, GaussianKernel, PulseKernel, Sinc
 from resshift.degradation.masks import Border, Box, Mask, Stroke
 from resshift.degradation.noise import Noise
 from resshift.degradation.resize import Resize
-from resshift.images.codec import ImageError, ImageLimits, Picture, encode
+from resshift.images import ImageError, ImageLimits, Picture, encode
 from resshift.pairs.pair import Pair, make_pair
 from resshift.storage import StorageError
 

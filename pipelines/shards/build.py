@@ -29,7 +29,7 @@ from pipelines.shards.parquet import SCHEMA, Reason, Shard
 from pipelines.shards.sources import Item
 from resshift import seeds, storage
 from resshift.devices import use_one_thread
-from resshift.images.codec import ImageError, ImageLimits, Picture, decode, encode, fit_format, probe
+from resshift.images import ImageError, ImageLimits, Picture, decode, encode, fit_format, probe
 from resshift.storage import StorageError, StorageReason
 
 _READERS = 8  # requests to a bucket at a time

@@ -8,7 +8,7 @@ Columns of a shard:
     width, height, mode, size_bytes    of the stored picture; of the input, as far as they are known, when nothing is stored
     sha256      of the input
     status      ok, skipped (fine, but left out) or failed
-    reason      empty when ok; else one word of `resshift.images.types.Reason`, `resshift.storage.StorageReason` or `Reason` here
+    reason      empty when ok; else one word of `resshift.images.ImageReason`, `resshift.storage.StorageReason` or `Reason` here
     message     one line; of an ok row what is odd about it ("PNG in a file named .JPEG")
     bytes       the encoded picture, null unless ok
 

@@ -13,13 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.evaluation.evaluate import rgb_u8
 from pipelines.evaluation.figures import Image, Judge
-from resshift import storage, weights
+from resshift import images, storage, weights
 from resshift.config import ConfigError
-from resshift.images import codec
-from resshift.images.codec import ImageError
-from resshift.images.types import Picture
+from resshift.images import ImageError, Picture
 from resshift.networks.autoencoder import VQAutoencoder
 from resshift.storage import StorageError
 from resshift.training.autoencoder import AutoencoderRunConfig
@@ -38,9 +35,9 @@ def centre(rgb: Image, side: int, factor: int) -> Image:
 def reconstruct(autoencoder: VQAutoencoder, rgb: Image) -> tuple[Image, Image, set[int]]:
     """Return the picture after quantisation and decoding, after decoding alone, and the codes it used."""
     device = next(autoencoder.parameters()).device
-    z = autoencoder.encode(codec.to_tensor(rgb).to(device))
+    z = autoencoder.encode(images.to_tensor(rgb).to(device))
     z_q, indices = autoencoder.quantize(z)
-    pictures = [codec.from_tensor(autoencoder.decode(latent, quantize=False).float()) for latent in (z_q, z)]
+    pictures = [images.from_tensor(autoencoder.decode(latent, quantize=False).float()) for latent in (z_q, z)]
     return pictures[0], pictures[1], set(indices.unique().tolist())
 
 
@@ -67,7 +64,7 @@ def report(photos: str, config: AutoencoderRunConfig, init: str, out: str) -> tu
             break
         row: dict[str, Any] = {"key": entry.key, "status": "ok"}
         try:
-            picture = rgb_u8(codec.decode(storage.read_bytes(entry.uri)))
+            picture = images.rgb_u8(images.decode(storage.read_bytes(entry.uri)))
         except (ImageError, StorageError) as error:
             rows.append(row | {"status": "failed", "reason": str(error.reason), "message": str(error)})
             continue
@@ -99,7 +96,7 @@ def report(photos: str, config: AutoencoderRunConfig, init: str, out: str) -> tu
     storage.write_bytes(storage.join(out, "report.json"), (json.dumps(summary, indent=2) + "\n").encode())
     if shown:
         storage.write_bytes(
-            storage.join(out, "pictures.png"), codec.encode(Picture(pixels=np.concatenate(shown, axis=0)))
+            storage.join(out, "pictures.png"), images.encode(Picture(pixels=np.concatenate(shown, axis=0)))
         )
     table = [["", *means["quantised"]]] + [
         [kind, *(f"{value:.4f}" for value in figures.values())] for kind, figures in means.items()

@@ -19,15 +19,13 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.evaluation.evaluate import bicubic_resized, folders_of, pair_up, rgb_u8
+from pipelines.evaluation.evaluate import bicubic_resized, folders_of, pair_up
 from pipelines.pairs.dataset import read_groups
 from pipelines.shards.parquet import read_manifest, row_groups
-from resshift import storage
+from resshift import images, storage
 from resshift.config import ConfigError, DataConfig, ValidationConfig
 from resshift.degradation import DegradationRecipe
-from resshift.images import codec
-from resshift.images.codec import ImageError
-from resshift.images.types import Picture
+from resshift.images import ImageError, Picture
 from resshift.metrics import psnr_ssim
 from resshift.metrics.lpips import Lpips
 from resshift.pairs.pair import make_pair
@@ -93,7 +91,8 @@ def _from_folders(lq_root: str, gt_root: str, limit: int, crop_px: int, scale: i
     for pair in sorted(pairs, key=lambda pair: pair.key):
         try:
             lq, gt = (
-                rgb_u8(codec.decode(storage.read_bytes(uri))) for uri in (pair.lq_uri, pair.gt_uri or "")
+                images.rgb_u8(images.decode(storage.read_bytes(uri)))
+                for uri in (pair.lq_uri, pair.gt_uri or "")
             )
         except ImageError as error:
             logger.warning("validation picture %s is left out: %s", pair.key, error)
@@ -191,7 +190,7 @@ class Validator:
             chosen = indices or [len(self.pictures) - 1]
             results = self._render(renderer, [self.pictures[i] for i in chosen])
             for i, result in zip(indices, results, strict=False):
-                shown = codec.from_tensor(result[None]) if i < self.config.grid else None
+                shown = images.from_tensor(result[None]) if i < self.config.grid else None
                 own.append((i, self._measure(result, self.pictures[i].hq_u8), shown))
         gathered: list[Any] = [own]
         if self.num_ranks > 1:
@@ -211,7 +210,7 @@ class Validator:
             return list(renderer.render(tensors, [item.key for item in held]).float().clamp(-1, 1))
 
     def _measure(self, result: Tensor, hq_u8: Image) -> dict[str, float]:
-        ours = codec.from_tensor(result[None])
+        ours = images.from_tensor(result[None])
         y, y_hq = psnr_ssim.luma(ours), psnr_ssim.luma(hq_u8)
         # Equal pictures have an infinite PSNR; 100 dB keeps the mean readable, and is beyond what 8 bits can
         # show.
@@ -221,7 +220,7 @@ class Validator:
         }
         if self.lpips is not None:
             with torch.no_grad():
-                figures["lpips"] = float(self.lpips(result[None], codec.to_tensor(hq_u8).to(self.device)))
+                figures["lpips"] = float(self.lpips(result[None], images.to_tensor(hq_u8).to(self.device)))
         return figures
 
     def _summary(self, items: Sequence[tuple[int, dict[str, float], Image | None]]) -> Validated:
@@ -236,7 +235,7 @@ class Validator:
         if not rows:
             return Validated(means, None, None)
         grid = np.concatenate(rows, axis=0)
-        return Validated(means, grid, codec.encode(Picture(pixels=grid)))
+        return Validated(means, grid, images.encode(Picture(pixels=grid)))
 
 
 def _as_large_as(lq_u8: Image, result: Image) -> Image:

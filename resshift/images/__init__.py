@@ -1,1 +1,43 @@
-"""Encoded pictures to arrays and back, with everything that travels beside the pixels."""
+"""Pictures: encoded bytes <-> arrays <-> tensors; `from resshift import images`.
+
+`probe` reads a header, `decode` returns a `Picture` (upright, sRGB, RGB or grey, alpha apart), `encode` writes
+one; `to_tensor` and `from_tensor` convert pixels to what networks take, and back. Frames of animations are in
+`resshift.images.animation`, decoding in a process of its own in `resshift.images.sandbox`.
+"""
+
+from resshift.images.decoding import decode, from_pil
+from resshift.images.encoding import encode, fit_format, in_own_profile, to_pil
+from resshift.images.header import probe
+from resshift.images.samples import from_tensor, rgb_u8, swap_red_blue, to_tensor
+from resshift.images.types import (
+    Array,
+    Format,
+    ImageError,
+    ImageHeader,
+    ImageLimits,
+    ImageReason,
+    Picture,
+    scaled,
+)
+
+__all__ = [
+    "Array",
+    "Format",
+    "ImageError",
+    "ImageHeader",
+    "ImageLimits",
+    "ImageReason",
+    "Picture",
+    "decode",
+    "encode",
+    "fit_format",
+    "from_pil",
+    "from_tensor",
+    "in_own_profile",
+    "probe",
+    "rgb_u8",
+    "scaled",
+    "swap_red_blue",
+    "to_pil",
+    "to_tensor",
+]

@@ -20,9 +20,10 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from resshift.images import codec
-from resshift.images.codec import Format, ImageError, ImageLimits, Picture, Reason
-from resshift.images.header import identify, read_header, refusals
+from resshift.images.decoding import decode, from_pil
+from resshift.images.encoding import encode, fit_format, to_pil
+from resshift.images.header import identify, probe, read_header, refusals
+from resshift.images.types import Format, ImageError, ImageLimits, ImageReason, Picture
 
 _PAGE_MS = 1000  # pages of a document have no time: in an animation each is shown for a second
 FrameChoice = Literal["first", "all", "fail"]
@@ -73,17 +74,17 @@ def decode_frames(data: bytes, limits: ImageLimits | None = None, choice: FrameC
         ImageError: with the reason; `animated` for "fail".
     """
     limits = limits or ImageLimits()
-    num_frames = codec.probe(data, limits).num_frames
+    num_frames = probe(data, limits).num_frames
     if num_frames > 1 and choice == "fail":
         raise ImageError(
-            Reason.ANIMATED,
+            ImageReason.ANIMATED,
             f"the file has {num_frames} frames or pages; frames=first or frames=all accept it",
         )
     if num_frames == 1 or choice == "first":
-        return Frames((codec.decode(data, limits),))
+        return Frames((decode(data, limits),))
     if num_frames > limits.max_frames:
         raise ImageError(
-            Reason.TOO_LARGE,
+            ImageReason.TOO_LARGE,
             f"the file has {num_frames} frames or pages, at most {limits.max_frames} are allowed",
         )
     image = read_header(data, limits)
@@ -91,7 +92,8 @@ def decode_frames(data: bytes, limits: ImageLimits | None = None, choice: FrameC
     if width * height * num_frames > limits.max_pixels:
         count = f"{num_frames} frames of {width}x{height}"
         raise ImageError(
-            Reason.TOO_LARGE, f"the file has {count}, at most {limits.max_pixels} pixels are allowed in all"
+            ImageReason.TOO_LARGE,
+            f"the file has {count}, at most {limits.max_pixels} pixels are allowed in all",
         )
     pictures: list[Picture] = []
     durations: list[int] = []
@@ -101,7 +103,7 @@ def decode_frames(data: bytes, limits: ImageLimits | None = None, choice: FrameC
             image.seek(i_frame)
             image.load()
             limits.check_size(*image.size)
-            pictures.append(replace(codec.from_pil(image.copy() if name != "TIFF" else image), format=name))
+            pictures.append(replace(from_pil(image.copy() if name != "TIFF" else image), format=name))
             durations.append(round(float(image.info.get("duration") or 0)))
         loop = int(image.info.get("loop") or 0)
     first = replace(pictures[0], notes=(f"{num_frames} frames", *pictures[0].notes))
@@ -117,19 +119,19 @@ def fit_frames(frames: Frames, format: Format) -> Frames:
     """
     if len(frames.pictures) > 1 and format == "jpeg":
         raise ImageError(
-            Reason.ANIMATED,
+            ImageReason.ANIMATED,
             f"{len(frames.pictures)} frames do not fit into a jpeg; choose png, webp or tiff, or "
             "frames=first",
         )
-    return frames.map(lambda picture: codec.fit_format(picture, format))
+    return frames.map(lambda picture: fit_format(picture, format))
 
 
 def encode_frames(frames: Frames, format: Format = "png", quality: int = 95) -> bytes:
     """Encode one picture as `images.encode` does, or all frames of an animation."""
     first = frames.pictures[0]
     if len(frames.pictures) == 1:
-        return codec.encode(first, format, quality)
-    converted = [codec.to_pil(picture) for picture in fit_frames(frames, format).pictures]
+        return encode(first, format, quality)
+    converted = [to_pil(picture) for picture in fit_frames(frames, format).pictures]
     mode = "RGBA" if any(image.has_transparency_data for image in converted) else "RGB"
     shown: list[Image.Image] = converted if format == "tiff" else [image.convert(mode) for image in converted]
     # A difference between frames is never blended over what was there before: a decoder shows exactly these

@@ -25,7 +25,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from resshift.images.types import ImageError, ImageHeader, ImageLimits, Reason
+from resshift.images.types import ImageError, ImageHeader, ImageLimits, ImageReason
 
 _FACTORIES: dict[str, Callable[[io.BytesIO], Image.Image]] = {
     "JPEG": lambda fp: JpegImagePlugin.jpeg_factory(fp, ""),
@@ -82,26 +82,26 @@ def refusals(what: str) -> Generator[None]:
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
-        raise ImageError(Reason.TOO_LARGE, f"{what}: {str(error) or 'out of memory'}") from error
+        raise ImageError(ImageReason.TOO_LARGE, f"{what}: {str(error) or 'out of memory'}") from error
     except _DECODER_ERRORS as error:
         text = f"{type(error).__name__}: {error}"[:200]
         raise ImageError(_reason(error, text.lower()), f"{what}: {text}") from error
 
 
-def _reason(error: BaseException, text: str) -> Reason:
+def _reason(error: BaseException, text: str) -> ImageReason:
     if isinstance(error, EOFError) or any(
         words in text for words in ("truncated", "not enough", "end of data")
     ):
-        return Reason.TRUNCATED
+        return ImageReason.TRUNCATED
     if "unknown pixel mode" in text or "unknown data organization" in text:
-        return Reason.UNSUPPORTED_MODE
-    return Reason.CORRUPT
+        return ImageReason.UNSUPPORTED_MODE
+    return ImageReason.CORRUPT
 
 
 def identify(data: bytes) -> str:
     """Return the format of encoded bytes by their first bytes."""
     if not data:
-        raise ImageError(Reason.EMPTY, "the file has 0 bytes")
+        raise ImageError(ImageReason.EMPTY, "the file has 0 bytes")
     head = data[:16]
     if head.startswith(b"\xff\xd8\xff"):
         return "JPEG"
@@ -121,15 +121,15 @@ def identify(data: bytes) -> str:
         "AVIF or HEIF" if head[4:8] == b"ftyp" else None,
     )
     if name is not None:
-        raise ImageError(Reason.UNSUPPORTED_FORMAT, f"the file is {name}, allowed are {allowed}")
-    raise ImageError(Reason.NOT_AN_IMAGE, f"the file starts with {head!r}, which is none of {allowed}")
+        raise ImageError(ImageReason.UNSUPPORTED_FORMAT, f"the file is {name}, allowed are {allowed}")
+    raise ImageError(ImageReason.NOT_AN_IMAGE, f"the file starts with {head!r}, which is none of {allowed}")
 
 
 def read_header(data: bytes, limits: ImageLimits) -> Image.Image:
     """Read the header only; sizes are within the limits when this returns."""
     if len(data) > limits.max_bytes:
         raise ImageError(
-            Reason.TOO_LARGE, f"the file has {len(data)} bytes, at most {limits.max_bytes} are allowed"
+            ImageReason.TOO_LARGE, f"the file has {len(data)} bytes, at most {limits.max_bytes} are allowed"
         )
     name = identify(data)
     with refusals(f"{name} header"):

@@ -2,7 +2,7 @@
 edition).
 
 Rows are filtered with "sub" (the difference to the pixel on the left) and compressed with zlib's fastest
-level and run-length strategy, the choice `resshift.images.codec.encode` makes too. The bytes depend on the
+level and run-length strategy, the choice `resshift.images.encode` makes too. The bytes depend on the
 pixels only, not on how many rows come at a time.
 """
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 from resshift.images.animation import FrameChoice, Frames, decode_frames
-from resshift.images.codec import ImageError, ImageLimits, Reason
+from resshift.images.types import ImageError, ImageLimits, ImageReason
 
 _LENGTH = struct.Struct(">Q")
 
@@ -193,7 +193,9 @@ def _serve(channel: socket.socket) -> None:
         except MemoryError:  # the file alone is above the limit; what is left of it cannot be skipped
             _send(
                 channel,
-                pickle.dumps(ImageError(Reason.TOO_LARGE, "the file does not fit into the decoder's memory")),
+                pickle.dumps(
+                    ImageError(ImageReason.TOO_LARGE, "the file does not fit into the decoder's memory")
+                ),
             )
             return
         try:
@@ -202,7 +204,7 @@ def _serve(channel: socket.socket) -> None:
             answer = pickle.dumps(error)
         except MemoryError:
             answer = pickle.dumps(
-                ImageError(Reason.TOO_LARGE, "decoding needs more memory than a picture may take")
+                ImageError(ImageReason.TOO_LARGE, "decoding needs more memory than a picture may take")
             )
         _send(channel, answer)
 

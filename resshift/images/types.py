@@ -1,16 +1,15 @@
-"""What a picture is, what is accepted, and why one is refused: the types of `images`.
-
-Everyone imports them from `resshift.images.codec`.
-"""
+"""Types of `resshift.images`: pictures, headers, limits, and the reasons of refusals."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 import numpy as np
 
 Array = np.ndarray
+Format = Literal["png", "jpeg", "webp", "tiff"]
 SAMPLE_DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16))
 
 
@@ -27,7 +26,7 @@ def check_pixels(pixels: Array) -> None:
         )
 
 
-class Reason(StrEnum):
+class ImageReason(StrEnum):
     """Why a picture was refused. The vocabulary is closed: the ledger and the HTTP errors use these words."""
 
     EMPTY = "empty"
@@ -41,15 +40,15 @@ class Reason(StrEnum):
 
 
 class ImageError(ValueError):
-    """A picture that cannot be read or written; `reason` is one of `Reason`, the message names the value and
+    """A picture that cannot be read or written; `reason` is an `ImageReason`, the message names the value and
     what is allowed.
     """
 
-    def __init__(self, reason: Reason, message: str) -> None:
+    def __init__(self, reason: ImageReason, message: str) -> None:
         super().__init__(message)
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type[ImageError], tuple[Reason, str]]:
+    def __reduce__(self) -> tuple[type[ImageError], tuple[ImageReason, str]]:
         return ImageError, (self.reason, str(self))  # survives the trip from a worker
 
 
@@ -71,13 +70,13 @@ class ImageLimits:
         """Raise `ImageError` (too_large) unless a picture of this size is accepted."""
         if max(width, height) > self.max_side_px:
             raise ImageError(
-                Reason.TOO_LARGE,
+                ImageReason.TOO_LARGE,
                 f"the picture is {width}x{height}, the longest side allowed is {self.max_side_px} px",
             )
         if width * height > self.max_pixels:
             count = f"{width}x{height} = {width * height} pixels"
             raise ImageError(
-                Reason.TOO_LARGE, f"the picture is {count}, at most {self.max_pixels} are allowed"
+                ImageReason.TOO_LARGE, f"the picture is {count}, at most {self.max_pixels} are allowed"
             )
 
 

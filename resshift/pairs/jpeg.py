@@ -18,8 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from resshift.images.codec import decode
-from resshift.images.types import ImageLimits
+from resshift.images import ImageLimits, decode, rgb_u8
 
 _START, _END = b"\xff\xd8", b"\xff\xd9"
 _SOS, _EXIF, _ICC = 0xDA, 0xE1, 0xE2
@@ -52,10 +51,7 @@ def decode_photo(data: bytes, least_side_px: int | None = None) -> NDArray[np.ui
         pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), _FLAGS_BY_DIVISOR[divisor])
         if pixels is not None:
             return np.asarray(pixels, dtype=np.uint8)
-    pixels = decode(data).pixels
-    if pixels.dtype == np.uint16:
-        pixels = (pixels / 257 + 0.5).astype(np.uint8)
-    return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
+    return rgb_u8(decode(data))
 
 
 def _divisor(short_side_px: int, least_side_px: int | None) -> int:

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resshift.images import codec
-from resshift.images.types import scaled
+from resshift import images
+from resshift.images import scaled
 from resshift.resize.bicubic import RowResampler
 from resshift.tiles.colour_fix import ColourFix, WaveletFix, adain
 
@@ -82,13 +82,13 @@ class RowOutput:
             self._deliver(adain(torch.cat(self.whole, 1), self._lq(0, self.height), self.scale))
 
     def _lq(self, top: int, bottom: int) -> Tensor:
-        return codec.to_tensor(self.source[top:bottom])[0]
+        return images.to_tensor(self.source[top:bottom])[0]
 
     def _deliver(self, rows: Tensor) -> None:
         rows = rows.clamp(-1, 1)
         rows = self.resampler.push((rows.mean(0, keepdim=True) if self.grey else rows).cpu())
         if rows.shape[1]:
-            self.sink(codec.from_tensor(rows, dtype=self.source.dtype.type))
+            self.sink(images.from_tensor(rows, dtype=self.source.dtype.type))
 
 
 class Filler:

@@ -11,7 +11,7 @@ from pipelines.bulk.settings import BulkSettings
 from pipelines.bulk.stages import IfExists
 from pipelines.ledger.names import CONTENT_TYPES, OutputFormat
 from resshift.config import MAX_OUTSCALE, Sampling
-from resshift.images.codec import Format
+from resshift.images import Format
 from serve.http.problems import Problem
 
 Outscale = Annotated[float, Field(gt=0, le=MAX_OUTSCALE)]

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from resshift.config import OptionError
-from resshift.images.codec import Reason
+from resshift.images import ImageReason
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -65,14 +65,14 @@ KINDS: dict[str, Kind] = {
 }
 
 _KIND_BY_REASON: dict[str, str] = {
-    Reason.EMPTY: "empty",
-    Reason.NOT_AN_IMAGE: "unsupported_format",
-    Reason.UNSUPPORTED_FORMAT: "unsupported_format",
-    Reason.UNSUPPORTED_MODE: "unreadable",
-    Reason.TRUNCATED: "unreadable",
-    Reason.CORRUPT: "unreadable",
-    Reason.TOO_LARGE: "too_large",
-    Reason.ANIMATED: "unreadable",
+    ImageReason.EMPTY: "empty",
+    ImageReason.NOT_AN_IMAGE: "unsupported_format",
+    ImageReason.UNSUPPORTED_FORMAT: "unsupported_format",
+    ImageReason.UNSUPPORTED_MODE: "unreadable",
+    ImageReason.TRUNCATED: "unreadable",
+    ImageReason.CORRUPT: "unreadable",
+    ImageReason.TOO_LARGE: "too_large",
+    ImageReason.ANIMATED: "unreadable",
     "timeout": "unreadable",
     "killed_worker": "unreadable",
     "out_of_memory": "too_large",

@@ -19,8 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import harness
 import servers
 
-from resshift import storage
-from resshift.images import codec
+from resshift import images, storage
 from resshift.storage import s3
 
 DENIED = "00/00003.png"
@@ -58,8 +57,8 @@ def main() -> int:
             wrong = 0
             for row in rows:
                 if row["status"] == "ok":
-                    source = codec.decode(storage.read_bytes(f"s3://faulty/in/{row['key']}")).pixels
-                    written = codec.decode(storage.read_bytes(f"s3://faulty/out/{row['output']}")).pixels
+                    source = images.decode(storage.read_bytes(f"s3://faulty/in/{row['key']}")).pixels
+                    written = images.decode(storage.read_bytes(f"s3://faulty/out/{row['output']}")).pixels
                     wrong += not (written == source.repeat(4, axis=0).repeat(4, axis=1)).all()
             verified = harness.run("s3://faulty/in", "s3://faulty/out", "--verify", log=work / "job.log")
         if code != 3:

@@ -23,8 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import harness
 import servers
 
-from resshift import storage
-from resshift.images import codec
+from resshift import images, storage
 from resshift.storage import s3
 
 SOURCE, TARGET = "s3://pictures/in", "s3://pictures/out/x4"
@@ -69,7 +68,7 @@ def use(client: httpx2.Client, cancel_at: int) -> tuple[dict[str, Any], dict[str
     wrong = 0
     for row in rows:
         given, made = (
-            codec.decode(storage.read_bytes(uri)).pixels
+            images.decode(storage.read_bytes(uri)).pixels
             for uri in (f"{SOURCE}/{row['key']}", f"{TARGET}/{row['output']}")
         )
         wrong += not (made == given.repeat(4, axis=0).repeat(4, axis=1)).all()

@@ -20,8 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import harness
 import servers
 
-from resshift import storage
-from resshift.images import codec
+from resshift import images, storage
 from resshift.storage import s3
 
 
@@ -72,8 +71,8 @@ def main() -> int:
         wrong = 0
         for row in rows:
             if row["status"] == "ok":
-                original = codec.decode(storage.read_bytes(f"{source}/{row['key']}")).pixels
-                written = codec.decode(storage.read_bytes(f"{target}/{row['output']}")).pixels
+                original = images.decode(storage.read_bytes(f"{source}/{row['key']}")).pixels
+                written = images.decode(storage.read_bytes(f"{target}/{row['output']}")).pixels
                 wrong += not (written == original.repeat(4, axis=0).repeat(4, axis=1)).all()
         reports = {
             name: storage.exists(f"{target}/_resshift/report.{name}") for name in ("html", "json", "csv")

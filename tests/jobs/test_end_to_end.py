@@ -16,9 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pipelines.ledger import ledger
-from resshift import storage
+from resshift import images, storage
 from resshift.config import Sampling
-from resshift.images import codec
 from resshift.upscaler import Upscaler
 
 # Two trainings stand behind the first test that needs a model; starting Ray workers takes minutes on a busy
@@ -192,12 +191,12 @@ def test_bulk_job_gives_every_input_its_row(
 
     for row in rows.values():
         if row["status"] == "ok":
-            picture = codec.decode((out / row["output"]).read_bytes())
+            picture = images.decode((out / row["output"]).read_bytes())
             assert (picture.width, picture.height) == (4 * row["width_in"], 4 * row["height_in"])
             assert (picture.width, picture.height) == (row["width_out"], row["height_out"])
-    assert codec.decode((out / "sixteen_x4.png").read_bytes()).pixels.dtype == np.uint16
-    assert codec.decode((out / "grey_x4.png").read_bytes()).pixels.shape[2] == 1
-    assert codec.decode((out / "alpha_x4.png").read_bytes()).alpha is not None
+    assert images.decode((out / "sixteen_x4.png").read_bytes()).pixels.dtype == np.uint16
+    assert images.decode((out / "grey_x4.png").read_bytes()).pixels.shape[2] == 1
+    assert images.decode((out / "alpha_x4.png").read_bytes()).alpha is not None
 
     capsys.readouterr()
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
@@ -236,8 +235,8 @@ def test_bulk_output_equals_the_library(hostile: Path, trained: Path, work: Path
     from resshift import seeds
 
     up = Upscaler.from_pretrained(trained / "model", device="cpu")
-    picture = codec.decode((hostile / "sub/fine.jpg").read_bytes())
-    expected = codec.encode(up.upscale(picture, Sampling(seed=seeds.derive(0, "picture", "sub/fine.jpg"))))
+    picture = images.decode((hostile / "sub/fine.jpg").read_bytes())
+    expected = images.encode(up.upscale(picture, Sampling(seed=seeds.derive(0, "picture", "sub/fine.jpg"))))
     found = (work / "upscaled" / "sub/fine_x4.png").read_bytes()
     assert found == expected  # although the processes may have different numbers of threads
 
@@ -249,7 +248,7 @@ def test_bucket_to_bucket(trained: Path, bucket: str, job: Job) -> None:
     assert job("upscale", f"{bucket}/in", f"{bucket}/out", "--model", str(trained / "model")) == 3
     rows = {row["key"]: row["status"] for row in ledger.read(f"{bucket}/out").to_pylist()}
     assert rows == {"day 0/0.png": "ok", "day 1/1.png": "ok", "day 2/2.png": "ok", "notes.txt": "failed"}
-    header = codec.probe(storage.read_bytes(f"{bucket}/out/day 1/1_x4.png"))
+    header = images.probe(storage.read_bytes(f"{bucket}/out/day 1/1_x4.png"))
     assert (header.width, header.height) == (320, 288)
     assert job("upscale", f"{bucket}/in", f"{bucket}/out", "--verify") == 3
 

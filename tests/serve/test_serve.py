@@ -21,8 +21,8 @@ import pytest
 
 from pipelines.bulk.worker import Replica, ReplicaOptions, Started
 from resshift.config import Sampling
+from resshift.images import Picture
 from resshift.images.animation import Frames
-from resshift.images.codec import Picture
 from resshift.tiles.batching import Work
 from serve.__main__ import arguments, configuration, start
 from serve.replica import ReplicaSettings

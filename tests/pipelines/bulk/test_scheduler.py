@@ -26,7 +26,7 @@ from pipelines.bulk.worker import Started
 from pipelines.ledger import ledger
 from pipelines.ledger.digests import DigestSet, OwnerMap
 from pipelines.ledger.ledger import Known, LedgerWriter, Row
-from resshift.images import codec
+from resshift import images
 from serve.engine import ServeEngine
 
 Encode = Callable[..., bytes]
@@ -149,8 +149,8 @@ class TestOnRay:
         assert len({row["key"] for row in rows}) == 11
         for row in rows:
             if row["status"] == "ok":
-                source = codec.decode((tree / row["key"]).read_bytes()).pixels
-                written = codec.decode((tmp_path / "out" / row["output"]).read_bytes()).pixels
+                source = images.decode((tree / row["key"]).read_bytes()).pixels
+                written = images.decode((tmp_path / "out" / row["output"]).read_bytes()).pixels
                 assert (written == source.repeat(4, axis=0).repeat(4, axis=1)).all()
 
     def test_a_picture_that_kills_replicas_is_charged_and_its_neighbours_are_not(

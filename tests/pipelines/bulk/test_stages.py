@@ -20,10 +20,10 @@ from pipelines.bulk.stages import StageOptions, UpscaleOptions, prepare, store
 from pipelines.bulk.standin import Nearest, standin
 from pipelines.bulk.worker import Replica, ReplicaOptions, Started, Upscaled, describe_model
 from pipelines.ledger.ledger import Row
+from resshift import images
 from resshift.config import Sampling
-from resshift.images import codec
+from resshift.images import ImageLimits, Picture
 from resshift.images.animation import Frames
-from resshift.images.codec import ImageLimits, Picture
 from resshift.images.sandbox import DecoderDied, DecoderLimits, DecoderTimeout
 from resshift.models import WeightsError
 
@@ -57,8 +57,8 @@ def test_good_picture_is_written_and_recorded(tmp_path: Path, encode: Encode) ->
     path.write_bytes(encode(1, 5, 7))
     (row,) = through([path], options(tmp_path / "out"))
     data = (tmp_path / "out" / "a_x4.png").read_bytes()
-    expected = codec.decode(path.read_bytes()).pixels.repeat(4, axis=0).repeat(4, axis=1)
-    np.testing.assert_array_equal(codec.decode(data).pixels, expected)
+    expected = images.decode(path.read_bytes()).pixels.repeat(4, axis=0).repeat(4, axis=1)
+    np.testing.assert_array_equal(images.decode(data).pixels, expected)
     assert row["status"] == "ok"
     assert (row["width_in"], row["height_in"], row["width_out"], row["height_out"]) == (7, 5, 28, 20)
     assert row["sha256_in"] == hashlib.sha256(path.read_bytes()).hexdigest()

@@ -19,7 +19,7 @@ from pipelines.evaluation.evaluate import (
     pair_up,
     pairs_of,
 )
-from resshift.images import codec
+from resshift import images
 
 
 def write(folder: Path, *names: str) -> str:
@@ -91,7 +91,7 @@ def test_a_truth_of_another_size_is_a_row_that_says_so(tmp_path: Path) -> None:
     pictures = {"lq": (10, 12), "right": (40, 48), "wrong": (40, 44)}
     for name, size in pictures.items():
         (tmp_path / f"{name}.png").write_bytes(
-            codec.encode(codec.Picture(pixels=np.zeros((*size, 3), np.uint8)))
+            images.encode(images.Picture(pixels=np.zeros((*size, 3), np.uint8)))
         )
     stage = EvaluateStage(EvaluateOptions(model="tiny-x4"))
     records: list[dict[str, Any]] = []

@@ -23,9 +23,8 @@ from pipelines.evaluation.testset import (
     write_pairs,
 )
 from pipelines.shards.sources import Item, list_inputs
-from resshift import degradation
+from resshift import degradation, images
 from resshift.degradation import DegradationParams
-from resshift.images import codec
 
 Encode = Callable[..., bytes]
 Job = Callable[..., int]
@@ -58,7 +57,7 @@ def test_central_square_keeps_the_middle(height: int, width: int) -> None:
 def test_a_pair_is_its_parameters(encode: Encode) -> None:
     entry = make_pair(encode(1, 300, 280), "a/b.png", imagenet_test())
     files = entry["files"]
-    gt, lq = (codec.decode(files[name]).pixels for name in ("gt", "lq"))
+    gt, lq = (images.decode(files[name]).pixels for name in ("gt", "lq"))
     assert (gt.shape, lq.shape, entry["width"], entry["height"]) == ((256, 256, 3), (64, 64, 3), 256, 256)
     np.testing.assert_array_equal(
         degradation.degrade(gt, DegradationParams.from_json(json.dumps(entry["params"]))), lq
@@ -70,24 +69,24 @@ def test_a_pair_is_its_parameters(encode: Encode) -> None:
 def test_bicubic_is_matlabs(encode: Encode) -> None:
     data = encode(1, 256, 256)
     entry = make_pair(data, "a.png", bicubic_test())
-    np.testing.assert_array_equal(codec.decode(entry["files"]["gt"]).pixels, codec.decode(data).pixels)
-    expected = degradation.imresize(codec.decode(data).pixels.astype(np.float64), 0.25)
-    difference = codec.decode(entry["files"]["lq"]).pixels - expected.clip(0, 255)
+    np.testing.assert_array_equal(images.decode(entry["files"]["gt"]).pixels, images.decode(data).pixels)
+    expected = degradation.imresize(images.decode(data).pixels.astype(np.float64), 0.25)
+    difference = images.decode(entry["files"]["lq"]).pixels - expected.clip(0, 255)
     assert np.abs(difference).max() <= 0.501
 
 
 def test_whole_pictures_are_cut_to_the_scale(encode: Encode) -> None:
     entry = make_pair(encode(1, 43, 50), "a.png", folder_test("realesrgan-x4"))
-    gt = codec.decode(entry["files"]["gt"]).pixels
+    gt = images.decode(entry["files"]["gt"]).pixels
     assert gt.shape == (40, 48, 3)
-    np.testing.assert_array_equal(gt, codec.decode(encode(1, 43, 50)).pixels[:40, :48])
+    np.testing.assert_array_equal(gt, images.decode(encode(1, 43, 50)).pixels[:40, :48])
     small = make_pair(encode(1, 3, 50), "a.png", folder_test("realesrgan-x4"))
     assert (small["status"], small["reason"]) == ("skipped", "too_small")
 
 
 def test_holes_have_a_mask(encode: Encode) -> None:
     entry = make_pair(encode(1, 64, 64), "a.png", folder_test("inpainting"))
-    mask, lq = (codec.decode(entry["files"][name]).pixels for name in ("mask", "lq"))
+    mask, lq = (images.decode(entry["files"][name]).pixels for name in ("mask", "lq"))
     assert set(np.unique(mask)) == {0, 255}
     assert not lq[mask[..., 0] == 255].any()
 

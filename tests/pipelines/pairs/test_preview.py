@@ -21,13 +21,12 @@ from pipelines.shards.build import ShardOptions
 from pipelines.shards.parquet import read_manifest, row_groups
 from pipelines.shards.prepare import prepare_here
 from pipelines.shards.sources import Item, list_inputs
-from resshift import degradation
+from resshift import degradation, images
 from resshift.config import RunConfig
 from resshift.degradation.jpeg import Jpeg
 from resshift.degradation.kernels import Blur, GaussianKernel, PulseKernel, SincKernel
 from resshift.degradation.noise import Noise
 from resshift.degradation.resize import Resize
-from resshift.images import codec
 from resshift.presets import test_x4 as toy_preset
 from resshift.seeds import philox
 
@@ -71,7 +70,9 @@ def test_page_holds_the_pictures_and_every_operation(tree: Path, config: RunConf
         if sample.pair is None:
             assert "truncated" in card
             continue
-        shown = [codec.decode(base64.b64decode(data)).pixels for data in re.findall(r"base64,([^\"]+)", card)]
+        shown = [
+            images.decode(base64.b64decode(data)).pixels for data in re.findall(r"base64,([^\"]+)", card)
+        ]
         np.testing.assert_array_equal(shown[0], sample.pair.hq_u8)
         np.testing.assert_array_equal(shown[1], sample.pair.lq_u8)
         assert card.count("<li>") == len(sample.pair.params.ops)

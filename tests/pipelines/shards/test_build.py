@@ -27,7 +27,7 @@ from pipelines.shards.parquet import (
 )
 from pipelines.shards.sources import Item, list_inputs
 from pipelines.shards.status import status_of, summaries_of
-from resshift.images import codec
+from resshift import images
 from resshift.storage import StorageError, StorageReason
 
 Encode = Callable[..., bytes]
@@ -153,7 +153,7 @@ def test_larger_pictures_are_shrunk_and_none_is_enlarged(encode: Encode) -> None
         64,
         "was 300x200 RGB PNG",
     )
-    header, picture = codec.probe(found["bytes"]), codec.decode(found["bytes"])
+    header, picture = images.probe(found["bytes"]), images.decode(found["bytes"])
     assert (header.format, picture.width, picture.height, found["size_bytes"]) == (
         "JPEG",
         96,
@@ -166,7 +166,7 @@ def test_larger_pictures_are_shrunk_and_none_is_enlarged(encode: Encode) -> None
     small = encode(0, 64, 80)
     assert row("x.png", small, options)["bytes"] == small
     grey = row("x.png", cv2.imencode(".png", ramp[..., 0])[1].tobytes(), options)
-    assert (grey["mode"], codec.decode(grey["bytes"]).pixels.shape) == ("L", (64, 96, 1))
+    assert (grey["mode"], images.decode(grey["bytes"]).pixels.shape) == ("L", (64, 96, 1))
 
 
 @pytest.mark.parametrize(("name", "value"), [("min_side_px", 0), ("shard_bytes", 0), ("short_side_px", 16)])

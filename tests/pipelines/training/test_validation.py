@@ -14,9 +14,8 @@ from torch import Tensor
 
 from pipelines.shards.prepare import prepare_here
 from pipelines.training.validation import Held, Validator, held_out
-from resshift import degradation
+from resshift import degradation, images
 from resshift.config import ConfigError, DataConfig, ValidationConfig
-from resshift.images import codec
 from resshift.training.step import to_unit_range
 
 CPU = torch.device("cpu")
@@ -125,7 +124,7 @@ def test_grid_shows_what_went_in_what_came_out_and_the_truth() -> None:
     assert result.grid_u8[40, 40].tolist() == [81, 81, 81]  # the second picture, rendered
     assert result.grid_u8[40, 80].tolist() == [101, 101, 101]  # its truth
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(result.grid_png))), result.grid_u8)
-    assert codec.decode(result.grid_png).pixels.shape == (64, 96, 3)
+    assert images.decode(result.grid_png).pixels.shape == (64, 96, 3)
     without = validator(3, grid=0)(Knows())
     assert without is not None
     assert without.grid_png is None

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image, ImageCms
 
 from pipelines.bulk.standin import Nearest
-from resshift.images import codec
+from resshift import images
+from resshift.images import Format, ImageError, ImageLimits, ImageReason, Picture
 from resshift.images.alpha import fill_transparent
 from resshift.images.animation import Frames, decode_frames, encode_frames, fit_frames
-from resshift.images.codec import Format, ImageError, ImageLimits, Picture, Reason
 
 RNG = np.random.default_rng(7)
 GREY = RNG.integers(0, 256, (12, 10), np.uint8)
@@ -38,7 +38,7 @@ def upscaled(data: bytes, format: Format = "png", choice: Any = "first", quality
     frames = decode_frames(data, None, choice).map(
         lambda picture: Nearest().upscale(fill_transparent(picture))
     )
-    return encode_frames(fit_frames(frames.map(codec.in_own_profile), format), format, quality)
+    return encode_frames(fit_frames(frames.map(images.in_own_profile), format), format, quality)
 
 
 def grown(array: np.ndarray) -> np.ndarray:
@@ -84,7 +84,7 @@ def test_orientation_is_applied_once(orientation: int, format: str) -> None:
     )
     out = upscaled(data)
     expected = grown(TURNS[orientation](SMOOTH))
-    assert np.abs(codec.decode(out).pixels.astype(int) - expected).max() <= (4 if format == "JPEG" else 0)
+    assert np.abs(images.decode(out).pixels.astype(int) - expected).max() <= (4 if format == "JPEG" else 0)
     assert exif_of(out).get(0x0112, 1) == 1
     assert Image.open(io.BytesIO(out)).size == (expected.shape[1], expected.shape[0])
 
@@ -123,12 +123,12 @@ def test_xmp_travels_and_says_nothing_wrong(in_format: str, out_format: Format) 
     expected = expected.replace(b"<xmp:Thumbnails><rdf:Alt>AAAA</rdf:Alt></xmp:Thumbnails>", b"")
     expected = expected.replace(b">24<", b">%d<" % width).replace(b">16<", b">%d<" % height)
     assert image.info["xmp"] == expected
-    assert codec.decode(out).notes == ()  # nothing is turned a second time
+    assert images.decode(out).notes == ()  # nothing is turned a second time
 
 
 def test_xmp_that_cannot_travel_is_named() -> None:
     long = XMP.replace(b"Owner", b"Owner" * 20_000)
-    assert codec.fit_format(Picture(pixels=RGB, xmp=long), "jpeg").notes == (
+    assert images.fit_format(Picture(pixels=RGB, xmp=long), "jpeg").notes == (
         "XMP dropped, it is longer than a JPEG segment",
     )
     for packet, problem in (
@@ -137,7 +137,7 @@ def test_xmp_that_cannot_travel_is_named() -> None:
         (b'<!DOCTYPE x [<!ENTITY a "b">]>' + XMP, "it is no XMP packet"),
         (XMP + b" " * (1 << 20), f"it is {len(XMP) + (1 << 20)} bytes long, {1 << 20} are carried"),
     ):
-        picture = codec.decode(saved(Image.fromarray(RGB), "WEBP", xmp=packet))
+        picture = images.decode(saved(Image.fromarray(RGB), "WEBP", xmp=packet))
         assert (picture.xmp, picture.notes[-1]) == (None, f"XMP dropped, {problem}")
 
 
@@ -149,7 +149,7 @@ def test_srgb_profiles_stay(out_format: Format) -> None:
     out = upscaled(saved(Image.fromarray(RGB), "PNG", icc_profile=SRGB), out_format)
     assert Image.open(io.BytesIO(out)).info["icc_profile"] == SRGB
     if out_format in ("png", "tiff"):
-        np.testing.assert_array_equal(codec.decode(out).pixels, grown(RGB))
+        np.testing.assert_array_equal(images.decode(out).pixels, grown(RGB))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -196,7 +196,7 @@ def test_sixteen_bit_stays_sixteen_bit(channels: int, out_format: Format) -> Non
     samples = RNG.integers(0, 65536, (12, 10, channels), np.uint16)
     alpha = samples[..., 3] | 1 if channels == 4 else None
     source = Picture(pixels=samples[..., : min(channels, 3)], alpha=alpha)
-    result = codec.decode(upscaled(codec.encode(source, "png"), out_format))
+    result = images.decode(upscaled(images.encode(source, "png"), out_format))
     np.testing.assert_array_equal(result.pixels, grown(source.pixels))
     assert (result.alpha is None) == (alpha is None)
     if alpha is not None:
@@ -206,7 +206,7 @@ def test_sixteen_bit_stays_sixteen_bit(channels: int, out_format: Format) -> Non
 def test_sixteen_bit_is_reduced_where_the_format_has_none() -> None:
     for out_format in ("jpeg", "webp"):
         samples = np.full((8, 8, 3), 257 * 100, np.uint16)
-        result = codec.decode(upscaled(codec.encode(Picture(pixels=samples), "png"), out_format))  # pyright: ignore[reportArgumentType]
+        result = images.decode(upscaled(images.encode(Picture(pixels=samples), "png"), out_format))  # pyright: ignore[reportArgumentType]
         assert result.pixels.dtype == np.uint8
         assert abs(int(result.pixels[0, 0, 0]) - 100) <= 2
 
@@ -214,16 +214,16 @@ def test_sixteen_bit_is_reduced_where_the_format_has_none() -> None:
 def test_palette_becomes_colour() -> None:
     image = Image.fromarray(RGB).quantize(16)
     np.testing.assert_array_equal(
-        codec.decode(upscaled(saved(image, "PNG"))).pixels, grown(np.asarray(image.convert("RGB")))
+        images.decode(upscaled(saved(image, "PNG"))).pixels, grown(np.asarray(image.convert("RGB")))
     )
     np.testing.assert_array_equal(
-        codec.decode(upscaled(saved(image, "GIF"))).pixels, grown(np.asarray(image.convert("RGB")))
+        images.decode(upscaled(saved(image, "GIF"))).pixels, grown(np.asarray(image.convert("RGB")))
     )
 
 
 def test_cmyk_becomes_rgb() -> None:
     image = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
-    picture = codec.decode(upscaled(saved(image, "TIFF")))
+    picture = images.decode(upscaled(saved(image, "TIFF")))
     assert picture.pixels.shape == (64, 64, 3)
     np.testing.assert_allclose(picture.pixels[0, 0], (0, 255, 255), atol=2)
 
@@ -267,14 +267,14 @@ def test_all_frames_are_upscaled_when_asked(format: str, out_format: Format) -> 
 def test_the_first_frame_is_taken_and_said(format: str) -> None:
     frames = decode_frames(film(format), None, "first")
     assert frames.pictures[0].notes[0] == "first of 3 frames"
-    np.testing.assert_array_equal(codec.decode(upscaled(film(format))).pixels[0, 0], COLOURS[0])
+    np.testing.assert_array_equal(images.decode(upscaled(film(format))).pixels[0, 0], COLOURS[0])
 
 
 @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_several_frames_can_be_refused(format: str) -> None:
     with pytest.raises(ImageError, match="3 frames") as caught:
         decode_frames(film(format), None, "fail")
-    assert caught.value.reason is Reason.ANIMATED
+    assert caught.value.reason is ImageReason.ANIMATED
     assert len(decode_frames(saved(Image.fromarray(RGB), format), None, "fail").pictures) == 1
 
 
@@ -285,7 +285,7 @@ def test_frames_have_limits_and_formats_their_own() -> None:
         decode_frames(film("GIF"), ImageLimits(max_pixels=300), "all")
     with pytest.raises(ImageError, match="do not fit into a jpeg") as caught:
         fit_frames(decode_frames(film("GIF"), None, "all"), "jpeg")
-    assert caught.value.reason is Reason.ANIMATED
+    assert caught.value.reason is ImageReason.ANIMATED
 
 
 def test_notes_tell_what_was_changed() -> None:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from resshift.images import codec
+from resshift import images
 from resshift.images.pngrows import PngRows
 
 
@@ -28,7 +28,7 @@ def test_decoders_read_what_was_written(dtype: type, channels: int) -> None:
     )
     data = written(pixels, 5)
     assert data == written(pixels, 37)
-    picture = codec.decode(data)
+    picture = images.decode(data)
     assert np.array_equal(picture.pixels, pixels[..., : 1 if channels < 3 else 3])
     if channels in (2, 4):
         assert picture.alpha is not None

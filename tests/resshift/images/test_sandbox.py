@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resshift.images import codec
-from resshift.images.codec import ImageError, ImageLimits, Reason
+from resshift import images
+from resshift.images import ImageError, ImageLimits, ImageReason
 from resshift.images.sandbox import Decoder, DecoderDied, DecoderLimits, DecoderTimeout
 
 
@@ -30,10 +30,10 @@ def test_pictures_and_refusals_are_those_of_the_library() -> None:
         for i in range(3):
             data = png(30, 40, i)
             (picture,) = decoder.decode(data).pictures
-            np.testing.assert_array_equal(picture.pixels, codec.decode(data).pixels)
+            np.testing.assert_array_equal(picture.pixels, images.decode(data).pixels)
             with pytest.raises(ImageError) as caught:
                 decoder.decode(data[:-100])
-            assert caught.value.reason is Reason.TRUNCATED
+            assert caught.value.reason is ImageReason.TRUNCATED
         first = decoder.pid
         decoder.decode(png(5, 5))
         assert decoder.pid == first  # one process for all of them
@@ -47,7 +47,7 @@ def test_memory_is_limited_and_the_process_goes_on() -> None:
         Image.new("RGB", (6000, 6000)).save(out, "PNG")  # 108 MB of pixels in 100 kB
         with pytest.raises(ImageError) as caught:
             decoder.decode(out.getvalue())
-        assert caught.value.reason is Reason.TOO_LARGE
+        assert caught.value.reason is ImageReason.TOO_LARGE
         assert decoder.decode(png(30, 40)).pictures[0].width == 40
 
 

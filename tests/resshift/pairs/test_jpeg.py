@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from resshift.images.codec import ImageError, decode
+from resshift.images import ImageError, decode
 from resshift.pairs import jpeg
 from resshift.pairs.jpeg import decode_photo
 from resshift.seeds import philox

@@ -13,7 +13,7 @@ from PIL import Image
 
 from resshift import degradation
 from resshift.config import DataConfig
-from resshift.images.codec import ImageError
+from resshift.images import ImageError
 from resshift.pairs.pair import Pair, make_pair
 
 CROP = DataConfig(crop="random", crop_px=32)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from resshift.config import Sampling
-from resshift.images.codec import Picture
+from resshift.images import Picture
 from resshift.presets import test_x4 as toy_preset
 from resshift.tiles.batching import Batcher, Done, TileCall, Work, alone
 from resshift.training.step import build_network

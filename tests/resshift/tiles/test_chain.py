@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from resshift.config import ModelConfig, Sampling
-from resshift.images.codec import Picture, from_tensor
+from resshift.images import Picture, from_tensor
 from resshift.networks.autoencoder import VQAutoencoder
 from resshift.networks.config import FirstStageConfig, UNetConfig, VQConfig
 from resshift.networks.unet import UNetSwin

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from resshift.config import Sampling
-from resshift.images.codec import Picture
+from resshift.images import Picture
 from resshift.presets import preset
 from resshift.tiles.memory import (
     Backoff,

@@ -7,11 +7,13 @@ import pickle
 
 import pytest
 
-from resshift.images.codec import Reason
+from resshift.images import ImageReason
 from serve.http.problems import KINDS, MEDIA_TYPE, Problem, picture_problem
 
 
-@pytest.mark.parametrize("reason", [*Reason, "timeout", "killed_worker", "out_of_memory", "upscale_error"])
+@pytest.mark.parametrize(
+    "reason", [*ImageReason, "timeout", "killed_worker", "out_of_memory", "upscale_error"]
+)
 def test_every_reason_has_a_kind(reason: str) -> None:
     problem = picture_problem(reason, "why")
     assert 400 <= problem.status <= 500

@@ -1,75 +1,21 @@
-"""The few bytes of PNG and TIFF that OpenCV and Pillow do not write.
+"""Write TIFF: Pillow has no 16-bit RGB, and tifffile writes no EXIF or GPS directory.
 
-OpenCV encodes PNG quickly but without profile and EXIF, and has no grey + alpha; Pillow cannot write 16-bit
-RGB to TIFF. Chunks and directories are small and fixed formats (PNG, ISO/IEC 15948; TIFF 6.0 with Adobe
-Deflate), so they are written here. The bytes depend only on the arguments and on the zlib build.
+One page, Adobe Deflate with the horizontal predictor (TIFF 6.0, section 14), strips of 1 MiB. The bytes
+depend only on the arguments and on the zlib build.
 """
 
 from __future__ import annotations
 
-import struct
 import zlib
 
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_HEADER_END = len(PNG_SIGNATURE) + 25  # IHDR: length, name, 13 bytes, CRC
 _ZLIB_LEVEL = 1  # photographs: level 6 is 10x slower for about 5 % fewer bytes
 _STRIP_BYTES = 1 << 20
 
 
-def _chunk(name: bytes, payload: bytes) -> bytes:
-    return struct.pack(">I", len(payload)) + name + payload + struct.pack(">I", zlib.crc32(name + payload))
-
-
-def essential_png(png: bytes) -> bytes:
-    """Return a PNG of IHDR, tRNS, IDAT and IEND alone.
-
-    OpenCV 5 allocates what any chunk claims to hold (2 GiB for four damaged bytes) and reads animation
-    chunks; neither is left after this.
-    """
-    kept, position = [PNG_SIGNATURE], len(PNG_SIGNATURE)
-    while position + 12 <= len(png):
-        end = position + 12 + int.from_bytes(png[position : position + 4])
-        if png[position + 4 : position + 8] in (b"IHDR", b"tRNS", b"IDAT") and end <= len(png):
-            kept.append(png[position:end])
-        position = end
-    return b"".join((*kept, _chunk(b"IEND", b"")))
-
-
-def insert_png_chunks(png: bytes, icc: bytes | None, exif: bytes | None, xmp: bytes | None) -> bytes:
-    """Return a PNG with iCCP, eXIf and iTXt (XMP) chunks put right after IHDR, where all are allowed."""
-    extra = b""
-    if icc:
-        extra += _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc, 9))
-    if exif:
-        extra += _chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
-    if xmp:
-        extra += _chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
-    return png[:_HEADER_END] + extra + png[_HEADER_END:] if extra else png
-
-
-def grey_alpha_png(pixels: np.ndarray, alpha: np.ndarray) -> bytes:
-    """Return a grey + alpha PNG, every row with the Up filter.
-
-    Args:
-        pixels: (H, W, 1) uint8 or uint16.
-        alpha: (H, W), same dtype.
-    """
-    height, width = alpha.shape
-    depth = pixels.dtype.itemsize
-    samples = np.concatenate([pixels, alpha[..., None]], axis=2).astype(f">u{depth}")
-    rows = samples.view(np.uint8).reshape(height, width * 2 * depth)
-    filtered = np.full((height, rows.shape[1] + 1), 2, dtype=np.uint8)
-    filtered[0, 1:] = rows[0]
-    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
-    header = struct.pack(">IIBBBBB", width, height, 8 * depth, 4, 0, 0, 0)
-    body = zlib.compress(filtered.tobytes(), _ZLIB_LEVEL)
-    return PNG_SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
-
-
-def tiff_bytes(
+def encode_tiff(
     pixels: np.ndarray, alpha: np.ndarray | None, icc: bytes | None, exif: bytes | None, xmp: bytes | None
 ) -> bytes:
     """Return a one-page little-endian TIFF, Deflate with the horizontal predictor, alpha unassociated.

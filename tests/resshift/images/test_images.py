@@ -13,26 +13,26 @@ import zlib
 from dataclasses import replace
 from typing import get_args
 
+import cv2
 import numpy as np
 import pytest
-import torch
+import tifffile
 from PIL import Image, ImageCms
 
-from resshift.images.codec import (
+from resshift.images import (
     Format,
     ImageError,
     ImageLimits,
+    ImageReason,
     Picture,
-    Reason,
     decode,
     encode,
     fit_format,
     from_pil,
-    from_tensor,
     in_own_profile,
     probe,
+    swap_red_blue,
     to_pil,
-    to_tensor,
 )
 from resshift.seeds import philox
 
@@ -158,6 +158,37 @@ def test_other_readers_agree_on_what_is_written() -> None:
         np.testing.assert_array_equal(np.asarray(image), expected)
     grey = Picture(pixels=noise(5, 6, 1), alpha=noise(5, 6))
     assert Image.open(io.BytesIO(encode(grey, "png"))).mode == "LA"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("has_alpha", [False, True])
+def test_opencv_and_tifffile_read_the_same_tiff(
+    dtype: type[np.uint8] | type[np.uint16], has_alpha: bool
+) -> None:
+    picture = Picture(
+        pixels=noise(700, 500, 3, dtype=dtype),
+        alpha=noise(700, 500, dtype=dtype) if has_alpha else None,
+        icc=DISPLAY_P3,
+        exif=from_pil(with_exif(smooth())).exif,
+        xmp=b"<rdf:RDF/>",
+    )
+    encoded = encode(picture, "tiff")
+    with tifffile.TiffFile(io.BytesIO(encoded)) as file:
+        page = file.pages.first
+        tags = {tag.name: tag.value for tag in page.tags}
+        read = page.asarray()
+    np.testing.assert_array_equal(read[..., :3], picture.pixels)
+    assert (tags["InterColorProfile"], tags["XMP"]) == (DISPLAY_P3, b"<rdf:RDF/>")
+    assert (int(tags["Compression"]), int(tags["Predictor"])) == (8, 2)  # Deflate, horizontal
+    assert tags["ExifTag"]["PixelXDimension"] == 500
+    assert tags["Make"] == "Maker"
+    decoded = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert decoded is not None
+    if picture.alpha is not None:
+        np.testing.assert_array_equal(read[..., 3], picture.alpha)
+        np.testing.assert_array_equal(decoded[..., 3], picture.alpha)
+    if picture.alpha is None or dtype is np.uint16:  # OpenCV premultiplies 8-bit colour
+        np.testing.assert_array_equal(swap_red_blue(decoded[..., :3]), picture.pixels)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -457,7 +488,7 @@ def test_content_decides_not_the_name() -> None:
         assert decode(data).format == format
 
 
-def refusal(data: bytes, limits: ImageLimits | None = None) -> Reason:
+def refusal(data: bytes, limits: ImageLimits | None = None) -> ImageReason:
     with pytest.raises(ImageError) as caught:
         decode(data, limits)
     assert str(caught.value)
@@ -467,20 +498,26 @@ def refusal(data: bytes, limits: ImageLimits | None = None) -> Reason:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", Reason.EMPTY),
-        (b"<!DOCTYPE html><html>not found</html>", Reason.NOT_AN_IMAGE),
-        (bytes(1000), Reason.NOT_AN_IMAGE),
-        (b"\xff\xd8", Reason.NOT_AN_IMAGE),
-        (b"\0\0\0\x1cftypavif" + bytes(50), Reason.UNSUPPORTED_FORMAT),
-        (b"8BPS" + bytes(50), Reason.UNSUPPORTED_FORMAT),
-        (b"\x89PNG\r\n\x1a\n", Reason.CORRUPT),
-        (raw_png(0, 0, 8, 2, b""), Reason.CORRUPT),
-        (saved(Image.fromarray(np.full((2, 2), -1, dtype=np.float32)), "TIFF"), Reason.UNSUPPORTED_MODE),
-        (saved(Image.fromarray(np.full((2, 2), 1e6, dtype=np.float32)), "TIFF"), Reason.UNSUPPORTED_MODE),
-        (saved(Image.fromarray(np.full((2, 2), 70_000, dtype=np.int32)), "TIFF"), Reason.UNSUPPORTED_MODE),
+        (b"", ImageReason.EMPTY),
+        (b"<!DOCTYPE html><html>not found</html>", ImageReason.NOT_AN_IMAGE),
+        (bytes(1000), ImageReason.NOT_AN_IMAGE),
+        (b"\xff\xd8", ImageReason.NOT_AN_IMAGE),
+        (b"\0\0\0\x1cftypavif" + bytes(50), ImageReason.UNSUPPORTED_FORMAT),
+        (b"8BPS" + bytes(50), ImageReason.UNSUPPORTED_FORMAT),
+        (b"\x89PNG\r\n\x1a\n", ImageReason.CORRUPT),
+        (raw_png(0, 0, 8, 2, b""), ImageReason.CORRUPT),
+        (saved(Image.fromarray(np.full((2, 2), -1, dtype=np.float32)), "TIFF"), ImageReason.UNSUPPORTED_MODE),
+        (
+            saved(Image.fromarray(np.full((2, 2), 1e6, dtype=np.float32)), "TIFF"),
+            ImageReason.UNSUPPORTED_MODE,
+        ),
+        (
+            saved(Image.fromarray(np.full((2, 2), 70_000, dtype=np.int32)), "TIFF"),
+            ImageReason.UNSUPPORTED_MODE,
+        ),
     ],
 )
-def test_unusable_files_are_refused_with_the_reason(data: bytes, reason: Reason) -> None:
+def test_unusable_files_are_refused_with_the_reason(data: bytes, reason: ImageReason) -> None:
     assert refusal(data) is reason
 
 
@@ -499,7 +536,7 @@ def test_size_is_refused_from_the_header_without_allocating() -> None:
     start = time.perf_counter()
     try:
         for bomb in bombs:
-            assert refusal(bomb) is Reason.TOO_LARGE
+            assert refusal(bomb) is ImageReason.TOO_LARGE
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
@@ -513,7 +550,7 @@ def test_limits_are_values_of_the_call() -> None:
         ImageLimits(max_side_px=63),
         ImageLimits(max_bytes=len(data) - 1),
     ):
-        assert refusal(data, limits) is Reason.TOO_LARGE
+        assert refusal(data, limits) is ImageReason.TOO_LARGE
     decode(data, ImageLimits(max_pixels=64 * 48, max_side_px=64, max_bytes=len(data)))
     generous = probe(
         raw_png(20_000, 10_000, 8, 0, b""), ImageLimits(max_pixels=200_000_000)
@@ -548,7 +585,7 @@ def samples() -> dict[str, bytes]:
 @pytest.mark.filterwarnings("ignore")  # Pillow warns about damaged tags
 @pytest.mark.parametrize(("name", "data"), samples().items(), ids=samples().keys())
 def test_truncation_is_an_image_error_or_a_picture(name: str, data: bytes) -> None:
-    outcomes: list[Reason | None] = []
+    outcomes: list[ImageReason | None] = []
     for end in sorted(
         {*range(0, len(data), max(1, len(data) // 60)), *range(max(0, len(data) - 12), len(data))}
     ):
@@ -557,7 +594,7 @@ def test_truncation_is_an_image_error_or_a_picture(name: str, data: bytes) -> No
             outcomes.append(None)
         except ImageError as error:
             outcomes.append(error.reason)
-    assert outcomes[0] is Reason.EMPTY
+    assert outcomes[0] is ImageReason.EMPTY
     assert sum(outcome is None for outcome in outcomes) <= len(outcomes) // 4, (
         "a cut file passed for a whole one"
     )
@@ -566,7 +603,7 @@ def test_truncation_is_an_image_error_or_a_picture(name: str, data: bytes) -> No
 def test_half_a_file_is_called_truncated() -> None:
     data = samples()
     for name in ("jpeg", "progressive", "png", "png16", "bmp"):
-        assert refusal(data[name][: len(data[name]) * 3 // 4]) is Reason.TRUNCATED, name
+        assert refusal(data[name][: len(data[name]) * 3 // 4]) is ImageReason.TRUNCATED, name
 
 
 def mutated(data: bytes, rng: np.random.Generator) -> bytes:
@@ -597,7 +634,7 @@ def test_mutated_files_raise_nothing_but_image_errors(name: str, data: bytes) ->
         try:
             picture = decode(damaged, limits)
         except ImageError as error:
-            assert isinstance(error.reason, Reason)  # noqa: PT017  both outcomes are right
+            assert isinstance(error.reason, ImageReason)  # noqa: PT017  both outcomes are right
         else:
             encode(picture, "tiff")
             encode(picture, "jpeg")
@@ -619,7 +656,7 @@ def test_format_limits_and_arguments_are_checked() -> None:
     wide = Picture(pixels=np.zeros((1, 20_000, 1), dtype=np.uint8))
     with pytest.raises(ImageError, match="webp holds at most 16383 px a side") as caught:
         encode(wide, "webp")
-    assert caught.value.reason is Reason.TOO_LARGE
+    assert caught.value.reason is ImageReason.TOO_LARGE
     with pytest.raises(ValueError, match="format must be one of png, jpeg, webp, tiff, got 'avif'"):
         encode(wide, "avif")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="quality must be 1 to 100, got 0"):
@@ -653,46 +690,9 @@ def test_sixteen_bit_colour_is_rounded_for_pillow() -> None:
     np.testing.assert_array_equal(np.asarray(to_pil(Picture(pixels=values))), expected)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_tensor_round_trip_is_exact_for_every_value(dtype: type[np.uint8] | type[np.uint16]) -> None:
-    highest = np.iinfo(dtype).max
-    every = np.arange(highest + 1, dtype=dtype).reshape(-1, 256, 1)
-    x = to_tensor(every)
-    assert x.shape == (1, 3, every.shape[0], 256)
-    assert x.dtype == torch.float32
-    assert (x.min().item(), x.max().item()) == (-1.0, 1.0)
-    np.testing.assert_array_equal(from_tensor(x, dtype), every.repeat(3, axis=2))
-    torch.testing.assert_close(
-        x[0, 0].double(),
-        torch.as_tensor(every[..., 0].astype(np.float64)) / highest * 2 - 1,
-        rtol=0,
-        atol=2e-7,
-    )
-
-
-def test_tensor_layout_is_rgb() -> None:
-    x = to_tensor(CORNERS)
-    assert (x[0, :, 0, 0] > 0).tolist() == [True, False, False]
-    np.testing.assert_array_equal(from_tensor(x), CORNERS)
-    np.testing.assert_array_equal(from_tensor(x[0].bfloat16().float()).shape, CORNERS.shape)
-
-
-def test_from_tensor_rounds_halves_up_and_clamps() -> None:
-    values = torch.tensor([-2.0, -1.0, 0.0, 1.0, 7.0], dtype=torch.float64).reshape(1, 1, 1, -1)
-    assert from_tensor(values).ravel().tolist() == [0, 0, 128, 255, 255]  # 0.0 is 127.5 exactly
-
-
-def test_from_tensor_refuses_what_would_fail_silently() -> None:
-    for bad in (float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="NaN or infinity"):
-            from_tensor(torch.full((1, 3, 2, 2), bad))
-    with pytest.raises(ValueError, match="x must be"):
-        from_tensor(torch.zeros(2, 3, 4, 4))
-
-
 def test_errors_survive_pickling() -> None:
-    error = pickle.loads(pickle.dumps(ImageError(Reason.TRUNCATED, "cut")))
-    assert (error.reason, str(error)) == (Reason.TRUNCATED, "cut")
+    error = pickle.loads(pickle.dumps(ImageError(ImageReason.TRUNCATED, "cut")))
+    assert (error.reason, str(error)) == (ImageReason.TRUNCATED, "cut")
 
 
 def test_import_leaves_pillow_as_it_was() -> None:

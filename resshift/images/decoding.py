@@ -1,0 +1,224 @@
+"""Encoded bytes -> pictures: upright, sRGB, RGB or grey, alpha apart, 16 bit kept.
+
+A file's format is decided by its content, never by its name. Sizes are checked in the header, before
+anything is allocated. Whatever a hostile file makes Pillow or OpenCV raise becomes an `ImageError` with a
+reason from a closed vocabulary.
+
+Pillow reads everything but 16-bit colour, which it would reduce to 8 bit: that goes through OpenCV.
+
+What it does not do: animation (`resshift.images.animation`), floating-point colour, more than four bands
+(what Pillow makes of the first, with a note).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image, TiffImagePlugin
+
+from resshift.images.exif import descriptive_exif, read_orientation, upright
+from resshift.images.header import count_frames, identify, read_header, refusals, sample_bits
+from resshift.images.icc import to_srgb
+from resshift.images.png import essential_png
+from resshift.images.samples import swap_red_blue
+from resshift.images.types import Array, ImageError, ImageLimits, ImageReason, Picture
+from resshift.images.xmp import descriptive_xmp
+
+
+def decode(data: bytes, limits: ImageLimits | None = None) -> Picture:
+    """Decode a file: upright, sRGB, RGB or grey, 16 bit kept.
+
+    Args:
+        data: the whole file.
+        limits: sizes accepted; `ImageLimits()` when None.
+
+    Raises:
+        ImageError: with the reason. No other exception leaves, whatever the bytes.
+    """
+    limits = limits or ImageLimits()
+    image = read_header(data, limits)
+    name = identify(data)
+    with refusals(f"{name} data"):
+        orientation = read_orientation(image) if name == "TIFF" else 1  # Pillow turns a TIFF while loading it
+        image.load()
+        limits.check_size(*image.size)  # a GIF frame may be larger than its screen
+        num_frames, is_exact = count_frames(data)
+        notes = (f"first of {'' if is_exact else 'at least '}{num_frames} frames",) if num_frames > 1 else ()
+        if orientation != 1:
+            notes += (f"orientation {orientation} applied",)
+        picture = _from_loaded(image, _sixteen_bit_colour(image, data))
+        return replace(picture, format=name, notes=notes + picture.notes)
+
+
+def from_pil(image: Image.Image) -> Picture:
+    """Convert a Pillow image of any mode but LAB and HSV (I and F within 16 bit); its EXIF orientation and
+    ICC profile are applied.
+
+    Raises:
+        ImageError: unsupported_mode, or what a lazily opened file turns out to be.
+    """
+    with refusals("Pillow image"):
+        image.load()
+        return _from_loaded(image, None)
+
+
+def _from_loaded(image: Image.Image, samples: Array | None) -> Picture:
+    """Build the picture of a loaded image; `samples` are its 16-bit values where Pillow has only 8."""
+    orientation = read_orientation(image)
+    exif, exif_notes = descriptive_exif(image)
+    xmp, xmp_notes = descriptive_xmp(image)
+    icc: bytes | None = image.info.get("icc_profile") or None
+    if samples is not None:
+        has_alpha = samples.shape[2] in (2, 4)
+        picture = Picture(
+            pixels=samples[..., :-1] if has_alpha else samples,
+            alpha=samples[..., -1] if has_alpha else None,
+            icc=icc,
+        )
+    elif image.mode.startswith("I"):
+        picture = replace(_grey16(image), icc=icc)
+    elif image.mode == "F":
+        picture = replace(_float_grey(image), icc=icc)
+    else:
+        picture = _eight_bit(image, icc)
+    if picture.pixels.dtype == np.uint16 and icc:
+        exif_notes += ("16 bit: ICC profile kept, not converted to sRGB",)
+    turned = upright(picture.pixels, orientation)
+    alpha = None if picture.alpha is None else upright(picture.alpha, orientation)
+    turn_notes = () if orientation == 1 else (f"orientation {orientation} applied",)
+    return replace(
+        picture,
+        pixels=turned,
+        alpha=alpha,
+        exif=exif,
+        xmp=xmp,
+        notes=turn_notes + picture.notes + exif_notes + xmp_notes,
+    )
+
+
+def _sixteen_bit_colour(image: Image.Image, data: bytes) -> Array | None:
+    """Decode a 16-bit picture that Pillow reduces to 8 bit, uint16 in 2 (grey, alpha), 3 or 4 channels; None
+    when it is not one.
+    """
+    if (
+        image.format not in ("PNG", "TIFF")
+        or image.mode not in ("RGB", "RGBA")
+        or sample_bits(image, data) != 16
+    ):
+        return None
+    clean = essential_png(data) if image.format == "PNG" else data
+    decoded = cv2.imdecode(np.frombuffer(clean, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    if (
+        decoded is None
+        or decoded.dtype != np.uint16
+        or decoded.ndim != 3
+        or decoded.shape[1::-1] != image.size
+    ):
+        raise ImageError(
+            ImageReason.CORRUPT,
+            f"{image.format} data: Pillow reads it in 8 bit, OpenCV cannot read it in 16 bit",
+        )
+    extra = (
+        image.tag_v2.get(TiffImagePlugin.EXTRASAMPLES, ())
+        if isinstance(image, TiffImagePlugin.TiffImageFile)
+        else ()
+    )
+    rgb = swap_red_blue(decoded[..., :3])
+    if extra != (1,) and not np.array_equal(
+        rgb >> 8, np.asarray(image)[..., :3]
+    ):  # e.g. separate planes, which OpenCV mixes up
+        raise ImageError(
+            ImageReason.UNSUPPORTED_MODE,
+            "Pillow and OpenCV read different values; 16-bit colour must be interleaved",
+        )
+    if decoded.shape[2] == 3:
+        return rgb
+    if extra == (0,):  # a fourth band without a meaning
+        return rgb
+    alpha = decoded[..., 3:]
+    if (
+        image.format == "PNG" and data[25] == 4
+    ):  # IHDR: grey with alpha, which both libraries spread over three channels
+        return np.concatenate([rgb[..., :1], alpha], axis=2)
+    if extra == (1,):  # premultiplied
+        rgb = np.minimum(rgb.astype(np.uint64) * 65535 // np.maximum(alpha, 1), 65535).astype(np.uint16)
+    return np.concatenate([rgb, alpha], axis=2)
+
+
+def _grey16(image: Image.Image) -> Picture:
+    """Take the samples of modes I;16*, and of I when they fit in 16 bit."""
+    samples = np.asarray(image)
+    notes: tuple[str, ...] = ()
+    if image.mode == "I":
+        if samples.min() < 0 or samples.max() > 65535:
+            raise ImageError(
+                ImageReason.UNSUPPORTED_MODE,
+                f"samples reach from {samples.min()} to {samples.max()}, 0 to 65535 is allowed",
+            )
+        notes = ("signed or 32-bit samples taken as 16-bit",)
+    values = samples.astype(np.uint16)
+    tags: Any = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    if tags.get(TiffImagePlugin.BITSPERSAMPLE) == (12,):
+        values = ((values.astype(np.uint32) * 65535 + 2047) // 4095).astype(np.uint16)
+        notes = ("12-bit samples scaled to 16-bit",)
+    alpha = None
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        alpha = np.where(values == transparent, 0, 65535).astype(np.uint16)
+    if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero; Pillow inverts only 8 bit
+        values = 65535 - values
+    return Picture(pixels=values[..., None], alpha=alpha, notes=notes)
+
+
+def _float_grey(image: Image.Image) -> Picture:
+    """Bring floating-point grey to 16 bit. Its white is the smallest of 1, 255 and 65535 that no finite
+    sample exceeds.
+    """
+    samples = np.asarray(image)
+    finite = samples[np.isfinite(samples)]
+    highest = float(finite.max(initial=0.0))
+    white = next((white for white in (1.0, 255.0, 65535.0) if highest <= white), None)
+    if white is None or float(finite.min(initial=0.0)) < 0:
+        message = f"floating-point samples reach from {finite.min()} to {highest}, 0 to 65535 is allowed"
+        raise ImageError(ImageReason.UNSUPPORTED_MODE, message)
+    notes = (f"floating-point samples with white at {white:g} written as 16-bit",)
+    if finite.size < samples.size:
+        notes += (f"{samples.size - finite.size} samples were NaN or infinite",)
+    known = np.nan_to_num(samples, nan=0.0, posinf=white, neginf=0.0).astype(np.float64)
+    return Picture(pixels=(known * (65535 / white) + 0.5).astype(np.uint16)[..., None], notes=notes)
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _eight_bit(image: Image.Image, icc: bytes | None) -> Picture:
+    """Convert any 8-bit mode; palette, key colours and profiles applied."""
+    notes: tuple[str, ...] = ()
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        num_samples = int(image.tag_v2.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
+        if num_samples > len(image.getbands()):
+            notes = (f"{num_samples - len(image.getbands())} extra bands dropped",)
+    has_alpha = image.has_transparency_data
+    if image.mode in ("1", "L", "LA", "La"):
+        image = _in_mode(image, "LA" if has_alpha else "L")
+    elif image.mode in ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr"):
+        image = _in_mode(image, "RGBA" if has_alpha else "RGB")
+    elif image.mode != "CMYK":
+        allowed = "grey, RGB, palette, YCbCr and CMYK of 8 or 16 bit"
+        raise ImageError(ImageReason.UNSUPPORTED_MODE, f"pixel mode {image.mode!r}, allowed are {allowed}")
+    alpha = np.array(image.getchannel("A")) if has_alpha else None
+    image = image.convert(image.mode[:-1]) if has_alpha else image
+    space, profile = image.mode, icc
+    image, icc, colour_notes = to_srgb(image, profile)
+    source = (
+        profile
+        if profile and icc is None and space != "CMYK" and colour_notes[0].startswith("converted from")
+        else None
+    )
+    pixels = np.array(image)
+    pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+    return Picture(pixels=pixels, alpha=alpha, icc=icc, source_icc=source, notes=notes + colour_notes)

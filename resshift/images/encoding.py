@@ -1,0 +1,140 @@
+"""Pictures -> encoded bytes: PNG, JPEG, WebP or TIFF, with profile, EXIF and XMP.
+
+The same picture gives the same bytes. What a format cannot hold is given up with a note (`fit_format`).
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from typing import get_args
+
+import numpy as np
+from PIL import Image
+
+from resshift.images.exif import resize_exif
+from resshift.images.icc import from_srgb
+from resshift.images.png import encode_png
+from resshift.images.samples import to_eight_bit
+from resshift.images.tiff import encode_tiff
+from resshift.images.types import Format, ImageError, ImageReason, Picture
+from resshift.images.xmp import resize_xmp
+
+_MAX_SIDE_PX: dict[str, int] = {"jpeg": 65_500, "webp": 16_383}
+_MAX_JPEG_EXIF_BYTES = 65_000  # a segment holds 65 533 bytes
+_MAX_JPEG_XMP_BYTES = 65_400
+
+
+def encode(picture: Picture, format: Format = "png", quality: int = 95) -> bytes:
+    """Encode a picture; the same picture gives the same bytes.
+
+    Args:
+        picture: what `fit_format` would change is changed here too, silently: call it first to keep the
+            notes.
+        format: png and tiff keep 16 bit and are lossless; jpeg has no alpha.
+        quality: 1-100, jpeg and webp only. From 90 on, JPEG colour is not subsampled.
+    """
+    if not 1 <= quality <= 100:
+        raise ValueError(f"quality must be 1 to 100, got {quality}")
+    picture = fit_format(picture, format)
+    exif = resize_exif(picture.exif, picture.width, picture.height) if picture.exif else None
+    xmp = resize_xmp(picture.xmp, picture.width, picture.height) if picture.xmp else None
+    if format == "tiff":
+        return encode_tiff(picture.pixels, picture.alpha, picture.icc, exif, xmp)
+    if format == "png":
+        return encode_png(picture.pixels, picture.alpha, picture.icc, exif, xmp)
+    image = to_pil(picture)
+    out = io.BytesIO()
+    metadata = {"icc_profile": picture.icc or b"", "exif": exif or b"", "xmp": xmp or b""}
+    if format == "jpeg":
+        image.save(out, "JPEG", quality=quality, subsampling=0 if quality >= 90 else 2, **metadata)
+    else:
+        image.save(out, "WEBP", quality=quality, method=4, **metadata)
+    return out.getvalue()
+
+
+def fit_format(picture: Picture, format: Format) -> Picture:
+    """Return the picture as `format` can hold it, with a note for everything that was given up.
+
+    Raises:
+        ImageError: too_large, when a side is longer than the format allows.
+    """
+    if format not in get_args(Format):
+        raise ValueError(f"format must be one of {', '.join(get_args(Format))}, got {format!r}")
+    allowed_px = _MAX_SIDE_PX.get(format)
+    if allowed_px is not None and max(picture.width, picture.height) > allowed_px:
+        size = f"{picture.width}x{picture.height}"
+        raise ImageError(
+            ImageReason.TOO_LARGE, f"the picture is {size}, {format} holds at most {allowed_px} px a side"
+        )
+    if format in ("jpeg", "webp"):
+        picture = _reduced(picture, f"16 bit reduced to 8 for {format}")
+    if (
+        format == "tiff"
+        and picture.alpha is not None
+        and picture.pixels.shape[2] == 1
+        and picture.pixels.dtype == np.uint16
+    ):
+        pixels = np.repeat(picture.pixels, 3, axis=2)  # Pillow 13 cannot open 16-bit grey with alpha
+        picture = replace(
+            picture, pixels=pixels, notes=(*picture.notes, "16-bit grey with alpha written as RGB for tiff")
+        )
+    if format == "jpeg" and picture.alpha is not None:
+        weight = picture.alpha[..., None].astype(np.uint32)
+        blended = ((picture.pixels * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)
+        picture = replace(
+            picture,
+            pixels=blended,
+            alpha=None,
+            notes=(*picture.notes, "transparency composited on white for jpeg"),
+        )
+    if format == "jpeg" and picture.exif is not None and len(picture.exif) > _MAX_JPEG_EXIF_BYTES:
+        picture = replace(
+            picture, exif=None, notes=(*picture.notes, "EXIF dropped, it is longer than a JPEG segment")
+        )
+    if format == "jpeg" and picture.xmp is not None and len(picture.xmp) > _MAX_JPEG_XMP_BYTES:
+        picture = replace(
+            picture, xmp=None, notes=(*picture.notes, "XMP dropped, it is longer than a JPEG segment")
+        )
+    return picture
+
+
+def in_own_profile(picture: Picture) -> Picture:
+    """Return a picture that was converted to sRGB for the network in the profile of its file, embedded again;
+    any other as it is.
+    """
+    if picture.source_icc is None or picture.pixels.dtype != np.uint8:
+        return picture
+    pixels = from_srgb(picture.pixels, picture.source_icc)
+    notes = tuple(f"{note} and back" if note.startswith("converted from") else note for note in picture.notes)
+    return replace(picture, pixels=pixels, icc=picture.source_icc, source_icc=None, notes=notes)
+
+
+def to_pil(picture: Picture) -> Image.Image:
+    """Convert to a Pillow image of mode L, LA, RGB, RGBA or I;16, profile, EXIF and XMP in `info`.
+
+    Pillow has no 16-bit colour and no 16-bit alpha: both are reduced to 8 bit with rounding.
+    """
+    if picture.pixels.shape[2] == 3 or picture.alpha is not None:
+        picture = _reduced(picture)
+    samples = (
+        picture.pixels
+        if picture.alpha is None
+        else np.concatenate([picture.pixels, picture.alpha[..., None]], axis=2)
+    )
+    image = Image.fromarray(np.ascontiguousarray(samples[..., 0] if samples.shape[2] == 1 else samples))
+    if picture.icc:
+        image.info["icc_profile"] = picture.icc
+    if picture.exif:
+        image.info["exif"] = resize_exif(picture.exif, picture.width, picture.height)
+    if picture.xmp:
+        image.info["xmp"] = resize_xmp(picture.xmp, picture.width, picture.height)
+    return image
+
+
+def _reduced(picture: Picture, *notes: str) -> Picture:
+    """Return a 16-bit picture in 8 bit with the notes added, any other as it is."""
+    if picture.pixels.dtype == np.uint8:
+        return picture
+    alpha = None if picture.alpha is None else to_eight_bit(picture.alpha)
+    return replace(picture, pixels=to_eight_bit(picture.pixels), alpha=alpha, notes=picture.notes + notes)

@@ -1,0 +1,66 @@
+"""Samples of pictures: their order, their depth, and their range as tensors.
+
+Values are uint8 0-255 or uint16 0-65535 in arrays, float32 in [-1, 1] in tensors. OpenCV's channel order is
+BGR: nowhere outside this module.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from resshift.images.types import Array, Picture, check_pixels
+
+if TYPE_CHECKING:
+    # Imported by the two functions that need it: a process that only decodes starts in 0.3 s.
+    from torch import Tensor
+
+
+def swap_red_blue(pixels: Array) -> Array:
+    """Bring (H, W, 3) from RGB to the order that OpenCV's codecs take and give, or back."""
+    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
+
+
+def to_eight_bit(samples: Array) -> NDArray[np.uint8]:
+    """Round uint16 to uint8: 65535 / 255 = 257 exactly."""
+    return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def rgb_u8(picture: Picture) -> NDArray[np.uint8]:
+    """Return the pixels as (H, W, 3) uint8: 16 bit rounded, grey repeated, alpha dropped."""
+    pixels = picture.pixels if picture.pixels.dtype == np.uint8 else to_eight_bit(picture.pixels)
+    return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
+
+
+def to_tensor(pixels: Array) -> Tensor:
+    """Convert (H, W, 1 or 3) uint8 or uint16 to (1, 3, H, W) float32 in [-1, 1]; grey becomes three equal
+    channels.
+    """
+    import torch
+
+    check_pixels(pixels)
+    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32)
+    planes /= np.float32(np.iinfo(pixels.dtype).max / 2)
+    planes -= 1
+    return torch.as_tensor(planes).expand(3, -1, -1)[None].contiguous()
+
+
+def from_tensor(x: Tensor, dtype: type[np.uint8] | type[np.uint16] = np.uint8) -> Array:
+    """Convert (1, C, H, W) or (C, H, W) in [-1, 1] to (H, W, C) integers, round(max * (x + 1) / 2), halves
+    up, values outside clamped.
+
+    Raises:
+        ValueError: another shape, or NaN or infinity among the values.
+    """
+    import torch
+
+    if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[0] != 1):
+        raise ValueError(f"x must be (1, C, H, W) or (C, H, W), got {tuple(x.shape)}")
+    planes = x.detach().to("cpu", torch.float32).reshape(x.shape[-3:])
+    if not bool(torch.isfinite(planes).all()):
+        raise ValueError("x holds NaN or infinity, finite values are needed")
+    scaled = planes.clamp(-1, 1).add_(1).mul_(np.iinfo(dtype).max / 2).add_(0.5).floor_()
+    return np.ascontiguousarray(scaled.permute(1, 2, 0).numpy()).astype(dtype)
