@@ -1,10 +1,6 @@
 """Files on local disks and objects in S3 by one set of functions: `from resshift import storage`."""
 
 from resshift.storage.files import (
-    EPOCH,
-    Entry,
-    StorageError,
-    StorageReason,
     exists,
     find_entry,
     is_inside,
@@ -12,13 +8,13 @@ from resshift.storage.files import (
     join,
     list_entries,
     open_input,
-    printable,
     read_bytes,
     read_first_bytes,
     read_range,
     remove,
     write_bytes,
 )
+from resshift.storage.types import EPOCH, Entry, StorageError, StorageReason, printable
 
 __all__ = [
     "EPOCH",

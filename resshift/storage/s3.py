@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import posixpath
+import re
 import secrets
-from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias, cast
+from collections.abc import Iterator, Mapping
+from typing import IO, Any, Literal, TypeAlias, cast
 
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from fsspec.asyn import sync
@@ -27,18 +29,13 @@ from pydantic.dataclasses import dataclass
 from s3fs import S3FileSystem
 from s3fs.core import S3_RETRYABLE_ERRORS
 
+from resshift.storage.types import Entry, StorageError, StorageReason, accessing
+
 # What is inferred for the synchronous calls of S3FileSystem is wrong: they return the answer, not None.
 Client: TypeAlias = Any
 _BAD_CONNECTIONS = 5  # of a pool, one after the other
-ACCESS_ERRORS = (OSError, BotoCoreError, ClientError, UnicodeError, *S3_RETRYABLE_ERRORS)
-
-
-class TooLargeError(ValueError):
-    """The object is larger than the caller accepts; nothing of its body was read."""
-
-    def __init__(self, size_bytes: int) -> None:
-        super().__init__(size_bytes)
-        self.size_bytes = size_bytes
+_ACCESS_ERRORS = (BotoCoreError, ClientError, *S3_RETRYABLE_ERRORS)
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -141,17 +138,130 @@ async def _send(filesystem: Client, method: str, arguments: Mapping[str, object]
     return await filesystem._call_s3(method, **arguments)
 
 
-def get(
-    options: S3Options, bucket: str, key: str, max_bytes: int | None, byte_range: str | None = None
-) -> bytes:
-    """Read an object, or a part of it ("bytes=0-99", RFC 9110); exactly as long as the store announced it.
+def split(uri: str) -> tuple[str, str]:
+    """Return the bucket of a URI and its key or prefix, which may be empty.
 
     Raises:
-        TooLargeError: above `max_bytes`, before the body is read.
+        StorageError: invalid.
     """
-    filesystem = client(options)
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not _BUCKET.fullmatch(bucket):
+        raise StorageError(
+            uri,
+            StorageReason.INVALID,
+            "the URI must be s3://BUCKET/KEY; credentials come from the environment",
+        )
+    return bucket, key
+
+
+def _split_object(uri: str) -> tuple[str, str]:
+    bucket, key = split(uri)
+    if not key or key.endswith("/"):
+        raise StorageError(uri, StorageReason.INVALID, "an object needs a key that does not end in /")
+    return bucket, key
+
+
+def request(uri: str, options: S3Options, method: str, **arguments: object) -> dict[str, Any]:
+    """Send one request about `uri` and return the answer.
+
+    Raises:
+        StorageError: the store refuses the request or cannot be reached.
+    """
+    with accessing(uri, *_ACCESS_ERRORS):
+        return call(options, method, **arguments)
+
+
+def list_entries(root: str, options: S3Options) -> Iterator[Entry]:
+    """List every object below a prefix, page by page, or the one object that `root` is."""
+    bucket, prefix = split(root)
+    folder = prefix if not prefix or prefix.endswith("/") else prefix + "/"
+    is_empty, token = True, {}
+    while True:
+        page = request(
+            root, options, "list_objects_v2", Bucket=bucket, Prefix=folder, **options.for_reading(), **token
+        )
+        for item in page.get("Contents", ()):
+            is_empty = False
+            if not item["Key"].endswith("/"):
+                yield _entry(bucket, item["Key"], item["Key"][len(folder) :], item["Size"], item)
+        if not page.get("IsTruncated"):
+            break
+        token = {"ContinuationToken": page["NextContinuationToken"]}
+    if (
+        is_empty
+        and prefix
+        and not prefix.endswith("/")
+        and (found := _look_up(root, bucket, prefix, options)) is not None
+    ):
+        yield _entry(bucket, prefix, posixpath.basename(prefix), found["Size"], found)
+
+
+def _entry(bucket: str, key: str, relative: str, size_bytes: int, item: dict[str, Any]) -> Entry:
+    return Entry(relative, f"s3://{bucket}/{key}", size_bytes, item["ETag"].strip('"'), item["LastModified"])
+
+
+def find_entry(uri: str, key: str, options: S3Options) -> Entry:
+    """Return the entry of one object, with `key` as its key."""
+    bucket, name = _split_object(uri)
+    found = _look_up(uri, bucket, name, options)
+    if found is None:
+        raise StorageError(uri, StorageReason.MISSING, "no such object")
+    return _entry(bucket, name, key, found["Size"], found)
+
+
+def exists(uri: str, options: S3Options) -> bool:
+    """Tell whether an object is there; a prefix or a bucket is not an object."""
+    return _look_up(uri, *_split_object(uri), options) is not None
+
+
+def _look_up(uri: str, bucket: str, key: str, options: S3Options) -> dict[str, Any] | None:
+    """Return what a listing says of one key, None when it is not there.
+
+    Not a HEAD request: what a store answers to one that finds nothing has no body to say why, and Swift's
+    breaks the connection.
+    """
+    page = request(
+        uri, options, "list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1, **options.for_reading()
+    )
+    return next(
+        (item for item in page.get("Contents", ()) if item["Key"] == key), None
+    )  # the key itself sorts first
+
+
+def read_bytes(uri: str, max_bytes: int | None, options: S3Options, byte_range: str | None = None) -> bytes:
+    """Read an object, or a part of it ("bytes=0-99", RFC 9110); exactly as long as the store announced it."""
+    bucket, key = _split_object(uri)
     wait: Any = sync
-    return cast(bytes, wait(filesystem.loop, _get, filesystem, options, bucket, key, max_bytes, byte_range))
+    with accessing(uri, *_ACCESS_ERRORS):
+        filesystem = client(options)
+        return wait(filesystem.loop, _get, filesystem, options, bucket, key, max_bytes, byte_range)
+
+
+def read_part(uri: str, offset: int, num_bytes: int, options: S3Options) -> bytes:
+    """Read at most `num_bytes` from `offset` on; a negative offset counts from the end."""
+    part = f"bytes={offset}-{offset + num_bytes - 1}" if offset >= 0 else f"bytes={offset}"
+    return read_bytes(uri, None, options, part)[:num_bytes]
+
+
+def open_input(uri: str, options: S3Options) -> IO[bytes]:
+    """Open an object for random access; only the parts that are read travel."""
+    bucket, key = _split_object(uri)
+    with accessing(uri, *_ACCESS_ERRORS):
+        return client(options).open(f"{bucket}/{key}", "rb", block_size=8 << 20)
+
+
+def write_bytes(uri: str, data: bytes, options: S3Options, content_type: str | None) -> None:
+    """Write a whole object by one PUT."""
+    bucket, key = _split_object(uri)
+    request(
+        uri, options, "put_object", Bucket=bucket, Key=key, Body=data, **options.for_writing(content_type)
+    )
+
+
+def remove(uri: str, options: S3Options) -> None:
+    """Delete an object if it is there."""
+    bucket, key = _split_object(uri)
+    request(uri, options, "delete_object", Bucket=bucket, Key=key, **options.for_reading())
 
 
 async def _get(
@@ -170,7 +280,7 @@ async def _get(
         try:
             announced = response["ContentLength"]
             if max_bytes is not None and announced > max_bytes:
-                raise TooLargeError(announced)
+                raise StorageError.too_large(f"s3://{bucket}/{key}", announced, max_bytes)
             data = await response["Body"].read()
             if len(data) == announced:
                 return data

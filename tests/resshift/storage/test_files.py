@@ -21,13 +21,13 @@ from resshift.storage import (
     StorageError,
     StorageReason,
     exists,
-    files,
     is_inside,
     join,
     list_entries,
     read_bytes,
     write_bytes,
 )
+from resshift.storage import s3 as s3_store
 from resshift.storage.s3 import S3Options
 
 AWKWARD_KEYS = (
@@ -136,14 +136,14 @@ def test_bucket_listing_streams_page_by_page(bucket: str, monkeypatch: pytest.Mo
     for i in range(7):
         write_bytes(f"{bucket}/p/{i}.png", b"x")
     pages: list[int] = []
-    original = files._call_s3  # pyright: ignore[reportPrivateUsage]
+    original = s3_store.call
 
-    def small_pages(uri: str, options: S3Options, method: str, **arguments: object) -> dict[str, Any]:
-        page = original(uri, options, method, MaxKeys=3, **arguments)
+    def small_pages(options: S3Options, method: str, **arguments: object) -> dict[str, Any]:
+        page = original(options, method, MaxKeys=3, **arguments)
         pages.append(len(page["Contents"]))
         return page
 
-    monkeypatch.setattr(storage, "_call_s3", small_pages)
+    monkeypatch.setattr(s3_store, "call", small_pages)
     entries = list_entries(f"{bucket}/p")
     assert [entry.key for entry in itertools.islice(entries, 2)] == ["0.png", "1.png"]
     assert pages == [3]
@@ -374,7 +374,7 @@ def test_bytes_left_on_a_connection_do_not_fail_the_next_request(
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
         for _ in range(4):
             with pytest.raises(StorageError) as caught:
-                files._call_s3(  # pyright: ignore[reportPrivateUsage]
+                s3_store.request(
                     "s3://b/a", S3Options(attempts=2), "head_object", Bucket="some-bucket", Key="a"
                 )
             assert caught.value.reason is StorageReason.MISSING
@@ -402,7 +402,7 @@ def test_written_objects_get_what_the_options_say(options: S3Options, expected: 
 def test_encryption_class_and_type_reach_the_store(bucket: str) -> None:
     options = S3Options(sse="AES256", storage_class="STANDARD_IA")
     write_bytes(f"{bucket}/a.png", b"x", options, "image/png")
-    found = files._call_s3(bucket, options, "head_object", Bucket=bucket[5:], Key="a.png")  # pyright: ignore[reportPrivateUsage]
+    found = s3_store.request(bucket, options, "head_object", Bucket=bucket[5:], Key="a.png")
     assert (found["ServerSideEncryption"], found["StorageClass"], found["ContentType"]) == (
         "AES256",
         "STANDARD_IA",
