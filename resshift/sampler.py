@@ -5,8 +5,8 @@
     x_{t-1} = (eta_{t-1} / eta_t) x_t + (alpha_t / eta_t) x0_pred + sqrt(kappa^2 (eta_{t-1} / eta_t) alpha_t) noise(t - 1)
 
 The variance of the last step is zero, so the result is the last x0_pred. What denoises, and where noise comes
-from, is the caller's: a network over the whole latent, the same network tile by tile (`resshift.tiles.plan`),
-or in tests a function that knows the answer.
+from, is the caller's. `trajectory` runs over a latent that is whole in memory, as validation does while
+training; `resshift.tiles.chain` takes the same `reverse_step` row of tiles by row of tiles, for `Upscaler`.
 """
 
 from __future__ import annotations
@@ -40,6 +40,26 @@ class SamplingStep(NamedTuple):
     x_prev: Tensor
 
 
+def reverse_step(x_t: Tensor, x0_pred: Tensor, t: Tensor, noise: Tensor, schedule: ShiftSchedule) -> Tensor:
+    """Go back one step of the chain: draw x_{t-1} from the posterior q(x_{t-1} | x_t, x0_pred).
+
+        x_{t-1} = (eta_{t-1} / eta_t) x_t + (alpha_t / eta_t) x0_pred
+                  + sqrt(kappa^2 (eta_{t-1} / eta_t) alpha_t) noise
+
+    Args:
+        x_t: Latent before the step, (B, ...).
+        x0_pred: Prediction of the clean latent, same shape.
+        t: Step indices in [0, T), int64 (B,). At index 0 the result is x0_pred.
+        noise: Standard normal, same shape. The caller draws it, so the caller owns reproducibility.
+        schedule: Shifting sequence.
+
+    Returns:
+        x_{t-1}, same shape, dtype and device as x_t.
+    """
+    posterior = q_posterior(x0_pred, x_t, t, schedule)
+    return posterior.mean + posterior.variance.sqrt() * noise
+
+
 def trajectory(
     denoise: Denoise, y0: Tensor, schedule: ShiftSchedule, noise: Callable[[int], Tensor]
 ) -> Iterator[SamplingStep]:
@@ -57,8 +77,7 @@ def trajectory(
     for i in range(schedule.steps - 1, -1, -1):
         t = torch.full((y0.shape[0],), i, dtype=torch.int64, device=y0.device)
         x0_pred = denoise(x_t, t)
-        posterior = q_posterior(x0_pred, x_t, t, schedule)
-        x_t = posterior.mean + posterior.variance.sqrt() * noise(i)
+        x_t = reverse_step(x_t, x0_pred, t, noise(i), schedule)
         yield SamplingStep(i, x0_pred, x_t)
 
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from resshift.config import ModelConfig
-from resshift.diffusion import prior_sample, q_posterior
+from resshift.diffusion import prior_sample
 from resshift.networks.autoencoder import FirstStage, PixelUnshuffle
 from resshift.resize.bicubic import upsample
-from resshift.sampler import network_denoiser
+from resshift.sampler import network_denoiser, reverse_step
 from resshift.schedule import ShiftSchedule
 from resshift.tiles.batching import Work
 from resshift.tiles.plan import TilePlan, reflected
@@ -251,10 +251,8 @@ class RowChain:
             )
             x_prev = x0_pred  # at the last step the posterior is the prediction itself
             if i_step:
-                posterior = q_posterior(x0_pred[None], x_t[None], t, schedule)
-                x_prev = (
-                    posterior.mean + posterior.variance.sqrt() * self._noise(i_step, top, bottom, columns)
-                )[0]
+                noise = self._noise(i_step, top, bottom, columns)
+                x_prev = reverse_step(x_t[None], x0_pred[None], t, noise[None], schedule)[0]
             after.write(top, columns.start, x_prev)
 
     def _emit_unshuffled(self, blended: RowBuffer, top: int, bottom: int) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from resshift.sampler import network_denoiser, sample, trajectory
+from resshift.sampler import network_denoiser, reverse_step, sample, trajectory
 from resshift.schedule import ShiftSchedule
 
 
@@ -22,6 +22,18 @@ def test_oracle_denoiser_gives_x0_exactly(kappa: float, steps: int, seed: int) -
     schedule = ShiftSchedule.released(steps, kappa)
     out = sample(lambda x_t, t: x0, y0, schedule, lambda step: normal(2, 3, 8, 6, seed=100 * seed + step))
     assert torch.equal(out, x0)
+
+
+def test_a_reverse_step_is_a_draw_from_the_posterior_of_the_paper() -> None:
+    schedule = ShiftSchedule.released(4, kappa=2.0)
+    x_t, x0, noise = (normal(3, 2, 4, 4, seed=seed) for seed in (0, 1, 2))
+    x_prev = reverse_step(x_t, x0, torch.tensor([0, 1, 3]), noise, schedule)
+    assert torch.equal(x_prev[0], x0[0])
+    for i_sample, t in ((1, 1), (2, 3)):
+        eta, eta_prev = float(schedule.eta[t]), float(schedule.eta[t - 1])
+        spread = 2.0 * (eta_prev / eta * (eta - eta_prev)) ** 0.5
+        expected = eta_prev / eta * x_t + (eta - eta_prev) / eta * x0 + spread * noise
+        torch.testing.assert_close(x_prev[i_sample], expected[i_sample], rtol=1e-12, atol=1e-12)
 
 
 def test_noise_is_asked_for_in_the_order_of_the_released_code() -> None:
