@@ -39,7 +39,7 @@ from resshift.degradation.jpeg import from_u8, to_u8
 from resshift.devices import use_one_thread
 from resshift.pairs.crops import training_crop
 from resshift.pairs.jpeg import decode_photo
-from resshift.pairs.pair import make_pair
+from resshift.pairs.training_pair import make_pair
 
 CROP = DataConfig(crop="short_side", crop_px=256)
 STAGES = ("decode", "crop", "draw", "blur", "resize", "noise", "jpeg", "rounding")

@@ -29,7 +29,7 @@ from pipelines.shards.build import ShardOptions
 from pipelines.shards.prepare import prepare_here
 from resshift.config import DataConfig
 from resshift.devices import use_one_thread
-from resshift.pairs.pair import make_pair
+from resshift.pairs.training_pair import make_pair
 from resshift.presets import preset
 
 _STORE_BYTES = 2 << 30  # Ray itself would take 30 % of a machine's memory

@@ -1,4 +1,4 @@
-"""The same training pair in plain OpenCV and NumPy: what `resshift.pairs.pair` is compared with.
+"""The same training pair in plain OpenCV and NumPy: what `resshift.pairs.training_pair` is compared with.
 
 Written as one would write it first, from the same recipe: one thread, no table, no precomputation, no check;
 choices from NumPy's generator, kernels from their formulas, noise from `normal` and `poisson`, sums by

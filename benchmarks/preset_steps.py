@@ -32,7 +32,7 @@ from torch import nn
 from train_step import build
 
 from resshift.networks.autoencoder import VQAutoencoder
-from resshift.pairs.pair import make_pair
+from resshift.pairs.training_pair import make_pair
 from resshift.presets import PRESETS, preset
 from resshift.training.step import DiffusionLearner
 

@@ -38,7 +38,7 @@ from resshift.devices import on_device
 from resshift.images import ImageError
 from resshift.metrics.lpips import Lpips
 from resshift.networks.autoencoder import build_first_stage
-from resshift.pairs.pair import make_pair
+from resshift.pairs.training_pair import make_pair
 from resshift.presets import preset
 from resshift.training.losses import Objective
 from resshift.training.step import DiffusionLearner, build_network, start_from

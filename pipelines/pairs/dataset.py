@@ -40,7 +40,7 @@ from resshift.allocator import keep_freed_pages
 from resshift.config import ConfigError, DataConfig, TrainConfig
 from resshift.devices import use_one_thread
 from resshift.images import ImageError
-from resshift.pairs.pair import Pair, make_pair
+from resshift.pairs.training_pair import TrainingPair, make_pair
 
 logger = logging.getLogger(__name__)
 Batch = dict[str, NDArray[Any]]
@@ -128,7 +128,7 @@ class _Made(NamedTuple):
     row: int
     epoch: int
     key: str
-    pair: Pair
+    pair: TrainingPair
     substituted: bool
 
 
@@ -185,7 +185,7 @@ class PairMaker:
             i_group, i = members[source]
             yield _Made(row, piece.epoch, *self._pair(photos[i_group], i, piece.epoch))
 
-    def _pair(self, group: pa.Table, i: int, epoch: int) -> tuple[str, Pair, bool]:
+    def _pair(self, group: pa.Table, i: int, epoch: int) -> tuple[str, TrainingPair, bool]:
         key = str(group["key"][i])
         failure: ImageError | None = None
         for step in range(len(group)):

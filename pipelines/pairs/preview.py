@@ -28,7 +28,7 @@ from resshift.degradation.masks import Border, Box, Mask, Stroke
 from resshift.degradation.noise import Noise
 from resshift.degradation.resize import Resize
 from resshift.images import ImageError, ImageLimits, Picture, encode
-from resshift.pairs.pair import Pair, make_pair
+from resshift.pairs.training_pair import TrainingPair, make_pair
 from resshift.storage import StorageError
 
 
@@ -37,7 +37,7 @@ class Sample:
     """A photo and the pair it gives, or why it gives none."""
 
     key: str
-    pair: Pair | None
+    pair: TrainingPair | None
     problem: str = ""
 
 

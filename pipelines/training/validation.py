@@ -28,7 +28,7 @@ from resshift.degradation import DegradationRecipe
 from resshift.images import ImageError, Picture
 from resshift.metrics import psnr_ssim
 from resshift.metrics.lpips import Lpips
-from resshift.pairs.pair import make_pair
+from resshift.pairs.training_pair import make_pair
 
 logger = logging.getLogger(__name__)
 Image = NDArray[np.uint8]

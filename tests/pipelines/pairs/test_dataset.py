@@ -36,7 +36,7 @@ from pipelines.shards.prepare import finish, prepare_here
 from resshift import degradation
 from resshift.config import ConfigError, DataConfig, RunConfig
 from resshift.images import ImageError
-from resshift.pairs.pair import make_pair
+from resshift.pairs.training_pair import make_pair
 from resshift.presets import test_x4 as toy_preset
 from resshift.storage import StorageError, StorageReason
 

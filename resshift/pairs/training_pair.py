@@ -19,7 +19,7 @@ from resshift.pairs.jpeg import decode_photo
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Pair:
+class TrainingPair:
     """One training sample.
 
     Fields:
@@ -37,7 +37,7 @@ class Pair:
 
 def make_pair(
     data: bytes, key: str, epoch: int, seed: int, crop: DataConfig, recipe: DegradationRecipe
-) -> Pair:
+) -> TrainingPair:
     """Decode a photo, cut a crop and degrade it; a pure function of its arguments.
 
     Args:
@@ -57,4 +57,4 @@ def make_pair(
     params = draw(rng, recipe)
     hq_u8 = target(hq_u8, params)
     lq_u8 = degrade(hq_u8, params)
-    return Pair(hq_u8=hq_u8, lq_u8=lq_u8, mask_u8=hole_mask(params, *lq_u8.shape[:2]), params=params)
+    return TrainingPair(hq_u8=hq_u8, lq_u8=lq_u8, mask_u8=hole_mask(params, *lq_u8.shape[:2]), params=params)

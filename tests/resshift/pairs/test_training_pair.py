@@ -14,7 +14,7 @@ from PIL import Image
 from resshift import degradation
 from resshift.config import DataConfig
 from resshift.images import ImageError
-from resshift.pairs.pair import Pair, make_pair
+from resshift.pairs.training_pair import TrainingPair, make_pair
 
 CROP = DataConfig(crop="random", crop_px=32)
 RECIPE = replace(degradation.realesrgan_x4(), bicubic_share=0.3)
@@ -27,7 +27,7 @@ def photo(seed: int = 0, height: int = 40, width: int = 48, format: str = "PNG")
     return out.getvalue()
 
 
-def content(pair: Pair) -> bytes:
+def content(pair: TrainingPair) -> bytes:
     return (
         pair.hq_u8.tobytes()
         + pair.lq_u8.tobytes()
