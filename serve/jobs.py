@@ -25,7 +25,7 @@ from typing_extensions import TypedDict  # the one that pydantic takes below Pyt
 
 from pipelines.bulk.actors import Engine, EngineError
 from pipelines.bulk.job import Job, close_job, engine_options, run_job_in_loop
-from pipelines.bulk.progress import Progress, Snapshot
+from pipelines.bulk.progress import Progress, ProgressSnapshot
 from pipelines.bulk.request import BulkRequest
 from pipelines.command import UsageError
 from pipelines.ledger import ledger
@@ -97,7 +97,7 @@ class JobView(TypedDict):
     ended: float | None
     request: dict[str, Any]
     message: NotRequired[str]
-    progress: NotRequired[Snapshot]
+    progress: NotRequired[ProgressSnapshot]
     counts: NotRequired[dict[str, int]]
     result: NotRequired[dict[str, Any]]
 

@@ -26,8 +26,8 @@ _ATTEMPTS = 5
 _PAUSE_S = 0.2
 
 
-class Model(Protocol):
-    """One model."""
+class EndpointModel(Protocol):
+    """A model as an endpoint calls it."""
 
     facts: ModelFacts
 
@@ -60,7 +60,7 @@ class ServedModel:
         self._handle: Any = None
 
     async def upscale(self, frames: Frames, sampling: Sampling = Sampling()) -> tuple[Frames, float]:
-        """See `Model`."""
+        """See `EndpointModel`."""
         options = ReplicaOptions(model=self.facts.name, identity=self.facts.identity, sampling=sampling)
         for i_attempt in range(_ATTEMPTS):
             try:
@@ -107,13 +107,13 @@ class ServedModel:
         raise ConnectionError("the stream of a replica ended early")
 
     async def count_replicas(self) -> int:
-        """See `Model`."""
+        """See `EndpointModel`."""
         status = await asyncio.to_thread(serve.status)
         app = status.applications.get(self._app)
         return 0 if app is None else num_running(app)
 
 
-def find_model(models: Mapping[str, Model], name: str | None) -> Model:
+def find_model(models: Mapping[str, EndpointModel], name: str | None) -> EndpointModel:
     """Return a model by name, the first when None.
 
     Raises:
@@ -126,7 +126,7 @@ def find_model(models: Mapping[str, Model], name: str | None) -> Model:
     return models[name]
 
 
-def served_models(names: Sequence[str]) -> dict[str, Model]:
+def served_models(names: Sequence[str]) -> dict[str, EndpointModel]:
     """Return the models by name."""
     return {name: ServedModel(name) for name in names}
 

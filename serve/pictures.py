@@ -24,7 +24,7 @@ from resshift.images.sandbox import Decoder, DecoderDied, DecoderLimits, Decoder
 from serve.http.limits import Admission, Deadline
 from serve.http.options import PictureOptions
 from serve.http.problems import Problem, option_problem, picture_problem
-from serve.models import Model, Readiness, find_model
+from serve.models import EndpointModel, Readiness, find_model
 from serve.settings import LimitSettings
 
 
@@ -120,7 +120,7 @@ class PictureService:
     def __init__(
         self,
         limits: LimitSettings,
-        models: Mapping[str, Model],
+        models: Mapping[str, EndpointModel],
         num_cpus: int = 2,
         sleeping: Collection[str] = (),
     ) -> None:
@@ -179,7 +179,9 @@ class PictureService:
             encoded[0], format, names, (size_in, (picture.width, picture.height)), picture.notes, seconds
         )
 
-    async def _run(self, model: Model, frames: Frames, options: PictureOptions) -> tuple[Frames, float]:
+    async def _run(
+        self, model: EndpointModel, frames: Frames, options: PictureOptions
+    ) -> tuple[Frames, float]:
         async with self.noted_pass(model.facts.name):
             return await model.upscale(frames, options.sampling)
 

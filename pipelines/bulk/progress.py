@@ -30,7 +30,7 @@ from pipelines.ledger.ledger import Row
 _WINDOW_S = 60.0
 
 
-class Snapshot(TypedDict):
+class ProgressSnapshot(TypedDict):
     """The state of a bulk job that runs.
 
     Fields:
@@ -130,7 +130,7 @@ class Progress:
             self.megapixels += megapixels
             self._megapixels.inc(megapixels)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> ProgressSnapshot:
         """Return what is shown."""
         pictures_per_s, megapixels_per_s = self._rate.value()
         left = self.listing.pending + self.listing.refused - sum(self.counts.values())
@@ -164,7 +164,7 @@ class Progress:
             self._out.flush()
 
 
-def line(state: Snapshot) -> str:
+def line(state: ProgressSnapshot) -> str:
     """Return the live line of a snapshot."""
     of = f"/{state['listed'] - state['before']}{'' if state['is_listed'] else '+'}"
     eta = (

@@ -24,7 +24,7 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from pipelines.bulk.standin import standin
+from pipelines.bulk.nearest import nearest_model
 from resshift import seeds
 from resshift.allocator import keep_freed_pages
 from resshift.config import OptionError, Sampling
@@ -83,7 +83,7 @@ def describe_model(name: str) -> ModelFacts:
     Raises:
         WeightsError: no such model.
     """
-    if (model := standin(name)) is not None:
+    if (model := nearest_model(name)) is not None:
         return ModelFacts(
             name, model.identity, model.scale, model.smallest_tile_px, steps=1, has_one_scale=True
         )
@@ -100,7 +100,7 @@ def describe_model(name: str) -> ModelFacts:
 
 def load_model(name: str) -> Model:
     """Load a model: the stand-in, or whatever `Upscaler.from_pretrained` takes."""
-    if (model := standin(name)) is not None:
+    if (model := nearest_model(name)) is not None:
         return model
     from resshift.upscaler import Upscaler
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from pipelines.bulk.standin import Nearest
+from pipelines.bulk.nearest import Nearest
 from pipelines.bulk.worker import describe_model
 from resshift.config import Sampling
 from resshift.images.animation import Frames

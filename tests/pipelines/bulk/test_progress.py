@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from pipelines.bulk.progress import Progress, Rate, Snapshot, line
+from pipelines.bulk.progress import Progress, ProgressSnapshot, Rate, line
 from pipelines.bulk.selection import ListingCounts
 from pipelines.ledger import ledger
 
@@ -26,7 +26,7 @@ def test_progress_is_json_where_nobody_looks() -> None:
         progress.count(ledger.row("a", "e", "ok", width_in=1000, height_in=500))
         progress.count(ledger.row("b", "e", "failed", reason="empty"))
         progress.is_listed, progress.num_replicas = True, 2
-    state: Snapshot = json.loads(out.getvalue().splitlines()[-1])
+    state: ProgressSnapshot = json.loads(out.getvalue().splitlines()[-1])
     assert (state["done"], state["failed"], state["skipped"], state["before"], state["replicas"]) == (
         1,
         1,

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from pipelines.bulk import stages
+from pipelines.bulk.nearest import Nearest, nearest_model
 from pipelines.bulk.selection import Item
 from pipelines.bulk.stages import StageOptions, UpscaleOptions, prepare, store
-from pipelines.bulk.standin import Nearest, standin
 from pipelines.bulk.worker import Replica, ReplicaOptions, Started, Upscaled, describe_model
 from pipelines.ledger.ledger import Row
 from resshift import images
@@ -201,13 +201,13 @@ def test_a_replica_refuses_another_model() -> None:
 
 
 def test_the_stand_in_is_asked_for_by_name() -> None:
-    slow = standin("nearest-x4@0.25")
+    slow = nearest_model("nearest-x4@0.25")
     assert slow is not None
     assert slow.seconds_per_megapixel == 0.25
-    assert standin("tiny-x4") is None
+    assert nearest_model("tiny-x4") is None
     assert describe_model("nearest-x4").scale == 4
     with pytest.raises(WeightsError, match="nearest-x4@SECONDS"):
-        standin("nearest-x8")
+        nearest_model("nearest-x8")
     with pytest.raises(ValueError, match="outscale 2"):
         slow.upscale(Picture(pixels=np.zeros((1, 1, 3), np.uint8)), Sampling(outscale=2))
 

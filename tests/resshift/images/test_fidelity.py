@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from pipelines.bulk.standin import Nearest
+from pipelines.bulk.nearest import Nearest
 from resshift import images
 from resshift.images import Format, ImageError, ImageLimits, ImageReason, Picture
 from resshift.images.alpha import fill_transparent

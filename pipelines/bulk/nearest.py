@@ -63,7 +63,7 @@ class Nearest:
         return self.upscale(picture, sampling)
 
 
-def standin(name: str) -> Nearest | None:
+def nearest_model(name: str) -> Nearest | None:
     """Return the stand-in that `name` asks for; None when it is the name of something else.
 
     Raises:
