@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayError, RayTaskError
+from ray.exceptions import NodeDiedError, ObjectLostError, RayError, RayTaskError
 
 from pipelines.bulk.actors import Engine
 from pipelines.bulk.selection import Item
@@ -444,10 +444,11 @@ class BulkRun:
         if isinstance(error, RayTaskError) and not isinstance(cause, RayError):
             raise error
         is_alone = len(items) == 1 if alone is None else alone
-        # Losing a node takes objects with it; that says nothing about a picture. Nor does a machine that was
-        # taken back.
-        is_charged = not isinstance(cause, ObjectLostError) and not getattr(cause, "preempted", False)
-        suspected = {item.key for item in suspects} if is_charged else set[str]()
+        # A lost node takes objects and CPU tasks with it, which says nothing about a picture. Nor does a
+        # machine that was taken back. A replica that ends with its node is charged: a picture may bring a
+        # node down.
+        is_of_node = isinstance(cause, ObjectLostError | NodeDiedError) or getattr(cause, "preempted", False)
+        suspected = set[str]() if is_of_node else {item.key for item in suspects}
         for item in items:
             again = replace(item, attempts=item.attempts + 1)
             if item.key in suspected:

@@ -1,36 +1,272 @@
-"""The scheduler on a real Ray: both engines, deaths charged to whom they belong, bounded bytes, and a ledger
-that misses nothing.
+"""The scheduler without Ray: stages answer in this process and fail as Ray says they do, on a clock of the
+test.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import (
+    ActorDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    OwnerDiedError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
-from pipelines.bulk.actors import ActorEngine, Engine, EngineError, EngineOptions
-from pipelines.bulk.job import entries
+from pipelines.bulk import scheduler
+from pipelines.bulk.actors import ActorEngine, EngineOptions
 from pipelines.bulk.scheduler import Budget, BulkOptions, BulkRun, ReplicaTime, busy_share
-from pipelines.bulk.selection import Item, Selection, Worklist
+from pipelines.bulk.selection import Item
 from pipelines.bulk.stages import StageOptions, UpscaleOptions
-from pipelines.bulk.worker import Started
-from pipelines.ledger import ledger
-from pipelines.ledger.digests import DigestSet, OwnerMap
-from pipelines.ledger.ledger import Known, LedgerWriter, Row
-from resshift import images
-from serve.engine import ServeEngine
+from pipelines.bulk.worker import Started, Upscaled
+from pipelines.ledger.ledger import Row
 
-Encode = Callable[..., bytes]
+Fault = Callable[[str], BaseException | None]
 JOB = UpscaleOptions(model="nearest-x4", identity="nearest-x4", scale=4)
+
+
+class Ref:
+    """A reference whose value is there, or whose task failed."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        yield from asyncio.sleep(0).__await__()
+        if isinstance(self.value, BaseException):
+            raise self.value
+        return self.value
+
+
+class Stages:
+    """The tasks and the engine of a run. `fault(stage)` returns what ends a call, or None.
+
+    Calls are kept as (stage, keys) in their order. The model takes `seconds` of `now` for each picture, of
+    which `ahead` may be under way at a time. A fault ends a unit when two pictures are answered, or at its
+    last one.
+    """
+
+    num_replicas = 1
+    is_starving = True
+
+    def __init__(self, fault: Fault, seconds: float = 0.0, ahead: int = 1) -> None:
+        self.fault, self.seconds, self.ahead = fault, seconds, ahead
+        self.now = 0.0
+        self.calls: list[tuple[str, list[str]]] = []
+        self.stored_at: list[float] = []
+
+    def units(self, stage: str = "upscale") -> list[str]:
+        """Return the keys of each call of a stage, put together."""
+        return ["".join(keys) for called, keys in self.calls if called == stage]
+
+    def _begin(self, stage: str, keys: list[str]) -> BaseException | None:
+        self.calls.append((stage, keys))
+        return self.fault(stage)
+
+    def prepare(self, items: Sequence[Item], options: StageOptions) -> list[Ref]:
+        error = self._begin("prepare", [item.key for item in items])
+        answers = [(item.row(options.job.identity) | {"seconds": 0.0}, 100, 300) for item in items]
+        return [Ref(error or answers), *(Ref(item.key) for item in items)]
+
+    def store(self, rows: Sequence[Row], options: StageOptions, *results: Ref) -> Ref:
+        del options
+        assert [row["key"] for row in rows] == [result.value for result in results]
+        self.stored_at.append(self.now)
+        return Ref(self._begin("store", [row["key"] for row in rows]) or list(rows))
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def wait_for_slot(self) -> None: ...
+
+    async def upscale(self, options: Any, keys: Sequence[str], inputs: Sequence[Any]) -> AsyncGenerator[Any]:
+        """Answer picture by picture; an error is in the place of a result, as Ray puts it."""
+        del options, inputs
+        error = self._begin("upscale", list(keys))
+        yield Ref(Started(1, 0.0, self.ahead))
+        for i, key in enumerate(keys):
+            for _ in range(5):  # what is ready runs before the time of the model passes
+                await asyncio.sleep(0)
+            self.now += self.seconds
+            if error is not None and i == min(2, len(keys) - 1):
+                yield Ref(error)
+                return
+            yield Ref(key)
+            yield Ref(Upscaled("", "", self.seconds, self.now))
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Row]]:
+    """Return a function that runs a job over one-letter keys, `run(stages, "abc")`, and returns its rows."""
+
+    def run(stages: Stages, keys: str, options: BulkOptions | None = None) -> dict[str, Row]:
+        for name, call in (("_prepare", stages.prepare), ("_store", stages.store)):
+            task = SimpleNamespace(remote=call)
+            task.options = lambda task=task, **_: task
+            monkeypatch.setattr(scheduler, name, task)
+        monkeypatch.setattr(scheduler, "time", SimpleNamespace(monotonic=lambda: stages.now))
+        items = [Item(key, f"/{key}", "e", 300, f"{key}_x4") for key in keys]
+        rows: list[Row] = []
+
+        async def play() -> None:
+            bulk = BulkRun(
+                iter([(items, [])]),
+                StageOptions(job=JOB, target=str(tmp_path)),
+                stages,
+                options or BulkOptions(),
+                rows.append,
+                num_cpus=2,
+                object_store_bytes=1_000_000,
+            )
+            await asyncio.wait_for(bulk.run(), 20)
+            assert bulk.budget.used == 0
+
+        asyncio.run(play())
+        assert sorted(row["key"] for row in rows) == sorted(keys)
+        return {row["key"]: row for row in rows}
+
+    return run
+
+
+def no_fault(stage: str) -> None:
+    del stage
+
+
+def times(count: int, stage: str, error: BaseException) -> Fault:
+    """Return a fault that ends the first `count` calls of a stage."""
+    left = [error] * count
+
+    def fault(called: str) -> BaseException | None:
+        return left.pop() if called == stage and left else None
+
+    return fault
+
+
+def task_error(cause: Exception) -> RayTaskError:
+    """Return what Ray raises when a task could not run to its end because of `cause`."""
+    return RayTaskError("task", "Traceback of the task", cause)
+
+
+LOST = ObjectLostError("a1", b"", "")
+# What a lost node leaves behind.
+NOBODYS = {
+    "an object is lost": LOST,
+    "the owner of an object died": OwnerDiedError("a1", b"", ""),
+    "a task lost its input": task_error(LOST),
+    "a task was on the node": NodeDiedError("the node is dead or unavailable"),
+    "the node was taken back": RayActorError(preempted=True),
+}
+SOMEBODYS = {
+    "a worker crashed": WorkerCrashedError(),
+    "a replica died": ActorDiedError(),
+    "a replica was killed": RayActorError(),
+    "a worker had no memory": OutOfMemoryError("a worker was ended"),
+    "a task lost its worker": task_error(WorkerCrashedError()),
+}
+
+
+@pytest.mark.parametrize("stage", ["prepare", "upscale", "store"])
+@pytest.mark.parametrize("error", NOBODYS.values(), ids=NOBODYS)
+def test_a_lost_node_is_not_charged_to_a_picture(
+    error: BaseException, stage: str, run: Callable[..., dict[str, Row]]
+) -> None:
+    """Alone and cut off more often than any picture may be that ends its workers."""
+    stages = Stages(times(5, stage, error))
+    row = run(stages, "a", BulkOptions(max_deaths=2))["a"]
+    assert (row["status"], row["attempts"]) == ("ok", 6)
+
+
+@pytest.mark.parametrize("stage", ["prepare", "upscale", "store"])
+@pytest.mark.parametrize("error", SOMEBODYS.values(), ids=SOMEBODYS)
+def test_a_picture_that_ends_its_workers_alone_is_charged(
+    error: BaseException, stage: str, run: Callable[..., dict[str, Row]]
+) -> None:
+    stages = Stages(times(5, stage, error))
+    row = run(stages, "a", BulkOptions(max_deaths=2))["a"]
+    assert (row["status"], row["reason"]) == ("failed", "killed_worker")
+    assert "2 workers ended while they had this input alone, 2 attempts in all: " in row["message"]
+    assert len(stages.units(stage)) == 2
+
+
+def test_one_death_less_than_allowed_is_forgiven(run: Callable[..., dict[str, Row]]) -> None:
+    stages = Stages(times(2, "upscale", ActorDiedError()))
+    assert run(stages, "a", BulkOptions(max_deaths=3))["a"]["status"] == "ok"
+
+
+@pytest.mark.parametrize("stage", ["prepare", "upscale", "store"])
+def test_a_death_in_company_is_charged_to_nobody(stage: str, run: Callable[..., dict[str, Row]]) -> None:
+    """Whoever it was is found when each is tried alone."""
+    rows = run(Stages(times(1, stage, WorkerCrashedError())), "abc", BulkOptions(max_deaths=1))
+    assert {row["status"] for row in rows.values()} == {"ok"}
+
+
+def test_what_a_lost_node_took_keeps_its_company(run: Callable[..., dict[str, Row]]) -> None:
+    """Nobody is suspected: what was answered is stored, the rest is one unit again."""
+    stages = Stages(times(1, "upscale", LOST))
+    rows = run(stages, "abcd", BulkOptions(unit_pictures=4))
+    assert stages.units() == ["abcd", "cd"]
+    assert sorted(stages.units("store")) == ["ab", "cd"]
+    assert [rows[key]["attempts"] for key in "abcd"] == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(("ahead", "alone"), [(1, "c"), (2, "cd"), (8, "cdef")])
+def test_only_what_was_under_way_is_tried_alone(
+    ahead: int, alone: str, run: Callable[..., dict[str, Row]]
+) -> None:
+    """A unit of six ends its replica when two pictures are answered."""
+    stages = Stages(times(1, "upscale", ActorDiedError()), ahead=ahead)
+    rows = run(stages, "abcdef", BulkOptions(unit_pictures=6))
+    assert {row["status"] for row in rows.values()} == {"ok"}
+    assert sorted(unit for unit in stages.units() if len(unit) == 1) == sorted(alone)
+    assert {key for unit in stages.units()[1:] if len(unit) > 1 for key in unit} == set("cdef") - set(alone)
+
+
+def test_a_cluster_that_loses_everything_is_not_fed_forever(run: Callable[..., dict[str, Row]]) -> None:
+    row = run(Stages(times(10_000, "upscale", LOST)), "a")["a"]
+    assert (row["status"], row["reason"]) == ("failed", "killed_worker")
+    assert "0 workers ended while they had this input alone, 20 attempts in all" in row["message"]
+
+
+@pytest.mark.parametrize("stage", ["prepare", "upscale", "store"])
+def test_a_programming_error_ends_the_run(stage: str, run: Callable[..., dict[str, Row]]) -> None:
+    error = task_error(KeyError("a"))
+    with pytest.raises(RayTaskError) as caught:
+        run(Stages(times(1, stage, error)), "ab")
+    assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    ("seconds", "units", "stored_at"),
+    [
+        pytest.param(0.5, ["abcdefg"], [3.5], id="fast: once, at the end of the unit"),
+        pytest.param(2.0, ["abc", "def", "g"], [6, 12, 14], id="every five seconds, and the rest at the end"),
+        pytest.param(6.0, list("abcdefg"), [6, 12, 18, 24, 30, 36, 42], id="slow: one by one"),
+    ],
+)
+def test_results_of_slow_pictures_do_not_wait_for_their_unit(
+    seconds: float, units: list[str], stored_at: list[float], run: Callable[..., dict[str, Row]]
+) -> None:
+    stages = Stages(no_fault, seconds)
+    run(stages, "abcdefg", BulkOptions(unit_pictures=7))
+    assert stages.units("store") == units
+    assert stages.stored_at == stored_at
+
+
+def test_what_was_handed_on_is_not_done_again_after_a_death(run: Callable[..., dict[str, Row]]) -> None:
+    stages = Stages(times(1, "upscale", ActorDiedError()), seconds=6.0)
+    rows = run(stages, "abcd", BulkOptions(unit_pictures=4))
+    assert stages.units("store") == ["a", "b", "c", "d"]
+    assert [rows[key]["attempts"] for key in "abcd"] == [1, 1, 2, 2]
 
 
 def test_a_budget_admits_one_and_then_what_fits() -> None:
@@ -69,178 +305,3 @@ def test_a_run_works_with_what_the_cluster_has_become(
 def test_busy_share_is_model_time_over_wall_clock() -> None:
     assert busy_share([ReplicaTime(0.0, 10.0, 9.0), ReplicaTime(5.0, 10.0, 4.5)]) == pytest.approx(0.9)
     assert busy_share([]) is None
-
-
-def test_the_writer_loses_no_row_and_tells_of_a_part_that_failed() -> None:
-    parts: list[Sequence[Row]] = []
-
-    async def write(count: int) -> None:
-        writer = LedgerWriter(parts.append)
-        for i in range(count):
-            writer.add(ledger.row(str(i), "e", "ok"))
-        await asyncio.to_thread(writer.close)
-
-    asyncio.run(write(250))
-    assert [len(part) for part in parts if part] == [100, 100, 50]
-    assert [row["key"] for part in parts for row in part] == [str(i) for i in range(250)]
-
-    def refuse(rows: Sequence[Row]) -> None:
-        raise OSError("the store is down")
-
-    async def fail() -> None:
-        writer = LedgerWriter(refuse)
-        writer.add(ledger.row("a", "e", "ok"))
-        await asyncio.to_thread(writer.close)
-
-    with pytest.raises(OSError, match="the store is down"):
-        asyncio.run(fail())
-
-
-def run_bulk(
-    source: Path, target: Path, engine: Engine, unit_pictures: int = 4, enough_replicas: int | None = None
-) -> tuple[list[Row], dict[int, ReplicaTime]]:
-    """Run the scheduler over a folder and return its rows, and the time of its replicas by process id.
-
-    With `enough_replicas` the listing ends early, when so many have answered.
-    """
-    rows: list[Row] = []
-
-    async def run() -> dict[int, ReplicaTime]:
-        worklist = Worklist(
-            entries(str(source), Selection()), Known(DigestSet(), OwnerMap(), Counter()), JOB.output_key, 4
-        )
-        stages = StageOptions(job=JOB, target=str(target))
-        options = BulkOptions(unit_pictures=unit_pictures, fetch_pictures=4)
-
-        def listed() -> Iterator[tuple[list[Item], list[Row]]]:
-            for items, refused in worklist.batches():
-                for i in range(0, len(items), 4):
-                    if enough_replicas is not None and len(bulk.replica_times) >= enough_replicas:
-                        return
-                    yield items[i : i + 4], []
-                yield [], refused
-
-        bulk = BulkRun(
-            listed(), stages, engine, options, rows.append, num_cpus=2, object_store_bytes=300 << 20
-        )
-        try:
-            await engine.start()
-            await bulk.run()
-        finally:
-            await engine.close()
-        return bulk.replica_times
-
-    return rows, asyncio.run(run())
-
-
-@pytest.mark.ray
-@pytest.mark.timeout(600)
-@pytest.mark.usefixtures("ray_cluster")
-class TestOnRay:
-    """One cluster, few replicas: starting them is what takes the time."""
-
-    @pytest.mark.parametrize("kind", [ActorEngine, ServeEngine])
-    def test_every_input_has_one_row_and_its_own_pixels(
-        self, kind: Callable[[EngineOptions], Engine], tree: Path, tmp_path: Path
-    ) -> None:
-        engine = kind(EngineOptions(model="nearest-x4", identity="nearest-x4", num_cpus=0.5))
-        rows, _ = run_bulk(tree, tmp_path / "out", engine)
-        assert Counter(row["status"] for row in rows) == {"ok": 10, "failed": 1}
-        assert len({row["key"] for row in rows}) == 11
-        for row in rows:
-            if row["status"] == "ok":
-                source = images.decode((tree / row["key"]).read_bytes()).pixels
-                written = images.decode((tmp_path / "out" / row["output"]).read_bytes()).pixels
-                assert (written == source.repeat(4, axis=0).repeat(4, axis=1)).all()
-
-    def test_a_picture_that_kills_replicas_is_charged_and_its_neighbours_are_not(
-        self, tree: Path, tmp_path: Path
-    ) -> None:
-        engine = PoisonedEngine(
-            EngineOptions(model="nearest-x4@150", identity="nearest-x4", num_cpus=0.5), "class1/3.png"
-        )
-        rows = {row["key"]: row for row in run_bulk(tree, tmp_path / "out", engine)[0]}
-        assert len(rows) == 11
-        assert (rows["class1/3.png"]["status"], rows["class1/3.png"]["reason"]) == ("failed", "killed_worker")
-        assert "2 workers ended while they had this input alone" in rows["class1/3.png"]["message"]
-        assert sum(row["status"] == "ok" for row in rows.values()) == 9
-
-    def test_all_that_may_have_been_under_way_are_tried_alone(self, tree: Path, tmp_path: Path) -> None:
-        """Pictures that share calls: the last of a unit ends the replica before any is answered, and is found
-        at the first retry.
-        """
-        engine = SharedPoisonEngine(EngineOptions(model="nearest-x4", identity="nearest-x4", num_cpus=0.5))
-        rows = {row["key"]: row for row in run_bulk(tree, tmp_path / "out", engine)[0]}
-        assert (rows[engine.poison]["status"], rows[engine.poison]["reason"]) == ("failed", "killed_worker")
-        assert sum(row["status"] == "ok" for row in rows.values()) == 9
-        assert engine.kept_company == [True, False, False]
-
-    @pytest.mark.parametrize("kind", [ActorEngine, ServeEngine])
-    def test_replicas_come_when_work_waits(
-        self, kind: Callable[[EngineOptions], Engine], encode: Encode, tmp_path: Path
-    ) -> None:
-        """There is work for two minutes or until the second replica answers: how long a process takes to
-        start is not what is tested.
-        """
-        (tmp_path / "photos").mkdir()
-        encoded = encode(0, 10, 10)
-        for i in range(400):
-            (tmp_path / "photos" / f"{i:03}.png").write_bytes(encoded)
-        options = EngineOptions(
-            model="nearest-x4@3000", identity="nearest-x4", low=1, high=2, num_cpus=0.5, upscale_s=0.3
-        )
-        rows, times = run_bulk(
-            tmp_path / "photos", tmp_path / "out", kind(options), unit_pictures=1, enough_replicas=2
-        )
-        assert len(times) == 2
-        assert {row["status"] for row in rows} == {"ok"}
-
-    def test_a_replica_that_cannot_start_ends_the_job(self, tree: Path, tmp_path: Path) -> None:
-        engine = ActorEngine(EngineOptions(model="nearest-x4", identity="another", num_cpus=0.5))
-        with pytest.raises(EngineError, match="another nearest-x4: nearest-x4 instead of another"):
-            run_bulk(tree, tmp_path / "out", engine)
-
-
-class PoisonedEngine(ActorEngine):
-    """Kills the replica that is given one certain picture, as a fault of a driver would."""
-
-    def __init__(self, options: EngineOptions, poison: str) -> None:
-        super().__init__(options)
-        self._poison = poison
-
-    async def upscale(self, options: Any, keys: Sequence[str], inputs: Sequence[Any]) -> AsyncGenerator[Any]:
-        stream = super().upscale(options, keys, inputs)
-        replica = number = 0
-        async for ref in stream:
-            if number == 0:
-                replica = (await ref).replica
-            # Started, then two answers a picture: with this one, everything before the poison is through.
-            if self._poison in keys and number == 2 * list(keys).index(self._poison):
-                await ref
-                os.kill(replica, signal.SIGKILL)
-            yield ref
-            number += 1
-
-
-class SharedPoisonEngine(ActorEngine):
-    """Says that all pictures of a unit may be under way at a time; the last one of the first unit of several
-    kills its replicas.
-    """
-
-    def __init__(self, options: EngineOptions) -> None:
-        super().__init__(options)
-        self.poison = ""
-        self.kept_company: list[bool] = []  # whether others were in the unit, of every kill
-
-    async def upscale(self, options: Any, keys: Sequence[str], inputs: Sequence[Any]) -> AsyncGenerator[Any]:
-        stream = super().upscale(options, keys, inputs)
-        started: Started = await (await anext(stream))
-        yield ray.put(replace(started, ahead=len(keys)))
-        if not self.poison and len(keys) > 1:
-            self.poison = keys[-1]
-        if self.poison in keys:
-            self.kept_company.append(len(keys) > 1)
-            os.kill(started.replica, signal.SIGKILL)
-            raise RayActorError
-        async for ref in stream:
-            yield ref

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,6 +13,7 @@ import pytest
 
 from pipelines.ledger import ledger
 from pipelines.ledger.digests import digests
+from pipelines.ledger.ledger import LedgerWriter, Row
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -139,3 +143,74 @@ def test_the_columns_on_disk_are_those_of_the_first_release(tmp_path: Path) -> N
 def test_unknown_columns_are_refused() -> None:
     with pytest.raises(KeyError, match="resaon"):
         ledger.row("a", "1", "failed", resaon="typo")
+
+
+def test_the_writer_loses_no_row_and_tells_of_a_part_that_failed() -> None:
+    parts: list[Sequence[Row]] = []
+
+    async def write(count: int) -> None:
+        writer = LedgerWriter(parts.append)
+        for i in range(count):
+            writer.add(ledger.row(str(i), "e", "ok"))
+        await asyncio.to_thread(writer.close)
+
+    asyncio.run(write(250))
+    assert [len(part) for part in parts if part] == [100, 100, 50]
+    assert [row["key"] for part in parts for row in part] == [str(i) for i in range(250)]
+
+    def refuse(rows: Sequence[Row]) -> None:
+        raise OSError("the store is down")
+
+    async def fail() -> None:
+        writer = LedgerWriter(refuse)
+        writer.add(ledger.row("a", "e", "ok"))
+        await asyncio.to_thread(writer.close)
+
+    with pytest.raises(OSError, match="the store is down"):
+        asyncio.run(fail())
+
+
+def division(monkeypatch: pytest.MonkeyPatch, events: Iterable[tuple[float, str]]) -> list[str]:
+    """Return the keys of each part of a writer that is made at second 0 and closed at the end.
+
+    Args:
+        monkeypatch: Fixture that replaces the clock of the ledger.
+        events: Seconds at which rows come, with their one-letter keys; "" only asks whether a part is due.
+    """
+    now = 0.0
+    monkeypatch.setattr(ledger, "time", SimpleNamespace(monotonic=lambda: now))
+    parts: list[str] = []
+
+    async def play() -> None:
+        nonlocal now
+        writer = LedgerWriter(lambda rows: parts.append("".join(row["key"] for row in rows)))
+        for seconds, key in events:
+            now = seconds
+            if key:
+                writer.add(ledger.row(key, "e", "ok"))
+            else:
+                writer.flush_if_due()
+        await asyncio.to_thread(writer.close)
+
+    asyncio.run(play())
+    return parts
+
+
+def test_rows_wait_at_most_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a crash little is done again. No further row has to come for a part to be due."""
+    events = [(0, "a"), (9.9, ""), (9.95, "b"), (10.1, ""), (10.2, "c"), (20, "d"), (20.3, "e"), (21, "f")]
+    assert division(monkeypatch, events) == ["ab", "cde", "f"]
+
+
+def test_nothing_is_written_when_nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert division(monkeypatch, [(50, ""), (100, ""), (100.5, "a")]) == ["a", ""]
+
+
+@pytest.mark.parametrize(
+    ("begun", "patience"), [(900, 10), (3000, 30), (12_000, 120), (1_000_000, 120)], ids=str
+)
+def test_a_long_run_writes_less_often(begun: float, patience: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One per cent of the run's time, at most two minutes: ten million rows make some thousand parts."""
+    later = [(0.0, "b"), (0.95, ""), (0.97, "c"), (1.05, ""), (1.06, "d")]
+    events = [(begun, "a"), *((begun + share * patience, key) for share, key in later)]
+    assert division(monkeypatch, events) == ["a", "bc", "d"]
