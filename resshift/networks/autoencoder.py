@@ -1,4 +1,4 @@
-"""First stages: what turns a picture in [-1, 1] into the latent that the chain runs on, and back.
+"""First stages: they turn a picture in [-1, 1] into the latent that the chain runs on, and back.
 
 `VQAutoencoder` is the VQGAN of latent diffusion (Esser et al., CVPR 2021; Rombach et al., CVPR 2022), f4 and
 f8 as released: `encode` gives the continuous latent *before* quantisation, `decode` quantises first.
@@ -23,7 +23,7 @@ from resshift.networks.normalisation import GroupNorm32, norm_silu
 
 
 class FirstStage(Protocol):
-    """What the chain asks of a first stage."""
+    """The interface of a first stage."""
 
     factor: int
     channels: int
@@ -110,7 +110,7 @@ class _Upsample(nn.Module):
 
 
 class _Level(nn.Module):
-    """Residual blocks of one resolution; what changes the resolution is attached under its released name."""
+    """Residual blocks of one resolution; the layer that changes it is attached under its released name."""
 
     downsample: _Downsample | None
     upsample: _Upsample | None
@@ -195,8 +195,8 @@ class _Decoder(nn.Module):
 class VectorQuantizer(nn.Module):
     """Replace each latent vector by its nearest code, `argmin_j |z - e_j|^2`."""
 
-    # Latent vectors at a time: 8192 of them against 8192 codes is a 256 MiB table, whatever the size of the
-    # picture.
+    # Number of latent vectors at a time: 8192 vectors and 8192 codes make a table of 256 MiB, whatever the
+    # size of the picture.
     chunk = 8192
 
     def __init__(self, n_embed: int, embed_dim: int) -> None:
@@ -224,7 +224,8 @@ class VectorQuantizer(nn.Module):
             z: latent, (B, embed_dim, h, w).
 
         Returns:
-            z_q, same shape, whose gradient passes straight through to z; and the indices, int64 (B, h, w).
+            z_q, of the shape of z, whose gradient passes straight through to z; and the indices, int64
+            (B, h, w).
         """
         indices = self.nearest(z.detach())
         z_q = rearrange(self.embedding(indices), "b h w c -> b c h w").to(z.dtype)
@@ -232,7 +233,7 @@ class VectorQuantizer(nn.Module):
 
 
 class VQAutoencoder(nn.Module):
-    """VQGAN with the released keys: 205 of them for f4, 285 for the f8 face model."""
+    """VQGAN with the released keys: 205 for f4, 285 for the f8 face model."""
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
@@ -249,7 +250,7 @@ class VQAutoencoder(nn.Module):
         """Return the latent before quantisation.
 
         Args:
-            x: picture in [-1, 1], (B, 3, H, W); H and W multiples of f.
+            x: picture in [-1, 1], (B, 3, H, W); H and W are multiples of f.
 
         Returns:
             (B, embed_dim, h, w).
@@ -268,7 +269,7 @@ class VQAutoencoder(nn.Module):
 
         Args:
             z: latent, (B, embed_dim, h, w).
-            quantize: replace z by its nearest codes first, as the decoder was trained.
+            quantize: whether to replace z by its nearest codes first, as the decoder was trained.
 
         Returns:
             (B, 3, H, W), about [-1, 1], not clamped.

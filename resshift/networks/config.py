@@ -13,14 +13,14 @@ MaskRule = Literal["released", "swin"]
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
 class UNetConfig:
-    """Shape of the network. The defaults are realsr-x4.
+    """Shape of the U-Net. The defaults are realsr-x4.
 
-    `attention_resolutions` name the sides of the feature maps, at the training size `image_size`, that get a
+    `attention_resolutions` are the sides of the feature maps, at the training size `image_size`, that get a
     Swin layer. `lq_size` is the side of the low-quality picture that belongs to a latent of side
-    `image_size`; when larger, a small strided extractor brings it down. `shift_mask` is "released" for
-    weights trained by the released code and "swin" for new training
+    `image_size`; if it is larger, a small strided extractor reduces the picture to the size of the latent.
+    `shift_mask` is "released" for weights trained by the released code and "swin" for new training
     (`resshift.networks.swin.shifted_window_mask`). `pixel_head_channels` adds two convolutions at the size of
-    the picture behind the output (`resshift.networks.unet.PixelHead`); 0 adds none. Only for a latent that is
+    the picture after the output (`resshift.networks.unet.PixelHead`); 0 adds none. They need a latent that is
     an unshuffled picture, out_channels = 3 f^2.
     """
 
@@ -53,9 +53,9 @@ class UNetConfig:
             )
         if any(self.model_channels * mult % 32 for mult in self.channel_mult) or self.swin_embed_dim % 32:
             raise ValueError(
-                "model.model_channels x channel_mult and swin_embed_dim must be multiples of 32 (GroupNorm "
-                "has 32 groups), "
-                f"got {self.model_channels} x {self.channel_mult} and {self.swin_embed_dim}"
+                "model.model_channels x channel_mult and swin_embed_dim must be multiples of 32 "
+                f"(GroupNorm has 32 groups), got {self.model_channels} x {self.channel_mult} and "
+                f"{self.swin_embed_dim}"
             )
         if self.swin_embed_dim % self.num_head_channels:
             raise ValueError(
@@ -78,9 +78,8 @@ class UNetConfig:
             self.pixel_head_channels < 0 or 3 * self.unshuffle_factor**2 != self.out_channels
         ):
             raise ValueError(
-                "model.unet.pixel_head_channels must be 0, or positive with out_channels = 3 f^2 for a "
-                "whole f, "
-                f"got {self.pixel_head_channels} with {self.out_channels} out_channels"
+                "model.unet.pixel_head_channels must be 0, or positive with out_channels = 3 f^2 for an "
+                f"integer f, got {self.pixel_head_channels} with {self.out_channels} out_channels"
             )
         if self.cond_mask and not self.cond_lq:
             raise ValueError(
@@ -98,8 +97,8 @@ class UNetConfig:
 
     @property
     def size_multiple(self) -> int:
-        """Sides of the latent must be multiples of this: every level with attention must be cut into whole
-        windows.
+        """Number that the sides of the latent must be multiples of, so that every level with attention can be
+        cut into whole windows.
         """
         deepest = len(self.channel_mult) - 1
         multiple = 2**deepest
@@ -111,12 +110,12 @@ class UNetConfig:
 
     @property
     def unshuffle_factor(self) -> int:
-        """f, if the latent is a picture of three channels unshuffled by f."""
+        """f, if the latent is a picture of three channels that was unshuffled by f."""
         return math.isqrt(self.out_channels // 3)
 
     @property
     def lq_ratio(self) -> int:
-        """Side of the low-quality picture over side of the latent."""
+        """Side of the low-quality picture divided by the side of the latent."""
         return self.lq_size // self.image_size
 
 
@@ -154,8 +153,8 @@ class VQConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
 class FirstStageConfig:
-    """Which first stage: a VQ autoencoder of shape `vq`, or pixel-unshuffle by `unshuffle_factor`. The other
-    field is ignored.
+    """Choice of the first stage: a VQ autoencoder of shape `vq`, or pixel-unshuffle by `unshuffle_factor`.
+    The other field is ignored.
     """
 
     kind: Literal["vq", "pixel_unshuffle"] = "vq"
@@ -168,10 +167,10 @@ class FirstStageConfig:
 
     @property
     def factor(self) -> int:
-        """f: pixels a side of one latent position."""
+        """f: number of pixels along a side of one latent position."""
         return 2 ** (len(self.vq.ch_mult) - 1) if self.kind == "vq" else self.unshuffle_factor
 
     @property
     def channels(self) -> int:
-        """Z: latent channels."""
+        """Z: number of latent channels."""
         return self.vq.embed_dim if self.kind == "vq" else 3 * self.unshuffle_factor**2

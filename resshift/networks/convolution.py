@@ -1,23 +1,23 @@
-"""Convolutions as matrix products: 1x1 as the product it is, 3x3 with a quarter of the multiplications.
+"""Convolutions as matrix products: 1x1 convolutions as one product, 3x3 convolutions with a quarter of the
+multiplications.
 
-A 1x1 convolution is one matrix product. On CPUs PyTorch's convolution may take slower ways, and ways that
-depend on the number of threads.
+A 1x1 convolution is one matrix product. On CPUs PyTorch may use slower algorithms, some of which depend on
+the number of threads.
 
-For 3x3 there is Winograd's F(4x4, 3x3) (Lavin and Gray, CVPR 2016).
+3x3 convolutions use Winograd's F(4x4, 3x3) (Lavin and Gray, CVPR 2016):
 
     Y = A^T [ (G g G^T) * (B^T d B) ] A
 
-turns a 6x6 patch d and a 3x3 kernel g into a 4x4 patch of the result. Over all channels the product in the
-middle is 36 matrix products, and A and B act as one matrix product each, so everything runs in the BLAS of
-PyTorch and needs no compiler. The picture is worked on in bands that stay in the cache; the group
-normalisation and the SiLU before the convolution are applied to a band on its way in, so neither makes a map
-of its own.
+computes a 4x4 patch of the result from a 6x6 patch d and a 3x3 kernel g. Over all channels the product in the
+middle is 36 matrix products, and A and B are one matrix product each, so everything runs in PyTorch's BLAS
+and needs no compiler. The map is processed in bands that stay in the cache. The group normalisation and the
+SiLU before the convolution are applied to each band as it is read, so neither makes a map of its own.
 
-Errors grow about tenfold over the direct sum (6e-5 instead of 1e-5 for outputs of size 4): transforms are
-computed in float64, applied in float32.
+Errors are about ten times those of the direct sum (6e-5 instead of 1e-5 for outputs of size 4): transforms
+are computed in float64 and applied in float32.
 
 Only modules that `prepare` was called on use it, in float32, on a CPU, without gradients. Elsewhere the
-direct convolution of cuDNN or oneDNN is as fast or faster (with AMX or tensor cores), and runs.
+direct convolution of cuDNN or oneDNN, which is as fast or faster (with AMX or tensor cores), is used.
 
 Shapes: B batch, C and K channels in and out, H W the map, n tiles of 4x4 in a band.
 """
@@ -49,11 +49,11 @@ _G = (
 )
 _A = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
 
-# Wider kernels lie at the coarsest maps, where there are too few tiles to pay for weights that are four times
-# as large. Below 128 to 64 channels moving the patches takes the time that the products save.
+# Wider kernels are used on the coarsest maps, which have too few tiles to make up for weights that are four
+# times as large. Below 128 to 64 channels, moving the patches takes the time that the products save.
 _MAX_CHANNELS, _MIN_PRODUCT = 512, 128 * 64
-# Values of one matrix of a band, and the bounds of its tiles: 1 MiB in float32 and no matrix product of fewer
-# than 64 rows.
+# Number of values of one matrix of a band, and bounds of its number of tiles: 1 MiB in float32, and no matrix
+# product of fewer than 64 rows.
 _BAND_VALUES, _MIN_TILES, _MAX_TILES = 16_384, 64, 512
 
 
@@ -77,7 +77,7 @@ class Conv1x1(nn.Conv2d):
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3x3 convolution with zero padding and stride 1. `prepare` gives it transformed weights, which are no
+    """A 3x3 convolution with zero padding and stride 1. `prepare` gives it transformed weights, which are not
     part of its state.
     """
 
@@ -102,11 +102,11 @@ def norm_silu_conv(
     """Return conv(silu(norm(x) * (1 + scale) + shift)), the half of every residual block.
 
     Args:
-        norm: over the channels of x.
-        conv: after the activation.
-        x: (B, C, H, W).
+        norm: normalisation over the channels of x.
+        conv: convolution after the activation.
+        x: feature map, (B, C, H, W).
         modulation: scale and shift, (B, C, 1, 1) each; None is zero for both.
-        dropout: before the convolution; it does nothing where there are no gradients.
+        dropout: dropout before the convolution; it has no effect without gradients.
     """
     if _usable(conv, x):
         return _convolve(x, conv, norm, modulation)
@@ -115,8 +115,8 @@ def norm_silu_conv(
 
 
 def prepare(module: nn.Module) -> int:
-    """Transform the weights of every convolution that gains by it; return how many bytes they take. To be
-    repeated when weights change.
+    """Transform the weights of every convolution that becomes faster, and return the size of the transformed
+    weights in bytes. Call it again whenever weights change.
     """
     size_bytes = 0
     for conv in module.modules():
@@ -153,7 +153,7 @@ def _transformed(weight: Tensor) -> Tensor:
 
 
 def _squared(matrix: tuple[tuple[float, ...], ...]) -> Tensor:
-    """The action of a transform on both axes of a patch, as one matrix on the patch row by row."""
+    """Return the transform of both axes of a patch as one matrix for the patch in row-major order."""
     one_axis = torch.tensor(matrix, dtype=torch.float64)
     return torch.kron(one_axis, one_axis).float()
 
@@ -164,7 +164,7 @@ _PATCH_IN, _PATCH_OUT = _squared(_B), _squared(_A)
 def _convolve(
     x: Tensor, conv: Conv3x3, norm: nn.GroupNorm | None, modulation: tuple[Tensor, Tensor] | None
 ) -> Tensor:
-    """Convolve picture by picture, so that what shares a batch cannot change a result."""
+    """Convolve picture by picture, so that no result depends on the other pictures of the batch."""
     out = torch.empty((x.shape[0], conv.out_channels, *x.shape[2:]), memory_format=torch.channels_last)
     for i, picture in enumerate(x.contiguous(memory_format=torch.channels_last)):
         rows = picture.permute(1, 2, 0)  # (H, W, C), contiguous

@@ -1,9 +1,9 @@
-"""The patch discriminator that judges reconstructions of an autoencoder (Isola et al., "Image-to-Image
-Translation", CVPR 2017).
+"""The patch discriminator of an autoencoder's training (Isola et al., "Image-to-Image Translation with
+Conditional Adversarial Networks", CVPR 2017).
 
-Strided 4x4 convolutions with leaky ReLUs end in a map of logits; each sees a patch of the picture (70 x 70
-pixels with three layers). Normalisation is GroupNorm where the original has batch norm: a judgement does not
-depend on what else is in the micro-batch.
+Strided 4x4 convolutions with leaky ReLUs end in a map of logits; each logit sees a patch of the picture
+(70 x 70 pixels with three layers). Where the original normalises by batch, this one uses GroupNorm, so that a
+logit does not depend on the other pictures of the micro-batch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
 class DiscriminatorConfig:
-    """Channels of the first layer (a multiple of 16), and number of strided layers."""
+    """Number of channels of the first layer, a multiple of 16, and number of strided layers."""
 
     channels: int = 64
     layers: int = 3
@@ -30,7 +30,7 @@ class DiscriminatorConfig:
 
 
 class PatchDiscriminator(nn.Module):
-    """Logits of "real", one a patch."""
+    """Return the logit of "real" for each patch of a picture."""
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()

@@ -1,16 +1,17 @@
 """Group normalisation in float32 whose result on a CPU does not depend on the number of threads.
 
-PyTorch's kernel for channels-last maps gives every thread a part of the positions and adds up the parts, so
-one thread and two round differently; everything after it then differs too. Without gradients, on a CPU, the
-sums here are over fixed parts of the map, each channel from the first position to the last, and the parts are
-put together in float64: the same picture has the same bytes in a worker with one thread and on a laptop with
+PyTorch's kernel for channels-last maps divides the positions among the threads and adds up the parts, so one
+thread and two threads round differently, and everything after it differs too. Without gradients, on a CPU,
+the sums here are over fixed parts of the map, each channel from the first position to the last, and the parts
+are combined in float64: the same picture has the same bytes in a worker with one thread and on a laptop with
 eight.
 
-    y = (x - mean_g) / sqrt(var_g + eps) * weight + bias = x * factor_c + summand_c        mean and variance over a group g of channels
+    y = (x - mean_g) / sqrt(var_g + eps) * weight + bias = x * factor_c + summand_c
 
-Squares are taken about the mean of their part, M2 = sum over parts of M2_p + n_p (mean_p - mean)^2 (Chan,
-Golub, LeVeque, 1979), so the map is read once for both, and a part stays in the cache. Half precision becomes
-float32 part by part: no map of floats is ever made.
+with mean and variance over a group g of channels. Squares are summed about the mean of their part, M2 = sum
+over parts of M2_p + n_p (mean_p - mean)^2 (Chan, Golub, LeVeque, 1979), so the map is read once for both, and
+a part stays in the cache. Half precision is converted to float32 part by part, so no float32 copy of the map
+is made.
 """
 
 from __future__ import annotations
@@ -23,24 +24,24 @@ _PART_VALUES = 2**18  # 1 MiB in float32: stays in the cache between the passes
 
 
 class GroupNorm32(nn.GroupNorm):
-    """GroupNorm whose statistics are always float32 or better, cast back to the input's dtype."""
+    """GroupNorm whose statistics are at least float32; the result has the dtype of the input."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, H, W) -> same."""
+        """(B, C, H, W) -> the same shape and dtype."""
         return _on_cpu(self, input, None, silu=False) if _applies(input) else _group_norm(self, input)
 
 
 def norm_silu(norm: nn.GroupNorm, x: Tensor, modulation: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """Return silu(norm(x) * (1 + scale) + shift), on a CPU without gradients in one pass after the
+    """Return silu(norm(x) * (1 + scale) + shift); on a CPU without gradients, in one pass after the
     statistics.
 
     Args:
-        norm: over the channels of x.
-        x: (B, C, H, W).
+        norm: normalisation over the channels of x.
+        x: feature map, (B, C, H, W).
         modulation: scale and shift, (B, C, 1, 1) each; None is zero for both.
 
     Returns:
-        The shape and dtype of x.
+        A map of the shape and dtype of x.
     """
     if _applies(x):
         return _on_cpu(norm, x, modulation, silu=True)
@@ -53,15 +54,15 @@ def norm_silu(norm: nn.GroupNorm, x: Tensor, modulation: tuple[Tensor, Tensor] |
 def affine_of(
     norm: nn.GroupNorm, rows: Tensor, modulation: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return normalisation and modulation of one picture as a factor and a summand a channel, float32.
+    """Return the normalisation and modulation of one picture as a factor and a summand for each channel.
 
     Args:
-        norm: over C channels.
-        rows: the map, (H, W, C), contiguous.
+        norm: normalisation over C channels.
+        rows: map of the picture, (H, W, C), contiguous.
         modulation: scale and shift, (C,) each: the result is normalised * (1 + scale) + shift.
 
     Returns:
-        factor and summand, (C,) each.
+        Factor and summand, float32 (C,) each.
     """
     counts, means, squares = [], [], []
     scratch = _scratch(rows)
@@ -114,5 +115,5 @@ def _parts(rows: Tensor) -> tuple[Tensor, ...]:
 
 
 def _scratch(rows: Tensor) -> Tensor:
-    """Room for one part in float32: memory that is fresh for every part would never be in the cache."""
+    """Return a reusable buffer for one part in float32: fresh memory would not be in the cache."""
     return torch.empty_like(_parts(rows)[0], dtype=torch.float32)

@@ -1,9 +1,9 @@
 """Shifted-window attention on convolutional feature maps (Liu et al., "Swin Transformer", ICCV 2021), as
 ResShift's U-Net uses it.
 
-What differs from the classification Swin: GroupNorm over the map instead of LayerNorm over channels, 1x1
-convolutions instead of linear layers outside the attention, and no residual around the whole layer:
-`BasicLayer` replaces the feature map.
+Differences from the Swin of classification: GroupNorm over the map instead of LayerNorm over channels, 1x1
+convolutions instead of linear layers outside the attention, and no residual around the whole layer
+(`BasicLayer` replaces the feature map).
 
 Shapes: B batch, C channels, H W the map, n windows in a picture, N = window^2 tokens in a window (row-major),
 k heads.
@@ -36,23 +36,25 @@ def shifted_window_mask(
     device: torch.device | None = None,
 ) -> Tensor:
     """Return the additive mask of attention on a cyclically shifted map: 0, or -100 between tokens that must
-    not see each other.
+    not attend to each other.
 
-        swin:     tokens that the shift brought together from opposite borders are separated, on both axes, as in the Swin paper.
-        released: what the released ResShift code computes. It cuts a channels-first map with channels-last slices, so only the windows of
-                  the last row get a mask, and it separates their right from their left part. Weights trained with it need it.
+        swin      separates, on both axes, tokens that the shift brought together from opposite borders, as in
+                  the Swin paper.
+        released  is the mask of the released ResShift code, which cuts a channels-first map with
+                  channels-last slices: only the windows of the last row get a mask, which separates their
+                  right part from their left part. Weights trained with this mask need it.
 
     Args:
-        height: of the map, a multiple of `window`.
-        width: of the map, a multiple of `window`.
+        height: height of the map, a multiple of `window`.
+        width: width of the map, a multiple of `window`.
         window: side of a window.
-        shift: how far the map was rolled, in (0, window).
-        rule: which of the two.
-        device: where the mask lives. It is cached for every size and device: building it at each call costs
-            more than the attention.
+        shift: number of positions by which the map was rolled, in (0, window).
+        rule: one of the two masks above.
+        device: device of the mask. Masks are cached by size and device, because building one takes longer
+            than the attention.
 
     Returns:
-        (n, N, N) float32. Shared by all callers: not to be written to.
+        (n, N, N) float32. All callers share it, so it must not be written to.
     """
     if rule == "swin":
         row_region = _region_of_each_position(height, window, shift)
@@ -67,7 +69,7 @@ def shifted_window_mask(
 
 
 def _region_of_each_position(length: int, window: int, shift: int) -> Tensor:
-    position = torch.arange(length, device="cpu")  # also inside `torch.device("meta")`: the result is cached
+    position = torch.arange(length, device="cpu")  # even inside `torch.device("meta")`: masks are cached
     return (position >= length - window).long() + (position >= length - shift).long()
 
 
@@ -75,9 +77,9 @@ class WindowAttention(nn.Module):
     """Multi-head self-attention inside windows, with a learned bias for each relative position.
 
     Args:
-        dim: channels C.
+        dim: number of channels C.
         window: side of a window.
-        num_heads: k; must divide C.
+        num_heads: number of heads k, which must divide C.
     """
 
     relative_position_index: Tensor
@@ -101,15 +103,15 @@ class WindowAttention(nn.Module):
         """Attend inside each window.
 
         Args:
-            x: (B, H, W, C); H and W are multiples of the window.
-            mask: additive, (n, N, N), or None.
+            x: feature map, (B, H, W, C); H and W are multiples of the window.
+            mask: additive mask, (n, N, N), or None.
 
         Returns:
             (B, H, W, C).
         """
-        # Fused kernels take four axes. Windows that share one bias join the batch; with a mask each has its
-        # own, so they join the heads. Projections act on positions, so windows are cut once, together with
-        # the heads.
+        # Fused kernels take four axes. Without a mask all windows share one bias and become part of the
+        # batch; with a mask each window has its own bias, and windows become part of the heads. Projections
+        # act on positions, so windows and heads are cut at the same time.
         height, width = x.shape[1] // self.window, x.shape[2] // self.window
         sizes = {"k": self.num_heads, "h": self.window, "w": self.window, "a": height, "e": width}
         axes = "(b a e) k (h w) d" if mask is None else "b (a e k) (h w) d"
@@ -118,13 +120,13 @@ class WindowAttention(nn.Module):
         return self.proj(rearrange(attended, f"{axes} -> b (a h) (e w) (k d)", **sizes))
 
     def _bias(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """Position bias plus mask, (1, k, N, N) or (1, n k, N, N). Without gradients it is kept for the next
-        call of the same kind.
+        """Return position bias plus mask, (1, k, N, N) or (1, n k, N, N). Without gradients it is kept for
+        the next call with the same arguments.
         """
         table = self.relative_position_bias_table
         keeps = (
             not torch.is_grad_enabled() and not table.is_inference()
-        )  # an inference tensor does not count its changes
+        )  # an inference tensor has no version counter
         key = (dtype, table.device, table.data_ptr(), table._version) if keeps else None
         if key is not None and self._kept is not None and self._kept[0] == key and self._kept[1] is mask:
             return self._kept[2]
@@ -140,15 +142,15 @@ class SwinBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), on windows rolled by `shift`.
 
     Args:
-        dim: channels C.
-        num_heads: of the attention.
+        dim: number of channels C.
+        num_heads: number of heads of the attention.
         window: side of a window.
-        shift: 0, or half a window.
-        mlp_ratio: hidden channels of the MLP over C.
-        mask_size: side of the map whose mask is kept as a buffer, as released checkpoints have it; masks of
-            other sizes are cached.
-        mask_rule: see `shifted_window_mask`.
-        dropout: inside the MLP.
+        shift: number of positions by which windows are rolled: 0, or half a window.
+        mlp_ratio: hidden channels of the MLP divided by C.
+        mask_size: side of the map whose mask is kept as a buffer, as in released checkpoints; masks of other
+            sizes are cached.
+        mask_rule: rule of `shifted_window_mask`.
+        dropout: dropout probability inside the MLP.
     """
 
     def __init__(
@@ -177,7 +179,7 @@ class SwinBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> same; H and W are multiples of the window."""
+        """(B, H, W, C) -> the same shape; H and W are multiples of the window."""
         h = _normalised(self.norm1, x)
         mask = None
         if self.shift:
@@ -208,21 +210,21 @@ class _ChannelProjection(nn.Module):
 
 
 class BasicLayer(nn.Module):
-    """Project to `embed_dim`, run `depth` Swin blocks (every second one shifted), project back. No residual
-    around the layer.
+    """Project to `embed_dim`, run `depth` Swin blocks (every second one shifted), project back. There is no
+    residual around the layer.
 
     Args:
-        channels: C of the feature map.
-        embed_dim: channels inside the blocks.
-        num_heads: of the attention.
+        channels: number of channels C of the feature map.
+        embed_dim: number of channels inside the blocks.
+        num_heads: number of heads of the attention.
         depth: number of blocks.
         window: side of a window.
-        map_size: side of the map at the training resolution. Where it is not larger than the window, the
-            window is the whole map and nothing is shifted; this is fixed at construction and holds for every
-            input size, as in released weights.
-        mlp_ratio: hidden channels of the MLPs.
-        mask_rule: see `shifted_window_mask`.
-        dropout: inside the MLPs.
+        map_size: side of the map at the training resolution. If it is not larger than the window, the window
+            is the whole map and nothing is shifted; this is fixed at construction and holds for every input
+            size, as in released weights.
+        mlp_ratio: hidden channels of the MLPs divided by `embed_dim`.
+        mask_rule: rule of `shifted_window_mask`.
+        dropout: dropout probability inside the MLPs.
     """
 
     def __init__(
@@ -258,7 +260,7 @@ class BasicLayer(nn.Module):
         self.patch_unembed = _ChannelProjection(embed_dim, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> same.
+        """(B, C, H, W) -> the same shape.
 
         Raises:
             ValueError: H or W is not a multiple of the window.

@@ -1,12 +1,12 @@
 """The U-Net with Swin layers that predicts x0 from the scaled x_t, the step and the low-quality picture.
 
-Keys of `state_dict()` are those of the released checkpoints, so weights travel both ways with no conversion
-(118,593,583 parameters for realsr-x4). Groups of blocks are numbered as there: `input_blocks.0` is the first
-convolution, then for each level its residual blocks and a downsampling; `output_blocks` mirror them with skip
-connections.
+Keys of `state_dict()` are those of the released checkpoints, so weights need no conversion in either
+direction (118,593,583 parameters for realsr-x4). Groups of blocks are numbered as they are there:
+`input_blocks.0` is the first convolution, followed for each level by its residual blocks and a downsampling;
+`output_blocks` mirror them with skip connections.
 
-Shapes: B batch, Z latent channels, h w the latent, h_lq w_lq the low-quality picture (the latent's size for
-x4 with an f = 4 first stage).
+Shapes: B batch, Z latent channels, h w the latent, h_lq w_lq the low-quality picture (the size of the latent
+for x4 with a first stage of f = 4).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
 
     Args:
         t: step indices, (B,).
-        dim: length of the embedding.
+        dim: number of values of the embedding.
 
     Returns:
         (B, dim) float32.
@@ -56,7 +56,7 @@ class ResBlock(nn.Module):
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embed_channels, 2 * out_channels))
         last = Conv3x3(out_channels, out_channels)
         for parameter in last.parameters():
-            nn.init.zeros_(parameter)  # a new block starts as the identity (or as its 1x1 skip)
+            nn.init.zeros_(parameter)  # a new block starts as the identity, or as its 1x1 skip connection
         self.out_layers = nn.Sequential(GroupNorm32(32, out_channels), nn.SiLU(), nn.Dropout(dropout), last)
         self.skip_connection = (
             nn.Identity() if in_channels == out_channels else Conv1x1(in_channels, out_channels)
@@ -104,19 +104,18 @@ class TimestepEmbedSequential(nn.Sequential):
 
 
 class PixelHead(nn.Module):
-    """What a picture that was made position by position lacks: detail that runs across positions, and is the
-    same for every pixel of one.
+    """Convolutions at the size of the picture, which add detail that crosses the borders of positions.
 
         output + unshuffle(conv(silu(conv(silu(shuffle(conv(h)))))))
 
-    The shuffle is that of ESPCN (Shi et al., CVPR 2016). Convolutions behind it share their weights among the
-    f x f pixels of a position and see across its border; the output alone makes every pixel of a position by
-    weights of its own. The last one starts at zero.
+    The shuffle is that of ESPCN (Shi et al., CVPR 2016). Convolutions after it use the same weights for all
+    f x f pixels of a position and see across its borders; without them every pixel of a position is computed
+    by weights of its own. The last convolution starts at zero.
 
     Args:
-        in_channels: of h, the activations before the network's last convolution.
-        channels: at the size of the picture.
-        factor: f.
+        in_channels: number of channels of h, the activations before the network's last convolution.
+        channels: number of channels at the size of the picture.
+        factor: pixels along a side of one latent position, f.
     """
 
     def __init__(self, in_channels: int, channels: int, factor: int) -> None:
@@ -142,9 +141,9 @@ class UNetSwin(nn.Module):
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
-        self.checkpoint_activations = (
-            False  # True: the backward pass computes what is inside a stage again instead of keeping it
-        )
+        # True: the backward pass computes the activations of each group of layers again instead of keeping
+        # them.
+        self.checkpoint_activations = False
         base = config.model_channels
         embed_channels = 4 * base
         self.time_embed = nn.Sequential(
@@ -228,9 +227,9 @@ class UNetSwin(nn.Module):
         Args:
             x: scaled noisy latent, (B, Z, h, w); h and w are multiples of `config.size_multiple`.
             t: step indices in [0, T), (B,).
-            lq: low-quality picture in [-1, 1], (B, 3, h_lq, w_lq) with h_lq = h * config.lq_ratio. Needed
-                when `cond_lq`.
-            mask: 1 = hole, -1 = kept, (B, 1, h_lq, w_lq). Needed when `cond_mask`.
+            lq: low-quality picture in [-1, 1], (B, 3, h_lq, w_lq) with h_lq = h * config.lq_ratio; required
+                if `cond_lq`.
+            mask: 1 in a hole and -1 where the picture is kept, (B, 1, h_lq, w_lq); required if `cond_mask`.
 
         Returns:
             (B, out_channels, h, w).
@@ -290,8 +289,8 @@ class UNetSwin(nn.Module):
 
 
 def _feature_extractor(in_channels: int, ratio: int) -> tuple[nn.Sequential, int]:
-    """Bring the condition down by `ratio` with strided convolutions of 16, 32, 64 ... channels; return it and
-    its output channels.
+    """Return strided convolutions of 16, 32, 64, ... channels that reduce the condition by `ratio`, and their
+    number of output channels.
     """
     layers: list[nn.Module] = []
     width = 16
