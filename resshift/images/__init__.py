@@ -1,8 +1,8 @@
 """Pictures: encoded bytes <-> arrays <-> tensors; `from resshift import images`.
 
-`probe` reads a header, `decode` returns a `Picture` (upright, sRGB, RGB or grey, alpha apart), `encode` writes
-one; `to_tensor` and `from_tensor` convert pixels to what networks take, and back. Frames of animations are in
-`resshift.images.animation`, decoding in a process of its own in `resshift.images.sandbox`.
+`probe` reads a header, `decode` returns a `Picture` (upright, sRGB, RGB or grey, alpha apart), and `encode`
+writes one; `to_tensor` and `from_tensor` convert pixels to tensors and back. Animations are in
+`resshift.images.animation`, and decoding in a separate process is in `resshift.images.sandbox`.
 """
 
 from resshift.images.decoding import decode, from_pil

@@ -1,13 +1,13 @@
-"""Transparency: what a picture shows must not depend on colours that nobody sees.
+"""Transparency: visible pixels must not depend on the colours of invisible ones.
 
-Editors leave black, white or anything under fully transparent pixels. A network, or any filter, would mix
-that into the visible edge. The remedy of compositing is premultiplied colour; a network trained on plain
-colour gets the same effect when the hidden pixels are given the premultiplied average of the visible ones
+Editors leave black, white or any other colour under fully transparent pixels. A network, or any filter, would
+mix it into the visible edge. Compositing avoids this with premultiplied colour; a network trained on plain
+colour gets the same effect if the hidden pixels are given the premultiplied average of the visible pixels
 around them:
 
     c_hidden = blur(alpha c) / blur(alpha)
 
-What it does not do: change a pixel that is visible at all.
+What it does not do: change a pixel that is at all visible.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import numpy as np
 
 from resshift.images.types import Picture
 
-_SIGMA_PX = 4.0  # reaches about 12 px from an edge, more than a tile's context makes visible
+_SIGMA_PX = 4.0  # reaches about 12 px from an edge, beyond which hidden pixels do not affect visible ones
 
 
 def fill_transparent(picture: Picture) -> Picture:
-    """Return the picture with the colours under alpha 0 taken from what is visible nearby; far from it, the
-    mean visible colour.
+    """Return the picture with the pixels under alpha 0 coloured by visible pixels nearby, or by the mean
+    visible colour if there are none.
 
-    The same object when nothing is fully transparent.
+    A picture without fully transparent pixels is returned as it is.
     """
     alpha = picture.alpha
     if alpha is None or alpha.all():
@@ -39,7 +39,7 @@ def fill_transparent(picture: Picture) -> Picture:
     mean = (
         (pixels * weight).sum(axis=(0, 1), dtype=np.float64) / total if total else np.zeros(pixels.shape[2])
     )
-    # A thousandth of the mean everywhere: it is what is left where no visible pixel is near.
+    # A thousandth of the mean is added everywhere, and is all there is where no visible pixel is near.
     near = _blurred(np.concatenate([pixels * weight, weight], axis=2)) + 1e-3 * np.append(mean, 1.0).astype(
         np.float32
     )

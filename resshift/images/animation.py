@@ -1,13 +1,13 @@
-"""Pictures of several frames or pages: the first one, all of them, or none, as the caller says.
+"""Pictures of several frames or pages: the caller takes the first, takes all, or refuses them.
 
-    frames = decode_frames(data, limits, "all")       one Picture a frame, and how long each is shown
+    frames = decode_frames(data, limits, "all")       one Picture for each frame, and the time it is shown
     data = encode_frames(frames, "webp")
 
-A still picture is one frame; everything that moves pictures moves `Frames`. APNG, WebP and GIF give composed
-frames of the canvas size, TIFF its pages. All of several frames are written as APNG, WebP or a TIFF of pages,
-in 8 bit, lossless but for WebP below quality 100.
+A still picture is one frame, so pictures are passed on as `Frames` everywhere. APNG, WebP and GIF give
+composed frames of the canvas size, TIFF gives its pages. Several frames are written as APNG, WebP or a TIFF
+of pages, in 8 bit, lossless except for WebP below quality 100.
 
-What it does not do: GIF output (256 colours), different profiles or EXIF for each frame (the first one's are
+What it does not do: GIF output (256 colours), a profile or EXIF for each frame (those of the first frame are
 written).
 """
 
@@ -25,7 +25,7 @@ from resshift.images.encoding import encode, fit_format, to_pil
 from resshift.images.header import identify, probe, read_header, refusals
 from resshift.images.types import Format, ImageError, ImageLimits, ImageReason, Picture
 
-_PAGE_MS = 1000  # pages of a document have no time: in an animation each is shown for a second
+_PAGE_MS = 1000  # pages of a document have no duration: in an animation each is shown for a second
 FrameChoice = Literal["first", "all", "fail"]
 
 
@@ -34,9 +34,9 @@ class Frames:
     """One or several pictures of one file.
 
     Fields:
-        pictures: at least one; none only where a failure stands beside it.
-        durations_ms: how long each is shown; empty for pages and stills.
-        loop: how often an animation is repeated, 0 is for ever.
+        pictures: at least one picture, or none in a result that failed.
+        durations_ms: time that each frame is shown; empty for pages and still pictures.
+        loop: number of times that an animation is repeated; 0 repeats it forever.
     """
 
     pictures: tuple[Picture, ...]
@@ -44,7 +44,7 @@ class Frames:
     loop: int = 0
 
     def map(self, change: Callable[[Picture], Picture]) -> Frames:
-        """Return the frames with every picture changed."""
+        """Return the frames with `change` applied to every picture."""
         return replace(self, pictures=tuple(change(picture) for picture in self.pictures))
 
     @property
@@ -53,7 +53,7 @@ class Frames:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the arrays in memory."""
+        """Size of the arrays in memory."""
         return sum(
             picture.pixels.nbytes + (0 if picture.alpha is None else picture.alpha.nbytes)
             for picture in self.pictures
@@ -64,14 +64,14 @@ def decode_frames(data: bytes, limits: ImageLimits | None = None, choice: FrameC
     """Decode a file of one or several frames.
 
     Args:
-        data: the whole file.
-        limits: sizes accepted. The pixels of all frames together must be within `max_pixels`, their number
-            within `max_frames`.
-        choice: "first" takes the first frame, with a note; "all" takes every one; "fail" refuses files of
+        data: content of the file.
+        limits: sizes that are accepted. `max_pixels` is a limit for all frames together, `max_frames` for
+            their number.
+        choice: "first" takes the first frame, with a note; "all" takes every frame; "fail" refuses files of
             several frames.
 
     Raises:
-        ImageError: with the reason; `animated` for "fail".
+        ImageError: the file is refused, with the reason; `animated` for "fail".
     """
     limits = limits or ImageLimits()
     num_frames = probe(data, limits).num_frames
@@ -111,11 +111,11 @@ def decode_frames(data: bytes, limits: ImageLimits | None = None, choice: FrameC
 
 
 def fit_frames(frames: Frames, format: Format) -> Frames:
-    """Return the frames as `format` can hold them, with notes on the first; see `images.fit_format`.
+    """Return the frames as `format` can hold them, with notes on the first frame; see `images.fit_format`.
 
     Raises:
-        ImageError: animated, when there are several and the format holds one; too_large, when a side is too
-            long.
+        ImageError: animated, if there are several frames and the format holds one; too_large, if a side is
+            too long.
     """
     if len(frames.pictures) > 1 and format == "jpeg":
         raise ImageError(
@@ -134,8 +134,7 @@ def encode_frames(frames: Frames, format: Format = "png", quality: int = 95) -> 
     converted = [to_pil(picture) for picture in fit_frames(frames, format).pictures]
     mode = "RGBA" if any(image.has_transparency_data for image in converted) else "RGB"
     shown: list[Image.Image] = converted if format == "tiff" else [image.convert(mode) for image in converted]
-    # A difference between frames is never blended over what was there before: a decoder shows exactly these
-    # pixels.
+    # Frames replace each other instead of being blended, so that a decoder shows exactly these pixels.
     durations = list(frames.durations_ms) or [_PAGE_MS] * len(shown)
     options: dict[str, Any] = {
         "png": {"duration": durations, "loop": frames.loop, "compress_level": 1, "blend": 0, "disposal": 0},

@@ -7,7 +7,7 @@ reason from a closed vocabulary.
 Pillow reads everything but 16-bit colour, which it would reduce to 8 bit: that goes through OpenCV.
 
 What it does not do: animation (`resshift.images.animation`), floating-point colour, more than four bands
-(what Pillow makes of the first, with a note).
+(Pillow reads the first ones; a note says so).
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ def decode(data: bytes, limits: ImageLimits | None = None) -> Picture:
     """Decode a file: upright, sRGB, RGB or grey, 16 bit kept.
 
     Args:
-        data: the whole file.
-        limits: sizes accepted; `ImageLimits()` when None.
+        data: content of the file.
+        limits: sizes that are accepted; None means `ImageLimits()`.
 
     Raises:
-        ImageError: with the reason. No other exception leaves, whatever the bytes.
+        ImageError: the file is refused, with the reason. No other exception is raised, whatever the bytes.
     """
     limits = limits or ImageLimits()
     image = read_header(data, limits)
     name = identify(data)
     with refusals(f"{name} data"):
-        orientation = read_orientation(image) if name == "TIFF" else 1  # Pillow turns a TIFF while loading it
+        orientation = read_orientation(image) if name == "TIFF" else 1  # Pillow rotates a TIFF as it loads it
         image.load()
-        limits.check_size(*image.size)  # a GIF frame may be larger than its screen
+        limits.check_size(*image.size)  # a frame of a GIF may be larger than its header says
         num_frames, is_exact = count_frames(data)
         notes = (f"first of {'' if is_exact else 'at least '}{num_frames} frames",) if num_frames > 1 else ()
         if orientation != 1:
@@ -54,11 +54,11 @@ def decode(data: bytes, limits: ImageLimits | None = None) -> Picture:
 
 
 def from_pil(image: Image.Image) -> Picture:
-    """Convert a Pillow image of any mode but LAB and HSV (I and F within 16 bit); its EXIF orientation and
+    """Convert a Pillow image of any mode except LAB and HSV (I and F within 16 bit); its EXIF orientation and
     ICC profile are applied.
 
     Raises:
-        ImageError: unsupported_mode, or what a lazily opened file turns out to be.
+        ImageError: unsupported_mode, or any other reason if the image is a file that is not yet loaded.
     """
     with refusals("Pillow image"):
         image.load()
@@ -66,7 +66,7 @@ def from_pil(image: Image.Image) -> Picture:
 
 
 def _from_loaded(image: Image.Image, samples: Array | None) -> Picture:
-    """Build the picture of a loaded image; `samples` are its 16-bit values where Pillow has only 8."""
+    """Build the picture of a loaded image; `samples` are its 16-bit values if Pillow has only 8 bits."""
     orientation = read_orientation(image)
     exif, exif_notes = descriptive_exif(image)
     xmp, xmp_notes = descriptive_xmp(image)
@@ -100,8 +100,8 @@ def _from_loaded(image: Image.Image, samples: Array | None) -> Picture:
 
 
 def _sixteen_bit_colour(image: Image.Image, data: bytes) -> Array | None:
-    """Decode a 16-bit picture that Pillow reduces to 8 bit, uint16 in 2 (grey, alpha), 3 or 4 channels; None
-    when it is not one.
+    """Decode a 16-bit picture that Pillow would reduce to 8 bit, as uint16 with 2 (grey and alpha), 3 or 4
+    channels; return None for any other picture.
     """
     if (
         image.format not in ("PNG", "TIFF")
@@ -149,7 +149,7 @@ def _sixteen_bit_colour(image: Image.Image, data: bytes) -> Array | None:
 
 
 def _grey16(image: Image.Image) -> Picture:
-    """Take the samples of modes I;16*, and of I when they fit in 16 bit."""
+    """Return the samples of modes I;16*, and of mode I if they fit in 16 bit."""
     samples = np.asarray(image)
     notes: tuple[str, ...] = ()
     if image.mode == "I":
@@ -174,8 +174,8 @@ def _grey16(image: Image.Image) -> Picture:
 
 
 def _float_grey(image: Image.Image) -> Picture:
-    """Bring floating-point grey to 16 bit. Its white is the smallest of 1, 255 and 65535 that no finite
-    sample exceeds.
+    """Convert floating-point grey to 16 bit. White is the smallest of 1, 255 and 65535 that no finite sample
+    exceeds.
     """
     samples = np.asarray(image)
     finite = samples[np.isfinite(samples)]
@@ -196,7 +196,7 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image, icc: bytes | None) -> Picture:
-    """Convert any 8-bit mode; palette, key colours and profiles applied."""
+    """Convert any 8-bit mode; palette, transparent colours and profiles are applied."""
     notes: tuple[str, ...] = ()
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         num_samples = int(image.tag_v2.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))

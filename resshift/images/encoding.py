@@ -1,6 +1,7 @@
 """Pictures -> encoded bytes: PNG, JPEG, WebP or TIFF, with profile, EXIF and XMP.
 
-The same picture gives the same bytes. What a format cannot hold is given up with a note (`fit_format`).
+The same picture gives the same bytes. Properties that a format cannot hold are dropped, with a note
+(`fit_format`).
 """
 
 from __future__ import annotations
@@ -29,10 +30,9 @@ def encode(picture: Picture, format: Format = "png", quality: int = 95) -> bytes
     """Encode a picture; the same picture gives the same bytes.
 
     Args:
-        picture: what `fit_format` would change is changed here too, silently: call it first to keep the
-            notes.
-        format: png and tiff keep 16 bit and are lossless; jpeg has no alpha.
-        quality: 1-100, jpeg and webp only. From 90 on, JPEG colour is not subsampled.
+        picture: picture to encode. It is changed as by `fit_format`; call that first to get its notes.
+        format: file format; png and tiff keep 16 bit and are lossless, jpeg has no alpha.
+        quality: quality of jpeg and webp, 1-100. From 90 on, JPEG colour is not subsampled.
     """
     if not 1 <= quality <= 100:
         raise ValueError(f"quality must be 1 to 100, got {quality}")
@@ -54,10 +54,10 @@ def encode(picture: Picture, format: Format = "png", quality: int = 95) -> bytes
 
 
 def fit_format(picture: Picture, format: Format) -> Picture:
-    """Return the picture as `format` can hold it, with a note for everything that was given up.
+    """Return the picture as `format` can hold it, with a note for everything that was dropped or changed.
 
     Raises:
-        ImageError: too_large, when a side is longer than the format allows.
+        ImageError: too_large, if a side is longer than the format allows.
     """
     if format not in get_args(Format):
         raise ValueError(f"format must be one of {', '.join(get_args(Format))}, got {format!r}")
@@ -100,8 +100,8 @@ def fit_format(picture: Picture, format: Format) -> Picture:
 
 
 def in_own_profile(picture: Picture) -> Picture:
-    """Return a picture that was converted to sRGB for the network in the profile of its file, embedded again;
-    any other as it is.
+    """Convert a picture that was converted to sRGB for the network back to the profile of its file, and embed
+    the profile; return any other picture as it is.
     """
     if picture.source_icc is None or picture.pixels.dtype != np.uint8:
         return picture
@@ -111,7 +111,7 @@ def in_own_profile(picture: Picture) -> Picture:
 
 
 def to_pil(picture: Picture) -> Image.Image:
-    """Convert to a Pillow image of mode L, LA, RGB, RGBA or I;16, profile, EXIF and XMP in `info`.
+    """Convert to a Pillow image of mode L, LA, RGB, RGBA or I;16, with profile, EXIF and XMP in `info`.
 
     Pillow has no 16-bit colour and no 16-bit alpha: both are reduced to 8 bit with rounding.
     """
@@ -133,7 +133,7 @@ def to_pil(picture: Picture) -> Image.Image:
 
 
 def _reduced(picture: Picture, *notes: str) -> Picture:
-    """Return a 16-bit picture in 8 bit with the notes added, any other as it is."""
+    """Return a 16-bit picture in 8 bit with the notes added; return any other picture as it is."""
     if picture.pixels.dtype == np.uint8:
         return picture
     alpha = None if picture.alpha is None else to_eight_bit(picture.alpha)

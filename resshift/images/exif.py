@@ -1,10 +1,10 @@
-"""EXIF: the orientation, and the tags worth carrying to an upscaled picture.
+"""EXIF: the orientation, and the tags that are carried to an upscaled picture.
 
 Descriptive tags (camera, lens, exposure, dates, author, GPS) are kept. Tags that describe the old file and
-would lie about the new one are dropped: strip offsets, thumbnails, sub-pictures, geographic pixel scales. The
-orientation is applied to the pixels once, by the caller, and then says 1.
+would be wrong for the new one are dropped: strip offsets, thumbnails, sub-pictures, geographic pixel scales.
+The caller applies the orientation to the pixels once; it is then 1.
 
-Blocks are serialised again by Pillow, so maker notes that contain absolute offsets (some Canon bodies) keep
+Pillow serialises the blocks again, so maker notes that contain absolute offsets (some Canon cameras) keep
 their bytes but not their meaning.
 """
 
@@ -40,8 +40,8 @@ _KEPT_TAGS = (
     ),
     *(0x9C9B, 0x9C9C, 0x9C9D, 0x9C9E, 0x9C9F),
 )
-# What Pillow was seen to raise, or can raise by its code, on damaged blocks, when reading and when writing
-# them again.
+# Exceptions that Pillow was seen to raise on damaged blocks, or can raise according to its code, when it
+# reads them and when it writes them again.
 _EXIF_ERRORS = (
     OSError,
     SyntaxError,
@@ -67,14 +67,14 @@ _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def upright(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn stored pixels (H, W) or (H, W, C) the way EXIF orientation 1-8 says they are to be seen;
-    contiguous, (W, H, ...) for 5-8.
+    """Rotate and mirror stored pixels, (H, W) or (H, W, C), as EXIF orientation 1-8 says; the result is
+    contiguous, and (W, H, ...) for 5-8.
     """
     return np.ascontiguousarray(_TURNS[orientation](array))
 
 
 def read_orientation(image: Image.Image) -> int:
-    """Return the orientation of an opened or loaded picture, 1 when it is absent, damaged or outside 1-8."""
+    """Return the orientation of an opened or loaded picture; 1 if it is absent, damaged or outside 1-8."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
     except _EXIF_ERRORS:
@@ -83,8 +83,8 @@ def read_orientation(image: Image.Image) -> int:
 
 
 def descriptive_exif(image: Image.Image) -> tuple[bytes | None, tuple[str, ...]]:
-    """Return the descriptive tags of a loaded picture, as bytes that start with `Exif\\0\\0`, and notes. None
-    when there is none.
+    """Return the descriptive tags of a loaded picture, as bytes that start with `Exif\\0\\0`, and notes; None
+    if there are no such tags.
     """
     try:
         old = image.getexif()
@@ -106,7 +106,7 @@ def descriptive_exif(image: Image.Image) -> tuple[bytes | None, tuple[str, ...]]
 
 
 def resize_exif(exif: bytes, width: int, height: int) -> bytes:
-    """Return the block with its pixel-size tags set to the picture it is written into."""
+    """Return the block with its pixel-size tags set to the size of the picture that it is written into."""
     old = Image.Exif()
     old.load(exif)
     new = Image.Exif()

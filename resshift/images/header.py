@@ -1,8 +1,8 @@
 """Identify an encoded picture and read its header, without decoding a pixel.
 
-What a file is, is decided by its first bytes, never by its name. The allow-list is JPEG, PNG, WebP, TIFF, GIF
-and BMP: Pillow's other plugins never see a user's bytes. `refusals` is the one place that turns what a
-decoder raises into an `ImageError`.
+The format of a file is decided by its first bytes, never by its name. The allow-list is JPEG, PNG, WebP,
+TIFF, GIF and BMP: Pillow's other plugins never see a user's bytes. Only `refusals` turns exceptions of a
+decoder into an `ImageError`.
 """
 
 from __future__ import annotations
@@ -50,10 +50,11 @@ _FOREIGN_MAGIC = {
     b"\xff\x4f\xff\x51": "JPEG 2000",
     b"\0\0\0\x0cjP  ": "JPEG 2000",
 }
-_MAX_COUNTED_PAGES = 1000  # Pillow's walk along the pages of a TIFF takes quadratic time
-_MAX_COUNTED_BYTES = 8 << 20  # its walk along the frames of a GIF takes 0.2 s per megabyte at worst
+_MAX_COUNTED_PAGES = 1000  # Pillow takes quadratic time to walk along the pages of a TIFF
+_MAX_COUNTED_BYTES = 8 << 20  # and up to 0.2 s per megabyte to walk along the frames of a GIF
 
-# Everything Pillow 13 and OpenCV 5 were seen to raise, or can raise by their code, on hostile bytes.
+# All exceptions that Pillow 13 and OpenCV 5 were seen to raise on hostile bytes, or can raise according to
+# their code.
 _DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -76,7 +77,7 @@ _DECODER_ERRORS = (
 
 @contextlib.contextmanager
 def refusals(what: str) -> Generator[None]:
-    """Turn what a decoder raises into an ImageError, the cause kept."""
+    """Turn exceptions of a decoder into an ImageError; the cause is kept."""
     try:
         yield
     except ImageError:
@@ -126,27 +127,27 @@ def identify(data: bytes) -> str:
 
 
 def read_header(data: bytes, limits: ImageLimits) -> Image.Image:
-    """Read the header only; sizes are within the limits when this returns."""
+    """Read the header only, and check the sizes against the limits."""
     if len(data) > limits.max_bytes:
         raise ImageError(
             ImageReason.TOO_LARGE, f"the file has {len(data)} bytes, at most {limits.max_bytes} are allowed"
         )
     name = identify(data)
     with refusals(f"{name} header"):
-        # The plugin is called directly: Image.open applies the process-wide MAX_IMAGE_PIXELS, and ours is a
-        # value of the call.
+        # The plugin is called directly: Image.open applies the process-wide MAX_IMAGE_PIXELS, whereas these
+        # limits are an argument.
         image = _FACTORIES[name](io.BytesIO(data))
     limits.check_size(*image.size)
     return image
 
 
 def count_frames(data: bytes) -> tuple[int, bool]:
-    """Return the number of frames or pages, and whether it is exact: counting stops early in a file made to
-    be slow.
+    """Return the number of frames or pages, and whether it is exact: counting stops early in files that would
+    take long to count.
     """
     name = identify(data)
     try:
-        image: Any = _FACTORIES[name](io.BytesIO(data))  # opened anew: counting moves along the file
+        image: Any = _FACTORIES[name](io.BytesIO(data))  # opened again, as counting moves along the file
         if name == "GIF" and len(data) > _MAX_COUNTED_BYTES:
             return (2, False) if image.is_animated else (1, True)
         if name == "TIFF":
@@ -156,7 +157,7 @@ def count_frames(data: bytes) -> tuple[int, bool]:
             return num_pages, num_pages < _MAX_COUNTED_PAGES
         return int(getattr(image, "n_frames", 1)), True
     except _DECODER_ERRORS:
-        return 1, True  # a damaged later frame does not condemn the first
+        return 1, True  # a damaged later frame is no reason to refuse the first
 
 
 def _has_page(image: Image.Image, i_page: int) -> bool:
@@ -168,7 +169,7 @@ def _has_page(image: Image.Image, i_page: int) -> bool:
 
 
 def sample_bits(image: Image.Image, data: bytes) -> int:
-    """Return the bits per sample in the file, which Pillow's mode does not tell."""
+    """Return the bits per sample in the file, which do not follow from Pillow's mode."""
     if image.format == "PNG":
         return data[24]
     if isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -181,7 +182,7 @@ def probe(data: bytes, limits: ImageLimits | None = None) -> ImageHeader:
     """Read a header, without decoding a pixel.
 
     Raises:
-        ImageError: empty, not an accepted format, damaged, or outside the limits.
+        ImageError: the file is empty, not of an accepted format, damaged, or outside the limits.
     """
     image = read_header(data, limits or ImageLimits())
     with refusals("header"):

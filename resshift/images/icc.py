@@ -1,17 +1,16 @@
 """Colour management: ICC profiles in, sRGB out.
 
 The network was trained on sRGB values, so an 8-bit picture with another profile (Display P3, Adobe RGB, a
-CMYK press, a grey gamma) is converted to sRGB before it is seen, relative colorimetric with black point
-compensation, and `from_srgb` converts what comes out back into the profile of the file. A picture that is
-already sRGB keeps its bytes and its profile. A profile that is broken, or that belongs to another kind of
-picture, is ignored with a note.
+CMYK press, a grey gamma) is converted to sRGB first, relative colorimetric with black point compensation, and
+`from_srgb` converts the result back to the profile of the file. A picture that is already sRGB keeps its
+bytes and its profile. A profile that is broken, or that belongs to another kind of picture, is ignored with a
+note.
 
-What it does not do: convert 16-bit pictures (Pillow's LittleCMS binding has no 16-bit RGB). Those keep their
-own profile, which stays correct for the output because super-resolution does not leave the input's colour
-space.
+What it does not do: convert 16-bit pictures (Pillow's LittleCMS binding has no 16-bit RGB). They keep their
+own profile, which stays correct for the output because super-resolution does not change the colour space.
 """
 
-# Pillow's types of ImageCms are partial: what they leave unknown is not an error of ours.
+# Pillow's types of ImageCms are incomplete.
 # pyright: reportUnknownVariableType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-# LittleCMS raises PyCMSError for a bad profile, the binding raises the others for one it cannot open or a
-# mode it does not know.
+# LittleCMS raises PyCMSError for a bad profile; the binding raises the others for a profile that it cannot
+# open and for a mode that it does not know.
 _PROFILE_ERRORS = (ImageCms.PyCMSError, OSError, TypeError, ValueError)
 _SPACE_BY_MODE = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
-_SRGB_TOLERANCE = 1  # 8-bit levels: v2 and v4 sRGB profiles of different makers differ by that much
+_SRGB_TOLERANCE = 1  # in 8-bit levels: v2 and v4 sRGB profiles of different vendors differ by that much
 
 
 def _transform(icc: bytes, mode: str) -> ImageCms.ImageCmsTransform:
@@ -48,7 +47,7 @@ def _transform(icc: bytes, mode: str) -> ImageCms.ImageCmsTransform:
 
 
 def _probe_colours(mode: str) -> Image.Image:
-    """Return 6^3 colours (or 256 greys) that tell an sRGB profile from another one."""
+    """Return 6^3 colours, or 256 greys, that distinguish an sRGB profile from others."""
     if mode == "L":
         return Image.frombytes("L", (256, 1), bytes(range(256)))
     levels = range(0, 256, 51)
@@ -59,8 +58,8 @@ def _probe_colours(mode: str) -> Image.Image:
 
 @functools.lru_cache(maxsize=32)
 def _inspect(icc: bytes, mode: str) -> tuple[str, bool]:
-    """Return the name of a profile and whether it maps `mode` to sRGB unchanged. Raises one of
-    _PROFILE_ERRORS for an unusable one.
+    """Return the name of a profile, and whether it maps `mode` to sRGB unchanged. Raises one of
+    _PROFILE_ERRORS if the profile is unusable.
     """
     transform = _transform(icc, mode)
     description = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(icc)))
@@ -81,12 +80,12 @@ def to_srgb(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, bytes |
     """Convert a loaded picture to sRGB.
 
     Args:
-        image: mode L, RGB or CMYK.
-        icc: the embedded profile, or None.
+        image: picture of mode L, RGB or CMYK.
+        icc: embedded profile, or None.
 
     Returns:
         The picture in mode L or RGB, the profile to embed with it (None means untagged, which is sRGB
-        everywhere) and what was done.
+        everywhere), and notes.
     """
     plain = image.convert("RGB") if image.mode == "CMYK" else image
     plain_note = ("CMYK converted to RGB without a profile",) if image.mode == "CMYK" else ()
@@ -106,16 +105,16 @@ def to_srgb(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, bytes |
 
 
 def from_srgb(pixels: np.ndarray, icc: bytes) -> np.ndarray:
-    """Convert sRGB pixels back into the space of a profile that `to_srgb` has taken.
+    """Convert sRGB pixels back to the colour space of a profile that `to_srgb` accepted.
 
-    Colours outside sRGB were clipped on the way in; what is inside comes back within a level or two.
+    Colours outside sRGB were clipped by `to_srgb`; colours inside it come back within one or two levels.
 
     Args:
         pixels: (H, W, 1) grey or (H, W, 3) RGB, uint8.
-        icc: a profile for that kind of picture.
+        icc: profile for that kind of picture.
 
     Returns:
-        The same shape.
+        Pixels of the same shape.
     """
     mode = "L" if pixels.shape[2] == 1 else "RGB"
     srgb: Any = ImageCms.createProfile("sRGB")

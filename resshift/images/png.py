@@ -1,8 +1,7 @@
-"""PNG: OpenCV's encoder (7x faster than Pillow's), and what it does not write.
+"""PNG by OpenCV's encoder (7x faster than Pillow's), with the chunks that OpenCV does not write.
 
-OpenCV writes neither profile nor EXIF nor XMP, and has no grey with alpha. Chunks are a small and fixed
-format (ISO/IEC 15948), so they are written here. The bytes depend only on the arguments and on the builds of
-zlib and OpenCV.
+OpenCV writes no profile, EXIF or XMP, and no grey with alpha. Chunks are a small and fixed format (ISO/IEC
+15948), so they are written here. The bytes depend only on the arguments and on the builds of zlib and OpenCV.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from resshift.images.types import Array, ImageError, ImageReason
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER_END = len(_SIGNATURE) + 25  # IHDR: length, name, 13 bytes, CRC
 _ZLIB_LEVEL = 1  # photographs: level 6 is 10x slower for about 5 % fewer bytes
-# Named, not OpenCV's default, so that bytes do not change with its version. These are the fastest for
+# OpenCV's defaults may change with its version, so all options are set. These are the fastest for
 # photographs.
 _PNG_OPTIONS = (
     *(cv2.IMWRITE_PNG_COMPRESSION, 1),
@@ -37,11 +36,11 @@ def encode_png(
         pixels: (H, W, 1 or 3) uint8 or uint16.
         alpha: (H, W) of the same dtype, or None.
         icc: profile to embed.
-        exif: block as in `Picture.exif`.
+        exif: block to embed, as in `Picture.exif`.
         xmp: packet to embed.
 
     Raises:
-        ImageError: too_large, when OpenCV cannot write a picture of this size.
+        ImageError: too_large, if OpenCV cannot write a picture of this size.
     """
     return _insert_chunks(_pixel_chunks(pixels, alpha), icc, exif, xmp)
 
@@ -64,10 +63,10 @@ def _chunk(name: bytes, payload: bytes) -> bytes:
 
 
 def essential_png(png: bytes) -> bytes:
-    """Return a PNG of IHDR, tRNS, IDAT and IEND alone.
+    """Return a PNG with no chunks but IHDR, tRNS, IDAT and IEND.
 
-    OpenCV 5 allocates what any chunk claims to hold (2 GiB for four damaged bytes) and reads animation
-    chunks; neither is left after this.
+    OpenCV 5 allocates the size that any chunk claims to have (2 GiB for four damaged bytes) and reads
+    animation chunks; this removes both.
     """
     kept, position = [_SIGNATURE], len(_SIGNATURE)
     while position + 12 <= len(png):
@@ -79,7 +78,7 @@ def essential_png(png: bytes) -> bytes:
 
 
 def _insert_chunks(png: bytes, icc: bytes | None, exif: bytes | None, xmp: bytes | None) -> bytes:
-    """Return a PNG with iCCP, eXIf and iTXt (XMP) chunks put right after IHDR, where all are allowed."""
+    """Return a PNG with iCCP, eXIf and iTXt (XMP) chunks inserted after IHDR, where all are allowed."""
     extra = b""
     if icc:
         extra += _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc, 9))
@@ -91,11 +90,11 @@ def _insert_chunks(png: bytes, icc: bytes | None, exif: bytes | None, xmp: bytes
 
 
 def _grey_alpha(pixels: np.ndarray, alpha: np.ndarray) -> bytes:
-    """Return a grey + alpha PNG, every row with the Up filter.
+    """Return a PNG of grey with alpha, every row with the Up filter.
 
     Args:
         pixels: (H, W, 1) uint8 or uint16.
-        alpha: (H, W), same dtype.
+        alpha: (H, W) of the same dtype.
     """
     height, width = alpha.shape
     depth = pixels.dtype.itemsize

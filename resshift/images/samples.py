@@ -1,7 +1,7 @@
 """Samples of pictures: their order, their depth, and their range as tensors.
 
-Values are uint8 0-255 or uint16 0-65535 in arrays, float32 in [-1, 1] in tensors. OpenCV's channel order is
-BGR: nowhere outside this module.
+Values are uint8 0-255 or uint16 0-65535 in arrays, float32 in [-1, 1] in tensors. Channels are in RGB order;
+only this module knows OpenCV's order, which is BGR.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from resshift.images.types import Array, Picture, check_pixels
 
 if TYPE_CHECKING:
-    # Imported by the two functions that need it: a process that only decodes starts in 0.3 s.
+    # The two functions that need torch import it, so that a process that only decodes starts in 0.3 s.
     from torch import Tensor
 
 
 def swap_red_blue(pixels: Array) -> Array:
-    """Bring (H, W, 3) from RGB to the order that OpenCV's codecs take and give, or back."""
+    """Convert (H, W, 3) from RGB to the order of OpenCV's codecs, or back."""
     return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
 
 
@@ -49,11 +49,11 @@ def to_tensor(pixels: Array) -> Tensor:
 
 
 def from_tensor(x: Tensor, dtype: type[np.uint8] | type[np.uint16] = np.uint8) -> Array:
-    """Convert (1, C, H, W) or (C, H, W) in [-1, 1] to (H, W, C) integers, round(max * (x + 1) / 2), halves
-    up, values outside clamped.
+    """Convert (1, C, H, W) or (C, H, W) in [-1, 1] to (H, W, C) integers, round(max * (x + 1) / 2). Halves
+    are rounded up, values outside [-1, 1] are clamped.
 
     Raises:
-        ValueError: another shape, or NaN or infinity among the values.
+        ValueError: x has another shape, or holds NaN or infinity.
     """
     import torch
 

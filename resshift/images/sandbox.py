@@ -1,15 +1,18 @@
-"""Decode in a process of its own, under a memory and a time limit, so that no file can take a worker with it.
+"""Decode in a separate process, with a memory and a time limit, so that no file can crash a worker.
 
     with Decoder(DecoderLimits(seconds=60)) as decoder:
-        frames = decoder.decode(data)          ImageError for a bad file; DecoderDied, DecoderTimeout when it took the process down
+        frames = decoder.decode(data)
 
-The child is `python -m resshift.images.sandbox`: one for the life of the parent, started again after a crash.
-It imports neither torch nor ray, so a start takes 0.3 s and 60 MB. One file is in it at a time: a crash
-belongs to that file and to no other. Files travel over a socket pair, pixels come back the same way; the
-child ends when its end of the pair closes, however the parent went.
+raises ImageError for a bad file, and DecoderDied or DecoderTimeout for one that crashed or stopped the
+process.
 
-The memory limit is RLIMIT_AS above what the idle child uses, so an allocation that is too large fails with
-MemoryError, which is an `ImageError` (too_large) like any other refusal.
+The child is `python -m resshift.images.sandbox`. It lives as long as its parent and is started again after a
+crash. It imports neither torch nor ray, so a start takes 0.3 s and 60 MB. It decodes one file at a time, so a
+crash is due to that file and to no other. Files and pixels are sent over a socket pair; the child ends when
+the other end closes, however the parent ended.
+
+The memory limit is set as RLIMIT_AS, relative to the memory of the idle child, so an allocation that is too
+large fails with MemoryError, which becomes an `ImageError` (too_large).
 """
 
 from __future__ import annotations
@@ -32,22 +35,22 @@ _LENGTH = struct.Struct(">Q")
 
 
 class DecoderDied(RuntimeError):
-    """The process ended while it decoded this file; the message says how."""
+    """The process ended while it decoded this file; the message gives its signal or exit code."""
 
 
 class DecoderTimeout(RuntimeError):
-    """The file took longer than it may; its process was ended."""
+    """The file took longer than the limit; its process was ended."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecoderLimits:
-    """What one file may take.
+    """Limits for one file.
 
     Fields:
-        images: sizes, checked on the header.
-        seconds: of wall clock.
-        memory_mb: above that of an idle decoder; None: 64 bytes for every pixel that `images` accepts, and
-            256 MB.
+        images: limits of sizes, checked on the header.
+        seconds: limit of wall-clock time.
+        memory_mb: memory limit in addition to the memory of an idle decoder; None means 256 MB and 64 bytes
+            for every pixel that `images` accepts.
     """
 
     images: ImageLimits = field(default_factory=ImageLimits)
@@ -64,7 +67,7 @@ class DecoderLimits:
 
 
 class Decoder:
-    """The parent's side; starts the child when it is first needed."""
+    """The parent's side; it starts the child when it is first needed."""
 
     def __init__(self, limits: DecoderLimits | None = None) -> None:
         self.limits = limits or DecoderLimits()
@@ -73,7 +76,7 @@ class Decoder:
 
     @property
     def pid(self) -> int | None:
-        """Process id of the child while it runs."""
+        """Process id of the child, or None if it does not run."""
         return None if self._child is None else self._child.pid
 
     def decode(self, data: bytes, choice: FrameChoice = "first") -> Frames:
@@ -81,8 +84,8 @@ class Decoder:
 
         Raises:
             ImageError: the file is refused.
-            DecoderTimeout: it took too long.
-            DecoderDied: the process ended: killed, crashed, out of memory.
+            DecoderTimeout: decoding took too long.
+            DecoderDied: the process was killed, crashed, or ran out of memory.
         """
         if self._channel is None:
             self._start()
@@ -110,8 +113,8 @@ class Decoder:
                 str(theirs.fileno()),
                 str(self.limits.memory_bytes),
             ]
-            # The parent's import path, not its environment's: a Ray worker finds the package in a directory
-            # of its job.
+            # The import path of the parent, not of its environment: a Ray worker finds the package in a
+            # directory of its job.
             environment = os.environ | {
                 "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
                 "OMP_NUM_THREADS": "1",
@@ -131,7 +134,7 @@ class Decoder:
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def close(self) -> None:
-        """End the child; the next `decode` starts another one."""
+        """End the child; the next `decode` starts another."""
         if self._channel is not None:
             self._channel.close()
         if self._child is not None:
@@ -158,7 +161,7 @@ def _receive(channel: socket.socket) -> bytearray:
     """Receive one part.
 
     Raises:
-        ConnectionError: the other side is gone.
+        ConnectionError: the other side has closed the connection.
     """
     head = bytearray(_LENGTH.size)
     _fill(channel, head)
@@ -172,7 +175,7 @@ def _fill(channel: socket.socket, buffer: bytearray) -> None:
     while len(view):
         count = channel.recv_into(view)
         if not count:
-            raise ConnectionError("the other side is gone")
+            raise ConnectionError("the other side has closed the connection")
         view = view[count:]
 
 
@@ -183,18 +186,18 @@ def _limit_memory(num_bytes: int) -> None:
 
 
 def _serve(channel: socket.socket) -> None:
-    """Answer one file after the other until the parent is gone."""
+    """Decode one file after another until the parent closes the connection."""
     while True:
         try:
             limits, choice = pickle.loads(_receive(channel))
             data = bytes(_receive(channel))
         except ConnectionError:
             return
-        except MemoryError:  # the file alone is above the limit; what is left of it cannot be skipped
+        except MemoryError:  # the file alone exceeds the limit; the rest of it cannot be skipped
             _send(
                 channel,
                 pickle.dumps(
-                    ImageError(ImageReason.TOO_LARGE, "the file does not fit into the decoder's memory")
+                    ImageError(ImageReason.TOO_LARGE, "the file does not fit in the decoder's memory")
                 ),
             )
             return
@@ -204,7 +207,7 @@ def _serve(channel: socket.socket) -> None:
             answer = pickle.dumps(error)
         except MemoryError:
             answer = pickle.dumps(
-                ImageError(ImageReason.TOO_LARGE, "decoding needs more memory than a picture may take")
+                ImageError(ImageReason.TOO_LARGE, "decoding needs more memory than is allowed")
             )
         _send(channel, answer)
 
@@ -214,7 +217,7 @@ def main(arguments: list[str]) -> None:
     import cv2
 
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end closes the pair
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which closes the connection
     if sys.platform == "linux":
         _limit_memory(int(arguments[1]))
     _serve(socket.socket(fileno=int(arguments[0])))

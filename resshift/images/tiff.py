@@ -1,4 +1,4 @@
-"""Write TIFF: Pillow has no 16-bit RGB, and tifffile writes no EXIF or GPS directory.
+"""Write TIFF: Pillow has no 16-bit RGB, and tifffile cannot write EXIF and GPS directories.
 
 One page, Adobe Deflate with the horizontal predictor (TIFF 6.0, section 14), strips of 1 MiB. The bytes
 depend only on the arguments and on the zlib build.
@@ -24,7 +24,7 @@ def encode_tiff(
         pixels: (H, W, 1 or 3) uint8 or uint16.
         alpha: (H, W) of the same dtype, or None.
         icc: profile to embed.
-        exif: block as in `Picture.exif`; its descriptive tags go to the first directory.
+        exif: block to embed, as in `Picture.exif`; its descriptive tags are written to the first directory.
         xmp: packet to embed.
     """
     samples = pixels if alpha is None else np.concatenate([pixels, alpha[..., None]], axis=2)
@@ -65,7 +65,7 @@ def encode_tiff(
     directory.tagtype[TiffImagePlugin.STRIPOFFSETS] = directory.tagtype[TiffImagePlugin.STRIPBYTECOUNTS] = (
         4  # LONG, whatever the values
     )
-    # Offsets are relative to the end of the directory: tobytes moves them.
+    # Offsets are relative to the end of the directory; tobytes converts them.
     directory[TiffImagePlugin.STRIPOFFSETS] = tuple(sum(map(len, strips[:i])) for i in range(len(strips)))
     directory[TiffImagePlugin.STRIPBYTECOUNTS] = tuple(map(len, strips))
     return b"II*\0\x08\0\0\0" + directory.tobytes(8) + b"".join(strips)

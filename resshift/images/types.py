@@ -1,4 +1,4 @@
-"""Types of `resshift.images`: pictures, headers, limits, and the reasons of refusals."""
+"""Types of `resshift.images`: pictures, headers, limits, and reasons of refusals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SAMPLE_DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16))
 
 
 def check_pixels(pixels: Array) -> None:
-    """Raise ValueError unless this is (H, W, 1 or 3) uint8 or uint16 and not empty."""
+    """Raise ValueError unless the array is (H, W, 1 or 3) uint8 or uint16 and not empty."""
     if (
         pixels.ndim != 3
         or pixels.shape[2] not in (1, 3)
@@ -27,7 +27,7 @@ def check_pixels(pixels: Array) -> None:
 
 
 class ImageReason(StrEnum):
-    """Why a picture was refused. The vocabulary is closed: the ledger and the HTTP errors use these words."""
+    """Reason of a refusal. The vocabulary is closed: the ledger and HTTP errors use these words."""
 
     EMPTY = "empty"
     NOT_AN_IMAGE = "not_an_image"
@@ -40,8 +40,10 @@ class ImageReason(StrEnum):
 
 
 class ImageError(ValueError):
-    """A picture that cannot be read or written; `reason` is an `ImageReason`, the message names the value and
-    what is allowed.
+    """A picture that cannot be read or written. The message names the value and what is allowed.
+
+    Fields:
+        reason: reason of the refusal.
     """
 
     def __init__(self, reason: ImageReason, message: str) -> None:
@@ -49,12 +51,12 @@ class ImageError(ValueError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[ImageError], tuple[ImageReason, str]]:
-        return ImageError, (self.reason, str(self))  # survives the trip from a worker
+        return ImageError, (self.reason, str(self))  # so that it can be sent from a worker
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageLimits:
-    """What is accepted for decoding. `max_side_px` is the largest side JPEG can hold."""
+    """Limits of pictures that are decoded. The default of `max_side_px` is the largest side of a JPEG."""
 
     max_pixels: int = 100_000_000
     max_side_px: int = 65_500
@@ -82,14 +84,14 @@ class ImageLimits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageHeader:
-    """What the header says.
+    """Content of a file's header.
 
     Fields:
         format: JPEG, PNG, WEBP, TIFF, GIF or BMP.
-        width, height: as stored, before the EXIF orientation (TIFF: after it).
-        mode: Pillow's name.
-        num_frames: frames or pages; counted up to 1000 pages of a TIFF, and 2 stands for "several" in a GIF
-            above 8 MB.
+        width, height: stored size, before the EXIF orientation is applied (TIFF: after it).
+        mode: Pillow's name of the pixel mode.
+        num_frames: number of frames or pages; at most 1000 pages of a TIFF are counted, and 2 means "several"
+            in a GIF above 8 MB.
         sample_bits: bits per sample in the file.
     """
 
@@ -108,13 +110,13 @@ class Picture:
     Fields:
         pixels: (H, W, 1) grey or (H, W, 3) RGB, uint8 or uint16.
         alpha: (H, W) of the same dtype, not premultiplied, or None.
-        icc: profile to embed. None means sRGB.
-        source_icc: RGB or grey profile of the file that the 8-bit pixels were converted from;
-            `images.in_own_profile` converts them back.
-        exif: descriptive tags, bytes that start with `Exif\\0\\0`, orientation already applied; or None.
-        xmp: packet of the editor, orientation already applied; or None.
-        format: where it came from: JPEG, PNG, WEBP, TIFF, GIF, BMP, or empty.
-        notes: what a user may want to know ("first of 12 frames", "orientation 6 applied", ...).
+        icc: profile to embed; None means sRGB.
+        source_icc: RGB or grey profile of the file from which the 8-bit pixels were converted to sRGB;
+            `images.in_own_profile` converts them back. None if they were not converted.
+        exif: block of descriptive tags that starts with `Exif\\0\\0`, with the orientation applied; or None.
+        xmp: XMP packet, with the orientation applied; or None.
+        format: format of the file, JPEG, PNG, WEBP, TIFF, GIF or BMP; empty for other sources.
+        notes: messages for the user ("first of 12 frames", "orientation 6 applied", ...).
     """
 
     pixels: Array
@@ -146,5 +148,5 @@ class Picture:
 
 
 def scaled(length: int, factor: float) -> int:
-    """Return a side of the result; at least 1."""
+    """Return the length of a side after scaling; at least 1."""
     return max(1, round(length * factor))

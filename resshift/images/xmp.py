@@ -1,10 +1,10 @@
-"""XMP: the packet in which editors keep rights, captions, ratings and settings (ISO 16684-1), carried to an
-upscaled picture.
+"""XMP: the packet in which editors store rights, captions, ratings and settings (ISO 16684-1). It is carried
+to an upscaled picture.
 
-It goes through byte for byte, but for what would lie about the new file: the orientation, which was applied
-to the pixels, the sizes in pixels, thumbnails, and the pointer to a second part that JPEG keeps elsewhere
-("extended XMP", which is not read). Only packets in UTF-8, which is what every writer of pictures uses, and
-up to 1 MB are taken. IPTC blocks of their own are not carried; editors repeat them here.
+It is copied byte for byte, except for what would be wrong for the new file: the orientation, which is applied
+to the pixels, the sizes in pixels, thumbnails, and the reference to a second part of the packet in a JPEG
+("extended XMP", which is not read). Only packets of up to 1 MB in UTF-8, which all writers of pictures use,
+are accepted. Separate IPTC blocks are not carried; editors repeat their content in XMP.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _WIDTHS, _HEIGHTS = (
 
 
 def descriptive_xmp(image: Image.Image) -> tuple[bytes | None, tuple[str, ...]]:
-    """Return the packet of a loaded picture, upright and without thumbnails, and notes. None when there is
-    none.
+    """Return the packet of a loaded picture, with orientation 1 and without thumbnails, and notes; None if
+    there is no packet.
     """
     packet = image.info.get("xmp")
     if not packet:
@@ -39,7 +39,7 @@ def descriptive_xmp(image: Image.Image) -> tuple[bytes | None, tuple[str, ...]]:
 
 
 def resize_xmp(packet: bytes, width: int, height: int) -> bytes:
-    """Return the packet with the sizes it mentions set to those of the picture it is written into."""
+    """Return the packet with its sizes set to those of the picture that it is written into."""
     for names, value in ((_WIDTHS, width), (_HEIGHTS, height)):
         for name in names:
             packet = _with_value(packet, name, value)
@@ -55,11 +55,11 @@ def _problem(packet: object) -> str:
         packet.decode()
     except UnicodeDecodeError:
         return "it is not UTF-8"
-    return "" if b"<rdf:RDF" in packet and b"<!" not in packet else "it is no XMP packet"
+    return "" if b"<rdf:RDF" in packet and b"<!" not in packet else "it is not an XMP packet"
 
 
 def _with_value(packet: bytes, name: bytes, value: int) -> bytes:
-    """Set a simple property wherever the packet has it, as an attribute or as an element."""
+    """Set a simple property wherever the packet has it, whether as an attribute or as an element."""
     number = b"%d" % value
     packet = re.sub(rb"(\b" + name + rb"\s*=\s*)(\"[^\"<]*\"|'[^'<]*')", rb'\g<1>"' + number + b'"', packet)
     return re.sub(

@@ -133,8 +133,8 @@ def test_xmp_that_cannot_travel_is_named() -> None:
     )
     for packet, problem in (
         (b"\xff\xfe<rdf:RDF", "it is not UTF-8"),
-        (b"hello", "it is no XMP packet"),
-        (b'<!DOCTYPE x [<!ENTITY a "b">]>' + XMP, "it is no XMP packet"),
+        (b"hello", "it is not an XMP packet"),
+        (b'<!DOCTYPE x [<!ENTITY a "b">]>' + XMP, "it is not an XMP packet"),
         (XMP + b" " * (1 << 20), f"it is {len(XMP) + (1 << 20)} bytes long, {1 << 20} are carried"),
     ):
         picture = images.decode(saved(Image.fromarray(RGB), "WEBP", xmp=packet))
