@@ -1,24 +1,27 @@
-"""Distorted crops: the augmentation of the ImageNet inpainting model, geometry and colour.
+"""Distorted crops: the augmentation of the ImageNet inpainting model, in geometry and colour.
 
-In order, each with probability 1/2 and drawn for each sample:
+In this order, each with probability 1/2, drawn for each sample:
 
-    perspective   a quadrilateral fills the frame; its corners lie |N(0, sigma)| of the sides inside the picture, sigma from U(0, 0.06)
+    perspective   a quadrilateral is stretched to the frame; its corners lie inside the picture by
+                  |N(0, sigma)| of the sides, sigma from U(0, 0.06)
     affine        about the centre: scale U(0.7, 1.3), rotation U(-40, 40) degrees, shear U(-0.1, 0.1) degrees
     lens          radial distortion x -> x (1 + k r^2 + k r^4), k from U(-0.05, 0.05), r in units of the sides
     crop, flip    a random square
-    CLAHE         contrast-limited adaptive histogram equalisation of the lightness, limit U(1, 4), 8 x 8 tiles
+    CLAHE         contrast-limited adaptive histogram equalisation of the lightness: limit U(1, 4),
+                  8 x 8 tiles
     tone          contrast 1 + U(-0.2, 0.2), brightness U(-0.2, 0.2) of the range
     colour        hue U(-5, 5) of 180, saturation U(-30, 30) and value U(-5, 5) of 255
 
-The photo is first brought to a shorter side of the crop. What leaves the picture is reflected.
+The photo is first resized so that its shorter side is the side of the crop. Beyond its borders the picture is
+continued by reflection.
 
 Reference: Suvorov et al., "Resolution-robust Large Mask Inpainting with Fourier Convolutions" (LaMa), WACV
 2022, whose training uses these ranges, as does the official ResShift configuration.
 
-Deviation from official code: there each step of the geometry resamples the result of the one before, and
-shrinking is bilinear. Here photos are shrunk by averages, and then read once, at the composed position; so
-pictures are sharper, and behind the edge of a perspective lies the rest of the photo. Numbers that libraries
-round there (hue, limits) are not rounded before they are used.
+Deviation from the official code: there, each geometric step resamples the result of the previous step, and
+shrinking is bilinear. Here, photos are shrunk by averages and then sampled once, at the composed position, so
+pictures are sharper, and the rest of the photo is seen beyond the edge of a perspective. Numbers that
+libraries round there (hue, limits) are not rounded before they are used.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ Corners = tuple[float, float, float, float, float, float, float, float]
 
 _NO_INSETS: Corners = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 _PERSPECTIVE_SIGMA = (0.0, 0.06)
-_DEEPEST = 0.4  # corners further in could cross; the chance is 1e-11
+_DEEPEST = 0.4  # corners with larger insets could cross; the probability is 1e-11
 _SCALE, _ROTATION_DEG, _SHEAR_DEG = (0.7, 1.3), (-40.0, 40.0), (-0.1, 0.1)
 _LENS = (-0.05, 0.05)
 _CLAHE_LIMIT, _CLAHE_TILES = (1.0, 4.0), (8, 8)
@@ -49,16 +52,16 @@ _HUE, _SATURATION, _VALUE = (-5.0, 5.0), (-30.0, 30.0), (-5.0, 5.0)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Distortion:
-    """What was drawn for one sample; the defaults change nothing.
+    """Distortion that was drawn for one sample; the defaults change nothing.
 
-    Args:
-        corners: inset (x, y) of the top left, top right, bottom right and bottom left corner, fractions of
-            width and height.
-        scale, rotation_deg, shear_deg: of the affine step; rotation is clockwise as seen.
-        lens: k of the radial distortion.
-        clahe_limit: clip limit; None leaves the lightness alone.
+    Fields:
+        corners: insets (x, y) of the top left, top right, bottom right and bottom left corner, as fractions
+            of width and height.
+        scale, rotation_deg, shear_deg: parameters of the affine step; the rotation is clockwise.
+        lens: coefficient k of the radial distortion.
+        clahe_limit: clip limit; None does not change the lightness.
         contrast, brightness: factor, and summand as a fraction of the range.
-        hue, saturation, value: summands in 8-bit HSV, hue of 180.
+        hue, saturation, value: summands in 8-bit HSV, where hue is in [0, 180).
     """
 
     corners: Corners = _NO_INSETS
@@ -75,7 +78,7 @@ class Distortion:
 
 
 def draw_distortion(rng: np.random.Generator) -> Distortion:
-    """Draw a distortion; each of the six steps with probability 1/2."""
+    """Draw a distortion, with each of its six steps with probability 1/2."""
     draws = Draws(rng)
     insets = np.minimum(np.abs(rng.standard_normal(8)) * draws.uniform(_PERSPECTIVE_SIGMA), _DEEPEST).tolist()
     steps: tuple[dict[str, Any], ...] = (
@@ -106,9 +109,9 @@ def distorted_square(rgb_u8: Image, distortion: Distortion, side: int, across: f
 
     Args:
         rgb_u8: photo, (H, W, 3) uint8.
-        distortion: what to do to it.
-        side: of the result; the shorter side of the photo is brought to it first.
-        across, down: where the square lies in the room that the longer side leaves, in [0, 1).
+        distortion: distortion to apply.
+        side: side of the result, to which the shorter side of the photo is resized first.
+        across, down: position of the square along the longer side, in [0, 1).
 
     Returns:
         (side, side, 3) uint8, contiguous.
@@ -133,8 +136,8 @@ def _with_short_side(rgb_u8: Image, side: int) -> Image:
 def _source_positions(
     distortion: Distortion, height: int, width: int, left: int, top: int, side: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return x and y, (side, side) each: where in the photo the pixels of the square come from."""
-    # Pixel i covers [i, i + 1) until the last line, where its centre is i.
+    """Return the positions x and y in the photo of the pixels of the square, (side, side) each."""
+    # Pixel i covers [i, i + 1) until the last line, where its centre is at i.
     x = (np.arange(side, dtype=np.float64) + left + 0.5)[None, :]
     y = (np.arange(side, dtype=np.float64) + top + 0.5)[:, None]
     u, v = (x - width / 2) / width, (y - height / 2) / height
@@ -149,7 +152,7 @@ def _source_positions(
 
 
 def _affine(distortion: Distortion, height: int, width: int) -> NDArray[np.float64]:
-    """Return the matrix that scales, shears and turns about the centre, (3, 3)."""
+    """Return the matrix that scales, shears and rotates about the centre, (3, 3)."""
     turn, shear = math.radians(distortion.rotation_deg), math.radians(distortion.shear_deg)
     cos, sin = math.cos(turn) * distortion.scale, math.sin(turn) * distortion.scale
     linear = np.array([[cos, -sin], [sin, cos]]) @ np.array([[1, -math.tan(shear)], [0, 1]])
@@ -160,7 +163,7 @@ def _affine(distortion: Distortion, height: int, width: int) -> NDArray[np.float
 
 
 def _unperspective(corners: Corners, height: int, width: int) -> NDArray[np.float64]:
-    """Return the homography from the frame to the quadrilateral that fills it, (3, 3)."""
+    """Return the homography from the frame to the quadrilateral that is stretched to it, (3, 3)."""
     frame = np.array([[0, 0], [width, 0], [width, height], [0, height]], dtype=np.float32)
     inwards = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]], dtype=np.float32)
     insets = np.array(corners, dtype=np.float32).reshape(4, 2) * (width, height)

@@ -14,22 +14,21 @@ Image = NDArray[np.uint8]
 
 
 def training_crop(rgb_u8: Image, rng: np.random.Generator, data: DataConfig) -> Image:
-    """Cut a training square, flipped left to right half of the time when `data.flip`.
+    """Cut a training square; with `data.flip` it is mirrored left to right with probability 1/2.
 
-    `short_side`: a random square of side max(min(H, W), crop_px), brought to crop_px by area averaging (what
-    released models saw). `random`: a random square of side crop_px at native resolution. `scaled`: a random
-    square of side crop_px (max(min(H, W), crop_px) / crop_px)^u with u uniform in [0, 1), brought to crop_px
-    by area
-        averaging: every scale between those two, a factor of two in side as often wherever it lies.
-    `distorted`: a random square of the photo brought to a shorter side of crop_px, distorted in geometry and
-    colour (`distortion`).
+    `short_side`: a random square of side max(min(H, W), crop_px), reduced to crop_px by area averaging, as
+    for the released models. `random`: a random square of side crop_px at native resolution. `scaled`: a
+    random square of side crop_px (max(min(H, W), crop_px) / crop_px)^u with u uniform in [0, 1), reduced to
+    crop_px by area averaging; scales lie between those of the other two, with a uniform logarithm.
+    `distorted`: a random square of the photo at a shorter side of crop_px, distorted in geometry and colour
+    (`resshift.pairs.augment`).
 
     A photo that is too small is extended by reflection first; `distorted` enlarges it.
 
     Args:
         rgb_u8: photo, (H, W, 3) uint8, at least 1 x 1.
         rng: generator of this sample; the number of draws depends on the rule, not on the photo.
-        data: which rule, and the side.
+        data: rule and side of the crop.
 
     Returns:
         (crop_px, crop_px, 3) uint8, contiguous.
@@ -63,8 +62,8 @@ def _square(rgb_u8: Image, side: int, crop_px: int, across: float, down: float) 
 
 
 def _shrunk(image: Image, side: int) -> Image:
-    """Average as cv2.INTER_AREA does, which is what released models saw; OpenCV itself is fast at whole
-    ratios only.
+    """Average as cv2.INTER_AREA does, as for the released models. OpenCV itself is fast at integer ratios
+    only.
     """
     if image.shape[0] % side == 0:
         return np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA), dtype=np.uint8)

@@ -1,13 +1,13 @@
-"""Training photos: encoded bytes -> 8-bit RGB, by the shortest way that gives the same pixels.
+"""Training photos: encoded bytes -> 8-bit RGB, by the fastest decoder that gives the same pixels.
 
-`images.decode` handles everything that a user may send. Nearly all photos of a training set are plain JPEG: 8
-bit, RGB or grey, upright, no colour profile. Those go straight to OpenCV, which gives the same pixels in two
-thirds of the time. Whatever is not plain, or looks damaged, takes the long way and is refused there with its
-reason.
+`images.decode` handles all files that a user may send. Nearly all photos of a training set are plain JPEG: 8
+bit, RGB or grey, upright, no colour profile. OpenCV decodes these to the same pixels in two thirds of the
+time. Files that are not plain, or look damaged, are given to `images.decode`, which decodes them or gives the
+reason of the refusal.
 
-A JPEG of twice the size that is wanted, or more, may be decoded at 1/2, 1/4 or 1/8: libjpeg then computes a
+A JPEG of at least twice the size that is needed may be decoded at 1/2, 1/4 or 1/8: libjpeg then computes a
 smaller inverse transform of each 8 x 8 block, which is close to the average of the pixels (48 dB PSNR on
-ImageNet photos, as sharp).
+ImageNet photos, equally sharp).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from resshift.images import ImageLimits, decode, rgb_u8
 
 _START, _END = b"\xff\xd8", b"\xff\xd9"
 _SOS, _EXIF, _ICC = 0xDA, 0xE1, 0xE2
-_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive Huffman: what every decoder reads
-# IMREAD_REDUCED_COLOR_* means blue first and excludes IMREAD_COLOR_RGB; the grey flag is the bare divisor.
+_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive Huffman, which every decoder reads
+# IMREAD_REDUCED_COLOR_* means blue first and excludes IMREAD_COLOR_RGB; the flags of grey are only divisors.
 _FLAGS_BY_DIVISOR = {
     1: cv2.IMREAD_COLOR_RGB,
     2: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_2,
@@ -37,12 +37,12 @@ def decode_photo(data: bytes, least_side_px: int | None = None) -> NDArray[np.ui
     dropped.
 
     Args:
-        data: the whole file, any format that `images.decode` accepts.
-        least_side_px: allows a JPEG to come out smaller by 2, 4 or 8 as long as its shorter side keeps this
-            length; None keeps its size.
+        data: content of a file of any format that `images.decode` accepts.
+        least_side_px: length that the shorter side must keep if a JPEG is decoded at 1/2, 1/4 or 1/8; None
+            decodes it at its full size.
 
     Raises:
-        ImageError: what `images.decode` raises.
+        ImageError: the file is refused, as by `images.decode`.
     """
     size = _plain_jpeg_size(data)
     if size is not None:
@@ -63,7 +63,7 @@ def _divisor(short_side_px: int, least_side_px: int | None) -> int:
 
 
 def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Return (width, height) of a JPEG that needs nothing but decoding; None for any other file.
+    """Return (width, height) of a plain JPEG; None for any other file.
 
     Plain means: complete, 8 bits, one or three components, and neither an Exif block (it may hold an
     orientation) nor a colour profile.

@@ -1,7 +1,7 @@
 """One training pair: decode a photo, cut the clean side, degrade it.
 
-What a pair is depends on (seed, epoch, key) and on the bytes of the photo alone: not on the batch, the
-worker, the order of work or a restart.
+A pair depends only on (seed, epoch, key) and on the bytes of the photo, not on the batch, the worker, the
+order of work or a restart.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ class TrainingPair:
     """One training sample.
 
     Fields:
-        hq_u8: clean, (crop_px, crop_px, 3) uint8 RGB.
-        lq_u8: degraded, (crop_px / scale, crop_px / scale, 3) uint8 RGB.
-        mask_u8: (crop_px / scale, crop_px / scale) uint8, 255 in a hole; None unless the recipe cuts holes.
-        params: what was drawn; `degrade(hq_u8, params)` is `lq_u8` again.
+        hq_u8: clean picture, (crop_px, crop_px, 3) uint8 RGB.
+        lq_u8: degraded picture, (crop_px / scale, crop_px / scale, 3) uint8 RGB.
+        mask_u8: mask, (crop_px / scale, crop_px / scale) uint8, 255 in a hole; None unless the recipe cuts
+            holes.
+        params: degradation that was drawn; `degrade(hq_u8, params)` gives `lq_u8` again.
     """
 
     hq_u8: NDArray[np.uint8]
@@ -41,12 +42,12 @@ def make_pair(
     """Decode a photo, cut a crop and degrade it; a pure function of its arguments.
 
     Args:
-        data: the encoded photo.
-        key: its name, unique in the data set.
-        epoch: how often it has been seen before.
-        seed: of the run.
-        crop: how the clean side is cut.
-        recipe: how it is degraded.
+        data: encoded photo.
+        key: name of the photo, unique in the data set.
+        epoch: number of times that the photo was seen before.
+        seed: seed of the run.
+        crop: rule by which the clean side is cut.
+        recipe: recipe by which it is degraded.
 
     Raises:
         ImageError: the photo cannot be decoded.

@@ -1,1 +1,1 @@
-"""Resizing by areas and by bicubic interpolation."""
+"""Resizing by area averages and by bicubic interpolation."""

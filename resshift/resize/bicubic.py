@@ -1,10 +1,12 @@
-"""Bicubic enlargement as the models expect it (`upsample`), and bicubic resizing of a picture that comes in rows
-(`RowResampler`): antialiased when shrinking, as `torch.nn.functional.interpolate(antialias=True)`.
+"""Bicubic enlargement as the models expect it (`upsample`), and bicubic resizing of a picture that comes in
+rows (`RowResampler`), antialiased when shrinking as in `torch.nn.functional.interpolate(antialias=True)`:
 
-    out_i = sum_k w((k - c_i) / s) row_k / sum_k w((k - c_i) / s)      c_i = (i + 1/2) in / out - 1/2,   s = max(1, in / out)
+    out_i = sum_k w((k - c_i) / s) row_k / sum_k w((k - c_i) / s)
 
-w is the cubic with a = -0.5 and reach 2. Samples outside the picture have weight zero. A row is a sum in a
-fixed order, so bands of any height give the same bytes.
+    c_i = (i + 1/2) in / out - 1/2        s = max(1, in / out)
+
+w is the cubic kernel with a = -0.5 and support [-2, 2]. Samples outside the picture have weight zero. A row
+is a sum in a fixed order, so bands of any height give the same bytes.
 """
 
 from __future__ import annotations
@@ -19,20 +21,21 @@ from torch.nn import functional as F
 
 
 def upsample(lq: Tensor, scale: int) -> Tensor:
-    """Bring (B, 3, h, w) to the output size as released models expect: bicubic with a = -0.75, aligned by
-    pixel areas, not clamped.
+    """Enlarge (B, 3, h, w) to the output size as the released models expect: bicubic with a = -0.75, aligned
+    by pixel areas, not clamped.
     """
     return lq if scale == 1 else F.interpolate(lq, scale_factor=scale, mode="bicubic")
 
 
 class RowResampler:
-    """Take rows from the top to the bottom, return rows as soon as they are known.
+    """Resize a picture given as rows from top to bottom; each output row is returned as soon as its input is
+    complete.
 
     Args:
-        height: rows that will come.
-        width: their width.
-        out_height: rows to return, at least 1.
-        out_width: their width, at least 1.
+        height: number of rows of the picture.
+        width: width of the picture.
+        out_height: number of rows of the result, at least 1.
+        out_width: width of the result, at least 1.
     """
 
     def __init__(self, height: int, width: int, out_height: int, out_width: int) -> None:
@@ -41,7 +44,9 @@ class RowResampler:
         self._first = self._end = self._i_out = 0
 
     def push(self, rows: Tensor) -> Tensor:
-        """Add rows (C, n, width) float32 -> the rows that are now known, (C, m, out_width); m may be 0."""
+        """Add rows, (C, n, width) float32, and return the rows that are now complete, (C, m, out_width); m
+        may be 0.
+        """
         if not rows.shape[1]:
             return rows.new_empty((rows.shape[0], 0, self.out_width))
         if self.out_width != self.width:
@@ -70,8 +75,8 @@ class RowResampler:
 
 
 def vertical_taps(i_out: int, height: int, out_height: int) -> tuple[int, np.ndarray]:
-    """Return the first row that output row `i_out` reads, and the weights of that and the following rows,
-    float64, sum 1.
+    """Return the first row that output row `i_out` reads, and the weights of this and the following rows,
+    float64 with sum 1.
     """
     ratio = height / out_height
     stretch = max(1.0, ratio)
