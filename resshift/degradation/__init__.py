@@ -46,8 +46,7 @@ _WHERE = {
 
 
 def __getattr__(name: str) -> object:
-    # Imported on first use: a recipe is part of every configuration, and who reads one should not have to
-    # wait for torch.
+    # Imported on first use: a recipe is part of every configuration, and reading one should not import torch.
     if name in _WHERE:
         return getattr(import_module(f"resshift.degradation.{_WHERE[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,11 +1,11 @@
 """Apply a drawn degradation to a picture: a pure function of (pixels, parameters).
 
 `DegradationParams` is a list of operations, applied in order to a float32 picture in [0, 1]. Only noise and
-JPEG clip; blur and bicubic may leave [0, 1] in between, as in the official chain. The last step rounds to 8
-bits. Nothing here draws choices: see `drawing.draw`.
+JPEG clip; after blur and bicubic, values may lie outside [0, 1], as in the official chain. The last step
+rounds to 8 bits. Nothing here is random: `drawing.draw` draws the parameters.
 
-Two operations concern more of a pair than its low-quality picture: `Gray` makes the clean one grey too
-(`target`), and `Mask` has an array of its own (`hole_mask`).
+Two operations change more than the low-quality picture of a pair: `Gray` makes the clean picture grey too
+(`target`), and `Mask` adds a mask (`hole_mask`).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from resshift.degradation.resize import Resize, imresize, resize
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
 class Gray:
-    """One operation of a degradation: three equal channels, the luma of Rec. 601. The clean picture of the
-    pair becomes grey as well.
+    """One operation of a degradation: convert to three equal channels, the luma of Rec. 601. The clean
+    picture of the pair becomes grey as well.
     """
 
     op: Literal["gray"] = "gray"
@@ -39,9 +39,7 @@ Operation = Annotated[Blur | Resize | Noise | Jpeg | Gray | Mask, Field(discrimi
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
 class DegradationParams:
-    """Everything that was drawn for one sample. Stored beside the pair, it reproduces the low-quality picture
-    byte for byte.
-    """
+    """All parameters that were drawn for one sample. They reproduce the low-quality picture byte for byte."""
 
     scale: int
     ops: tuple[Operation, ...]
@@ -51,12 +49,12 @@ class DegradationParams:
             raise ValueError(f"scale {self.scale}: must be at least 1")
 
     def to_json(self) -> str:
-        """Return the parameters as one line of JSON; floats survive the round trip exactly."""
+        """Return the parameters as one line of JSON, from which floats are read back exactly."""
         return TypeAdapter(type(self)).dump_json(self).decode()
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """Read what `to_json` wrote; unknown fields and impossible values are errors."""
+        """Read the output of `to_json`; unknown fields and invalid values are errors."""
         return TypeAdapter(cls).validate_json(text)
 
 
@@ -65,14 +63,12 @@ def _grey(image: NDArray[Any]) -> NDArray[Any]:
 
 
 def target(hq_u8: NDArray[np.uint8], params: DegradationParams) -> NDArray[np.uint8]:
-    """Return the picture that is to be restored: the clean one, in grey if the degradation takes its
-    colour.
-    """
+    """Return the picture to be restored: the clean one, in grey if the degradation removes colour."""
     return _grey(hq_u8) if any(isinstance(op, Gray) for op in params.ops) else hq_u8
 
 
 def hole_mask(params: DegradationParams, height: int, width: int) -> NDArray[np.uint8] | None:
-    """Return the mask of the low-quality picture, (height, width) uint8 with 255 in a hole; None when the
+    """Return the mask of the low-quality picture, (height, width) uint8 with 255 in a hole; None if the
     degradation cuts no holes.
     """
     masks = [render(op, height, width) for op in params.ops if isinstance(op, Mask)]
@@ -95,10 +91,10 @@ def apply_operation(
     """Return the picture after one operation.
 
     Args:
-        image: (H, W, 3) float32, nominally in [0, 1]. Not modified.
-        op: what to do.
-        hq_shape: height and width of the clean picture, which resizes refer to.
-        scale: of the whole degradation.
+        image: picture, (H, W, 3) float32, nominally in [0, 1]; it is not modified.
+        op: operation to apply.
+        hq_shape: height and width of the clean picture, to which sizes of resizes refer.
+        scale: scale of the whole degradation.
     """
     match op:
         case Blur():
@@ -119,8 +115,9 @@ def degrade(hq_u8: NDArray[np.uint8], params: DegradationParams) -> NDArray[np.u
     """Return the low-quality picture of a clean one.
 
     Args:
-        hq_u8: (H, W, 3) uint8 RGB; H and W are multiples of `params.scale`. Not modified.
-        params: from `draw`, or read back with `DegradationParams.from_json`.
+        hq_u8: clean picture, (H, W, 3) uint8 RGB; H and W are multiples of `params.scale`. It is not
+            modified.
+        params: parameters from `draw` or `DegradationParams.from_json`.
 
     Returns:
         (H / scale, W / scale, 3) uint8 RGB. Equal arguments give equal bytes.

@@ -1,4 +1,4 @@
-"""The draw of one sample's parameters from a recipe."""
+"""Draw the degradation parameters of one sample from a recipe."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from resshift.degradation.resize import InterpolationMode, Resize
 _KERNEL_TYPES: tuple[GaussianType, ...] = get_args(GaussianType)
 _MODES: tuple[InterpolationMode, ...] = get_args(InterpolationMode)
 _MILD = imagenet_test_x4()
-_SEED_BITS = 53  # any JSON reader keeps 53
+_SEED_BITS = 53  # integers of 53 bits are exact in every JSON reader
 
 
 def draw_kernel(draws: Draws, recipe: KernelRecipe) -> GaussianKernel | SincKernel:
@@ -124,15 +124,15 @@ def draw(rng: np.random.Generator, recipe: DegradationRecipe) -> DegradationPara
     """Draw the degradation of one sample.
 
     Args:
-        rng: the sample's own generator, from `resshift.seeds.philox(run_seed, "degrade", epoch, key)`.
-        recipe: what to draw from.
+        rng: generator of the sample, from `resshift.seeds.philox(run_seed, "degrade", epoch, key)`.
+        recipe: ranges and probabilities to draw from.
 
     Returns:
-        Parameters for `degrade`, which draws nothing further.
+        Parameters for `degrade`, which is not random.
     """
     draws = Draws(rng)
-    # Drawn even when both shares are 0, which grow from its two ends: changing one changes the samples alone
-    # that it takes or leaves.
+    # Drawn even if both shares are 0. The shares are counted from the two ends of [0, 1), so changing one
+    # share changes only the samples that it adds or removes.
     kind = draws.unit()
     ops: tuple[Operation, ...]
     if recipe.kind == "bicubic" or kind < recipe.bicubic_share:

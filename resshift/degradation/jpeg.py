@@ -1,9 +1,9 @@
 """JPEG compression as an operation on pictures, by the real codec.
 
-Official ResShift training runs an approximate JPEG on the GPU (DiffJPEG). Photographs in the wild went
-through libjpeg: it rounds the quantisation tables to integers, rounds pixels to 8 bits before and after, and
-smooths the subsampled chroma when decoding. The codec is also faster on a CPU. Chroma is subsampled 4:2:0
-whatever the quality, as in DiffJPEG and as cameras and the web do.
+Official ResShift training uses an approximate JPEG on the GPU (DiffJPEG). Real photographs were encoded by
+libjpeg, which rounds the quantisation tables to integers, rounds pixels to 8 bits before and after, and
+smooths the subsampled chroma when decoding. The codec is also faster on a CPU. Chroma is subsampled 4:2:0 at
+every quality, as in DiffJPEG and as most cameras and websites do.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ class Jpeg:
 
 
 def to_u8(image: NDArray[np.float32] | NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Round a picture or plane in [0, 1] to 8 bits, half to even as torch.round does; outside values, up to a
-    million, are clipped.
+    """Round a picture or plane in [0, 1] to 8 bits, half to even as torch.round does. Values outside [0, 1],
+    up to a million, are clipped.
     """
     _, not_negative = cv2.threshold(image, 0, 0, cv2.THRESH_TOZERO)
     return np.asarray(cv2.convertScaleAbs(not_negative, alpha=255), dtype=np.uint8)  # which clips at 255
 
 
 def from_u8(image_u8: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Bring 8-bit pixels to [0, 1]."""
+    """Convert 8-bit pixels to [0, 1]."""
     return image_u8.astype(np.float32) * np.float32(1 / 255)
 
 

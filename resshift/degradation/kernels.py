@@ -4,14 +4,14 @@ With p = (x, y) the offset from the centre in pixels (x to the right, y downward
 sigma_y^2) U^T, U = [[cos theta, -sin theta], [sin theta, cos theta]] and q = p^T Sigma^-1 p:
 
     Gaussian             k(p) ~ exp(-q / 2)
-    generalised Gaussian k(p) ~ exp(-q^beta / 2)          (beta = 1 is the Gaussian; smaller is sharper, larger is flatter)
+    generalised Gaussian k(p) ~ exp(-q^beta / 2)      (Gaussian at beta = 1, sharper below 1, flatter above)
     plateau              k(p) ~ 1 / (1 + q^beta)
     sinc                 k(p) ~ omega J1(omega r) / (2 pi r),  r = |p|,  k(0) = omega^2 / (4 pi)
     pulse                k(p) = 1 at the centre, else 0
 
 Every kernel is sampled at the pixel centres and divided by its sum. J1 is the Bessel function of the first
 kind and order one: the sinc kernel is the ideal low-pass filter with a circular pass band of radius omega
-rad/pixel, cut to size x size, and rings.
+rad/pixel, truncated to size x size, and causes ringing.
 
 References: Wang et al., "Real-ESRGAN: Training Real-World Blind Super-Resolution with Pure Synthetic Data",
 ICCVW 2021 (blur and sinc sections); Liu, Zhang and Liu, "Estimating Generalized Gaussian Blur Kernels for
@@ -35,11 +35,11 @@ from torch import Tensor
 
 _RECORD = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-_NEGLIGIBLE = 1e-6  # of a sum of 1
-_FOURIER_TAPS = 130  # the limit of cv2.filter2D as well
-_LARGE_PIXELS = (
-    1 << 14
-)  # from here on torch's transforms are faster than those of cv2.filter2D: equal at 140 x 140, a third at 256 x 256
+_NEGLIGIBLE = 1e-6  # as a part of the sum, which is 1
+_FOURIER_TAPS = 130  # cv2.filter2D has the same limit
+# Above this size torch's transforms are faster than those of cv2.filter2D: equal at 140 x 140, a third of the
+# time at 256 x 256.
+_LARGE_PIXELS = 1 << 14
 
 GaussianType = Literal["iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso"]
 
@@ -51,7 +51,7 @@ def _check_size(size: int) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
 class GaussianKernel:
-    """A Gaussian, generalised Gaussian or plateau kernel; `_iso` types need sigma_x == sigma_y, `iso` and
+    """A Gaussian, generalised Gaussian or plateau kernel. Types with `iso` need sigma_x == sigma_y; `iso` and
     `aniso` need beta == 1.
     """
 
@@ -93,7 +93,7 @@ class SincKernel:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
 class PulseKernel:
-    """The identity."""
+    """The kernel of the identity."""
 
     type: Literal["pulse"] = "pulse"
     size: int = 1
@@ -107,8 +107,8 @@ KernelSpec = Annotated[GaussianKernel | SincKernel | PulseKernel, Field(discrimi
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
 class Blur:
-    """One operation of a degradation: correlation with a kernel, borders reflected without repeating the edge
-    pixel.
+    """One operation of a degradation: correlation with a kernel; borders are reflected without repeating the
+    edge pixel.
     """
 
     op: Literal["blur"] = "blur"
@@ -123,7 +123,7 @@ def _offsets(size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 def _gaussian(spec: GaussianKernel) -> NDArray[np.float64]:
     x, y = _offsets(spec.size)
     cos, sin = math.cos(spec.theta), math.sin(spec.theta)
-    # U^T p are the coordinates along the two axes of the ellipse
+    # U^T p is the offset in coordinates along the two axes of the ellipse.
     q = ((cos * x + sin * y) / spec.sigma_x) ** 2 + ((-sin * x + cos * y) / spec.sigma_y) ** 2
     if spec.type in ("plateau_iso", "plateau_aniso"):
         return 1.0 / (1.0 + q**spec.beta)
@@ -159,12 +159,12 @@ def blur(image: NDArray[np.float32], spec: GaussianKernel | SincKernel | PulseKe
     """Correlate every channel of an (H, W, 3) picture with a kernel; borders are reflected (101), the range
     is not clipped.
 
-    Equal to the full sum within 3e-6 of the range: taps that add up to less than 1e-6 are left out.
+    The result equals the full sum within 3e-6 of the range: taps that add up to less than 1e-6 are left out.
     """
     if isinstance(spec, PulseKernel):
         return image
     if spec.type == "iso":
-        # exp(-(x^2 + y^2) / 2 sigma^2) is a product of two profiles
+        # exp(-(x^2 + y^2) / 2 sigma^2) is a product of two profiles.
         profile = np.exp(-0.5 * (_offsets(spec.size)[0] / spec.sigma_x) ** 2)
         profile = _without_negligible((profile / profile.sum()).astype(np.float32))
         return _correlate(_correlate(image, profile), profile.T)
@@ -173,21 +173,20 @@ def blur(image: NDArray[np.float32], spec: GaussianKernel | SincKernel | PulseKe
 
 
 def _without_negligible(k: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Drop taps that add up to less than `_NEGLIGIBLE`: what is left is cut out around the centre, with zeros
-    for those in between.
+    """Drop taps that add up to less than `_NEGLIGIBLE`: the kernel is cut to the remaining taps, and dropped
+    taps between them become zero.
 
-    It saves half of the sums of a training kernel. It also keeps denormal numbers out of them, which cost a
-    hundred times as much each.
+    This saves half of the products of a training kernel. It also removes denormal numbers, whose products
+    take a hundred times as long.
     """
     kept = k > _NEGLIGIBLE / k.size
-    # kernels are symmetric about their centre, so what the first row or column with a tap cuts off, the last
-    # cuts off as well
+    # Kernels are symmetric about their centre, so the margins at opposite sides are equal.
     i_margin, j_margin = int(kept.any(axis=1).argmax()), int(kept.any(axis=0).argmax())
     return (k * kept)[i_margin : k.shape[0] - i_margin, j_margin : k.shape[1] - j_margin]
 
 
 def _correlate(image: NDArray[np.float32], k: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Correlate with a kernel that is symmetric about its centre: a sum over the taps that are not zero, or
+    """Correlate with a kernel that is symmetric about its centre, by a sum over the taps that are not zero or
     in Fourier space.
     """
     height, width = image.shape[:2]
@@ -196,7 +195,7 @@ def _correlate(image: NDArray[np.float32], k: NDArray[np.float32]) -> NDArray[np
     i_radius, j_radius = k.shape[0] // 2, k.shape[1] // 2
     padded = cv2.copyMakeBorder(image, i_radius, i_radius, j_radius, j_radius, cv2.BORDER_REFLECT_101)
     # Only sums without wrap-around are kept, so the transform need not be longer than the padded picture. MKL
-    # likes multiples of 32.
+    # is fastest at multiples of 32.
     rows, columns = (32 * cv2.getOptimalDFTSize(-(-side // 32)) for side in padded.shape[:2])
     spectrum = torch.fft.rfft2(torch.from_numpy(padded).permute(2, 0, 1), s=(rows, columns))
     spectrum *= _transfer_function(torch.from_numpy(k), rows, columns)
@@ -207,11 +206,11 @@ def _correlate(image: NDArray[np.float32], k: NDArray[np.float32]) -> NDArray[np
 
 
 def _transfer_function(k: Tensor, rows: int, columns: int) -> Tensor:
-    """Return sum_ij k_ij cos(a_u i + b_v j), the transform of a kernel about its centre, for the frequencies
+    """Return sum_ij k_ij cos(a_u i + b_v j), the transform of a kernel about its centre, at the frequencies
     of `rfft2`.
 
-    Of a symmetric kernel it is real, and as two products of small matrices it takes a third of the time of a
-    transform.
+    The transform of a symmetric kernel is real; computed as two products of small matrices it takes a third
+    of the time.
     """
     (cos_a, sin_a), (cos_b, sin_b) = (
         _waves(k.shape[0], rows, rows),
@@ -222,8 +221,8 @@ def _transfer_function(k: Tensor, rows: int, columns: int) -> Tensor:
 
 @functools.lru_cache(maxsize=128)
 def _waves(num_taps: int, length: int, num_frequencies: int) -> tuple[Tensor, Tensor]:
-    """Return cosine and sine of 2 pi u i / length for the offsets i of the taps, each (num_frequencies,
-    num_taps).
+    """Return cosine and sine of 2 pi u i / length for the offsets i of the taps, (num_frequencies, num_taps)
+    each.
     """
     angles = 2 * math.pi / length * np.outer(np.arange(num_frequencies), np.arange(num_taps) - num_taps // 2)
     return torch.from_numpy(np.cos(angles).astype(np.float32)), torch.from_numpy(

@@ -1,15 +1,15 @@
 """Holes for inpainting: brush strokes, boxes and outer borders.
 
-A mask is uint8, 255 in a hole; the low-quality picture is the clean one with its holes black, which is -1 in
+A mask is uint8, 255 in a hole; the low-quality picture is the clean one with black holes, which are -1 in
 [-1, 1]: gt (1 - m) - m.
 
-    irregular     1-6 strokes of a brush. A stroke starts anywhere and runs along 1-5 segments, each with its own direction out of four,
-                  length 10-209 px and width 5-104 px, kept inside the picture
+    irregular     1-6 strokes of a brush. A stroke starts anywhere and has 1-5 segments, each with one of four
+                  directions, a length of 10-209 px and a width of 5-104 px, kept inside the picture
     box           1-4 rectangles with sides of 30-150 px, at least 10 px from the edge
     outpainting   each border with probability 1/2, at least one, 4-25 % of the side
 
-The kinds are drawn 1:1:1. Strokes and boxes have sizes in pixels whatever the picture, as in the source: the
-numbers are for 256 x 256.
+The kinds have equal probabilities. Sizes of strokes and boxes are in pixels and do not depend on the size of
+the picture, as in the source: the numbers are for 256 x 256.
 
 References: Yu et al., "Free-Form Image Inpainting with Gated Convolution", ICCV 2019 (strokes); Suvorov et
 al., "Resolution-robust Large Mask Inpainting with Fourier Convolutions" (LaMa), WACV 2022; the numbers are
@@ -35,14 +35,14 @@ _RECORD = ConfigDict(extra="forbid", allow_inf_nan=False)
 MaskKind = Literal["irregular", "box", "outpainting"]
 _KINDS: tuple[MaskKind, ...] = get_args(MaskKind)
 _HOLE = 255
-# The source draws an integer below 4 and adds 0.01 rad; every second stroke, from the first on, takes 2 pi
-# minus that.
+# The source draws an integer below 4 and adds 0.01 rad; the first, third and fifth stroke take 2 pi minus
+# that angle.
 _ANGLES = (0.01, 1.01, 2.01, 3.01)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
 class Segment:
-    """One straight piece of a stroke; the angle is counted from the downward direction towards the right, in
+    """One straight piece of a stroke. The angle is measured from the downward direction to the right, in
     radians.
     """
 
@@ -53,7 +53,7 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
 class Stroke:
-    """A polyline of thick segments that starts at (x, y), fractions of width and height."""
+    """A polyline of thick segments that starts at (x, y), as fractions of width and height."""
 
     shape: Literal["stroke"] = "stroke"
     x: float
@@ -63,8 +63,8 @@ class Stroke:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
 class Box:
-    """A rectangle at least `margin_px` from every edge; (x, y) in [0, 1) say where in the room that is left.
-    Larger ones are cut down.
+    """A rectangle at least `margin_px` from every edge. (x, y) in [0, 1) is its position within the possible
+    positions; a rectangle that is too large is made smaller.
     """
 
     shape: Literal["box"] = "box"
@@ -77,7 +77,7 @@ class Box:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
 class Border:
-    """Strips along the edges, fractions of height (top, bottom) or width (left, right); 0 is none."""
+    """Strips along the edges, as fractions of height (top, bottom) or width (left, right); 0 is no strip."""
 
     shape: Literal["border"] = "border"
     top: float = 0.0
@@ -95,7 +95,7 @@ Shape = Annotated[Stroke | Box | Border, Field(discriminator="shape")]
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
 class Mask:
-    """One operation of a degradation: what the shapes cover becomes a hole."""
+    """One operation of a degradation: the area of the shapes becomes a hole."""
 
     op: Literal["mask"] = "mask"
     shapes: tuple[Shape, ...]
@@ -103,15 +103,15 @@ class Mask:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
 class MaskRecipe:
-    """How a mask is drawn. The defaults are those of the official inpainting configurations; pairs are
-    (lowest, highest), both drawn.
+    """Distribution of masks. The defaults are those of the official inpainting configurations; pairs are
+    (lowest, highest), both included.
 
-    Args:
-        kind_probs: probabilities of irregular, box, outpainting.
-        strokes, stroke_segments, stroke_length_px, stroke_width_px: of an irregular mask.
-        boxes, box_side_px, box_margin_px: of a box mask.
-        border: width of a strip as a fraction of the side.
-        border_prob: of each of the four strips; if none comes, one of them does.
+    Fields:
+        kind_probs: probabilities of irregular, box and outpainting masks.
+        strokes, stroke_segments, stroke_length_px, stroke_width_px: ranges of an irregular mask.
+        boxes, box_side_px, box_margin_px: ranges of a box mask, and its distance from the edge.
+        border: range of the width of a strip, as a fraction of the side.
+        border_prob: probability of each of the four strips; if none is drawn, one of them is chosen.
     """
 
     kind_probs: tuple[float, float, float] = (1 / 3, 1 / 3, 1 / 3)

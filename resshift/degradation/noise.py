@@ -1,14 +1,15 @@
 """Gaussian and Poisson noise of the Real-ESRGAN degradation, in colour or grey.
 
     Gaussian   x + (sigma / 255) n,                    n ~ N(0, 1)
-    Poisson    x + scale (Poisson(v u) / v - u),       u = x rounded to 8 bits, v = 2^ceil(log2(number of levels in u))
+    Poisson    x + scale (Poisson(v u) / v - u),       u = x rounded to 8 bits,
+                                                       v = 2^ceil(log2(number of levels in u))
 
-v is the number of photons that make white: a picture with few levels is treated as shot with few photons.
-Grey noise is one plane added to all three channels; grey Poisson noise takes u from the luma of the picture.
-The result is clipped to [0, 1].
+v is the number of photons of white: a picture with few levels is treated as one taken with few photons. Grey
+noise is one plane added to all three channels; grey Poisson noise takes u from the luma of the picture. The
+result is clipped to [0, 1].
 
-Both laws are inverted through tables of quantiles, which takes a fifth of the time of NumPy's samplers: a
-value is the quantile of one of 65 536 (Gaussian) or 4096 (Poisson, for each of the 256 values of u) equally
+Both distributions are inverted with tables of quantiles, which takes a fifth of the time of NumPy's samplers:
+a value is the quantile of one of 65 536 (Gaussian) or 4096 (Poisson, for each of the 256 values of u) equally
 likely intervals.
 
 Reference: Wang et al., "Real-ESRGAN", ICCVW 2021 (noise); the choice of v follows the official ResShift
@@ -31,7 +32,7 @@ from pydantic.dataclasses import dataclass
 from resshift.degradation.jpeg import to_u8
 from resshift.seeds import philox
 
-# Rec. 601 luma, with the rounding that torchvision's rgb_to_grayscale (used by the official code) has
+# Rec. 601 luma, rounded as in torchvision's rgb_to_grayscale, which the official code uses.
 _LUMA = np.array([[0.2989, 0.587, 0.114]], dtype=np.float32)
 _POISSON_BITS = 12
 _FEW_PIXELS = 1 << 14
@@ -41,11 +42,11 @@ _FEW_PIXELS = 1 << 14
 class Noise:
     """One operation of a degradation: additive noise.
 
-    Args:
-        kind: which law.
-        level: for Gaussian noise sigma in 8-bit levels, for Poisson noise the factor `scale`.
-        gray: one noise plane for all channels.
-        seed: names the noise stream; with it `degrade` is a pure function.
+    Fields:
+        kind: distribution of the noise.
+        level: sigma in 8-bit levels for Gaussian noise, the factor `scale` for Poisson noise.
+        gray: whether all channels have the same noise.
+        seed: seed of the noise, which makes `degrade` a pure function.
     """
 
     op: Literal["noise"] = "noise"
@@ -90,7 +91,7 @@ def _poisson_deviation(plane: NDArray[np.float32], rng: np.random.Generator) -> 
     index = u_u8.astype(np.int32)
     index <<= _POISSON_BITS
     index += _random_u16(rng, plane.shape) >> (16 - _POISSON_BITS)
-    # index_select takes 32-bit indices as they are; NumPy would widen them first
+    # index_select takes 32-bit indices; NumPy would convert them to 64 bits first.
     return (
         torch.index_select(torch.from_numpy(table.ravel()), 0, torch.from_numpy(index.ravel()))
         .numpy()
@@ -99,8 +100,8 @@ def _poisson_deviation(plane: NDArray[np.float32], rng: np.random.Generator) -> 
 
 
 def _num_levels(u_u8: NDArray[np.uint8]) -> int:
-    """Count the levels in a picture, or in a part of it that has more than 128 already: all such counts mean
-    256 photons.
+    """Count the levels of a picture, or of its first part if that has more than 128: all such counts mean 256
+    photons.
     """
     levels = u_u8.reshape(-1, 1)
     for part in (levels[:_FEW_PIXELS], levels):
@@ -112,8 +113,8 @@ def _num_levels(u_u8: NDArray[np.uint8]) -> int:
 
 @functools.cache
 def normal_table() -> NDArray[np.float32]:
-    """Return the standard normal at the middles of 65 536 equally likely intervals, scaled to variance 1: the
-    largest is 4.3.
+    """Return the quantiles of the standard normal distribution at the middles of 65 536 equally likely
+    intervals, scaled to variance 1. The largest is 4.3.
     """
     middles = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
     table = torch.special.ndtri(middles)
@@ -122,16 +123,16 @@ def normal_table() -> NDArray[np.float32]:
 
 @functools.cache
 def poisson_table(photons: int) -> NDArray[np.float32]:
-    """Return Poisson(photons u) / photons - u at the middles of 4096 equally likely intervals, (256, 4096)
-    float32, for u = 0, 1/255 ... 1.
+    """Return the quantiles of Poisson(photons u) / photons - u at the middles of 4096 equally likely
+    intervals, for u = 0, 1/255, ..., 1: (256, 4096) float32.
 
-    No probability is off by more than 1 / 4096; at 256 photons the mean is off by less than 0.1 % of a
+    Probabilities are wrong by at most 1 / 4096; at 256 photons the mean is wrong by less than 0.1 % of a
     standard deviation, the variance by less than 0.3 %.
     """
     u = np.arange(256) / 255
     counts = np.arange(photons + int(12 * math.sqrt(photons)) + 24)
     log_factorials = np.log(np.maximum(counts, 1)).cumsum()
-    with np.errstate(divide="ignore", invalid="ignore"):  # 0 log 0 at u = 0, put right below
+    with np.errstate(divide="ignore", invalid="ignore"):  # 0 log 0 at u = 0, corrected below
         mass = np.exp(counts * np.log(photons * u[:, None]) - photons * u[:, None] - log_factorials)
     mass[0] = counts == 0
     middles = (np.arange(1 << _POISSON_BITS) + 0.5) / (1 << _POISSON_BITS)

@@ -1,7 +1,6 @@
-"""What a recipe is made of, ranges and probabilities, and how a value is drawn from them.
+"""Ranges and probabilities of recipes, and draws from them.
 
-`Draws` takes its uniform numbers from the generator in bulk: one call of NumPy costs as much as sixty of its
-numbers.
+`Draws` takes uniform numbers from the generator in blocks: one call of NumPy takes as long as sixty numbers.
 """
 
 from __future__ import annotations
@@ -43,11 +42,11 @@ def check_sizes(name: str, value: IntRange) -> None:
 
 
 class Draws:
-    """The random choices of one sample, in the order in which they are asked for.
+    """The random choices of one sample, in the order of the calls.
 
     Args:
-        rng: generator of the sample. Numbers are taken in blocks: it is further along afterwards than the
-            choices made.
+        rng: generator of the sample. Numbers are taken in blocks, so afterwards it has given more numbers
+            than were used.
     """
 
     def __init__(self, rng: np.random.Generator) -> None:
@@ -55,25 +54,25 @@ class Draws:
         self._block: list[float] = []
 
     def unit(self) -> float:
-        """Draw from [0, 1), with 53 bits."""
+        """Draw a number from [0, 1), with 53 bits."""
         if not self._block:
             self._block = self._rng.random(_BLOCK).tolist()[::-1]
         return self._block.pop()
 
     def chance(self, probability: float) -> bool:
-        """Draw True with a probability."""
+        """Draw True with the given probability."""
         return self.unit() < probability
 
     def uniform(self, interval: Range) -> float:
-        """Draw from [low, high)."""
+        """Draw a number from [low, high)."""
         return interval[0] + (interval[1] - interval[0]) * self.unit()
 
     def integer(self, interval: IntRange, step: int = 1) -> int:
-        """Draw low, low + step, ... up to high, which is included."""
+        """Draw one of low, low + step, ..., up to and including high."""
         return interval[0] + step * int(self.unit() * ((interval[1] - interval[0]) // step + 1))
 
     def index(self, probabilities: Sequence[float]) -> int:
-        """Draw an index; one whose probability is 0 never comes."""
+        """Draw an index by its probability; an index of probability 0 is never drawn."""
         rest = self.unit() * math.fsum(probabilities)
         chosen = 0
         for i, probability in enumerate(probabilities):
@@ -85,7 +84,7 @@ class Draws:
         return chosen
 
     def around_one(self, interval: Range) -> float:
-        """Draw from [low, 1) or from [1, high), evenly: a plain draw from (0.5, 4) would hardly ever be below
-        1.
+        """Draw from [low, 1) or from [1, high), with equal probabilities. A uniform draw from (0.5, 4) would
+        rarely be below 1.
         """
         return self.uniform((interval[0], 1.0) if self.chance(0.5) else (1.0, interval[1]))

@@ -1,20 +1,20 @@
 """Degradation recipes: all ranges and probabilities that `draw` draws from.
 
 The real-world chain is the "high-order" model of Wang et al., "Real-ESRGAN", ICCVW 2021, with the numbers of
-the official ResShift configurations, which differ from Real-ESRGAN's own (smaller kernels, a second order
-only half of the time, weaker noise):
+the official ResShift configurations, which differ from those of Real-ESRGAN (smaller kernels, a second order
+with probability 1/2, weaker noise):
 
-    blur 1, resize 1, noise 1, JPEG 1                              always
-    blur 2 (sometimes), resize 2, noise 2                          with probability `second_order_prob`
-    resize to H / scale, sinc or nothing, JPEG 2                   always; JPEG first or last with equal chances
+    blur 1, resize 1, noise 1, JPEG 1                   always
+    blur 2 (sometimes), resize 2, noise 2               with probability `second_order_prob`
+    resize to H / scale, sinc or nothing, JPEG 2        always; JPEG first or last with equal probability
 
 Faces follow Wang et al., "Towards Real-World Blind Face Restoration with Generative Facial Prior" (GFPGAN),
-CVPR 2021, with the numbers of the official ResShift configuration: blur, shrink, noise, JPEG, back to the
-size they had, and rarely both pictures of the pair in grey.
+CVPR 2021, with the numbers of the official ResShift configuration: blur, shrink, noise, JPEG, enlarge to the
+original size, and rarely convert both pictures of the pair to grey.
 
-Deviation from official code: there scales, modes and branches are drawn once per batch; here everything is
-drawn per sample, from one generator per sample, so a sample does not depend on its batch. JPEG qualities are
-integers, as the real codec needs.
+Deviation from the official code: there, scales, modes and branches are drawn once per batch; here, everything
+is drawn for each sample from a generator of its own, so a sample does not depend on its batch. JPEG qualities
+are integers, which the real codec requires.
 """
 
 from __future__ import annotations
@@ -34,15 +34,18 @@ _RECORD = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
 class KernelRecipe:
-    """How a blur kernel is drawn: a sinc filter with `sinc_prob`, else one of the six Gaussian kinds.
+    """Distribution of blur kernels: a sinc filter with `sinc_prob`, otherwise one of six Gaussian types.
 
-    Args:
-        size: (smallest, largest) side, both odd, both drawn.
-        type_probs: probabilities of iso, aniso, generalized_iso, generalized_aniso, plateau_iso,
+    Fields:
+        size: (smallest, largest) side, both odd and both included.
+        type_probs: probabilities of iso, aniso, generalized_iso, generalized_aniso, plateau_iso and
             plateau_aniso.
-        sigma: standard deviation along each axis, in pixels. The angle is uniform in [-pi, pi].
-        beta_generalized, beta_plateau: shape; half of the draws come from [low, 1] and half from [1, high].
-        sinc_omega_small, sinc_omega_large: cut-off below `sinc_large_size` pixels and from there on.
+        sigma: range of the standard deviation along each axis, in pixels. The angle is uniform in [-pi, pi].
+        beta_generalized, beta_plateau: ranges of the shape parameter; half of the draws are from [low, 1] and
+            half from [1, high].
+        sinc_prob: probability of a sinc filter.
+        sinc_omega_small, sinc_omega_large: ranges of the cut-off of kernels below `sinc_large_size` pixels,
+            and of all larger ones.
     """
 
     size: IntRange
@@ -69,12 +72,12 @@ class KernelRecipe:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
 class ResizeRecipe:
-    """How a random resize is drawn: up by U(1, high), down by U(low, 1) or not at all; the mode is uniform of
-    three.
+    """Distribution of resizes: enlarge by U(1, high), shrink by U(low, 1) or keep the size; the three modes
+    have equal probabilities.
 
-    Args:
-        probs: probabilities of up, down, keep.
-        factor: (low, high) with low <= 1 <= high.
+    Fields:
+        probs: probabilities of enlarging, shrinking and keeping the size.
+        factor: range of the ratio of sides, (low, high) with low <= 1 <= high.
     """
 
     probs: tuple[float, float, float]
@@ -88,8 +91,8 @@ class ResizeRecipe:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
 class NoiseRecipe:
-    """How noise is drawn: Gaussian with `gaussian_prob` (sigma in 8-bit levels), else Poisson; grey with
-    `gray_prob`.
+    """Distribution of noise: Gaussian with `gaussian_prob` (sigma in 8-bit levels), otherwise Poisson; grey
+    with `gray_prob`.
     """
 
     gaussian_prob: float = 0.5
@@ -106,8 +109,8 @@ class NoiseRecipe:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
 class FaceRecipe:
-    """How a face is degraded: blur, shrink by U(shrink), Gaussian noise (sigma in 8-bit levels), JPEG, back
-    to size, perhaps grey.
+    """Degradation of faces: blur, shrink by U(shrink), Gaussian noise (sigma in 8-bit levels), JPEG, enlarge
+    to the original size, and grey with `gray_prob`.
     """
 
     kernel: KernelRecipe = KernelRecipe(
@@ -129,26 +132,26 @@ class FaceRecipe:
 class DegradationRecipe:
     """All ranges and probabilities of a degradation. The defaults are those of official ResShift training.
 
-    Args:
+    Fields:
         kind: "realesrgan" is the chain of the module docstring; "bicubic" is MATLAB's imresize alone; "face"
             follows `face`, and "inpainting" cuts the holes of `mask`. A kind ignores the fields of the
             others.
-        scale: side of the clean picture over side of the low-quality one; 1 for inpainting.
-        bicubic_share: probability that a sample takes plain bicubic instead of the chain (mixed training); 0
-            in official recipes.
-        mild_share: probability that the chain has the ranges of `imagenet_test_x4`, once and weakly degraded;
-            0 in official recipes. Both shares are of the real-world chain, and 0 for other kinds.
-        final_sinc_prob, final_sinc_size, final_sinc_omega: the last filter; without it nothing is filtered.
+        scale: side of the clean picture divided by the side of the low-quality one; 1 for inpainting.
+        bicubic_share: probability that a sample is degraded by bicubic alone instead of the chain (mixed
+            training); 0 in official recipes.
+        mild_share: probability that the chain has the mild, first-order ranges of `imagenet_test_x4`; 0 in
+            official recipes. Both shares apply to the real-world chain only, and are 0 for other kinds.
+        final_sinc_prob, final_sinc_size, final_sinc_omega: probability and ranges of the last filter.
         jpeg_last_prob: probability of (resize, sinc, JPEG); otherwise (JPEG, resize, sinc).
-        jpeg1_quality, jpeg2_quality: (lowest, highest), both drawn.
+        jpeg1_quality, jpeg2_quality: (lowest, highest) qualities, both included.
     """
 
     kind: Literal["realesrgan", "bicubic", "face", "inpainting"]
     scale: int
     bicubic_share: float = 0.0
     mild_share: float = 0.0
-    # Official configurations name the maxima 21 and 15, but sizes come from range(3, 21, 2) and range(3, 15,
-    # 2), which exclude the end.
+    # The official configurations give the maxima 21 and 15, but sizes are drawn from range(3, 21, 2) and
+    # range(3, 15, 2), which exclude the end.
     kernel1: KernelRecipe = KernelRecipe(size=(3, 19), sigma=(0.2, 3.0))
     resize1: ResizeRecipe = ResizeRecipe(probs=(0.2, 0.7, 0.1), factor=(0.15, 1.5))
     noise1: NoiseRecipe = NoiseRecipe(gaussian_sigma=(1.0, 30.0), poisson_scale=(0.05, 3.0))
@@ -197,21 +200,21 @@ class DegradationRecipe:
 
 
 def realesrgan_x4() -> DegradationRecipe:
-    """Training degradation of realsr-x4 (all official versions)."""
+    """Return the training degradation of realsr-x4 (all official versions)."""
     return DegradationRecipe(kind="realesrgan", scale=4)
 
 
 def realesrgan_x2() -> DegradationRecipe:
-    """Training degradation of realsr-x2: as x4 but for the scale."""
+    """Return the training degradation of realsr-x2: that of realsr-x4 with scale 2."""
     return replace(realesrgan_x4(), scale=2)
 
 
 def imagenet_test_x4() -> DegradationRecipe:
-    """Degradation of the ImageNet-Test pairs (official degradation_testing_realesrgan.yaml): mild, first
-    order only.
+    """Return the degradation of the ImageNet-Test pairs (official degradation_testing_realesrgan.yaml), which
+    is mild and of first order only.
     """
     kernel = KernelRecipe(
-        size=(3, 11),  # the file says 13, excluded as in training
+        size=(3, 11),  # 13 in the file, excluded as in training
         type_probs=(0.6, 0.4, 0.0, 0.0, 0.0, 0.0),
         sigma=(0.2, 0.8),
         beta_generalized=(1.0, 1.5),
@@ -234,19 +237,21 @@ def imagenet_test_x4() -> DegradationRecipe:
 
 
 def bicubic_x4() -> DegradationRecipe:
-    """MATLAB bicubic alone. Official training keeps it in float; here it is clipped and rounded to 8 bits, as
-    its test sets are.
+    """Return MATLAB's bicubic alone. Official training keeps its result in float; here it is clipped and
+    rounded to 8 bits, as in test sets.
     """
     return DegradationRecipe(kind="bicubic", scale=4)
 
 
 def face() -> DegradationRecipe:
-    """Training degradation of the face restoration model (made for 512 x 512): the low-quality picture has
-    the size of the clean one.
+    """Return the training degradation of the face restoration model, for 512 x 512: the low-quality picture
+    has the size of the clean one.
     """
     return DegradationRecipe(kind="face", scale=1)
 
 
 def inpainting() -> DegradationRecipe:
-    """Holes of the inpainting models (made for 256 x 256): irregular, box and outpainting masks, 1:1:1."""
+    """Return the degradation of the inpainting models, for 256 x 256: irregular, box and outpainting masks
+    with equal probabilities.
+    """
     return DegradationRecipe(kind="inpainting", scale=1)

@@ -1,12 +1,12 @@
 """Resizing: area, bilinear and bicubic as `F.interpolate` without antialias, and MATLAB's bicubic `imresize`.
 
-The three plain modes equal `torch.nn.functional.interpolate(size=...)` to float32 rounding: area is adaptive
-average pooling, bilinear and bicubic (a = -0.75) read 2 x 2 and 4 x 4 pixels at half-pixel centres and repeat
-the edge, so they alias when they shrink. The aliasing is a wanted part of the degradation.
+The first three modes equal `torch.nn.functional.interpolate(size=...)` up to float32 rounding: area is
+adaptive average pooling; bilinear and bicubic (a = -0.75) read 2 x 2 and 4 x 4 pixels at half-pixel centres
+and repeat the edge, so they alias when they shrink. The aliasing is an intended part of the degradation.
 
-Deviation from official code: it gives the *first* resize as `scale_factor`, and `F.interpolate` then spaces
-the samples by 1/scale while it floors the size. Up to 1/scale pixels at the right and bottom are then never
-read (6 at scale 0.15), and the low-quality picture is stretched against the clean one by as much at the far
+Deviation from the official code: it gives the *first* resize as `scale_factor`, for which `F.interpolate`
+spaces the samples by 1/scale but rounds the size down. Up to 1/scale pixels at the right and bottom are never
+read (6 at scale 0.15), and the low-quality picture is shifted against the clean one by as much at the far
 edge. Here samples are spaced by in/out, so the two stay aligned.
 """
 
@@ -35,13 +35,13 @@ T = TypeVar("T", np.float32, np.float64)
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class Resize:
-    """One operation of a degradation: resize to floor(factor * side) of the `of` picture, at least 1 pixel.
+    """One operation of a degradation: resize to floor(factor * side) of the picture `of`, at least 1 pixel.
 
-    Args:
-        of: what the factor refers to: the clean picture (hq) or the final low-quality size (lq). Never the
-            running size, so roundings do not add up.
+    Fields:
+        of: size to which the factor refers: that of the clean picture (hq) or the final low-quality size
+            (lq). It is never the current size, so roundings do not accumulate.
         factor: ratio of sides.
-        mode: `matlab_bicubic` is `imresize`, and needs `of="lq"` with factor 1.
+        mode: interpolation; `matlab_bicubic` is `imresize`, and needs `of="lq"` with factor 1.
     """
 
     op: Literal["resize"] = "resize"
@@ -62,28 +62,28 @@ class Resize:
 def resize(
     image: NDArray[np.float32], height: int, width: int, mode: InterpolationMode
 ) -> NDArray[np.float32]:
-    """Resize an (H, W, 3) picture to (height, width, 3) as `F.interpolate(size=(height, width), mode=mode)`
-    does, aligned at both ends.
+    """Resize an (H, W, 3) picture to (height, width, 3) as `F.interpolate(size=(height, width), mode=mode)`,
+    aligned at both ends.
     """
     if image.shape[:2] == (height, width):
         return image
     if mode == "area":
         return area_resize(image, height, width, "touched")
-    # OpenCV equals F.interpolate to 1e-5 here and is 3 to 20 times faster on a CPU
+    # OpenCV equals F.interpolate within 1e-5 here and is 3 to 20 times faster on a CPU.
     interpolation = cv2.INTER_LINEAR if mode == "bilinear" else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(image, (width, height), interpolation=interpolation), dtype=np.float32)
 
 
 def imresize(image: NDArray[T], scale: float) -> NDArray[T]:
-    """Resize as MATLAB's `imresize(image, scale, "bicubic")`: antialiased when shrinking, symmetric edges, a
-    = -0.5.
+    """Resize as MATLAB's `imresize(image, scale, "bicubic")`: antialiased when shrinking, with symmetric
+    edges and a = -0.5.
 
     Args:
-        image: (H, W, C) float32 or float64, any range. The result is not clipped.
+        image: picture, (H, W, C) float32 or float64 of any range. The result is not clipped.
         scale: ratio of sides; a fraction with a denominator up to 1000.
 
     Returns:
-        (ceil(H * scale), ceil(W * scale), C), same dtype.
+        (ceil(H * scale), ceil(W * scale), C) of the same dtype.
     """
     if image.ndim != 3 or str(image.dtype) not in ("float32", "float64"):
         raise ValueError(
@@ -96,7 +96,7 @@ def imresize(image: NDArray[T], scale: float) -> NDArray[T]:
         )
     height, width = (math.ceil(side * ratio) for side in image.shape[:2])
     # The padding covers the kernel (2 pixels of the coarser grid) and is a whole number of output pixels, so
-    # the grids stay aligned and interpolate's own treatment of the edge never shows.
+    # the grids stay aligned and the way in which interpolate treats edges has no effect.
     reach = math.ceil(2 * max(1, 1 / ratio)) + 1
     pad = math.ceil(reach / ratio.denominator) * ratio.denominator
     i_first = int(pad * ratio)
