@@ -1,7 +1,7 @@
 """Where networks compute and in which precision: devices, dtypes, threads.
 
-What a process does with freed memory is `resshift.allocator`, a module of its own: processes that never import
-torch, such as the gateway of an endpoint, need it too.
+What a process does with freed memory is `resshift.allocator`, a module of its own: processes that never
+import torch, such as the gateway of an endpoint, need it too.
 """
 
 from __future__ import annotations

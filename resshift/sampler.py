@@ -2,7 +2,8 @@
 
     x_T     = y0 + kappa sqrt(eta_T) noise(T)
     x0_pred = denoise(x_t, t)
-    x_{t-1} = (eta_{t-1} / eta_t) x_t + (alpha_t / eta_t) x0_pred + sqrt(kappa^2 (eta_{t-1} / eta_t) alpha_t) noise(t - 1)
+    x_{t-1} = (eta_{t-1} / eta_t) x_t + (alpha_t / eta_t) x0_pred
+              + sqrt(kappa^2 (eta_{t-1} / eta_t) alpha_t) noise(t - 1)
 
 The variance of the last step is zero, so the result is the last x0_pred. What denoises, and where noise comes
 from, is the caller's. `trajectory` runs over a latent that is whole in memory, as validation does while

@@ -39,7 +39,7 @@ from resshift.networks.autoencoder import FirstStage, PixelUnshuffle, build_firs
 from resshift.networks.unet import UNetSwin
 from resshift.schedule import ShiftSchedule
 from resshift.tiles.batching import Work, alone
-from resshift.tiles.chain import Emit, Networks, Noise, ReadRows, RowChain
+from resshift.tiles.chain import Emit, Networks, Noise, ReadRows, row_chain, window_bytes
 from resshift.tiles.colour_fix import COLOUR_FIXES, ColourFix
 from resshift.tiles.compiled import Compiled, CompiledStage
 from resshift.tiles.memory import (
@@ -449,15 +449,15 @@ class Upscaler:
         batch = (
             (sampling.tile_batch or tiles_per_call(plan.tile_area, self._fits)) if self.shares_calls else 1
         )
-        needed = RowChain.window_bytes(networks, plan)
+        needed = window_bytes(networks, plan)
         if self.memory_budget_bytes is not None:
             room = self.memory_budget_bytes - self.footprint().tile_bytes(batch * plan.tile_area)
         else:
             room = (free_bytes(self.device) or needed) // 2
         allocate: Allocate = in_memory(self.device) if needed <= room else in_file
-        yield from RowChain(
+        yield from row_chain(
             networks, plan, size, read=read, noise=noise, emit=emit, allocate=allocate, batch=batch
-        ).run()
+        )
 
     def _rows(self, source: PixelRows, sink: Sink, sampling: Sampling) -> Work[None]:
         height, width = source.shape[:2]

@@ -1,15 +1,16 @@
 """The method on a picture of any size, row of tiles by row of tiles: bicubic, encode, T steps, decode.
 
-`RowChain` wires the stages of `resshift.tiles.stages`: what each reads, what it does with a row of tiles that
-is complete, and what may be given up. Values are float32 between stages, whatever the networks compute in.
+    read -> lq -> enlarge, encode -> y0, x_T -> step T -> x_{T-1} -> ... -> step 1 -> x_0 -> decode -> emit
+
+`row_chain` composes it from the stages of `resshift.tiles.stages`, each with the windows that it reads and
+the output that takes its rows. Values are float32 between stages, whatever the networks compute in.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -24,8 +25,8 @@ from resshift.sampler import network_denoiser, reverse_step
 from resshift.schedule import ShiftSchedule
 from resshift.tiles.batching import Work
 from resshift.tiles.plan import TilePlan, reflected
-from resshift.tiles.stages import Stage, TileStage, capacity, column_parts, drive
-from resshift.tiles.window import Allocate, RowBuffer
+from resshift.tiles.stages import Input, Output, Stage, TileStage, capacity, column_parts, drive
+from resshift.tiles.window import Allocate, RowBuffer, in_memory
 
 # Bicubic interpolation reads two rows and columns beyond.
 _HALO = 2
@@ -90,252 +91,277 @@ class Networks:
             return self.call(predict, x_t, y0, lq, t).float()
 
 
-class RowChain:
-    """One run over one picture.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Enlarged(Input):
+    """The bicubic enlargement of the picture, made where it is read, so that it never exists whole.
 
-    Args:
-        networks: of the model.
-        plan: tiles of the latent plane; its rows and columns may reach beyond the picture, which is then
-            extended by reflection.
-        size: height and width of the picture.
-        read: gives rows of the picture. Calls go down, but at the end the last rows may be asked for again.
-        noise: of the chain.
-        emit: takes the result, extension included, from the top to the bottom; the result is not clamped.
-        allocate: where windows live.
-        batch: tiles in a call.
+    Sample positions are multiples of 1/8 pixel at scales that are powers of two, so any cut gives the same
+    values.
     """
 
-    def __init__(
-        self,
-        networks: Networks,
-        plan: TilePlan,
-        size: tuple[int, int],
-        *,
-        read: ReadRows,
-        noise: Noise,
-        emit: Emit,
-        allocate: Allocate,
-        batch: int,
-    ) -> None:
-        self.networks, self.plan, self.read, self.noise, self.emit = networks, plan, read, noise, emit
-        config, steps = networks.config, networks.schedule.steps
-        self.ratio = config.unet.lq_ratio
-        height, width, channels = plan.rows.length, plan.columns.length, networks.first_stage.channels
-        self._rows = reflected(size[0], height * self.ratio)
-        self._columns = reflected(size[1], width * self.ratio)
+    enlargement: int
+    device: torch.device
 
-        tall = capacity(plan.rows, steps + 1)
-        lq_rows = min(height * self.ratio, tall * self.ratio + 2 * _HALO)
-        self.lq = RowBuffer(3, height * self.ratio, width * self.ratio, lq_rows, allocate)
-        self.y0 = RowBuffer(channels, height, width, tall, allocate)
-
-        def window(factor: int = 1, of: int = channels, tiles: int = 1) -> RowBuffer:
-            return RowBuffer(
-                of, height * factor, width * factor, capacity(plan.rows, tiles) * factor, allocate
-            )
-
-        self.x = [window() for _ in range(steps)]  # x[i] is the input of the step of index i
-        self.stages: list[Stage] = []
-        if networks.unshuffles:
-            self.stages.append(_EncodeRows(self))
-        else:
-            blended = window(tiles=0)
-            inputs = [(self.lq, self.ratio)]
-            encode = _EncodeTiles(
-                plan, networks.encode, inputs, blended, 1, self._begin_from(blended), networks.device, batch
-            )
-            encode.chain = self
-            self.stages.append(encode)
-        for i_step in range(steps - 1, -1, -1):
-            blended = window(tiles=0)
-            inputs = [(self.x[i_step], 1), (self.y0, 1), (self.lq, self.ratio)]
-            finish = partial(self._finish_step, i_step, blended)
-            self.stages.append(
-                TileStage(
-                    plan, networks.predict_x0, inputs, blended, 1, finish, networks.device, batch, i_step
-                )
-            )
-        if not networks.unshuffles:
-            factor = networks.first_stage.factor
-            self.latent = window()
-            blended = window(factor, of=3, tiles=0)
-            finish = partial(self._emit_decoded, blended)
-            self.stages.append(
-                TileStage(
-                    plan, networks.decode, [(self.latent, 1)], blended, factor, finish, networks.device, batch
-                )
-            )
-
-    @staticmethod
-    def window_bytes(networks: Networks, plan: TilePlan) -> int:
-        """Return the bytes of all windows of a run."""
-        counted = 0
-
-        def count(shape: tuple[int, ...]) -> tuple[Tensor, None]:
-            nonlocal counted
-            counted += 4 * math.prod(shape)
-            return torch.empty(shape, device="meta"), None
-
-        RowChain(
-            networks, plan, (1, 1), read=_unused, noise=_unused, emit=lambda _: None, allocate=count, batch=1
+    def read(self, top: int, bottom: int, left: int, right: int) -> Tensor:
+        """Return latent positions [top, bottom) x [left, right) of the enlargement, (3, (bottom - top) f,
+        (right - left) f).
+        """
+        first, end = max(0, self.first_row(top)), min(self.window.height, bottom * self.scale + self.halo)
+        begin = max(0, left * self.scale - self.halo)
+        stop = min(self.window.width, right * self.scale + self.halo)
+        rows = self.window.read(first, end, begin, stop)[None].to(self.device)
+        enlarged = upsample(rows, self.enlargement)[0]
+        down, across = (
+            (position * self.scale - origin) * self.enlargement
+            for position, origin in ((top, first), (left, begin))
         )
-        return counted
+        height, width = (
+            (end - start) * self.scale * self.enlargement for start, end in ((top, bottom), (left, right))
+        )
+        return enlarged[:, down : down + height, across : across + width]
+
+
+@dataclass(kw_only=True)
+class _ReadRows:
+    """Read the rows of the picture that the next row of tiles needs, extended by reflection."""
+
+    plan: TilePlan
+    lq: RowBuffer
+    ratio: int
+    rows: Tensor  # of the picture, for each row of `lq`
+    columns: Tensor
+    read: ReadRows
+    i_row: int = field(default=0, init=False)
+
+    def needs(self) -> list[tuple[RowBuffer, int]]:
+        return []
+
+    def is_ready(self) -> bool:
+        return self.lq.bottom < self.lq.height
 
     def run(self) -> Work[None]:
-        """Do it, once."""
-        try:
-            yield from drive(self.stages, self._feed, self._discard)
-        finally:
-            # Stages call back to this object. Without the cycle, windows and pictures go when the run ends,
-            # not when the collector comes: a replica had 8 GB of them after ten pictures.
-            self.stages.clear()
+        bottom = self.plan.rows.starts[self.i_row] + self.plan.rows.tile
+        end = min(self.lq.height, bottom * self.ratio + _HALO)
+        step = max(1, _BAND_VALUES // (3 * self.lq.width))
+        for first in range(self.lq.bottom, end, step):
+            wanted = self.rows[first : min(end, first + step)]
+            begin = int(wanted.min())
+            rows = self.read(begin, int(wanted.max()) + 1)[:, wanted - begin][:, :, self.columns]
+            self.lq.extend(first + len(wanted))
+            self.lq.write(first, 0, rows)
+        self.i_row += 1
+        yield from ()  # reading needs no network
 
-    def upsampled(self, top: int, bottom: int, left: int, right: int) -> Tensor:
-        """Return latent positions [top, bottom) x [left, right) of the bicubic enlargement, (3, (bottom -
-        top) f, (right - left) f).
 
-        Sample positions are multiples of 1/8 pixel at scales that are powers of two, so any cut gives the
-        same values.
-        """
-        ratio, scale = self.ratio, self.networks.config.scale
-        first, end = max(0, top * ratio - _HALO), min(self.lq.height, bottom * ratio + _HALO)
-        begin, stop = max(0, left * ratio - _HALO), min(self.lq.width, right * ratio + _HALO)
-        enlarged = upsample(self.lq.read(first, end, begin, stop)[None].to(self.networks.device), scale)[0]
-        down, across = (top * ratio - first) * scale, (left * ratio - begin) * scale
-        return enlarged[
-            :, down : down + (bottom - top) * ratio * scale, across : across + (right - left) * ratio * scale
-        ]
+@dataclass(frozen=True, slots=True)
+class _Prior:
+    """Take y0, and draw the prior x_T from it."""
 
-    def can_upsample(self, bottom: int) -> bool:
-        """Tell whether the rows that `upsampled` reads for positions above `bottom` are there."""
-        return self.lq.bottom >= min(self.lq.height, bottom * self.ratio + _HALO)
+    networks: Networks
+    noise: Noise
+    y0: RowBuffer
+    x_t: RowBuffer
 
-    def begin(self, top: int, bottom: int, columns: slice, y0: Tensor) -> None:
-        """Take (Z, bottom - top, n) of y0 that is complete, and draw the prior x_T from it."""
-        for plane in (self.y0, self.x[-1]):
-            plane.extend(bottom)
-        self.y0.write(top, columns.start, y0)
-        steps = self.networks.schedule.steps
-        x_t = prior_sample(y0, self._noise(steps, top, bottom, columns), self.networks.schedule)
-        self.x[-1].write(top, columns.start, x_t)
-
-    def _begin_from(self, blended: RowBuffer) -> Callable[[int, int], None]:
-        def finish(top: int, bottom: int) -> None:
-            for columns in column_parts(blended.width):
-                self.begin(
-                    top,
-                    bottom,
-                    columns,
-                    blended.read(top, bottom, columns.start, columns.stop).to(self.networks.device),
-                )
-
-        return finish
-
-    def _noise(self, step: int, top: int, bottom: int, columns: slice) -> Tensor:
-        return self.noise(step, top, columns.start, bottom - top, columns.stop - columns.start).to(
-            self.networks.device
-        )
-
-    def _finish_step(self, i_step: int, blended: RowBuffer, top: int, bottom: int) -> None:
-        device, schedule = self.networks.device, self.networks.schedule
-        if i_step == 0 and self.networks.unshuffles:
-            self._emit_unshuffled(blended, top, bottom)
-            return
-        after = self.x[i_step - 1] if i_step else self.latent
-        after.extend(bottom)
-        t = torch.full((1,), i_step, dtype=torch.int64, device=device)
+    def take(self, blended: RowBuffer, top: int, bottom: int) -> None:
         for columns in column_parts(blended.width):
-            x0_pred, x_t = (
-                plane.read(top, bottom, columns.start, columns.stop).to(device)
-                for plane in (blended, self.x[i_step])
-            )
-            x_prev = x0_pred  # at the last step the posterior is the prediction itself
-            if i_step:
-                noise = self._noise(i_step, top, bottom, columns)
-                x_prev = reverse_step(x_t[None], x0_pred[None], t, noise[None], schedule)[0]
-            after.write(top, columns.start, x_prev)
+            y0 = blended.read(top, bottom, columns.start, columns.stop).to(self.networks.device)
+            self.begin(top, columns.start, y0)
 
-    def _emit_unshuffled(self, blended: RowBuffer, top: int, bottom: int) -> None:
+    def begin(self, top: int, left: int, y0: Tensor) -> None:
+        """Take a rectangle of y0, (Z, height, width) on the device."""
+        for plane in (self.y0, self.x_t):
+            plane.extend(top + y0.shape[1])
+        self.y0.write(top, left, y0)
+        schedule = self.networks.schedule
+        noise = _noise_like(y0, self.noise, schedule.steps, top, left)
+        self.x_t.write(top, left, prior_sample(y0, noise, schedule))
+
+
+@dataclass(frozen=True, slots=True)
+class _Reverse:
+    """Take the prediction of x0 at a step, and go back to x_{t-1}."""
+
+    networks: Networks
+    noise: Noise
+    i_step: int
+    x_t: RowBuffer
+    x_prev: RowBuffer
+
+    def take(self, blended: RowBuffer, top: int, bottom: int) -> None:
+        device = self.networks.device
+        self.x_prev.extend(bottom)
+        t = torch.full((1,), self.i_step, dtype=torch.int64, device=device)
+        for columns in column_parts(blended.width):
+            x_prev = x0_pred = blended.read(top, bottom, columns.start, columns.stop).to(device)
+            if self.i_step:  # at the last step the posterior is the prediction itself: no noise is drawn
+                x_t = self.x_t.read(top, bottom, columns.start, columns.stop).to(device)
+                noise = _noise_like(x_t, self.noise, self.i_step, top, columns.start)
+                x_prev = reverse_step(x_t[None], x0_pred[None], t, noise[None], self.networks.schedule)[0]
+            self.x_prev.write(top, columns.start, x_prev)
+
+
+@dataclass(frozen=True, slots=True)
+class _DecodeRows:
+    """Take the last prediction of x0, decode it without neighbours, and emit it."""
+
+    networks: Networks
+    emit: Emit
+
+    def take(self, blended: RowBuffer, top: int, bottom: int) -> None:
         step = max(1, _BAND_VALUES // (self.networks.first_stage.channels * blended.width))
         for first in range(top, bottom, step):
             self.emit(self.networks.decode(blended.read(first, min(bottom, first + step))[None])[0])
 
-    def _emit_decoded(self, blended: RowBuffer, top: int, bottom: int) -> None:
-        factor = self.networks.first_stage.factor
+
+@dataclass(frozen=True, slots=True)
+class _EmitRows:
+    """Take decoded rows, `factor` for each latent row, and emit them."""
+
+    factor: int
+    emit: Emit
+
+    def take(self, blended: RowBuffer, top: int, bottom: int) -> None:
+        factor = self.factor
         step = max(1, _BAND_VALUES // (3 * blended.width * factor)) * factor
         for first in range(top * factor, bottom * factor, step):
             self.emit(blended.read(first, min(bottom * factor, first + step)))
 
-    def _feed(self) -> bool:
-        """Read the rows that the first stage needs next; False at the end of the picture."""
-        if self.lq.bottom == self.lq.height:
-            return False
-        end = min(self.lq.height, (self.stages[0].needs_from + self.plan.rows.tile) * self.ratio + _HALO)
-        step = max(1, _BAND_VALUES // (3 * self.lq.width))
-        for first in range(self.lq.bottom, end, step):
-            wanted = self._rows[first : min(end, first + step)]
-            begin = int(wanted.min())
-            rows = self.read(begin, int(wanted.max()) + 1)[:, wanted - begin][:, :, self._columns]
-            self.lq.extend(first + len(wanted))
-            self.lq.write(first, 0, rows)
-        return True
 
-    def _discard(self) -> None:
-        steps = [
-            stage
-            for stage in self.stages
-            if isinstance(stage, TileStage) and not isinstance(stage, _EncodeTiles)
-        ]
-        behind = min(stage.needs_from for stage in steps)
-        for stage in steps:
-            for plane, scale in stage.inputs:
-                if plane is not self.lq and plane is not self.y0:
-                    plane.discard(stage.needs_from * scale)
-        self.y0.discard(behind)
-        self.lq.discard(min(behind, self.stages[0].needs_from) * self.ratio - _HALO)
-
-
-def _unused(*_: object) -> Tensor:
-    raise AssertionError("a chain that only counts its windows is not run")
-
-
-class _EncodeTiles(TileStage):
-    """Enlarge and encode tile by tile, so that the enlarged picture never exists; all steps share the
-    encoding.
-    """
-
-    chain: RowChain
-
-    def ready(self) -> bool:
-        return self.i_row < len(self.plan.rows.starts) and self.chain.can_upsample(
-            self.needs_from + self.plan.rows.tile
-        )
-
-    def tile(self, window: RowBuffer, top: int, left: int, scale: int) -> Tensor:
-        return self.chain.upsampled(top, top + self.plan.rows.tile, left, left + self.plan.columns.tile)
-
-
+@dataclass(kw_only=True)
 class _EncodeRows:
     """Enlarge and rearrange pixels, in the rows that the steps advance by."""
 
-    def __init__(self, chain: RowChain) -> None:
-        self.chain = chain
-        self.i_row = 0
+    plan: TilePlan
+    networks: Networks
+    enlarged: _Enlarged
+    prior: _Prior
+    i_row: int = field(default=0, init=False)
 
-    @property
-    def needs_from(self) -> int:
-        rows = self.chain.plan.rows
-        return rows.starts[self.i_row] if self.i_row < len(rows.starts) else rows.length
+    def needs(self) -> list[tuple[RowBuffer, int]]:
+        return [(self.enlarged.window, self.enlarged.first_row(self.plan.rows.first_from(self.i_row)))]
 
-    def ready(self) -> bool:
-        rows = self.chain.plan.rows
-        return self.i_row < len(rows.starts) and self.chain.can_upsample(rows.complete(self.i_row)[1])
+    def is_ready(self) -> bool:
+        rows = self.plan.rows
+        return self.i_row < len(rows.starts) and self.enlarged.is_complete(rows.complete(self.i_row)[1])
 
     def run(self) -> Work[None]:
-        chain = self.chain
-        top, bottom = chain.plan.rows.complete(self.i_row)
-        for columns in column_parts(chain.plan.columns.length):
-            enlarged = chain.upsampled(top, bottom, columns.start, columns.stop)
-            chain.begin(top, bottom, columns, chain.networks.encode(enlarged[None])[0])
+        top, bottom = self.plan.rows.complete(self.i_row)
+        for columns in column_parts(self.plan.columns.length):
+            enlarged = self.enlarged.read(top, bottom, columns.start, columns.stop)
+            self.prior.begin(top, columns.start, self.networks.encode(enlarged[None])[0])
         self.i_row += 1
         yield from ()  # rearranging pixels needs no network
+
+
+def _noise_like(x: Tensor, noise: Noise, step: int, top: int, left: int) -> Tensor:
+    return noise(step, top, left, x.shape[1], x.shape[2]).to(x.device)
+
+
+class Windows:
+    """All windows of a run.
+
+    Args:
+        networks: Networks of the model.
+        plan: Tiles of the latent plane.
+        allocate: Where the windows live.
+    """
+
+    def __init__(self, networks: Networks, plan: TilePlan, allocate: Allocate) -> None:
+        steps, ratio = networks.schedule.steps, networks.config.unet.lq_ratio
+        stage, height, width = networks.first_stage, plan.rows.length, plan.columns.length
+        self.all: list[RowBuffer] = []
+
+        def window(channels: int, scale: int, rows: int) -> RowBuffer:
+            self.all.append(RowBuffer(channels, height * scale, width * scale, rows, allocate))
+            return self.all[-1]
+
+        def latent(num_consumers: int) -> RowBuffer:
+            return window(stage.channels, 1, capacity(plan.rows, num_consumers))
+
+        tall = capacity(plan.rows, steps + 1)
+        self.lq = window(3, ratio, min(height * ratio, tall * ratio + 2 * _HALO))
+        self.y0 = latent(steps + 1)
+        self.x = [latent(1) for _ in range(steps)]  # x[i] is the input of the step of index i
+        self.x0_pred = [latent(0) for _ in range(steps)]
+        if not networks.unshuffles:
+            self.encoded, self.x0 = latent(0), latent(1)
+            self.decoded = window(3, stage.factor, capacity(plan.rows, 0) * stage.factor)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all windows."""
+        return sum(one.num_bytes for one in self.all)
+
+
+def window_bytes(networks: Networks, plan: TilePlan) -> int:
+    """Return the bytes of all windows of a run."""
+    return Windows(networks, plan, in_memory(torch.device("meta"))).num_bytes
+
+
+def row_chain(
+    networks: Networks,
+    plan: TilePlan,
+    size: tuple[int, int],
+    *,
+    read: ReadRows,
+    noise: Noise,
+    emit: Emit,
+    allocate: Allocate,
+    batch: int,
+) -> Work[None]:
+    """Return the chain over one picture, to be run once.
+
+    Args:
+        networks: Networks of the model.
+        plan: Tiles of the latent plane; its rows and columns may reach beyond the picture, which is then
+            extended by reflection.
+        size: Height and width of the picture.
+        read: Gives rows of the picture. Calls go down, but at the end the last rows may be asked for again.
+        noise: Noise of the chain.
+        emit: Takes the result, extension included, from the top to the bottom; the result is not clamped.
+        allocate: Where windows live.
+        batch: Number of tiles in a call.
+    """
+    windows, ratio = Windows(networks, plan, allocate), networks.config.unet.lq_ratio
+    rows, columns = reflected(size[0], windows.lq.height), reflected(size[1], windows.lq.width)
+    lq, y0 = Input(window=windows.lq, scale=ratio), Input(window=windows.y0)
+    enlarged = _Enlarged(
+        window=windows.lq,
+        scale=ratio,
+        halo=_HALO,
+        enlargement=networks.config.scale,
+        device=networks.device,
+    )
+    prior = _Prior(networks, noise, windows.y0, windows.x[-1])
+    tiles = partial(TileStage, plan=plan, device=networks.device, batch=batch)
+
+    def step(i: int, output: Output) -> Stage:
+        inputs, blended = [Input(window=windows.x[i]), y0, lq], windows.x0_pred[i]
+        return tiles(function=networks.predict_x0, inputs=inputs, blended=blended, output=output, i_step=i)
+
+    stages: list[Stage] = [
+        _ReadRows(plan=plan, lq=windows.lq, ratio=ratio, rows=rows, columns=columns, read=read)
+    ]
+    if networks.unshuffles:
+        stages.append(_EncodeRows(plan=plan, networks=networks, enlarged=enlarged, prior=prior))
+    else:
+        stages.append(
+            tiles(function=networks.encode, inputs=[enlarged], blended=windows.encoded, output=prior)
+        )
+    for i in range(networks.schedule.steps - 1, 0, -1):
+        stages.append(step(i, _Reverse(networks, noise, i, windows.x[i], windows.x[i - 1])))
+    if networks.unshuffles:
+        stages.append(step(0, _DecodeRows(networks, emit)))
+    else:
+        stages.append(step(0, _Reverse(networks, noise, 0, windows.x[0], windows.x0)))
+        factor = networks.first_stage.factor
+        stages.append(
+            tiles(
+                function=networks.decode,
+                inputs=[Input(window=windows.x0)],
+                blended=windows.decoded,
+                output=_EmitRows(factor, emit),
+                scale=factor,
+            )
+        )
+    return drive(stages)

@@ -37,6 +37,10 @@ class AxisTiles:
         """
         return _normalised(self, scale)[i_tile]
 
+    def first_from(self, i_tile: int) -> int:
+        """Return the first position that this tile or one after it covers; the length when there is none."""
+        return self.starts[i_tile] if i_tile < len(self.starts) else self.length
+
     def complete(self, i_tile: int) -> tuple[int, int]:
         """Return the positions [first, end) that no tile after `i_tile` reaches, and that were not complete
         before it.

@@ -13,8 +13,9 @@ Every tile is computed once, with the same neighbours and in the same order as i
 picture is the same up to rounding (2e-5 in [-1, 1]; blending adds in another order). Memory is (T + 2)
 windows of about two rows of tiles; with windows in files (`resshift.tiles.window`), a tile.
 
-Nothing here calls a network: a stage yields the calls it wants (`resshift.tiles.batching`), so that tiles of
-several pictures can share them.
+A stage knows the windows that it reads and where its results go, and no other stage. Nothing here calls a
+network: a stage yields the calls that it wants (`resshift.tiles.batching`), so that tiles of several pictures
+can share them.
 """
 
 from __future__ import annotations
@@ -35,10 +36,50 @@ from resshift.tiles.window import RowBuffer
 _COLUMNS = 64
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Input:
+    """The rows of a window that a stage reads, by latent positions.
+
+    Fields:
+        window: Window that is read.
+        scale: Rows and columns of the window for one latent position.
+        halo: Further rows and columns that are read on each side, as far as there are any.
+    """
+
+    window: RowBuffer
+    scale: int = 1
+    halo: int = 0
+
+    def is_complete(self, bottom: int) -> bool:
+        """Tell whether all rows for latent positions above `bottom` are there."""
+        return self.window.bottom >= min(self.window.height, bottom * self.scale + self.halo)
+
+    def first_row(self, top: int) -> int:
+        """Return the first row of the window that is read for latent positions from `top` on."""
+        return top * self.scale - self.halo
+
+    def read(self, top: int, bottom: int, left: int, right: int) -> Tensor:
+        """Return what the stage sees of a rectangle of latent positions, (C, height, width)."""
+        scale = self.scale
+        return self.window.read(top * scale, bottom * scale, left * scale, right * scale)
+
+
+class Output(Protocol):
+    """Where a stage hands its results on."""
+
+    def take(self, blended: RowBuffer, top: int, bottom: int) -> None:
+        """Take latent rows [top, bottom), which are complete in `blended`. Calls go down the picture."""
+        ...
+
+
 class Stage(Protocol):
     """A part of the pipeline that works down the picture, a row of tiles at a time."""
 
-    def ready(self) -> bool:
+    def needs(self) -> list[tuple[RowBuffer, int]]:
+        """Return the windows that it reads, each with the first row that it still needs."""
+        ...
+
+    def is_ready(self) -> bool:
         """Tell whether the rows that the next row of tiles reads are complete."""
         ...
 
@@ -46,53 +87,44 @@ class Stage(Protocol):
         """Work on the next row of tiles."""
         ...
 
-    @property
-    def needs_from(self) -> int:
-        """First latent row that it still reads; the height of the plane when it is done."""
-        ...
 
-
-@dataclass
+@dataclass(kw_only=True)
 class TileStage:
     """Call a function on every tile and blend the results.
 
     Args:
-        plan: of the latent plane.
-        function: (n, C_i, tile_h s_i, tile_w s_i) an input, and the step's index (n,) where there is one ->
-            (n, C, tile_h s, tile_w s).
-        inputs: windows with their scales s_i, pixels a latent position.
-        blended: window that results are added into, at scale s.
+        plan: Tiles of the latent plane.
+        function: (n, C_i, tile_h s_i, tile_w s_i) for each input, and the step's index (n,) where there is
+            one -> (n, C, tile_h s, tile_w s).
+        inputs: What the function sees; s_i is the scale of an input.
+        blended: Window that results are added into, at scale s.
         scale: s.
-        finish: called with the latent rows [top, bottom) once they are complete in `blended`.
-        device: that the function runs on.
-        batch: tiles in a call.
-        i_step: index of the step; None: the function takes none.
+        output: Takes the rows that are complete.
+        device: Device that the function runs on.
+        batch: Number of tiles in a call.
+        i_step: Index of the step; None: the function takes none.
     """
 
     plan: TilePlan
     function: Callable[..., Tensor]
-    inputs: Sequence[tuple[RowBuffer, int]]
+    inputs: Sequence[Input]
     blended: RowBuffer
-    scale: int
-    finish: Callable[[int, int], None]
+    output: Output
     device: torch.device
     batch: int
+    scale: int = 1
     i_step: int | None = None
     i_row: int = field(default=0, init=False)
 
-    @property
-    def needs_from(self) -> int:
-        return (
-            self.plan.rows.starts[self.i_row]
-            if self.i_row < len(self.plan.rows.starts)
-            else self.plan.rows.length
-        )
+    def needs(self) -> list[tuple[RowBuffer, int]]:
+        top = self.plan.rows.first_from(self.i_row)
+        return [(one.window, one.first_row(top)) for one in self.inputs]
 
-    def ready(self) -> bool:
-        if self.i_row == len(self.plan.rows.starts):
+    def is_ready(self) -> bool:
+        rows = self.plan.rows
+        if self.i_row == len(rows.starts):
             return False
-        end = self.needs_from + self.plan.rows.tile
-        return all(window.bottom >= end * scale for window, scale in self.inputs)
+        return all(one.is_complete(rows.starts[self.i_row] + rows.tile) for one in self.inputs)
 
     def run(self) -> Work[None]:
         rows, columns = self.plan.rows, self.plan.columns
@@ -104,24 +136,19 @@ class TileStage:
             for i_column, (left, result) in enumerate(zip(lefts, results, strict=True), first):
                 self.blended.add(top * scale, left * scale, result * self._weight(i_column).to(result))
         first, end = rows.complete(self.i_row)
-        self.finish(first, end)
+        self.output.take(self.blended, first, end)
         self.blended.discard(end * scale)
         self.i_row += 1
 
     def _call(self, top: int, lefts: Sequence[int]) -> TileCall:
+        bottom, width = top + self.plan.rows.tile, self.plan.columns.tile
         stacked = [
-            torch.stack([self.tile(window, top, left, scale) for left in lefts])
-            for window, scale in self.inputs
+            torch.stack([one.read(top, bottom, left, left + width) for left in lefts]) for one in self.inputs
         ]
         inputs = [tiles.to(self.device, non_blocking=True) for tiles in stacked]
         if self.i_step is not None:
             inputs.append(torch.full((len(lefts),), self.i_step, dtype=torch.int64, device=self.device))
         return TileCall(self.function, tuple(inputs), self.batch)
-
-    def tile(self, window: RowBuffer, top: int, left: int, scale: int) -> Tensor:
-        """Return one input of the tile at a latent position."""
-        bottom, right = top + self.plan.rows.tile, left + self.plan.columns.tile
-        return window.read(top * scale, bottom * scale, left * scale, right * scale)
 
     def _weight(self, i_column: int) -> Tensor:
         return torch.outer(
@@ -145,18 +172,16 @@ def capacity(rows: AxisTiles, num_consumers: int) -> int:
     return min(rows.length, (num_consumers + 1) * rows.tile)
 
 
-def drive(stages: Sequence[Stage], feed: Callable[[], bool], discard: Callable[[], None]) -> Work[None]:
-    """Run stages to the end, the last that can first.
+def drive(stages: Sequence[Stage]) -> Work[None]:
+    """Run stages to the end, always the last that can, and give up the rows that no stage reads any more.
 
     Args:
-        stages: in the order of the pipeline.
-        feed: reads more input for the first stage; False when there is none left.
-        discard: gives up what no stage reads any more; called after every run.
+        stages: Stages in the order of the pipeline.
     """
-    while True:
-        stage = next((stage for stage in reversed(stages) if stage.ready()), None)
-        if stage is not None:
-            yield from stage.run()
-            discard()
-        elif not feed():
-            return
+    while stage := next((stage for stage in reversed(stages) if stage.is_ready()), None):
+        yield from stage.run()
+        first_needed: dict[RowBuffer, int] = {}
+        for window, first in (need for reader in stages for need in reader.needs()):
+            first_needed[window] = min(first, first_needed.get(window, first))
+        for window, first in first_needed.items():
+            window.discard(first)

@@ -60,6 +60,11 @@ class RowBuffer:
         """W."""
         return self._values.shape[2]
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the window takes."""
+        return self._values.nbytes
+
     def extend(self, bottom: int) -> None:
         """Make rows down to `bottom` alive; those that were not are zero.
 

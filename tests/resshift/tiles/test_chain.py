@@ -4,6 +4,8 @@ no byte.
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -24,7 +26,7 @@ from resshift.presets import test_x4 as toy_preset
 from resshift.resize.bicubic import upsample
 from resshift.sampler import network_denoiser, sample
 from resshift.tiles.batching import alone
-from resshift.tiles.chain import RowChain
+from resshift.tiles.chain import row_chain, window_bytes
 from resshift.tiles.noise import NoiseField
 from resshift.tiles.plan import TilePlan, reflected
 from resshift.tiles.window import RowBuffer, in_file, in_memory
@@ -153,9 +155,9 @@ def test_windows_in_files_change_no_byte(make: Callable[[], Upscaler]) -> None:
 
         with torch.inference_mode():
             alone(
-                RowChain(
+                row_chain(
                     up.networks(), plan, size, read=read, noise=noise, emit=emit, allocate=allocate, batch=1
-                ).run()
+                )
             )
         results.append(torch.cat(bands, 1))
     assert torch.equal(*results)
@@ -188,9 +190,7 @@ def test_streamed_rows_are_the_picture(
 def test_a_tall_picture_needs_no_more_windows() -> None:
     up = toy()
     networks = up.networks()
-    sizes = [
-        RowChain.window_bytes(networks, up.plan(height, 60, Sampling(tile_px=16))) for height in (400, 4000)
-    ]
+    sizes = [window_bytes(networks, up.plan(height, 60, Sampling(tile_px=16))) for height in (400, 4000)]
     assert sizes[0] == sizes[1]
 
 
@@ -206,6 +206,44 @@ def test_result_is_that_of_the_tensor_path() -> None:
     up, pixels = toy(), picture(30, 44)
     expected = from_tensor(up.upscale_tensor(tensor_of(pixels), Sampling(seed=5, tile_px=16)))
     assert np.array_equal(up(pixels, seed=5, tile_px=16), expected)
+
+
+@pytest.mark.parametrize("make", [toy, toy_vq])
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_windows_go_when_a_run_ends_without_the_garbage_collector(
+    make: Callable[[], Upscaler], is_finished: bool
+) -> None:
+    """In a cycle they would stay until the collector comes: gigabytes in a replica after ten pictures."""
+    up, alive = make(), list[weakref.ref[Tensor]]()
+
+    def allocate(shape: tuple[int, ...]) -> tuple[Tensor, None]:
+        values = torch.zeros(shape)
+        alive.append(weakref.ref(values))
+        return values, None
+
+    lq, noise = tensor_of(picture(20, 12))[0], NoiseField(0, channels=up.first_stage.channels).window
+    gc.disable()
+    try:
+        work = row_chain(
+            up.networks(),
+            up.plan(20, 12, Sampling(tile_px=16)),
+            (20, 12),
+            read=lambda top, bottom: lq[:, top:bottom],
+            noise=noise,
+            emit=lambda _: None,
+            allocate=allocate,
+            batch=1,
+        )
+        if is_finished:
+            alone(work)
+        else:
+            next(work)
+            work.close()
+        del work
+        assert len(alive) > 4
+        assert [one() for one in alive if one() is not None] == []
+    finally:
+        gc.enable()
 
 
 def test_a_window_moves_down_and_starts_with_zeros() -> None:
