@@ -50,7 +50,7 @@ def measure(kind: str, source: str, target: str, milliseconds: float, replicas: 
         resources = ray.cluster_resources()
         bulk = BulkRun(
             worklist.batches(),
-            StageOptions(job=job, target=target),
+            StageOptions(outputs=job, target=target),
             engine,
             BulkOptions(),
             rows.append,

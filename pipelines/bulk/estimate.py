@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from pipelines.bulk.selection import Item, Worklist
+from pipelines.bulk.selection import WorkItem, Worklist
 from pipelines.bulk.stages import StageOptions
 from pipelines.ledger.ledger import Row
 from resshift import images, seeds, storage
@@ -61,7 +61,7 @@ class Estimate:
 def estimate(worklist: Worklist, options: StageOptions, num_samples: int = 200) -> Estimate:
     """Walk along the whole listing and read a sample of headers."""
     found = Estimate()
-    sample: list[Item] = []
+    sample: list[WorkItem] = []
     rng = seeds.philox("plan")
     for items, refused in worklist.batches():
         found.num_refused += len(refused)
@@ -86,7 +86,7 @@ def estimate(worklist: Worklist, options: StageOptions, num_samples: int = 200) 
     return found
 
 
-def _probe(item: Item, options: StageOptions) -> tuple[int, str, str]:
+def _probe(item: WorkItem, options: StageOptions) -> tuple[int, str, str]:
     """Return (pixels, reason, message) of one header."""
     limits = options.limits.images
     try:
@@ -104,7 +104,11 @@ def _probe(item: Item, options: StageOptions) -> tuple[int, str, str]:
             header = images.probe(storage.read_bytes(item.uri, limits.max_bytes, options.source_s3), limits)
     except (ImageError, StorageError) as error:
         return 0, str(error.reason), str(error)
-    return header.width * header.height * (header.num_frames if options.job.frames == "all" else 1), "", ""
+    return (
+        header.width * header.height * (header.num_frames if options.outputs.frames == "all" else 1),
+        "",
+        "",
+    )
 
 
 def describe(

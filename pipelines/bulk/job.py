@@ -55,7 +55,7 @@ class Job:
     @property
     def outputs(self) -> UpscaleOptions:
         """What is made."""
-        return self.stages.job
+        return self.stages.outputs
 
     def record(self) -> dict[str, Any]:
         """Return what job.json says."""

@@ -95,7 +95,7 @@ class BulkRequest:
             raise OptionError("name", str(error)) from None
         ledger.check_job(self.target, outputs.record(self.source), self.settings.target)
         stages = StageOptions(
-            job=outputs,
+            outputs=outputs,
             target=self.target,
             limits=self.settings.decoder_limits(int(self.max_megapixels * 1e6)),
             if_exists=self.if_exists,

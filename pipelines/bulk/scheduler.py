@@ -27,7 +27,7 @@ import ray
 from ray.exceptions import NodeDiedError, ObjectLostError, RayError, RayTaskError
 
 from pipelines.bulk.actors import Engine
-from pipelines.bulk.selection import Item
+from pipelines.bulk.selection import WorkItem
 from pipelines.bulk.stages import StageOptions, prepare, store
 from pipelines.bulk.worker import ReplicaOptions, Started, Upscaled
 from pipelines.ledger.ledger import Row, failed
@@ -71,7 +71,7 @@ class BulkOptions:
 class _Ready:
     """A decoded input that waits for a replica."""
 
-    item: Item
+    item: WorkItem
     row: Row
     frames: ray.ObjectRef
     num_pixels: int
@@ -111,7 +111,7 @@ class Budget:
 
 
 @ray.remote(max_retries=0, num_cpus=1)
-def _prepare(items: Sequence[Item], options: StageOptions) -> tuple[Any, ...]:
+def _prepare(items: Sequence[WorkItem], options: StageOptions) -> tuple[Any, ...]:
     rows, frames = prepare(items, options)
     return [(row, one.num_pixels, one.num_bytes) for row, one in zip(rows, frames, strict=True)], *frames
 
@@ -136,7 +136,7 @@ class BulkRun:
 
     def __init__(
         self,
-        batches: Iterator[tuple[list[Item], list[Row]]],
+        batches: Iterator[tuple[list[WorkItem], list[Row]]],
         stages: StageOptions,
         engine: Engine,
         options: BulkOptions,
@@ -148,17 +148,15 @@ class BulkRun:
         self.stages, self.engine, self.options = stages, engine, options
         self.replica_times: dict[int, ReplicaTime] = {}
         self._batches, self._finished = batches, finished
-        job = stages.job
+        outputs = stages.outputs
         self._replica_options = ReplicaOptions(
-            model=job.model,
-            identity=job.identity,
-            sampling=job.sampling,
+            model=outputs.model, identity=outputs.identity, sampling=outputs.sampling
         )
-        self._growth = 1 + max(job.scale, 1) ** 2
+        self._growth = 1 + max(outputs.scale, 1) ** 2
         self.budget = Budget(0)
         self.num_tasks = 1
         self.resize(num_cpus=num_cpus, object_store_bytes=object_store_bytes)
-        self._queue: collections.deque[Item] = collections.deque()
+        self._queue: collections.deque[WorkItem] = collections.deque()
         self._ready: collections.deque[_Ready] = collections.deque()
         self._num_preparing = 0
         self._num_open = 0
@@ -280,7 +278,7 @@ class BulkRun:
             await self.budget.reserve(reserved)
             self._spawn(self._prepare(items, reserved))
 
-    async def _prepare(self, items: list[Item], reserved: int) -> None:
+    async def _prepare(self, items: list[WorkItem], reserved: int) -> None:
         refs: Any = _prepare.options(num_returns=1 + len(items)).remote(
             items, self.stages
         )  # Ray's types know one return
@@ -429,10 +427,10 @@ class BulkRun:
 
     def _cut_off(
         self,
-        items: Sequence[Item],
+        items: Sequence[WorkItem],
         error: BaseException,
         *,
-        suspects: Sequence[Item],
+        suspects: Sequence[WorkItem],
         alone: bool | None = None,
     ) -> None:
         """Put unfinished items back into the queue, and charge a death to the one that was alone.
@@ -459,7 +457,7 @@ class BulkRun:
                     f"{again.deaths} workers ended while they had this input alone, {again.attempts} "
                     f"attempts in all: {told}"
                 )
-                self._finish(failed(item.row(self.stages.job.identity), "killed_worker", message))
+                self._finish(failed(item.row(self.stages.outputs.identity), "killed_worker", message))
             else:
                 self._queue.append(again)
 

@@ -1,7 +1,7 @@
 """Which objects are inputs, and which of them still need work: the listing, filtered, minus the ledger,
 without holding it.
 
-    listing -> selected -> (done? name taken? unreadable?) -> Item | refused row
+    listing -> selected -> (done? name taken? unreadable?) -> WorkItem | refused row
 
 Everything streams in batches: memory is a few bytes a key (`pipelines.ledger.digests`), and the first batch
 is out after the first page.
@@ -108,7 +108,7 @@ def listed_keys(root: str, keys: Iterable[str], options: S3Options = s3.DEFAULT)
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class WorkItem:
     """One input to be done.
 
     Fields:
@@ -145,7 +145,7 @@ class Item:
         }
 
 
-Batch: TypeAlias = tuple[list[Item], list[Row]]
+Batch: TypeAlias = tuple[list[WorkItem], list[Row]]
 
 
 @dataclass(slots=True)
@@ -221,7 +221,7 @@ class Worklist:
         if wants:
             granted = self.known.owners.claim(digests([outputs[i] for i in wants]), key_digests[wants])
             has_name |= dict(zip(wants, granted.tolist(), strict=True))
-        items: list[Item] = []
+        items: list[WorkItem] = []
         refused: list[Row] = []
         for i, entry in enumerate(batch):
             self.counts.listed += 1
@@ -238,7 +238,7 @@ class Worklist:
                 )
                 refused.append(self._refused(entry, keys[i], "name_collision", message))
             else:
-                items.append(Item(keys[i], entry.uri, entry.etag, entry.size_bytes, outputs[i]))
+                items.append(WorkItem(keys[i], entry.uri, entry.etag, entry.size_bytes, outputs[i]))
             if unusable[i] is None and has_name[i]:
                 self._remember(outputs[i], keys[i])
         self.counts.pending += len(items)

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from pipelines.bulk.selection import Item
+from pipelines.bulk.selection import WorkItem
 from pipelines.ledger.ledger import Row, failed
 from pipelines.ledger.names import CONTENT_TYPES, OutputFormat, output_format, output_key
 from resshift import images, storage
@@ -70,7 +70,7 @@ class StageOptions:
     """How the CPU stages work; nothing of it changes the bytes of an output.
 
     Fields:
-        job: what is made.
+        outputs: What is made.
         target: DST.
         limits: of the decoder.
         if_exists: what to do with an output that is there without a row: leave it, leave it when it decodes
@@ -78,7 +78,7 @@ class StageOptions:
         source_s3, target_s3: how the buckets are reached.
     """
 
-    job: UpscaleOptions
+    outputs: UpscaleOptions
     target: str
     limits: DecoderLimits = field(default_factory=DecoderLimits)
     if_exists: IfExists = "overwrite"
@@ -92,7 +92,7 @@ def _decoder(limits: DecoderLimits) -> Decoder:
     return Decoder(limits)
 
 
-def prepare(items: Sequence[Item], options: StageOptions) -> tuple[list[Row], list[Frames]]:
+def prepare(items: Sequence[WorkItem], options: StageOptions) -> tuple[list[Row], list[Frames]]:
     """Fetch and decode the inputs of a unit.
 
     Returns:
@@ -112,9 +112,9 @@ def prepare(items: Sequence[Item], options: StageOptions) -> tuple[list[Row], li
     return rows, results
 
 
-def _fetch(item: Item, options: StageOptions) -> tuple[Row, bytes]:
+def _fetch(item: WorkItem, options: StageOptions) -> tuple[Row, bytes]:
     started = time.monotonic()
-    row = item.row(options.job.identity)
+    row = item.row(options.outputs.identity)
     try:
         if options.if_exists != "overwrite" and (skipped := _skipped(item, row, options)):
             return skipped, b""
@@ -129,7 +129,7 @@ def _fetch(item: Item, options: StageOptions) -> tuple[Row, bytes]:
     }, data
 
 
-def _skipped(item: Item, row: Row, options: StageOptions) -> Row | None:
+def _skipped(item: WorkItem, row: Row, options: StageOptions) -> Row | None:
     """Return the row of an output that is to be left as it is; None when it is to be made."""
     uri = storage.join(options.target, item.output)
     row = {**row, "status": "skipped", "reason": "exists"}
@@ -143,7 +143,7 @@ def _skipped(item: Item, row: Row, options: StageOptions) -> Row | None:
         written, wanted = images.decode(data, limits), images.decode(source, options.limits.images)
     except (StorageError, ImageError):
         return None  # what is missing or damaged is made
-    factor = options.job.scale
+    factor = options.outputs.scale
     if (written.width, written.height) != (
         max(1, round(wanted.width * factor)),
         max(1, round(wanted.height * factor)),
@@ -159,12 +159,12 @@ def _skipped(item: Item, row: Row, options: StageOptions) -> Row | None:
     }
 
 
-def _decode(item: Item, row: Row, data: bytes, options: StageOptions) -> tuple[Row, Frames]:
+def _decode(item: WorkItem, row: Row, data: bytes, options: StageOptions) -> tuple[Row, Frames]:
     started = time.monotonic()
     decoder = _decoder(options.limits)
     for i_attempt in range(2):  # a crash is tried once more, alone as every file is
         try:
-            frames = decoder.decode(data, options.job.frames)
+            frames = decoder.decode(data, options.outputs.frames)
             break
         except ImageError as error:
             return failed(row, str(error.reason), str(error)), Frames(())
@@ -179,7 +179,7 @@ def _decode(item: Item, row: Row, data: bytes, options: StageOptions) -> tuple[R
     # Sizes after the EXIF orientation; seconds are those spent on this picture, without waiting between
     # stages.
     row = {**row, "width_in": first.width, "height_in": first.height, "frames": len(frames.pictures)}
-    grown = frames.num_bytes * max(options.job.scale, 1) ** 2
+    grown = frames.num_bytes * max(options.outputs.scale, 1) ** 2
     if grown > _MAX_RESULT_BYTES:
         message = (
             f"the result would take {grown / 1e9:.1f} GB, at most {_MAX_RESULT_BYTES / 1e9:.1f} GB are "
@@ -198,9 +198,9 @@ def store(rows: Sequence[Row], results: Sequence[Frames], options: StageOptions)
 def _store(row: Row, frames: Frames, options: StageOptions) -> Row:
     started = time.monotonic()
     try:
-        format, _ = output_format(row["key"], options.job.format)
+        format, _ = output_format(row["key"], options.outputs.format)
         fitted = fit_frames(frames.map(images.in_own_profile), format)
-        data = encode_frames(fitted, format, options.job.quality)
+        data = encode_frames(fitted, format, options.outputs.quality)
         storage.write_bytes(
             storage.join(options.target, row["output"]), data, options.target_s3, CONTENT_TYPES[format]
         )

@@ -33,7 +33,7 @@ def test_the_estimate_reads_headers_and_tells_hours_and_cost(tmp_path: Path, enc
     )  # sorts before 0.png and takes its name
     (tmp_path / "in" / "bad.png").write_bytes(b"bad")
     work = worklist(tmp_path / "in")
-    found = estimate(work, StageOptions(job=JOB, target=str(tmp_path / "out")))
+    found = estimate(work, StageOptions(outputs=JOB, target=str(tmp_path / "out")))
     assert (found.pending, found.num_refused, found.sampled, len(found.unreadable)) == (5, 1, 5, 1)
     assert found.megapixels == pytest.approx(2.0)
     shown = "\n".join(describe(found, work, mp_per_s=0.001, replicas=2, price_per_hour=9.0))
@@ -51,6 +51,6 @@ def test_a_sample_stands_for_the_rest(tmp_path: Path, encode: Encode) -> None:
     for i in range(300):
         (tmp_path / "in" / f"{i}.png").write_bytes(data)
     work = worklist(tmp_path / "in")
-    found = estimate(work, StageOptions(job=JOB, target=str(tmp_path / "out")), num_samples=50)
+    found = estimate(work, StageOptions(outputs=JOB, target=str(tmp_path / "out")), num_samples=50)
     assert (found.pending, found.sampled) == (300, 50)
     assert found.megapixels == pytest.approx(6.0)

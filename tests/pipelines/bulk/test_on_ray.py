@@ -17,7 +17,7 @@ from pipelines.bulk import actors
 from pipelines.bulk.actors import ActorEngine, Engine, EngineError, EngineOptions
 from pipelines.bulk.job import entries
 from pipelines.bulk.scheduler import BulkOptions, BulkRun, ReplicaTime
-from pipelines.bulk.selection import Item, Selection, Worklist
+from pipelines.bulk.selection import Selection, WorkItem, Worklist
 from pipelines.bulk.stages import StageOptions, UpscaleOptions
 from pipelines.ledger.digests import DigestSet, OwnerMap
 from pipelines.ledger.ledger import Known, Row
@@ -50,7 +50,7 @@ def run_bulk(
             entries(str(source), Selection()), Known(DigestSet(), OwnerMap(), Counter()), JOB.output_key, 4
         )
 
-        def listed() -> Iterator[tuple[list[Item], list[Row]]]:
+        def listed() -> Iterator[tuple[list[WorkItem], list[Row]]]:
             for items, refused in worklist.batches():
                 for i in range(0, len(items), 4):
                     if enough_replicas is not None and len(bulk.replica_times) >= enough_replicas:
@@ -58,7 +58,7 @@ def run_bulk(
                     yield items[i : i + 4], []
                 yield [], refused
 
-        stages = StageOptions(job=JOB, target=str(target))
+        stages = StageOptions(outputs=JOB, target=str(target))
         bulk = BulkRun(
             listed(), stages, engine, options, rows.append, num_cpus=2, object_store_bytes=300 << 20
         )

@@ -25,7 +25,7 @@ from ray.exceptions import (
 from pipelines.bulk import scheduler
 from pipelines.bulk.actors import ActorEngine, EngineOptions
 from pipelines.bulk.scheduler import Budget, BulkOptions, BulkRun, ReplicaTime, busy_share
-from pipelines.bulk.selection import Item
+from pipelines.bulk.selection import WorkItem
 from pipelines.bulk.stages import StageOptions, UpscaleOptions
 from pipelines.bulk.worker import Started, Upscaled
 from pipelines.ledger.ledger import Row
@@ -72,9 +72,9 @@ class Stages:
         self.calls.append((stage, keys))
         return self.fault(stage)
 
-    def prepare(self, items: Sequence[Item], options: StageOptions) -> list[Ref]:
+    def prepare(self, items: Sequence[WorkItem], options: StageOptions) -> list[Ref]:
         error = self._begin("prepare", [item.key for item in items])
-        answers = [(item.row(options.job.identity) | {"seconds": 0.0}, 100, 300) for item in items]
+        answers = [(item.row(options.outputs.identity) | {"seconds": 0.0}, 100, 300) for item in items]
         return [Ref(error or answers), *(Ref(item.key) for item in items)]
 
     def store(self, rows: Sequence[Row], options: StageOptions, *results: Ref) -> Ref:
@@ -115,13 +115,13 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[s
             task.options = lambda task=task, **_: task
             monkeypatch.setattr(scheduler, name, task)
         monkeypatch.setattr(scheduler, "time", SimpleNamespace(monotonic=lambda: stages.now))
-        items = [Item(key, f"/{key}", "e", 300, f"{key}_x4") for key in keys]
+        items = [WorkItem(key, f"/{key}", "e", 300, f"{key}_x4") for key in keys]
         rows: list[Row] = []
 
         async def play() -> None:
             bulk = BulkRun(
                 iter([(items, [])]),
-                StageOptions(job=JOB, target=str(tmp_path)),
+                StageOptions(outputs=JOB, target=str(tmp_path)),
                 stages,
                 options or BulkOptions(),
                 rows.append,
@@ -292,7 +292,7 @@ def test_a_budget_admits_one_and_then_what_fits() -> None:
 def test_a_run_works_with_what_the_cluster_has_become(
     tmp_path: Path, in_flight_mb: float | None, expected: list[int]
 ) -> None:
-    stages = StageOptions(job=JOB, target=str(tmp_path))
+    stages = StageOptions(outputs=JOB, target=str(tmp_path))
     engine = ActorEngine(EngineOptions(model="nearest-x4", identity="nearest-x4"))
     options = BulkOptions(in_flight_mb=in_flight_mb)
     bulk = BulkRun(iter([]), stages, engine, options, list[Row]().append, num_cpus=0, object_store_bytes=1000)

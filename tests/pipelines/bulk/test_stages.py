@@ -16,7 +16,7 @@ import pytest
 
 from pipelines.bulk import stages
 from pipelines.bulk.nearest import Nearest, nearest_model
-from pipelines.bulk.selection import Item
+from pipelines.bulk.selection import WorkItem
 from pipelines.bulk.stages import StageOptions, UpscaleOptions, prepare, store
 from pipelines.bulk.worker import Replica, ReplicaOptions, Started, Upscaled, describe_model
 from pipelines.ledger.ledger import Row
@@ -32,12 +32,12 @@ JOB = UpscaleOptions(model="nearest-x4", identity="nearest-x4", scale=4)
 
 
 def options(out: Path, **changes: Any) -> StageOptions:
-    return replace(StageOptions(job=JOB, target=str(out)), **changes)
+    return replace(StageOptions(outputs=JOB, target=str(out)), **changes)
 
 
-def item(path: Path) -> Item:
+def item(path: Path) -> WorkItem:
     size = path.stat().st_size if path.exists() else 0
-    return Item(path.name, str(path), "e", size, JOB.output_key(path.name))
+    return WorkItem(path.name, str(path), "e", size, JOB.output_key(path.name))
 
 
 def through(paths: list[Path], stage_options: StageOptions) -> list[Row]:
@@ -115,7 +115,9 @@ def test_destination_that_cannot_be_written_is_a_row(tmp_path: Path, encode: Enc
 
 def test_result_that_would_not_fit_is_refused_before_the_work(tmp_path: Path, encode: Encode) -> None:
     (tmp_path / "x.png").write_bytes(encode(0, 64, 64))
-    (row,), (frames,) = prepare([item(tmp_path / "x.png")], options(tmp_path, job=replace(JOB, scale=1000)))
+    (row,), (frames,) = prepare(
+        [item(tmp_path / "x.png")], options(tmp_path, outputs=replace(JOB, scale=1000))
+    )
     assert row["reason"] == "too_large"
     assert "GB are allowed" in row["message"]
     assert not frames.pictures
