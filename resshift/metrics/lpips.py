@@ -1,4 +1,4 @@
-"""LPIPS, a learned perceptual distance (Zhang et al., CVPR 2018): a figure of an evaluation, and a term of the
+"""LPIPS, a learned perceptual distance (Zhang et al., CVPR 2018): a metric of evaluation, and a term of the
 training objective.
 """
 
@@ -16,8 +16,8 @@ class Lpips(nn.Module):
     """Learned perceptual distance with frozen weights, always in float32.
 
     Args:
-        net: trunk, "vgg" (papers' training loss), "alex" (papers' metric) or "squeeze" (small).
-        trunk: file with the torchvision state dict of the trunk. Without it torchvision downloads it.
+        net: trunk, "vgg" (training loss of the papers), "alex" (metric of the papers) or "squeeze" (small).
+        trunk: file with the torchvision state dict of the trunk; None downloads it with torchvision.
 
     Raises:
         FileNotFoundError: `trunk` does not exist.
@@ -40,8 +40,7 @@ class Lpips(nn.Module):
         except (URLError, OSError) as error:
             raise ConnectionError(
                 f"the {net} trunk of LPIPS could not be downloaded ({error}). Give a file with its weights "
-                "(loss.lpips_trunk, or "
-                "--lpips-trunk), or train without the term (loss.lpips=0)"
+                "(loss.lpips_trunk or --lpips-trunk), or train without the term (loss.lpips=0)"
             ) from error
         if trunk is not None:
             self._load_trunk(Path(trunk))
@@ -50,8 +49,8 @@ class Lpips(nn.Module):
     def _load_trunk(self, path: Path) -> None:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         ours = self.distance.net.state_dict()
-        # lpips cuts the trunk into slices and keeps each layer's index: slice2.3.weight is features.3.weight
-        # in torchvision.
+        # lpips cuts the trunk into slices and keeps the index of each layer: slice2.3.weight is
+        # features.3.weight in torchvision.
         names = {key: "features." + key.split(".", 1)[1] for key in ours}
         missing = [
             name for key, name in names.items() if name not in state or state[name].shape != ours[key].shape
@@ -66,7 +65,7 @@ class Lpips(nn.Module):
         )
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the distance of each pair, (B, 3, H, W) in [-1, 1] twice -> (B,) float32."""
+        """Return the distance of each pair: twice (B, 3, H, W) in [-1, 1] -> (B,) float32."""
         with torch.autocast(x.device.type, enabled=False):
             x, y = (picture.float().contiguous(memory_format=torch.channels_last) for picture in (x, y))
             return self.distance(x, y).flatten()

@@ -1,16 +1,16 @@
-"""NIQE: how far the statistics of a picture are from those of undistorted photographs. No truth is needed;
-lower is better.
+"""NIQE: distance of the statistics of a picture from those of undistorted photographs. It needs no reference
+picture; lower is better.
 
 Mittal, Soundararajan and Bovik, "Making a 'Completely Blind' Image Quality Analyzer", IEEE Signal Processing
 Letters 2013:
 
     n = (Y - mu) / (sigma + 1)          mu, sigma: 7 x 7 Gaussian of 7/6 pixels
-    f = 18 parameters of asymmetric generalised Gaussians, fitted to n and its products with four neighbours, in blocks of 96 x 96;
-        again at half the size in blocks of 48 x 48, so 36 a block
+    f = 18 parameters of asymmetric generalised Gaussians, fitted to n and its products with four neighbours,
+        in blocks of 96 x 96; and again at half the size in blocks of 48 x 48, so 36 for each block
     d = sqrt((m - m_p)^T ((S + S_p) / 2)^+ (m - m_p))        m, S: mean and covariance of f over the blocks
 
-m_p and S_p describe the photographs. They are read from the file that BasicSR and others carry
-(`niqe_pris_params.npz`, from the authors' release); it does not come with this package.
+m_p and S_p are those of photographs. They are read from the file that BasicSR and others distribute
+(`niqe_pris_params.npz`, from the authors' release); this package does not contain it.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
 
 
 class Niqe:
-    """The distance to one description of undistorted photographs.
+    """NIQE with one set of statistics of undistorted photographs.
 
     Args:
-        parameters: .npz with `mu_pris_param` (36 numbers) and `cov_pris_param` (36 x 36).
+        parameters: .npz file with `mu_pris_param` (36 numbers) and `cov_pris_param` (36 x 36).
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file does not hold them.
+        ValueError: the file does not hold these arrays.
     """
 
     def __init__(self, parameters: str | Path) -> None:
@@ -60,8 +60,8 @@ class Niqe:
             )
 
     def __call__(self, rgb_u8: Image, border: int = 0) -> float | None:
-        """Return the distance of an (H, W, 3) uint8 picture, at least 0; None when there are fewer than two
-        textured blocks of 96 x 96 pixels inside the border, which have no covariance.
+        """Return the distance of an (H, W, 3) uint8 picture, at least 0; None if there are fewer than two
+        textured blocks of 96 x 96 pixels inside the border, too few for a covariance.
         """
         found = features(luma(rgb_u8[border : len(rgb_u8) - border, border : rgb_u8.shape[1] - border]))
         usable = found[np.isfinite(found).all(axis=1)]  # a block without texture has no shape
@@ -73,8 +73,8 @@ class Niqe:
 
 
 def features(y_u8: Image) -> Float64Array:
-    """Return the 36 parameters of every whole block, (blocks, 36), row by row; the remainder at the right and
-    the bottom is left out.
+    """Return the 36 parameters of every whole block, (blocks, 36), row by row. The remainder at the right and
+    at the bottom is ignored.
     """
     rows, columns = (side // BLOCK_PX for side in y_u8.shape)
     y = y_u8[: rows * BLOCK_PX, : columns * BLOCK_PX].astype(np.float64)
@@ -107,10 +107,11 @@ def _block_features(block: Float64Array) -> list[float]:
 
 
 def fit_asymmetric_gaussian(x: Float64Array) -> tuple[float, float, float]:
-    """Fit by moments (Lasmar, Stitou and Berthoumieu, ICIP 2009): shape, left scale, right scale.
+    """Fit an asymmetric generalised Gaussian by moments (Lasmar, Stitou and Berthoumieu, ICIP 2009), and
+    return its shape, left scale and right scale.
 
-    p(x) ~ exp(-(-x / left)^shape) below zero and exp(-(x / right)^shape) from there on; shape 2 is the
-    Gaussian, 1 the Laplacian. NaN when one side is empty.
+    p(x) ~ exp(-(-x / left)^shape) below zero and exp(-(x / right)^shape) above; shape 2 is the Gaussian,
+    1 the Laplacian. NaN if one side has no values.
     """
     negative, positive = x[x < 0], x[x > 0]
     if not len(negative) or not len(positive):

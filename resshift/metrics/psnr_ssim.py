@@ -1,9 +1,9 @@
 """PSNR and SSIM as the field reports them, on luma or on RGB, from 8-bit pictures.
 
 Luma is MATLAB's rgb2ycbcr: Y = (65.481 R + 128.553 G + 24.966 B) / 255 + 16 for 8-bit R, G, B, rounded to 8
-bit. SSIM is Wang et al., IEEE TIP 2004, with the 11 x 11 Gaussian window of sigma 1.5, on the region where
-the window fits ("valid"), without downsampling. Borders are cut by `border` pixels first; results depend on
-it, so it stands in every report. LPIPS is `resshift.metrics.lpips.Lpips`.
+bits. SSIM is that of Wang et al., IEEE TIP 2004, with the 11 x 11 Gaussian window of sigma 1.5, on the region
+where the window fits ("valid"), without downsampling. `border` pixels are cut from each side first; results
+depend on this number, so every report gives it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def psnr(x: Image, y: Image, border: int = 0) -> float:
     """Return 10 log10(255^2 / MSE) in dB; infinity for equal pictures.
 
     Raises:
-        ValueError: different shapes, not uint8, or nothing left inside the border.
+        ValueError: the pictures differ in shape, are not uint8, or have nothing inside the border.
     """
     a, b = _inside(x, y, border)
     mse = float(np.mean((a - b) ** 2))
@@ -36,7 +36,7 @@ def ssim(x: Image, y: Image, border: int = 0) -> float:
     """Return the mean structural similarity in [-1, 1], averaged over channels.
 
     Raises:
-        ValueError: as `psnr`, or a side shorter than the 11-pixel window.
+        ValueError: as for `psnr`, or a side is shorter than the window of 11 pixels.
     """
     a, b = _inside(x, y, border)
     if min(a.shape[:2]) < 11:

@@ -6,13 +6,14 @@
     reconstruction   l1 |x - x_rec| + lpips LPIPS(x_rec, x)
     codebook         |z_q - stop(z)|^2 + commitment |z - stop(z_q)|^2
     adversarial      -mean C(x_rec),  from step `adversarial_start` on, with the adaptive weight
-                     |grad reconstruction| / (|grad adversarial| + 1e-4), at most 1e4; gradients are those of the last layer of D
+                     |grad reconstruction| / (|grad adversarial| + 1e-4), at most 1e4;
+                     gradients are those of the last layer of D
     total            reconstruction + codebook_weight codebook + adversarial_weight adaptive adversarial
     discriminator    hinge loss of C on x and stop(x_rec)
 
 (Esser et al., "Taming Transformers", CVPR 2021; Rombach et al., "High-Resolution Image Synthesis with Latent
-Diffusion Models", CVPR 2022.) Both networks step on the same reconstruction. The adaptive weight is computed
-for each micro-batch, so once the adversarial term is on, the cut into micro-batches changes results by more
+Diffusion Models", CVPR 2022.) Both networks are trained on the same reconstruction. The adaptive weight is
+computed for each micro-batch, so with the adversarial term the size of micro-batches changes results by more
 than rounding.
 """
 
@@ -61,7 +62,7 @@ TERMS: tuple[str, ...] = ("loss", "l1", "lpips", "codebook", "adversarial", "ada
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class AutoencoderLossConfig:
-    """Weights of the terms in the module docstring. `lpips_trunk` as in `LossConfig`."""
+    """Weights of the terms in the module docstring; `lpips_trunk` is that of `LossConfig`."""
 
     l1: float = 1.0
     lpips: float = 1.0
@@ -86,9 +87,7 @@ class AutoencoderLossConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class AutoencoderRunConfig:
-    """A complete run of `jobs/train_autoencoder.py`. `optim` is for both networks; cosine and warm-up as
-    there.
-    """
+    """Configuration of a run of `jobs/train_autoencoder.py`. `optim` applies to both networks."""
 
     preset: str
     first_stage: FirstStageConfig = FirstStageConfig()
@@ -111,7 +110,8 @@ class AutoencoderRunConfig:
             or self.train.precision == "fp16"
             or self.train.activation_checkpointing
         ):
-            # The adaptive weight needs the last layer's gradient in the middle of a step: whole, unscaled.
+            # The adaptive weight needs the whole, unscaled gradient of the last layer in the middle of a
+            # step.
             raise ValueError(
                 "an autoencoder trains with train.parallel=ddp, precision fp32 or bf16 and without "
                 "activation_checkpointing"
@@ -119,23 +119,22 @@ class AutoencoderRunConfig:
 
     @property
     def degradation(self) -> DegradationRecipe:
-        """What the data pipeline does to the other side of the pair: nothing. The autoencoder sees clean
-        pictures.
-        """
+        """Degradation of the pairs: none, as the autoencoder sees clean pictures only."""
         return DegradationRecipe(kind="bicubic", scale=1)
 
 
 AnyRunConfig = RunConfig | AutoencoderRunConfig
-"""A run of either network: U-Net or autoencoder."""
+"""Configuration of a run of either network, U-Net or autoencoder."""
 
 
 def vq_f4() -> AutoencoderRunConfig:
-    """VQ-f4 of latent diffusion (Rombach et al. 2022): 55.3 M parameters, 3 x 64 x 64 latents of 256-pixel
-    crops, 8192 codes.
+    """Return VQ-f4 of latent diffusion (Rombach et al. 2022): 55.3 M parameters, 3 x 64 x 64 latents of
+    256-pixel crops, 8192 codes.
 
     Objective and weights (LPIPS 1, codebook 1, commitment 0.25, adversarial 0.75 adaptive, hinge), betas
-    (0.5, 0.9) and 4.5e-6 of learning rate for each sample of the batch are theirs. Ours: warm-up, an average
-    of the weights, bf16, and a discriminator that begins at step 10,000, when there is something to judge.
+    (0.5, 0.9) and a learning rate of 4.5e-6 for each sample of the batch are those of the paper. Warm-up, the
+    average of the weights, bf16, and the start of the discriminator at step 10,000, when reconstructions are
+    good enough to judge, are additions.
     """
     return AutoencoderRunConfig(
         preset="vq-f4",
@@ -148,8 +147,8 @@ def vq_f4() -> AutoencoderRunConfig:
 
 
 def vq_f8_face() -> AutoencoderRunConfig:
-    """VQ-f8 for 512-pixel faces, the first stage of face-s4: 8 x 64 x 64 latents, 4096 codes. Trained as
-    vq-f4.
+    """Return VQ-f8 for 512-pixel faces, the first stage of face-s4: 8 x 64 x 64 latents, 4096 codes. It is
+    trained as vq-f4.
     """
     base = vq_f4()
     return replace(
@@ -163,7 +162,9 @@ def vq_f8_face() -> AutoencoderRunConfig:
 
 
 def test_vq() -> AutoencoderRunConfig:
-    """A toy of the same construction for tests: 32-pixel crops, a step in tens of milliseconds."""
+    """Return a small autoencoder of the same construction for tests: 32-pixel crops, steps of tens of
+    milliseconds.
+    """
     base = vq_f4()
     return replace(
         base,
@@ -189,7 +190,7 @@ def autoencoder_preset(name: str) -> AutoencoderRunConfig:
     """Return the configuration called `name`.
 
     Raises:
-        ConfigError: there is none; the message lists those that exist.
+        ConfigError: there is no such preset; the message lists the presets.
     """
     if name not in AUTOENCODER_PRESETS:
         raise ConfigError(f"unknown preset {name!r}; allowed: {', '.join(AUTOENCODER_PRESETS)}")
@@ -197,19 +198,17 @@ def autoencoder_preset(name: str) -> AutoencoderRunConfig:
 
 
 class TrainableAutoencoder(VQAutoencoder):
-    """The autoencoder with what training needs of a pass; same keys."""
+    """The autoencoder, with a forward pass for training; its keys are the same."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 3, H, W) -> reconstruction (B, 3, H, W), latent z and its codes z_q, both (B, embed_dim,
-        h, w).
-        """
+        """(B, 3, H, W) -> reconstruction (B, 3, H, W); latent z and its codes z_q, (B, embed_dim, h, w)."""
         z = self.encode(x)
         z_q = self.quantize.embedding(self.quantize.nearest(z.detach())).movedim(-1, 1).to(z.dtype)
         return self.decode(z + (z_q - z).detach(), quantize=False), z, z_q
 
 
 def build_autoencoder(config: AutoencoderRunConfig, device: torch.device) -> TrainableAutoencoder:
-    """Return the autoencoder with initial weights that follow from the run's seed."""
+    """Return the autoencoder with initial weights that depend only on the seed of the run."""
     vq: VQConfig = config.first_stage.vq
     return on_device(seeded(TrainableAutoencoder, vq, config.train), device, config.train.channels_last)
 
@@ -218,10 +217,10 @@ class AutoencoderLearner:
     """Autoencoder and discriminator of a run.
 
     Args:
-        config: of the run.
-        autoencoder: on its device, not wrapped.
-        lpips: on the same device; needed when `loss.lpips` is not zero.
-        slots: of this worker.
+        config: configuration of the run.
+        autoencoder: autoencoder on its device, not wrapped.
+        lpips: LPIPS network on the same device; required if `loss.lpips` is not zero.
+        slots: slots of this worker; None if there is one worker.
     """
 
     def __init__(
@@ -253,7 +252,7 @@ class AutoencoderLearner:
         return self.config.loss.adversarial > 0 and self.state.step >= self.config.loss.adversarial_start
 
     def step(self, batch: Mapping[str, Tensor]) -> StepResult:
-        """Do one optimiser step of both networks on "hq" (B, H, W, 3) uint8, the rows of this worker's
+        """Run one optimiser step of both networks on "hq" (B, H, W, 3) uint8, the samples of this worker's
         slots.
         """
         state, train = self.state, self.config.train
@@ -282,7 +281,7 @@ class AutoencoderLearner:
         )
 
     def _backward(self, x: Tensor, factor: float) -> dict[str, Tensor]:
-        """Add the gradients of one micro-batch to both networks and return its terms."""
+        """Add the gradients of one micro-batch to both networks, and return its terms."""
         loss, dtype = self.config.loss, PRECISIONS[self.config.train.precision]
         discriminator = self.state.networks["discriminator"]
         with autocast(x.device, dtype):
@@ -297,7 +296,7 @@ class AutoencoderLearner:
             reconstruction = loss.l1 * l1 + loss.lpips * lpips
             adversarial = adaptive = judgement = torch.zeros_like(l1)
             if self.judged:
-                # The bare network, frozen: this pass is for the gradient of the picture.
+                # The network is unwrapped and frozen: only the gradient of the picture is needed.
                 judge = unwrapped(discriminator).requires_grad_(False)
                 adversarial = -judge(x_rec).float().mean()
                 judge.requires_grad_(True)
@@ -315,15 +314,15 @@ class AutoencoderLearner:
         return cast(TrainableAutoencoder, unwrapped(self.state.network)).decoder.conv_out.weight  # type: ignore[return-value]
 
     def render(self, batch: Mapping[str, Tensor], keys: Sequence[str]) -> Tensor:
-        """Reconstruct "hq" with the averaged weights, (B, 3, H, W)."""
+        """Return the reconstruction of "hq" by the averaged weights, (B, 3, H, W)."""
         autoencoder = cast(TrainableAutoencoder, self.state.ema.module)
         with autocast(batch["hq"].device, PRECISIONS[self.config.train.precision]):
             return autoencoder.decode(autoencoder.encode(to_unit_range(batch["hq"])))
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """Return |d reconstruction / d w| / (|d adversarial / d w| + 1e-4), at most 1e4, without a gradient; w is
-    the last layer.
+    """Return |d reconstruction / d w| / (|d adversarial / d w| + 1e-4), at most 1e4 and without a gradient,
+    where w is the weight of the last layer.
     """
     (towards_picture,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
     (towards_judge,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)

@@ -2,13 +2,13 @@
 
     run.json            configuration, fingerprint, step, position in the data, versions
     config.json         name and model configuration, so that the directory is also a model directory
-    model.safetensors   weights of the network (and of the discriminator, when an autoencoder trains)
-    ema.safetensors     their moving average: what inference uses
+    model.safetensors   weights of the network; those of a discriminator are in discriminator.safetensors
+    ema.safetensors     moving average of the weights, which inference uses
     state.pt            optimisers, loss scaler, running means, step
-    files.json          size and sha256 of each of the above: written last, so a directory that has it is complete
+    files.json          size and sha256 of each of the above; written last, so a directory with it is complete
 
-`take` copies the state out of the running networks; writing and uploading the copy can then happen beside the
-next steps. `load` trusts nothing that `files.json` does not vouch for.
+`take` copies the state from the networks, so that writing and uploading the copy can overlap with the next
+steps. `load` checks every file against `files.json`.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ MANIFEST = "files.json"
 
 
 class ResumeRefused(ConfigError):
-    """The directory holds another run; the message names the differing fields."""
+    """The directory holds another run; the message names the fields that differ."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A copy of a run at one step, on the CPU: nothing in it changes when training goes on."""
+    """A copy of a run at one step, on the CPU, which does not change as training goes on."""
 
     step: int
     weights: dict[str, dict[str, Tensor]]
@@ -49,7 +49,7 @@ class Snapshot:
 
 
 def run_record(config: AnyRunConfig, **extra: Any) -> dict[str, Any]:
-    """Return what `run.json` says about a run: configuration, fingerprint, versions, and `extra`."""
+    """Return the content of `run.json`: configuration, fingerprint, versions, and `extra`."""
     versions = {name: version(name) for name in ("numpy", "opencv-python-headless")}
     versions |= {
         "torch": str(torch.__version__),
@@ -65,26 +65,26 @@ def run_record(config: AnyRunConfig, **extra: Any) -> dict[str, Any]:
 
 
 def check_same_run(config: AnyRunConfig, record: dict[str, Any], where: str) -> None:
-    """Refuse to continue a run with another configuration.
+    """Check that a run is continued with its own configuration.
 
     Raises:
-        ResumeRefused: names every field that differs.
+        ResumeRefused: the configuration differs; the message names every field that differs.
     """
     differing = differing_fields(to_dict(config), record["config"])
     if differing:
         raise ResumeRefused(
-            f"{where} holds another run; differing: {'; '.join(differing)}. Use another --out, or give back "
+            f"{where} holds another run; differing: {'; '.join(differing)}. Use another --out, or restore "
             "these values"
         )
 
 
 def take(state: TrainState) -> Snapshot:
-    """Copy the state of a run. A collective operation: every worker calls it at the same step."""
+    """Copy the state of a run. A collective operation: every worker must call it at the same step."""
     return Snapshot(state.step, state.weights(), state.state_dict())
 
 
 def description(config: AnyRunConfig) -> dict[str, Any]:
-    """Return `config.json`: the name, and what inference needs to know of the model."""
+    """Return the content of `config.json`: the name, and the configuration that inference needs."""
     model = (
         {"model": to_dict(config.model)}
         if isinstance(config, RunConfig)
@@ -94,8 +94,8 @@ def description(config: AnyRunConfig) -> dict[str, Any]:
 
 
 def write(directory: str | Path, snapshot: Snapshot, config: AnyRunConfig) -> dict[str, Any]:
-    """Write a snapshot into `directory`, which is created, and return its manifest (the content of
-    `files.json`).
+    """Write a snapshot to `directory`, which is created, and return its manifest, the content of
+    `files.json`.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -115,14 +115,14 @@ def write(directory: str | Path, snapshot: Snapshot, config: AnyRunConfig) -> di
 
 
 def file_facts(path: Path) -> dict[str, Any]:
-    """Return size and sha256 of a file."""
+    """Return the size and sha256 of a file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"size_bytes": path.stat().st_size, "sha256": digest}
 
 
 def verify(directory: str | Path) -> dict[str, Any]:
-    """Return the manifest of a checkpoint whose files are all as they were written.
+    """Check all files of a checkpoint against its manifest, and return the manifest.
 
     Raises:
         WeightsError: there is no manifest, or a file is missing or has changed; the message names it.
@@ -143,23 +143,23 @@ def verify(directory: str | Path) -> dict[str, Any]:
 
 
 def load(directory: str | Path, state: TrainState, config: AnyRunConfig, rank: int = 0) -> None:
-    """Bring `state` to what `directory` holds.
+    """Restore the state of a run from a checkpoint.
 
     Args:
-        directory: of a checkpoint.
-        state: at step 0, with the networks of the same configuration; sharded or not.
-        config: of the run.
-        rank: of this worker.
+        directory: directory of the checkpoint.
+        state: state at step 0 with the networks of the same configuration, sharded or not.
+        config: configuration of the run.
+        rank: rank of this worker.
 
     Raises:
-        ResumeRefused: it belongs to a run with another configuration.
-        WeightsError: a file is missing, damaged or does not fit. The state is left as it was.
+        ResumeRefused: the checkpoint belongs to a run with another configuration.
+        WeightsError: a file is missing, damaged or does not fit. The state is not changed.
     """
     directory = Path(directory)
     verify(directory)
     record = json.loads((directory / "run.json").read_text())
     check_same_run(config, record, str(directory))
-    # Every file is read before the state is touched.
+    # Every file is read before the state is changed.
     weights = {name: read_state_dict(directory / f"{name}.safetensors") for name in (*state.networks, "ema")}
     rest = _read_rest(directory / "state.pt")
     state.load_weights(weights)

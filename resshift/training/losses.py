@@ -1,22 +1,22 @@
-"""The training objective: MSE on the network's target, and on the decoded prediction of x0 LPIPS and what
-shows the lattice of positions.
+"""The training objective: MSE on the target of the network; LPIPS and lattice measures on the decoded
+prediction of x0.
 
-    mse_b  = mean over (Z, h, w) of (target - output)^2            divided by kappa^2 eta_t when the target is epsilon_scale
+    mse_b  = mean over (Z, h, w) of (target - output)^2
     loss_b = c_mse w_t mse_b + c_lpips LPIPS(clamp(D(x0_pred)), hq) + c_lattice (L + S / 2)
 
-L and S are what shows the lattice of positions in D(x0_pred), in each picture and in the batch
-(`resshift.training.lattice`).
+mse_b is divided by kappa^2 eta_t if the target is epsilon_scale. L and S measure how visible the lattice of
+positions is in D(x0_pred), in each picture and in the batch (`resshift.training.lattice`).
 
 w_t is 1 ("plain") or the weight of the variational bound ("weighted"):
 
     x0, residual:            w_t = (alpha_t / eta_t)^2 / (2 var_t)
     epsilon, epsilon_scale:  w_t = (kappa alpha_t / ((1 - eta_t) sqrt(eta_t)))^2 / (2 var_t)
 
-with var_t the posterior variance, at t = 1 replaced by that of t = 2 because it is zero there. LPIPS is
+with var_t the posterior variance; at t = 1 it is zero and replaced by that of t = 2. LPIPS is
 `resshift.metrics.lpips`.
 
-The trunks of LPIPS sample at strides of 2 and 4, so from a fixed corner they do not see patterns of these
-periods. `corner` moves it (one of the transformations of E-LPIPS, Kettunen et al. 2019).
+The trunks of LPIPS sample at strides of 2 and 4, so with a fixed corner they do not see patterns of these
+periods. `corner` moves the corner (one of the transformations of E-LPIPS, Kettunen et al. 2019).
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ def mse_per_sample(
     """Return the MSE term of each sample, (B,).
 
     Args:
-        output: of the network, (B, ...).
-        wanted: `diffusion.target_of`, same shape.
+        output: output of the network, (B, ...).
+        wanted: target from `diffusion.target_of`, of the same shape.
         t: step indices in [0, T), int64 (B,).
         schedule: shifting sequence.
-        target: what `output` means.
-        weighted: multiply by w_t.
+        target: quantity that the network predicts.
+        weighted: whether to multiply by w_t.
     """
     mse = (wanted - output).float().square().flatten(1).mean(1)
     if Target(target) is Target.EPSILON_SCALE:
@@ -73,7 +73,7 @@ def mse_per_sample(
 
 
 class LossTerms(NamedTuple):
-    """Means over the batch: `total` has the gradient, the others, without their coefficients, are for the
+    """Means over the batch. `total` has a gradient; the others, without their coefficients, are for the
     log.
     """
 
@@ -87,10 +87,10 @@ class Objective:
     """The loss of a batch of pictures, from bicubic upsampling to LPIPS.
 
     Args:
-        model: what is trained.
-        loss: coefficients.
-        first_stage: frozen, in evaluation mode, on the device of the batches.
-        lpips: on the same device; needed when `loss.lpips` is not zero.
+        model: configuration of the model.
+        loss: coefficients of the terms.
+        first_stage: frozen first stage in evaluation mode, on the device of the batches.
+        lpips: LPIPS network on the same device; required if `loss.lpips` is not zero.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Objective:
         self._encode, self._decode = first_stage.encode, first_stage.decode
 
     def compile(self, mode: str) -> None:
-        """Run the first stage through torch.compile."""
+        """Compile the first stage with torch.compile."""
         self._encode, self._decode = (torch.compile(call, mode=mode) for call in (self._encode, self._decode))
 
     def __call__(
@@ -122,17 +122,18 @@ class Objective:
         """Compute the loss.
 
         Args:
-            network: predicts the target, `network(x_scaled, t, lq, mask)`.
+            network: network that predicts the target, called as `network(x_scaled, t, lq, mask)`.
             hq: clean pictures in [-1, 1], (B, 3, H, W).
             lq: degraded pictures in [-1, 1], (B, 3, H / scale, W / scale).
             t: step indices in [0, T), int64 (B,).
-            noise: standard normal, (B, Z, H / f, W / f). The caller draws t and noise, so the caller owns
-                reproducibility.
-            mask: 1 = hole and -1 = kept, (B, 1, H / scale, W / scale), for networks with `cond_mask`.
+            noise: standard normal noise, (B, Z, H / f, W / f). The caller draws t and noise, and so is
+                responsible for reproducibility.
+            mask: 1 in a hole and -1 where the picture is kept, (B, 1, H / scale, W / scale), for networks
+                with `cond_mask`.
             corner: row and column of the first pixel that LPIPS sees.
         """
         with torch.no_grad():
-            # One pass for both. Autocast leaves half precision behind the encoder; the chain itself is
+            # One pass for both pictures. With autocast the encoder gives half precision; the chain is
             # float32.
             x0, y0 = self._encode(torch.cat([hq, upsample(lq, self.model.scale)])).float().chunk(2)
             x_t = q_sample(x0, y0, t, noise, self.schedule)

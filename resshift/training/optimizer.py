@@ -1,9 +1,9 @@
 """One optimiser step on the device: learning rate, gradient norm, and a step that is skipped when the
 gradient is not finite.
 
-Nothing here waits for the device. The fused AdamW reads `found_inf` where it lies and leaves weights, moments
-and its step count as they were when it is 1, which is how torch's own gradient scaler skips; the host learns
-of it when it reads the running means.
+Nothing here waits for the device. The fused AdamW reads `found_inf` on the device and, if it is 1, does not
+change weights, moments or its step count, as with torch's own gradient scaler. The host learns of a skipped
+step when it reads the running means.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ from resshift.config import OptimConfig
 
 
 class Outcome(NamedTuple):
-    """What became of a step, on the device: the gradient's norm before clipping, and whether it was finite
-    (then the step was taken).
+    """Outcome of a step, on the device.
+
+    Fields:
+        grad_norm: norm of the gradient before clipping.
+        finite: whether it was finite, so that the step was taken.
     """
 
     grad_norm: Tensor
@@ -44,27 +47,27 @@ def learning_rate(step: int, optim: OptimConfig, num_steps: int) -> float:
 
 
 def adamw(network: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
-    """Return the optimiser of a network that is already on its device, and already sharded if it is to be."""
+    """Return the optimiser of a network that is already on its device and, if it is to be, sharded."""
     return torch.optim.AdamW(
         network.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
     )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group of parameters the same learning rate."""
+    """Set the learning rate of every group of parameters."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
 def guarded_step(optimizer: torch.optim.Optimizer, clip_norm: float | None, scaler: GradScaler) -> Outcome:
-    """Clip the gradients, step if they are finite, and drop them.
+    """Clip the gradients, take the step if they are finite, and free them.
 
-    Gradients are averages over all workers by now, so every worker takes the same decision.
+    Gradients are already averages over all workers, so every worker takes the same decision.
 
     Args:
-        optimizer: fused; of parameters that hold gradients.
-        clip_norm: largest norm of the gradient; None leaves it.
-        scaler: of the loss whose gradients these are; does nothing unless enabled.
+        optimizer: fused optimiser of parameters with gradients.
+        clip_norm: largest norm of the gradient; None does not clip.
+        scaler: scaler of the loss; it has no effect unless it is enabled.
     """
     scaler.unscale_(optimizer)
     gradients: list[Tensor] = [
@@ -76,7 +79,7 @@ def guarded_step(optimizer: torch.optim.Optimizer, clip_norm: float | None, scal
             (p for group in optimizer.param_groups for p in group["params"]), clip_norm, grad_norm
         )
     finite = grad_norm.isfinite()
-    # `found_inf` is the agreement between torch's scaler and its fused optimisers, and not in their types.
+    # torch's scaler passes `found_inf` to its fused optimisers in this attribute, which has no type.
     fused: Any = optimizer
     fused.found_inf = (~finite).float()
     optimizer.step()

@@ -29,15 +29,18 @@ class RunningMeans:
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
         self.names = tuple(names)
         self.steps = 0
-        # The terms, the gradient's norm, and how many steps were taken; a skipped step adds nothing to any of
-        # them.
+        # Sums of the terms and of the gradient's norm, and the number of steps taken. A skipped step adds
+        # nothing.
         self.sums = torch.zeros(len(self.names) + 2, dtype=torch.float64, device=device)
-        self.skipped = torch.zeros(2, dtype=torch.int64, device=device)  # in all, and in a row until now
+        self.skipped = torch.zeros(2, dtype=torch.int64, device=device)  # in total, and since the last taken
         self._total_only = torch.tensor([1, 0], device=device)
 
     def add(self, terms: Mapping[str, Tensor], outcome: Outcome) -> None:
-        """Add one step: this worker's contribution to the mean of each term over the global batch, and what
-        became of the step.
+        """Add one step.
+
+        Args:
+            terms: contribution of this worker to the mean of each term over the global batch.
+            outcome: outcome of the step.
         """
         one = torch.ones((), device=self.sums.device)
         row = torch.stack(
@@ -48,7 +51,7 @@ class RunningMeans:
         self.steps += 1
 
     def _over_workers(self) -> Tensor:
-        """Sum the terms over the workers; norm and count are the same on all. A collective operation."""
+        """Sum the terms over the workers; norm and count are equal on all. A collective operation."""
         sums = self.sums.clone()
         if dist.is_initialized() and dist.get_world_size() > 1:
             terms = sums[:-2].contiguous()
@@ -71,12 +74,12 @@ class RunningMeans:
         }
 
     def skips(self) -> tuple[int, int]:
-        """Return how many steps were skipped in all and in a row until now. Waits for the device."""
+        """Return the numbers of steps skipped in total and since the last one taken. Waits for the device."""
         total, in_a_row = self.skipped.tolist()
         return int(total), int(in_a_row)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return sums over all workers; a collective operation."""
+        """Return the state, with sums over all workers. A collective operation."""
         return {
             "names": list(self.names),
             "steps": self.steps,

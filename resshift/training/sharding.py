@@ -1,8 +1,8 @@
-"""FSDP2 for the networks of a run, and the way between shards and whole tensors.
+"""FSDP2 for the networks of a run, and conversion between shards and whole tensors.
 
-Weights, averages and moments are shared out over the workers; checkpoints hold whole tensors, so a run may go
-on with another number of workers, or without sharding. `whole` is a collective operation: every worker must
-call it, in the same order.
+Weights, averages and moments are distributed over the workers. Checkpoints hold whole tensors, so a run can
+continue with another number of workers, or without sharding. `whole` is a collective operation: every worker
+must call it, in the same order.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def shard(network: nn.Module, device: torch.device) -> nn.Module:
-    """Share out the parameters of a network in place, one group for each member of its module lists, and
-    return it.
+    """Shard the parameters of a network in place, in one group for each member of its module lists, and
+    return the network.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for child in network.children():
@@ -32,8 +32,8 @@ def shard(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 def synchronise_gradients(network: nn.Module, wanted: bool) -> None:
-    """Say whether the next backward pass averages gradients over the workers: the last micro-batch of a step
-    does.
+    """Set whether the next backward pass averages gradients over the workers, as that of the last micro-batch
+    of a step does.
     """
     if isinstance(network, DistributedDataParallel):
         network.require_backward_grad_sync = wanted
@@ -42,7 +42,7 @@ def synchronise_gradients(network: nn.Module, wanted: bool) -> None:
 
 
 def whole(value: Any) -> Any:
-    """Copy a state dict to the CPU with every shard gathered; nothing in the result shares memory with the
+    """Copy a state dict to the CPU with all shards gathered. The result shares no memory with the
     original.
     """
     if isinstance(value, DTensor):
@@ -57,8 +57,8 @@ def whole(value: Any) -> Any:
 
 
 def sharded_like(value: Tensor, like: Tensor) -> Tensor:
-    """Return a whole tensor cut as `like` is; as it is when `like` is not a shard. Every worker holds the
-    whole, so nothing travels.
+    """Return a whole tensor sharded as `like`, or as it is if `like` is not a shard. Every worker has the
+    whole tensor, so nothing is sent.
     """
     if not isinstance(like, DTensor):
         return value
@@ -66,7 +66,7 @@ def sharded_like(value: Tensor, like: Tensor) -> Tensor:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Load what `whole(optimizer.state_dict())` returned, whether or not the parameters are sharded now."""
+    """Load the result of `whole(optimizer.state_dict())`, whether the parameters are sharded now or not."""
     parameters: list[Tensor] = [
         parameter for group in optimizer.param_groups for parameter in group["params"]
     ]

@@ -1,13 +1,13 @@
-"""Training in plain PyTorch: the state of a run, one step of it, and nothing about where batches or machines
-come from.
+"""Training in plain PyTorch: the state of a run and one step of it, independent of the sources of batches and
+of the machines.
 
-What a sample meets is a function of (seed, step, slot), its place in the global batch: the chain's step t and
-the noise are drawn for the whole batch, and each worker takes its slots. How the batch is cut into workers
-and micro-batches changes results by rounding only. Dropout is the exception: it is drawn for each micro-batch
-from (seed, step, first slot). The learning rate is a function of the step, and no other random state exists,
-so a state that is saved and loaded continues the same curve.
+The step t of the chain and the noise of a sample are functions of (seed, step, slot), where the slot is its
+place in the global batch: they are drawn for the whole batch, and each worker takes its slots. The division
+of the batch into workers and micro-batches changes results by rounding only. Dropout is the exception: it is
+drawn for each micro-batch from (seed, step, first slot). The learning rate is a function of the step, and
+there is no other random state, so a state that is saved and loaded continues the same curve.
 
-Nothing in a step waits for the device; figures are added up there (`resshift.training.running_means`).
+Nothing in a step waits for the device; means are computed there (`resshift.training.running_means`).
 """
 
 from __future__ import annotations
@@ -41,14 +41,17 @@ TERMS = ("loss", "mse", "lpips", "lattice")
 
 
 class TrainingDiverged(RuntimeError):
-    """Too many steps in a row had a gradient that is not finite; the message names pictures of the last
-    one.
+    """The gradients of too many steps in a row were not finite; the message names pictures of the last
+    step.
     """
 
 
 class StepResult(NamedTuple):
-    """A step's figures, on the device: this worker's share of each mean over the global batch, and what
-    became of the step.
+    """Result of a step, on the device.
+
+    Fields:
+        terms: contribution of this worker to the mean of each term over the global batch.
+        outcome: outcome of the step.
     """
 
     terms: dict[str, Tensor]
@@ -56,24 +59,26 @@ class StepResult(NamedTuple):
 
 
 class Learner(Protocol):
-    """What is trained: its state, and how one step changes it."""
+    """The trainable networks of a run, with their state and their training step."""
 
     state: TrainState
 
     def step(self, batch: Mapping[str, Tensor]) -> StepResult:
-        """Do one optimiser step on this worker's slots of the global batch; `state.step` grows by one."""
+        """Run one optimiser step on this worker's slots of the global batch; `state.step` grows by one."""
         ...
 
     def render(self, batch: Mapping[str, Tensor], keys: Sequence[str]) -> Tensor:
-        """Return what the averaged weights make of a batch, (B, 3, H, W), about [-1, 1]; a function of the
-        weights and the keys.
+        """Return the pictures that the averaged weights compute from a batch, (B, 3, H, W), about [-1, 1]: a
+        function of the weights, the batch and the keys.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """Places [start, stop) of a global batch of `batch_size` samples that one of `num_ranks` workers owns."""
+    """Places [start, stop) in a global batch of `batch_size` samples that belong to one of `num_ranks`
+    workers.
+    """
 
     start: int
     stop: int
@@ -82,15 +87,15 @@ class Slots:
 
     @classmethod
     def of_rank(cls, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Slots:
-        """Return the slots of a worker: every slot belongs to exactly one, and no worker has two more than
-        another.
+        """Return the slots of a worker. Every slot belongs to exactly one worker, and their numbers of slots
+        differ by at most one.
         """
         return cls(
             rank * batch_size // num_ranks, (rank + 1) * batch_size // num_ranks, batch_size, num_ranks
         )
 
     def micro_batches(self, limit: int) -> list[slice]:
-        """Cut this worker's rows, counted from 0, into slices of at most `limit`, as equal as they can be."""
+        """Divide this worker's samples, counted from 0, into slices of at most `limit`, as equal as can be."""
         rows = self.stop - self.start
         count = -(-rows // limit)
         edges = [round(i * rows / count) for i in range(count + 1)]
@@ -98,14 +103,14 @@ class Slots:
 
 
 class TrainState:
-    """What a run is made of.
+    """State of a run.
 
     Args:
-        networks: by name, on their device and wrapped as they train; the first is the one that is averaged.
-        ema: average of the first.
-        optimizers: by the name of their network.
-        scaler: of the loss; disabled unless precision is fp16.
-        terms: names of the loss terms.
+        networks: networks by name, on their device and wrapped for training; the first one is averaged.
+        ema: moving average of the first network.
+        optimizers: optimisers by the name of their network.
+        scaler: scaler of the loss, disabled unless precision is fp16.
+        means: means of the loss terms since the last log line.
     """
 
     def __init__(
@@ -125,7 +130,7 @@ class TrainState:
 
     @property
     def network(self) -> nn.Module:
-        """The first network, as it is wrapped."""
+        """The first network, with its wrapper."""
         return next(iter(self.networks.values()))
 
     @property
@@ -135,7 +140,7 @@ class TrainState:
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """Return {"model": ..., "ema": ...}, whole and on the CPU, without derived buffers. A collective
-        operation when sharded.
+        operation if the networks are sharded.
         """
         modules = {name: unwrapped(network) for name, network in self.networks.items()} | {
             "ema": self.ema.module
@@ -150,7 +155,7 @@ class TrainState:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything but the weights, whole and on the CPU. A collective operation."""
+        """Return the state except for the weights, whole and on the CPU. A collective operation."""
         return {
             "optimizers": {
                 name: whole(optimizer.state_dict()) for name, optimizer in self.optimizers.items()
@@ -162,7 +167,7 @@ class TrainState:
         }
 
     def load_weights(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take over what `weights` returned.
+        """Load the result of `weights`.
 
         Raises:
             WeightsError: names or shapes do not fit.
@@ -172,7 +177,7 @@ class TrainState:
         load_whole(self.ema.module, weights["ema"])
 
     def load_state_dict(self, state: Mapping[str, Any], rank: int = 0) -> None:
-        """Take over what `state_dict` returned."""
+        """Load the result of `state_dict`."""
         for name, optimizer in self.optimizers.items():
             load_optimizer(optimizer, state["optimizers"][name])
         self.scaler.load_state_dict(state["scaler"])
@@ -187,7 +192,7 @@ def unwrapped(network: nn.Module) -> nn.Module:
 
 
 def load_whole(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """`weights.load_into` for a module that may be sharded."""
+    """Load weights as `weights.load_into` does, into a module that may be sharded."""
     ours = module.state_dict()
     fitting = all(key in ours and ours[key].shape == value.shape for key, value in weights.items())
     load_into(
@@ -197,8 +202,8 @@ def load_whole(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def seeded(build: type[Module], config: Any, train: TrainConfig, name: str = "init") -> Module:
-    """Build a module with initial weights that are a function of the run's seed alone (on every worker the
-    same).
+    """Build a module with initial weights that are a function of the run's seed alone, and so are the same on
+    every worker.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(train.seed, name) % 2**63)
@@ -213,15 +218,15 @@ def build_network(config: RunConfig) -> UNetSwin:
 
 
 def distributed(network: nn.Module, train: TrainConfig, device: torch.device, num_ranks: int) -> nn.Module:
-    """Compile a network if the run asks for it, and wrap it for several workers."""
+    """Compile a network if the run is configured so, and wrap it for several workers."""
     if train.compile != "off":
         network.compile(mode=train.compile)
     if num_ranks == 1:
         return network
     if train.parallel == "fsdp":
         return shard(network, device)
-    # Gradients are views of the buckets that travel: one copy less of every gradient. Buffers are masks and
-    # indices, the same everywhere.
+    # Gradients are views of the buckets that are sent, which saves a copy of every gradient. Buffers are
+    # masks and indices, which are the same on all workers.
     ids = [device] if device.type == "cuda" else None
     return DistributedDataParallel(
         network, gradient_as_bucket_view=True, broadcast_buffers=False, device_ids=ids
@@ -237,14 +242,14 @@ def build_state(
     """Return the state at step 0.
 
     Args:
-        train: of the run.
-        networks: by name, with its optimiser; on their device, not wrapped.
+        train: training configuration of the run.
+        networks: networks and the configurations of their optimisers, by name; on their device, not wrapped.
         terms: names of the loss terms.
-        num_ranks: workers of the run.
+        num_ranks: number of workers of the run.
     """
     first, _ = next(iter(networks.values()))
     device = next(first.parameters()).device
-    # Averaged before it is wrapped: a sharded network cannot be copied, so the copy is sharded beside it.
+    # The average is made before the network is wrapped: a sharded network cannot be copied.
     ema = AveragedModel(first, multi_avg_fn=get_ema_multi_avg_fn(train.ema_decay)).requires_grad_(False)
     ema.eval()
     if num_ranks > 1 and train.parallel == "fsdp":
@@ -265,8 +270,8 @@ def diffusion_state(config: RunConfig, network: nn.Module, num_ranks: int = 1) -
 
 
 def to_unit_range(pictures_u8: Tensor) -> Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1]. On the device: bytes travel four times lighter
-    than floats.
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1]. Called on the device: bytes are a quarter of the
+    floats to copy there.
     """
     return pictures_u8.permute(0, 3, 1, 2).float() / 127.5 - 1
 
@@ -283,18 +288,18 @@ def draw_noise(
 ) -> tuple[Tensor, Tensor]:
     """Draw t and the noise of a worker's slots.
 
-    The whole batch is drawn and cut: a million normal numbers take microseconds on a GPU, and no slot's draw
-    depends on another's worker.
+    They are drawn for the whole batch, so that they do not depend on the number of workers; a million normal
+    numbers take microseconds on a GPU.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         step: index of the step.
-        slots: of the worker.
-        shape: of one latent, (Z, h, w).
-        device: of the batch. CPU and CUDA draw different numbers.
+        slots: slots of the worker.
+        shape: shape of one latent, (Z, h, w).
+        device: device of the batch. CPU and CUDA draw different numbers.
 
     Returns:
-        t, int64 (B,) in [0, T), and noise (B, Z, h, w) float32.
+        t, int64 (B,) in [0, T), and noise, float32 (B, Z, h, w).
     """
     generator = seeds.torch_generator(config.train.seed, "train", step, device=device)
     t = torch.randint(config.model.schedule.steps, (slots.batch_size,), generator=generator, device=device)
@@ -304,11 +309,11 @@ def draw_noise(
 
 
 def shares(network: nn.Module, slots: Slots, micro_batch: int) -> Iterator[tuple[slice, float]]:
-    """Yield each micro-batch with the factor of its mean loss, and let the last one average gradients over
-    the workers.
+    """Yield each micro-batch and the factor of its mean loss; the last one averages gradients over the
+    workers.
 
-    The factors make every sample count once: the workers' gradients are averaged, so a worker's sum is worth
-    its number of rows times num_ranks / batch_size, whatever the cut.
+    The factors give every sample the same weight. Gradients are averaged over the workers, so the factors of
+    a worker add up to its number of samples times num_ranks / batch_size.
     """
     parts = slots.micro_batches(micro_batch)
     for i, part in enumerate(parts):
@@ -320,10 +325,10 @@ class DiffusionLearner:
     """The U-Net of a run.
 
     Args:
-        config: of the run.
-        network: on its device, not wrapped.
-        objective: the loss.
-        slots: of this worker.
+        config: configuration of the run.
+        network: U-Net on its device, not wrapped.
+        objective: loss of a batch.
+        slots: slots of this worker; None if there is one worker.
     """
 
     def __init__(
@@ -335,30 +340,29 @@ class DiffusionLearner:
         self.state = diffusion_state(config, network, self.slots.num_ranks)
 
     def step(self, batch: Mapping[str, Tensor]) -> StepResult:
-        """Do one optimiser step.
+        """Run one optimiser step.
 
         Args:
-            batch: "hq" (B, H, W, 3), "lq" (B, H / scale, W / scale, 3) and for inpainting "mask" (B, H /
-                scale, W / scale, 255 in a hole), uint8, on the device of the network; the rows of this
-                worker's slots.
+            batch: samples of this worker's slots: "hq" (B, H, W, 3), "lq" (B, H / scale, W / scale, 3) and,
+                for inpainting, "mask" (B, H / scale, W / scale) with 255 in a hole; uint8, on the device of
+                the network.
 
         Returns:
-            `TERMS`.
+            The terms named by `TERMS`, and the outcome.
         """
         state, train = self.state, self.config.train
         set_learning_rate(state.optimizer, learning_rate(state.step, self.config.optim, train.steps))
         state.network.train()
         terms = self.backward(batch)
         outcome = guarded_step(state.optimizer, self.config.optim.clip_norm, state.scaler)
-        # Also after a skipped step: the average is that of the weights after every step, and then needs no
-        # answer from the device.
+        # Also after a skipped step, so that nothing needs to be read from the device.
         state.ema.update_parameters(unwrapped(state.network))
         state.step += 1
         return StepResult(terms, outcome)
 
     def render(self, batch: Mapping[str, Tensor], keys: Sequence[str]) -> Tensor:
-        """Run the chain on "lq" with the averaged weights; noise is a function of (seed, key). (B, 3,
-        H, W).
+        """Run the chain on "lq" with the averaged weights, and return (B, 3, H, W). The noise is a function
+        of (seed, key).
         """
         model, dtype = self.config.model, PRECISIONS[self.config.train.precision]
         lq = to_unit_range(batch["lq"])
@@ -390,8 +394,8 @@ class DiffusionLearner:
             return self.objective.first_stage.decode(x0)
 
     def backward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Add the gradients of a batch, the first half of `step`, and return this worker's share of the
-        terms.
+        """Add the gradients of a batch, which is the first half of `step`, and return this worker's
+        contribution to the terms.
         """
         state, train, model = self.state, self.config.train, self.config.model
         device = batch["hq"].device
@@ -399,7 +403,7 @@ class DiffusionLearner:
         corner = lpips_corner(self.config, state.step)
         sums = [torch.zeros((), device=device) for _ in TERMS]
         for part, factor in shares(state.network, self.slots, train.micro_batch):
-            # Dropout draws from torch's own stream.
+            # Dropout draws from torch's global generator.
             torch.manual_seed(
                 seeds.derive(train.seed, "dropout", state.step, self.slots.start + part.start) % 2**63
             )
@@ -416,8 +420,8 @@ class DiffusionLearner:
 
 
 def lpips_corner(config: RunConfig, step: int) -> tuple[int, int]:
-    """Return the first row and column that LPIPS sees in a step, each in [0, loss.lpips_corners): a function
-    of (seed, step).
+    """Return the first row and column that LPIPS sees in a step, each in [0, loss.lpips_corners), as a
+    function of (seed, step).
     """
     row, column = divmod(
         seeds.derive(config.train.seed, "lpips corner", step) % config.loss.lpips_corners**2,
@@ -436,10 +440,10 @@ def latent_shape(model: ModelConfig, hq: Tensor) -> tuple[int, int, int]:
 
 
 def start_from(learner: Learner, weights: Mapping[str, Tensor]) -> None:
-    """Begin a run with given weights instead of random ones: network and average.
+    """Start a run from given weights instead of random ones, in the network and its average.
 
     Raises:
-        WeightsError: they do not fit, or the run has begun.
+        WeightsError: the weights do not fit, or the run has begun.
     """
     if learner.state.step:
         raise WeightsError(f"--init is for the start of a run; this one is at step {learner.state.step}")
