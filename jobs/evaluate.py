@@ -20,10 +20,9 @@ Exit codes: 0 complete, 1 failed, 2 usage, 3 finished with failed items.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipelines.command import Exit, UsageError, connect_to_ray, parser, quiet_ray_data, run
 
@@ -111,11 +110,9 @@ def evaluate(options: argparse.Namespace) -> Exit:
 
 def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
     """Evaluate."""
-    from rich.progress import track
-
+    from pipelines.evaluation import evaluate as evaluation
     from pipelines.evaluation import results
-    from pipelines.evaluation.evaluate import EvaluateOptions, PictureSet, default_replicas, pairs_of
-    from pipelines.evaluation.evaluate import evaluate as run_evaluation
+    from pipelines.progress import Progress, shown
     from resshift.config import Sampling
     from resshift.models import locate_model
 
@@ -136,7 +133,7 @@ def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
             f"{options.against} enlarges {other.config.scale} times, {options.model} {model.config.scale} "
             "times"
         )
-    settings = EvaluateOptions(
+    settings = evaluation.EvaluateOptions(
         model=options.model,
         against=options.against,
         sampling=sampling,
@@ -147,7 +144,7 @@ def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
         user_installed=tuple(options.iqa),
     )
     try:
-        pairs = pairs_of([PictureSet.parse(text) for text in options.data])
+        pairs = evaluation.pairs_of([evaluation.PictureSet.parse(text) for text in options.data])
         if not options.dry_run:
             settings.judge()  # what cannot be loaded is told here, not by replicas that start again and again
     except (ValueError, OSError, ImportError) as error:
@@ -158,59 +155,23 @@ def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
 
     connect_to_ray()
     quiet_ray_data()
-    names = {"bicubic": "bicubic", "ours": model.name, "against": other.name if other else ""}
-    if other is not None and other.name == model.name:
-        names |= {"ours": options.model, "against": options.against}
-    facts = {
-        "model": {
-            "name": model.name,
-            "identity": model.identity(),
-            "scale": model.config.scale,
-            "steps": model.config.schedule.steps,
-        },
-        "against": {"name": other.name, "identity": other.identity()} if other else None,
-        "names": names,
-        "settings": {
-            "seed": sampling.seed,
-            "steps": sampling.steps,
-            "tile_px": sampling.tile_px,
-            "border": border,
-            "lpips_net": net,
-            "user_installed": settings.user_installed,
-        },
-        "versions": results.versions(),
-    }
-    records: list[dict[str, Any]] = []
-    pictures: dict[str, dict[str, bytes]] = {}
-    replicas = options.replicas or default_replicas(len(pairs))
-    for record, encoded in track(
-        run_evaluation(pairs, settings, replicas), total=len(pairs), description="evaluating"
-    ):
-        records.append(record)
-        pictures[results.identity(record)] = encoded
-        if len(pictures) > 2 * results.MOST_PICTURES_ON_THE_PAGE:
-            # Who is not on the page of some pictures is not on that of more: what a driver holds does not
-            # grow with the test set.
-            kept_names = {results.identity(one) for one, _ in results.on_the_page(records)}
-            pictures = {name: held for name, held in pictures.items() if name in kept_names}
-    chosen = results.on_the_page(records)
-    cards = [results.card(record, pictures[results.identity(record)], names, note) for record, note in chosen]
-    return show(results.write(options.out, facts, records, protocol, cards), options.out)
+    facts = evaluation.facts_of(settings, model, other)
+    gallery = results.Gallery()
+    replicas = options.replicas or evaluation.default_replicas(len(pairs))
+    with shown(Progress("pictures", len(pairs))) as progress:
+        for record, encoded in evaluation.evaluate(pairs, settings, replicas):
+            gallery.add(record, encoded)
+            progress.add(record["status"])
+    cards = gallery.cards(facts["names"])
+    return show(results.write(options.out, facts, gallery.records, protocol, cards), options.out)
 
 
 def merge(reports: Sequence[str], out: str, protocol: Protocol | None) -> Exit:
     """Join reports of parts; the page of the whole has tables and no pictures."""
     from pipelines.evaluation import results
-    from resshift import storage
 
-    parts: list[tuple[str, dict[str, Any], list[dict[str, Any]]]] = []
-    for where in reports:
-        summary: dict[str, Any] = json.loads(storage.read_bytes(storage.join(where, "summary.json")))
-        lines = storage.read_bytes(storage.join(where, "records.jsonl")).decode().splitlines()
-        facts = {name: summary[name] for name in ("model", "against", "names", "settings", "versions")}
-        parts.append((where, facts, [json.loads(line) for line in lines]))
     try:
-        facts, records = results.merged(parts)
+        facts, records = results.merged([(where, *results.read(where)) for where in reports])
     except results.MergeError as error:
         raise UsageError(str(error)) from None
     return show(results.write(out, facts, records, protocol, []), out)
@@ -218,16 +179,8 @@ def merge(reports: Sequence[str], out: str, protocol: Protocol | None) -> Exit:
 
 def show(written: Written, out: str) -> Exit:
     """Print the table and what failed."""
-    widths = [max(len(row[i]) for row in written.table) for i in range(len(written.table[0]))]
-    for row in written.table:
-        print(
-            "  ".join(
-                cell.rjust(width) if i else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-        )
-    for name, record in written.failed:
-        print(f"failed {name}: {record['reason']}: {record['message'].splitlines()[-1]}")
+    for line in written.lines():
+        print(line)
     print(f"report: {out.rstrip('/')}/report.html")
     return Exit.FINISHED_WITH_FAILED_ITEMS if written.failed else Exit.COMPLETE
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Sequence
 
 from pipelines.command import (
@@ -51,7 +50,6 @@ def arguments() -> argparse.ArgumentParser:
 
 def testset(options: argparse.Namespace) -> Exit:
     """List, make the pairs on Ray, write the manifest."""
-    from pipelines.cluster.countdown import Countdown
     from pipelines.evaluation.testset import (
         bicubic_test,
         check_same_set,
@@ -59,6 +57,7 @@ def testset(options: argparse.Namespace) -> Exit:
         imagenet_test,
         write_testset,
     )
+    from pipelines.progress import Progress, shown
     from pipelines.shards.prepare import with_tars_opened
     from pipelines.shards.sources import Archive, list_inputs
 
@@ -86,13 +85,13 @@ def testset(options: argparse.Namespace) -> Exit:
     if options.dry_run:
         return Exit.COMPLETE
 
-    counts: Counter[str] = Counter()
-    with Countdown("pictures", total) as countdown:
+    with shown(Progress("pictures", total)) as progress:
         for entry in write_testset(items, options.target, protocol):
-            counts[entry["status"]] += 1
-            countdown.advance(int(entry["status"] == "ok" or protocol.num is None))
+            progress.add(entry["status"])
             if entry["status"] != "ok":
+                progress.listed += protocol.num is not None  # another picture takes its place
                 print(f"{entry['status']} {entry['key']}: {entry['reason']}: {entry['message']}")
+    counts = progress.counts
     print(f"ok {counts['ok']}, skipped {counts['skipped']}, failed {counts['failed']}")
     return Exit.FINISHED_WITH_FAILED_ITEMS if counts["failed"] else Exit.COMPLETE
 

@@ -157,8 +157,7 @@ def plan(request: BulkRequest, job: Job, worklist: Worklist, most_replicas: int)
     found = estimate(worklist, job.stages)
     speed = summarise(request.target, options=request.settings.target)[0].replica_megapixels_per_s
     price = request.price_per_hour
-    lines = describe(found, worklist, mp_per_s=speed, replicas=most_replicas, price_per_hour=price)
-    print(*lines, sep="\n")
+    print(*describe(found, worklist, mp_per_s=speed, replicas=most_replicas, price_per_hour=price), sep="\n")
     return Exit.COMPLETE
 
 
@@ -166,8 +165,9 @@ def work(request: BulkRequest, job: Job, worklist: Worklist, kind: str, replicas
     """Do what is to be done and write the report."""
     from pipelines.bulk.actors import ActorEngine, EngineError
     from pipelines.bulk.job import close_job, engine_options, run_job
-    from pipelines.bulk.progress import Progress
+    from pipelines.bulk.progress import JobProgress
     from pipelines.ledger import ledger
+    from pipelines.progress import shown
     from serve.engine import ServeEngine
 
     ledger.begin_job(request.target, job.record(), request.settings.target)
@@ -176,7 +176,7 @@ def work(request: BulkRequest, job: Job, worklist: Worklist, kind: str, replicas
         engines = {"serve": ServeEngine, "actors": ActorEngine}
         engine = engines[kind](engine_options(job.outputs, replicas, request.settings.engine))
         try:
-            with Progress(worklist.counts) as progress:
+            with shown(JobProgress(worklist.counts)) as progress:
                 run_job(job, worklist, engine, progress)
         except EngineError as error:
             print(f"error: {error}", file=sys.stderr)

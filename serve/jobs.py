@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import secrets
 import time
 from collections.abc import Coroutine, Mapping, Sequence
@@ -25,7 +24,7 @@ from typing_extensions import TypedDict  # the one that pydantic takes below Pyt
 
 from pipelines.bulk.actors import Engine, EngineError
 from pipelines.bulk.job import Job, close_job, engine_options, run_job_in_loop
-from pipelines.bulk.progress import Progress, ProgressSnapshot
+from pipelines.bulk.progress import JobProgress, ProgressSnapshot
 from pipelines.bulk.request import BulkRequest
 from pipelines.command import UsageError
 from pipelines.ledger import ledger
@@ -114,7 +113,7 @@ class JobKeeper:
         self.settings, self.pictures = settings, pictures
         self.state = settings.jobs.state or str(cache_directory() / "serve")
         self.records: dict[str, Record] = {}
-        self._progress: dict[str, Progress] = {}
+        self._progress: dict[str, JobProgress] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._cancelled: set[str] = set()
         self._slots = {kind: asyncio.Semaphore(settings.jobs.running) for kind in ("bulk", "picture")}
@@ -306,15 +305,11 @@ class JobKeeper:
         worklist = await asyncio.to_thread(request.worklist, job, inputs)
         await asyncio.to_thread(ledger.begin_job, request.target, job.record(), request.settings.target)
         if await asyncio.to_thread(worklist.has_work):
-            with (
-                open(os.devnull, "w", encoding="utf-8") as nowhere,
-                Progress(worklist.counts, nowhere, every_s=3600) as progress,
-            ):
-                self._progress[record.id] = progress
-                try:
-                    await run_job_in_loop(job, worklist, self._engine(job), progress)
-                finally:
-                    del self._progress[record.id]
+            progress = self._progress[record.id] = JobProgress(worklist.counts)
+            try:
+                await run_job_in_loop(job, worklist, self._engine(job), progress)
+            finally:
+                del self._progress[record.id]
         summary = await asyncio.to_thread(close_job, job, worklist)
         record.counts = {name: count for name, count in summary.counts.items() if count}
         return "complete_with_failures" if summary.counts["failed"] else "complete"

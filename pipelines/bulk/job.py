@@ -22,7 +22,7 @@ from typing import Any
 import ray
 
 from pipelines.bulk.actors import Engine, EngineOptions, replica_resources
-from pipelines.bulk.progress import Progress
+from pipelines.bulk.progress import JobProgress
 from pipelines.bulk.scheduler import BulkOptions, BulkRun, busy_share
 from pipelines.bulk.selection import Selection, Worklist, listed_keys
 from pipelines.bulk.settings import EngineSettings
@@ -102,7 +102,7 @@ def _capacity() -> dict[str, int]:
     }
 
 
-def run_job(job: Job, worklist: Worklist, engine: Engine, progress: Progress) -> RunRecord:
+def run_job(job: Job, worklist: Worklist, engine: Engine, progress: JobProgress) -> RunRecord:
     """Run the job to its end. Rows of finished inputs are in the ledger when this returns or raises, Ctrl-C
     and SIGTERM included.
 
@@ -126,7 +126,7 @@ def close_job(job: Job, worklist: Worklist, price_per_hour: float | None = None)
     return write_report(target, job.record(), price_per_hour, options)
 
 
-async def run_job_in_loop(job: Job, worklist: Worklist, engine: Engine, progress: Progress) -> RunRecord:
+async def run_job_in_loop(job: Job, worklist: Worklist, engine: Engine, progress: JobProgress) -> RunRecord:
     """As `run_job`, in a loop that runs. Cancelling it stops the job; what is done is in the ledger when that
     is through.
     """
@@ -153,8 +153,7 @@ async def run_job_in_loop(job: Job, worklist: Worklist, engine: Engine, progress
             await asyncio.sleep(0.5)
             now = time.monotonic()
             replica_seconds, last = replica_seconds + engine.num_replicas * (now - last), now
-            progress.num_replicas, progress.is_listed = engine.num_replicas, bulk.is_listed
-            progress.show()
+            progress.watch(engine.num_replicas, bulk.is_listed)
             writer.flush_if_due()
             if now - looked_at > _LOOK_EVERY_S:
                 bulk.resize(**await asyncio.to_thread(_capacity))  # asks the head of the cluster

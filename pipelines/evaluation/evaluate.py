@@ -27,11 +27,12 @@ from ray.data import ActorPoolStrategy
 
 from pipelines.cluster.capacity import has_gpus, reachable
 from pipelines.evaluation.figures import Image, Judge
-from pipelines.evaluation.results import METHODS
+from pipelines.evaluation.results import METHODS, versions
 from resshift import images, seeds, storage
 from resshift.config import Sampling
 from resshift.degradation import imresize
 from resshift.images import ImageError, Picture
+from resshift.models import ModelFiles
 from resshift.storage import StorageError
 from resshift.upscaler import Upscaler
 
@@ -54,6 +55,38 @@ class EvaluateOptions:
     def judge(self) -> Judge:
         """Return what measures."""
         return Judge(self.border, self.lpips_net, self.lpips_trunk, self.niqe_parameters, self.user_installed)
+
+
+def facts_of(options: EvaluateOptions, model: ModelFiles, other: ModelFiles | None) -> dict[str, Any]:
+    """Return what summary.json says besides figures, and what two reports that are merged have in common.
+
+    Args:
+        options: Options of the evaluation.
+        model: Files of `options.model`.
+        other: Files of `options.against`, if there is one.
+    """
+    names = {"bicubic": "bicubic", "ours": model.name, "against": other.name if other else ""}
+    if other is not None and other.name == model.name:
+        names |= {"ours": options.model, "against": str(options.against)}
+    return {
+        "model": {
+            "name": model.name,
+            "identity": model.identity(),
+            "scale": model.config.scale,
+            "steps": model.config.schedule.steps,
+        },
+        "against": {"name": other.name, "identity": other.identity()} if other else None,
+        "names": names,
+        "settings": {
+            "seed": options.sampling.seed,
+            "steps": options.sampling.steps,
+            "tile_px": options.sampling.tile_px,
+            "border": options.border,
+            "lpips_net": options.lpips_net,
+            "user_installed": options.user_installed,
+        },
+        "versions": versions(),
+    }
 
 
 def folders_of(source: str) -> list[str]:

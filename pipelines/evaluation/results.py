@@ -151,6 +151,35 @@ def on_the_page(records: Sequence[Record]) -> list[tuple[Record, str]]:
     return chosen + others[: MOST_PICTURES_ON_THE_PAGE - len(chosen)]
 
 
+class Gallery:
+    """Records of an evaluation, and the pictures of those that a page may show.
+
+    A picture that is not on the page of some records is not on the page of more: what is held does not grow
+    with the test set.
+    """
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self._pictures: dict[str, Mapping[str, bytes]] = {}
+
+    def add(self, record: Record, pictures: Mapping[str, bytes]) -> None:
+        """Take the record and the encoded pictures of one input."""
+        self.records.append(record)
+        self._pictures[identity(record)] = pictures
+        if len(self._pictures) > 2 * MOST_PICTURES_ON_THE_PAGE:
+            names = {identity(one) for one, _ in on_the_page(self.records)}
+            self._pictures = {name: held for name, held in self._pictures.items() if name in names}
+
+    def cards(self, names: Mapping[str, str]) -> list[Card]:
+        """Return the cards of the page.
+
+        Args:
+            names: Names of the methods.
+        """
+        chosen = on_the_page(self.records)
+        return [card(record, self._pictures[identity(record)], names, note) for record, note in chosen]
+
+
 def summary(
     records: Sequence[Record], facts: Mapping[str, Any], protocol: Protocol | None, model: str
 ) -> dict[str, Any]:
@@ -306,6 +335,18 @@ def to_lines(records: Sequence[Record]) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
+def read(root: str) -> tuple[dict[str, Any], list[Record]]:
+    """Return the facts and the records of a report.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    found = json.loads(storage.read_bytes(storage.join(root, "summary.json")))
+    lines = storage.read_bytes(storage.join(root, "records.jsonl")).decode().splitlines()
+    facts = {name: found[name] for name in ("model", "against", "names", "settings", "versions")}
+    return facts, [json.loads(line) for line in lines]
+
+
 def merged(
     parts: Sequence[tuple[str, Mapping[str, Any], Sequence[Record]]],
 ) -> tuple[dict[str, Any], list[Record]]:
@@ -347,6 +388,22 @@ class Written:
 
     table: list[list[str]]
     failed: list[tuple[str, Record]]
+
+    def lines(self) -> list[str]:
+        """Return the table in columns, and a line for each picture without figures."""
+        widths = [max(len(row[i]) for row in self.table) for i in range(len(self.table[0]))]
+        aligned = [
+            [
+                cell.rjust(width) if i else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ]
+            for row in self.table
+        ]
+        failed = [
+            f"failed {name}: {record['reason']}: {record['message'].splitlines()[-1]}"
+            for name, record in self.failed
+        ]
+        return ["  ".join(row) for row in aligned] + failed
 
 
 def write(

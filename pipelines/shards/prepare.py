@@ -12,8 +12,8 @@ from dataclasses import asdict
 
 import pyarrow as pa
 
-from pipelines.cluster.countdown import Countdown
 from pipelines.cluster.map_tasks import results
+from pipelines.progress import Progress, shown
 from pipelines.shards import archives
 from pipelines.shards.build import ShardOptions, ShardTask, build_shard, build_shards, plan_shards
 from pipelines.shards.parquet import Reason, Shard, write_manifest
@@ -57,11 +57,11 @@ def _open(tars: Sequence[Archive]) -> list[Item]:
             break
         parts = [tars[i : i + _ARCHIVES_PER_TASK] for i in range(0, len(tars), _ARCHIVES_PER_TASK)]
         tars = []
-        with Countdown("tars", sum(map(len, parts))) as countdown:
+        with shown(Progress("tars", sum(map(len, parts)))) as progress:
             for part, found in zip(parts, results(_members, parts, in_order=True), strict=True):
                 items += [one for one in found if isinstance(one, Item)]
                 tars += [one for one in found if isinstance(one, Archive)]
-                countdown.advance(len(part))
+                progress.add("ok", len(part))
     message = f"a tar in {_MAX_DEPTH} tars is not opened"
     return items + [
         Item(tar.key, tar.uri, tar.etag, tar.size_bytes, outcome=("failed", Reason.DAMAGED_ARCHIVE, message))
@@ -92,10 +92,14 @@ def prepare(
         The status of every input, and how many shards were there already.
     """
     shards: list[Shard] = []
-    with Countdown("pictures", sum(len(task.items) for task in tasks)) as countdown:
+    with shown(Progress("pictures", sum(len(task.items) for task in tasks))) as progress:
         for shard in build_shards(tasks, root, options):
             shards.append(shard)
-            countdown.advance(len(shard.status), reused=shard.reused)
+            if shard.reused:
+                progress.before += shard.status.num_rows
+            else:
+                for status in shard.status["status"].to_pylist():
+                    progress.add(status)
     return finish(shards, source, root), sum(shard.reused for shard in shards)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from pipelines.cluster.countdown import Countdown
 from pipelines.shards.parquet import STATUS_SCHEMA, read_manifest, read_pictures, row_groups
 from pipelines.shards.status import report
 from resshift import storage
@@ -118,17 +116,3 @@ def test_report_counts_outcomes_sizes_modes_and_oddities() -> None:
         *("short side pictures mode pictures", "< 64 1 RGB 2", "256 to 511 2 L 1"),
         *("odd, but used pictures", "PNG in a file named .jpeg 1"),
     ]
-
-
-def test_countdown_tells_rate_and_time_left(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    now = [100.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-    with caplog.at_level(logging.INFO), Countdown("pictures", 100) as countdown:
-        countdown.advance(20, reused=True)  # what was there already tells nothing about the rate
-        now[0] += 5
-        countdown.advance(10)
-        now[0] += 5
-        countdown.advance(30)
-    assert [record.message for record in caplog.records] == ["pictures=60/100 per_s=4.0 eta_s=10"] * 2
