@@ -1,15 +1,16 @@
-"""A cluster that grows for a job and shrinks after it, on this machine: cluster.yaml's node types and Ray's
-fake provider.
+"""Measure a cluster that grows for a job and shrinks after it, on this machine, with the node types of
+cluster.yaml and Ray's fake provider.
 
 The head runs Ray's real autoscaler. Its nodes are raylets with the labels, limits and (logical) GPUs of
-cluster.yaml, two logical CPUs each; the model is the stand-in, which repeats pixels and sleeps. Nothing but
-the head runs when a job begins.
+cluster.yaml, two logical CPUs each. The model is the stand-in, which repeats pixels and sleeps. Only the head
+runs when a job starts.
 
-    benchmarks/autoscale.py             a bulk job from no node to three GPUs and back; then an endpoint whose model sleeps
-    benchmarks/autoscale.py --write     and the dated result
+    python benchmarks/autoscale.py             a bulk job from zero nodes to three GPUs and back to zero;
+                                               then an endpoint whose model sleeps
+    python benchmarks/autoscale.py --write     also write the dated result
 
-The last line is a JSON object with the main figures. Exit code 1 when a picture was lost, a node did not
-come, or one did not go.
+The last line is a JSON object with the main figures. The exit code is 1 when a picture was lost, or a node
+did not start or was not released.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ from pipelines.cluster import ray_internals
 
 _STORE_BYTES = 100 << 20
 _IDLE_MINUTES = 0.2
-_HEAD_TYPE = "ray.head.default"  # the fake provider knows no other name
+_HEAD_TYPE = "ray.head.default"  # the only name that the fake provider accepts
 
 
 def fake_cluster(port: int) -> dict[str, Any]:
-    """Return cluster.yaml as the fake provider takes it: its worker types, small."""
+    """Return cluster.yaml in the form of the fake provider: the same worker types, with small resources."""
     types = yaml.safe_load((record.ROOT / "cluster.yaml").read_text())["available_node_types"]
     made: dict[str, Any] = {}
     for name, node in types.items():
@@ -102,7 +103,7 @@ def _own_ip() -> str:
 
 @contextmanager
 def head(work: Path) -> Generator[str]:
-    """Run a head with the autoscaler in a process group of its own; yields its address."""
+    """Run a head with the autoscaler in its own process group; yield its address."""
     port = scale.free_port()
     config = fake_cluster(port)
     path = work / "cluster.json"
@@ -142,13 +143,13 @@ def head(work: Path) -> Generator[str]:
 
 @dataclass(slots=True)
 class Watch:
-    """Node types that run, by second since the start."""
+    """Running node types by seconds since the start."""
 
     began: float = field(default_factory=time.monotonic)
     seen: list[tuple[float, Counter[str]]] = field(default_factory=list[tuple[float, Counter[str]]])
 
     def look(self) -> Counter[str]:
-        """Count the nodes besides the head, by role and market."""
+        """Count the nodes other than the head, by role and market."""
         import ray
 
         now = Counter(
@@ -161,21 +162,21 @@ class Watch:
         return now
 
     def until(self, condition: Callable[[Counter[str]], bool], what: str, timeout_s: float = 180) -> float:
-        """Wait; return the seconds since the start.
+        """Wait until the condition holds; return the seconds since the start.
 
         Raises:
-            RuntimeError: it did not come to that.
+            RuntimeError: The condition did not hold within the timeout.
         """
         deadline = time.monotonic() + timeout_s
         while not condition(self.look()):
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{what}: not within {timeout_s:g} s; nodes were {self.seen}")
+                raise RuntimeError(f"{what}: not within {timeout_s:g} s; nodes: {self.seen}")
             time.sleep(0.3)
         return round(time.monotonic() - self.began, 1)
 
     @property
     def most(self) -> dict[str, int]:
-        """Return the most nodes of each kind at a time."""
+        """Return the largest number of nodes of each kind at the same time."""
         kinds = {kind for _, now in self.seen for kind in now}
         return {kind: max(now[kind] for _, now in self.seen) for kind in sorted(kinds)}
 
@@ -186,7 +187,7 @@ def is_empty(nodes: Counter[str]) -> bool:
 
 
 def bulk(address: str, work: Path, count: int, seconds: float) -> dict[str, Any]:
-    """Run a bulk job on a cluster of a head alone, and wait until its nodes are given back."""
+    """Run a bulk job on a cluster that has only a head, and wait until its nodes are released."""
     source, target, log = work / "in", work / "out", work / "job.log"
     scale.make_pictures(source, count)
     watch = Watch()
@@ -230,15 +231,18 @@ def bulk(address: str, work: Path, count: int, seconds: float) -> dict[str, Any]
         "first_gpu_node_s": first,
         "done_s": done,
         "most_nodes": watch.most,
-        "empty_again_s": watch.until(is_empty, "nodes that have nothing to do are given back"),
+        "empty_again_s": watch.until(is_empty, "idle nodes are released"),
     }
 
 
 def endpoint(address: str, work: Path) -> dict[str, Any]:
-    """Run an endpoint whose model sleeps: a request wakes it, and when nobody asks it goes, with its node."""
+    """Run an endpoint whose model sleeps: a request starts a replica; without requests the replica stops and
+    its node is released.
+    """
     port = scale.free_port()
     config = subprocess.run(
-        [sys.executable, "-m", "serve", "--model", "nearest-x4", "--replicas", "0:2", "--port", str(port), "--print-config"],
+        [sys.executable, "-m", "serve", "--model", "nearest-x4", "--replicas", "0:2",
+         "--port", str(port), "--print-config"],
         cwd=record.ROOT, check=True, capture_output=True, text=True,
     ).stdout  # fmt: skip
     made = yaml.safe_load(config)
@@ -272,7 +276,7 @@ def endpoint(address: str, work: Path) -> dict[str, Any]:
             "the model sleeps again",
         )
         gone_s = watch.until(
-            lambda now: not now["gpu-spot"] and not now["gpu-on-demand"], "its node is given back"
+            lambda now: not now["gpu-spot"] and not now["gpu-on-demand"], "its node is released"
         )
     finally:
         process.terminate()
@@ -299,35 +303,35 @@ def _answers(url: str) -> bool:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the options."""
+    """Return the parsed options."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").split("\n\n", 1)[0], epilog="example: benchmarks/autoscale.py --write"
     )
-    parser.add_argument("--pictures", type=int, default=150, help="of the bulk job (150)")
+    parser.add_argument("--pictures", type=int, default=150, help="pictures of the bulk job (150)")
     parser.add_argument(
-        "--seconds", type=float, default=0.5, help="that the stand-in sleeps for a picture (0.5)"
+        "--seconds", type=float, default=0.5, help="seconds that the stand-in sleeps for each picture (0.5)"
     )
     parser.add_argument(
         "--out",
         type=Path,
         default=record.RESULTS,
         metavar="DIR",
-        help="where the JSON file goes (benchmarks/results)",
+        help="directory of the JSON file (benchmarks/results)",
     )
     parser.add_argument("--write", action="store_true", help="write the file")
-    parser.add_argument("--commit", help="recorded where the tree has no git directory")
+    parser.add_argument("--commit", help="commit to record if the tree has no git directory")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print tables, perhaps write the file; return 0, or 1 when a promise was broken."""
+    """Measure, print tables, write the file on request; return 0, or 1 when a check failed."""
     import ray
 
     options = parse(argv)
     os.environ.update(scale.ENVIRONMENT)
     where = record.machine(torch.device("cpu"), options.commit)
     print(" ".join(f"{key}={value}" for key, value in where.items()))
-    # /tmp, whatever TMPDIR says: sockets of Ray have names of at most 107 bytes.
+    # /tmp, whatever TMPDIR is: the paths of Ray's sockets may have at most 107 bytes.
     with tempfile.TemporaryDirectory(prefix="autoscale-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         work = Path(folder)
         try:
@@ -335,7 +339,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _connect(address)
                 grown = bulk(address, work, options.pictures, options.seconds)
                 print(
-                    "\na bulk job on a head alone\n\n"
+                    "\na bulk job on a cluster that has only a head\n\n"
                     + record.table(["figure", "value"], [[k, v] for k, v in grown.items()]),
                     flush=True,
                 )

@@ -1,10 +1,11 @@
-"""Busy share of replicas under the two engines of the bulk job, with a stand-in of known time.
+"""Measure the busy share of replicas under the two engines of the bulk job, with a stand-in model of known
+time.
 
     python benchmarks/engines.py [--quick] [--replicas 2] [--milliseconds 100]
 
-The stand-in sleeps, as a CPU does while a GPU works; the pictures are 128 x 128, so a unit of 8 is 3 MB of
-results. The busy share is seconds in the model over wall clock between a replica's first unit and its last
-result, start-up left out. `ideal` is replicas / time.
+The stand-in sleeps, as a CPU waits while a GPU works. The pictures are 128 x 128, so a unit of 8 is 3 MB of
+results. The busy share is the time in the model divided by the wall time between a replica's first unit and
+its last result; start-up is excluded. `ideal` is the number of replicas divided by the time per picture.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def measure(kind: str, source: str, target: str, milliseconds: float, replicas: 
 
 
 def main() -> int:
-    """Measure both, twice, in turn."""
+    """Measure both engines, twice each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -85,7 +86,7 @@ def main() -> int:
     parser.add_argument("--pictures", type=int)
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--milliseconds", type=float, default=100)
-    parser.add_argument("--engine", choices=["actors", "serve"], help="only this one")
+    parser.add_argument("--engine", choices=["actors", "serve"], help="measure only this engine")
     chosen = parser.parse_args()
     count = chosen.pictures or (200 if chosen.quick else 600)
     connect_to_ray(num_cpus=chosen.replicas + 4)

@@ -1,12 +1,12 @@
-"""Where a model fails, on pictures that anybody may pass on: all are drawn here, and each has what
-super-resolution cannot know.
+"""Show where a model fails, on drawn pictures with content that super-resolution cannot recover; they are
+free to redistribute.
 
     python benchmarks/failures.py --model tiny-x4 --out docs/failures.png
 
-Rows: text of a few pixels, rings finer than the small picture can hold (a zone plate), a woven pattern, and a
-drawn photo that was saved as JPEG of quality 10, below what training knew. Columns: nearest, bicubic, the
-model, the truth. The figures of each are printed. Letters are Aileron (CC0), which Pillow brings; no
-photograph is used.
+Rows: text of a few pixels, rings finer than the small picture can represent (a zone plate), a woven pattern,
+and a drawn photo saved as JPEG of quality 10, below the qualities seen in training. Columns: nearest,
+bicubic, the model, the ground truth. The figures of each row are printed. The font is Aileron (CC0), which is
+included in Pillow; no photograph is used.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Picture = NDArray[np.uint8]
 
 
 def text() -> Picture:
-    """Lines of text from 10 to 28 pixels high: 2.5 to 7 in the small picture."""
+    """Return lines of text from 10 to 28 pixels high: 2.5 to 7 in the small picture."""
     image = Image.new("RGB", (SIDE_PX, SIDE_PX), (238, 234, 226))
     pen, top = ImageDraw.Draw(image), 6
     for size in (28, 22, 18, 14, 12, 10):
@@ -47,8 +47,8 @@ def text() -> Picture:
 
 
 def zone_plate() -> Picture:
-    """Rings whose frequency grows to a quarter of a cycle a pixel at the edge; from half of that on the small
-    picture has none.
+    """Return rings whose frequency grows to a quarter of a cycle per pixel at the edge; the small picture
+    cannot represent frequencies above half of that.
     """
     axis = np.arange(SIDE_PX) - SIDE_PX / 2
     rings = np.cos(np.pi / (2 * SIDE_PX) * (axis[:, None] ** 2 + axis[None] ** 2))
@@ -56,7 +56,7 @@ def zone_plate() -> Picture:
 
 
 def weave() -> Picture:
-    """Threads of five pixels, over and under: a period of two and a half in the small picture."""
+    """Return a weave of threads five pixels wide: a period of two and a half pixels in the small picture."""
     row, column = np.mgrid[:SIDE_PX, :SIDE_PX] // 5
     over = (row + column) % 2 == 0
     threads = np.where(over[..., None], (196, 170, 120), (94, 110, 150))
@@ -64,7 +64,7 @@ def weave() -> Picture:
 
 
 def photo() -> Picture:
-    """A drawn photo."""
+    """Return a drawn photo."""
     return decode_photo(synthetic_photo(3), None)[:SIDE_PX, :SIDE_PX]
 
 

@@ -1,19 +1,20 @@
-"""Correctness and speed of the networks on one device: parity, ceilings, inference, training.
+"""Measure correctness and speed of the networks on one device: parity, ceilings, inference, training.
 
 Start it with `benchmarks/gpu.sh`, which finds Python and the package. Sections, in this order:
 
-    parity     outputs of small networks against the arrays in tests/parity, computed with the official classes
-    ceilings   matrix rate and copy bandwidth of this device: what "share of peak" is a share of
-    inference  realsr-x4-s4, full width, random weights: encode, one U-Net step, decode, the whole chain (64x64 in, 256x256 out)
-    training   its optimiser step, with and without the LPIPS term
-    tiny       both of the above for tiny-x4
-    together   small pictures alone and with shared calls (`together.py`): the ratio, and the same bytes
+    parity     outputs of small networks compared with the arrays in tests/parity (official classes)
+    ceilings   matrix rate and copy bandwidth of this device: the reference of "share of peak"
+    inference  realsr-x4-s4, full width, random weights: encode, one U-Net step, decode, and the whole chain
+               (64x64 in, 256x256 out)
+    training   the optimiser step of realsr-x4-s4, with and without the LPIPS term
+    tiny       inference and training of tiny-x4
+    together   small pictures alone and with shared calls (`together.py`): speed ratio and identical bytes
     compile    the best of the above under torch.compile
 
-Weights are random and not zero, so that arithmetic costs what it costs with trained ones. Operations are
-counted once a stage with `torch.utils.flop_counter`; the share of peak divides them by the time and by the
+Weights are random and not zero, so that arithmetic costs the same as with trained weights. Operations are
+counted once per stage with `torch.utils.flop_counter`; the share of peak divides them by the time and by the
 matrix rate measured at that precision in the same run. Running out of memory or time ends a series and is
-recorded. The last line is a JSON object with the main figures; the file has all.
+recorded. The last line is a JSON object with the main figures; the file has all figures.
 """
 
 from __future__ import annotations
@@ -50,14 +51,14 @@ from resshift.training.step import DiffusionLearner, build_network
 
 Terms = tuple[str, LossConfig, Lpips | None]
 STAGES = ("encode", "unet", "decode", "chain")
-# A section or series is not begun with less than this left; compiling the first stage and the U-Net takes
-# minutes.
+# A section or series does not start with less than this time left; compiling the first stage and the U-Net
+# takes minutes.
 RESERVE_S, COMPILE_RESERVE_S = 10, 150
 
 
 @dataclass
 class Run:
-    """One run of this script: where it runs, how long it may, and what it has found."""
+    """One run of this script: its device, its deadline and its results."""
 
     device: torch.device
     quick: bool
@@ -73,18 +74,18 @@ class Run:
 
     @property
     def short(self) -> bool:
-        """Small sizes only: asked for, or there is no GPU."""
+        """Whether only small sizes are measured: on request, or because there is no GPU."""
         return self.quick or self.device.type != "cuda"
 
     def has_time(self, what: str, reserve_s: float = RESERVE_S) -> bool:
-        """Tell whether `what` may begin; when not, write it down."""
+        """Return whether enough time is left to start `what`; record it as dropped otherwise."""
         if time.monotonic() + reserve_s < self.deadline:
             return True
         self.dropped.append(f"{what}: no time left")
         return False
 
     def time(self, call: Callable[[], object]) -> Timing:
-        """Time one call with the effort that this run allows."""
+        """Time one call, with as many repetitions as this run allows."""
         stopwatch = stopwatch_for(self.device)
         if self.short:
             return measure(call, stopwatch, warmup=1, max_calls=5, limit_s=0.3)
@@ -109,9 +110,7 @@ class Run:
         }
 
     def attempt(self, case: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Run a case; what goes wrong in it becomes its row, so that one size or compiler does not end the
-        benchmark.
-        """
+        """Run a case; an error becomes its row, so that one size or compiler cannot end the benchmark."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -119,15 +118,16 @@ class Run:
             return case()
         except torch.OutOfMemoryError:
             return {"status": "out of memory"}
-        except Exception as error:  # the compiler, cuDNN and the driver each have types of their own
+        except Exception as error:  # the compiler, cuDNN and the driver raise exceptions of different types
             return {
-                "status": f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
+                "status": f"{type(error).__name__}: "
+                f"{str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
             }
 
 
 def measure_ceilings(run: Run) -> dict[str, float]:
-    """Return the largest matrix rate of each precision, TFLOP/s, and the copy bandwidth, GB/s read plus
-    written. Random data.
+    """Return the largest matrix rate of each precision in TFLOP/s, and the copy bandwidth (read plus
+    written) in GB/s, measured on random data.
     """
     if run.device.type != "cuda":
         sizes = {"bf16": (1024,), "fp32": (1024,)}
@@ -166,7 +166,7 @@ def layout_of(name: str) -> torch.memory_format:
 
 @lru_cache
 def random_networks(name: str) -> tuple[nn.Module, nn.Module]:
-    """Return U-Net and first stage of a preset with random weights, on the CPU; to be copied, not used."""
+    """Return U-Net and first stage of a preset with random weights, on the CPU; copy them before use."""
     config = preset(name)
     return randomise(build_network(config)), randomise(build_first_stage(config.model.first_stage))
 
@@ -195,7 +195,7 @@ def model_of(
 def stage_calls(
     model: Model, batch: int, lq_px: int, device: torch.device
 ) -> dict[str, Callable[[], Tensor]]:
-    """Return what runs each stage on a batch of random pictures whose low-quality side is `lq_px`."""
+    """Return a call for each stage on a batch of random pictures whose low-quality side is `lq_px`."""
     config = model.config.model
     generator = torch.Generator(device=device).manual_seed(batch)
     schedule = ShiftSchedule.from_config(config.schedule)
@@ -228,7 +228,7 @@ def stage_calls(
 
 @torch.no_grad()
 def count_flops(model: Model, lq_px: int, device: torch.device) -> dict[str, float]:
-    """Count the operations of each stage for one picture (a multiplication and an addition are two)."""
+    """Count the operations of each stage for one picture (a multiply-add counts as two)."""
     counts: dict[str, float] = {}
     for stage, call in stage_calls(model, 1, lq_px, device).items():
         with FlopCounterMode(display=False) as counter:
@@ -241,7 +241,9 @@ def count_flops(model: Model, lq_px: int, device: torch.device) -> dict[str, flo
 def time_inference(
     run: Run, model: Model, batches: Sequence[int], lq_px: int, flops: dict[str, float], mode: str = "eager"
 ) -> None:
-    """Time every stage by batch until memory or time says stop; append one row a stage and batch."""
+    """Time every stage for each batch size until memory or time runs out; append one row for each stage
+    and batch size.
+    """
     set_precision(model.precision)
     series = {
         "preset": model.config.preset,
@@ -269,8 +271,8 @@ def time_inference(
 
 
 def train_config(name: str, loss: LossConfig, micro_batch: int, device: torch.device) -> RunConfig:
-    """Return a preset whose optimiser step is one micro-batch, in bf16 (on a CPU fp32). A skipped step would
-    cost less: it is an error.
+    """Return a preset whose optimiser step is one micro-batch, in bf16 (fp32 on a CPU). A skipped step is an
+    error, because it costs less.
     """
     config = preset(name)
     precision = "bf16" if device.type == "cuda" else "fp32"
@@ -285,7 +287,7 @@ def train_config(name: str, loss: LossConfig, micro_batch: int, device: torch.de
 
 
 def random_pairs(config: RunConfig, device: torch.device) -> dict[str, Tensor]:
-    """Return a batch of uint8 noise of the shapes that training gets."""
+    """Return a batch of uint8 noise with the shapes of training batches."""
     rows, hq_px = config.train.batch_size, config.data.crop_px
     sides = {"hq": hq_px, "lq": hq_px // config.model.scale}
     return {
@@ -295,8 +297,8 @@ def random_pairs(config: RunConfig, device: torch.device) -> dict[str, Tensor]:
 
 
 def lpips_for_timing(loss: LossConfig, device: torch.device) -> Lpips | str:
-    """Return LPIPS with its trunk, or why there is none. No download: the trunk must be a file, or in torch's
-    cache.
+    """Return LPIPS with its trunk, or the reason why there is none. Nothing is downloaded: the trunk must be
+    a file or in torch's cache.
     """
     names = {
         "vgg": "vgg16-397923af.pth",
@@ -315,8 +317,8 @@ def lpips_for_timing(loss: LossConfig, device: torch.device) -> Lpips | str:
 
 
 def objectives(run: Run, name: str, trunk: str | None) -> Iterator[Terms]:
-    """Give the plain MSE objective, then the preset's own if its LPIPS trunk is here; otherwise note
-    why not.
+    """Yield the plain MSE objective, then the preset's own if its LPIPS trunk is available; otherwise note
+    the reason.
     """
     loss = preset(name).loss
     yield "mse", replace(loss, mse=1.0, lpips=0.0, lattice=0.0), None
@@ -331,10 +333,11 @@ def objectives(run: Run, name: str, trunk: str | None) -> Iterator[Terms]:
 def time_training(
     run: Run, name: str, batches: Sequence[int], layout: str, terms: Terms, mode: str = "eager"
 ) -> None:
-    """Time the optimiser step by micro-batch until memory or time says stop; append one row a micro-batch.
+    """Time the optimiser step for each micro-batch size until memory or time runs out; append one row for
+    each.
 
-    The layout is that of the weights. Pictures arrive as (B, H, W, 3) bytes, so the first convolution sees
-    channels_last in any case.
+    `layout` is the memory layout of the weights. Pictures arrive as (B, H, W, 3) bytes, so the first
+    convolution sees channels_last in any case.
     """
     label, loss, lpips = terms
     config = train_config(name, loss, 1, run.device)
@@ -380,7 +383,7 @@ def run_parity(run: Run, options: argparse.Namespace) -> None:
     for row in parity.compare(
         run.device, ("fp32", "tf32", "bf16") if run.device.type == "cuda" else ("fp32",)
     ):
-        run.parity.append(row)  # one at a time: what was compared before a crash is kept
+        run.parity.append(row)  # one at a time: comparisons made before a crash are kept
 
 
 def run_ceilings(run: Run, options: argparse.Namespace) -> None:
@@ -442,7 +445,7 @@ def run_together(run: Run, options: argparse.Namespace) -> None:
     """Compare small pictures alone and together.
 
     Raises:
-        ValueError: sharing calls changed a picture.
+        ValueError: Sharing calls changed a picture.
     """
     cases = (
         [("tiny-x4", (64, 128, 256), 64), ("realsr-x4-s4", (64, 128), 32)]
@@ -460,7 +463,7 @@ def run_together(run: Run, options: argparse.Namespace) -> None:
 
 def run_compile(run: Run, options: argparse.Namespace) -> None:
     if run.short:
-        run.dropped.append("compile: left out of the short form")
+        run.dropped.append("compile: not part of the short form")
         return
     config = preset("realsr-x4-s4")
     flops = count_flops(model_of(config, run.device, "bf16", "channels_last"), 64, run.device)
@@ -495,7 +498,9 @@ def parity_table(run: Run) -> str:
 
 
 def inference_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return one line a batch: milliseconds of each stage, and the figures of the whole chain."""
+    """Return a table with one line per batch size: milliseconds of each stage, and figures of the whole
+    chain.
+    """
     start, end = (
         ("preset", "mode", "precision", "layout", "batch"),
         ("images_per_s", "mp_per_s", "share_of_peak", "peak_memory_gib"),
@@ -535,7 +540,7 @@ def training_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def print_new(run: Run, section: str, before: tuple[int, int]) -> None:
-    """Print what a section added."""
+    """Print the rows that a section added."""
     print(f"\n== {section} ==", flush=True)
     if section == "parity":
         print(parity_table(run))
@@ -550,7 +555,7 @@ def print_new(run: Run, section: str, before: tuple[int, int]) -> None:
 
 
 def best(rows: Sequence[dict[str, Any]], **wanted: object) -> dict[str, Any] | None:
-    """Return the row with the most images a second among those that match."""
+    """Return the row with the most images per second among those that match."""
     fitting = [
         row
         for row in rows
@@ -561,7 +566,7 @@ def best(rows: Sequence[dict[str, Any]], **wanted: object) -> dict[str, Any] | N
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """Return the main figures: what the last line says."""
+    """Return the main figures, for the last line."""
     judged = [row for row in run.parity if row["passed"] is not None]
     presets = sorted({row["preset"] for row in run.inference + run.training})
     return {
@@ -582,8 +587,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").split("\n\n", 1)[0], epilog="example: benchmarks/gpu.sh --minutes 8"
     )
-    parser.add_argument("--sections", default=",".join(SECTIONS), help="comma-separated, of: %(default)s")
-    parser.add_argument("--minutes", type=float, help="begin nothing after this long (8; with --quick 0.75)")
+    parser.add_argument(
+        "--sections", default=",".join(SECTIONS), help="comma-separated sections (default: %(default)s)"
+    )
+    parser.add_argument("--minutes", type=float, help="start nothing after this time (8; with --quick 0.75)")
     parser.add_argument("--quick", action="store_true", help="small sizes, under a minute")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument(
@@ -591,29 +598,29 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         default=record.RESULTS,
         metavar="DIR",
-        help="where the JSON file goes (benchmarks/results)",
+        help="directory of the JSON file (benchmarks/results)",
     )
-    parser.add_argument("--write", action="store_true", help="write the file on a CPU or with --quick, too")
-    parser.add_argument("--commit", help="recorded where the tree has no git directory")
+    parser.add_argument("--write", action="store_true", help="write the file also on a CPU or with --quick")
+    parser.add_argument("--commit", help="commit to record if the tree has no git directory")
     parser.add_argument(
-        "--cudnn-benchmark", action="store_true", help="let cuDNN try its algorithms for every shape"
+        "--cudnn-benchmark", action="store_true", help="let cuDNN benchmark its algorithms for every shape"
     )
     parser.add_argument(
         "--lpips-vgg",
         metavar="FILE",
-        help="torchvision state dict of VGG-16, for realsr-x4-s4 (torch's cache)",
+        help="torchvision state dict of VGG-16, for realsr-x4-s4 (default: torch's cache)",
     )
     parser.add_argument(
         "--lpips-squeeze",
         metavar="FILE",
-        help="torchvision state dict of SqueezeNet 1.1, for tiny-x4 (torch's cache)",
+        help="torchvision state dict of SqueezeNet 1.1, for tiny-x4 (default: torch's cache)",
     )
     options = parser.parse_args(argv)
     options.sections = options.sections.split(",")
     if unknown := set(options.sections) - SECTIONS.keys():
         parser.error(f"unknown section {', '.join(sorted(unknown))}; allowed: {', '.join(SECTIONS)}")
     if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no CUDA device here")
+        parser.error("--device cuda: torch finds no CUDA device on this machine")
     return options
 
 
@@ -629,7 +636,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     where = record.machine(device, options.commit)
     print(" ".join(f"{key}={value}" for key, value in where.items()))
     if not use_cuda:
-        print("No GPU is used: this is the short form. Its times say nothing about a GPU.")
+        print("No GPU is used: this is the short form. Its times do not apply to a GPU.")
     path = options.out / record.file_name("gpu" if use_cuda else "cpu", where)
     writes = options.write or (use_cuda and not options.quick)
     head = {"benchmark": "gpu", "machine": where}
@@ -639,12 +646,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         before = len(run.inference), len(run.training)
         try:
             SECTIONS[section](run, options)
-        except Exception as error:  # one section must not cost the figures of the others
+        except Exception as error:  # an error in one section must not lose the figures of the others
             traceback.print_exc()
             run.failed.append(section)
             run.notes.append(f"{section} failed: {type(error).__name__}: {error}")
         print_new(run, section, before)
-        if writes:  # after every section: a run that is cut off leaves what it found
+        if writes:  # after every section: a run that is interrupted keeps its results so far
             rows = {
                 "parity": run.parity,
                 "inference": run.inference,

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Correctness and speed on this machine's GPU, in under ten minutes: parity, ceilings, inference, training.
-#   benchmarks/gpu.sh                 everything; writes benchmarks/results/gpu-DATE-NAME.json
+# Measures correctness and speed on this machine's GPU in under ten minutes: parity, ceilings, inference, training.
+#   benchmarks/gpu.sh                 all sections; writes benchmarks/results/gpu-DATE-NAME.json
 #   benchmarks/gpu.sh --quick         under a minute
 #   benchmarks/gpu.sh --help          all options
 set -euo pipefail
@@ -17,7 +17,7 @@ missing="$("$python" -c '
 from importlib.util import find_spec
 print(*(name for name in ("torch", "numpy", "einops", "timm", "pydantic", "cv2") if find_spec(name) is None))')"
 if [ -n "$missing" ]; then
-  echo "gpu.sh: $python cannot import: $missing. Run 'make setup', or install them into that Python" >&2
+  echo "gpu.sh: $python cannot import: $missing. Run 'make setup', or install them for that Python" >&2
   exit 2
 fi
 

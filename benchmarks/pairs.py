@@ -1,14 +1,14 @@
-"""Training pairs a second on one core: decode, crop, each step of the degradation, the whole; beside a plain
-implementation of the same.
+"""Measure training pairs per second on one core (decode, crop, each step of the degradation, total), compared
+with a plain implementation of the same pairs.
 
-Blocks of photos go through both in turn, so a busy moment of the machine meets both. Time is CPU time of the
-one thread that works, which on an idle machine is the time on the wall. Then the Ray Data pipeline on 1 and 2
-cores beside bare processes, on the wall clock (pairs_on_ray.py). The last line is a JSON object with the main
-figures, and the file has all.
+Both process the same blocks of photos in turn, so that a busy moment of the machine affects both. Time is the
+CPU time of the one working thread, which equals wall time on an idle machine. Then the Ray Data pipeline on 1
+and 2 cores is compared with bare processes by wall time (pairs_on_ray.py). The last line is a JSON object
+with the main figures; the file has all figures.
 
-    benchmarks/pairs.py                      photos made by the script, about ten minutes
-    benchmarks/pairs.py --photos DIR         JPEG photos under DIR
-    benchmarks/pairs.py --quick              about a minute
+    python benchmarks/pairs.py                      photos made by the script, about ten minutes
+    python benchmarks/pairs.py --photos DIR         JPEG photos under DIR
+    python benchmarks/pairs.py --quick              about a minute
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ Photos = Sequence[tuple[str, bytes]]
 
 
 def load_photos(folder: Path | None, count: int) -> Photos:
-    """Return (key, encoded photo): the first `count` JPEG files under `folder` by name, or as many made
-    here.
+    """Return (key, encoded photo) of the first `count` JPEG files under `folder` by name, or of as many
+    synthetic photos.
     """
     if folder is None:
         return [(f"synthetic {i}", synthetic_photo(i)) for i in range(count)]
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))[:count]
     if not paths:
-        raise SystemExit(f"--photos {folder}: there is no .jpg or .jpeg file under it")
+        raise SystemExit(f"--photos {folder}: no .jpg or .jpeg file found there")
     return [(str(path.relative_to(folder)), path.read_bytes()) for path in paths]
 
 
@@ -75,7 +75,7 @@ def plain_crops(photos: Photos, rng: np.random.Generator) -> None:
 
 
 def stages(photos: Photos, recipe: DegradationRecipe) -> dict[str, float]:
-    """Make the pairs of `make_pair` step by step; return CPU seconds a pair of each stage."""
+    """Make the pairs of `make_pair` step by step; return the CPU seconds per pair of each stage."""
     seconds: dict[str, float] = defaultdict(float)
 
     def timed(stage: str, call: Callable[[], T]) -> T:
@@ -102,7 +102,7 @@ def stages(photos: Photos, recipe: DegradationRecipe) -> dict[str, float]:
 
 
 def blocks(photos: Photos, size: int) -> Iterator[Photos]:
-    """Yield blocks of photos without end; they come round again when all are used."""
+    """Yield blocks of photos without end, starting over when all are used."""
     start = 0
     while True:
         yield [photos[(start + i) % len(photos)] for i in range(size)]
@@ -110,16 +110,14 @@ def blocks(photos: Photos, size: int) -> Iterator[Photos]:
 
 
 def measure_function(photos: Photos, seconds: float, block_size: int) -> dict[str, Any]:
-    """Time `make_pair`, its stages and the plain pair on the same blocks in turn; return the figures of this
-    section.
-    """
+    """Time `make_pair`, its stages and the plain pair on the same blocks in turn; return the figures."""
     recipe, rng = realesrgan_x4(), np.random.default_rng(0)
     cases: dict[str, Callable[[Photos], None]] = {
         "ours": lambda block: ours(block, recipe),
         "plain": lambda block: plain(block, recipe, rng),
         "plain crop": lambda block: plain_crops(block, rng),
     }
-    ours(photos, recipe)  # tables, plans and caches that a worker fills once
+    ours(photos, recipe)  # fills tables, plans and caches, as a worker does once
     plain(photos[:8], recipe, rng)
     taken: dict[str, list[float]] = {name: [] for name in (*cases, *STAGES)}
     deadline = time.monotonic() + seconds
@@ -195,21 +193,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--photos",
         type=Path,
         metavar="DIR",
-        help="JPEG photos to use (default: made by the script, 500 x 375)",
+        help="folder of JPEG photos (default: synthetic photos, 500 x 375)",
     )
-    parser.add_argument("--count", type=int, help="of photos (400; with --quick 64)")
-    parser.add_argument("--seconds", type=float, help="how long to measure (90; with --quick 12)")
+    parser.add_argument("--count", type=int, help="number of photos (400; with --quick 64)")
+    parser.add_argument("--seconds", type=float, help="duration of the measurement (90; with --quick 12)")
     parser.add_argument("--quick", action="store_true", help="fewer photos, about a minute")
-    parser.add_argument("--no-ray", action="store_true", help="leave the Ray Data pipeline out")
+    parser.add_argument("--no-ray", action="store_true", help="skip the Ray Data pipeline")
     parser.add_argument(
         "--out",
         type=Path,
         default=record.RESULTS,
         metavar="DIR",
-        help="where the JSON file goes (benchmarks/results)",
+        help="directory of the JSON file (benchmarks/results)",
     )
     parser.add_argument("--write", action="store_true", help="write the file")
-    parser.add_argument("--commit", help="recorded where the tree has no git directory")
+    parser.add_argument("--commit", help="commit to record if the tree has no git directory")
     options = parser.parse_args(argv)
     options.count = options.count or (64 if options.quick else 400)
     options.seconds = options.seconds or (12 if options.quick else 90)
@@ -217,7 +215,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print tables, perhaps write the file; return 0."""
+    """Measure, print tables, write the file on request; return 0."""
     options = parse(argv)
     where = record.machine(torch.device("cpu"), options.commit)
     load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None

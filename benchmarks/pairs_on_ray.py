@@ -1,9 +1,9 @@
-"""Training pairs a second of the Ray Data pipeline, beside as many bare processes that call the function
-alone.
+"""Measure training pairs per second of the Ray Data pipeline, compared with the same number of bare
+processes that only call the function.
 
-Both run on the wall clock in turn, on the same photos; the overhead is what of the processes' rate the
-pipeline does not reach: reading shards, starting tasks, carrying pairs through the object store, the order,
-and the consumer. Start-up is left out.
+Both are timed in turn by wall time, on the same photos. The overhead is the share of the processes' rate that
+the pipeline does not reach: reading shards, starting tasks, moving pairs through the object store, ordering,
+and the consumer. Start-up is excluded.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from resshift.devices import use_one_thread
 from resshift.pairs.training_pair import make_pair
 from resshift.presets import preset
 
-_STORE_BYTES = 2 << 30  # Ray itself would take 30 % of a machine's memory
-_START_S = 30.0  # after which the daemons and agents of a cluster have started and imported what they need
+_STORE_BYTES = 2 << 30  # Ray's default would be 30 % of the machine's memory
+_START_S = 30.0  # until the daemons and agents of a cluster have started and finished their imports
 _BATCH = 64
-# A block comes every half second; asking five times a second took 0.01 of a core here, and more of Ray's
+# A block arrives every half second; polling five times a second took 0.01 of a core here, and more in Ray's
 # daemons.
 _WATCH_S = 1.0
 
 
 @dataclass(slots=True)
 class StorePeak:
-    """The most bytes that the object store of the cluster held while this watched."""
+    """Largest number of bytes in the object store of the cluster while it was watched."""
 
     num_bytes: int = 0
 
@@ -57,7 +57,7 @@ def _make_pairs(
     recipe = preset("realsr-x4-s4").degradation
     use_one_thread()
     for key, data in photos[:32]:
-        make_pair(data, key, 0, 0, crop, recipe)  # tables, plans and caches that a worker fills once
+        make_pair(data, key, 0, 0, crop, recipe)  # fills tables, plans and caches, as a worker does once
     start.wait()
     began, count = time.monotonic(), 0
     while (taken := time.monotonic() - began) < seconds:
@@ -70,7 +70,7 @@ def _make_pairs(
 def bare_rate(
     photos: Sequence[tuple[str, bytes]], crop: DataConfig, num_processes: int, seconds: float
 ) -> float:
-    """Return pairs a second of so many processes together, each calling `make_pair` and nothing else."""
+    """Return the pairs per second of `num_processes` together, each calling only `make_pair`."""
     context = multiprocessing.get_context("spawn")
     start, out = context.Barrier(num_processes), context.Queue()
     processes = [
@@ -88,14 +88,14 @@ def bare_rate(
 
 
 def store_bytes() -> int:
-    """Return how many bytes of objects that somebody still refers to the object stores of the cluster hold."""
+    """Return the bytes of referenced objects in the object stores of the cluster."""
     name = "object_store_memory"
     return int(ray.cluster_resources()[name] - ray.available_resources().get(name, 0.0))
 
 
 def take_until_waited(batches: Iterator[dict[str, Any]], wait_s: float = 0.02) -> int:
-    """Take batches until one had to be waited for, and return their rows: then nothing lies in the store that
-    could be taken.
+    """Take batches until one is not ready, and return the number of their rows: then the store holds nothing
+    that could be taken.
     """
     count = 0
     while True:
@@ -106,11 +106,11 @@ def take_until_waited(batches: Iterator[dict[str, Any]], wait_s: float = 0.02) -
 
 
 def ray_rate(root: str, crop: DataConfig, num_cpus: int, seconds: float) -> tuple[float, int]:
-    """Return pairs a second that are made for a consumer of `rank_batches`, and the peak of the object store
-    in bytes.
+    """Return the pairs per second that are made for a consumer of `rank_batches`, and the peak of the object
+    store in bytes.
 
-    Made are the pairs that were consumed and those that lie in the store: of the tasks behind the first,
-    whose turn has not come, that may be a thousand, and more or fewer at the end than at the beginning.
+    Pairs in the store are counted in addition to those consumed: tasks behind the first one may hold a
+    thousand finished pairs, and more or fewer at the end than at the beginning.
     """
     config = preset("realsr-x4-s4")
     config = replace(config, data=crop, train=replace(config.train, batch_size=_BATCH))
@@ -130,7 +130,7 @@ def ray_rate(root: str, crop: DataConfig, num_cpus: int, seconds: float) -> tupl
         watcher.start()
         share = fair_share(1, held_cpus=0)
         batches = rank_batches(root, config, 0, share=share)
-        # Until every worker has imported what it needs and tasks have their full length.
+        # Until every worker has finished its imports and tasks have their full length.
         full = rows_per_task(config, share)
         rows = sum(itertools.takewhile(lambda size: size < full, task_sizes(config, share)))
         while rows > 0 or time.monotonic() < ready:
@@ -152,11 +152,16 @@ def ray_rate(root: str, crop: DataConfig, num_cpus: int, seconds: float) -> tupl
 def measure_pipeline(
     photos: Sequence[tuple[str, bytes]], crop: DataConfig, seconds: float, rounds: Mapping[int, int]
 ) -> dict[str, Any]:
-    """Time both forms in turn, `seconds` each, so many rounds on so many cores; `ray_overhead` is that of
-    most cores.
+    """Time both in turn and return the figures.
 
-    Rates and overheads are medians over the rounds: on a machine that is shared, two rates are comparable
-    only where one follows the other.
+    Rates and overheads are medians over the rounds: on a shared machine, two rates are comparable only if one
+    is measured directly after the other. `ray_overhead` is the overhead on the largest number of cores.
+
+    Args:
+        photos: Key and encoded bytes of each photo.
+        crop: How training crops are cut.
+        seconds: Duration of each measurement.
+        rounds: Number of rounds for each number of cores.
     """
     figures: dict[str, Any] = {"store_limit_mb": _STORE_BYTES / 1e6}
     with tempfile.TemporaryDirectory(prefix="pairs-") as temporary:
@@ -164,7 +169,7 @@ def measure_pipeline(
         source.mkdir()
         for i, (_, data) in enumerate(photos):
             (source / f"{i:05d}.jpg").write_bytes(data)
-        # Row groups of the size that shards of ImageNet have.
+        # Row groups have the same size as in shards of ImageNet.
         prepare_here(str(source), root, ShardOptions())
         for num, num_rounds in rounds.items():
             bare, piped, peak = list[float](), list[float](), 0

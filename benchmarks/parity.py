@@ -1,4 +1,4 @@
-"""The networks on a device against arrays computed with the official classes (tests/parity), precision by
+"""Compare the networks on a device with arrays computed with the official classes (tests/parity), for each
 precision.
 
 Only float32 with TF32 off is judged; TF32 and bf16 are reported. Weights and inputs follow the recipe of the
@@ -26,10 +26,11 @@ from resshift.resize.bicubic import upsample
 from resshift.sampler import network_denoiser, sample
 from resshift.schedule import ShiftSchedule
 
-# Largest absolute error allowed in float32 with TF32 off; the outputs are of size 2 to 8. Other kernels add
-# in another order, which costs 2e-6 to 6e-6 on a CPU: 1e-4 leaves room for Winograd and split sums on a GPU,
-# and still fails when TF32 (about 1e-3) slips in. End to end, four steps multiply the error; the stored
-# picture is float16. Codes within rounding of each other may go either way.
+# Largest absolute error allowed in float32 with TF32 off; the outputs have magnitudes of 2 to 8. Other
+# kernels add in another order, which costs 2e-6 to 6e-6 on a CPU: 1e-4 leaves room for Winograd and split
+# sums on a GPU, and still fails when TF32 (about 1e-3) is used by mistake. End to end, four steps multiply
+# the error; the stored picture is float16. Codes whose distances differ by less than rounding may go either
+# way.
 TOLERANCE = {"unet": 1e-4, "swin": 1e-4, "vq": 1e-4, "e2e latent": 1e-3, "e2e picture": 2e-3}
 LEAST_EQUAL_CODES = 0.998
 
@@ -40,8 +41,8 @@ Compared = Iterator[
 
 
 def set_precision(name: str) -> None:
-    """Allow TF32 in matrix products and convolutions, or not. bf16 is autocast's business; what it leaves in
-    float32 is exact.
+    """Allow or forbid TF32 in matrix products and convolutions. bf16 is left to autocast; operations that
+    autocast keeps in float32 are exact.
     """
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = name == "tf32"
@@ -58,9 +59,7 @@ def in_precision(call: Callable[..., Tensor], name: str, device: torch.device) -
 
 
 def randomise(network: nn.Module) -> nn.Module:
-    """Fill a network with the deterministic random weights of the parity arrays and put it into evaluation
-    mode.
-    """
+    """Fill a network with the deterministic random weights of the parity arrays and set evaluation mode."""
     for key, tensor in network.state_dict().items():
         if not tensor.is_floating_point() or key.endswith("attn_mask"):
             continue
@@ -106,8 +105,8 @@ def compare_vq(arrays: dict[str, Tensor], precision: str, device: torch.device) 
 
 
 def compare_end_to_end(arrays: dict[str, Tensor], precision: str, device: torch.device) -> Compared:
-    """Bicubic, encode, prior, four steps, decode. The picture is decoded from the official codes: a tie moves
-    it everywhere a little.
+    """Compare bicubic, encode, prior, four steps and decode. The picture is decoded from the official codes,
+    because a different code would change the whole picture slightly.
     """
     vq, lq = VQAutoencoder(SMALL_VQ), arrays["lq"]
     randomise(vq).to(device)
@@ -157,7 +156,7 @@ def _row(fixture: str, precision: str, compared: tuple[str, str, Tensor, Tensor]
 
 @torch.no_grad()
 def compare(device: torch.device, precisions: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Run every fixture in every precision; give one row an output."""
+    """Run every fixture in every precision; yield one row per output."""
     for precision in precisions:
         set_precision(precision)
         for fixture, compare_fixture in FIXTURES.items():

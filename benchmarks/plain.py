@@ -1,11 +1,11 @@
-"""The plain loop that the fast one is compared with: eager float32, nothing kept, nothing fused, one tile
-after the other.
+"""A plain loop, the baseline of the fast one: eager float32, nothing cached, nothing fused, one tile after
+the other.
 
-It is what one writes first: group norm, activation and convolution as three passes, attention as two matrix
-products and a softmax, masks built at every call, a nearest-code search over one table, tiles of one fixed
-side (128 px) that overlap by an eighth and are blended at every step, all planes in memory. Weights, noise
-and mathematics are those of the fast loop. Convolutions are stored channels-last, as training stores them, so
-the comparison does not owe anything to a slow layout.
+It is a straightforward first version: group norm, activation and convolution as three passes, attention as
+two matrix products and a softmax, masks built at every call, a nearest-code search over one table, tiles of
+one fixed side (128 px) that overlap by an eighth and are blended at every step, all planes in memory.
+Weights, noise and mathematics are those of the fast loop. Convolutions are stored channels-last, as in
+training, so that the comparison does not profit from a slow layout.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from resshift.tiles.plan import AxisTiles, TilePlan, reflected
 
 
 def fixed_axis(length: int, tile: int, multiple: int) -> AxisTiles:
-    """Tiles of one side, evenly spread; a short axis is one tile."""
+    """Return evenly spaced tiles of one side length; a short axis is one tile."""
     overlap = tile // 8
     if length <= tile:
         extended = -(-length // multiple) * multiple
@@ -41,7 +41,7 @@ def fixed_axis(length: int, tile: int, multiple: int) -> AxisTiles:
 
 
 def fixed_plan(height: int, width: int, tile: int, multiple: int) -> TilePlan:
-    """The tiles of the plain loop."""
+    """Return the tiles of the plain loop."""
     return TilePlan(fixed_axis(height, tile, multiple), fixed_axis(width, tile, multiple))
 
 
@@ -57,7 +57,7 @@ def _nearest(self: VectorQuantizer, z: Tensor) -> Tensor:
 
 
 def make_plain(*networks: object) -> None:
-    """Bring networks into the plain form: no transformed weights."""
+    """Convert networks to the plain form: no transformed weights."""
     for network in networks:
         if isinstance(network, nn.Module):
             for module in network.modules():
@@ -67,7 +67,7 @@ def make_plain(*networks: object) -> None:
 
 @contextmanager
 def plain_layers() -> Generator[None]:
-    """Run the layers in their plain form, without what is kept between calls."""
+    """Run the layers in their plain form, without caches between calls."""
     with (
         mock.patch.object(F, "scaled_dot_product_attention", _attention),
         mock.patch.object(VectorQuantizer, "nearest", _nearest),
@@ -77,7 +77,7 @@ def plain_layers() -> Generator[None]:
 
 
 def blend(function: Callable[..., Tensor], planes: list[Tensor], plan: TilePlan, scale: int = 1) -> Tensor:
-    """Call the function on every tile of whole planes and blend the results at `scale` pixels a position."""
+    """Call the function on every tile of the planes and blend the results at `scale` pixels per position."""
     out: Tensor | None = None
     for (i_row, top), (i_column, left) in product(
         enumerate(plan.rows.starts), enumerate(plan.columns.starts)
@@ -105,7 +105,7 @@ def blend(function: Callable[..., Tensor], planes: list[Tensor], plan: TilePlan,
 
 @torch.inference_mode()
 def upscale(networks: Networks, lq: Tensor, plan: TilePlan, seed: int) -> Tensor:
-    """(1, 3, h, w) in [-1, 1] -> (1, 3, h scale, w scale), clamped; networks in their plain form."""
+    """Upscale (1, 3, h, w) in [-1, 1] to (1, 3, h scale, w scale), clamped, with networks in plain form."""
     config = networks.config
     ratio, size, factor = config.unet.lq_ratio, lq.shape[-2:], networks.first_stage.factor
     lq = lq[

@@ -1,9 +1,9 @@
-"""The same training pair in plain OpenCV and NumPy: what `resshift.pairs.training_pair` is compared with.
+"""A training pair in plain OpenCV and NumPy, the baseline of `resshift.pairs.training_pair`.
 
-Written as one would write it first, from the same recipe: one thread, no table, no precomputation, no check;
+A straightforward first version of the same recipe: one thread, no tables, no precomputation, no checks;
 choices from NumPy's generator, kernels from their formulas, noise from `normal` and `poisson`, sums by
-`cv2.filter2D`. It is a fair opponent: OpenCV's own area resize and its order of channels, kernels of their
-own size (official code pads all to 21 x 21), one generator for all pairs.
+`cv2.filter2D`. It is a fair baseline: OpenCV's own area resize and channel order, kernels of their actual
+size (the official code pads all to 21 x 21), one generator for all pairs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _bessel_j1 = cast("Callable[[Tensor], Tensor]", torch.special.bessel_j1)  # pyri
 
 
 def crop(data: bytes, side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Decode a photo, cut its largest square and bring it to `side`; flipped half of the time."""
+    """Decode a photo, cut its largest square at a random position, resize it to `side`, flip half of them."""
     photo = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert photo is not None
     height, width = photo.shape[:2]

@@ -1,4 +1,4 @@
-"""PNG encoding of the library against OpenCV's own, at the settings that OpenCV takes by itself and at ours.
+"""Compare the library's PNG encoding with that of OpenCV, each at its default settings.
 
 python benchmarks/png.py [--quick]
 """
@@ -17,7 +17,7 @@ from resshift.images import Picture, encode
 
 
 def main() -> int:
-    """Measure, interleaved."""
+    """Time both in turn."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

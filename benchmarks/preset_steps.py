@@ -1,14 +1,15 @@
-"""One optimiser step of every preset at its full width and crop, batch 1, on a pair that its own recipe made.
+"""Do one optimiser step of every preset at its full width and crop, batch 1, on a pair of its own recipe.
 
-    python benchmarks/preset_steps.py                       all of them: about five minutes on two cores, up to 12 GiB
-    python benchmarks/preset_steps.py realsr-x4-s4 tiny-x4  these
+    python benchmarks/preset_steps.py                       all presets: about five minutes on two cores,
+                                                            up to 12 GiB
+    python benchmarks/preset_steps.py realsr-x4-s4 tiny-x4  only these presets
     python benchmarks/preset_steps.py --quick               tiny-x4 and test-x4
 
-Shows that a preset trains, not how fast (train_step.py does). Weights of the networks are new, those of first
-stage and LPIPS trunk random. Each runs in a process of its own, so that peak memory is its own. Keys are
-compared with the released lists where there is one (tests/parity); of the other networks the number of keys
-and parameters is known. The last line is a JSON object; exit code 1 when a loss is not finite, no weight
-moved, or keys differ.
+This shows that a preset trains, not how fast (see train_step.py). Networks are newly initialised; first stage
+and LPIPS trunk have random weights. Each preset runs in a separate process, so that its peak memory is
+measured alone. Keys are compared with the released lists where there is one (tests/parity); for the other
+networks the numbers of keys and parameters are known. The last line is a JSON object. The exit code is 1 when
+a loss is not finite, no weight changed, or keys differ.
 """
 
 from __future__ import annotations
@@ -36,16 +37,17 @@ from resshift.pairs.training_pair import make_pair
 from resshift.presets import PRESETS, preset
 from resshift.training.step import DiffusionLearner
 
-# Of the released networks without a list of keys: official numbers of keys and parameters, by task.
+# Official numbers of keys and parameters of the released networks without a list of keys, by task.
 _COUNTS = {"realsr-x2-s4": (568, 118_640_431), "inpaint": (572, 118_714_399), "face-s4": (576, 118_931_604)}
 _PARITY = record.ROOT / "tests" / "parity"
 
 
 def keys_agree(name: str, unet: nn.Module, stage: object) -> str:
-    """Return which official list or count the keys agree with; "ours" for a network that was never released.
+    """Return whether the keys agree with an official "list" or "count"; "ours" for a network that was never
+    released.
 
     Raises:
-        SystemExit: they do not agree.
+        SystemExit: The keys do not agree.
     """
     state = {
         key: [list(value.shape), str(value.dtype).removeprefix("torch.")]
@@ -66,12 +68,12 @@ def keys_agree(name: str, unet: nn.Module, stage: object) -> str:
         }
         agrees = agrees and vq == json.loads((_PARITY / "full_vq_f4_keys.json").read_text())
     if not agrees:
-        raise SystemExit(f"{name}: keys differ from the released ones")
+        raise SystemExit(f"{name}: keys differ from the released checkpoint")
     return "list" if counts is None else "count"
 
 
 def one_step(name: str) -> dict[str, Any]:
-    """Do the step and return what it came to."""
+    """Do the step and return its figures."""
     config = preset(name)
     config = replace(config, train=replace(config.train, batch_size=1, micro_batch=1, precision="fp32"))
     torch.manual_seed(0)
@@ -90,7 +92,7 @@ def one_step(name: str) -> dict[str, Any]:
     moved = sum(not torch.equal(before[key], value.detach()) for key, value in network.named_parameters())
     terms = {key: float(value) for key, value in result.terms.items()}
     if not all(math.isfinite(value) for value in terms.values()) or not moved:
-        raise SystemExit(f"{name}: {terms}, {moved} parameters moved")
+        raise SystemExit(f"{name}: {terms}, {moved} parameters changed")
     return {
         "preset": name,
         "keys": agreement,
@@ -105,18 +107,18 @@ def one_step(name: str) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do the steps one after the other; return 1 when one fails."""
+    """Do the step of every preset, one after the other; return 1 if one fails, else 0."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("presets", nargs="*", metavar="PRESET", help="default: all")
-    parser.add_argument("--quick", action="store_true", help="the small ones")
+    parser.add_argument("--quick", action="store_true", help="only the small presets")
     parser.add_argument(
         "--write", action="store_true", help="write benchmarks/results/preset_steps-DATE-MACHINE.json"
     )
     parser.add_argument(
         "--here", action="store_true", help=argparse.SUPPRESS
-    )  # in this process: what the parent starts
+    )  # run in this process; used by the parent process
     options = parser.parse_args(argv)
     names = options.presets or (["tiny-x4", "test-x4"] if options.quick else list(PRESETS))
     if options.here:

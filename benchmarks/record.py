@@ -1,7 +1,6 @@
-"""What a benchmark leaves behind: on which machine and code it ran, a dated JSON file, a readable table, one
-JSON line.
+"""Results of a benchmark: machine and commit, a dated JSON file, a readable table and one JSON line.
 
-A number without its command, machine and commit is not quoted anywhere, so all of them are in every file.
+Every file has the command, machine and commit, because a figure is quoted only together with them.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def machine(device: torch.device, commit: str | None = None) -> dict[str, Any]:
-    """Return where and with what a benchmark runs. What cannot be found out is None.
+    """Return the machine, versions and commit of a benchmark run. Unknown values are None.
 
     Args:
-        device: that the work runs on.
-        commit: of the code, for a tree that is a copy without its git directory.
+        device: Device of the measured work.
+        commit: Commit of the code, for a copy of the tree without its git directory.
     """
     on_gpu = device.type == "cuda"
     properties = torch.cuda.get_device_properties(device) if on_gpu else None
@@ -56,9 +55,7 @@ def machine(device: torch.device, commit: str | None = None) -> dict[str, Any]:
 
 
 def git_state() -> tuple[str | None, bool | None]:
-    """Return the commit of this tree and whether files differ from it; None where there is no git
-    repository.
-    """
+    """Return the commit of this tree and whether files differ from it; None without a git repository."""
     commit = _output("git", "-C", str(ROOT), "rev-parse", "HEAD")
     return commit, bool(_output("git", "-C", str(ROOT), "status", "--porcelain")) if commit else None
 
@@ -80,13 +77,13 @@ def _cpu_name() -> str:
 
 
 def file_name(benchmark: str, where: Mapping[str, Any]) -> str:
-    """Return BENCHMARK-YYYY-MM-DD-MACHINE.json for what `machine` returned."""
+    """Return BENCHMARK-YYYY-MM-DD-MACHINE.json, from the result of `machine`."""
     name = re.sub(r"[^a-z0-9]+", "-", str(where["gpu"] or where["cpu"]).lower()).strip("-")
     return f"{benchmark}-{where['date'][:10]}-{name}.json"
 
 
 def write(path: Path, figures: Mapping[str, Any]) -> None:
-    """Store figures as readable JSON; a file that is there is replaced as a whole."""
+    """Write figures as readable JSON; an existing file is replaced atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(json.dumps(figures, indent=1) + "\n")
@@ -94,14 +91,12 @@ def write(path: Path, figures: Mapping[str, Any]) -> None:
 
 
 def json_line(figures: Mapping[str, Any]) -> str:
-    """Return figures as the one line that ends a benchmark's output."""
+    """Return figures as one line of JSON, the last line of a benchmark's output."""
     return json.dumps(figures, separators=(",", ":"))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return a table with columns as wide as they need: text to the left, numbers to the right, None as a
-    dash.
-    """
+    """Return a table with fitted columns: text left-aligned, numbers right-aligned, None as a dash."""
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(len(text) for text in column) for column in zip(header, *cells, strict=True)]
     to_right = [any(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]

@@ -1,18 +1,18 @@
-"""The bulk job on simulated nodes: pictures a second with 1, 2, 4 replicas, and a node that is killed and one
-that is added.
+"""Measure the bulk job on simulated nodes: pictures per second with 1, 2 and 4 replicas, and with one node
+killed and one added.
 
-Every node is a raylet of its own on this machine with one logical GPU; the model is the stand-in, which
-repeats pixels and sleeps. So what is measured is what work costs around the GPU: scheduler, Ray, decoding,
-encoding. Rates count from when replicas are ready to the last picture; efficiency is the rate over that of
-one replica, divided by the number of replicas. All nodes share the CPUs: where they are busy (`cpu_busy`,
-other programs included), they set the end, not the scheduler.
+Every node is a raylet on this machine with one logical GPU; the model is the stand-in, which repeats pixels
+and sleeps. The benchmark therefore measures the work around the GPU: scheduler, Ray, decoding, encoding.
+Rates are measured from the time replicas are ready to the last picture; efficiency is the rate divided by
+that of one replica and by the number of replicas. All nodes share the CPUs: if these are busy (`cpu_busy`,
+including other programs), they are the limit, not the scheduler.
 
-    benchmarks/scale.py                      1, 2 and 4 replicas, then the killed node, some minutes
-    benchmarks/scale.py --replicas 1,2,4,8
-    benchmarks/scale.py --quick              fewer pictures
+    python benchmarks/scale.py                      1, 2 and 4 replicas, then the killed node; some minutes
+    python benchmarks/scale.py --replicas 1,2,4,8
+    python benchmarks/scale.py --quick              fewer pictures
 
-The last line is a JSON object with the main figures, and the file has all. Exit code 1 when an input was lost
-or an output is wrong.
+The last line is a JSON object with the main figures; the file has all figures. The exit code is 1 when an
+input was lost or an output is wrong.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SIDE_PX = 64
 _MEGAPIXELS = SIDE_PX * SIDE_PX / 1e6
 _STORE_BYTES = 100 << 20
 ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",  # nobody else is on loopback of a benchmark
+    "RAY_AUTH_MODE": "disabled",  # no other user can reach the loopback of a benchmark
     "RAY_USAGE_STATS_ENABLED": "0",
     "OMP_NUM_THREADS": "1",
     **ray_internals.WORKERS_NOT_NICE,
@@ -61,7 +61,7 @@ def make_pictures(folder: Path, count: int) -> None:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on: another Ray on this machine may have the usual ones."""
+    """Return a free port: another Ray on this machine may use the default ports."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -69,7 +69,7 @@ def free_port() -> int:
 
 @contextmanager
 def head() -> Generator[Any]:
-    """Run a head without CPUs; yields the cluster."""
+    """Run a head without CPUs; yield the cluster."""
     from ray.cluster_utils import Cluster
 
     options = {
@@ -93,7 +93,7 @@ def add(cluster: Any) -> Any:
 def start(
     cluster: Any, source: Path, target: Path, seconds: float, replicas: tuple[int, int], log: Path
 ) -> subprocess.Popen[bytes]:
-    """Start the bulk job on the cluster, as a user would."""
+    """Start the command of the bulk job on the cluster, as a user would."""
     command = [
         sys.executable,
         str(record.ROOT / "jobs" / "upscale.py"),
@@ -124,11 +124,10 @@ def rows(target: Path) -> list[dict[str, Any]]:
 def finish(
     process: subprocess.Popen[bytes], source: Path, target: Path, log: Path, timeout_s: float
 ) -> list[dict[str, Any]]:
-    """Wait for the job and check what it made: one good row an input, and the known pixels.
+    """Wait for the job and check its results: one "ok" row per input, and the expected pixels.
 
     Raises:
-        RuntimeError: the job failed, a row or an output is not what it must be; the message has the end of
-            the log.
+        RuntimeError: The job failed, or a row or an output is wrong; the message includes the end of the log.
     """
     try:
         code = process.wait(timeout_s)
@@ -151,20 +150,22 @@ def finish(
             or given is None
             or not np.array_equal(made, given.repeat(4, axis=0).repeat(4, axis=1))
         ):
-            raise RuntimeError(f"{path.name}: the output is not the input with every pixel 4 x 4 times")
+            raise RuntimeError(
+                f"{path.name}: the output is not the input with every pixel repeated 4 x 4 times"
+            )
     return found
 
 
 def made_at(target: Path) -> list[float]:
-    """Return when each output was put, in order. Rows of the ledger are written many at a time, so their
-    times say less.
+    """Return the time at which each output was written, in order. Rows of the ledger are written in groups,
+    so their times are less precise.
     """
     return sorted(path.stat().st_mtime for path in target.glob("*_x4.png"))
 
 
 def run_record(target: Path) -> dict[str, Any]:
-    """Return what the job recorded of its one run: replica_seconds from the moment each was ready, busy_share
-    of them in the model.
+    """Return what the job recorded about its one run: replica_seconds, the time since each replica was ready,
+    and busy_share, the share of it spent in the model.
     """
     from pipelines.ledger import ledger
 
@@ -179,8 +180,8 @@ def cpu_busy(before: tuple[float, float], after: tuple[float, float]) -> float |
 
 
 def cpu_seconds() -> tuple[float, float]:
-    """Return (busy, all) jiffies of the machine, other programs included; zeros where the kernel does not
-    say.
+    """Return (busy, all) jiffies of the machine, including other programs; zeros if the kernel does not
+    report them.
     """
     try:
         fields = [float(one) for one in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
@@ -192,8 +193,8 @@ def cpu_seconds() -> tuple[float, float]:
 def scaling(
     cluster: Any, work: Path, levels: Sequence[int], per_replica: int, seconds: float
 ) -> list[dict[str, Any]]:
-    """Run the job with each number of replicas, on as many nodes, the number of pictures in proportion;
-    leaves the nodes behind.
+    """Run the job with each number of replicas, on the same number of nodes and with proportionally many
+    pictures; keep the nodes.
     """
     results: list[dict[str, Any]] = []
     for level in levels:
@@ -207,8 +208,8 @@ def scaling(
         )
         took, busy = time.monotonic() - started, cpu_busy(before, cpu_seconds())
         record_of_run = run_record(target)
-        # Over the time that replicas were there, first and last unit included: the end of outputs alone would
-        # hide a slow start.
+        # Over the lifetime of the replicas, including the first and last unit: the times of outputs alone
+        # would hide a slow start.
         rate = len(found) * level / record_of_run["replica_seconds"]
         base = results[0]["pictures_per_s"] if results else rate
         efficiency = rate / base / level * levels[0]
@@ -228,7 +229,7 @@ def scaling(
 
 
 def loss_and_gain(cluster: Any, work: Path, count: int, seconds: float) -> dict[str, Any]:
-    """Kill one of two nodes in the middle of a job, then add one; nothing may be lost."""
+    """Kill one of two nodes during a job, then add one; no input may be lost."""
     source, target, log = work / "in-loss", work / "out-loss", work / "job-loss.log"
     make_pictures(source, count)
     while len(cluster.worker_nodes) < 2:
@@ -259,24 +260,24 @@ def _wait_for_outputs(
     while len(made_at(target)) < count:
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(
-                f"the job has not made {count} outputs:\n{log.read_text(errors='replace')[-2000:]}"
+                f"the job did not make {count} outputs:\n{log.read_text(errors='replace')[-2000:]}"
             )
         time.sleep(0.2)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the options."""
+    """Return the parsed options."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").split("\n\n", 1)[0], epilog="example: benchmarks/scale.py --quick --write"
     )
     parser.add_argument(
         "--replicas",
         default="1,2,4",
-        help="numbers of replicas, the first is what others are compared with (1,2,4)",
+        help="numbers of replicas; the smallest is the baseline of the efficiency (1,2,4)",
     )
-    parser.add_argument("--pictures", type=int, help="for each replica (200; with --quick 96)")
+    parser.add_argument("--pictures", type=int, help="pictures for each replica (200; with --quick 96)")
     parser.add_argument(
-        "--seconds", type=float, default=0.5, help="that the stand-in sleeps for a picture (0.5)"
+        "--seconds", type=float, default=0.5, help="seconds that the stand-in sleeps for each picture (0.5)"
     )
     parser.add_argument("--quick", action="store_true", help="fewer pictures")
     parser.add_argument(
@@ -284,10 +285,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         default=record.RESULTS,
         metavar="DIR",
-        help="where the JSON file goes (benchmarks/results)",
+        help="directory of the JSON file (benchmarks/results)",
     )
     parser.add_argument("--write", action="store_true", help="write the file")
-    parser.add_argument("--commit", help="recorded where the tree has no git directory")
+    parser.add_argument("--commit", help="commit to record if the tree has no git directory")
     options = parser.parse_args(argv)
     options.pictures = options.pictures or (96 if options.quick else 200)
     options.replicas = sorted({int(one) for one in options.replicas.split(",")})
@@ -295,20 +296,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print tables, perhaps write the file; return 0, or 1 when something was lost."""
+    """Measure, print tables, write the file on request; return 0, or 1 when a check failed."""
     options = parse(argv)
     os.environ.update(ENVIRONMENT)
     where = record.machine(torch.device("cpu"), options.commit)
     load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
     print(" ".join(f"{key}={value}" for key, value in (where | {"load_average": load}).items()))
-    # /tmp, whatever TMPDIR says: sockets of Ray have names of at most 107 bytes. Its own folder also keeps
-    # other clusters' files untouched.
+    # /tmp, whatever TMPDIR is: the paths of Ray's sockets may have at most 107 bytes. A separate folder keeps
+    # the files of other clusters untouched.
     with tempfile.TemporaryDirectory(prefix="scale-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         os.environ["RAY_TMPDIR"] = folder
         try:
             with head() as cluster:
                 levels = scaling(cluster, Path(folder), options.replicas, options.pictures, options.seconds)
-                print(f"\nstand-in of {options.seconds} s a picture, {options.pictures} pictures a replica\n")
+                print(
+                    f"\nstand-in: {options.seconds} s per picture, {options.pictures} pictures per replica\n"
+                )
                 print(record.table(list(levels[0]), [list(level.values()) for level in levels]), flush=True)
                 loss = loss_and_gain(cluster, Path(folder), 2 * options.pictures, options.seconds)
         except RuntimeError as error:

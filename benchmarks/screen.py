@@ -1,14 +1,17 @@
-"""Do the positions that a picture was made from show in it, as a screen of dots or a weave? Two measures of
-the period `scale`.
+"""Measure whether the positions from which a picture was made are visible in it, as a screen of dots or a
+weave of period `scale`.
 
     python benchmarks/screen.py --model tiny-x4 --model runs/mine/model --data bicubic=lq:gt
 
 A network that makes scale x scale pixels from one position can leave the same small pattern everywhere. LPIPS
-and PSNR hardly see it, people do. `screen`, for each picture: the spectrum of its luma (BT.601) under a Hann
-window; at every frequency of whole periods of `scale` pixels, the mean power of 5 x 5 bins over the median of
-the 17 x 17 around them, in dB; the mean over these frequencies. Photographs have about 1 dB. It sees a
-pattern that is the same over the picture. `lattice` is `resshift.training.lattice`, which also sees one that
-changes with the content, and may be part of the training objective.
+and PSNR hardly measure it, but people see it. Two measures:
+
+    screen     for each picture the spectrum of its luma (BT.601) under a Hann window; at every frequency of
+               whole periods of `scale` pixels, the mean power of 5 x 5 bins over the median of the 17 x 17
+               bins around them, in dB; the mean over these frequencies. Photographs have about 1 dB. It
+               detects a pattern that is the same over the whole picture.
+    lattice    `resshift.training.lattice`, which also detects a pattern that changes with the content, and
+               may be part of the training objective.
 """
 
 from __future__ import annotations
@@ -32,11 +35,14 @@ _NEAR, _AROUND = 2, 8
 
 
 def screen_db(rgb_u8: Array, period: int) -> float:
-    """Return the excess of a picture, (H, W, 3) uint8; about 1 for photographs, 0 for noise in the mean of
-    the logarithms.
+    """Return the mean excess of power in dB; about 1 for photographs, 0 for noise.
+
+    Args:
+        rgb_u8: Picture, (H, W, 3) uint8.
+        period: Period of the pattern in pixels.
 
     Raises:
-        ValueError: a side is shorter than 8 * period: the frequencies lie too close.
+        ValueError: A side is shorter than 8 * period, so the frequencies are too close together.
     """
     height, width = (side // period * period for side in rgb_u8.shape[:2])
     if min(height, width) < 8 * period:
@@ -62,7 +68,7 @@ def screen_db(rgb_u8: Array, period: int) -> float:
 
 
 def main() -> int:
-    """Measure truth, bicubic and models."""
+    """Measure ground truth, bicubic and models."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,22 +1,22 @@
-"""Can the borders of tiles be seen? Steps at the edges of tiles against steps inside, and the difference to
-the picture computed whole.
+"""Measure whether the borders of tiles are visible: steps at the edges of tiles compared with steps inside,
+and the difference to the picture computed without tiles.
 
-    python benchmarks/seams.py                       # writes benchmarks/results/seams-DATE-MACHINE.json
-    python benchmarks/seams.py --photos DIR          # adds photographs: the first ones of a directory, by name
-    python benchmarks/seams.py --quick               # under a minute on two cores, nothing written
+    python benchmarks/seams.py                   writes benchmarks/results/seams-DATE-MACHINE.json
+    python benchmarks/seams.py --photos DIR      also photographs: the first ones of a directory, by name
+    python benchmarks/seams.py --quick           under a minute on two cores; nothing written
 
 For a flat colour, gradients, noise and photos, cut into 1 to 64 tiles, the mean absolute difference between
-neighbouring rows (columns) of the result is taken at the rows where a tile begins or ends, and at all others
-at which two positions of the latent meet:
+neighbouring rows (columns) of the result is taken at the rows where a tile begins or ends, and at all other
+rows between two positions of the latent:
 
-    edge ratio = mean step at edges / mean step elsewhere, both over the same step in the whole picture (below `FLOOR` levels it counts as
-    FLOOR)
+    edge ratio = mean step at edges / mean step elsewhere,
+                 both divided by the same step in the untiled picture (at least `FLOOR` levels)
 
-The picture computed whole has the same content but no edges, so what a border adds shows, and what happens to
-lie there does not. Edges always lie between positions, whose pixels have a pattern of their own
-(docs/tiny-x4.md): compared with rows inside positions that pattern would count as a seam, where there is
-none. Delta E is CIE76 in L*a*b*, of the tiled picture to the whole one. The last line is a JSON object:
-worst_edge_ratio over all cases, mean_delta_e_photos.
+The untiled picture has the same content but no edges, so the ratio shows what a border adds and not what
+happens to be in the picture there. Edges are always between positions, whose pixels have a pattern of their
+own (docs/tiny-x4.md); compared with rows inside positions, that pattern would count as a seam where there is
+none. Delta E is the CIE76 difference in L*a*b* between the tiled and the untiled picture. The last line is a
+JSON object: worst_edge_ratio over all cases, mean_delta_e_photos.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from resshift.tiles.colour_fix import COLOUR_FIXES
 from resshift.tiles.plan import AxisTiles
 from resshift.upscaler import Upscaler
 
-# Steps of a flat picture are a fraction of a level; below this nobody sees a multiple of them, and it decides
-# no ratio.
+# Steps of a flat picture are a fraction of a level. Multiples of steps below this value are not visible, so
+# they must not determine a ratio.
 FLOOR = 0.5
 
 
 def synthetic(side: int) -> dict[str, np.ndarray]:
-    """Pictures whose seams show first, (side, side, 3) uint8."""
+    """Return pictures in which seams are most visible, (side, side, 3) uint8."""
     rng = np.random.default_rng(0)
     ramp = np.linspace(0, 255, side)
     horizontal = np.broadcast_to(ramp[None, :, None], (side, side, 3))
@@ -58,7 +58,7 @@ def synthetic(side: int) -> dict[str, np.ndarray]:
 
 
 def photos_of(directory: Path, count: int, side: int) -> dict[str, np.ndarray]:
-    """The first photographs of a directory, the middle of each at most `side` pixels a side."""
+    """Return the first photographs of a directory, each cropped at its centre to at most `side` pixels."""
     found: dict[str, np.ndarray] = {}
     for path in sorted(
         path for path in directory.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg")
@@ -70,14 +70,14 @@ def photos_of(directory: Path, count: int, side: int) -> dict[str, np.ndarray]:
 
 
 def edges_of(axis: AxisTiles, scale: int, length: int) -> np.ndarray:
-    """Rows of the result between which and the row above a tile begins or ends."""
+    """Return the rows of the result at whose upper side a tile begins or ends."""
     rows = {at for start in axis.starts for at in (start, start + axis.tile)}
     return np.array(sorted(row * scale for row in rows if 0 < row * scale < length), dtype=np.int64)
 
 
 def edge_ratio(tiled: np.ndarray, whole: np.ndarray, edges: np.ndarray, axis: int, scale: int) -> float:
-    """Mean step at the edges over that between other positions, each in units of the whole picture's step
-    there; 1 without edges.
+    """Return the mean step at the edges over that between other positions, each in units of the untiled
+    picture's step there; 1 without edges.
     """
     if not len(edges):
         return 1.0
@@ -94,7 +94,7 @@ def edge_ratio(tiled: np.ndarray, whole: np.ndarray, edges: np.ndarray, axis: in
 
 
 def delta_e(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean CIE76 difference of two sRGB pictures."""
+    """Return the mean CIE76 difference of two sRGB pictures."""
     first, second = (cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2LAB) for picture in (a, b))
     return float(np.sqrt(((first - second) ** 2).sum(2)).mean())
 
@@ -127,9 +127,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--photos",
         type=Path,
         metavar="DIR",
-        help="a directory of photographs; without one delta E is that of made pictures",
+        help="directory of photographs; without it delta E is that of synthetic pictures",
     )
-    parser.add_argument("--count", type=int, default=4, help="how many photographs (default 4)")
+    parser.add_argument("--count", type=int, default=4, help="number of photographs (default 4)")
     parser.add_argument(
         "--side", type=int, default=232, help="side of the pictures (default 232: 64 tiles of 32)"
     )
@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     if not options.quick:
         where = record.machine(torch.device("cpu"))
-        # Photographs may not be ours to name: they are numbered.
+        # File names of photographs may be private, so photographs are numbered.
         numbered = {name: f"photo {i}" for i, name in enumerate(photographs, 1)}
         stored = [row | {"case": numbered.get(row["case"], row["case"])} for row in rows]
         path = record.RESULTS / record.file_name(

@@ -1,15 +1,18 @@
-"""The endpoint under open-loop load, at 0.5, 1, 2 and 10 times what it can do.
+"""Measure the endpoint under open-loop load, at 0.5, 1, 2 and 10 times its capacity.
 
-    python benchmarks/serve_load.py [--model nearest-x4@24] [--seconds 20]   # writes benchmarks/results/serve_load-MODEL-DATE-MACHINE.json
-    python benchmarks/serve_load.py --quick                                  # nothing written
+    python benchmarks/serve_load.py [--model nearest-x4@24] [--seconds 20]
+    python benchmarks/serve_load.py --quick                                  nothing written
 
-Open loop: requests are sent at their time whatever became of the others, as visitors do. The capacity is what
-as many clients as there are slots get done one after the other. The stand-in sleeps (24 s a megapixel is 0.1
-s for the 64 x 64 picture), as a CPU does while a GPU works.
+Without --quick it writes benchmarks/results/serve_load-MODEL-DATE-MACHINE.json.
 
-goodput_share_10x: answers with a picture a second at 10x, over the capacity. p99_ratio: of the answered at
-10x over those at 1x. unexpected_status: requests with another end than 200, or 429 and 503 with Retry-After.
-overhead_ms: p50 of one client, less the model's.
+Open loop: requests are sent on schedule whatever happens to earlier ones, as independent visitors do. The
+capacity is the rate of as many clients as there are slots, each sending one request after the other. The
+stand-in sleeps (24 s per megapixel is 0.1 s for the 64 x 64 picture), as a CPU waits while a GPU works.
+
+    goodput_share_10x   pictures returned per second at 10x, over the capacity
+    p99_ratio           99th percentile of the time of answered requests at 10x, over that at 1x
+    unexpected_status   requests that end neither with 200 nor with 429 or 503 and Retry-After
+    overhead_ms         median time of one client, minus that of the model
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ FACTORS = (0.5, 1.0, 2.0, 10.0)
 
 @dataclass(slots=True)
 class Load:
-    """What became of the requests of one load; seconds are of those answered with a picture."""
+    """Outcomes of the requests of one load; `seconds` has the times of those answered with a picture."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
@@ -65,7 +68,7 @@ def picture() -> bytes:
 
 
 async def send(session: aiohttp.ClientSession, address: str, data: bytes, load: Load) -> None:
-    """Send one request and note what became of it."""
+    """Send one request and record its outcome."""
     began = time.perf_counter()
     try:
         async with session.post(f"{address}/v1/upscale", data=data) as answer:
@@ -86,7 +89,7 @@ async def send(session: aiohttp.ClientSession, address: str, data: bytes, load: 
 async def closed(
     session: aiohttp.ClientSession, address: str, data: bytes, num_clients: int, seconds: float
 ) -> Load:
-    """Let clients send one request after the other."""
+    """Let every client send one request after the other."""
     load, began = Load(), time.perf_counter()
 
     async def client() -> None:
@@ -101,8 +104,8 @@ async def closed(
 async def opened(
     session: aiohttp.ClientSession, address: str, data: bytes, rps: float, seconds: float
 ) -> Load:
-    """Send requests at a rate, whatever becomes of them. The wall clock is that of the sending and of the
-    last answer with a picture.
+    """Send requests at a fixed rate, whatever their outcome. The wall time ends with the sending or with the
+    last picture returned, whichever is later.
     """
     load, began, last = Load(), time.perf_counter(), 0.0
 
@@ -123,7 +126,7 @@ async def opened(
 
 
 async def memory_mb(session: aiohttp.ClientSession, address: str) -> float:
-    """Return what the gateway's process holds."""
+    """Return the resident memory of the gateway's process in MB."""
     async with session.get(f"{address}/metrics") as answer:
         lines = (await answer.text()).splitlines()
     return next(
@@ -134,7 +137,7 @@ async def memory_mb(session: aiohttp.ClientSession, address: str) -> float:
 async def measure(
     address: str, seconds: float, num_clients: int
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Put all loads on the endpoint, print a line for each, and return the figures, and those of each
+    """Apply all loads to the endpoint, print a line for each, and return the main figures and those of each
     load.
     """
     data = picture()
@@ -192,7 +195,7 @@ def main() -> int:
     )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--model", default="nearest-x4@24")
-    parser.add_argument("--seconds", type=float, help="of each load (default 20, quick 5)")
+    parser.add_argument("--seconds", type=float, help="duration of each load (default 20, with --quick 5)")
     chosen = parser.parse_args()
     from ray import serve
 
@@ -201,7 +204,7 @@ def main() -> int:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     config = configuration(arguments().parse_args(["--model", chosen.model, "--port", str(port)]))
-    # A line of half a second: who waits longer is better served elsewhere.
+    # A queue of half a second: a client that would wait longer is better served elsewhere.
     limits = config["applications"][-1]["args"]["limits"]
     limits["queue"] = 4
     address = start(config)

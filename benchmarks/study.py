@@ -1,15 +1,17 @@
-"""Short controlled runs of a preset: the same pairs in the same order, equal samples or equal seconds, one
-thing changed at a time.
+"""Compare short controlled runs of a preset: the same pairs in the same order, equal samples or equal time,
+one change at a time.
 
     python benchmarks/study.py --data shards --test bicubic=lq:gt --samples 4000 \\
-        --variant base --variant "steps-4 model.schedule.steps=4" --variant "kappa-0.2 model.schedule.kappa=0.2"
-    python benchmarks/study.py ... --seconds 200                 equal time instead: what a machine can learn before morning
+        --variant base \\
+        --variant "steps-4 model.schedule.steps=4" \\
+        --variant "kappa-0.2 model.schedule.kappa=0.2"
+    python benchmarks/study.py ... --seconds 200                 equal time instead of equal samples
 
-A variant is a name and settings as for `jobs/train.py --set`. Pairs are made before anything is timed and
-kept in memory. The learning rate follows the preset's own curve, stretched over the budget. At the end the
-network (not its average, which is as old as the run is short) upscales the test sets whole, with the full
-chain and with one step, and so does its average of each --average RATE. Small differences mean nothing:
-repeat with another --seed.
+A variant is a name, followed by settings as for `jobs/train.py --set`. Pairs are made before anything is
+timed and kept in memory. The learning rate follows the preset's curve, stretched over the budget. At the end
+the network (not its average, which in a short run still contains the initial weights) upscales the complete
+test sets, with the full chain and with one step, and so does its average of each --average RATE. Small
+differences are not significant: repeat with another --seed.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ from resshift.upscaler import Upscaler
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """A test picture."""
+    """A test picture with its ground truth."""
 
     set: str
     key: str
@@ -56,7 +58,7 @@ class Truth:
 
 
 def photos(shards: str) -> Iterator[tuple[str, bytes, int]]:
-    """Yield (key, bytes, epoch) of all pictures, again and again."""
+    """Yield (key, bytes, epoch) of all pictures, epoch after epoch without end."""
     groups = row_groups(read_manifest(shards))
     epoch = 0
     while True:
@@ -76,7 +78,7 @@ def make_pairs(shards: str, config: RunConfig, count: int) -> tuple[Tensor, Tens
         try:
             pair = make_pair(data, key, epoch, config.train.seed, config.data, config.degradation)
         except ImageError:
-            continue  # reported by jobs/prepare.py; a study needs enough pairs, not these
+            continue  # reported by jobs/prepare.py; a study needs enough pairs, not this one
         hq.append(pair.hq_u8)
         lq.append(pair.lq_u8)
     order = seeds.philox(config.train.seed, "study").permutation(count)
@@ -126,14 +128,12 @@ def train(
     init: dict[str, Tensor] | None,
     rates: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """Train until the budget is spent; return the network, its averages, one of each rate, and what
-    happened.
-    """
+    """Train until the budget is spent; return the network, its average for each rate, and figures."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stage = on_device(build_first_stage(config.model.first_stage), device)  # type: ignore[type-var]
     size = config.train.batch_size
-    # The curve of the learning rate is that of a run of `steps`; with a budget of seconds, the step is set to
-    # where the clock is.
+    # The learning rate follows the curve of a run of `steps`; with a time budget, the step is set from the
+    # elapsed time.
     steps = (samples or 10**6) // size
     config = replace(
         config,
@@ -149,7 +149,7 @@ def train(
     for average in averages.values():
         average.n_averaged.fill_(
             1
-        )  # it holds the first weights already: else the first update would replace them
+        )  # it already holds the initial weights; otherwise the first update would replace them
     taken, last, started = 0, [], time.monotonic()
     while (taken < steps) if seconds is None else (time.monotonic() - started < seconds):
         if seconds is not None and taken > config.optim.warmup_steps:
@@ -185,7 +185,7 @@ def main() -> int:
     parser.add_argument("--preset", default="tiny-x4")
     parser.add_argument("--variant", action="append", required=True, metavar="'NAME [SETTING ...]'")
     parser.add_argument(
-        "--lpips-trunk", metavar="FILE", help="of SqueezeNet: for the objective and for the figures"
+        "--lpips-trunk", metavar="FILE", help="SqueezeNet weights, for the objective and for the figures"
     )
     parser.add_argument("--init", metavar="FILE", help="weights that every variant starts from, safetensors")
     parser.add_argument(
@@ -194,13 +194,13 @@ def main() -> int:
         type=float,
         default=[],
         metavar="RATE",
-        help="also judge the average of this rate",
+        help="also evaluate the average of this rate",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--write", action="store_true", help="also a dated file in benchmarks/results")
+    parser.add_argument("--write", action="store_true", help="also write a dated file to benchmarks/results")
     budget = parser.add_mutually_exclusive_group(required=True)
-    budget.add_argument("--samples", type=int, help="that every variant sees")
-    budget.add_argument("--seconds", type=float, help="that every variant trains")
+    budget.add_argument("--samples", type=int, help="samples that every variant sees")
+    budget.add_argument("--seconds", type=float, help="seconds that every variant trains")
     chosen = parser.parse_args()
 
     base = with_settings(preset(chosen.preset), [f"train.seed={chosen.seed}"])

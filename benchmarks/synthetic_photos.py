@@ -1,9 +1,8 @@
-"""Photos for benchmarks on machines that have none: drawn, not taken, and as costly to decode as those of
-ImageNet.
+"""Draw photos for benchmarks on machines without any, as costly to decode as those of ImageNet.
 
 A picture is a sum of smooth noise at scales of 1 to 128 pixels, stronger at the coarse ones as in
-photographs, with a few polygons for edges, as JPEG 4:2:0 of quality 90. ImageNet photos have 2 to 3 bits a
-pixel; so have these.
+photographs, with a few polygons for edges, encoded as JPEG 4:2:0 of quality 90. Like ImageNet photos, they
+have 2 to 3 bits per pixel.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def synthetic_photo(i_photo: int, height: int = HEIGHT, width: int = WIDTH) -> b
         coarse = rng.standard_normal((height // cell_px + 2, width // cell_px + 2, 3), dtype=np.float32)
         coarse[..., 1:] = (
             0.95 * coarse[..., :1] + 0.3 * coarse[..., 1:]
-        )  # the channels of a photo go together
+        )  # the channels of a photo are correlated
         image += (
             _GRAIN
             * cell_px**0.6

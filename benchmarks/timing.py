@@ -1,7 +1,7 @@
-"""How long one call takes: warm-up, then single calls timed until there are enough, then the median.
+"""Time one call: warm up, time single calls until there are enough, take the median.
 
-CUDA work is asynchronous, so there a call is timed by events on the device's stream and waited for; elsewhere
-by the process's clock.
+CUDA work is asynchronous: a call is timed by events on the device's stream, and awaited. Other devices are
+timed by the process's clock.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Stopwatch = Callable[[Call], float]
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds of one call: the median, and the middle half of all calls."""
+    """Seconds of one call: the median and the quartiles of all calls."""
 
     median_s: float
     lower_quartile_s: float
@@ -28,12 +28,12 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        """Width of the middle half over the median: differences smaller than this are noise."""
+        """Interquartile range over the median: differences smaller than this are noise."""
         return (self.upper_quartile_s - self.lower_quartile_s) / self.median_s if self.median_s else 0.0
 
     @classmethod
     def of(cls, seconds: list[float]) -> Timing:
-        """Summarise measured calls; at least one."""
+        """Summarise the seconds of at least one call."""
         quartiles = (
             statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 3
         )
@@ -41,24 +41,22 @@ class Timing:
 
 
 def host_stopwatch(call: Call) -> float:
-    """Run `call` and return the seconds that the process waited for it."""
+    """Run `call` and return its wall time in seconds."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def cpu_stopwatch(call: Call) -> float:
-    """Run `call` and return the CPU seconds of this thread: what one core is busy with it, however many
-    others share the machine.
-    """
+    """Run `call` and return the CPU seconds of this thread, which exclude other work of the machine."""
     start = time.thread_time()
     call()
     return time.thread_time() - start
 
 
 def cuda_stopwatch(call: Call) -> float:
-    """Run `call` and return the seconds between its first and its last work on the current CUDA stream,
-    launch gaps included.
+    """Run `call` and return the seconds between its first and last work on the current CUDA stream, including
+    launch gaps.
     """
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
@@ -70,7 +68,7 @@ def cuda_stopwatch(call: Call) -> float:
 
 
 def stopwatch_for(device: torch.device) -> Stopwatch:
-    """Return the stopwatch that is right for work on `device`."""
+    """Return the stopwatch for work on `device`."""
     return cuda_stopwatch if device.type == "cuda" else host_stopwatch
 
 
@@ -86,12 +84,12 @@ def measure(
     """Time `call`.
 
     Args:
-        call: the work; what it returns is dropped.
-        stopwatch: runs a call and returns its seconds.
-        warmup: calls before the first that counts: module load, algorithm choice, allocator.
-        min_calls: timed in any case.
-        max_calls: timed at most.
-        limit_s: no further call once the timed ones have taken this long together.
+        call: Work to time; its result is discarded.
+        stopwatch: Function that runs a call and returns its seconds.
+        warmup: Number of untimed calls first, for module loading, algorithm choice and the allocator.
+        min_calls: Smallest number of timed calls.
+        max_calls: Largest number of timed calls.
+        limit_s: Total seconds of timed calls after which no further call starts.
     """
     for _ in range(warmup):
         stopwatch(call)
@@ -102,10 +100,10 @@ def measure(
 
 
 def fastest(works: Sequence[Call], repeats: int) -> list[float]:
-    """Return the shortest wall time of each, in seconds; they take turns, so that a busy machine is busy for
-    all of them.
+    """Return the shortest wall time of each work, in seconds; works run in turn, so that a busy moment of the
+    machine affects all of them.
 
-    For works that end on the host: nothing is waited for on a GPU.
+    The works must end on the host: GPU work is not awaited.
     """
     times: list[list[float]] = [[] for _ in works]
     for _ in range(repeats):

@@ -1,14 +1,17 @@
-"""Small pictures one after the other, and together: what sharing calls of the network brings, and what it
-costs (`resshift.tiles.batching`).
+"""Compare small pictures one after the other and together: gain and cost of sharing calls of the network
+(`resshift.tiles.batching`).
 
-    python benchmarks/together.py --model tiny-x4 --side 64 --pictures 64        on a GPU; on a CPU tiles go one by one, and ratios are 1
+    python benchmarks/together.py --model tiny-x4 --side 64 --pictures 64
 
-    single     one picture after the other, a tile a call: what a program without batching does
-    alone      one picture after the other in calls of the usual size: what a picture pays whose shape nobody shares
+Run it on a GPU: on a CPU tiles are computed one by one, and all ratios are 1.
+
+    single     one picture after the other, one tile per call, as a program without batching does
+    alone      one picture after the other in calls of the usual size: the cost of a shape that no other
+               picture shares
     together   `--ongoing` pictures at a time, as in a replica
 
-Pictures are alike in size, or "mixed": all of different sizes about it, the worst case. Each one made
-together is compared with the same one made alone: all bytes have to be equal, or the exit code is 1.
+Pictures have equal sizes, or are "mixed": all of different sizes around it, the worst case. Each picture made
+together is compared with the same one made alone: all bytes must be equal, otherwise the exit code is 1.
 """
 
 from __future__ import annotations
@@ -32,8 +35,8 @@ from resshift.upscaler import Upscaler
 
 
 def noisy_pictures(side: int, count: int, *, mixed: bool) -> list[Picture]:
-    """Return pictures of waves with noise, squares of a side or rectangles of 3/4 to 5/4 of it; all
-    differ.
+    """Return different pictures of waves with noise: squares, or rectangles with sides of 3/4 to 5/4 of
+    `side`.
     """
     rng = np.random.default_rng(side)
     pictures: list[Picture] = []
@@ -46,14 +49,14 @@ def noisy_pictures(side: int, count: int, *, mixed: bool) -> list[Picture]:
 
 
 def one_by_one(up: Upscaler, pictures: Sequence[Picture], tile_batch: int | None = None) -> list[Picture]:
-    """Upscale every picture with calls of its own."""
+    """Upscale every picture with separate calls."""
     return [
         up.upscale(picture, Sampling(seed=i, tile_batch=tile_batch)) for i, picture in enumerate(pictures)
     ]
 
 
 def together(up: Upscaler, pictures: Sequence[Picture], ongoing: int) -> list[Picture]:
-    """Upscale with calls that pictures share, `ongoing` under way at a time."""
+    """Upscale with calls that pictures share, `ongoing` pictures at a time."""
     batcher = Batcher(most_open=ongoing)
     futures = [batcher.submit(up.upscaling(picture, Sampling(seed=i))) for i, picture in enumerate(pictures)]
     while batcher.turn():
@@ -64,14 +67,16 @@ def together(up: Upscaler, pictures: Sequence[Picture], ongoing: int) -> list[Pi
 def compare(
     name: str, device: str | torch.device, sides: Sequence[int], *, count: int, ongoing: int, rounds: int
 ) -> list[dict[str, Any]]:
-    """Return a row for each side, alike and mixed: pictures a second in the three ways, and whether all bytes
-    are equal.
+    """Return a row for each side, with equal and with mixed sizes: pictures per second in the three ways, and
+    whether all bytes are equal.
     """
     up = load(name, resolve_device(device), "auto")
     rows: list[dict[str, Any]] = []
     for side, mixed in ((side, mixed) for side in sides for mixed in (False, True)):
         pictures = noisy_pictures(side, count, mixed=mixed)
-        pairs = zip(one_by_one(up, pictures), together(up, pictures, ongoing), strict=True)  # and a warm-up
+        pairs = zip(
+            one_by_one(up, pictures), together(up, pictures, ongoing), strict=True
+        )  # also the warm-up
         same_bytes = all(np.array_equal(alone.pixels, shared.pixels) for alone, shared in pairs)
         works = [
             lambda p=pictures: one_by_one(up, p, 1),
@@ -95,7 +100,7 @@ def compare(
 
 
 def main() -> int:
-    """Compare, for each side."""
+    """Compare for each side."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -103,7 +108,11 @@ def main() -> int:
         "--model", default="tiny-x4", help="tiny-x4, or a preset with random weights (default tiny-x4)"
     )
     parser.add_argument(
-        "--side", type=int, action="append", metavar="PX", help="of the pictures (default 64, 128 and 256)"
+        "--side",
+        type=int,
+        action="append",
+        metavar="PX",
+        help="side of the pictures (default 64, 128 and 256)",
     )
     parser.add_argument("--pictures", type=int, default=32)
     parser.add_argument("--ongoing", type=int, default=16)

@@ -1,20 +1,19 @@
-"""How fast one optimiser step is: ours, ours compiled, and a plain loop, interleaved in one run; and where
-the time goes.
+"""Time one optimiser step (ours, ours compiled, and a plain loop, interleaved in one run) and its parts.
 
     python benchmarks/train_step.py                     realsr-x4-s4 on CUDA, tiny-x4 on a CPU
     python benchmarks/train_step.py --quick             under a minute
-    python benchmarks/train_step.py --write             also a dated file in benchmarks/results
+    python benchmarks/train_step.py --write             also write a dated file to benchmarks/results
 
-The plain loop (`PlainLoop`) does the same arithmetic as a first version of a training script would: both
-pictures encoded one after the other, the default AdamW, an average updated tensor by tensor, and the loss and
-the gradient's norm read by the host at every step. Both train the same network on the same bytes, in bf16 on
-CUDA and float32 on a CPU. Weights of first stage and LPIPS trunk are random: arithmetic costs the same, and
+The plain loop (`PlainLoop`) does the same arithmetic in the way of a first version of a training script: the
+two pictures encoded one after the other, the default AdamW, an average updated tensor by tensor, and the loss
+and the gradient norm read by the host at every step. Both train the same network on the same bytes, in bf16
+on CUDA and float32 on a CPU. First stage and LPIPS trunk have random weights: arithmetic costs the same, and
 nothing is downloaded.
 
-The split times parts of a step by themselves, forward and backward where the step has both; they overlap in a
-real step, so their sum is not its time. `data_wait` is the share of the time in which a learner that is fed
-by `pipelines.pairs.dataset.rank_batches` on this machine waits for its batch, over the steps after the first
-four. `share_of_peak` is the step's arithmetic over the matrix rate measured in the same run, CUDA only. The
+The split times parts of a step separately, forward and backward if the step has both; they overlap in a real
+step, so their sum is not its time. `data_wait` is the share of time in which a learner fed by
+`pipelines.pairs.dataset.rank_batches` on this machine waits for its batch, over the steps after the first
+four. `share_of_peak` is the step's arithmetic over the matrix rate measured in the same run (CUDA only). The
 last line is a JSON object; its `ratio_to_plain` is the rate of our eager step over that of the plain loop.
 """
 
@@ -61,7 +60,7 @@ TRUNKS = {"vgg": "vgg16", "alex": "alexnet", "squeeze": "squeezenet1_1"}
 
 
 def config_of(device: torch.device, name: str | None, micro_batch: int | None) -> RunConfig:
-    """Return the preset as one micro-batch a step."""
+    """Return the preset with one micro-batch per step."""
     on_gpu = device.type == "cuda"
     config = preset(name or ("realsr-x4-s4" if on_gpu else "tiny-x4"))
     size = micro_batch or (config.train.micro_batch if on_gpu else 4)
@@ -70,7 +69,7 @@ def config_of(device: torch.device, name: str | None, micro_batch: int | None) -
 
 
 def random_lpips(config: RunConfig, device: torch.device) -> Lpips | None:
-    """Return LPIPS with a trunk of random weights."""
+    """Return LPIPS with a trunk of random weights, or None if the objective has no LPIPS term."""
     if not config.loss.lpips:
         return None
     import torchvision
@@ -89,7 +88,7 @@ def random_batch(config: RunConfig, device: torch.device) -> dict[str, Tensor]:
 
 
 class PlainLoop:
-    """The step as it is first written: right, and without a thought for the device."""
+    """The optimiser step in its simplest correct form, not optimised for the device."""
 
     def __init__(self, config: RunConfig, network: nn.Module, objective: Objective) -> None:
         self.config, self.network, self.objective = config, network, objective
@@ -132,7 +131,7 @@ class PlainLoop:
 
 
 def build(config: RunConfig, device: torch.device) -> tuple[nn.Module, Objective]:
-    """Return a network on the device, and the objective with its frozen networks."""
+    """Return a network on the device and the objective with its frozen networks."""
     stage = build_first_stage(config.model.first_stage).eval().requires_grad_(False)
     objective = Objective(config.model, config.loss, on_device(stage, device), random_lpips(config, device))
     return on_device(build_network(config), device), objective
@@ -141,7 +140,7 @@ def build(config: RunConfig, device: torch.device) -> tuple[nn.Module, Objective
 def interleaved(
     calls: Mapping[str, Callable[[], object]], device: torch.device, rounds: int, warmup: int
 ) -> dict[str, list[float]]:
-    """Time calls in turn, so that a machine that slows down slows all of them."""
+    """Time calls in turn, so that a slow phase of the machine affects all of them."""
     stopwatch = stopwatch_for(device)
     for call in calls.values():
         for _ in range(warmup):
@@ -155,7 +154,7 @@ def interleaved(
 
 
 def parts_of(learner: DiffusionLearner, batch: Mapping[str, Tensor]) -> dict[str, Callable[[], object]]:
-    """Return what runs each part of a step by itself."""
+    """Return a call for each part of a step."""
     config, objective, device = learner.config, learner.objective, batch["hq"].device
     model, schedule, dtype = config.model, objective.schedule, PRECISIONS[config.train.precision]
     hq, lq = to_unit_range(batch["hq"]), to_unit_range(batch["lq"])
@@ -194,7 +193,7 @@ def parts_of(learner: DiffusionLearner, batch: Mapping[str, Tensor]) -> dict[str
 
 
 def matrix_rate(device: torch.device) -> float:
-    """Return the largest rate of bf16 matrix products, operations a second."""
+    """Return the largest rate of bf16 matrix products, in operations per second."""
     best = 0.0
     for side in (4096, 8192):
         a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
@@ -204,7 +203,7 @@ def matrix_rate(device: torch.device) -> float:
 
 
 def measured_data_wait(learner: DiffusionLearner, device: torch.device, steps: int) -> dict[str, float]:
-    """Feed the learner from a Ray Data pipeline on this machine and return what it waits."""
+    """Feed the learner from a Ray Data pipeline on this machine; return its share of waiting and its rate."""
     from PIL import Image
 
     from pipelines.cluster import ray_internals
@@ -234,7 +233,7 @@ def measured_data_wait(learner: DiffusionLearner, device: torch.device, steps: i
                 learner.step(to_device(batch, device))
                 if device.type == "cuda":
                     torch.cuda.synchronize()
-                if i >= 4:  # the pipeline starts
+                if i >= 4:  # exclude the start of the pipeline
                     waited_s, total_s = waited_s + waited, total_s + time.perf_counter() - started
     return {
         "data_wait": waited_s / total_s,
@@ -335,10 +334,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--compile",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="also compiled (default: unless --quick)",
+        help="also time the compiled step (default: unless --quick)",
     )
     parser.add_argument(
-        "--data", action=argparse.BooleanOptionalAction, default=True, help="also fed by Ray Data"
+        "--data", action=argparse.BooleanOptionalAction, default=True, help="also time steps fed by Ray Data"
     )
     parser.add_argument(
         "--write", action="store_true", help="write benchmarks/results/train_step-DATE-MACHINE.json"
