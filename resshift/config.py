@@ -1,8 +1,8 @@
 """A run as one frozen value: model, degradation, objective, optimiser, data, training.
 
-Parts that belong to one module live there; this one gathers them, changes one field from the command line,
-and compares a run with the one that a directory already holds. Unknown keys and wrong types are errors that
-name the key, the value and what is allowed.
+Parts that belong to one module are defined there; this module combines them, changes fields from the command
+line, and compares a run with the run that a directory already holds. Unknown keys and wrong types are errors
+that name the key, the value and what is allowed.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from resshift.networks.config import FirstStageConfig, UNetConfig
 from resshift.schedule import ScheduleConfig
 from resshift.target import Target
 
-# NaN passes every comparison that should refuse it, and equals nothing: a run with it could never be resumed.
+# NaN passes every range check and equals nothing, so a run with NaN could never be resumed.
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 T = TypeVar("T")
 MAX_OUTSCALE = 16
-LATTICE_POSITIONS = 16  # of a side, at least, for `resshift.training.lattice`
+LATTICE_POSITIONS = 16  # least number along a side for `resshift.training.lattice`
 
-# These may change when a run is continued: how long it goes on, what it reports, where files lie, and how the
-# same numbers are computed (up to rounding). Everything else is the run.
+# Fields that may change when a run is continued: its length, its reports, paths of files, and how the same
+# numbers are computed (up to rounding). All other fields define the run.
 MUTABLE_FIELDS = frozenset(
     {
         "train.steps",
@@ -65,10 +65,10 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class ModelConfig:
-    """Everything that inference needs to know; stored beside the weights.
+    """Configuration that inference needs; it is stored beside the weights.
 
-    `scale` is side of the output over side of the low-quality picture. `latent_scaling` chooses the rule of
-    `diffusion.scale_input`.
+    `scale` is the side of the output divided by the side of the low-quality picture. `latent_scaling` chooses
+    the rule of `diffusion.scale_input`.
     """
 
     scale: int = 4
@@ -88,8 +88,7 @@ class ModelConfig:
         if unet.pixel_head_channels and self.first_stage.kind != "pixel_unshuffle":
             raise ValueError(
                 "model.unet.pixel_head_channels needs first_stage.kind=pixel_unshuffle, got "
-                f"{unet.pixel_head_channels} "
-                f"with {self.first_stage.kind}"
+                f"{unet.pixel_head_channels} with {self.first_stage.kind}"
             )
         if unet.cond_lq and unet.lq_size * self.scale != unet.image_size * factor:
             raise ValueError(
@@ -104,11 +103,11 @@ class ModelConfig:
 
 
 class OptionError(ValueError):
-    """An option cannot have the value that it was given; an edge names the option as its callers know it.
+    """A value that an option cannot have. Interfaces to users name the option as their users know it.
 
     Args:
-        field: Name of the field.
-        message: What is allowed, and the value: "must be at least 8, got 7".
+        field: name of the field.
+        message: requirement and value, as in "must be at least 8, got 7".
     """
 
     def __init__(self, field: str, message: str) -> None:
@@ -126,24 +125,25 @@ class OptionError(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """What a caller chooses about the pixels of one picture.
+    """Options that determine how the pixels of a picture are computed.
 
-    `Upscaler`, bulk jobs, evaluation and HTTP all carry this value. It is no pydantic dataclass: "2" is an
-    error here and not the number 2.
+    `Upscaler`, bulk jobs, evaluation and HTTP use this type. It is not a pydantic dataclass, so that "2" is
+    an error and not the number 2.
 
     Fields:
-        seed: Seed of the noise; the same seed gives the same pixels.
-        outscale: Sides of the result over sides of the input, in (0, 16]; None: the model's own scale.
-        steps: Steps of the reverse chain, from 1 to as many as the model was trained with; None: all of them.
-            Fewer cost less.
-        tile_px: Longest side of a tile in input pixels; None: what costs least, up to 256. Smaller tiles need
-            less memory. A picture that is not larger is computed whole.
-        tile_batch: Number of tiles in one call of the network on a GPU, which several pictures may share
-            (`resshift.tiles.batching`); None: as many as keep it busy (`memory.tiles_per_call`). A CPU
+        seed: seed of the noise; the same seed gives the same pixels.
+        outscale: sides of the result divided by sides of the input, in (0, 16]; None is the scale of the
+            model.
+        steps: number of steps of the reverse chain, from 1 to the number that the model was trained with;
+            None is all of them. Fewer steps take less time.
+        tile_px: longest side of a tile in input pixels; None is the fastest size, up to 256. Smaller tiles
+            need less memory. A picture that is not larger than a tile is computed whole.
+        tile_batch: number of tiles in one call of the network on a GPU, which several pictures may share
+            (`resshift.tiles.batching`); None is enough to keep it busy (`memory.tiles_per_call`). A CPU
             computes tiles one by one.
 
     Raises:
-        OptionError: A value that no model can use. What depends on the model is checked by `check_for`.
+        OptionError: a value is not allowed for any model. `check_for` checks what depends on the model.
     """
 
     seed: int = 0
@@ -165,15 +165,15 @@ class Sampling:
             raise OptionError("tile_batch", f"must be at least 1, got {self.tile_batch}")
 
     def check_for(self, model: str, steps: int, smallest_tile_px: int) -> None:
-        """Refuse what a model cannot do.
+        """Check the options against a model.
 
         Args:
-            model: Name of the model in the message.
-            steps: Number of steps that the model was trained with.
-            smallest_tile_px: Side of its smallest tile, see `ModelConfig.smallest_tile_px`.
+            model: name of the model, for the message.
+            steps: number of steps that the model was trained with.
+            smallest_tile_px: side of its smallest tile, from `ModelConfig.smallest_tile_px`.
 
         Raises:
-            OptionError: The model cannot do it.
+            OptionError: a value is not allowed for the model.
         """
         if self.steps is not None and not 1 <= self.steps <= steps:
             raise OptionError("steps", f"must lie in 1 to {steps} for {model}, got {self.steps}")
@@ -185,12 +185,11 @@ class Sampling:
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class LossConfig:
     """Objective: `mse` x MSE on the target + `lpips` x LPIPS between the decoded prediction of x0 and the
-    clean picture + `lattice` x what of the lattice of positions shows in that prediction
-    (`resshift.training.lattice`).
+    clean picture + `lattice` x the measure of lattices in that prediction (`resshift.training.lattice`).
 
-    `lpips_trunk` is a file with the weights of the LPIPS trunk; without it torchvision downloads them. LPIPS
-    sees the pictures from one of `lpips_corners` x `lpips_corners` corners, another at every step; 4 meets
-    every phase of a trunk's first two strides.
+    `lpips_trunk` is a file with the weights of the LPIPS trunk; None downloads them with torchvision. LPIPS
+    sees the pictures from one of `lpips_corners` x `lpips_corners` corners, which changes at every step; 4
+    covers every phase of the first two strides of a trunk.
     """
 
     mse: float = 1.0
@@ -245,11 +244,11 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class DataConfig:
-    """How a clean crop is cut: `short_side` takes the largest square, shrunk to `crop_px`; `random` cuts at
-    native resolution.
+    """Rule by which clean crops are cut: `short_side` takes the largest square, shrunk to `crop_px`; `random`
+    cuts at native resolution.
 
-    `scaled` takes a square of any side between the two, shrunk (`resshift.pairs.crops`). `distorted` shrinks
-    the short side to `crop_px` and changes geometry and colour (`resshift.pairs.augment`).
+    `scaled` takes a square with a side between these two, shrunk (`resshift.pairs.crops`). `distorted`
+    shrinks the short side to `crop_px` and changes geometry and colour (`resshift.pairs.augment`).
     """
 
     crop: Literal["short_side", "random", "scaled", "distorted"] = "short_side"
@@ -263,26 +262,32 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class TrainConfig:
-    """Length, batch, numerics and bookkeeping of a run.
+    """Length, batch, numerics and checkpoints of a run.
 
-    What is learned:
-        steps, batch_size: optimiser steps, and samples of each over all workers together.
-        seed: of everything random.
-        precision: "bf16" and "fp16" are autocast with float32 weights; "fp16" scales the loss.
-        ema_decay: of the averaged weights.
-        max_skipped_steps: steps in a row whose gradient is not finite before the run stops; looked at when a line is logged.
+    Fields that change the result:
+        steps, batch_size: number of optimiser steps, and samples of a step over all workers.
+        seed: seed of all random numbers.
+        precision: arithmetic of the networks. "bf16" and "fp16" are autocast with float32 weights; "fp16"
+            scales the loss.
+        ema_decay: decay of the averaged weights.
+        max_skipped_steps: number of successive steps without a finite gradient after which the run stops;
+            checked whenever a line is logged.
 
-    How it is computed, equal up to rounding:
-        micro_batch: samples that one worker holds at a time; gradients add up over micro-batches and workers.
-        parallel: "ddp" keeps weights, averages and moments on every worker, "fsdp" shares them out (PyTorch's fully_shard).
+    Fields that change the result by rounding only:
+        micro_batch: number of samples that one worker computes at a time; gradients are summed over
+            micro-batches and averaged over workers.
+        parallel: "ddp" keeps weights, averages and moments on every worker, "fsdp" shards them (PyTorch's
+            fully_shard).
         compile: mode of torch.compile for the network and the first stage.
-        activation_checkpointing: recompute activations in the backward pass: a third more arithmetic for a fraction of the memory.
-        channels_last: memory layout of convolutions.
+        activation_checkpointing: whether to compute activations again in the backward pass: a third more
+            arithmetic for a fraction of the memory.
+        channels_last: whether convolutions use the channels-last memory layout.
 
-    What is kept:
-        checkpoint_every, keep_last, milestone_every: the last `keep_last` checkpoints stay, the best one, and every one whose step is a
-        multiple of `milestone_every`.
-        max_failures: restarts after failures before the run gives up; preemptions do not count.
+    Fields of files and failures:
+        checkpoint_every, keep_last, milestone_every: steps between checkpoints; the last `keep_last`
+            checkpoints are kept, the best one, and those whose step is a multiple of `milestone_every`.
+        log_every: steps between log lines.
+        max_failures: number of restarts after failures before the run stops; preemptions do not count.
         first_stage_weights: file with the weights of the VQ autoencoder, for presets that have one.
     """
 
@@ -325,16 +330,17 @@ class TrainConfig:
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"train.ema_decay must lie in [0, 1), got {self.ema_decay}")
         if self.precision == "fp16" and self.parallel == "fsdp":
-            # The scaler would look for overflows in one worker's shard and shrink its scale alone.
+            # The scaler would check only the shard of its own worker for overflows.
             raise ValueError("train.precision=fp16 needs train.parallel=ddp; with fsdp use bf16")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class ValidationConfig:
-    """Measurement on a fixed set while training (`--val`).
+    """Measurement on a fixed set during training (`--val`).
 
-    `pictures` of it are used, `grid` of them are shown; `border` pixels are cut before measuring; `best`
-    decides which checkpoint is kept as the best: the highest PSNR or SSIM, the lowest LPIPS.
+    `pictures` is the number of pictures that are measured, `grid` the number that are shown; `border` pixels
+    are cut from each side before measuring. `best` is the metric by which the best checkpoint is chosen: the
+    highest PSNR or SSIM, or the lowest LPIPS.
     """
 
     every: int = 10_000
@@ -353,11 +359,11 @@ class ValidationConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class LogConfig:
-    """Where figures go besides the log and OUT/metrics: TensorBoard files in OUT/tensorboard, Weights &
-    Biases, MLflow.
+    """Destinations of metrics besides the log and OUT/metrics: TensorBoard files in OUT/tensorboard, Weights
+    & Biases, MLflow.
 
     The last two need their package on the machine of the first worker, and their own environment variables.
-    With `samples`, OUT/seen lists which pictures every step has seen.
+    With `samples`, OUT/seen lists the pictures of every step.
     """
 
     tensorboard: bool = True
@@ -368,7 +374,7 @@ class LogConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class RunConfig:
-    """A complete training run."""
+    """Configuration of a training run."""
 
     preset: str
     model: ModelConfig
@@ -394,14 +400,13 @@ class RunConfig:
             factor = self.model.first_stage.factor
             if factor < 2 or self.data.crop_px < LATTICE_POSITIONS * factor:
                 raise ValueError(
-                    f"loss.lattice needs positions of 2 pixels and crops of {LATTICE_POSITIONS} positions at "
-                    "least, "
-                    f"got {factor} and data.crop_px={self.data.crop_px}"
+                    "loss.lattice needs positions of at least 2 pixels and crops of at least "
+                    f"{LATTICE_POSITIONS} positions, got {factor} and data.crop_px={self.data.crop_px}"
                 )
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Return a configuration as plain JSON-ready values."""
+    """Return a configuration as plain values that can be written as JSON."""
     return json.loads(json.dumps(asdict(config)))
 
 
@@ -409,7 +414,8 @@ def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
     """Build a configuration of type `kind`, strictly.
 
     Raises:
-        ConfigError: unknown key, wrong type or value out of range, each named by its dotted path.
+        ConfigError: a key is unknown, or a value is of the wrong type or out of range; the message names it
+            by its dotted path.
     """
     try:
         return TypeAdapter(kind).validate_python(values)
@@ -435,16 +441,16 @@ def _siblings(kind: type[Any], path: str) -> list[str]:
 
 
 def with_settings(config: T, settings: Iterable[str]) -> T:
-    """Return `config` with `section.field=value` settings applied in order; the dataclass gives each value
-    its type.
+    """Return `config` with settings `section.field=value` applied in order; the type of a value is that of
+    its field.
 
     Args:
-        config: any configuration above.
-        settings: as typed after `--set`, for example "train.steps=1000", "model.unet.channel_mult=[1,2]" or
-            "loss.lpips_trunk=null".
+        config: configuration of a run, of any type.
+        settings: settings as given after `--set`, for example "train.steps=1000",
+            "model.unet.channel_mult=[1,2]" or "loss.lpips_trunk=null".
 
     Raises:
-        ConfigError: malformed setting, unknown key, or a value that the field does not take.
+        ConfigError: a setting is malformed, its key is unknown, or its value is not allowed.
     """
     values = to_dict(config)
     for setting in settings:
@@ -483,16 +489,16 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def fingerprint(config: Any) -> str:
-    """Return 16 hexadecimal digits that change when a field that defines the run changes (not those in
-    MUTABLE_FIELDS).
+    """Return 16 hexadecimal digits that change if a field that defines the run changes; fields in
+    MUTABLE_FIELDS do not define it.
     """
     flat = {key: value for key, value in flatten(to_dict(config)).items() if key not in MUTABLE_FIELDS}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Return one "field: theirs -> ours" a field that defines the run and differs, for the message that
-    refuses to resume.
+    """Return "field: theirs -> ours" for each field that defines the run and differs, for the message of a
+    refusal to resume.
     """
     a, b = flatten(ours), flatten(theirs)
     names = sorted((a.keys() | b.keys()) - MUTABLE_FIELDS)

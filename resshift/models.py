@@ -1,9 +1,8 @@
-"""Which models there are, where their files lie, and what they are; nothing here loads a weight, so nothing
-imports torch.
+"""Names, files and configurations of models. Nothing here loads weights, so nothing imports torch.
 
-A model directory holds `config.json` (name and `ModelConfig`), `model.safetensors` (the U-Net) and, when the
-first stage has parameters, `first_stage.safetensors`. A weight file of ours holds name and configuration as
-well.
+A model directory holds `config.json` (name and `ModelConfig`), `model.safetensors` (the U-Net) and, if the
+first stage has parameters, `first_stage.safetensors`. A weight file that this package wrote also holds name
+and configuration.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 METADATA_KEY = "resshift.model"
-# To be raised by every change that gives other pixels for the same weights (defaults such as the colour fix
-# included): it is part of a model's identity, so a bulk job that began before such a change is refused
-# instead of mixed.
+# Increase this with every change that gives other pixels for the same weights (including defaults such as the
+# colour fix). It is part of a model's identity, so a bulk job that began before such a change is refused
+# instead of continued with other pixels.
 PIXELS = 5
 
 
 class WeightsError(ValueError):
-    """A weight file that cannot be used; the message says what is wrong with it."""
+    """A weight file that cannot be used; the message gives the reason."""
 
 
 def write_model_config(directory: Path, name: str, config: ModelConfig) -> None:
@@ -67,7 +66,7 @@ def _parsed_model_config(text: str, path: Path) -> tuple[str, ModelConfig]:
 
 
 def embedded_model_config(path: Path) -> tuple[str, ModelConfig] | None:
-    """Return the name and the configuration inside a safetensors file, None when there are none."""
+    """Return the name and the configuration in a safetensors file, or None if it holds none."""
     if path.suffix != ".safetensors":
         return None
     try:
@@ -80,9 +79,7 @@ def embedded_model_config(path: Path) -> tuple[str, ModelConfig] | None:
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A weight file on the network. `sha256` is None where its publisher gives none and we have not seen the
-    file.
-    """
+    """A published weight file; `sha256` is None if its publisher gives none and it was never checked."""
 
     name: str
     url: str
@@ -99,7 +96,7 @@ def _released(name: str) -> RemoteFile:
 
 
 VQ_F4 = _released("autoencoder_vq_f4.pth")
-# Presets with published weights: preset -> (U-Net, first stage). None of them ships with this package.
+# Presets with published weights: preset -> (U-Net, first stage). This package contains none of them.
 RELEASED: dict[str, tuple[RemoteFile, RemoteFile]] = {
     "realsr-x4-s15": (_released("resshift_realsrx4_s15_v2.pth"), VQ_F4),
     "realsr-x4-s4": (_released("resshift_realsrx4_s4_v3.pth"), VQ_F4),
@@ -108,26 +105,26 @@ RELEASED: dict[str, tuple[RemoteFile, RemoteFile]] = {
 
 
 def cache_directory() -> Path:
-    """Return where downloads go: $RESSHIFT_CACHE, or ~/.cache/resshift."""
+    """Return the directory of downloads: $RESSHIFT_CACHE, or ~/.cache/resshift."""
     return Path(os.environ.get("RESSHIFT_CACHE", "~/.cache/resshift")).expanduser()
 
 
 def fetch(
     file: RemoteFile, *, accept_licence: bool, cache: Path | None = None, timeout_s: float = 60.0
 ) -> Path:
-    """Return the local copy of a weight file, downloading it once.
+    """Return the local copy of a weight file, which is downloaded once.
 
-    The download goes to a temporary name and is renamed after its sha256 was checked. For a file without a
-    published checksum, the sha256 seen first is stored beside it, and a later change is refused.
+    The file is downloaded to a temporary name and renamed after its sha256 is checked. For a file without a
+    published checksum, the first sha256 is stored beside it, and a file that differs later is refused.
 
     Args:
-        file: what to get.
-        accept_licence: the user has agreed to `file.licence`.
-        cache: directory; default `cache_directory()`.
-        timeout_s: of the connection and of each read.
+        file: weight file.
+        accept_licence: whether the user has accepted `file.licence`.
+        cache: directory of the copy; None is `cache_directory()`.
+        timeout_s: timeout of the connection and of each read.
 
     Raises:
-        WeightsError: licence not accepted, download failed, or another checksum than expected.
+        WeightsError: the licence was not accepted, the download failed, or the checksum is not as expected.
     """
     target = (cache or cache_directory()) / file.name
     seen = target.with_name(target.name + ".sha256")
@@ -138,11 +135,10 @@ def fetch(
     if not accept_licence:
         raise WeightsError(
             f"{file.name} is published under {file.licence}. Read it, and if you agree set "
-            "RESSHIFT_ACCEPT_LICENCE=1 "
-            "or pass accept_licence=True"
+            "RESSHIFT_ACCEPT_LICENCE=1 or pass accept_licence=True"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Not mkstemp: it makes the file readable by its owner only, and a cache may be shared.
+    # mkstemp would make the file readable by its owner only, and a cache may be shared.
     temporary = target.with_name(f".{file.name}.{secrets.token_hex(8)}")
     try:
         with temporary.open("xb") as out, urllib.request.urlopen(file.url, timeout=timeout_s) as response:
@@ -174,7 +170,7 @@ def _check(path: Path, expected: str | None, name: str, remedy: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """Where the files of a model are, what it is, and what its networks are asked to compute in."""
+    """Name, configuration and files of a model, and the precision in which its networks compute."""
 
     name: str
     config: ModelConfig
@@ -183,8 +179,8 @@ class ModelFiles:
     dtype: Dtype = "auto"
 
     def identity(self) -> str:
-        """Return 16 hexadecimal digits that change with any weight or setting of the model, a precision asked
-        for, and `PIXELS`.
+        """Return 16 hexadecimal digits that change with any weight or setting of the model, with a chosen
+        precision, and with `PIXELS`.
         """
         asked = [] if self.dtype == "auto" else [self.dtype]
         digest = hashlib.sha256(json.dumps([PIXELS, to_dict(self.config), *asked], sort_keys=True).encode())
@@ -204,8 +200,9 @@ def locate_model(
 ) -> ModelFiles:
     """Find the files of a model without loading them; arguments and errors as in `Upscaler.from_pretrained`.
 
-    A name or path may end in @float32, @bfloat16 or @float16: the precision its networks compute in. So every
-    command takes one, and a job or an endpoint tells the two apart, because the identity is another.
+    A name or path may end in @float32, @bfloat16 or @float16, the precision in which its networks compute.
+    Every command accepts this suffix, and jobs and endpoints distinguish the precisions, because the
+    identities differ.
     """
     source = str(source)
     accept_licence = accept_licence or os.environ.get("RESSHIFT_ACCEPT_LICENCE") == "1"

@@ -1,12 +1,12 @@
-"""Named runs. A preset is a function that returns a full configuration; each says where its numbers come
-from.
+"""Presets of training runs. A preset is a function that returns a full configuration; its docstring gives the
+source of its numbers.
 
-Sources are the configurations of the official repository (its branch `journal`). Common to all of them: the
-U-Net of 160 channels, kappa 2, power 0.3, sqrt(eta_T) = 0.99, AdamW (0.9, 0.999) at 5e-5 without weight decay
-or clipping, 5000 steps of warm-up, EMA 0.999. What differs here on purpose: bf16 where they use fp16 with a
-scaler (nothing overflows), and a warm-up that holds from the first step on.
+Sources are the configurations of the official repository (its branch `journal`). All of them have a U-Net of
+160 channels, kappa 2, power 0.3, sqrt(eta_T) = 0.99, AdamW (0.9, 0.999) at 5e-5 without weight decay or
+clipping, 5000 steps of warm-up, and EMA 0.999. Two things differ here: bf16 instead of fp16 with a scaler
+(nothing overflows), and a warm-up that is in effect from the first step.
 
-The scores expected of a preset stand in its docstring once they have been measured with this code.
+The docstring of a preset gives its expected scores once they have been measured with this code.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from resshift.networks.config import FirstStageConfig, UNetConfig, VQConfig
 from resshift.schedule import ScheduleConfig
 from resshift.target import Target
 
-# The released f8 face autoencoder: 77,009,115 parameters, more blocks where the map is small.
+# The released f8 face autoencoder: 77,009,115 parameters, with more blocks on smaller maps.
 VQ_F8_FACE = VQConfig(
     ch=64, ch_mult=(1, 2, 4, 8), num_res_blocks=(1, 2, 3, 4), z_channels=8, embed_dim=8, n_embed=4096
 )
@@ -38,8 +38,8 @@ def realsr_x4_s15() -> RunConfig:
     """Real-world x4 in 15 steps, as released v1 and v2 (NeurIPS 2023): 118.6 M parameters, MSE only, constant
     learning rate, batch 64.
 
-    Source: realsr_swinunet_realesrgan256.yaml. v1 is its state after 300,000 steps, v2 after 500,000 (`--set
-    train.steps=500000`). Data there: ImageNet and FFHQ, whole short sides brought to 256.
+    Source: realsr_swinunet_realesrgan256.yaml. v1 is the state after 300,000 steps, v2 after 500,000 (`--set
+    train.steps=500000`). Official data: ImageNet and FFHQ, with short sides resized to 256.
     """
     return RunConfig(
         preset="realsr-x4-s15",
@@ -69,8 +69,8 @@ def realsr_x4_s4() -> RunConfig:
 
 
 def realsr_x2_s4() -> RunConfig:
-    """Real-world x2 in 4 steps: as realsr-x4-s4 with a 128-pixel condition brought down by a strided
-    extractor.
+    """Real-world x2 in 4 steps: as realsr-x4-s4, with a condition of 128 pixels that a strided extractor
+    reduces.
 
     Source: realsr_realesrgan256_x2.yaml; no weights were released.
     """
@@ -83,12 +83,12 @@ def realsr_x2_s4() -> RunConfig:
 
 
 def bicubic_x4_s4() -> RunConfig:
-    """MATLAB bicubic x4 in 4 steps: as realsr-x4-s4 with the plain degradation and random native-resolution
-    crops.
+    """MATLAB bicubic x4 in 4 steps: as realsr-x4-s4, with bicubic degradation and random crops at native
+    resolution.
 
     Source: bicx4_swinunet_lpips.yaml, which also compiles the networks (`--set
-    train.compile=reduce-overhead`), shrinks pictures so that the short side is 256 before it crops, and turns
-    them by multiples of 90 degrees.
+    train.compile=reduce-overhead`), shrinks pictures to a short side of 256 before cropping, and rotates them
+    by multiples of 90 degrees.
     """
     return replace(
         realsr_x4_s4(),
@@ -99,7 +99,7 @@ def bicubic_x4_s4() -> RunConfig:
 
 
 def inpaint_imagenet_s4() -> RunConfig:
-    """Inpainting of photos in 4 steps: picture with holes and mask as the condition, LPIPS weight 10.
+    """Inpainting of photos in 4 steps: the condition is the picture with holes and the mask; LPIPS weight 10.
 
     Source: inpaint_lama256_imagenet.yaml, with its distortions of geometry and colour
     (`resshift.pairs.augment`).
@@ -149,14 +149,14 @@ def face_s4() -> RunConfig:
 
 
 def tiny_x4() -> RunConfig:
-    """The small model that ships: pixel-unshuffle instead of an autoencoder, one step, the residual as
+    """The small model of this package: pixel-unshuffle instead of an autoencoder, one step, the residual as
     target.
 
-    All width sits at the size of the input, one Swin layer in the middle, a small head at the size of the
-    picture. With one step every sample trains the one prediction that inference makes, and that prediction
-    costs a quarter of a chain of four; why this shape, and so small a kappa: docs/tiny-x4.md. The Swin mask
-    is the one of the Swin paper. Trained on native-resolution crops with a mix of the heavy and the mild
-    real-world chain and plain bicubic, and against the lattice of its positions.
+    It has its full width at the size of the input, one Swin layer in the middle, and a small head at the size
+    of the picture. With one step every sample trains the only prediction of inference, which takes a quarter
+    of the time of a chain of four; docs/tiny-x4.md gives the reasons for this shape and for the small kappa.
+    The Swin mask is that of the Swin paper. It is trained on crops at native resolution with a mix of the
+    heavy and the mild real-world chain and bicubic, and with a loss against lattices.
     """
     return RunConfig(
         preset="tiny-x4",
@@ -191,12 +191,12 @@ def tiny_x4() -> RunConfig:
 
 
 def tiny_x4_clean() -> RunConfig:
-    """The small model for clean input, which ships too: tiny-x4 trained further on bicubic pairs alone, for
-    LPIPS more than for PSNR.
+    """The small model of this package for clean input: tiny-x4, trained further on bicubic pairs alone, for
+    LPIPS rather than PSNR.
 
-    What tiny-x4 gives to noise, blur and JPEG it lacks where there are none, and on real-world pictures LPIPS
-    costs more PSNR than here: docs/tiny-x4.md. Larger crops, because most of a small one lies beside the
-    border that the trunk of LPIPS pads.
+    The capacity that tiny-x4 spends on noise, blur and JPEG is missing on clean input, and on real-world
+    pictures a gain in LPIPS costs more PSNR than here (docs/tiny-x4.md). Crops are larger, because most of a
+    small crop lies next to the border that the trunk of LPIPS pads.
     """
     base = tiny_x4()
     return replace(
@@ -210,8 +210,8 @@ def tiny_x4_clean() -> RunConfig:
 
 
 def test_x4() -> RunConfig:
-    """A toy of the same construction as tiny-x4 for tests: 32-pixel crops, bicubic, a step in milliseconds.
-    It does not learn to see.
+    """A minimal model of the construction of tiny-x4 for tests: 32-pixel crops, bicubic, steps of
+    milliseconds. Its pictures are not useful.
     """
     base = tiny_x4()
     return replace(
@@ -257,7 +257,7 @@ def preset(name: str) -> RunConfig:
     """Return the configuration called `name`.
 
     Raises:
-        ConfigError: there is none; the message lists those that exist.
+        ConfigError: there is no such preset; the message lists the presets.
     """
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}; allowed: {', '.join(PRESETS)}")

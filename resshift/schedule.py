@@ -1,18 +1,17 @@
-"""The shifting sequence eta_1 < ... < eta_T and everything that follows from it.
+"""The shifting sequence eta_1 < ... < eta_T and the quantities that follow from it.
 
     sqrt(eta_t) = sqrt(eta_1) * b0 ** beta_t
     beta_t      = ((t - 1) / (T - 1)) ** p * (T - 1)
     b0          = exp(log(eta_T / eta_1) / (2 (T - 1)))
-    alpha_t     = eta_t - eta_{t-1},  eta_0 = 0                                (Yue, Wang and Loy, "ResShift", NeurIPS 2023)
+    alpha_t     = eta_t - eta_{t-1},  eta_0 = 0
 
-which is the same as `sqrt(eta_t) = sqrt(eta_1) * (sqrt(eta_T) / sqrt(eta_1)) ** (((t - 1) / (T - 1)) ** p)`.
+(Yue, Wang and Loy, "ResShift", NeurIPS 2023), which is the same as
+`sqrt(eta_t) = sqrt(eta_1) * (sqrt(eta_T) / sqrt(eta_1)) ** (((t - 1) / (T - 1)) ** p)`.
 
-Index rule, stated once: every array has length T and entry i belongs to the paper's t = i + 1. The network
-receives i.
+Indices: every array has length T, and entry i belongs to t = i + 1 in the paper. The network receives i.
 
-A name that contains `sqrt_` holds a root and nothing else does. (The released code calls sqrt(eta_T)
-`etas_end`: its 0.99 is a root, so eta_T = 0.9801 there and 0.999 in the paper. Released weights need the
-released form.)
+Names that contain `sqrt_` are roots, and no other names are. (The released code calls sqrt(eta_T) `etas_end`:
+its 0.99 is a root, so eta_T = 0.9801 there and 0.999 in the paper. Released weights need the released form.)
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ Float64Array = NDArray[np.float64]
 
 @config_dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
 class ScheduleConfig:
-    """Which shifting sequence a model was trained with.
+    """Parameters of the shifting sequence of a model.
 
-    `min_noise` and `sqrt_eta_end` are read by the released form only.
+    Only the released form uses `min_noise` and `sqrt_eta_end`.
     """
 
     form: Literal["released", "paper"] = "released"
@@ -56,14 +55,15 @@ class ScheduleConfig:
 class ShiftSchedule:
     """A shifting sequence with its posterior coefficients, all float64 of length T.
 
-        q(x_t | x0, y0)         = N(x0 + eta_t (y0 - x0), kappa^2 eta_t I)
-        q(x_{t-1} | x_t, x0, y0) : mean = (eta_{t-1} / eta_t) x_t + (alpha_t / eta_t) x0,  variance = kappa^2 (eta_{t-1} / eta_t) alpha_t
+        q(x_t | x0, y0)          = N(x0 + eta_t (y0 - x0), kappa^2 eta_t I)
+        q(x_{t-1} | x_t, x0, y0) = N((eta_{t-1} / eta_t) x_t + (alpha_t / eta_t) x0,
+                                     kappa^2 (eta_{t-1} / eta_t) alpha_t I)
 
-    Args:
-        sqrt_eta: increasing, in (0, 1], shape (T,).
+    Fields:
+        sqrt_eta: increasing values in (0, 1], shape (T,).
         kappa: noise level at eta = 1, in units of the latent.
-        trained_steps: indices that the network knows the entries by, shape (T,); None: 0 ... T - 1. See
-            `shortened`.
+        trained_steps: indices of the entries in the sequence that the network was trained with, shape (T,);
+            None is 0 ... T - 1. See `shortened`.
     """
 
     sqrt_eta: Float64Array
@@ -100,7 +100,7 @@ class ShiftSchedule:
 
     @classmethod
     def from_config(cls, config: ScheduleConfig) -> ShiftSchedule:
-        """Return the sequence that `config` names."""
+        """Return the sequence of a configuration."""
         if config.form == "paper":
             return cls.paper(config.steps, config.kappa, config.power)
         return cls.released(config.steps, config.kappa, config.min_noise, config.power, config.sqrt_eta_end)
@@ -108,8 +108,8 @@ class ShiftSchedule:
     def shortened(self, steps: int) -> ShiftSchedule:
         """Return a chain of fewer steps through some of these etas, for the same network.
 
-        Kept are the indices ceil(T k / S) - 1 for k = 1 ... S, so always the last: the chain begins where the
-        prior is, y0 + kappa sqrt(eta_T) noise, which the network was trained on. (The respacing of the
+        The indices ceil(T k / S) - 1 for k = 1 ... S are kept, and so always the last: the chain begins at
+        the prior, y0 + kappa sqrt(eta_T) noise, which the network was trained on. (The respacing of the
         released code drops the last.) Posteriors follow from the kept etas alone.
 
         Raises:
@@ -125,7 +125,7 @@ class ShiftSchedule:
 
     @property
     def steps(self) -> int:
-        """T."""
+        """Number of steps T."""
         return len(self.sqrt_eta)
 
     @property
@@ -176,7 +176,7 @@ class ShiftSchedule:
 
 def _powered_curve(sqrt_eta_1: float, sqrt_eta_end: float, steps: int, power: float) -> Float64Array:
     if steps == 1:
-        # The formula divides by T - 1. One step goes from eta_T to x0, so only the end of the curve is left.
+        # The formula divides by T - 1. One step goes from eta_T to x0, so the curve is its end.
         return np.array([sqrt_eta_end], dtype=np.float64)
     fraction = np.arange(steps, dtype=np.float64) / (steps - 1)
     return sqrt_eta_1 * (sqrt_eta_end / sqrt_eta_1) ** (fraction**power)

@@ -1,9 +1,9 @@
-"""Where every random number comes from.
+"""Streams of random numbers.
 
 A stream is named by a *sequence* of parts, for example `(run_seed, "degrade", epoch, key)`. The parts are
-hashed into the 128-bit key of a counter-based generator (Philox, Salmon et al. 2011), so what a sample is
-never depends on the batch, the worker, the order of work or a restart. `seed + epoch` is not used anywhere:
-with it seed 1, epoch 2 would equal seed 2, epoch 1.
+hashed to the 128-bit key of a counter-based generator (Philox, Salmon et al. 2011), so a sample never depends
+on the batch, the worker, the order of work or a restart. `seed + epoch` is not used anywhere: seed 1, epoch 2
+would equal seed 2, epoch 1.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def derive(*parts: Part) -> int:
     """Hash the parts into a 128-bit integer.
 
     Args:
-        parts: integers (any size, negative too) and strings. `1` and `"1"` differ, and so do `("ab", "c")`
-            and `("a", "bc")`.
+        parts: integers of any size and sign, and strings. `1` and `"1"` differ, and so do `("ab", "c")` and
+            `("a", "bc")`.
 
     Raises:
-        TypeError: a part is neither an int nor a str (a float or None would make streams collide silently).
+        TypeError: a part is neither an int nor a str.
     """
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
@@ -41,15 +41,15 @@ def derive(*parts: Part) -> int:
 
 
 class _Key(np.random.bit_generator.ISeedSequence):
-    """A key in the place of a seed. `Philox(key=...)` gives the same stream, but asks the operating system
-    for entropy first.
+    """A key instead of a seed. `Philox(key=...)` gives the same stream, but reads entropy from the operating
+    system first.
     """
 
     def __init__(self, key: int) -> None:
         self._words = np.frombuffer(key.to_bytes(16, "little"), dtype="<u8").astype(np.uint64)
 
     def generate_state(self, n_words: int, dtype: DTypeLike = np.uint32) -> NDArray[np.uint32 | np.uint64]:
-        """Return the two 64-bit words of the key, which is what Philox asks for."""
+        """Return the two 64-bit words of the key, which are all that Philox asks for."""
         if n_words != 2 or np.dtype(dtype) != np.uint64:
             raise ValueError(f"a key has 2 words of 64 bits, not {n_words} of {np.dtype(dtype)}")
         return self._words
@@ -63,10 +63,10 @@ def philox(*parts: Part) -> np.random.Generator:
 def torch_generator(*parts: Part, device: torch.device | str = "cpu") -> torch.Generator:
     """Return the torch generator of the stream named by `parts`, on `device`.
 
-    Generators of the CPU and of CUDA give different numbers for one seed: draw on the CPU what must not
-    depend on the device.
+    Generators of the CPU and of CUDA give different numbers for one seed: numbers that must not depend on the
+    device have to be drawn on the CPU.
     """
-    # Here: names and NumPy streams are all that most processes need, and torch takes half a gigabyte.
+    # Imported here: most processes need only names and NumPy streams, and torch takes half a gigabyte.
     import torch
 
     return torch.Generator(device=device).manual_seed(derive(*parts) % 2**63)

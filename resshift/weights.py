@@ -1,6 +1,6 @@
-"""Weights: reading any wrapping they come in, loading them strictly, storing them as safetensors.
+"""Weights: reading files in all released wrappings, loading strictly, storing as safetensors.
 
-Pickles are opened with `weights_only=True` and nothing else.
+Pickles are opened with `weights_only=True` only.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from resshift.config import ModelConfig, to_dict
 from resshift.models import METADATA_KEY, WeightsError, write_model_config
 
-# Buffers that are computed from the shapes. They are in released checkpoints; what a file says about them is
-# not trusted.
+# Buffers that are computed from shapes. Released checkpoints contain them; their values in files are ignored.
 _DERIVED = ("attn_mask", "relative_position_index")
 _WRAPPERS = ("module.", "_orig_mod.")
 
@@ -28,17 +27,17 @@ _WRAPPERS = ("module.", "_orig_mod.")
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read weights from safetensors or from a pickle in any of the released wrappings.
 
-    Accepted: a raw dict of tensors; a training checkpoint with the dict under "state_dict"; keys that begin
-    with "module." (DDP) and "_orig_mod." (torch.compile) in any order. Derived buffers are dropped.
+    Accepted are a raw dict of tensors, a training checkpoint with the dict under "state_dict", and keys that
+    begin with "module." (DDP) and "_orig_mod." (torch.compile) in any order. Derived buffers are dropped.
 
     Args:
-        path: `.safetensors`, or anything that `torch.load` reads.
+        path: `.safetensors` file, or any file that `torch.load` reads.
 
     Returns:
-        Tensors on the CPU, with the dtype they were stored in.
+        Tensors on the CPU, with the dtype of the file.
 
     Raises:
-        WeightsError: not a file of tensors, or one that would execute code.
+        WeightsError: the file does not hold tensors, or would execute code.
     """
     path = Path(path)
     if not path.is_file():
@@ -52,8 +51,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise WeightsError(f"{path} cannot be read as weights: {error}") from error
     except Exception as error:
-        # torch.load(weights_only=True) raises pickle.UnpicklingError and, for damaged streams, almost
-        # anything.
+        # torch.load(weights_only=True) raises pickle.UnpicklingError and, for damaged files, almost any
+        # error.
         raise WeightsError(
             f"{path} is not a plain file of tensors ({type(error).__name__}: {error})"
         ) from error
@@ -75,13 +74,13 @@ def _unwrapped(key: str) -> str:
 
 
 def is_derived(key: str) -> bool:
-    """Tell whether a key names a buffer that is computed from shapes; no file stores or gives one."""
+    """Tell whether a key names a buffer that is computed from shapes, which is neither stored nor loaded."""
     return key.rsplit(".", 1)[-1] in _DERIVED
 
 
 def state_to_store(module: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Return the state dict of a module on the CPU, contiguous, without derived buffers, cast to `dtype` when
-    one is given.
+    """Return the state dict of a module on the CPU, contiguous, without derived buffers, and cast to `dtype`
+    unless it is None.
     """
     return {
         key: value.detach().to("cpu", dtype).contiguous()
@@ -91,10 +90,11 @@ def state_to_store(module: nn.Module, dtype: torch.dtype | None = None) -> dict[
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy weights into a module, strictly: every parameter present, nothing else, every shape equal.
+    """Copy weights into a module. Every parameter must be present with its shape, and nothing else.
 
     Raises:
-        WeightsError: lists the missing, unexpected and mismatched keys. The module is left as it was.
+        WeightsError: the weights do not fit; the message lists the missing, unexpected and mismatched keys.
+            The module is not changed.
     """
     ours = {key: value for key, value in module.state_dict().items() if not is_derived(key)}
     theirs = {key: value for key, value in state.items() if not is_derived(key)}
@@ -124,12 +124,12 @@ def _problem(kind: str, names: list[str]) -> list[str]:
 def save_safetensors(
     state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors to a file through a temporary name, so that a half-written file never has the final
-    one.
+    """Write tensors to a file through a temporary name, so that the final name is never that of an incomplete
+    file.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    # Not save_file: it makes the file readable by its owner only.
+    # save_file would make the file readable by its owner only.
     temporary.write_bytes(save(dict(state), metadata=dict(metadata or {})))
     temporary.replace(path)
 
@@ -142,15 +142,15 @@ def save_model(
     first_stage: nn.Module | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a model directory that `Upscaler.from_pretrained` reads; the configuration comes last.
+    """Write a model directory that `Upscaler.from_pretrained` reads; the configuration is written last.
 
     Args:
-        directory: created when absent.
-        name: for reports.
-        config: of the model.
-        unet: stored as model.safetensors.
-        first_stage: stored as first_stage.safetensors when it has parameters.
-        dtype: of the stored weights, for example torch.float16 for half the size; default as they are.
+        directory: directory of the model, which is created if it is absent.
+        name: name of the model in reports.
+        config: configuration of the model.
+        unet: U-Net, stored as model.safetensors.
+        first_stage: first stage, stored as first_stage.safetensors if it has parameters.
+        dtype: dtype of the stored weights, for example torch.float16 for half the size; None keeps theirs.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -163,5 +163,5 @@ def save_model(
 
 
 def model_metadata(name: str, config: ModelConfig) -> dict[str, str]:
-    """Return the safetensors metadata that makes a weight file complete in itself."""
+    """Return the safetensors metadata with which a weight file can be used without a `config.json`."""
     return {METADATA_KEY: json.dumps({"name": name, "model": to_dict(config)})}

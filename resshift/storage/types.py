@@ -75,7 +75,7 @@ def printable(uri: str) -> str:
 
 @contextlib.contextmanager
 def accessing(uri: str, *errors: type[BaseException]) -> Generator[None]:
-    """Turn errors of the operating system, and `errors`, into a StorageError about `uri`; the cause is kept."""
+    """Turn errors of the operating system, and `errors`, into a StorageError; the cause is kept."""
     try:
         yield
     except StorageError:

@@ -95,7 +95,7 @@ class Slots:
         )
 
     def micro_batches(self, limit: int) -> list[slice]:
-        """Divide this worker's samples, counted from 0, into slices of at most `limit`, as equal as can be."""
+        """Divide this worker's samples, counted from 0, into slices of about equal size, at most `limit`."""
         rows = self.stop - self.start
         count = -(-rows // limit)
         edges = [round(i * rows / count) for i in range(count + 1)]

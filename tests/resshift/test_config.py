@@ -202,7 +202,7 @@ def test_condition_must_have_the_size_that_the_scale_gives() -> None:
 def test_a_lattice_needs_room() -> None:
     with_settings(preset("tiny-x4"), ["loss.lattice=0.03", "data.crop_px=64"])
     with pytest.raises(
-        ConfigError, match=r"loss.lattice needs .* crops of 16 positions at least, got 4 and data.crop_px=32"
+        ConfigError, match=r"loss.lattice needs .* crops of at least 16 positions, got 4 and data.crop_px=32"
     ):
         with_settings(preset("tiny-x4"), ["loss.lattice=0.03", "data.crop_px=32"])
 
