@@ -182,7 +182,7 @@ def test_the_worst_pictures_come_first() -> None:
 
 
 def test_who_is_not_on_the_page_of_some_pictures_is_not_on_that_of_more() -> None:
-    """What the command relies on when it lets pictures go before all are known."""
+    """`Gallery` relies on it when it drops pictures before all are known."""
     order = np.random.default_rng(5).permutation(200)
     rows = [record(f"{i:03d}", float((37 * i) % 101)) for i in order]
     held: set[str] = set()
@@ -191,6 +191,27 @@ def test_who_is_not_on_the_page_of_some_pictures_is_not_on_that_of_more() -> Non
         if count % 9 == 0:
             held &= {row["key"] for row, _ in results.on_the_page(rows[:count])}
     assert {row["key"] for row, _ in results.on_the_page(rows)} <= held
+
+
+def test_a_gallery_keeps_the_pictures_of_the_page_and_no_others(encode: Encode) -> None:
+    png = encode(0, 4, 4)
+    gallery = results.Gallery()
+    for i in range(200):
+        pictures = {"lq": png, "bicubic": png, "ours": png, "gt": b""}
+        gallery.add(record(f"{i * 37 % 200:03d}", 20.0 + i * 37 % 200 / 10), pictures)
+        assert len(gallery._pictures) <= 2 * results.MOST_PICTURES_ON_THE_PAGE  # pyright: ignore[reportPrivateUsage]
+    names = [card.name for card in gallery.cards(NAMES)]
+    assert names == [f"s/{i:03d}" for i in range(32)]  # the ten worst, and the next in order of name
+
+
+def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
+    facts = {"model": {"name": "mine", "identity": "x", "scale": 4, "steps": 1}, "against": None}
+    facts |= {"names": NAMES, "settings": {"lpips_net": None, "border": 0}, "versions": results.versions()}
+    written = results.write(str(tmp_path), facts, RECORDS, None, [])
+    assert [name for name, _ in written.failed] == ["s/z"]
+    assert written.lines()[-1] == "failed s/z: truncated: cut"
+    assert results.read(str(tmp_path)) == (facts, [RECORDS[1], RECORDS[0], FAILED])
+    assert "mine on s" in (tmp_path / "report.html").read_text()
 
 
 def test_csv_has_every_picture() -> None:
