@@ -1,14 +1,14 @@
-"""Files and objects: plain paths, file:// and s3://, one set of functions.
+"""Files and objects by one set of functions: plain paths, file:// and s3://.
 
-Listing streams: one page of a bucket or one directory at a time, so ten million keys cost no memory and work
-starts with the first page. Keys come in the order of their UTF-8 bytes from both kinds of store. Writing is
-atomic: a reader sees the whole new file or what was there before (local: temporary name, fsync, rename; S3:
-one PUT).
+Listings are streamed, one page of a bucket or one directory at a time, so ten million keys take no memory and
+work starts with the first page. Keys come in the order of their UTF-8 bytes from both kinds of storage.
+Writing is atomic: a reader sees either the whole new file or the previous one (local: temporary name, fsync,
+rename; S3: one PUT).
 
-Local files are in `resshift.storage.local`, objects in `resshift.storage.s3`. `S3Options` say how a bucket is
-reached; local paths ignore them. Credentials come from the environment or a profile, never from a URI. URIs
-are taken literally: nothing is percent-decoded. What it does not do: other schemes, objects above 5 GiB,
-deleting more than one file at a time.
+Local files are in `resshift.storage.local`, objects in `resshift.storage.s3`. `S3Options` are the options of
+access to a bucket; local paths ignore them. Credentials come from the environment or a profile, never from a
+URI. URIs are taken literally: nothing is percent-decoded. What it does not do: other schemes, objects above
+5 GiB, deleting more than one file at a time.
 """
 
 from __future__ import annotations
@@ -30,45 +30,46 @@ def is_s3(uri: str) -> bool:
 def list_entries(root: str, options: S3Options = s3.DEFAULT) -> Iterator[Entry]:
     """List every file below `root`, recursively, in the order of the UTF-8 bytes of the keys.
 
-    Keys that end in "/" (directory markers) and our own temporary files are skipped. Irregular files and
-    directories that cannot be read are yielded with `irregular` set and are never opened; links are followed
+    Keys that end in "/" (directory markers) and temporary files of `write_bytes` are skipped. Irregular files
+    and directories that cannot be read are yielded with `irregular` set and never opened; links are followed
     unless they lead back to a directory above them.
 
     Args:
-        root: a directory, a prefix, or one single file or object.
-        options: how a bucket is reached.
+        root: directory, prefix, or single file or object.
+        options: options of access to a bucket.
 
     Raises:
-        StorageError: the root itself is missing (an empty prefix of an existing bucket is not) or cannot be
-            read.
+        StorageError: the root itself cannot be read, or is missing; an empty prefix of an existing bucket is
+            not missing.
     """
     return s3.list_entries(root, options) if is_s3(root) else local.list_entries(root)
 
 
 def find_entry(root: str, key: str, options: S3Options = s3.DEFAULT) -> Entry:
-    """Return the entry of one key below a root, as `list_entries` would.
+    """Return the entry that `list_entries` would yield for a key below a root.
 
     Raises:
-        StorageError: it is missing or cannot be reached.
+        StorageError: the file or object is missing or cannot be reached.
     """
     uri = join(root, key)
     return s3.find_entry(uri, key, options) if is_s3(uri) else local.find_entry(uri, key)
 
 
 def read_bytes(uri: str, max_bytes: int | None = None, options: S3Options = s3.DEFAULT) -> bytes:
-    """Read a whole file or object. Anything but a regular file is refused without being opened.
+    """Read a whole file or object. A file that is not regular is refused without being opened.
 
     Raises:
-        StorageError: with the reason; too_large before a byte is read when the size is above `max_bytes`.
+        StorageError: the file cannot be read; too_large, before a byte is read, if its size is above
+            `max_bytes`.
     """
     return s3.read_bytes(uri, max_bytes, options) if is_s3(uri) else local.read_bytes(uri, max_bytes)
 
 
 def read_first_bytes(uri: str, num_bytes: int, options: S3Options = s3.DEFAULT) -> bytes:
-    """Read the beginning of a file or object, at most `num_bytes`; no more than that travels.
+    """Read at most `num_bytes` at the beginning of a file or object; no more than that is transferred.
 
     Raises:
-        StorageError: with the reason.
+        StorageError: the file cannot be read.
     """
     return _read_part(uri, 0, num_bytes, options)
 
@@ -77,14 +78,14 @@ def read_range(uri: str, offset: int, num_bytes: int, options: S3Options = s3.DE
     """Read a part of a file or object, in one request.
 
     Args:
-        uri: of the file.
-        offset: of the first byte; negative counts from the end, and a file shorter than that is read from its
-            start.
-        num_bytes: how many.
-        options: how a bucket is reached.
+        uri: URI of the file or object.
+        offset: position of the first byte. A negative offset counts from the end; a file shorter than that is
+            read from its start.
+        num_bytes: number of bytes.
+        options: options of access to a bucket.
 
     Raises:
-        StorageError: with the reason; invalid when the file ends before the part does.
+        StorageError: the part cannot be read; invalid, if the file ends before the part does.
     """
     data = _read_part(uri, offset, num_bytes, options)
     if offset >= 0 and len(data) < num_bytes:
@@ -106,13 +107,13 @@ def write_bytes(
     """Write a whole file or object atomically; local directories are created.
 
     Args:
-        uri: where to.
-        data: all of it.
-        options: how a bucket is reached, and what its new object is given.
-        content_type: of an object; a local file has none.
+        uri: URI of the file or object.
+        data: content of the file.
+        options: options of access to a bucket, and of the new object.
+        content_type: content type of an object; a local file has none.
 
     Raises:
-        StorageError: nothing was written.
+        StorageError: the file cannot be written; nothing was changed.
     """
     if is_s3(uri):
         s3.write_bytes(uri, data, options, content_type)
@@ -121,11 +122,10 @@ def write_bytes(
 
 
 def remove(uri: str, options: S3Options = s3.DEFAULT) -> None:
-    """Delete one file or object; nothing happens when it is not there. A local directory that is left empty
-    goes with it.
+    """Delete a file or object if it exists, and its local directory if that is then empty.
 
     Raises:
-        StorageError: it cannot be deleted.
+        StorageError: the file cannot be deleted.
     """
     if is_s3(uri):
         s3.remove(uri, options)
@@ -134,10 +134,10 @@ def remove(uri: str, options: S3Options = s3.DEFAULT) -> None:
 
 
 def exists(uri: str, options: S3Options = s3.DEFAULT) -> bool:
-    """Return whether a file or object is there (a prefix or a bucket is not an object).
+    """Tell whether a file or object exists; a prefix or a bucket is not an object.
 
     Raises:
-        StorageError: the answer is not known: access denied, store unreachable.
+        StorageError: access is denied, or the store cannot be reached.
     """
     return s3.exists(uri, options) if is_s3(uri) else local.exists(uri)
 
@@ -146,8 +146,8 @@ def join(root: str, key: str) -> str:
     """Return the URI of a relative key below a root.
 
     Raises:
-        StorageError: invalid, when the key is empty, absolute, has a NUL byte or a ".." segment, or (local)
-            segments that would make two keys one file ("." and "//").
+        StorageError: invalid, if the key is empty or absolute, has a NUL byte or a ".." segment, or, for a
+            local root, segments by which two keys would name the same file ("." and "//").
     """
     segments = key.split("/")
     refused = {".."} if is_s3(root) else {"..", ".", ""}
@@ -161,8 +161,8 @@ def join(root: str, key: str) -> str:
 
 
 def is_inside(child: str, parent: str) -> bool:
-    """Return whether `child` is `parent` or lies below it; links, "..", "." and trailing slashes resolved.
-    Nothing needs to exist.
+    """Tell whether `child` is `parent` or lies below it, after links, "..", "." and trailing slashes are
+    resolved. Neither needs to exist.
     """
     if is_s3(child) != is_s3(parent):
         return False
@@ -172,8 +172,8 @@ def is_inside(child: str, parent: str) -> bool:
     (child_bucket, child_key), (parent_bucket, parent_key) = s3.split(child), s3.split(parent)
     if child_bucket != parent_bucket:
         return False
-    # Keys are literal for S3, but a ".." typed by a user means what it means in a path: inside by either
-    # reading is inside.
+    # Keys are literal in S3, but a user who types ".." means the directory above: a key is inside if it is by
+    # either reading.
     plain, parent_plain = child_key.strip("/"), parent_key.strip("/")
     resolved, parent_resolved = (posixpath.normpath(f"/{key}").strip("/") for key in (child_key, parent_key))
     readings = ((plain, parent_plain), (resolved, parent_resolved))
@@ -181,9 +181,9 @@ def is_inside(child: str, parent: str) -> bool:
 
 
 def open_input(uri: str, options: S3Options = s3.DEFAULT) -> IO[bytes]:
-    """Open a file or object for random access; only the parts that are read travel.
+    """Open a file or object for random access; only the parts that are read are transferred.
 
     Raises:
-        StorageError: it cannot be opened.
+        StorageError: the file cannot be opened.
     """
     return s3.open_input(uri, options) if is_s3(uri) else local.open_input(uri)

@@ -94,7 +94,7 @@ def _walk(root: str, directory: str, prefix: str, ancestors: tuple[tuple[int, in
 def _is_directory(child: os.DirEntry[str]) -> bool:
     try:
         return child.is_dir()
-    except OSError:  # a link that leads to itself
+    except OSError:  # a link to itself
         return False
 
 
@@ -154,7 +154,7 @@ def _open_regular(uri: str) -> int:
     path = path_of(uri)
     mode = os.stat(path).st_mode
     if stat.S_ISREG(mode):
-        # Non-blocking, so that a FIFO put in its place a moment ago cannot hang the reader.
+        # Non-blocking, so that a FIFO that has just replaced the file cannot block the reader.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISREG(mode):
@@ -189,7 +189,7 @@ def _write(path: str, data: bytes) -> None:
 
 
 def remove(uri: str) -> None:
-    """Delete a file if it is there, and its directory if that is then empty."""
+    """Delete a file if it exists, and its directory if that is then empty."""
     path = path_of(uri)
     with accessing(uri):
         try:
@@ -204,5 +204,5 @@ def remove(uri: str) -> None:
 
 
 def exists(uri: str) -> bool:
-    """Tell whether a file or directory is there."""
+    """Tell whether a file or directory exists."""
     return os.path.exists(path_of(uri))

@@ -1,15 +1,16 @@
-"""One object store: who talks to it, how often it is asked again, and what every written object is given.
+"""Objects in S3: client, retries, options, and the functions of `resshift.storage.files`.
 
-Retries are botocore's "standard" mode and nothing on top of it: full-jitter exponential back-off up to 20 s,
-SlowDown and other throttling answers recognised, and a budget (500 tokens a client, 5 a retry, 1 back a
-success) that stops a storm when the store is down. Bodies that break while they are read are asked for again
-here, with the same jitter: botocore hands out the stream and does not see it end.
+Retries are those of botocore's "standard" mode: full-jitter exponential back-off up to 20 s, recognition of
+SlowDown and other throttling responses, and a budget (500 tokens for a client, 5 for a retry, 1 back for a
+success) that prevents retry storms when the store is down. Bodies that break while they are read are
+requested again here, with the same jitter, because botocore returns the stream before it ends.
 
-Clients are made per process on first use and kept by s3fs; they do not survive a fork. Credentials come from
-the environment or a profile, never from a URI or an option: options are written into job records.
+Clients are created in each process on first use and kept by s3fs; they do not survive a fork. Credentials
+come from the environment or a profile, never from a URI or an option, because options are stored in job
+records.
 """
 
-# botocore and s3fs ship no types: what they leave unknown is not an error of ours.
+# botocore and s3fs have no types.
 # pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -31,29 +32,29 @@ from s3fs.core import S3_RETRYABLE_ERRORS
 
 from resshift.storage.types import Entry, StorageError, StorageReason, accessing
 
-# What is inferred for the synchronous calls of S3FileSystem is wrong: they return the answer, not None.
+# The inferred types of the synchronous methods of S3FileSystem are wrong: they return the response, not None.
 Client: TypeAlias = Any
-_BAD_CONNECTIONS = 5  # of a pool, one after the other
+_BAD_CONNECTIONS = 5  # largest number of successive bad connections from a pool
 _ACCESS_ERRORS = (BotoCoreError, ClientError, *S3_RETRYABLE_ERRORS)
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class S3Options:
-    """How a bucket is reached, and how objects are written into it. The defaults follow the environment.
+    """Options of access to a bucket, and of the objects that are written to it.
 
     Fields:
-        endpoint: URL of another store than AWS; default `AWS_ENDPOINT_URL_S3`, then `AWS_ENDPOINT_URL`.
-        region: default: the environment's.
-        profile: of ~/.aws/config on every node.
-        anonymous: send no credentials (public buckets).
-        requester_pays: agree to pay for requests to a bucket that asks for it.
+        endpoint: URL of a store other than AWS; None is `AWS_ENDPOINT_URL_S3`, then `AWS_ENDPOINT_URL`.
+        region: region of the bucket; None is that of the environment.
+        profile: profile of ~/.aws/config on every node.
+        anonymous: whether to send no credentials, for public buckets.
+        requester_pays: whether to pay for requests to buckets that require it.
         sse: server-side encryption of written objects, "AES256" or "aws:kms".
-        sse_kms_key: of "aws:kms"; default: the account's.
-        storage_class: of written objects, for example "STANDARD_IA".
-        attempts: of one request, the first included; also of a body that breaks.
-        timeout_s: for a connection and between two bytes.
-        connections: at a time, a process.
+        sse_kms_key: key of "aws:kms"; None is that of the account.
+        storage_class: storage class of written objects, for example "STANDARD_IA".
+        attempts: number of attempts for a request, including the first, and for a body that breaks.
+        timeout_s: timeout of a connection, and between two bytes.
+        connections: largest number of connections of a process.
     """
 
     endpoint: str | None = None
@@ -94,8 +95,8 @@ DEFAULT = S3Options()
 
 
 def client(options: S3Options = DEFAULT) -> Client:
-    """Return this process's client. s3fs keeps one per process, thread and options, and forgets them after a
-    fork.
+    """Return the client of this process. s3fs keeps one for each process, thread and set of options, and
+    drops them after a fork.
     """
     endpoint = options.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     filesystem = S3FileSystem(
@@ -111,29 +112,29 @@ def client(options: S3Options = DEFAULT) -> Client:
         },
         use_listings_cache=False,
     )
-    filesystem.retries = 1  # s3fs would ask again around botocore, without a budget
+    filesystem.retries = 1  # s3fs would retry in addition to botocore, without a budget
     return filesystem
 
 
 def call(options: S3Options, method: str, **arguments: object) -> dict[str, Any]:
-    """Send one request and return the answer."""
+    """Send one request and return the response."""
     filesystem = client(options)
     wait: Any = sync
     return cast(dict[str, Any], wait(filesystem.loop, _send, filesystem, method, arguments))
 
 
 async def _send(filesystem: Client, method: str, arguments: Mapping[str, object]) -> dict[str, Any]:
-    """Send a request, again when the connection that it was given was no good.
+    """Send a request, and send it again if its connection was unusable.
 
-    A server may leave bytes on a connection that it keeps open (Swift ends a HEAD that found nothing like a
-    body in chunks). The next request on it sees a bad status line, which botocore does not know as a reason
-    to ask again. Every request here may be sent twice.
+    A server may leave bytes on a connection that it keeps open (Swift ends the response to a HEAD that found
+    nothing like a chunked body). The next request on that connection gets a bad status line, which botocore
+    does not retry. All requests here may be sent twice.
     """
     for _ in range(_BAD_CONNECTIONS):
         try:
             return await filesystem._call_s3(method, **arguments)
         except HTTPClientError as error:
-            if type(error) is not HTTPClientError:  # the subclasses are what botocore has tried again already
+            if type(error) is not HTTPClientError:  # botocore has retried its subclasses already
                 raise
     return await filesystem._call_s3(method, **arguments)
 
@@ -162,7 +163,7 @@ def _split_object(uri: str) -> tuple[str, str]:
 
 
 def request(uri: str, options: S3Options, method: str, **arguments: object) -> dict[str, Any]:
-    """Send one request about `uri` and return the answer.
+    """Send one request about `uri` and return the response.
 
     Raises:
         StorageError: the store refuses the request or cannot be reached.
@@ -210,15 +211,15 @@ def find_entry(uri: str, key: str, options: S3Options) -> Entry:
 
 
 def exists(uri: str, options: S3Options) -> bool:
-    """Tell whether an object is there; a prefix or a bucket is not an object."""
+    """Tell whether an object exists; a prefix or a bucket is not an object."""
     return _look_up(uri, *_split_object(uri), options) is not None
 
 
 def _look_up(uri: str, bucket: str, key: str, options: S3Options) -> dict[str, Any] | None:
-    """Return what a listing says of one key, None when it is not there.
+    """Return the item of one key in a listing, or None if there is none.
 
-    Not a HEAD request: what a store answers to one that finds nothing has no body to say why, and Swift's
-    breaks the connection.
+    This is not a HEAD request: the response to a HEAD that finds nothing has no body with the reason, and
+    that of Swift breaks the connection.
     """
     page = request(
         uri, options, "list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1, **options.for_reading()
@@ -244,7 +245,7 @@ def read_part(uri: str, offset: int, num_bytes: int, options: S3Options) -> byte
 
 
 def open_input(uri: str, options: S3Options) -> IO[bytes]:
-    """Open an object for random access; only the parts that are read travel."""
+    """Open an object for random access; only the parts that are read are transferred."""
     bucket, key = _split_object(uri)
     with accessing(uri, *_ACCESS_ERRORS):
         return client(options).open(f"{bucket}/{key}", "rb", block_size=8 << 20)
@@ -259,7 +260,7 @@ def write_bytes(uri: str, data: bytes, options: S3Options, content_type: str | N
 
 
 def remove(uri: str, options: S3Options) -> None:
-    """Delete an object if it is there."""
+    """Delete an object if it exists."""
     bucket, key = _split_object(uri)
     request(uri, options, "delete_object", Bucket=bucket, Key=key, **options.for_reading())
 

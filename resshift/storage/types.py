@@ -1,4 +1,4 @@
-"""Types of `resshift.storage`: listed files, and the reasons of failed accesses."""
+"""Types of `resshift.storage`: listed files, and errors of access with their reasons."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
-EPOCH = datetime.fromtimestamp(0, UTC)  # of entries that have no time
+EPOCH = datetime.fromtimestamp(0, UTC)  # for entries without a modification time
 
 
 class StorageReason(StrEnum):
-    """Why a file could not be read or written. The vocabulary is closed."""
+    """Reason of a failed access. The vocabulary is closed."""
 
     MISSING = "missing"
     DENIED = "denied"
@@ -25,7 +25,13 @@ class StorageReason(StrEnum):
 
 
 class StorageError(OSError):
-    """A failed access: `uri`, `reason` (one of `StorageReason`) and a message without credentials."""
+    """A failed access to a file or object, with a message without credentials.
+
+    Args:
+        uri: URI of the file or object.
+        reason: reason of the failure.
+        detail: detail for the message.
+    """
 
     def __init__(self, uri: str, reason: StorageReason, detail: str) -> None:
         super().__init__(f"{printable(uri)}: {reason}: {detail}")
@@ -39,7 +45,7 @@ class StorageError(OSError):
         return cls(uri, StorageReason.TOO_LARGE, f"{size_bytes} bytes, at most {max_bytes} are allowed")
 
     def __reduce__(self) -> tuple[type[StorageError], tuple[str, StorageReason, str]]:
-        return StorageError, (self.uri, self.reason, self.detail)  # survives the trip from a worker
+        return StorageError, (self.uri, self.reason, self.detail)  # so that it can be sent from a worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +53,14 @@ class Entry:
     """One listed file.
 
     Fields:
-        key: POSIX path relative to the listed root (the file's name when the root is the file). Not UTF-8 on
-            disk: surrogate escapes.
-        uri: what `read_bytes` takes.
-        size_bytes: 0 when irregular.
-        etag: changes when the content does; local: from modification time and size.
-        modified: aware, UTC.
-        irregular: why it cannot be read (FIFO, broken link, unreadable directory, ...), None for a regular
-            file.
+        key: POSIX path relative to the listed root, or the name of the file if the root is the file. Bytes
+            that are not UTF-8 are surrogate escapes.
+        uri: URI for `read_bytes`.
+        size_bytes: size of the file; 0 if it is irregular.
+        etag: tag that changes with the content; that of a local file is made of modification time and size.
+        modified: time of the last modification, with the time zone UTC.
+        irregular: reason why the file cannot be read (FIFO, broken link, unreadable directory, ...); None for
+            a regular file.
     """
 
     key: str
@@ -66,8 +72,8 @@ class Entry:
 
 
 def printable(uri: str) -> str:
-    """Return the URI for a message: undecodable bytes escaped, user information (s3://key:secret@bucket)
-    masked.
+    """Return the URI for a message, with undecodable bytes escaped and user information
+    (s3://key:secret@bucket) masked.
     """
     shown = uri.encode("utf-8", "backslashreplace").decode()
     return re.sub(r"^([a-z0-9+.-]+://)[^/]*@", r"\1***@", shown, flags=re.IGNORECASE)
@@ -85,8 +91,8 @@ def accessing(uri: str, *errors: type[BaseException]) -> Generator[None]:
 
 
 def _failure(uri: str, error: BaseException) -> StorageError:
-    """Name the reason of a failed access. Server texts are cut to one line; they carry no secrets (AWS error
-    reference).
+    """Return the error with the reason of a failed access. Messages of servers are cut to one line; they
+    contain no secrets (AWS error reference).
     """
     detail = " ".join(str(error).split())[:200] or type(error).__name__
     if isinstance(error, FileNotFoundError):
@@ -96,7 +102,7 @@ def _failure(uri: str, error: BaseException) -> StorageError:
     if isinstance(error, IsADirectoryError):
         return StorageError(uri, StorageReason.IRREGULAR, "it is a directory")
     if isinstance(error, NotADirectoryError | FileExistsError):
-        return StorageError(uri, StorageReason.INVALID, "a file is in the place of a directory")
+        return StorageError(uri, StorageReason.INVALID, "a file is where a directory is needed")
     if isinstance(error, OSError) and error.strerror:
         invalid = error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
         return StorageError(
