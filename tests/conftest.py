@@ -93,6 +93,9 @@ def bucket(s3: dict[str, str]) -> str:
     return f"s3://{name}"
 
 
+# Read by torch when it is imported: the tensors of tests are small, and threads that wait for each other cost
+# a busy machine many times the work. Tests of thread counts set their own.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Read by Ray when a test starts its cluster: a short poll instead of two seconds, no bars, no telemetry, no
 # token file at home.
 os.environ.update(

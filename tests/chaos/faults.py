@@ -8,7 +8,7 @@
     .venv/bin/python tests/chaos/faults.py kill-upload      20 kills while a checkpoint goes to S3: the latest can be read every time
 
 Each prints what it found and ends with exit code 1 when a promise is broken. They take a minute or a few;
-what fits into the test suite is in tests/pipelines/training/test_worker.py and uses the functions here.
+what fits into the test suite is in tests/pipelines/training/test_on_ray.py and uses the functions here.
 """
 
 from __future__ import annotations

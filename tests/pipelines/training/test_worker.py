@@ -1,117 +1,105 @@
-"""Training on a real Ray cluster that loses its workers. More faults, and longer runs:
-tests/chaos/faults.py.
-"""
+"""The loop of a worker without Ray: a notice that its node is about to be taken away leads to a checkpoint."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import sys
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import ray.cloudpickle
+import ray.train
+import torch
 
-from pipelines.training import trainer
-from pipelines.training.trainer import Workers, run_training
-from resshift import storage
-from resshift.config import ConfigError
-from resshift.training.step import TrainingDiverged
-
-ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+from pipelines.pairs.dataset import Batch
+from pipelines.training import checkpoints, worker
+from pipelines.training.worker import Task, TrainLoop
+from resshift.config import with_settings
+from resshift.presets import test_x4 as toy_preset
 
 
-def load_faults() -> Any:
-    spec = importlib.util.spec_from_file_location("resshift_faults", ROOT / "chaos" / "faults.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    ray.cloudpickle.register_pickle_by_value(module)  # workers cannot import it
-    return module
+class Run:
+    """A run of 16 steps of one sample, with a regular checkpoint after every 100.
 
-
-faults = load_faults()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> str:
-    return faults.make_shards(tmp_path_factory.mktemp("faults"))
-
-
-def test_killed_worker_leaves_no_trace_in_the_run(data: str, tmp_path: Path) -> None:
-    """Killed before step 12 of 16, checkpoints every 8: weights, average, moments and log are bitwise those
-    of the run without a kill.
-    """
-    config = faults.toy("train.steps=16")
-    whole, cut = str(tmp_path / "whole"), str(tmp_path / "cut")
-    faults.train(config, data, whole)
-    faults.train(config, data, cut, worker=faults.dying(str(tmp_path / "marker"), 11))
-    assert (tmp_path / "marker").exists()
-    faults.check_killed(whole, cut, 16, tolerance=0.0)
-    faults.check_samples(cut, 16, 8, 50)
-
-
-def test_killed_worker_of_several_and_another_number_after(data: str, tmp_path: Path, bucket: str) -> None:
-    """Two workers, one killed before step 6; then three workers, which cannot share eight evenly, finish; no
-    sample twice or missed.
-    """
-    out = str(tmp_path / "run")
-    faults.train(
-        faults.toy("train.steps=8", "train.checkpoint_every=4"),
-        data,
-        out,
-        (2, 2),
-        faults.dying(str(tmp_path / "marker"), 5, rank=1),
-    )
-    assert (tmp_path / "marker").exists()
-    faults.train(faults.toy("train.steps=12", "train.checkpoint_every=4"), data, out, (3, 3))
-    faults.check_samples(out, 12, 8, 50)
-    assert list(faults.losses(out)) == list(range(1, 13))
-    assert faults.worker_counts(out) == [2, 3]
-
-
-def test_what_another_attempt_would_repeat_ends_the_run(
-    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A loss that is never finite: the steps are skipped, their pictures listed, and the run stops without
-    being restarted.
+    Fields:
+        notices: Answers of Ray to the question for a notice, in their order; afterwards the last one again.
+        asked_at: Steps after which the question was asked.
+        saved: Steps of the checkpoints that were complete when a step began, by that step.
     """
 
-    def broken(settings: dict[str, str]) -> dict[str, Any]:
-        from pipelines.training import worker
-        from resshift.training.losses import LossTerms, Objective
+    def __init__(self, out: Path, notices: Sequence[object | None]) -> None:
+        self.out, self.notices = str(out), list(notices)
+        self.asked_at: list[int] = []
+        self.saved: dict[int, list[int]] = {}
+        self._step = 0
 
-        def nothing(self: Any, network: Any, *_: Any) -> LossTerms:
-            loss = next(network.parameters()).sum() * float("nan")
-            return LossTerms(loss, loss.detach(), loss.detach(), loss.detach())
+    def notice(self) -> object | None:
+        self.asked_at.append(self._step)
+        return self.notices.pop(0) if len(self.notices) > 1 else self.notices[0]
 
-        patched: Any = Objective
-        original, patched.__call__ = patched.__call__, nothing
-        try:
-            return worker.train_worker(settings)
-        finally:
-            patched.__call__ = original
+    def batches(self, *_: Any, **__: Any) -> Iterator[Batch]:
+        rng = np.random.default_rng(0)
+        while True:
+            self._step += 1
+            self.saved[self._step] = self.steps_saved()
+            yield {
+                "hq": rng.integers(0, 256, (1, 32, 32, 3), np.uint8),
+                "lq": rng.integers(0, 256, (1, 8, 8, 3), np.uint8),
+                "row": np.array([self._step - 1]),
+                "key": np.array([f"{self._step}.png"], object),
+            }
 
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr(trainer, "train_worker", broken)
-    out = str(tmp_path / "run")
-    config = faults.toy("train.log_every=3", "train.max_skipped_steps=3", "train.steps=30")
-    with pytest.raises(
-        TrainingDiverged, match=r"3 steps in a row, last at step 2; the pictures are listed in .*run/skipped"
-    ):
-        run_training(config, data, out, Workers(cpus=0.5))
-    (entry,) = storage.list_entries(f"{out}/skipped")
-    lines = [json.loads(line) for line in storage.read_bytes(entry.uri).decode().splitlines()]
-    assert [line["step"] for line in lines] == [0, 1, 2]
-    assert all(len(line["keys"]) == 8 for line in lines)
+    def steps_saved(self) -> list[int]:
+        return sorted(found.step for found in checkpoints.stored(self.out) if found.complete)
 
 
-def test_more_workers_than_samples_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=r"train.batch_size \(8\) must be at least the number of workers \(9\)"
-    ):
-        run_training(faults.toy(), "nowhere", str(tmp_path / "run"), Workers(least=1, most=9))
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
+    """Return a function that trains with the notices it is given: `run(None, "notice")`."""
+
+    def train(*notices: object | None, settings: Sequence[str] = ()) -> Run:
+        made = Run(tmp_path, notices)
+        monkeypatch.setattr(ray.train, "get_preemption_info", made.notice)
+        monkeypatch.setattr(worker, "fair_share", lambda *_: None)
+        monkeypatch.setattr(worker, "rank_batches", made.batches)
+        publish = checkpoints.publish
+
+        def publish_slowly(*arguments: Any) -> None:
+            time.sleep(0.2)  # longer than a step takes
+            publish(*arguments)
+
+        monkeypatch.setattr(checkpoints, "publish", publish_slowly)
+        sizes = ("train.steps=16", "train.batch_size=1", "train.micro_batch=1", "train.checkpoint_every=100")
+        config = with_settings(toy_preset(), [*sizes, "log.tensorboard=false", *settings])
+        task = Task(config=config, data="", out=str(tmp_path), held_cpus=1)
+        with contextlib.closing(TrainLoop(task, 0, 1, torch.device("cpu"))) as loop:
+            loop.run()
+        return made
+
+    return train
+
+
+def test_without_a_notice_only_regular_checkpoints_are_saved(run: Callable[..., Run]) -> None:
+    trained = run(None, settings=["train.checkpoint_every=12"])
+    assert trained.steps_saved() == [12, 16]
+
+
+def test_a_notice_is_asked_for_every_five_steps(run: Callable[..., Run]) -> None:
+    """All workers wait for each other then. A regular checkpoint makes the question needless."""
+    assert run(None, settings=["train.checkpoint_every=10"]).asked_at == [5, 15]
+
+
+def test_a_notice_leads_to_a_checkpoint_before_the_next_step(run: Callable[..., Run]) -> None:
+    """Its upload is waited for: the node may be gone at any moment."""
+    trained = run(None, "notice")
+    assert trained.saved[10] == []
+    assert trained.saved[11] == [10]
+    assert trained.steps_saved() == [10, 16]
+
+
+def test_a_notice_that_stays_leads_to_one_checkpoint(run: Callable[..., Run]) -> None:
+    trained = run("notice")
+    assert trained.steps_saved() == [5, 16]
+    assert trained.asked_at == [5]

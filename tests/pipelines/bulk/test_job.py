@@ -1,0 +1,87 @@
+"""A bulk job put together, with a scheduler that does what a test wants in place of Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipelines.bulk import job as job_module
+from pipelines.bulk.job import Job, UpscaleOptions, run_job
+from pipelines.bulk.selection import Worklist
+from pipelines.bulk.stages import StageOptions
+from pipelines.ledger import ledger
+from pipelines.ledger.digests import DigestSet, OwnerMap
+from pipelines.ledger.ledger import Known, Row
+
+OPTIONS = UpscaleOptions(model="nearest-x4", identity="nearest-x4", scale=4)
+Work = Callable[[Callable[[Row], None]], Coroutine[Any, Any, None]]
+
+
+class NoEngine:
+    num_replicas = 0
+    is_closed = False
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Work], None]:
+    """Return a function that runs a job whose scheduler is `work(finished)`. Its outputs go to `tmp_path`."""
+
+    def run(work: Work) -> None:
+        def scheduler(*arguments: Any, **_: Any) -> Any:
+            finished = arguments[4]
+            return SimpleNamespace(run=lambda: work(finished), is_listed=True, replica_times={})
+
+        monkeypatch.setattr(job_module, "_capacity", lambda: {"num_cpus": 1, "object_store_bytes": 1})
+        monkeypatch.setattr(job_module, "BulkRun", scheduler)
+        progress: Any = SimpleNamespace(count=lambda row: None, show=lambda: None)
+        engine: Any = NoEngine()
+        worklist = Worklist([], Known(DigestSet(), OwnerMap(), Counter()), OPTIONS.output_key, 4)
+        job = Job(source="/photos", stages=StageOptions(job=OPTIONS, target=str(tmp_path)))
+        try:
+            run_job(job, worklist, engine, progress)
+        finally:
+            assert engine.is_closed
+
+    return run
+
+
+def test_a_row_reaches_the_ledger_while_the_job_runs(
+    run: Callable[[Work], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else has to finish for that. The ten seconds of the ledger pass a hundred times faster here."""
+    clock = SimpleNamespace(monotonic=lambda: 100 * time.monotonic(), time=time.time, time_ns=time.time_ns)
+    monkeypatch.setattr(ledger, "time", clock)
+    seen: list[str] = []
+
+    async def work(finished: Callable[[Row], None]) -> None:
+        finished(ledger.row("a", "1", "ok"))
+        until = time.monotonic() + 20
+        while not seen and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+            seen.extend(ledger.read(str(tmp_path))["key"].to_pylist())
+
+    run(work)
+    assert seen == ["a"]
+
+
+def test_rows_of_a_job_that_fails_are_in_the_ledger(run: Callable[[Work], None], tmp_path: Path) -> None:
+    async def work(finished: Callable[[Row], None]) -> None:
+        finished(ledger.row("a", "1", "ok"))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(work)
+    (row,) = ledger.read(str(tmp_path)).to_pylist()
+    assert (row["key"], row["status"], bool(row["run"])) == ("a", "ok", True)
