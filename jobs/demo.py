@@ -1,9 +1,9 @@
-"""See it work: upscale a few photos that come with scikit-image and write a page to look at.
+"""Upscale a few photos that come with scikit-image, and write a page that shows the results.
 
     python jobs/demo.py                    what `make demo` runs; writes demo/index.html
 
-Each photo is shrunk four times with MATLAB's bicubic and upscaled again by `jobs/upscale.py` on a Ray of this
-machine; the page shows the result beside bicubic upsampling and the original. Needs no network and no GPU.
+Each photo is downscaled by four with MATLAB's bicubic and upscaled again by `jobs/upscale.py` on a local Ray
+cluster. The page shows the result beside bicubic upsampling and the original. It needs no network and no GPU.
 
 Exit codes: 0 complete, 1 failed, 2 usage.
 """
@@ -32,13 +32,13 @@ METHODS = {"bicubic": "bicubic", "ours": "ours"}
 def arguments() -> argparse.ArgumentParser:
     """Return the command line."""
     options = parser(__doc__ or "")
-    options.add_argument("--out", default="demo", help="folder of the page (default demo)")
-    options.add_argument("--model", default="tiny-x4", help="a x4 model (default tiny-x4)")
+    options.add_argument("--out", default="demo", help="folder for the page (default demo)")
+    options.add_argument("--model", default="tiny-x4", help="model of scale 4 (default tiny-x4)")
     return options
 
 
 def demo(options: argparse.Namespace) -> Exit:
-    """Shrink, upscale through the bulk job, compare, write the page."""
+    """Downscale, upscale with the bulk job, compare, write the page."""
     from pipelines.evaluation import evaluate, results
     from pipelines.evaluation.figures import against_truth
     from pipelines.evaluation.page import comparison_page
@@ -58,7 +58,7 @@ def demo(options: argparse.Namespace) -> Exit:
     print(f"$ python jobs/upscale.py {lq_root} {hq_root} --model {options.model}", flush=True)
     code = subprocess.run(command, check=False).returncode
     if code != Exit.COMPLETE:
-        print(f"jobs/upscale.py ended with exit code {code}")
+        print(f"error: jobs/upscale.py ended with exit code {code}")
         return Exit.FAILED
 
     cards, records = [], []

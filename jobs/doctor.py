@@ -1,15 +1,16 @@
-"""Say whether this machine, its Ray cluster and its buckets are fit for the work, and what to do where they
-are not.
+"""Check whether this machine, its Ray cluster and its buckets are ready for the work, and say how to fix what
+is not.
 
-    python jobs/doctor.py                                              this machine, and the cluster of RAY_ADDRESS if there is one
-    python jobs/doctor.py --read s3://in/photos s3://out/x4            and the rights: list and get; list, put, get and delete
+    python jobs/doctor.py                                     this machine, and the cluster of RAY_ADDRESS
+    python jobs/doctor.py --read s3://in/photos s3://out/x4   also access rights: list and get for the first,
+                                                              list, put, get and delete for the second
     python jobs/doctor.py s3://out/x4 --set target.endpoint=https://s3.example.org
-    ray job submit --working-dir . -- python jobs/doctor.py --nodes s3://out/x4     every node of the cluster about itself
+    ray job submit --working-dir . -- python jobs/doctor.py --nodes s3://out/x4    every node of the cluster
 
-Each line is ok, warn (works, may disappoint) or fail (will not work), with the remedy. Only
-URI/_resshift-doctor/ is written to, and it is deleted again. With --read nothing is written.
+Each line is ok, warn (works, but with limits) or fail (will not work), with the remedy. The command writes
+only below URI/_resshift-doctor/ and deletes it again. With --read nothing is written.
 
-Exit codes: 0 complete, nothing failed (warnings may be there), 1 failed, 2 usage, 3 finished with failed
+Exit codes: 0 complete, nothing failed (warnings are possible), 1 failed, 2 usage, 3 finished with failed
 checks.
 """
 
@@ -34,28 +35,32 @@ def arguments() -> argparse.ArgumentParser:
         "targets", metavar="URI", nargs="*", help="bucket, prefix or folder that jobs write to"
     )
     options.add_argument(
-        "--read", metavar="URI", action="append", default=[], help="one that jobs only read; may be repeated"
+        "--read",
+        metavar="URI",
+        action="append",
+        default=[],
+        help="bucket, prefix or folder that jobs only read; may be repeated",
     )
     options.add_argument(
-        "--nodes", action="store_true", help="ask every node of the cluster, not only this machine"
+        "--nodes", action="store_true", help="check every node of the cluster, not only this machine"
     )
     options.add_argument(
         "--lock",
         metavar="FILE",
-        help="pinned versions to compare with (default: requirements.lock of the repository)",
+        help="file of pinned versions to compare with (default: requirements.lock of the repository)",
     )
     options.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="SECTION.FIELD=VALUE",
-        help="source.* and target.* as of upscale",
+        help="settings source.* and target.*, as for jobs/upscale.py",
     )
     return options
 
 
 def lock_text(path: str | None) -> str | None:
-    """Return the text of the lock; None when there is none and nobody asked for one."""
+    """Return the text of the lock file; None if the default one does not exist."""
     if path is None and not _LOCK.exists():
         return None
     try:
@@ -65,7 +70,7 @@ def lock_text(path: str | None) -> str | None:
 
 
 def doctor(options: argparse.Namespace) -> Exit:
-    """Ask, print, count."""
+    """Run the checks, print and count them."""
     from pipelines.bulk.settings import BulkSettings
     from pipelines.command import connect_to_ray
     from pipelines.doctor.bucket import bucket_checks

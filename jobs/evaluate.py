@@ -1,18 +1,20 @@
-"""Evaluate a model on pictures with known truth, beside bicubic upsampling and perhaps another model.
+"""Evaluate a model on pictures with ground truth, beside bicubic upsampling and optionally another model.
 
     python jobs/evaluate.py --model tiny-x4 --data set5/lq:set5/gt --out report
-    python jobs/evaluate.py --model tiny-x4 --data set5=set5/lq:set5/gt --data real=photos --out report      several sets, one table
-    python jobs/evaluate.py --model runs/mine/model --against tiny-x4 --data val/lq:val/gt --out report      paired differences
+    python jobs/evaluate.py --model tiny-x4 --data set5=set5/lq:set5/gt --data real=photos --out report
+    python jobs/evaluate.py --model runs/mine/model --against tiny-x4 --data val/lq:val/gt --out report
     python jobs/evaluate.py --model realsr-x4-s15 --protocol imagenet-test --data test/lq:test/gt --out report
     python jobs/evaluate.py --merge report-1 report-2 --out report
-    ray job submit --working-dir . -- python jobs/evaluate.py --model tiny-x4 --data s3://b/lq:s3://b/gt --out s3://b/report
+    ray job submit --working-dir . -- \\
+        python jobs/evaluate.py --model tiny-x4 --data s3://b/lq:s3://b/gt --out s3://b/report
 
-Writes summary.json (means and paired differences with bootstrap intervals, and all that is needed to repeat
-them), report.csv (a line a picture), records.jsonl (what reports are merged from) and report.html. The
-numbers are the same for any number of replicas.
+Several test sets share one table; --against adds paired differences. Writes summary.json (means and paired
+differences with bootstrap intervals, and everything needed to reproduce them), report.csv (one line per
+picture), records.jsonl (the input of --merge) and report.html. The numbers do not depend on the number of
+replicas.
 
-A set without GT_DIR has no truth: its pictures are shown, and measured by NIQE, CLIP-IQA and MUSIQ if you ask
-for them. A protocol fixes the border, names the trunk of LPIPS and adds what papers report for it.
+A set without GT_DIR has no ground truth: its pictures are shown, and measured by NIQE, CLIP-IQA and MUSIQ on
+request. A protocol fixes the border, names the trunk of LPIPS and adds the published figures.
 
 Exit codes: 0 complete, 1 failed, 2 usage, 3 finished with failed items.
 """
@@ -45,16 +47,16 @@ def arguments() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="[NAME=]LQ_DIR[:GT_DIR]",
-        help="a test set; may be repeated. Pictures are matched by name without extension",
+        help="test set; may be repeated. Pictures are matched by name without extension",
     )
     options.add_argument("--out", required=True, metavar="REPORT_DIR")
     options.add_argument(
-        "--merge", nargs="+", metavar="REPORT_DIR", help="join reports of parts instead of evaluating"
+        "--merge", nargs="+", metavar="REPORT_DIR", help="merge reports of parts instead of evaluating"
     )
     options.add_argument("--protocol", help="imagenet-test, realsr or bicubic-x4 (default: none, border 0)")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument(
-        "--steps", type=int, metavar="S", help="of the chain (default: all that the model was trained with)"
+        "--steps", type=int, metavar="S", help="number of steps of the chain (default: as in training)"
     )
     options.add_argument(
         "--tile", type=int, metavar="PX", help="side of a tile in input pixels (default: chosen, up to 256)"
@@ -63,7 +65,7 @@ def arguments() -> argparse.ArgumentParser:
         "--border",
         type=int,
         metavar="PX",
-        help="cut from the outputs before measuring (default: the protocol's, or 0)",
+        help="pixels cut from the outputs before measuring (default: the protocol's, or 0)",
     )
     options.add_argument(
         "--lpips-net",
@@ -73,27 +75,31 @@ def arguments() -> argparse.ArgumentParser:
     options.add_argument(
         "--lpips-trunk",
         metavar="FILE",
-        help="weights of the LPIPS trunk; without it torchvision downloads them",
+        help="weights of the LPIPS trunk (default: downloaded by torchvision)",
     )
     options.add_argument(
-        "--niqe", metavar="FILE", help="also measure NIQE, with these parameters (niqe_pris_params.npz)"
+        "--niqe",
+        metavar="FILE",
+        help="also measure NIQE, with the parameters in this file (niqe_pris_params.npz)",
     )
     options.add_argument(
         "--iqa",
         action="append",
         default=[],
         choices=["clipiqa", "musiq"],
-        help="also measure this with pyiqa, if installed",
+        help="also measure this figure; needs pyiqa",
     )
     options.add_argument(
-        "--replicas", type=int, help="of the model (default: one a GPU, or one a CPU up to 8)"
+        "--replicas",
+        type=int,
+        help="replicas of the model (default: one per GPU, else one per CPU, at most 8)",
     )
-    options.add_argument("--dry-run", action="store_true", help="match the pictures, write nothing")
+    options.add_argument("--dry-run", action="store_true", help="match the pictures and write nothing")
     return options
 
 
 def evaluate(options: argparse.Namespace) -> Exit:
-    """Match pictures, evaluate them on Ray, write the report; or join reports."""
+    """Match pictures, evaluate them on Ray and write the report; or merge reports."""
     from pipelines.evaluation.protocols import PROTOCOLS
 
     if options.protocol is not None and options.protocol not in PROTOCOLS:
@@ -101,15 +107,15 @@ def evaluate(options: argparse.Namespace) -> Exit:
     protocol = PROTOCOLS[options.protocol] if options.protocol else None
     if options.merge:
         if options.model or options.data:
-            raise UsageError("--merge joins reports; it takes no --model and no --data")
+            raise UsageError("--merge takes reports and cannot be combined with --model or --data")
         return merge(options.merge, options.out, protocol)
     if not options.model or not options.data:
-        raise UsageError("--model and --data are needed (or --merge)")
+        raise UsageError("--model and --data are required (or --merge)")
     return measure(options, protocol)
 
 
 def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
-    """Evaluate."""
+    """Evaluate the model and write the report."""
     from pipelines.evaluation import evaluate as evaluation
     from pipelines.evaluation import results
     from pipelines.progress import Progress, shown
@@ -146,7 +152,7 @@ def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
     try:
         pairs = evaluation.pairs_of([evaluation.PictureSet.parse(text) for text in options.data])
         if not options.dry_run:
-            settings.judge()  # what cannot be loaded is told here, not by replicas that start again and again
+            settings.judge()  # fails here if weights are missing, not in replicas that restart again
     except (ValueError, OSError, ImportError) as error:
         raise UsageError(str(error)) from None
     print(f"{len(pairs)} pictures{'' if all(pair.gt_uri for pair in pairs) else ', some without truth'}")
@@ -167,7 +173,7 @@ def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
 
 
 def merge(reports: Sequence[str], out: str, protocol: Protocol | None) -> Exit:
-    """Join reports of parts; the page of the whole has tables and no pictures."""
+    """Merge reports of parts; the merged page has tables and no pictures."""
     from pipelines.evaluation import results
 
     try:
@@ -178,7 +184,7 @@ def merge(reports: Sequence[str], out: str, protocol: Protocol | None) -> Exit:
 
 
 def show(written: Written, out: str) -> Exit:
-    """Print the table and what failed."""
+    """Print the table and the failures."""
     for line in written.lines():
         print(line)
     print(f"report: {out.rstrip('/')}/report.html")

@@ -1,15 +1,15 @@
-"""Turn photos into Parquet shards for training: a folder, a bucket prefix, a tar, tars of tars, WebDataset
-shards, or a list.
+"""Turn photos into Parquet shards for training, from a folder, a bucket prefix, a tar, tars of tars,
+WebDataset shards or a list.
 
     python jobs/prepare.py ~/photos shards
     python jobs/prepare.py ILSVRC2012_img_train.tar shards --short-side 256
     python jobs/prepare.py photos.txt shards
     ray job submit --working-dir . -- python jobs/prepare.py s3://bucket/photos s3://bucket/shards
 
-SRC in .tar is never unpacked; in .txt it names one file a line (after a tab, its label). Every input gets one
-row, in the shards and in DST/status.parquet: `ok` with its original bytes (or shrunk, with --short-side),
-`skipped` (too small, an exact duplicate) or `failed`, with a reason. Running the same command again does only
-what is missing and tries again what was unavailable.
+A .tar SRC is never unpacked; a .txt SRC names one file per line (optionally a tab and a label). Every input
+gets one row, in the shards and in DST/status.parquet: `ok` with its original bytes (downscaled with
+--short-side), `skipped` (too small, an exact duplicate) or `failed`, with a reason. Running the same command
+again makes only missing shards and retries inputs that were unavailable.
 
 Exit codes: 0 complete, 1 failed, 2 usage, 3 finished with failed items.
 """
@@ -38,24 +38,24 @@ def arguments() -> argparse.ArgumentParser:
     options.add_argument("source", metavar="SRC", help="folder, s3:// prefix, .tar, or .txt list of photos")
     options.add_argument("target", metavar="DST", help="where the shards go")
     options.add_argument(
-        "--min-side", type=int, default=32, metavar="PX", help="leave out smaller pictures (default 32)"
+        "--min-side", type=int, default=32, metavar="PX", help="skip smaller pictures (default 32)"
     )
     options.add_argument(
         "--short-side",
         type=int,
         default=None,
         metavar="PX",
-        help="shrink larger pictures to this short side, as JPEG",
+        help="downscale larger pictures to this short side, as JPEG",
     )
     options.add_argument(
         "--shard-mb", type=int, default=128, metavar="MB", help="size of a shard (default 128)"
     )
-    options.add_argument("--dry-run", action="store_true", help="list and plan, write nothing")
+    options.add_argument("--dry-run", action="store_true", help="list and plan; write nothing")
     return options
 
 
 def prepare(options: argparse.Namespace) -> Exit:
-    """Plan the shards, write those that are missing, then the manifest."""
+    """Plan the shards, write the missing ones, then the manifest."""
     from rich.console import Console
 
     from pipelines.shards.build import ShardOptions, plan_shards

@@ -1,11 +1,11 @@
-"""Look at what a preset trains on: a page of clean and degraded pictures with everything that was drawn for
-each.
+"""Show training pairs of a preset: a page of clean and degraded pictures with the drawn parameters.
 
-    python jobs/preview.py shards preview.html --preset realsr-x4-s4       the first pairs of such a run
+    python jobs/preview.py shards preview.html --preset realsr-x4-s4       the first pairs of a run
     python jobs/preview.py photos preview.html --preset tiny-x4 --num 60 --set degradation.bicubic_share=0.5
     python jobs/preview.py s3://bucket/shards s3://bucket/preview.html --preset realsr-x4-s4
 
-SRC is what jobs/prepare.py wrote, or a folder or prefix of photos. OUT is one HTML file that loads nothing.
+SRC holds shards written by jobs/prepare.py, or is a folder or prefix of photos. OUT is one HTML file that
+loads nothing.
 
 Exit codes: 0 complete, 1 failed, 2 usage, 3 finished with failed items.
 """
@@ -23,7 +23,7 @@ def arguments() -> argparse.ArgumentParser:
     """Return the command line."""
     options = parser(__doc__ or "")
     options.add_argument("source", metavar="SRC", help="shards, or a folder of photos")
-    options.add_argument("out", metavar="OUT", help="the page, an .html file")
+    options.add_argument("out", metavar="OUT", help="path of the page, an .html file")
     options.add_argument("--preset", required=True, help="named configuration, for example tiny-x4")
     options.add_argument(
         "--set",
@@ -32,7 +32,7 @@ def arguments() -> argparse.ArgumentParser:
         metavar="SECTION.FIELD=VALUE",
         help="change one setting; may be repeated",
     )
-    options.add_argument("--num", type=int, default=24, help="pairs (default 24)")
+    options.add_argument("--num", type=int, default=24, help="number of pairs (default 24)")
     return options
 
 
@@ -66,7 +66,7 @@ def preview(options: argparse.Namespace) -> Exit:
         facts["settings"] = ", ".join(options.set)
     storage.write_bytes(options.out, preview_page(samples, config, facts).encode())
     num_bad = sum(sample.pair is None for sample in samples)
-    print(f"{len(samples) - num_bad} pairs, {num_bad} photos that give none -> {options.out}")
+    print(f"{len(samples) - num_bad} pairs, {num_bad} photos without a pair -> {options.out}")
     return Exit.FINISHED_WITH_FAILED_ITEMS if num_bad else Exit.COMPLETE
 
 

@@ -1,15 +1,15 @@
-"""Make a test set from photos: clean and degraded pairs that come out the same, byte for byte, however often
-it is run.
+"""Make a test set from photos: clean and degraded pairs that are byte-identical in every run.
 
-    python jobs/testset.py ILSVRC2012/val ImageNet-Test                       3 000 pictures, 256 px, mild real-world x4
-    python jobs/testset.py ILSVRC2012_img_val.tar bicubic --protocol bicubic  the same pictures, MATLAB bicubic x4
+    python jobs/testset.py ILSVRC2012/val ImageNet-Test
+    python jobs/testset.py ILSVRC2012_img_val.tar bicubic --protocol bicubic
     python jobs/testset.py photos mine --protocol folder --recipe realesrgan-x4
     ray job submit --working-dir . -- python jobs/testset.py s3://bucket/val s3://bucket/ImageNet-Test
     python jobs/evaluate.py --model tiny-x4 --data ImageNet-Test/lq:ImageNet-Test/gt --out report
 
-SRC is a folder, a prefix, a tar or a list, as for jobs/prepare.py. DST holds gt/, lq/ (and mask/ for
-inpainting) and manifest.json with the drawn parameters and the sha256 of every file. A bad picture has an
-entry with its reason, and the next one takes its place.
+The first example makes 3 000 pictures of 256 px with mild real-world degradation x4, the second the same
+pictures with MATLAB bicubic x4. SRC is a folder, a prefix, a tar or a list, as for jobs/prepare.py. DST holds
+gt/, lq/ (and mask/ for inpainting) and manifest.json with the drawn parameters and the sha256 of every file.
+A bad picture gets an entry with its reason, and the next one takes its place.
 
 Exit codes: 0 complete, 1 failed, 2 usage, 3 finished with failed items.
 """
@@ -39,12 +39,14 @@ def arguments() -> argparse.ArgumentParser:
     options.add_argument("source", metavar="SRC", help="folder, s3:// prefix, .tar, or .txt list of photos")
     options.add_argument("target", metavar="DST", help="where the test set goes")
     options.add_argument("--protocol", choices=PROTOCOLS, default=PROTOCOLS[0], help="default imagenet-test")
-    options.add_argument("--recipe", help="degradation of --protocol folder, for example realesrgan-x4")
-    options.add_argument("--num", type=int, help="pictures (default 3000, or all of a folder)")
+    options.add_argument("--recipe", help="degradation for --protocol folder, for example realesrgan-x4")
     options.add_argument(
-        "--seed", type=int, default=0, help="of the choice and of the degradation (default 0)"
+        "--num", type=int, help="number of pictures (default 3000; with --protocol folder all)"
     )
-    options.add_argument("--dry-run", action="store_true", help="list and check, write nothing")
+    options.add_argument(
+        "--seed", type=int, default=0, help="seed of the selection and the degradation (default 0)"
+    )
+    options.add_argument("--dry-run", action="store_true", help="list and check; write nothing")
     return options
 
 
@@ -63,7 +65,7 @@ def testset(options: argparse.Namespace) -> Exit:
 
     check_places(options.source, options.target, "the pairs")
     if (options.recipe is not None) != (options.protocol == "folder"):
-        raise UsageError("--recipe belongs to --protocol folder, which needs it")
+        raise UsageError("--recipe and --protocol folder must be used together")
     try:
         if options.protocol == "folder":
             protocol = folder_test(options.recipe, options.num, options.seed)

@@ -1,12 +1,14 @@
 """Train a model on shards of photos, on any number of workers.
 
-    python jobs/train.py --preset tiny-x4 --data shards --out runs/tiny --set train.steps=10000 --val set5/lq:set5/gt
-    ray job submit --working-dir . -- python jobs/train.py --preset realsr-x4-s4 --data s3://bucket/shards \\
-        --out s3://bucket/runs/realsr --workers 2:8 --set train.first_stage_weights=/weights/autoencoder_vq_f4.pth
+    python jobs/train.py --preset tiny-x4 --data shards --out runs/tiny --val set5/lq:set5/gt \\
+        --set train.steps=10000
+    ray job submit --working-dir . -- python jobs/train.py --preset realsr-x4-s4 --workers 2:8 \\
+        --data s3://bucket/shards --out s3://bucket/runs/realsr \\
+        --set train.first_stage_weights=/weights/autoencoder_vq_f4.pth
 
-To resume, run the same command again: the run goes on from its latest checkpoint, with any number of workers.
-OUT then holds run.json, checkpoints (step-*), metrics/, validation/, samples/, tensorboard/ and, at the end,
-model/, which `jobs/upscale.py --model OUT/model` and `Upscaler.from_pretrained` take.
+To resume, run the same command again: the run continues from its latest checkpoint, with any number of
+workers. OUT holds run.json, checkpoints (step-*), metrics/, validation/, samples/, tensorboard/ and, at the
+end, model/, for `jobs/upscale.py --model OUT/model` and `Upscaler.from_pretrained`.
 
 Exit codes: 0 complete, 1 failed, 2 usage.
 """
@@ -27,7 +29,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def train(options: argparse.Namespace) -> Exit:
-    """Build the configuration, check it against the data and the run directory, train."""
+    """Build the configuration, check it against the data and the run directory, and train."""
     from resshift.config import with_settings
     from resshift.presets import preset
 

@@ -1,13 +1,14 @@
-"""Train a VQ autoencoder, the first stage of the released presets, or see how good one is.
+"""Train a VQ autoencoder, the first stage of the released presets, or measure one.
 
     python jobs/train_autoencoder.py --preset vq-f4 --data shards --out runs/vq --workers 4
-    python jobs/train.py --preset realsr-x4-s4 --data shards --out runs/sr --set train.first_stage_weights=runs/vq/model/model.safetensors
+    python jobs/train.py --preset realsr-x4-s4 --data shards --out runs/sr \\
+        --set train.first_stage_weights=runs/vq/model/model.safetensors
     python jobs/train_autoencoder.py --preset vq-f4 --init autoencoder_vq_f4.pth --report photos --out report
 
 With --report nothing is trained: the pictures of a folder are encoded, quantised and decoded, and
-OUT/report.json and OUT/pictures.png say what is lost. A model cannot restore what its first stage cannot
-reproduce: if PSNR here is not well above what you need, train another first stage. To resume a training run,
-run the same command again.
+OUT/report.json and OUT/pictures.png show the loss of quality. A model cannot restore what its first stage
+cannot reproduce: if PSNR here is not well above what you need, train another first stage. To resume a
+training run, run the same command again.
 
 Exit codes: 0 complete, 1 failed, 2 usage, 3 finished with failed items.
 """
@@ -28,13 +29,13 @@ def arguments() -> argparse.ArgumentParser:
     options.add_argument(
         "--report",
         metavar="PHOTOS",
-        help="reconstruct these pictures with the weights of --init, and measure",
+        help="reconstruct these pictures with the weights of --init and measure the result",
     )
     return options
 
 
 def train(options: argparse.Namespace) -> Exit:
-    """Train, or report."""
+    """Train an autoencoder, or report on one."""
     from resshift.config import with_settings
     from resshift.training.autoencoder import autoencoder_preset
 
@@ -42,11 +43,11 @@ def train(options: argparse.Namespace) -> Exit:
     if options.report is None:
         if options.data is None:
             raise UsageError(
-                "--data is needed to train; to measure an autoencoder give --report PHOTOS and --init WEIGHTS"
+                "--data is required to train; to measure an autoencoder give --report PHOTOS and --init FILE"
             )
         return train_from(options, config)
     if options.init is None:
-        raise UsageError("--report needs the weights of the autoencoder: --init FILE")
+        raise UsageError("--report requires the weights of the autoencoder: --init FILE")
 
     from pipelines.training.reconstruction import report
 

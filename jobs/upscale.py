@@ -2,22 +2,22 @@
 
     python jobs/upscale.py photos upscaled
     python jobs/upscale.py s3://in/photos s3://out/x4 --replicas 1:8 --include '*.jpg' --exclude 'private/*'
-    python jobs/upscale.py photos upscaled --plan --price-per-hour 1.9     what would be done, hours, cost; writes nothing
+    python jobs/upscale.py photos upscaled --plan --price-per-hour 1.9     estimate hours and cost
     python jobs/upscale.py photos upscaled --status                        counts so far
-    python jobs/upscale.py photos upscaled --retry-failed                  once more what failed
-    python jobs/upscale.py photos upscaled --verify                        re-read the outputs: missing, corrupt, extra
-    python jobs/upscale.py photos upscaled --repair                        do once more what is missing or corrupt
+    python jobs/upscale.py photos upscaled --retry-failed                  process failed inputs once more
+    python jobs/upscale.py photos upscaled --verify                        re-read the outputs, list problems
+    python jobs/upscale.py photos upscaled --repair                        redo missing and corrupt outputs
     ray job submit --working-dir . -- python jobs/upscale.py s3://in/photos s3://out/x4
 
-A glob without / is matched against the file name, another one against the whole key.
+A glob without / is matched against the file name, any other glob against the whole key.
 Every input gets one row in DST/_resshift/ledger (Parquet: key, status, reason, sizes, sha256, seconds, ...).
-A broken picture is a row with a reason, never a stopped job. Running the same command again continues; other
-options than before are refused. At the end there is a report: DST/_resshift/report.html, .json, .csv.
-`--model nearest-x4` repeats pixels: for trying out a set-up without a network.
+A broken picture is a row with a reason, never a stopped job. Running the same command again continues the
+job; changed options are refused. At the end there is a report: DST/_resshift/report.html, .json, .csv.
+`--model nearest-x4` repeats pixels instead of running a network, to try out a set-up.
 
-Rarer settings are `--set section.field=value` (pipelines/bulk/settings.py): source.* and target.* (endpoint,
-region, profile, anonymous, requester_pays, sse, storage_class, attempts, ...), limits.* , select.*,
-output.frames=first|all|fail, work.*, engine.*.
+Less common settings are `--set section.field=value` (pipelines/bulk/settings.py): source.* and target.*
+(endpoint, region, profile, anonymous, requester_pays, sse, storage_class, attempts, ...), limits.*,
+select.*, output.frames=first|all|fail, work.*, engine.*.
 
 Exit codes: 0 complete, 1 failed, 2 usage, 3 finished with failed items.
 """
@@ -43,38 +43,36 @@ def arguments() -> argparse.ArgumentParser:
     options = parser(__doc__ or "")
     add = options.add_argument
     add("source", metavar="SRC", help="folder or s3:// prefix")
-    add("target", metavar="DST", help="where outputs and the ledger go; must not lie inside SRC")
-    add("--model", default="tiny-x4", help="name, directory or weight file, @bfloat16 may follow (tiny-x4)")
+    add("target", metavar="DST", help="folder or s3:// prefix for outputs and ledger, not inside SRC")
+    add("--model", default="tiny-x4", help="name, directory or weight file; @bfloat16 may follow (tiny-x4)")
     add("--outscale", type=float, help="scale of the result (default: the model's)")
-    add("--steps", type=int, help="steps of the chain: fewer cost less (default: the model's)")
+    add("--steps", type=int, help="steps of the chain; fewer cost less (default: the model's)")
     add("--format", default="png", choices=["keep", "png", "jpeg", "webp", "tiff"], help="keep: as the input")
     add("--quality", type=int, default=95, help="quality of jpeg and webp (default 95)")
     add("--name", default="{dir}/{stem}_x{scale}.{ext}", help="template of output names")
-    add("--seed", type=int, default=0, help="same seed, same bytes")
+    add("--seed", type=int, default=0, help="seed of the noise; same seed, same bytes (default 0)")
     add("--tile", type=int, metavar="PX", help="side of a tile in input pixels (default: chosen, up to 256)")
     add("--max-megapixels", type=float, default=25.0, help="refuse larger inputs (default 25)")
-    add("--include", action="append", default=[], metavar="GLOB", help="only these; * spans /")
-    add("--exclude", action="append", default=[], metavar="GLOB", help="not these; wins over --include")
-    add("--keys", metavar="FILE", help="inputs are the keys of this list, one a line, instead of a listing")
+    add("--include", action="append", default=[], metavar="GLOB", help="only these keys; * also matches /")
+    add("--exclude", action="append", default=[], metavar="GLOB", help="not these; overrides --include")
+    add("--keys", metavar="FILE", help="read the input keys from this file, one per line; SRC is not listed")
     if_exists = ["skip", "verify", "overwrite"]
-    add("--if-exists", default="overwrite", choices=if_exists, help="what happens to outputs without a row")
-    add(
-        "--engine", default="serve", choices=["serve", "actors"], help="Ray Serve, or this job's own replicas"
-    )
+    add("--if-exists", default="overwrite", choices=if_exists, help="what to do with outputs without a row")
+    add("--engine", default="serve", choices=["serve", "actors"], help="Ray Serve, or actors of this job")
     add("--replicas", default="1:1", metavar="MIN:MAX", help="replicas of the model, or one number (1:1)")
     add("--price-per-hour", type=float, metavar="PRICE", help="price of one replica, for plan and report")
     add("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="see above")
     mode = options.add_mutually_exclusive_group()
-    mode.add_argument("--plan", "--dry-run", action="store_true", help="count and check, write nothing")
-    mode.add_argument("--status", action="store_true", help="print what the ledger says")
-    mode.add_argument("--retry-failed", action="store_true", help="do what failed once more")
+    mode.add_argument("--plan", "--dry-run", action="store_true", help="count and check; write nothing")
+    mode.add_argument("--status", action="store_true", help="print the counts of the ledger")
+    mode.add_argument("--retry-failed", action="store_true", help="process failed inputs once more")
     mode.add_argument("--verify", action="store_true", help="compare outputs with the ledger")
-    mode.add_argument("--repair", action="store_true", help="do once more what --verify finds")
+    mode.add_argument("--repair", action="store_true", help="redo the outputs that --verify reports")
     return options
 
 
 def request_of(flags: argparse.Namespace) -> BulkRequest:
-    """Return what the flags ask for."""
+    """Return the request that the flags describe."""
     from pipelines.bulk.request import BulkRequest
     from pipelines.bulk.settings import BulkSettings
     from resshift.config import Sampling, with_settings
@@ -91,7 +89,7 @@ def request_of(flags: argparse.Namespace) -> BulkRequest:
         exclude=tuple(flags.exclude),
         keys=flags.keys,
         max_megapixels=flags.max_megapixels,
-        if_exists="overwrite" if flags.repair else flags.if_exists,  # what lies there is what is wrong
+        if_exists="overwrite" if flags.repair else flags.if_exists,  # the existing outputs are the bad ones
         retry_failed=flags.retry_failed,
         price_per_hour=flags.price_per_hour,
         settings=with_settings(BulkSettings(), flags.set),
@@ -99,7 +97,7 @@ def request_of(flags: argparse.Namespace) -> BulkRequest:
 
 
 def upscale(options: argparse.Namespace) -> Exit:
-    """Run the job, or answer a question about it."""
+    """Run the job, or report on it."""
     from pipelines.ledger.lease import held
 
     request, replicas = request_of(options), min_max("--replicas", options.replicas)
@@ -130,7 +128,7 @@ def summary(request: BulkRequest) -> Exit:
 
 
 def discrepancies(request: BulkRequest, scale: float) -> list[str | None]:
-    """Print what differs from the ledger; return the input of each output, where one is known."""
+    """Print the differences from the ledger; return the input of each output, or None if unknown."""
     from pipelines.ledger.verify import verify
 
     keys: list[str | None] = []
@@ -141,10 +139,10 @@ def discrepancies(request: BulkRequest, scale: float) -> list[str | None]:
 
 
 def check(request: BulkRequest, scale: float) -> Exit:
-    """Print what differs, the remedy, and the counts of the ledger."""
+    """Print the differences, the remedy and the counts of the ledger."""
     keys = discrepancies(request, scale)
     inputs = {key for key in keys if key is not None}
-    remedy = f"; --repair does {len(inputs)} once more" if inputs else ""
+    remedy = f"; --repair redoes {len(inputs)}" if inputs else ""
     print(f"{len(keys)} outputs differ from the ledger{remedy}")
     return max(summary(request), Exit.FINISHED_WITH_FAILED_ITEMS if keys else Exit.COMPLETE)
 
@@ -162,7 +160,7 @@ def plan(request: BulkRequest, job: Job, worklist: Worklist, most_replicas: int)
 
 
 def work(request: BulkRequest, job: Job, worklist: Worklist, kind: str, replicas: tuple[int, int]) -> Exit:
-    """Do what is to be done and write the report."""
+    """Process the work list and write the report."""
     from pipelines.bulk.actors import ActorEngine, EngineError
     from pipelines.bulk.job import close_job, engine_options, run_job
     from pipelines.bulk.progress import JobProgress
@@ -182,7 +180,7 @@ def work(request: BulkRequest, job: Job, worklist: Worklist, kind: str, replicas
             print(f"error: {error}", file=sys.stderr)
             return Exit.FAILED
         except (KeyboardInterrupt, asyncio.CancelledError):
-            print("stopped; what is done is in the ledger, and the same command continues", file=sys.stderr)
+            print("stopped; the ledger has the finished inputs: run again to continue", file=sys.stderr)
             return Exit.FAILED
     close_job(job, worklist, request.price_per_hour)
     seen = worklist.counts

@@ -88,7 +88,7 @@ def module(name: str) -> Any:
 
 @pytest.mark.parametrize("name", FLAGS)
 def test_flags_are_frozen(name: str) -> None:
-    """A new knob belongs into a configuration, for `--set`; a flag is a promise."""
+    """A new knob belongs in a configuration, for `--set`; a flag is a promise."""
     actions = module(name).arguments()._actions
     assert {flag for action in actions for flag in action.option_strings if flag.startswith("--")} == FLAGS[
         name
@@ -304,7 +304,7 @@ def test_evaluation_names_pictures_without_truth(
         (["--steps", "5"], "--steps must lie in 1 to 4 for toy, got 5"),
         (["--niqe", "absent.npz"], "no NIQE parameters at absent.npz"),
         (["--lpips-trunk", "absent.pth"], "no LPIPS trunk at absent.pth"),
-        (["--merge", "report"], "--merge joins reports; it takes no --model and no --data"),
+        (["--merge", "report"], "--merge takes reports and cannot be combined with --model or --data"),
     ],
 )
 def test_evaluation_refuses_before_it_starts(

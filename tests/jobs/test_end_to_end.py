@@ -220,7 +220,7 @@ def test_bulk_job_gives_every_input_its_row(
     (out / "grey_x4.png").unlink()
     assert job("upscale", str(hostile), str(out), "--verify") == 3
     shown = capsys.readouterr().out
-    assert "2 outputs differ from the ledger; --repair does 2 once more" in shown
+    assert "2 outputs differ from the ledger; --repair redoes 2" in shown
     assert "corrupt: fine_x4.png" in shown
     assert "missing: grey_x4.png" in shown
     assert job("upscale", str(hostile), str(out), "--model", model, "--if-exists", "skip", "--repair") == 3

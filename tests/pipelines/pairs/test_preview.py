@@ -129,7 +129,7 @@ def test_command_writes_the_page(
     out = tmp_path / "deep" / "preview.html"
     arguments = ("--preset", "test-x4", "--set", "train.seed=3")
     assert job("preview", str(tree), str(out), *arguments) == 3  # broken.png
-    assert "10 pairs, 1 photos that give none" in capsys.readouterr().out
+    assert "10 pairs, 1 photos without a pair" in capsys.readouterr().out
     assert out.read_text().count('<section class="card">') == 11
     assert job("preview", str(tree), str(out), *arguments, "--num", "0") == 2
     (tmp_path / "empty").mkdir()
