@@ -1,8 +1,8 @@
 """HTML pages, each one file that loads nothing, from Jinja2 templates beside the code that fills them in.
 
-Markup is in the templates alone (`base.html`, `macros.html` and a page's own); every value is escaped, and one
-that is missing is an error. Pictures are data: URIs. A content security policy allows these, and the page's own
-style and script, named by their hashes.
+Markup is in the templates alone (`base.html`, `macros.html` and a page's own); every value is escaped, and
+one that is missing is an error. Pictures are data: URIs. A content security policy allows these, and the
+page's own style and script, named by their hashes.
 """
 
 from __future__ import annotations

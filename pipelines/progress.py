@@ -1,7 +1,7 @@
 """How far the work of a command has come: a bar in a terminal, JSON lines elsewhere.
 
-    {"time": 1764028800.0, "done": 1200, "failed": 3, "skipped": 0, "before": 0, "listed": 5000, "is_listed": true,
-     "pictures_per_s": 14.2, "eta_s": 267}
+    {"time": 1764028800.0, "done": 1200, "failed": 3, "skipped": 0, "before": 0, "listed": 5000,
+     "is_listed": true, "pictures_per_s": 14.2, "eta_s": 267}
 
 `Progress` counts and knows nothing of a display; `shown` displays it on standard error.
 """
@@ -50,8 +50,8 @@ class Rate:
 class Progress:
     """Counts of what a command works on.
 
-    Failed and skipped inputs often take no time. They count as worked on but not in the rate, so the time that
-    is left is that of inputs none of which fails.
+    Failed and skipped inputs often take no time. They count as worked on but not in the rate, so the time
+    that is left is that of inputs none of which fails.
 
     Args:
         what: What is counted, for example "pictures".
@@ -136,7 +136,7 @@ def _lines(what: str, console: Console) -> Generator[_Show]:
 def _bar(what: str, console: Console) -> Generator[_Show]:
     columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[text]}"))
     before = sys.stderr
-    # Rich takes what is printed, by Ray too, and writes it above the bar. Output that goes to a file stays there.
+    # Rich takes what is printed, by Ray too, and writes it above the bar. What goes to a file is left alone.
     bar = Bar(*columns, console=console, auto_refresh=False, redirect_stdout=sys.stdout.isatty())
     with bar, _logs_follow(before):
         task = bar.add_task(what, total=None, text="")

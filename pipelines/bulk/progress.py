@@ -1,6 +1,6 @@
 """How far a bulk job has come, for people and as Prometheus metrics through Ray.
 
-    {"time": 1764028800.0, "done": 1200, "failed": 3, "skipped": 0, "listed": 5000, "is_listed": false, "pictures_per_s": 14.2, ...}
+    {"time": 1764028800.0, "done": 1200, "failed": 3, ..., "megapixels_per_s": 5.6, "replicas": 4}
 
 Metrics (exported by every Ray node): `ray_resshift_bulk_pictures_total{status,reason}`,
 `ray_resshift_bulk_megapixels_total`, `ray_resshift_bulk_replicas`, `ray_resshift_bulk_pending`.

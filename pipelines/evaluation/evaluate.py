@@ -107,7 +107,7 @@ class PictureSet:
         """Read `[NAME=]LQ_DIR[:GT_DIR]`; the name is by default the last part of LQ_DIR.
 
         Raises:
-            ValueError: more than two places.
+            ValueError: There are more than two places.
         """
         named = re.fullmatch(r"([\w.-]+)=(.+)", text)
         lq_root, *rest = folders_of(named[2] if named else text)
@@ -131,7 +131,7 @@ def pairs_of(sets: Sequence[PictureSet]) -> list[Pair]:
     """Return all pairs of all test sets.
 
     Raises:
-        ValueError: as `pair_up`, or two sets of one name.
+        ValueError: As for `pair_up`, or two sets have one name.
     """
     names = [one.name for one in sets]
     for name in names:
@@ -148,7 +148,7 @@ def pair_up(lq_root: str, gt_root: str | None) -> list[Pair]:
     """Match pictures of two trees by their path without extension.
 
     Raises:
-        ValueError: nothing to evaluate, a picture without its truth, or two with the same name; the message
+        ValueError: There are no pictures, one has no truth, or two have the same name; the message
             names them.
     """
     lq = _by_stem(lq_root)

@@ -58,14 +58,14 @@ class Judge:
     """Measures pictures; loads what it needs once.
 
     Args:
-        border: pixels cut from all sides before anything but LPIPS, CLIP-IQA and MUSIQ is measured.
-        lpips_net: trunk of LPIPS, or None to leave it out.
-        lpips_trunk: file with its weights.
-        niqe_parameters: file of `resshift.metrics.niqe`, or None to leave it out.
-        user_installed: some of "clipiqa" and "musiq".
+        border: Number of pixels cut from all sides before anything but LPIPS, CLIP-IQA and MUSIQ is measured.
+        lpips_net: Trunk of LPIPS; None leaves LPIPS out.
+        lpips_trunk: File with the weights of the trunk.
+        niqe_parameters: File of `resshift.metrics.niqe`; None leaves NIQE out.
+        user_installed: Figures that pyiqa measures: some of "clipiqa" and "musiq".
 
     Raises:
-        ImportError: a package is missing; the message says which and what its licence is.
+        ImportError: A package is missing; the message names it and its licence.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Judge:
         NIQE is left out of pictures that are too small or too flat for it.
 
         Raises:
-            ValueError: picture and truth differ in size, or nothing is left inside the border.
+            ValueError: Picture and truth differ in size, or nothing is left inside the border.
         """
         figures: dict[str, float] = {}
         if gt is not None:
@@ -105,7 +105,7 @@ def against_truth(result: Image, gt: Image, border: int = 0) -> dict[str, float]
     """Return PSNR and SSIM on luma and on RGB.
 
     Raises:
-        ValueError: sizes differ.
+        ValueError: The sizes differ.
     """
     luma = psnr_ssim.luma(result), psnr_ssim.luma(gt)
     return {

@@ -40,19 +40,20 @@ class Card:
     """One picture of the page.
 
     Fields:
-        name: heading, plain text.
-        lq: the low-resolution picture, encoded as PNG, JPEG or WebP like the three below.
-        before: what `ours` is compared with, bicubic upsampling of `lq` or another model's result, of the
-            same size as `ours`.
-        ours: the upscaled picture.
-        gt: the picture `lq` was made from, of the same size as `ours`; None when there is none.
-        figures: (before, ours) by name of the metric, with units: {"PSNR-Y": ("25.50 dB", "26.10 dB")}. The
-            better one is marked when both start with a number and the direction is known: from an arrow at
-            the end of the name ("CLIPIQA+ ↑", "NRQM ↓"), else from the usual metrics (PSNR, SSIM, ... higher;
-            LPIPS, DISTS, NIQE, FID lower), whatever follows: "PSNR-Y", "LPIPS (alex)".
-        before_name: what `before` is called.
-        note: shown beside the size, for example "0.8 s".
-        focus: where the magnified detail opens, as fractions of width and height.
+        name: Heading, plain text.
+        lq: Low-resolution picture, encoded as PNG, JPEG or WebP like the three below.
+        before: Picture that `ours` is compared with, bicubic upsampling of `lq` or another model's result,
+            of the same size as `ours`.
+        ours: Upscaled picture.
+        gt: Picture that `lq` was made from, of the same size as `ours`; None when there is none.
+        figures: Values (before, ours) by name of the metric, with units:
+            {"PSNR-Y": ("25.50 dB", "26.10 dB")}. The better one is marked when both start with a number and
+            the direction is known: from an arrow at the end of the name ("CLIPIQA+ ↑", "NRQM ↓"), else from
+            the usual metrics (PSNR, SSIM, ... higher; LPIPS, DISTS, NIQE, FID lower), whatever follows:
+            "PSNR-Y", "LPIPS (alex)".
+        before_name: Name of `before` for readers.
+        note: Text beside the size, for example "0.8 s".
+        focus: Place where the magnified detail opens, as fractions of width and height.
     """
 
     name: str
@@ -75,10 +76,10 @@ class Histogram:
     """How the differences of one figure are spread over the pictures.
 
     Fields:
-        title: plain text.
-        values: at least one, finite.
-        shown: writes a difference with its unit.
-        better: the side of zero on which ours is better.
+        title: Caption, plain text.
+        values: Differences, at least one, finite.
+        shown: Function that writes a difference with its unit.
+        better: Side of zero on which ours is better.
     """
 
     title: str
@@ -103,16 +104,16 @@ def comparison_page(
     """Render the page; write it as UTF-8.
 
     Args:
-        title: heading and window title.
-        lead: one paragraph below it.
-        cards: the pictures, in the order of the page.
-        summary: rows of a table above the pictures, the first one its header; all of one length.
-        histograms: below the table.
-        facts: what a reader needs to repeat the run (model, steps, seed, machine, commit), at the foot of the
-            page.
+        title: Heading and window title.
+        lead: Paragraph below the heading.
+        cards: Pictures in the order of the page.
+        summary: Rows of a table above the pictures, the first one its header; all of one length.
+        histograms: Histograms below the table.
+        facts: Facts that a reader needs to repeat the run (model, steps, seed, machine, commit), at the foot
+            of the page.
 
     Raises:
-        ValueError: rows of different lengths; a picture that is not PNG, JPEG or WebP; before, ours and gt of
+        ValueError: Rows have different lengths; a picture is not PNG, JPEG or WebP; before, ours and gt of
             different sizes.
     """
     lengths = sorted({len(row) for row in summary})

@@ -19,10 +19,10 @@ class Anchor:
     """What a paper reports.
 
     Fields:
-        method: as readers know it.
-        source: the table.
-        figures: by name of `pipelines.evaluation.figures.FIGURES`.
-        preset: our name of that very model, whose figures should be these; None for others.
+        method: Name of the method as readers know it.
+        source: Paper and table.
+        figures: Reported figures by their names in `pipelines.evaluation.figures.FIGURES`.
+        preset: Our name of that very model, whose figures should be these; None for other models.
     """
 
     method: str

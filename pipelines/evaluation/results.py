@@ -58,7 +58,7 @@ def bootstrap(values: Sequence[float], resamples: int = RESAMPLES) -> Interval:
     """Return the mean of at least one value with its interval; a pure function of the values in their order.
 
     Raises:
-        ValueError: no values.
+        ValueError: There are no values.
     """
     if not len(values):
         raise ValueError("a mean needs at least one value")
@@ -186,10 +186,10 @@ def summary(
     """Return summary.json: the same for the same records, whoever computed them and in whatever order.
 
     Args:
-        records: of all pictures.
-        facts: model, settings, versions: what a reader needs to repeat the run.
-        protocol: how it was measured, if by a frozen one.
-        model: name of the model, for the comparison with what was published for it.
+        records: Records of all pictures.
+        facts: Facts that a reader needs to repeat the run: model, settings, versions.
+        protocol: Protocol by which the pictures were measured, if any.
+        model: Name of the model, for the comparison with what was published for it.
     """
     sets: dict[str, Any] = {}
     for name, rows in by_set(records).items():
@@ -237,9 +237,9 @@ def table(
     """Return a table with a header row, one line a figure of a set.
 
     Args:
-        records: of all pictures.
-        names: of the methods in the header: bicubic, against, ours.
-        protocol: adds a column for every published method.
+        records: Records of all pictures.
+        names: Names of the methods in the header: bicubic, against, ours.
+        protocol: Protocol whose published methods get a column each.
     """
     reference = reference_of(records)
     methods = [method for method in METHODS if method != "against" or reference == "against"]
@@ -339,7 +339,7 @@ def read(root: str) -> tuple[dict[str, Any], list[Record]]:
     """Return the facts and the records of a report.
 
     Raises:
-        StorageError: it cannot be read.
+        StorageError: The report cannot be read.
     """
     found = json.loads(storage.read_bytes(storage.join(root, "summary.json")))
     lines = storage.read_bytes(storage.join(root, "records.jsonl")).decode().splitlines()
@@ -353,13 +353,13 @@ def merged(
     """Join reports of parts of one evaluation.
 
     Args:
-        parts: (where, facts, records) of each.
+        parts: Place, facts and records of each report.
 
     Returns:
-        The facts they share, and all records.
+        The facts that they share, and all records.
 
     Raises:
-        MergeError: they differ in model, settings or versions, or a picture is in two of them.
+        MergeError: The reports differ in model, settings or versions, or a picture is in two of them.
     """
     (first, facts, _), *others = parts
     for where, other, _ in others:

@@ -2,7 +2,7 @@
 
     DST/gt/NAME.png, DST/lq/NAME.png     a pair; NAME is the key of the photo without its extension
     DST/mask/NAME.png                    255 in a hole, for inpainting
-    DST/manifest.json                    the protocol, and of every picture its source, sha256 and drawn parameters
+    DST/manifest.json                    the protocol; source, sha256 and drawn parameters of every picture
 
 Which photos, their order and what happens to each are functions of (seed, key) and of the bytes of the photo:
 not of the number of workers or of where the photos lie, so the manifest names no path. The bytes also need
@@ -61,13 +61,13 @@ class SetProtocol:
     """How a test set is made.
 
     Fields:
-        name: for the manifest.
-        recipe: what degrades.
-        crop: "square" brings the short side to `side_px` and takes the central square; "whole" keeps the
-            picture, cut to a multiple of the scale.
-        side_px: of the square.
-        num: good pictures at most; None takes all.
-        seed: of the choice and of the degradation.
+        name: Name in the manifest.
+        recipe: Recipe of the degradation.
+        crop: Part of the picture: "square" brings the short side to `side_px` and takes the central square;
+            "whole" keeps the picture, cut to a multiple of the scale.
+        side_px: Side of the square in pixels.
+        num: Most good pictures that are taken; None takes all.
+        seed: Seed of the choice and of the degradation.
     """
 
     name: str
@@ -100,7 +100,7 @@ def folder_test(recipe: str, num: int | None = None, seed: int = 0) -> SetProtoc
     """Whole pictures of any folder, degraded by any recipe of `RECIPES`.
 
     Raises:
-        ValueError: there is no such recipe.
+        ValueError: There is no such recipe.
     """
     if recipe not in RECIPES:
         raise ValueError(f"unknown recipe {recipe!r}; allowed: {', '.join(RECIPES)}")
@@ -195,7 +195,7 @@ def write_testset(items: Sequence[Item], root: str, protocol: SetProtocol) -> It
     with its reason.
 
     Raises:
-        ValueError: `root` holds a test set that was made otherwise.
+        ValueError: `root` holds a test set with another protocol.
     """
     check_same_set(root, protocol)
     waiting = _named_once(choose(items, protocol.seed))
@@ -237,7 +237,7 @@ def check_same_set(root: str, protocol: SetProtocol) -> None:
     """Check that a directory holds no other test set.
 
     Raises:
-        ValueError: it does; the message names what differs.
+        ValueError: It holds one; the message names what differs.
     """
     uri = storage.join(root, "manifest.json")
     if not storage.exists(uri):

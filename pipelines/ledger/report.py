@@ -58,11 +58,12 @@ class RunRecord:
     """One run that ended by itself or by Ctrl-C.
 
     Fields:
-        run: its id, which its rows carry.
-        started, ended: wall clock.
-        replica_seconds: ready replicas, summed over time.
-        busy_share: of the replicas' time, spent in the model; None when there was nothing to do.
-        facts: engine, versions, machine.
+        run: Id of the run, which its rows carry.
+        started, ended: Unix times at which it started and ended.
+        replica_seconds: Number of ready replicas, summed over time in seconds.
+        busy_share: Share of the replicas' time that was spent in the model; None when there was nothing to
+            do.
+        facts: Engine, versions and machine, for readers.
     """
 
     run: str

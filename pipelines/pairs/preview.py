@@ -45,8 +45,8 @@ def from_shards(root: str, config: RunConfig, num: int) -> Iterator[Sample]:
     """Yield the first pairs of a run.
 
     Raises:
-        StorageError: the shards cannot be read.
-        ValueError: there are none.
+        StorageError: The shards cannot be read.
+        ValueError: There are none.
     """
     groups = row_groups(read_manifest(root))
     for piece in stream(groups, config.train.seed, config.train.batch_size, 0, num):
@@ -75,16 +75,16 @@ def preview_page(samples: Sequence[Sample], config: RunConfig, facts: dict[str, 
     """Render the page; write it as UTF-8.
 
     Args:
-        samples: in the order of the page.
-        config: whose pairs they are.
-        facts: what a reader needs to make it again.
+        samples: Samples in the order of the page.
+        config: Configuration of the run whose pairs they are.
+        facts: Facts that a reader needs to make the page again.
     """
     side_px, scale = config.data.crop_px, config.degradation.scale
     return render(
         "pairs/preview.html",
         title=f"Training pairs of {config.preset}",
-        lead=f"Clean crops of {side_px} px and what the recipe makes of them, {side_px // scale} px, shown at "
-        "the same size. Below each pair: what was drawn for it, in the order in which it is applied.",
+        lead=f"Clean crops of {side_px} px and what the recipe makes of them, {side_px // scale} px, shown "
+        "at the same size. Below each pair: what was drawn for it, in the order in which it is applied.",
         facts=facts,
         cards=[_card(sample) for sample in samples],
     )
