@@ -1,12 +1,12 @@
 """Jobs of an endpoint: bulk jobs, and pictures that are answered later. One keeper has them all, and its
 records outlive it.
 
-    STATE/jobs/ID.json            the record: who, what, how it stands
-    STATE/pictures/ID/in, out     of a picture that is answered later
+    STATE/jobs/ID.json            the record: owner, request and state of a job
+    STATE/pictures/ID/in, out     bodies of a picture that is answered later
 
 A bulk job is `jobs/upscale.py` without the command line: the same checks, scheduler, engine, ledger and
-report. What it has done is in the ledger at its target, so a keeper that is started again continues whatever
-had not ended. Records are single atomic writes, made before the client hears of them.
+report. What it has done is in the ledger at its target, so a restarted keeper continues every job that had
+not ended. Records are single atomic writes, made before the client is told of them.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ Kind = Literal["bulk", "picture"]
 State = Literal["queued", "running", "complete", "complete_with_failures", "failed", "cancelled"]
 _ENDED = ("complete", "complete_with_failures", "failed", "cancelled")
 _REPORTS = {"json": "application/json", "csv": "text/csv; charset=utf-8", "html": "text/html; charset=utf-8"}
-_OCCUPIED_S = 30.0  # between two looks at a target where another run works
-_PICTURE_S = 3600.0  # a picture that is answered later has no client that waits
+_OCCUPIED_S = 30.0  # seconds between two attempts at a target where another run works
+_PICTURE_S = 3600.0  # no client waits for a picture that is answered later
 
 
 @dataclass(slots=True)
@@ -102,11 +102,11 @@ class JobView(TypedDict):
 
 
 class JobKeeper:
-    """Takes jobs, runs some of them at a time, and remembers.
+    """Takes jobs, runs some of them at a time, and keeps their records.
 
     Args:
-        settings: of the endpoint.
-        pictures: runs the pictures that are answered later.
+        settings: Settings of the endpoint.
+        pictures: Service that upscales the pictures that are answered later.
     """
 
     def __init__(self, settings: ServeSettings, pictures: PictureService) -> None:
@@ -121,7 +121,7 @@ class JobKeeper:
         self._is_started = False
 
     async def start(self) -> None:
-        """Read the records and continue what had not ended; whoever calls first waits for it."""
+        """Read the records and continue the jobs that had not ended; the first caller waits for it."""
         async with self._started:
             if self._is_started:
                 return
@@ -132,7 +132,7 @@ class JobKeeper:
             self._is_started = True
 
     async def close(self) -> None:
-        """Stop without ending any job: the records stay as they are, and the next keeper continues."""
+        """Stop without ending any job: the records stay as they are, and the next keeper continues them."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -270,15 +270,15 @@ class JobKeeper:
                 record.state = await work
         except asyncio.CancelledError:
             if record.id not in self._cancelled:
-                raise  # the keeper itself ends: the record stays as it is, and the next keeper continues
+                raise  # the keeper itself ends; the next one continues the job
             record.state = "cancelled"
         except (EngineError, StorageError, Problem, UsageError) as error:
             record.state, record.message = "failed", str(error)
         except Exception:
-            # The boundary of a job: one must not end the others. The traceback is in the log, not in the
-            # answer.
+            # The boundary of a job: one must not end the others. The traceback goes to the log, not to the
+            # client.
             _logger.exception("job=%s failed", record.id)
-            record.state, record.message = "failed", "a mistake of the server; it is in its log"
+            record.state, record.message = "failed", "internal server error; see the server log"
         finally:
             work.close()
             self._tasks.pop(record.id, None)
@@ -351,8 +351,8 @@ class JobKeeper:
         return [self._view(record) for record in sorted(mine, key=lambda record: -record.created)]
 
     async def cancel(self, id: str, owner: str) -> JobView | None:
-        """Stop a job; return its view. One that has ended is forgotten, and there is no view; what a bulk job
-        wrote stays.
+        """Stop a job and return its view; forget one that has ended and return None. What a bulk job wrote
+        stays.
 
         Raises:
             Problem: not_found.
@@ -394,7 +394,7 @@ class JobKeeper:
         """Return the picture of a job that is complete, and its content type.
 
         Raises:
-            Problem: not_found; conflict while it is not done; what went wrong with it.
+            Problem: not_found; conflict when it is not complete.
         """
         record = await self._find(id, owner)
         if record.kind != "picture":
@@ -410,7 +410,7 @@ class JobKeeper:
     async def _find(self, id: str, owner: str) -> Record:
         await self.start()
         record = self.records.get(id)
-        if record is None or record.owner != owner:  # whose it is, is nobody else's business
+        if record is None or record.owner != owner:  # that another owner's job exists is not revealed
             raise Problem("not_found", f"there is no job {id[:40]!r}")
         return record
 
@@ -423,7 +423,7 @@ class JobKeeper:
             await asyncio.to_thread(_remove, uri)
 
     async def forget_old(self) -> None:
-        """Forget the jobs that ended longer ago than they are kept."""
+        """Forget the jobs that ended longer ago than the settings keep them."""
         oldest = time.time() - 3600 * self.settings.jobs.keep_hours
         for record in [one for one in self.records.values() if one.ended is not None and one.ended < oldest]:
             await self._forget(record)

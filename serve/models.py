@@ -67,7 +67,7 @@ class ServedModel:
                 result, done = await self._call(options, frames)
                 break
             except RayTaskError as error:
-                raise Problem("failed", "the replica made a mistake; it is in the server's log") from error
+                raise Problem("failed", "the replica failed; see the server log") from error
             except (RayError, ConnectionError) as error:
                 if i_attempt == _ATTEMPTS - 1:
                     raise Problem(

@@ -1,11 +1,11 @@
-"""The GPU stage: one small interface, and the engine that owns its replicas.
+"""The GPU stage: a small interface, and the engine that owns its replicas.
 
-An engine takes a work unit (decoded inputs in the object store) and gives back the stream of
-`Replica.upscale`: references that are the driver's own, so results outlive the replica that made them.
-`serve.engine` has the other engine, replicas of a Serve deployment.
+An engine takes a work unit (decoded inputs in the object store) and returns the stream of `Replica.upscale`:
+references that the driver owns, so results outlive the replica that made them. The other engine, replicas of
+a Serve deployment, is in `serve.engine`.
 
-Two units are in flight at a replica: one computes, the inputs of the next are there already and the results
-of the last are being stored.
+Two units are in flight at a replica: while one is computed, the inputs of the next arrive and the results of
+the previous one are stored.
 """
 
 from __future__ import annotations
@@ -90,14 +90,14 @@ class Engine(Protocol):
         """Return when a unit can be taken.
 
         Raises:
-            EngineError: no replica can be started.
+            EngineError: No replica can be started.
         """
         ...
 
     def upscale(
         self, options: ReplicaOptions, keys: Sequence[str], inputs: Sequence[ray.ObjectRef]
     ) -> AsyncGenerator[ray.ObjectRef]:
-        """Upscale a unit; yields what `Replica.upscale` yields, by reference."""
+        """Upscale a unit; yield references to what `Replica.upscale` yields."""
         ...
 
     async def close(self) -> None:
@@ -198,7 +198,7 @@ class ActorEngine:
                 if self._starved_since is None:
                     self._starved_since = time.monotonic()
                 await self._changed.wait()
-            # Work that waits for a second place at a busy replica is work that another replica could do.
+            # Work that waits for the second place at a busy replica could be done by another replica.
             if self.is_starving:
                 self._starved_since = None
 
@@ -222,14 +222,14 @@ class ActorEngine:
             self._spawn(self._check(member))
 
     async def _check(self, member: _Member) -> None:
-        """Find out whether a replica is still there."""
+        """Find out whether a replica still lives."""
         try:
             await member.actor.pid.remote()
         except RayActorError:
             await self._remove(member)
 
     async def _scale(self) -> None:
-        """Add a replica when work has waited, end one that has nothing to do."""
+        """Add a replica when work has waited; end one that has been idle."""
         options = self.options
         while True:
             await asyncio.sleep(0.25)

@@ -2,9 +2,9 @@
 
     listing -> Worklist -> BulkRun(engine) -> LedgerWriter, Progress -> report
 
-`run_job` is what `jobs/upscale.py` runs and what a program may run: it needs a Ray that is connected and an
-engine that is not started. `run_job_in_loop` is the same for a program that has an event loop, as the job
-keeper of `serve` does; `close_job` writes what is left.
+`jobs/upscale.py` calls `run_job`, and so may any program: it needs a connected Ray and an engine that is not
+started. `run_job_in_loop` is the same for a program with an event loop, such as the job keeper of `serve`;
+`close_job` writes what is left.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Job:
 def entries(
     source: str, selection: Selection, keys: Iterable[str] | None = None, options: S3Options = s3.DEFAULT
 ) -> Iterator[Entry]:
-    """Stream the selected inputs: of the listing, or of a list of keys."""
+    """Stream the selected inputs of the listing, or of a list of keys."""
     found = storage.list_entries(source, options) if keys is None else listed_keys(source, keys, options)
     return filter(selection.matcher(), found)
 
@@ -88,12 +88,12 @@ def engine_options(job: UpscaleOptions, replicas: tuple[int, int], settings: Eng
     )
 
 
-_LOOK_EVERY_S = 5.0  # for nodes that came or went
+_LOOK_EVERY_S = 5.0  # seconds between two looks at the size of the cluster
 
 
 def _capacity() -> dict[str, int]:
-    """Return `num_cpus` and `object_store_bytes` of a run: tasks for all CPUs that can be had, pictures for
-    the memory that is there.
+    """Return `num_cpus` and `object_store_bytes` of a run: all CPUs that the cluster can have, and the memory
+    that it has.
     """
     resources = reachable()
     return {
@@ -103,22 +103,22 @@ def _capacity() -> dict[str, int]:
 
 
 def run_job(job: Job, worklist: Worklist, engine: Engine, progress: JobProgress) -> RunRecord:
-    """Run the job to its end. Rows of finished inputs are in the ledger when this returns or raises, Ctrl-C
-    and SIGTERM included.
+    """Run the job to its end. Rows of finished inputs are in the ledger when this returns or raises, even
+    after Ctrl-C or SIGTERM.
 
     Raises:
-        EngineError: no replica can be started.
-        StorageError: the listing or the ledger cannot be read or written.
-        KeyboardInterrupt: of the user.
+        EngineError: No replica can be started.
+        StorageError: The listing or the ledger cannot be read or written.
+        KeyboardInterrupt: The user pressed Ctrl-C.
     """
     return asyncio.run(run_job_in_loop(job, worklist, engine, progress))
 
 
 def close_job(job: Job, worklist: Worklist, price_per_hour: float | None = None) -> JobSummary:
-    """Write the rows of what was refused by a worklist that had no work, and the report; return its figures.
+    """Write the rows of inputs that a worklist without work refused, and the report; return its figures.
 
     Raises:
-        StorageError: the ledger or the report cannot be read or written.
+        StorageError: The ledger or the report cannot be read or written.
     """
     target, options = job.stages.target, job.stages.target_s3
     for _, refused in worklist.batches():
@@ -127,8 +127,8 @@ def close_job(job: Job, worklist: Worklist, price_per_hour: float | None = None)
 
 
 async def run_job_in_loop(job: Job, worklist: Worklist, engine: Engine, progress: JobProgress) -> RunRecord:
-    """As `run_job`, in a loop that runs. Cancelling it stops the job; what is done is in the ledger when that
-    is through.
+    """Do as `run_job` in a running loop. Cancelling it stops the job; when it has stopped, what is done is in
+    the ledger.
     """
     target, options = job.stages.target, job.stages.target_s3
     run = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
@@ -159,7 +159,7 @@ async def run_job_in_loop(job: Job, worklist: Worklist, engine: Engine, progress
                 bulk.resize(**await asyncio.to_thread(_capacity))  # asks the head of the cluster
                 looked_at = now
 
-    # `ray job stop` sends SIGTERM and kills three seconds later: enough for the rows that are here.
+    # `ray job stop` sends SIGTERM and kills three seconds later, time enough for the rows that are here.
     this = asyncio.current_task()
     assert this is not None
     with contextlib.suppress(

@@ -1,9 +1,9 @@
-"""`nearest-x4`: a model of known answer and known time, for tests of the pipeline and for measuring it.
+"""`nearest-x4`: a model with a known result and a known time, for testing and measuring the pipeline.
 
-    python jobs/upscale.py SRC DST --model nearest-x4            every pixel four times in each direction
-    python jobs/upscale.py SRC DST --model nearest-x4@0.5        and half a second a megapixel of input, slept, not computed
+    python jobs/upscale.py SRC DST --model nearest-x4          every pixel four times in each direction
+    python jobs/upscale.py SRC DST --model nearest-x4@0.5      and half a second of sleep a megapixel of input
 
-The output is known pixel by pixel, so a lost, mixed-up or damaged picture cannot go unseen. The time is slept
+The output is known pixel by pixel, so no lost, mixed-up or damaged picture goes unnoticed. The time is slept
 on purpose: it stands for an accelerator that is busy while the CPUs are free.
 """
 
@@ -28,7 +28,7 @@ class Nearest:
     """Repeats pixels; stands in for `resshift.Upscaler`.
 
     Args:
-        seconds_per_megapixel: of the input; a picture takes at least that long.
+        seconds_per_megapixel: Seconds that a megapixel of input takes at least.
     """
 
     scale = 4
@@ -43,7 +43,7 @@ class Nearest:
         """Return the picture with every pixel 4 x 4 times; nothing of `sampling` changes that.
 
         Raises:
-            ValueError: another `outscale` than 4.
+            ValueError: The `outscale` is not 4.
         """
         if sampling.outscale not in (None, self.scale):
             raise ValueError(f"nearest-x4 has the scale 4, got outscale {sampling.outscale}")
@@ -58,16 +58,16 @@ class Nearest:
         return replace(picture, pixels=pixels, alpha=alpha)
 
     def upscaling(self, picture: Picture, sampling: Sampling = Sampling()) -> Work[Picture]:
-        """Return `upscale` as a work; it needs no network."""
+        """Return `upscale` as a `Work`, which calls no network."""
         yield from ()
         return self.upscale(picture, sampling)
 
 
 def nearest_model(name: str) -> Nearest | None:
-    """Return the stand-in that `name` asks for; None when it is the name of something else.
+    """Return the model that `name` asks for; None for the name of another model.
 
     Raises:
-        WeightsError: it begins like a stand-in's and is not one.
+        WeightsError: The name begins like this one's and is not one.
     """
     match = _NAME.fullmatch(name)
     if match:

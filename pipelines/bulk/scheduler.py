@@ -1,15 +1,15 @@
 """The bulk job: listing -> fetch and decode (CPU) -> upscale (engine) -> encode and put (CPU) -> ledger, all
-at once.
+stages at the same time.
 
 A pull scheduler over Ray tasks and an engine, in one asyncio loop of the driver. Only references and rows
 pass through the driver; pictures stay in the object store, within a budget of bytes. Each stage takes what it
 can work on: CPU tasks scale with the cluster, replicas with the engine, and the listing is read as fast as
 work is done.
 
-Nothing lost, nothing twice: every input leaves through `_finish`, once. A worker or replica that ends takes
-its unit's unfinished items back to the queue. Whoever it was at is a suspect: it is tried alone, and after
-`max_deaths` workers that ended with it alone it is a row with reason killed_worker. Its neighbours are never
-charged.
+Nothing is lost and nothing is done twice: every input leaves through `_finish`, once. When a worker or
+replica ends, the unfinished items of its unit go back to the queue. The item that it was working on is a
+suspect: it is tried alone, and after `max_deaths` workers that ended with it alone it becomes a row with
+reason killed_worker. Its neighbours are never charged.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from pipelines.ledger.ledger import Row, failed
 from resshift.images.animation import Frames
 
 _HAND_ON_S = 5.0  # results of a unit are stored that often, and at its end
-# Of one item, whatever cut them off: a cluster that loses everything for ever must not be fed for ever.
+# Attempts at one item, whatever cut them off: on a cluster that keeps losing work it must not be retried
+# forever.
 _MAX_ATTEMPTS = 20
 
 
@@ -43,11 +44,11 @@ class BulkOptions:
     """How the work is cut and how much of it is under way; nothing of it changes an output.
 
     Fields:
-        unit_pictures, unit_megapixels: a unit for a replica is full with so many inputs, or so many
-            megapixels of input.
-        fetch_pictures: inputs of one fetch task.
-        in_flight_mb: of pictures in the object store; None: 40 % of the cluster's store.
-        max_deaths: so many workers may end while they have an input alone.
+        unit_pictures, unit_megapixels: Inputs, or megapixels of input, with which the unit of a replica is
+            full.
+        fetch_pictures: Inputs of one fetch task.
+        in_flight_mb: Megabytes of pictures in the object store; None: 40 % of the cluster's store.
+        max_deaths: Number of workers that may end while they have an input alone.
     """
 
     unit_pictures: int = 8
@@ -125,13 +126,13 @@ class BulkRun:
     """One run of the job.
 
     Args:
-        batches: of `Worklist`.
-        stages: options of the CPU stages.
-        engine: of the GPU stage, started.
-        options: how the work is cut.
-        finished: called once for every input with its ledger row, in the loop's thread.
-        num_cpus: of the cluster: so many tasks are submitted at a time.
-        object_store_bytes: of the cluster.
+        batches: What `Worklist.batches` yields.
+        stages: Options of the CPU stages.
+        engine: The GPU stage, started.
+        options: How the work is cut.
+        finished: Function that is called once for every input with its ledger row, in the loop's thread.
+        num_cpus: CPUs of the cluster, the number of tasks that are submitted at a time.
+        object_store_bytes: Size of the cluster's object store.
     """
 
     def __init__(
@@ -168,7 +169,7 @@ class BulkRun:
         self._listing = ThreadPoolExecutor(1, thread_name_prefix="listing")
 
     def resize(self, *, num_cpus: int, object_store_bytes: int) -> None:
-        """Work with what the cluster has become: nodes come while a job runs, and go."""
+        """Use what the cluster has now: nodes come and go while a job runs."""
         self.num_tasks = max(1, num_cpus)
         in_flight_mb = self.options.in_flight_mb
         self.budget.limit = int(in_flight_mb * 1e6 if in_flight_mb is not None else 0.4 * object_store_bytes)
@@ -179,11 +180,11 @@ class BulkRun:
         return self._is_listed
 
     async def run(self) -> None:
-        """Do all of it.
+        """Run until every input has a row.
 
         Raises:
-            EngineError: no replica can be started.
-            StorageError: the listing failed.
+            EngineError: No replica can be started.
+            StorageError: The listing failed.
         """
         ticking = asyncio.get_running_loop().create_task(self._tick())
         try:
@@ -196,13 +197,13 @@ class BulkRun:
             self._listing.shutdown(wait=False, cancel_futures=True)
 
     async def _tick(self) -> None:
-        """Look again from time to time: replicas come and go without a word to this class."""
+        """Check the conditions regularly: this class is not told when replicas come and go."""
         while True:
             await asyncio.sleep(0.2)
             await self._notify()
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
-        """Let an error of one part end them all."""
+        """End all parts with the error of one."""
         try:
             await work
         except BaseException as error:
@@ -245,7 +246,7 @@ class BulkRun:
             self._finished(row)
 
     def _wants_inputs(self) -> bool:
-        """Whether more should be decoded now: enough for every replica to find its next units full."""
+        """Whether more should be decoded now, so that every replica finds its next units full."""
         ahead = self.options.unit_pictures * 2 * (self.engine.num_replicas + 1)
         tasks = -(-self._num_preparing // self.options.fetch_pictures)
         return (
@@ -272,8 +273,8 @@ class BulkRun:
             ):
                 items.append(self._queue.popleft())
             self._num_preparing += len(items)
-            # What a file will take in memory is known when it is decoded; until then, twelve bytes for each
-            # of its own.
+            # What a file takes in memory is known when it is decoded; until then, twelve times its size is
+            # assumed.
             reserved = min(sum(int(12 * item.size * self._growth) for item in items), self.budget.limit)
             await self.budget.reserve(reserved)
             self._spawn(self._prepare(items, reserved))
@@ -347,7 +348,9 @@ class BulkRun:
                 await asyncio.sleep(0)  # the unit takes its slot before the next one asks for one
 
     async def _upscale_alone(self, unit: list[_Ready]) -> None:
-        """One suspect at a time in the whole job: two at one replica could not be told apart when it ends."""
+        """Upscale one suspect at a time in the whole job: of two at one replica, nobody could tell which
+        ended it.
+        """
         async with self._quarantine:
             await self._upscale(unit)
 
@@ -367,12 +370,12 @@ class BulkRun:
                     try:
                         upscaled: Upscaled = await (await anext(stream))
                     except StopAsyncIteration:
-                        await result  # the stream ends with the error in the place of a result
+                        await result  # a stream ends with the error in place of a result
                         raise
                     times.busy, times.last = times.busy + upscaled.seconds, upscaled.at
                     answered.append((entry, upscaled, result))
-                    # Slow pictures do not wait for their unit: what is stored is not done again after a kill,
-                    # and progress is seen.
+                    # Slow pictures do not wait for their unit: what is stored is not repeated after a kill,
+                    # and progress shows.
                     if time.monotonic() - handed_on_at > _HAND_ON_S:
                         await self._hand_on(answered[num_handed_on:])
                         num_handed_on, handed_on_at = len(answered), time.monotonic()
@@ -389,7 +392,7 @@ class BulkRun:
         await self._notify()
 
     async def _hand_on(self, answered: Sequence[tuple[_Ready, Upscaled, ray.ObjectRef]]) -> None:
-        """Have results stored; what the model could not do is finished here."""
+        """Start storing results; finish the inputs that the model failed on."""
         for entry, upscaled, _ in answered:
             if upscaled.reason:
                 await self.budget.adjust(-entry.reserved)
@@ -436,7 +439,7 @@ class BulkRun:
         """Put unfinished items back into the queue, and charge a death to the one that was alone.
 
         Raises:
-            RayTaskError: not a death but a mistake of ours, which no retry will mend.
+            RayTaskError: The cause is no death but an error in this code; retrying cannot help.
         """
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(error, RayTaskError) and not isinstance(cause, RayError):

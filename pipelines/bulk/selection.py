@@ -1,10 +1,10 @@
-"""Which objects are inputs, and which of them still need work: the listing, filtered, minus the ledger,
-without holding it.
+"""Which objects are inputs, and which of them still need work: the filtered listing minus the ledger, never
+held in memory.
 
     listing -> selected -> (done? name taken? unreadable?) -> WorkItem | refused row
 
 Everything streams in batches: memory is a few bytes a key (`pipelines.ledger.digests`), and the first batch
-is out after the first page.
+comes after the first page of the listing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from resshift.storage.s3 import S3Options
 
 _BATCH = 256
 _REMEMBERED = 10_000
-_MAX_AHEAD = 100  # batches of nothing but refusals that are kept while work is looked for
+_MAX_AHEAD = 100  # batches of refusals alone that are kept while looking for work
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,10 +36,10 @@ class Selection:
     """Which objects below SRC are inputs. What is not selected gets no row.
 
     Fields:
-        include: globs; an object must match one when there are any. `*` spans `/`. A glob without `/` is for
-            the last part of the key.
-        exclude: globs that win over `include`.
-        min_bytes, max_bytes: of the object.
+        include: Globs; an object must match one when there are any. `*` spans `/`. A glob without `/` is
+            matched against the last part of the key.
+        exclude: Globs that win over `include`.
+        min_bytes, max_bytes: Smallest and largest object.
     """
 
     include: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ class Selection:
                 exclude is not None and exclude.fullmatch(name)
             ):
                 return False
-            # What cannot be read has no size; it keeps its row.
+            # An object that cannot be read has no size, and must keep its row.
             return entry.irregular is not None or (
                 self.min_bytes <= entry.size_bytes
                 and (self.max_bytes is None or entry.size_bytes <= self.max_bytes)
@@ -85,8 +85,8 @@ def listed_keys(root: str, keys: Iterable[str], options: S3Options = s3.DEFAULT)
 
     Args:
         root: SRC.
-        keys: lines; empty ones and repetitions are skipped.
-        options: how SRC is reached.
+        keys: Lines; empty ones and repetitions are skipped.
+        options: How SRC is reached.
     """
 
     def find(key: str) -> Entry:
@@ -112,13 +112,13 @@ class WorkItem:
     """One input to be done.
 
     Fields:
-        key: relative to SRC, printable.
-        uri: what is read.
-        etag, size: of the listing.
-        output: key relative to DST.
-        attempts: how often work on it was begun and cut off.
-        deaths: how many workers ended while they had this item alone.
-        is_suspect: a worker ended while it had this item among others: it is tried alone.
+        key: Name of the input relative to SRC, printable.
+        uri: Where it is read.
+        etag, size: Version and bytes in the listing.
+        output: Name of the output relative to DST.
+        attempts: How often work on it began and was cut off.
+        deaths: How many workers ended while they had this item alone.
+        is_suspect: Whether a worker ended while it had this item among others; it is tried alone.
     """
 
     key: str
@@ -161,16 +161,16 @@ class ListingCounts:
 
 @dataclass(slots=True)
 class Worklist:
-    """Divide a listing into work and refusals.
+    """Divides a listing into work and refusals.
 
-    An output name belongs to the input that has written it, else to the first in listing order; others that
-    map to it are refused with reason name_collision, before any work is done for them.
+    An output name belongs to the input that has written it, else to the first one in listing order; others
+    that map to it are refused with reason name_collision, before any work on them.
 
     Args:
-        entries: the listing, selected.
-        known: what the ledger says; its map of owners grows with the listing.
-        output: key -> key of the output.
-        scale: sides of an output over sides of its input.
+        entries: The selected entries of the listing.
+        known: What the ledger says; its map of owners grows with the listing.
+        output: Function from the key of an input to the key of its output.
+        scale: Sides of an output over sides of its input.
     """
 
     entries: Iterable[Entry]
@@ -186,8 +186,8 @@ class Worklist:
         self._entries = iter(self.entries)
 
     def batches(self) -> Iterator[Batch]:
-        """Yield (items to do, rows of refused inputs) for a few hundred entries at a time; what was read
-        ahead first.
+        """Yield (items to do, rows of refused inputs) for a few hundred entries at a time, beginning with
+        what was read ahead.
         """
         while self._ahead:
             yield self._ahead.popleft()
@@ -195,8 +195,8 @@ class Worklist:
             yield self._divide(batch)
 
     def has_work(self) -> bool:
-        """Read ahead to the first input that is to be done; False when the listing has none. A job without
-        work needs no cluster.
+        """Read ahead to the first input that needs work; return False when there is none. A job without work
+        needs no cluster.
         """
         while batch := list(itertools.islice(self._entries, _BATCH)):
             items, refused = self._divide(batch)
@@ -265,13 +265,13 @@ class Worklist:
         return ledger.failed(row, reason, message)
 
     def _remember(self, output: str, key: str) -> None:
-        """Keep the latest names, for messages: colliding inputs are mostly neighbours in the listing."""
+        """Keep the latest names for messages: colliding inputs are mostly neighbours in the listing."""
         self._recent[output] = key
         if len(self._recent) > _REMEMBERED:
             self._recent.popitem(last=False)
 
 
 def _reason(why: str) -> str:
-    """Return the reason that a text begins with; a file that is none of those is irregular."""
+    """Return the reason that a text begins with; without one the file is irregular."""
     named = why.partition(": ")[0]
     return named if named in set(StorageReason) else str(StorageReason.IRREGULAR)

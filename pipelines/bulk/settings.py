@@ -1,4 +1,4 @@
-"""The knobs of the bulk job that are not worth a flag: `--set section.field=value`.
+"""Settings of the bulk job that have no flag: `--set section.field=value`.
 
 --set source.endpoint=https://s3.example.org --set source.profile=photos
 --set target.sse=aws:kms --set target.storage_class=STANDARD_IA
@@ -22,10 +22,10 @@ _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
 class OutputSettings:
-    """Of outputs.
+    """Settings of outputs.
 
     Fields:
-        frames: of files with several frames or pages: the first one, all, or fail them.
+        frames: Which frames or pages of a file are upscaled: the first, all, or none, which fails the input.
     """
 
     frames: FrameChoice = "first"
@@ -33,14 +33,13 @@ class OutputSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
 class InputLimitSettings:
-    """What an input may be and take; an input beyond is a failed row, and may be retried after a limit was
-    raised.
+    """Limits of an input. One beyond them becomes a failed row, and may be retried after a limit was raised.
 
     Fields:
-        max_side_px, max_bytes, max_frames: checked on the header, as --max-megapixels is.
-        seconds: for decoding.
-        memory_mb: for decoding; null: enough for --max-megapixels.
-        deaths: workers that may end while they have an input alone.
+        max_side_px, max_bytes, max_frames: Largest input, checked on the header as --max-megapixels is.
+        seconds: Time for decoding.
+        memory_mb: Memory for decoding; null: enough for --max-megapixels.
+        deaths: Number of workers that may end while they have an input alone.
     """
 
     max_side_px: int = 65_500
@@ -66,7 +65,7 @@ class SelectSettings:
     """Which objects are inputs, by their size; globs have flags.
 
     Fields:
-        min_bytes, max_bytes: objects outside are not inputs and get no row.
+        min_bytes, max_bytes: Smallest and largest input; other objects get no row.
     """
 
     min_bytes: int = 0
@@ -98,13 +97,12 @@ class WorkSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
 class EngineSettings:
-    """Of the replicas; see `EngineOptions`.
+    """Settings of the replicas; see `EngineOptions`.
 
     Fields:
-        num_gpus: of a replica; null: one where the cluster has any.
-        num_cpus: of a replica.
-        upscale_s, downscale_s: how long work has to wait, or a replica to be idle, before their number
-            changes.
+        num_gpus: GPUs of a replica; null: one where the cluster has any.
+        num_cpus: CPUs of a replica.
+        upscale_s, downscale_s: Seconds that work waits, or a replica is idle, before their number changes.
     """
 
     num_gpus: float | None = None
@@ -115,7 +113,7 @@ class EngineSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
 class BulkSettings:
-    """All of them."""
+    """All settings of a bulk job."""
 
     output: OutputSettings = OutputSettings()
     limits: InputLimitSettings = InputLimitSettings()

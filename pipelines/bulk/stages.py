@@ -1,10 +1,10 @@
 """The CPU ends of the bulk job as plain functions: bytes -> frames, frames -> object. Nothing here knows Ray,
 and nothing imports torch.
 
-`prepare` fetches, checks and decodes the inputs of a unit; `store` encodes and writes results. Whatever is
-wrong with an input is caught where it shows and becomes the status, reason and message of its row; it never
-stops the job or drops a neighbour. Outputs are single atomic writes under a name that depends on the input's
-key alone, so work done twice after a crash gives the same bytes in the same place.
+`prepare` fetches, checks and decodes the inputs of a unit; `store` encodes and writes results. An error of an
+input is caught where it occurs and becomes the status, reason and message of its row; it never stops the job
+or affects a neighbour. Outputs are single atomic writes under a name that depends on the input's key alone,
+so work that is repeated after a crash gives the same bytes in the same place.
 """
 
 from __future__ import annotations
@@ -38,7 +38,14 @@ class UpscaleOptions:
     """What decides the bytes of the outputs and their names; stored in job.json, and a resumed job must have
     the same.
 
-    `name` is a template, see `naming.output_key`.
+    Fields:
+        model, identity: Name and identity of the model.
+        scale: Sides of an output over sides of its input.
+        sampling: How the pixels are made.
+        format: Format of the outputs; "keep" follows the extension of each input.
+        quality: Quality of JPEG and WebP, 1 to 100.
+        name: Template of output names, see `names.output_key`.
+        frames: Which frames of files with several are upscaled.
     """
 
     model: str
@@ -51,7 +58,7 @@ class UpscaleOptions:
     frames: FrameChoice = "first"
 
     def output_key(self, key: str) -> str:
-        """Return the key of the output of an input, relative to DST; see `naming.output_key`."""
+        """Return the key of the output of an input, relative to DST; see `names.output_key`."""
         return output_key(key, self.name, self.format, self.scale)
 
     def record(self, source: str) -> dict[str, Any]:
@@ -72,10 +79,10 @@ class StageOptions:
     Fields:
         outputs: What is made.
         target: DST.
-        limits: of the decoder.
-        if_exists: what to do with an output that is there without a row: leave it, leave it when it decodes
-            and has the right size, or write it again.
-        source_s3, target_s3: how the buckets are reached.
+        limits: Limits of the decoder.
+        if_exists: What to do with an output that has no row: leave it, leave it when it decodes and has the
+            right size, or write it again.
+        source_s3, target_s3: How the buckets are reached.
     """
 
     outputs: UpscaleOptions
@@ -162,7 +169,7 @@ def _skipped(item: WorkItem, row: Row, options: StageOptions) -> Row | None:
 def _decode(item: WorkItem, row: Row, data: bytes, options: StageOptions) -> tuple[Row, Frames]:
     started = time.monotonic()
     decoder = _decoder(options.limits)
-    for i_attempt in range(2):  # a crash is tried once more, alone as every file is
+    for i_attempt in range(2):  # a crash may not be the picture's fault: it gets a second decoder
         try:
             frames = decoder.decode(data, options.outputs.frames)
             break
@@ -176,8 +183,7 @@ def _decode(item: WorkItem, row: Row, data: bytes, options: StageOptions) -> tup
     else:
         raise AssertionError("unreachable")
     first = frames.pictures[0]
-    # Sizes after the EXIF orientation; seconds are those spent on this picture, without waiting between
-    # stages.
+    # Sizes are those after the EXIF orientation; seconds do not count waiting between stages.
     row = {**row, "width_in": first.width, "height_in": first.height, "frames": len(frames.pictures)}
     grown = frames.num_bytes * max(options.outputs.scale, 1) ** 2
     if grown > _MAX_RESULT_BYTES:

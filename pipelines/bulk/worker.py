@@ -5,7 +5,7 @@ picture it was at:
 
     Started, then for every input: Frames (large, stays in the object store), Upscaled (small, for the driver)
 
-`Frames` come before the `Upscaled` that announces them: who has the announcement has the pixels.
+`Frames` come before the `Upscaled` that announces them: whoever has the announcement has the pixels.
 
 Pictures of all units at a replica share the calls of its networks (`resshift.tiles.batching`), which run in
 one thread.
@@ -54,8 +54,14 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What a job must know of a model before it is loaded: `steps` of its chain; `has_one_scale`: no other
-    `outscale` can be asked for.
+    """What a job must know of a model before it is loaded.
+
+    Fields:
+        name, identity: Name as it was asked for, and digest of weights and configuration.
+        scale: Sides of an output over sides of its input.
+        smallest_tile_px: Side of the smallest tile in input pixels.
+        steps: Steps of the chain that the model was trained with.
+        has_one_scale: Whether no `outscale` but this scale can be asked for.
     """
 
     name: str
@@ -81,7 +87,7 @@ def describe_model(name: str) -> ModelFacts:
     """Find a model without loading it.
 
     Raises:
-        WeightsError: no such model.
+        WeightsError: There is no such model.
     """
     if (model := nearest_model(name)) is not None:
         return ModelFacts(
@@ -121,9 +127,9 @@ class Started:
     """The replica has taken the unit.
 
     Fields:
-        replica: its process.
-        at: wall clock.
-        ahead: so many of the unit's inputs may be under way at a time.
+        replica: Process id of the replica.
+        at: Unix time.
+        ahead: Number of the unit's inputs that may be under way at a time.
     """
 
     replica: int
@@ -133,13 +139,13 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Upscaled:
-    """One input of a unit is through.
+    """One input of a unit is done.
 
     Fields:
-        reason: empty when it went well, else why not.
-        message: for the ledger.
-        seconds: that the model took.
-        at: wall clock at the end.
+        reason: Why there is no result; empty when there is one.
+        message: Message of the ledger row.
+        seconds: Seconds in the model.
+        at: Unix time at the end.
     """
 
     reason: str
@@ -151,13 +157,13 @@ class Upscaled:
 class Replica:
     """Loads the model once, then upscales unit after unit.
 
-    Several units may be handed over at a time: results of one are being stored while another is computed, and
-    small pictures of all of them go through the networks together.
+    It takes several units at a time: results of one are stored while another is computed, and small pictures
+    of all of them go through the networks together.
 
     Args:
-        model: name or path.
-        identity: what the model must be; empty accepts any.
-        num_threads: of the networks on a CPU; the largest power of two up to it is used.
+        model: Name or path of the model.
+        identity: Identity that the model must have; empty accepts any.
+        num_threads: Threads of the networks on a CPU; the largest power of two up to it is used.
     """
 
     def __init__(self, model: str, identity: str, num_threads: int) -> None:
@@ -165,7 +171,7 @@ class Replica:
 
         from resshift.tiles.batching import MOST_OPEN, Batcher
 
-        # A power of two: other numbers cut maps where vectors end in the middle, and the remainders are
+        # A power of two: other numbers split feature maps in the middle of a vector register, and the rest is
         # rounded differently.
         torch.set_num_threads(1 << (num_threads.bit_length() - 1))
         keep_freed_pages()
@@ -173,13 +179,13 @@ class Replica:
         if identity and self.model.identity != identity:
             raise RuntimeError(f"this node has another {model}: {self.model.identity} instead of {identity}")
         self._batcher = Batcher()
-        # So many pictures of a unit are in line at a time. Without shared calls it is one: a death is charged
-        # to the picture it was at.
+        # Number of a unit's pictures in line at a time. Without shared calls it is one, so that a death is
+        # charged to the right picture.
         self._ahead = MOST_OPEN if self.model.shares_calls else 1
         threading.Thread(target=self._compute, name="model", daemon=True).start()
 
     def _compute(self) -> None:
-        """Serve the batcher. What ends it ends the process: a replica without this thread would take work and
+        """Serve the batcher. What ends this thread ends the process: without it a replica would take work and
         never answer.
         """
         try:
@@ -189,7 +195,7 @@ class Replica:
             os._exit(70)
 
     def pid(self) -> int:
-        """Return the process id: the answer says that the replica is ready."""
+        """Return the process id; an answer means that the replica is ready."""
         return os.getpid()
 
     def upscale(
@@ -202,11 +208,12 @@ class Replica:
         """Upscale the inputs of a unit in order; see the module for what is yielded.
 
         Args:
-            options: of the job.
-            keys: of the inputs; the noise of a picture depends on its key. An empty one stands for a picture
-                without a name: its noise is that of the seed alone, as in a call of `Upscaler`.
-            inputs: decoded.
-            is_wanted: asked before the model begins with a picture; once it is not, the unit ends.
+            options: Options of the job.
+            keys: Keys of the inputs; the noise of a picture depends on its key. An empty key stands for a
+                picture without a name: its noise depends on the seed alone, as in a call of `Upscaler`.
+            inputs: The decoded inputs.
+            is_wanted: Function that is asked before the model begins a picture; the unit ends when it is
+                false.
         """
         yield Started(os.getpid(), time.time(), self._ahead)
         waiting = iter(zip(keys, inputs, strict=True))
@@ -224,7 +231,7 @@ class Replica:
             yield done
 
     def _work(self, options: ReplicaOptions, key: str, frames: Frames) -> Work[Frames]:
-        """Upscale every frame; the work of one input."""
+        """Upscale every frame of one input."""
         sampling = options.sampling
         if key:
             sampling = replace(sampling, seed=seeds.derive(sampling.seed, "picture", key))
@@ -235,7 +242,7 @@ class Replica:
 
 
 def _answer(future: Future[Done[Frames]]) -> tuple[Frames, Upscaled]:
-    """Wait for an input; what went wrong becomes a reason."""
+    """Wait for an input; an error becomes a reason."""
     import torch
 
     try:
@@ -247,8 +254,8 @@ def _answer(future: Future[Done[Frames]]) -> tuple[Frames, Upscaled]:
     except CancelledError:
         raise
     except Exception:
-        # The boundary of the stage: one picture must not end the job. The traceback is kept in the row.
+        # The boundary of the stage: one picture must not end the job. The row keeps the traceback.
         return Frames(()), Upscaled("upscale_error", traceback.format_exc(limit=-4), 0.0, time.time())
     finally:
-        del future  # an error holds the frames that it passed, and this one would hold the error
+        del future  # an error keeps the frames that it passed, and this frame would keep the error
     return done.value, Upscaled("", "", done.seconds, time.time())

@@ -1,17 +1,18 @@
-"""One run at a time at a destination: who works there says so, and keeps saying it.
+"""One run at a time at a destination: each run announces itself there, again and again.
 
     DST/_resshift/working/ID.json      where the run is, and a number that grows
 
     with held(target, options):        raises Occupied when another run works there
         ...
 
-A run writes its file again every few seconds and removes it at its end. A run that finds the file of another
-watches it: while the number grows, somebody works there; when it has stood still for several beats, that run
-was killed, and its file is removed. No two clocks are compared. A process that was on this machine and is
-gone is not waited for. Of two runs that watch each other, the first by name stays.
+A run rewrites its file every few seconds and removes it at its end. A run that finds the file of another one
+watches it: while the number grows, that run is working; when it has not grown for several beats, that run was
+killed, and its file is removed. No clocks of two machines are compared. A run whose process was on this
+machine and is gone is not waited for. Of two runs that watch each other, the first by name stays.
 
-This keeps two runs from doing the same work, and is no lock: a run that hangs longer than it is watched finds
-company. Nothing is lost then; the same pictures are made twice, to the same bytes.
+This keeps two runs from doing the same work, but it is not a lock: when a run hangs for longer than it is
+watched, another may start beside it. Nothing is lost then; the same pictures are made twice, with the same
+bytes.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ class Occupied(UsageError):
 
 
 class Lease:
-    """A run's word that it works at a destination.
+    """The announcement of a run that it works at a destination.
 
     Args:
         target: DST.
-        options: of its store.
-        beat_s: seconds between two beats, the same for all runs; default `BEAT_S`.
+        options: Options of its store.
+        beat_s: Seconds between two beats, the same for all runs; default `BEAT_S`.
     """
 
     def __init__(self, target: str, options: S3Options = s3.DEFAULT, beat_s: float | None = None) -> None:
@@ -64,11 +65,11 @@ class Lease:
         self._beating: threading.Thread | None = None
 
     def take(self) -> None:
-        """Begin to beat; wait until a run that seems to work there is known to, or not to.
+        """Begin to beat; wait until it is clear whether another run works there.
 
         Raises:
-            Occupied: it does.
-            StorageError: the destination cannot be read or written.
+            Occupied: Another run does.
+            StorageError: The destination cannot be read or written.
         """
         self._write()
         beating = threading.Thread(target=self._beat, name="lease", daemon=True)
@@ -80,7 +81,7 @@ class Lease:
                 return
             self._is_working = True
             self._write()
-            # Of runs that began while this one watched others, each sees by now that the other works.
+            # A run that began while this one watched others sees by now that this one works, and vice versa.
             self._give_way(
                 {
                     name: beat
@@ -93,7 +94,7 @@ class Lease:
             raise
 
     def release(self) -> None:
-        """Say that the work has ended; a `take` in another thread gives up."""
+        """End the announcement; a `take` in another thread gives up."""
         self._ended.set()
         if self._beating is not None:
             self._beating.join()
@@ -101,7 +102,7 @@ class Lease:
             self._remove(self._name)
 
     def _watch(self) -> None:
-        """Look whether the runs that are there go on; remove those that do not."""
+        """Watch the other runs; remove the files of those that do not go on."""
         others = self._others()
         for name in [
             name for name, beat in others.items() if beat["place"] == place() and not _is_alive(beat["pid"])
@@ -125,7 +126,8 @@ class Lease:
             self._give_way(
                 {name: beat for name, beat in moved.items() if beat["is_working"] or name < self._name}
             )
-            # What has gone has ended. What moves and is to give way may yet be killed before it does.
+            # A run whose file is gone has ended. One that moves and should give way may still be killed
+            # first.
             others = {name: beat for name, beat in others.items() if name in now}
         for name, beat in others.items():
             if self._others().get(name, {}).get("beats") == beat["beats"]:
@@ -156,7 +158,7 @@ class Lease:
             try:
                 self._write()
             except StorageError as error:
-                logger.warning("this run could not say that it is at work: %s", error)
+                logger.warning("this run could not announce itself: %s", error)
 
     def _write(self) -> None:
         with self._writing:
@@ -200,8 +202,8 @@ def held(target: str, options: S3Options = s3.DEFAULT) -> Generator[None]:
 
 
 def place() -> str:
-    """Name the set of processes in which this one's number means something; containers of one machine have
-    sets of their own.
+    """Return a name of the space of process ids that this process belongs to; each container of a machine has
+    its own.
     """
     try:
         return (

@@ -4,9 +4,9 @@
     DST/_resshift/ledger/part-*.parquet
     DST/_resshift/report.{html,json,csv}
 
-A part is one atomic write, made after the outputs that it names: it is there whole or not at all, and what it
-says is true. What is done is what the ledger says; a restart takes the listing minus the ledger. A later row
-for a key replaces an earlier one, so retrying failures appends and nothing is ever changed.
+A part is one atomic write, made after the outputs that it names: it exists whole or not at all, and what it
+says is true. Work is done when the ledger says so; a restart takes the listing minus the ledger. A later row
+for a key replaces an earlier one, so retrying failures only appends, and nothing is ever changed.
 
 Tables are read part by part. What a run keeps in memory of a ledger is 28 bytes a row (`Known`); `latest`
 keeps 16 bytes of a row that repeats a key, and a bit array of at most 256 MiB.
@@ -144,7 +144,7 @@ def check_job(root: str, options: Mapping[str, Any], s3_options: S3Options = s3.
     """Return whether the destination has a job, which then has these options.
 
     Raises:
-        JobMismatch: it belongs to another; a changed model or option must not mix with earlier outputs.
+        JobMismatch: It belongs to another job; outputs of other options must not mix with earlier ones.
     """
     found = read_job(root, s3_options)
     if found is None:
@@ -166,7 +166,7 @@ def begin_job(root: str, options: Mapping[str, Any], s3_options: S3Options = s3.
     """Write `job.json`, or check that the destination belongs to a job with the same options.
 
     Raises:
-        JobMismatch: see `check_job`.
+        JobMismatch: See `check_job`.
     """
     if not check_job(root, options, s3_options):
         text = json.dumps(dict(options), indent=2, sort_keys=True) + "\n"
@@ -190,12 +190,12 @@ def append(root: str, rows: Sequence[Row], s3_options: S3Options = s3.DEFAULT) -
 class LedgerWriter:
     """Collects rows and writes them in parts, in a thread of its own: a slow store must not hold up the loop.
 
-    A part is full with 100 rows or 1 % of what this run has written, and is not kept longer than 10 s,
-    growing to 2 minutes in a long run: little is repeated after a crash, and ten million rows make some
-    thousand parts.
+    A part is full with 100 rows or 1 % of what this run has written, and is kept no longer than 10 s (2
+    minutes in a long run): little is repeated after a crash, and ten million rows make about a thousand
+    parts.
 
     Args:
-        write: writes a part and returns when it is there.
+        write: Function that writes a part and returns when it is in place.
     """
 
     def __init__(self, write: Callable[[Sequence[Row]], None]) -> None:
@@ -215,7 +215,7 @@ class LedgerWriter:
         """Write a part when it is full or old enough.
 
         Raises:
-            StorageError: an earlier part could not be written.
+            StorageError: An earlier part could not be written.
         """
         now = time.monotonic()
         patience = min(120.0, max(10.0, (now - self._started) / 100))
@@ -231,10 +231,10 @@ class LedgerWriter:
             self._parts.append(asyncio.get_running_loop().run_in_executor(self._pool, self._write, rows))
 
     def close(self) -> None:
-        """Write what is left and wait for everything; blocks.
+        """Write what is left and wait for all parts; this blocks.
 
         Raises:
-            StorageError: a part could not be written.
+            StorageError: A part could not be written.
         """
         rows, self._rows = self._rows, []
         last = self._pool.submit(self._write, rows)
@@ -252,7 +252,7 @@ def parts(
     ledger.
 
     Raises:
-        StorageError: a part cannot be read.
+        StorageError: A part cannot be read.
     """
     yield from _tables(_part_entries(root, s3_options), columns, s3_options)
 
@@ -332,9 +332,9 @@ class Known:
     """What a ledger says, as far as a restart needs it.
 
     Fields:
-        done: digests of (key, etag) of inputs that need no more work.
-        owners: output name -> key, of outputs that are in place.
-        counts: of the latest rows by status.
+        done: Digests of (key, etag) of inputs that need no more work.
+        owners: Map from the names of outputs that are in place to their keys.
+        counts: Number of the latest rows that are done, and that failed.
     """
 
     done: DigestSet
@@ -345,8 +345,8 @@ class Known:
 def load_known(
     root: str, *, retry_failed: bool = False, again: Collection[str] = (), s3_options: S3Options = s3.DEFAULT
 ) -> Known:
-    """Read what is done: everything that has a row, or, with `retry_failed`, everything that did not fail;
-    without the keys in `again`.
+    """Read which inputs are done: all that have a row, or, with `retry_failed`, all that did not fail; never
+    those in `again`.
     """
     redone = digests(sorted(again))[:, 0]
     columns = ["key", "etag", "status", "output"]

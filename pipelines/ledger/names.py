@@ -31,7 +31,7 @@ _KEPT: dict[str, Format] = {
 def output_format(key: str, format: OutputFormat) -> tuple[Format, str]:
     """Return the format of an output and its extension.
 
-    "keep" takes both from the extension of the input, whatever its content: a name must be known before the
+    "keep" takes both from the extension of the input, whatever its content: the name must be known before the
     file is read. Inputs with another extension (GIF, BMP, none) become PNG.
     """
     if format != "keep":
@@ -45,14 +45,15 @@ def output_key(key: str, template: str, format: OutputFormat, scale: float) -> s
     """Return the key of the output of an input, relative to DST.
 
     Args:
-        key: of the input, relative to SRC.
-        template: may use {dir}, {name} (the last part of the key), {stem} (the same without extension), {ext}
-            and {scale}.
-        format: of the output.
-        scale: sides of the output over sides of the input.
+        key: Key of the input, relative to SRC.
+        template: Name with {dir}, {name} (the last part of the key), {stem} (the same without extension),
+            {ext} and {scale} in it.
+        format: Format of the output.
+        scale: Sides of the output over sides of the input.
 
     Raises:
-        ValueError: the template uses an unknown field, or leads out of DST or into the job's own records.
+        ValueError: The template uses an unknown field, or leads out of DST or into the job's own records. The
+            message begins with the template.
     """
     directory, name = posixpath.split(key)
     stem = posixpath.splitext(name)[0] or name

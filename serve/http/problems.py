@@ -3,7 +3,8 @@
     HTTP/1.1 413 Content Too Large
     content-type: application/problem+json
 
-    {"type": "/problems/too_large", "title": "...", "status": 413, "detail": "the picture is 65000x65000 = ...", "reason": "too_large"}
+    {"type": "/problems/too_large", "title": "...", "status": 413,
+     "detail": "the picture is 65000x65000 = ...", "reason": "too_large"}
 
 `type` can be opened: it says what the kind means. A refusal that may be tried again carries `Retry-After` in
 whole seconds.
@@ -182,8 +183,8 @@ def install(api: FastAPI) -> None:
         return answer
 
     def on_mistake(request: Request, error: Exception) -> JSONResponse:
-        del request, error  # the server logs it with its traceback; the client is told nothing of our insides
-        return Problem("failed", "a mistake of the server; it is in its log").response()
+        del request, error  # the server logs it with its traceback, which is not for clients
+        return Problem("failed", "internal server error; see the server log").response()
 
     api.add_exception_handler(Problem, on_problem)
     api.add_exception_handler(RequestValidationError, on_invalid)
