@@ -1,4 +1,4 @@
-# Everything here does its own set-up: Python 3.11+ and make are all it needs.
+# Every target does its own set-up; only Python 3.11+ and make are required.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -10,9 +10,9 @@ help: ## list the targets
 
 setup: $(VENV)/.installed ## create .venv and install everything
 
-# The marker is newer than the lock when the environment is up to date: a second run does nothing.
+# The marker is newer than the lock if the environment is up to date: then a second run does nothing.
 $(VENV)/.installed: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is required, for example: make PYTHON=python3.11"; exit 1; }
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check uv
 	$(VENV)/bin/uv pip sync --quiet --compile-bytecode --python $(RUN) requirements.lock
@@ -35,10 +35,10 @@ lock: ## resolve requirements.lock again
 	$(VENV)/bin/uv pip compile --quiet pyproject.toml --all-extras --universal --python-version 3.11 --no-emit-index-url --no-header \
 		--output-file requirements.lock
 
-licences: setup ## list the licences of everything installed, refuse what is not for commercial use
+licences: setup ## list the licences of all installed packages; fail on non-commercial and strong copyleft ones
 	$(RUN) deploy/licences.py
 
-wheel: setup ## build dist/*.whl from what is here, without a network
+wheel: setup ## build dist/*.whl from this tree, without a network
 	$(RUN) -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
 
 clean: ## remove the environment and caches

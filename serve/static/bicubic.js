@@ -1,4 +1,4 @@
-// Bicubic interpolation (Keys, a = -0.5), in a worker so that the page stays alive. The classical way to enlarge, for comparison with ours.
+// Bicubic interpolation (Keys, a = -0.5) for comparison, in a worker so that the page stays responsive.
 // In: {width, height, data, outWidth, outHeight}, RGBA bytes. Out: {width, height, data}.
 
 function weight(x) {
@@ -7,7 +7,7 @@ function weight(x) {
   return x < 2 ? ((-0.5 * x + 2.5) * x - 4) * x + 2 : 0;
 }
 
-// For every output position the inputs that it is made of. When it shrinks, the kernel is widened: no aliasing.
+// The inputs and weights of every output position. For downscaling the kernel is widened, which avoids aliasing.
 function taps(from, to) {
   const scale = from / to, reach = Math.max(1, scale), table = [];
   for (let i = 0; i < to; i++) {

@@ -1,4 +1,4 @@
-// The description of the API as a page, from /openapi.json.
+// Builds the page of the API from /openapi.json.
 
 const EXAMPLES = {
   "post /v1/upscale": "curl --data-binary @photo.jpg -o photo_x4.png 'HOST/v1/upscale?format=png'\ncurl -F image=@photo.jpg -F format=jpeg -F quality=90 -o photo_x4.jpg HOST/v1/upscale\ncurl -H 'Prefer: respond-async' --data-binary @photo.jpg HOST/v1/upscale",
@@ -25,7 +25,7 @@ function kind(schema = {}) {
   return [schema.type, ...bounds.filter(Boolean)].filter(Boolean).join(" ");
 }
 
-// `names` in a text become code.
+// Text between backticks becomes code.
 function prose(text, name, className) {
   const made = element(name, "", className);
   text.split("`").forEach((part, i) => made.append(i % 2 ? element("code", part) : part));

@@ -2,8 +2,8 @@ import { View } from "/static/view.js";
 
 const $ = (id) => document.getElementById(id);
 const view = new View($("view"), $("split"));
-let current = null; // the picture that was chosen
-let request = null; // what is under way
+let current = null; // the chosen picture
+let request = null; // the request in progress
 let link = ""; // object URL of the last result
 let sources = {}; // canvases to compare with
 
@@ -19,7 +19,7 @@ async function learn() {
   const chosen = $("model").value;
   $("model").replaceChildren(...models.map(({ name, scale }) => new Option(`${name} (×${scale})`, name, false, name === chosen)));
   const size = `${limits.megapixels} megapixels`;
-  $("accepts").textContent = `JPEG, PNG, WebP, TIFF, GIF or BMP, up to ${size}. It goes to this server and nowhere else.`;
+  $("accepts").textContent = `JPEG, PNG, WebP, TIFF, GIF or BMP, up to ${size}. The picture is sent only to this server.`;
 }
 
 async function watch() {
@@ -79,7 +79,7 @@ function upscale() {
       else if (sent.status) await explain(sent);
       else complain("The server cannot be reached.");
     } catch (error) {
-      complain(`The result cannot be shown: ${error.message}`);
+      complain(`The result cannot be displayed: ${error.message}`);
     }
     if (isCurrent()) { request = null; $("progress").hidden = true; }
   };
@@ -99,7 +99,7 @@ async function explain(sent) {
   try {
     const problem = JSON.parse(await sent.response.text());
     told = `${problem.title}: ${problem.detail}`;
-  } catch { /* not ours: a proxy's page, of which the status is all that can be said */ }
+  } catch { /* a proxy's page instead of problem details: only the status is known */ }
   const wait = sent.getResponseHeader("Retry-After");
   complain(wait ? `${told} (try again in ${wait} s)` : told);
   if (sent.status === 401) { $("key-field").hidden = false; $("key").focus(); }
@@ -109,7 +109,7 @@ async function picture(blob) {
   try {
     return await createImageBitmap(blob);
   } catch {
-    return null; // a format that this browser cannot show
+    return null; // a format that this browser cannot display
   }
 }
 
@@ -183,11 +183,11 @@ function facts(sent, blob, seconds, isShown) {
   const timing = Object.fromEntries((sent.getResponseHeader("Server-Timing") || "").split(", ").map((one) => one.split(";dur=")));
   const listed = [
     ["Time", `${seconds.toFixed(2)} s`],
-    ["of it, the model", timing.model ? `${(timing.model / 1000).toFixed(2)} s` : ""],
+    ["Model time", timing.model ? `${(timing.model / 1000).toFixed(2)} s` : ""],
     ["Size", `${sent.getResponseHeader("X-Picture-Size")} → ${sent.getResponseHeader("X-Result-Size")}`.replaceAll("x", " × ")],
     ["File", blob.size < 1e6 ? `${(blob.size / 1e3).toFixed(0)} kB` : `${(blob.size / 1e6).toFixed(1)} MB`],
     ["Model", decodeURIComponent(sent.getResponseHeader("X-Model") || "")],
-    ["Notes", decodeURIComponent(sent.getResponseHeader("X-Notes") || "") || (isShown ? "" : "this browser cannot show the format")],
+    ["Notes", decodeURIComponent(sent.getResponseHeader("X-Notes") || "") || (isShown ? "" : "this browser cannot display the format")],
   ];
   $("facts").replaceChildren(...listed.filter(([, value]) => value).map(([name, value]) => {
     const pair = document.createElement("div");
@@ -210,7 +210,7 @@ $("zoom-out").addEventListener("click", () => view.zoom(1 / 1.5, $("view").clien
 $("fit").addEventListener("click", () => view.fit());
 $("actual").addEventListener("click", () => view.actual());
 document.addEventListener("paste", (event) => take([...event.clipboardData.files].find((file) => file.type.startsWith("image/"))));
-let depth = 0; // dragenter and dragleave come for every element on the way
+let depth = 0; // dragenter and dragleave fire for every element that the pointer crosses
 document.addEventListener("dragenter", (event) => { event.preventDefault(); depth++; $("drop").classList.add("over"); });
 document.addEventListener("dragleave", () => { if (!--depth) $("drop").classList.remove("over"); });
 document.addEventListener("dragover", (event) => event.preventDefault());

@@ -1,4 +1,4 @@
-// Two pictures of one size on top of each other, with a divider, zoom and pan.
+// Two pictures of equal size on top of each other, with a divider, zoom and pan.
 
 const LARGEST = 32;
 
@@ -49,7 +49,7 @@ export class View {
   }
 
   actual() {
-    // One pixel of the result on one of the screen.
+    // One pixel of the result per screen pixel.
     this.zoom(1 / devicePixelRatio / this.scale, this.stage.clientWidth / 2, this.stage.clientHeight / 2);
   }
 
@@ -76,7 +76,7 @@ export class View {
     this.stage.classList.add("dragging");
     const edge = (this.split.value / 100) * this.stage.clientWidth;
     const at = event.clientX - this.stage.getBoundingClientRect().left;
-    // Near the divider, or anywhere on a picture that is seen whole, a drag moves the divider; else the picture.
+    // A drag near the divider, or anywhere on a fitted picture, moves the divider; otherwise it moves the picture.
     this.isSplitting = this.pointers.size === 1 && (this.isFitted || Math.abs(at - edge) < 24);
     if (this.isSplitting) this.splitAt(at);
   }
@@ -121,7 +121,7 @@ export class View {
 
   draw() {
     if (!this.width) return;
-    // A picture can be moved about, never out of sight.
+    // The picture can be moved, but never out of view.
     const { clientWidth, clientHeight } = this.stage;
     const keep = (at, length, room) => Math.min(Math.max(at, Math.min(room - length, room / 2 - length)), Math.max(0, room / 2));
     this.x = this.isFitted ? this.x : keep(this.x, this.width * this.scale, clientWidth);
