@@ -34,7 +34,6 @@ import torch
 
 from resshift import images
 from resshift.config import Sampling
-from resshift.tiles.colour_fix import COLOUR_FIXES
 from resshift.tiles.plan import AxisTiles
 from resshift.upscaler import Upscaler
 
@@ -133,9 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--side", type=int, default=232, help="side of the pictures (default 232: 64 tiles of 32)"
     )
-    parser.add_argument("--colour-fix", default="wavelet", choices=COLOUR_FIXES)
     options = parser.parse_args(argv)
-    up = Upscaler.from_pretrained(options.model, device="cpu", colour_fix=options.colour_fix)
+    up = Upscaler.from_pretrained(options.model, device="cpu")
     side, tile_sides = (92, (32, 64)) if options.quick else (options.side, (32, 64, 128))
     cases = synthetic(side)
     if options.quick:
@@ -152,16 +150,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "worst_edge_ratio": max(row["edge_ratio"] for row in rows),
         "mean_delta_e_photos": sum(row["delta_e"] for row in judged) / len(judged),
         "num_photos": len(photographs),
-        "colour_fix": options.colour_fix,
     }
     if not options.quick:
         where = record.machine(torch.device("cpu"))
         # File names of photographs may be private, so photographs are numbered.
         numbered = {name: f"photo {i}" for i, name in enumerate(photographs, 1)}
         stored = [row | {"case": numbered.get(row["case"], row["case"])} for row in rows]
-        path = record.RESULTS / record.file_name(
-            "seams" if options.colour_fix == "wavelet" else f"seams-{options.colour_fix}", where
-        )
+        path = record.RESULTS / record.file_name("seams", where)
         record.write(path, {"machine": where, "figures": figures, "cases": stored})
     print(record.json_line(figures))
     return 0

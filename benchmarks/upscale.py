@@ -3,7 +3,6 @@
     python benchmarks/upscale.py                 # minutes on two cores; writes benchmarks/results/upscale-DATE-MACHINE.json
     python benchmarks/upscale.py --quick         # under a minute, nothing written
     python benchmarks/upscale.py --dtype bfloat16  # for CPUs with AMX: what the networks gain by it, and what it costs the picture
-    python benchmarks/upscale.py --memory 1,4,64 # peak memory at a fixed budget for inputs of so many megapixels
 
 Models are tiny-x4 and realsr-x4-s4 (full width, random weights: arithmetic costs what it costs with trained
 ones). In each case the plain loop (`benchmarks/plain.py`) and the fast one upscale the same picture with the
@@ -13,7 +12,7 @@ same noise, in turn, and the medians are compared; what the fast one changes in 
     ratio_to_plain   seconds of the plain loop over those of the fast one, for realsr-x4-s4 (or tiny-x4 with --quick)
     mp_per_s         output megapixels a second of tiny-x4
     share_of_peak    (CUDA) arithmetic of realsr-x4-s4 over time and the matrix rate measured here
-    peak_mb          memory of a run of tiny-x4 beyond the loaded model
+    peak_mb          memory of a run of tiny-x4 (500 px, result included) beyond the loaded model
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,20 +53,6 @@ from resshift.training.step import build_network
 from resshift.upscaler import Upscaler
 
 PLAIN_TILE_PX = 128
-STAND_IN = "stand-in"
-
-
-class OneConvolution(nn.Module):
-    """A x2 network that costs next to nothing, for pictures whose size is the point; everything around it is
-    real.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Conv2d(12, 12, 3, padding=1, groups=12)
-
-    def forward(self, x: Tensor, t: Tensor, lq: Tensor, mask: Tensor | None = None) -> Tensor:
-        return 0.1 * self.layer(x)
 
 
 @dataclass
@@ -108,15 +93,6 @@ def load(name: str, device: torch.device, dtype: Dtype, *, optimise: bool = True
     """Return a model: tiny-x4 as it ships, others with random weights."""
     if name == "tiny-x4" and optimise:
         return Upscaler.from_pretrained(name, device=device, dtype=dtype)
-    if name == STAND_IN:
-        base = preset("test-x4").model
-        half = {
-            "unet": replace(base.unet, in_channels=12, out_channels=12),
-            "first_stage": replace(base.first_stage, unshuffle_factor=2),
-        }
-        return Upscaler(
-            replace(base, scale=2, **half), OneConvolution(), name=name, device=device, dtype=dtype
-        )
     config = preset(name)
     unet: nn.Module = build_network(config)
     if name == "tiny-x4":
@@ -250,55 +226,28 @@ class PeakMemory(threading.Thread):
         return self.peak
 
 
-class Stripes:
-    """A picture that is made when it is read: it takes no memory."""
-
-    dtype = np.dtype(np.uint8)
-
-    def __init__(self, height: int, width: int) -> None:
-        self.shape = (height, width, 3)
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        y = np.arange(rows.start, min(rows.stop, self.shape[0]), dtype=np.uint32)[:, None, None]
-        x = np.arange(self.shape[1], dtype=np.uint32)[None, :, None]
-        return ((y * 3 + x * 5 + (y * x >> 7)) * np.array([1, 2, 3], np.uint32) % 251).astype(np.uint8)
-
-
-def measure_memory(name: str, megapixels: float, budget_mb: int, aspect: float) -> dict[str, Any]:
-    """Upscale a picture by rows into nothing and return the peak beyond the loaded model. Runs in a process
-    of its own.
-    """
-    device = torch.device("cpu")
-    up = load(name, device, "float32")
-    up.memory_budget_bytes = budget_mb * 2**20
-    height = round((megapixels * 1e6 * aspect) ** 0.5)
-    source = Stripes(height, round(megapixels * 1e6 / height))
-    up.upscale_rows(Stripes(40, 40), lambda _: None)  # footprint, first use of the libraries
+def measure_memory(name: str, side: int) -> dict[str, Any]:
+    """Upscale a picture and return the peak beyond the loaded model. Runs in a process of its own."""
+    up = load(name, torch.device("cpu"), "float32")
+    up(picture_of(40))  # first use of the libraries
+    picture = picture_of(side)
     before, watch = PeakMemory.resident(), PeakMemory()
     watch.start()
-    start, rows = time.perf_counter(), 0
-
-    def sink(band: np.ndarray) -> None:
-        nonlocal rows
-        rows += len(band)
-
-    size = up.upscale_rows(source, sink)
-    assert rows == size[0]
-    plan = up.plan(*source.shape[:2])
+    start = time.perf_counter()
+    up(picture)
+    plan = up.plan(side, side)
     return {
         "model": name,
-        "input": f"{source.shape[1]}x{source.shape[0]}",
-        "input_mp": megapixels,
-        "budget_mb": budget_mb,
+        "input_px": side,
         "tiles": f"{plan.num_tiles} of {plan.columns.tile}x{plan.rows.tile}",
         "peak_mb": (watch.stop() - before) / 2**20,
         "seconds": time.perf_counter() - start,
     }
 
 
-def memory_in_child(name: str, megapixels: float, budget_mb: int, aspect: float = 1.0) -> dict[str, Any]:
+def memory_in_child(name: str, side: int) -> dict[str, Any]:
     """Call `measure_memory` in a fresh process, so that no earlier peak is counted."""
-    request = json.dumps([name, megapixels, budget_mb, aspect])
+    request = json.dumps([name, side])
     done = subprocess.run(
         [sys.executable, __file__, "--child", request], capture_output=True, text=True, check=False
     )
@@ -340,7 +289,7 @@ COLUMNS = (
     ("mean level", "mean_levels"),
     ("max level", "max_levels"),
 )
-MEMORY_COLUMNS = ("model", "input", "budget_mb", "tiles", "peak_mb", "seconds")
+MEMORY_COLUMNS = ("model", "input_px", "tiles", "peak_mb", "seconds")
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
@@ -366,13 +315,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--busy", action="store_true", help="one thread, CPU seconds: for a machine that others use too"
     )
-    parser.add_argument(
-        "--memory", metavar="MP,MP,...", help="only the peak memory of inputs of so many megapixels"
-    )
-    parser.add_argument(
-        "--memory-model", default=STAND_IN, help="for --memory (default: a network that costs nothing)"
-    )
-    parser.add_argument("--budget-mb", type=int, default=256, help="for --memory (default 256)")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     device = torch.device(options.device)
@@ -380,32 +322,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(measure_memory(*json.loads(options.child))))
         return 0
     where = record.machine(device)
-    if options.memory:
-        memory = [
-            memory_in_child(options.memory_model, float(size), options.budget_mb)
-            for size in options.memory.split(",")
-        ]
-        print(record.table(MEMORY_COLUMNS, [[row[key] for key in MEMORY_COLUMNS] for row in memory]))
-        record.write(
-            record.RESULTS / record.file_name(f"upscale-memory-{options.memory_model}", where),
-            {"machine": where, "memory": memory},
-        )
-        print(
-            record.json_line(
-                {
-                    "peak_mb": max(row["peak_mb"] for row in memory),
-                    "peaks_mb": [row["peak_mb"] for row in memory],
-                }
-            )
-        )
-        return 0
-
     if options.busy:
         torch.set_num_threads(1)
     how = (device, options.dtype, options.busy)
     if options.quick:
         rows = [compare("tiny-x4", 160, 1, *how)]
-        memory = [memory_in_child("test-x4", 0.04, 256)] if device.type == "cpu" else []
+        memory = [memory_in_child("test-x4", 200)] if device.type == "cpu" else []
         headline = rows[0]
     else:
         tiny = [compare("tiny-x4", side, options.rounds, *how) for side in (128, 256)]
@@ -418,7 +340,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             [*tiny, *full, *[row | {"model": row["model"] + " (same tiles)"} for row in alone]],
             full[-1],
         )
-        memory = [memory_in_child("tiny-x4", 0.25, 1024)] if device.type == "cpu" else []
+        memory = [memory_in_child("tiny-x4", 500)] if device.type == "cpu" else []
     show(rows)
     if memory:
         print(record.table(MEMORY_COLUMNS, [[row[key] for key in MEMORY_COLUMNS] for row in memory]))

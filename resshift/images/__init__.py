@@ -8,7 +8,7 @@ writes one; `to_tensor` and `from_tensor` convert pixels to tensors and back. An
 from resshift.images.decoding import decode, from_pil
 from resshift.images.encoding import encode, fit_format, in_own_profile, to_pil
 from resshift.images.header import probe
-from resshift.images.samples import from_tensor, rgb_u8, swap_red_blue, to_tensor
+from resshift.images.samples import from_array, from_tensor, rgb_u8, swap_red_blue, to_array, to_tensor
 from resshift.images.types import (
     Array,
     Format,
@@ -31,6 +31,7 @@ __all__ = [
     "decode",
     "encode",
     "fit_format",
+    "from_array",
     "from_pil",
     "from_tensor",
     "in_own_profile",
@@ -38,6 +39,7 @@ __all__ = [
     "rgb_u8",
     "scaled",
     "swap_red_blue",
+    "to_array",
     "to_pil",
     "to_tensor",
 ]

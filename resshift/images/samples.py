@@ -35,6 +35,36 @@ def rgb_u8(picture: Picture) -> NDArray[np.uint8]:
     return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
 
 
+def from_array(array: Array) -> Picture:
+    """Return (H, W), or (H, W, 1, 3 or 4) with RGB order and alpha last, uint8 or uint16, as a picture.
+
+    Raises:
+        ValueError: Not such an array; the message says what is allowed.
+    """
+    if not isinstance(array, np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance] - what types forbid is what people try
+        raise ValueError(
+            f"an image must be a PIL image or an array, got {type(array).__name__}: a file is opened with "
+            "PIL.Image.open"
+        )
+    if array.dtype.type not in (np.uint8, np.uint16):
+        raise ValueError(f"an array must be uint8 or uint16, got {array.dtype}")
+    channels = 1 if array.ndim == 2 else array.shape[2] if array.ndim == 3 else 0
+    if channels not in (1, 3, 4) or 0 in array.shape:
+        raise ValueError(f"an array must be (H, W) or (H, W, 1 | 3 | 4) and not empty, got {array.shape}")
+    samples = array.reshape(*array.shape[:2], channels)
+    return Picture(
+        pixels=np.ascontiguousarray(samples[..., :3]),
+        alpha=np.ascontiguousarray(samples[..., 3]) if channels == 4 else None,
+    )
+
+
+def to_array(picture: Picture) -> Array:
+    """Return the pixels, alpha as the last channel: (H, W, 1 | 3), or (H, W, 2 | 4) with alpha."""
+    if picture.alpha is None:
+        return picture.pixels
+    return np.concatenate([picture.pixels, picture.alpha[..., None]], axis=2)
+
+
 def to_tensor(pixels: Array) -> Tensor:
     """Convert (H, W, 1 or 3) uint8 or uint16 to (1, 3, H, W) float32 in [-1, 1]; grey becomes three equal
     channels.

@@ -9,21 +9,22 @@ the output that takes its rows. Values are float32 between stages, whatever the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from resshift.config import ModelConfig
+from resshift.devices import autocast
 from resshift.diffusion import prior_sample
 from resshift.networks.autoencoder import FirstStage, PixelUnshuffle
 from resshift.resize.bicubic import upsample
 from resshift.sampler import network_denoiser, reverse_step
 from resshift.schedule import ShiftSchedule
 from resshift.tiles.batching import Work
+from resshift.tiles.memory import Backoff
+from resshift.tiles.noise import Noise
 from resshift.tiles.plan import TilePlan, reflected
 from resshift.tiles.stages import Input, Output, Stage, TileStage, capacity, column_parts, drive
 from resshift.tiles.window import Allocate, RowBuffer, in_memory
@@ -39,20 +40,10 @@ ReadRows = Callable[
 Emit = Callable[[Tensor], None]  # takes the next rows of the result, (3, n, width scale)
 
 
-class Noise(Protocol):
-    """Standard normal noise of a rectangle of the latent at a step, (Z, height, width)."""
-
-    def __call__(self, step: int, top: int, left: int, height: int, width: int, /) -> Tensor: ...
-
-
-def _directly(function: Callable[..., Tensor], *tiles: Tensor) -> Tensor:
-    return function(*tiles)
-
-
 @dataclass(frozen=True)
 class Networks:
-    """What the chain computes with: the networks, the precision they run in, and how a function is called on
-    a batch of tiles.
+    """What the chain computes with: networks, schedule, device and precision, and what is known of the
+    memory.
     """
 
     config: ModelConfig
@@ -60,8 +51,8 @@ class Networks:
     first_stage: FirstStage
     schedule: ShiftSchedule
     device: torch.device
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext
-    call: Callable[..., Tensor] = _directly
+    dtype: torch.dtype = torch.float32
+    backoff: Backoff = field(default_factory=Backoff)
 
     @property
     def unshuffles(self) -> bool:
@@ -70,13 +61,13 @@ class Networks:
 
     def encode(self, upsampled: Tensor) -> Tensor:
         """(n, 3, H, W) -> latents, float32."""
-        with self.precision():
-            return self.call(self.first_stage.encode, upsampled).float()
+        with autocast(self.device, self.dtype):
+            return self.backoff.call(self.first_stage.encode, upsampled).float()
 
     def decode(self, latent: Tensor) -> Tensor:
         """Latents -> (n, 3, H, W), float32."""
-        with self.precision():
-            return self.call(self.first_stage.decode, latent).float()
+        with autocast(self.device, self.dtype):
+            return self.backoff.call(self.first_stage.decode, latent).float()
 
     def predict_x0(self, x_t: Tensor, y0: Tensor, lq: Tensor, t: Tensor) -> Tensor:
         """Predict x0 of a batch of tiles, each at the step of index t, int64 (n,)."""
@@ -87,8 +78,8 @@ class Networks:
                 self.unet, lq, y0, self.schedule, config.target, latent=config.latent_scaling
             )(x_t, t)
 
-        with self.precision():
-            return self.call(predict, x_t, y0, lq, t).float()
+        with autocast(self.device, self.dtype):
+            return self.backoff.call(predict, x_t, y0, lq, t).float()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

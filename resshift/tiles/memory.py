@@ -1,145 +1,33 @@
-"""How much memory upscaling takes, and what to do with less.
+"""What is done with less memory than there might be: fewer tiles in a call, smaller tiles, windows in files.
 
-A tile's networks take bytes in proportion to its area: `bytes_alive` measures them once a model, by running
-one small tile and counting the tensors that are alive. `plan_for` chooses tiles: the largest that cost little
-more than the cheapest, within a budget if there is one.
-
-Only a budget and the picture decide the tiles, never the memory that happens to be free: tiles decide the
-pixels, and a retry elsewhere must give the same. What is free decides only where the windows between the
-stages live, which changes nothing.
+The memory that happens to be free never decides the tiles, because tiles decide the pixels and a retry
+elsewhere must give the same. It decides where the windows between the stages live, which changes nothing.
+Only when memory has run out are tiles made smaller, and then the result says so.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from resshift.tiles.plan import TilePlan, plan_tiles
+from resshift.tiles.plan import TilePlan
+from resshift.tiles.window import Allocate, in_file, in_memory
 
-# Longest side of a tile when nobody says, in latent positions: beyond, tiles save little work and cost
-# memory.
-DEFAULT_SIDE = 256
-# Neighbours share an eighth of a tile: what both have seen of each other is what hides the border.
-OVERLAP_SHARE = 8
-# Larger tiles are worth this much more work than the cheapest plan: they hold more context.
-_WORTH = 1.2
 # Latent positions of a call, and most tiles of one. Calls are filled up, so a picture whose shape nobody
 # shares pays for all of them: no more than a GPU should compute in about the time of one. Not measured on
 # CUDA yet.
 _CALL_POSITIONS, _MOST_TILES = 2**14, 4
-# What the counted tensors leave out: workspaces of kernels, the allocator's rounding, bands of rows on their
-# way in and out.
-_MARGIN, _FIXED_BYTES = 1.25, 48 * 2**20
 
 
-class MemoryBudgetError(ValueError):
-    """Not even the smallest tile fits into the budget; the message says what would."""
-
-
-@dataclass(frozen=True, slots=True)
-class Footprint:
-    """What a model takes: bytes for each latent position of a tile, and latent positions at which attention
-    costs as much as all else.
-    """
-
-    bytes_per_position: float
-    attention_positions: float = float("inf")
-
-    def tile_bytes(self, area: int) -> int:
-        """Bytes while a tile of `area` positions is computed."""
-        return int(self.bytes_per_position * area * _MARGIN) + _FIXED_BYTES
-
-
-def plan_for(
-    size: tuple[int, int],
-    multiple: int,
-    *,
-    attention_positions: float = float("inf"),
-    largest: int = DEFAULT_SIDE,
-    fits: Callable[[int], bool] = lambda area: True,
-) -> TilePlan | None:
-    """Return the tiles of a latent plane, or None when none fits.
-
-    The cost of a plan is the positions it computes, overlap and extension included, times 1 + area /
-    attention_positions. Taken is the plan with the largest tiles that costs at most a fifth more than the
-    cheapest.
-
-    Args:
-        size: height and width of the plane.
-        multiple: of the sides of a tile.
-        attention_positions: area at which global attention costs as much as everything else.
-        largest: side of the largest tile.
-        fits: whether a tile of that many positions may be used.
-    """
-    sides = range(multiple, max(largest, multiple) + 1, multiple)
-    plans = [
-        plan
-        for plan in (plan_tiles(*size, side, side // OVERLAP_SHARE, multiple) for side in sides)
-        if fits(plan.tile_area)
-    ]
-    if not plans:
-        return None
-    costs = [plan.num_tiles * plan.tile_area * (1 + plan.tile_area / attention_positions) for plan in plans]
-    allowed = min(costs) * _WORTH
-    return max(
-        (plan for plan, cost in zip(plans, costs, strict=True) if cost <= allowed),
-        key=lambda plan: plan.tile_area,
-    )
-
-
-def tiles_per_call(area: int, fits: Callable[[int], bool] = lambda area: True) -> int:
-    """Return how many tiles of `area` positions a GPU computes at a time; a function of tile and budget
+def tiles_per_call(area: int) -> int:
+    """Return how many tiles of `area` latent positions a GPU computes at a time; a function of the tile
     alone, because it decides rounding.
-
-    Args:
-        area: of one tile.
-        fits: whether so many positions may be computed at a time.
     """
-    return max(
-        n for n in range(1, max(1, min(_MOST_TILES, _CALL_POSITIONS // area)) + 1) if n == 1 or fits(n * area)
-    )
-
-
-class _Alive(TorchDispatchMode):
-    """Count the bytes of tensors made inside and still alive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        inputs = {leaf.untyped_storage() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        for leaf in tree_leaves(out):
-            if (
-                isinstance(leaf, Tensor)
-                and (storage := leaf.untyped_storage()) not in self._seen
-                and storage not in inputs
-            ):
-                self._seen.add(storage)
-                self._change(storage.nbytes())
-                weakref.finalize(storage, self._change, -storage.nbytes())
-        return out
-
-    def _change(self, num_bytes: int) -> None:
-        self.now += num_bytes
-        self.peak = max(self.peak, self.now)
-
-
-def bytes_alive(call: Callable[[], object]) -> int:
-    """Run `call` and return the most bytes of tensors that it made and that were alive at one time."""
-    with _Alive() as counted:
-        call()
-    return counted.peak
+    return max(1, min(_MOST_TILES, _CALL_POSITIONS // area))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -171,19 +59,31 @@ def free_bytes(device: torch.device) -> int | None:
         return free
 
 
+def place_windows(num_bytes: int, device: torch.device) -> Allocate:
+    """Return where windows of so many bytes live: on the device if they take at most half of what is free
+    there, else in files; in files too where nobody knows what is free.
+    """
+    free = free_bytes(device)
+    return in_memory(device) if free is not None and num_bytes <= free // 2 else in_file
+
+
 @dataclass
 class Backoff:
-    """Call a function on a batch of tiles; when memory runs out, in halves, and remember the size that worked
-    for this shape.
+    """What running out of memory has taught about one model.
+
+    Fields:
+        limit_by_shape: Largest number of tiles in a call that worked, by the shape of a tile.
+        longest: Longest side of a tile that may be tried, in latent positions; None: any.
     """
 
     limit_by_shape: dict[tuple[int, ...], int] = field(default_factory=dict)
+    longest: int | None = None
 
     def call(self, function: Callable[..., Tensor], *tiles: Tensor) -> Tensor:
-        """Return function(*tiles).
+        """Return function(*tiles), in halves when memory runs out for the whole batch.
 
         Raises:
-            Exception: what the function raised when memory ran out for a single tile.
+            Exception: What the function raised when memory ran out for a single tile.
         """
         shape = tuple(tiles[0].shape[1:])
         while True:
@@ -196,6 +96,23 @@ class Backoff:
             except Exception as error:
                 if size == 1 or not is_out_of_memory(error):
                     raise
-            if tiles[0].device.type == "cuda":
-                torch.cuda.empty_cache()
+            _empty_cache(tiles[0].device)
             self.limit_by_shape[shape] = size // 2
+
+    def shrink(self, plan: TilePlan, multiple: int, device: torch.device) -> bool:
+        """Halve the longest side after memory ran out for a single tile of `plan`; False when the tiles were
+        the smallest already.
+        """
+        side = max(plan.rows.tile, plan.columns.tile)
+        # Pictures that share calls run out of memory together: only the first of them halves.
+        if self.longest is None or side <= self.longest:
+            if side == multiple:
+                return False
+            self.longest = max(multiple, side // 2 // multiple * multiple)
+        _empty_cache(device)
+        return True
+
+
+def _empty_cache(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

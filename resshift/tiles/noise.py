@@ -5,12 +5,19 @@ what the whole picture would.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from resshift.seeds import Part, philox
+
+
+class Noise(Protocol):
+    """Standard normal noise of a rectangle of the latent at a step, (Z, height, width)."""
+
+    def __call__(self, step: int, top: int, left: int, height: int, width: int, /) -> Tensor: ...
 
 
 class NoiseField:
@@ -53,3 +60,15 @@ class NoiseField:
     ) -> Callable[[int], Tensor]:
         """Return `noise(step) -> (1, Z, height, width)` for `resshift.sampler.sample`."""
         return lambda step: self.window(step, 0, 0, height, width)[None].to(device)
+
+
+def cut_from_whole(noise: Callable[[int], Tensor]) -> Noise:
+    """Return noise that is cut out of `noise(step)`, (1, Z, H, W) of the whole latent."""
+    made: dict[int, Tensor] = {}
+
+    def cut(step: int, top: int, left: int, height: int, width: int) -> Tensor:
+        if step not in made:
+            made[step] = noise(step)[0]
+        return made[step][:, top : top + height, left : left + width]
+
+    return cut

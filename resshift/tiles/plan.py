@@ -18,6 +18,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+# Longest side of a tile unless told otherwise: beyond, tiles save little work and cost memory.
+_LONGEST = 256
+# Neighbours share an eighth of a tile: what both have seen of each other is what hides the border.
+_OVERLAP_SHARE = 8
+# Larger tiles are worth this much more work than the cheapest plan: they hold more context.
+_WORTH = 1.2
+
 
 @dataclass(frozen=True, slots=True)
 class AxisTiles:
@@ -120,6 +127,41 @@ class TilePlan:
 def plan_tiles(height: int, width: int, tile: int, overlap: int, multiple: int = 1) -> TilePlan:
     """Return the tiles of an H x W plane; see `cut_axis`."""
     return TilePlan(cut_axis(height, tile, overlap, multiple), cut_axis(width, tile, overlap, multiple))
+
+
+def choose_tiles(
+    height: int,
+    width: int,
+    multiple: int,
+    *,
+    longest: int | None = None,
+    attention_positions: float = float("inf"),
+) -> TilePlan:
+    """Choose the tiles of a latent plane.
+
+    The cost of a plan is the positions that it computes, overlap and extension included, times 1 + area /
+    attention_positions. Of all sides up to 256 positions the largest is taken that costs at most a fifth more
+    than the cheapest.
+
+    Args:
+        height: Height of the plane.
+        width: Width of the plane.
+        multiple: Sides of tiles are multiples of this.
+        longest: Longest side of a tile, at least `multiple`; None: what the cost says.
+        attention_positions: Area at which global attention costs as much as everything else.
+    """
+
+    def plan_of(side: int) -> TilePlan:
+        return plan_tiles(height, width, side, side // _OVERLAP_SHARE, multiple)
+
+    def cost_of(plan: TilePlan) -> float:
+        return plan.num_tiles * plan.tile_area * (1 + plan.tile_area / attention_positions)
+
+    if longest is not None:
+        return plan_of(longest // multiple * multiple)
+    plans = [plan_of(side) for side in range(multiple, max(_LONGEST, multiple) + 1, multiple)]
+    allowed = _WORTH * min(map(cost_of, plans))
+    return max((plan for plan in plans if cost_of(plan) <= allowed), key=lambda plan: plan.tile_area)
 
 
 def reflected(length: int, size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tiles follow from the picture and the budget; running out of memory is survived and remembered."""
+"""Tiles follow from the picture alone; running out of memory is survived and remembered."""
 
 from __future__ import annotations
 
@@ -13,102 +13,35 @@ from torch import Tensor
 from resshift.config import Sampling
 from resshift.images import Picture
 from resshift.presets import preset
-from resshift.tiles.memory import (
-    Backoff,
-    MemoryBudgetError,
-    bytes_alive,
-    free_bytes,
-    is_out_of_memory,
-    plan_for,
-    tiles_per_call,
-)
+from resshift.tiles import memory
+from resshift.tiles.memory import Backoff, free_bytes, is_out_of_memory, place_windows, tiles_per_call
+from resshift.tiles.plan import choose_tiles
+from resshift.tiles.window import in_file
 from resshift.training.step import build_network
 from resshift.upscaler import Upscaler
 
 
-def toy(budget: int | None = None) -> Upscaler:
+def toy() -> Upscaler:
     config = preset("test-x4")
-    return Upscaler(config.model, build_network(config), device="cpu", memory_budget_bytes=budget)
+    return Upscaler(config.model, build_network(config), device="cpu")
 
 
-def test_bytes_alive_counts_what_lives_at_one_time() -> None:
-    def call() -> Tensor:
-        a = torch.zeros(1000)  # 4000 bytes
-        b = a + 1  # 8000
-        del a
-        c = b.view(10, 100) * 2  # a view is no memory: 8000
-        del b
-        return c.double()  # 12000
-
-    assert bytes_alive(call) == 12_000
+@pytest.mark.parametrize(("side", "count"), [(8, 4), (64, 4), (72, 3), (128, 1), (256, 1)])
+def test_a_call_has_at_most_4_tiles_and_16384_positions(side: int, count: int) -> None:
+    """16384 / 72^2 = 3.2; one tile is always allowed."""
+    assert tiles_per_call(side**2) == count
 
 
-def test_bytes_alive_ignores_what_was_there_before() -> None:
-    x = torch.zeros(1000)
-    assert bytes_alive(lambda: x.add_(1)) == 0
-
-
-@pytest.mark.parametrize("size", [(1, 1), (100, 250), (256, 256)])
-def test_a_picture_that_fits_is_one_tile(size: tuple[int, int]) -> None:
-    plan = plan_for(size, 32)
-    assert plan is not None
-    assert plan.num_tiles == 1
-
-
-def test_the_plan_is_the_largest_that_costs_little_more_than_the_cheapest() -> None:
-    """A 256x256 latent costs 65536 (1 + 65536 / a) whole and 102400 (1 + 4096 / a) in 25 tiles of 64: for a =
-    60000 1.25 times as much.
-    """
-    whole, cut = (
-        plan_for((256, 256), 64, attention_positions=80_000),
-        plan_for((256, 256), 64, attention_positions=60_000),
-    )
-    assert whole is not None
-    assert cut is not None
-    assert (whole.num_tiles, cut.num_tiles, cut.rows.tile) == (1, 25, 64)
-
-
-@pytest.mark.parametrize(
-    ("side", "most", "count"),
-    [
-        (8, 4**9, 4),
-        (64, 4**9, 4),
-        (72, 4**9, 3),
-        (128, 4**9, 1),
-        (256, 4**9, 1),
-        (64, 3 * 4096, 3),
-        (64, 1, 1),
-    ],
-)
-def test_a_call_has_at_most_4_tiles_and_16384_positions_and_fits(side: int, most: int, count: int) -> None:
-    """16384 / 72^2 = 3.2; one tile is always allowed: whether it fits is the plan's business."""
-    assert tiles_per_call(side**2, lambda positions: positions <= most) == count
-
-
-def test_only_what_fits_is_taken() -> None:
-    plan = plan_for((300, 300), 32, fits=lambda area: area <= 64 * 64)
-    assert plan is not None
-    assert plan.tile_area <= 64 * 64
-    assert plan_for((300, 300), 32, fits=lambda _: False) is None
-
-
-def test_a_budget_below_one_tile_is_an_error_that_says_what_is_needed() -> None:
-    least = toy(1)
-    with pytest.raises(MemoryBudgetError, match=r"must be at least \d+ for this model, got 1"):
-        least(np.zeros((8, 8, 3), np.uint8))
-    needed = least.footprint().tile_bytes(8 * 8)
-    assert toy(needed)(np.zeros((8, 8, 3), np.uint8)).shape == (32, 32, 3)
-    with pytest.raises(MemoryBudgetError, match="with tile_px 64"):
-        toy(needed)(np.zeros((80, 80, 3), np.uint8), tile_px=64)
-
-
-def test_the_budget_decides_the_tiles_and_the_free_memory_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_decides_where_windows_live_and_not_the_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     image = np.random.default_rng(0).integers(0, 256, (60, 40, 3), np.uint8)
     expected = toy()(image)
-    monkeypatch.setattr("resshift.upscaler.free_bytes", lambda _: 1)  # windows go to files
-    assert np.array_equal(toy()(image), expected)
-    small = toy(toy().footprint().tile_bytes(16 * 16))
-    assert small.plan(60, 40).tile_area <= 16 * 16
+    for free in (1, None):
+        monkeypatch.setattr(memory, "free_bytes", lambda _, free=free: free)
+        assert place_windows(1, torch.device("cpu")) is in_file
+        assert np.array_equal(toy()(image), expected)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 100)
+    assert place_windows(51, torch.device("cpu")) is in_file
+    assert place_windows(50, torch.device("cpu")) is not in_file
 
 
 def test_free_memory_is_found() -> None:
@@ -152,6 +85,19 @@ def test_one_tile_that_does_not_fit_and_other_errors_are_raised() -> None:
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
     )
     assert not is_out_of_memory(RuntimeError("shapes differ"))
+
+
+def test_only_the_first_of_pictures_that_run_out_together_makes_tiles_smaller() -> None:
+    backoff, device = Backoff(), torch.device("cpu")
+    plans = {side: choose_tiles(1000, 1000, 8, longest=side) for side in (8, 32, 64)}
+    assert all(plan.rows.tile == side for side, plan in plans.items())
+    assert backoff.shrink(plans[64], 8, device)
+    assert backoff.longest == 32
+    assert backoff.shrink(plans[64], 8, device)  # another picture with tiles of 64
+    assert backoff.longest == 32
+    assert backoff.shrink(plans[32], 8, device)
+    assert backoff.longest == 16
+    assert not Backoff().shrink(plans[8], 8, device)
 
 
 class Cramped(torch.nn.Module):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from resshift.tiles.plan import TilePlan, cut_axis, plan_tiles, reflected
+from resshift.tiles.plan import TilePlan, choose_tiles, cut_axis, plan_tiles, reflected
 
 SIZES = [(1, 1), (1, 37), (7, 5), (8, 8), (9, 8), (16, 33), (61, 53)]
 
@@ -111,3 +111,21 @@ def test_reflection_equals_torch_where_torch_can() -> None:
 def test_reflection_goes_on_for_small_pictures() -> None:
     assert reflected(3, 8).tolist() == [0, 1, 2, 1, 0, 1, 2, 1]
     assert reflected(1, 3).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (100, 250), (256, 256)])
+def test_a_picture_that_fits_is_one_tile(size: tuple[int, int]) -> None:
+    assert choose_tiles(*size, 32).num_tiles == 1
+
+
+def test_the_plan_is_the_largest_that_costs_little_more_than_the_cheapest() -> None:
+    """A 256x256 latent costs 65536 (1 + 65536 / a) whole and 102400 (1 + 4096 / a) in 25 tiles of 64: for a =
+    60000 1.25 times as much.
+    """
+    whole, cut = (choose_tiles(256, 256, 64, attention_positions=area) for area in (80_000, 60_000))
+    assert (whole.num_tiles, cut.num_tiles, cut.rows.tile) == (1, 25, 64)
+
+
+def test_no_tile_is_longer_than_asked() -> None:
+    plan = choose_tiles(300, 20, 8, longest=47)
+    assert (plan.rows.tile, plan.columns.tile) == (40, 24)
