@@ -61,14 +61,18 @@ def demo(options: argparse.Namespace) -> Exit:
         print(f"error: jobs/upscale.py ended with exit code {code}")
         return Exit.FAILED
 
-    cards, records = [], []
+    cards: list[results.Card] = []
+    records: list[results.Record] = []
     for item in sorted(ledger.read(str(hq_root)).to_pylist(), key=lambda item: item["key"]):
         name = Path(item["key"]).stem
         lq = images.decode(storage.read_bytes(str(lq_root / item["key"]))).pixels
         ours = images.decode(storage.read_bytes(str(hq_root / item["output"]))).pixels
         bicubic = evaluate.bicubic_resized(lq, SCALE)
-        record = {
+        record: results.Record = {
             "key": name,
+            "status": "ok",
+            "reason": "",
+            "message": "",
             "seconds": item["seconds"],
             "bicubic": against_truth(bicubic, originals[name]),
             "ours": against_truth(ours, originals[name]),

@@ -27,7 +27,7 @@ from ray.data import ActorPoolStrategy
 
 from pipelines.cluster.capacity import has_gpus, reachable
 from pipelines.evaluation.figures import Image, Judge
-from pipelines.evaluation.results import METHODS, versions
+from pipelines.evaluation.results import METHODS, Method, Record, versions
 from resshift import images, seeds, storage
 from resshift.config import Sampling
 from resshift.degradation import imresize
@@ -187,6 +187,10 @@ class _SizeMismatch(ValueError):
     """The truth is not as many times larger as the model makes it."""
 
 
+def _failed(pair: Pair, reason: str, message: str) -> Record:
+    return {"set": pair.set, "key": pair.key, "status": "failed", "reason": reason, "message": message}
+
+
 class EvaluateStage:
     """A replica: loads models and metrics once, then evaluates pair after pair."""
 
@@ -199,34 +203,20 @@ class EvaluateStage:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         pair = Pair(**json.loads(row["pair"]))
-        record: dict[str, Any] = {
-            "set": pair.set,
-            "key": pair.key,
-            "status": "ok",
-            "reason": "",
-            "message": "",
-        }
-        empty = dict.fromkeys(("lq", *METHODS, "gt"), b"")
+        pictures: dict[str, bytes] = dict.fromkeys(("lq", *METHODS, "gt"), b"")
         try:
-            values, pictures = self._evaluate(pair)
+            record, made = self._evaluate(pair)
+            pictures |= made
         except (ImageError, StorageError) as error:
-            record |= {"status": "failed", "reason": str(error.reason), "message": str(error)}
-            return {"record": json.dumps(record)} | empty
+            record = _failed(pair, str(error.reason), str(error))
         except _SizeMismatch as error:
-            record |= {"status": "failed", "reason": "size_mismatch", "message": str(error)}
-            return {"record": json.dumps(record)} | empty
+            record = _failed(pair, "size_mismatch", str(error))
         except Exception:
-            # The boundary of the stage: one picture must not end the report. The traceback is kept in the
-            # row.
-            record |= {
-                "status": "failed",
-                "reason": "evaluate_error",
-                "message": traceback.format_exc(limit=-4),
-            }
-            return {"record": json.dumps(record)} | empty
-        return {"record": json.dumps(record | values)} | empty | pictures
+            # The boundary of the stage: one picture must not end the report. The record keeps the traceback.
+            record = _failed(pair, "evaluate_error", traceback.format_exc(limit=-4))
+        return {"record": json.dumps(record)} | pictures
 
-    def _evaluate(self, pair: Pair) -> tuple[dict[str, Any], dict[str, bytes]]:
+    def _evaluate(self, pair: Pair) -> tuple[Record, dict[str, bytes]]:
         lq = images.rgb_u8(images.decode(storage.read_bytes(pair.lq_uri)))
         gt = None if pair.gt_uri is None else images.rgb_u8(images.decode(storage.read_bytes(pair.gt_uri)))
         (height, width), scale = lq.shape[:2], self.upscaler.scale
@@ -237,18 +227,24 @@ class EvaluateStage:
         sampling = replace(asked, seed=seeds.derive(asked.seed, "picture", pair.key))
         started = time.monotonic()
         ours = self.upscaler.upscale(Picture(pixels=lq), sampling).pixels
-        values: dict[str, Any] = {
+        record: Record = {
+            "set": pair.set,
+            "key": pair.key,
+            "status": "ok",
+            "reason": "",
+            "message": "",
             "seconds": time.monotonic() - started,
             "width": ours.shape[1],
             "height": ours.shape[0],
             "device": self.upscaler.device.type,
         }
-        results = {"bicubic": bicubic_resized(lq, self.upscaler.scale), "ours": ours}
+        results: dict[Method, Image] = {"bicubic": bicubic_resized(lq, self.upscaler.scale), "ours": ours}
         if self.other is not None:
             results["against"] = self.other.upscale(Picture(pixels=lq), replace(sampling, steps=None)).pixels
-        values |= {method: self.judge(result, gt) for method, result in results.items()}
+        for method, result in results.items():
+            record[method] = self.judge(result, gt)
         pictures = {"lq": lq} | results | ({} if gt is None else {"gt": gt})
-        return values, {name: images.encode(Picture(pixels=pixels)) for name, pixels in pictures.items()}
+        return record, {name: images.encode(Picture(pixels=pixels)) for name, pixels in pictures.items()}
 
 
 def default_replicas(num_pairs: int) -> int:
@@ -261,7 +257,7 @@ def default_replicas(num_pairs: int) -> int:
 
 def evaluate(
     pairs: Sequence[Pair], options: EvaluateOptions, replicas: int = 1
-) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
+) -> Iterator[tuple[Record, dict[str, bytes]]]:
     """Evaluate with Ray Data and yield (record, encoded pictures) of each pair, in no order."""
     items = [{"pair": json.dumps(asdict(pair))} for pair in pairs]
     stage: Any = EvaluateStage  # Ray's types do not know classes with constructor arguments

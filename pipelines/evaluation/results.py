@@ -20,7 +20,7 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 
@@ -29,14 +29,43 @@ from pipelines.evaluation.page import Card, Histogram, comparison_page
 from pipelines.evaluation.protocols import Protocol, reproduced
 from resshift import seeds, storage
 
-Record = Mapping[str, Any]
-METHODS = ("bicubic", "against", "ours")
+Method = Literal["bicubic", "against", "ours"]
+METHODS: tuple[Method, ...] = ("bicubic", "against", "ours")
 MOST_PICTURES_ON_THE_PAGE = 32
 NUM_WORST = 10
 LEVEL = 0.95
 RESAMPLES = 10_000
 _AT_A_TIME = 500  # resamples in memory: 3,000 pictures then take 12 MB
 _VERSIONS = ("resshift", "torch", "numpy", "opencv-python-headless", "pillow", "lpips")
+
+
+class Record(TypedDict):
+    """What was measured on one picture: a line of records.jsonl.
+
+    A picture that failed has no figures, one without a truth has fewer.
+
+    Fields:
+        set: Name of its test set; reports from before there were sets have none.
+        key: Name of the picture in the set.
+        status, reason, message: Whether it could be measured, and why not.
+        seconds: Seconds that the model took.
+        width, height: Size of the result in pixels.
+        device: Type of the device that computed it.
+        bicubic, against, ours: Figures of each method by name, see `FIGURES`.
+    """
+
+    set: NotRequired[str]
+    key: str
+    status: Literal["ok", "failed"]
+    reason: str
+    message: str
+    seconds: NotRequired[float]
+    width: NotRequired[int]
+    height: NotRequired[int]
+    device: NotRequired[str]
+    bicubic: NotRequired[dict[str, float]]
+    against: NotRequired[dict[str, float]]
+    ours: NotRequired[dict[str, float]]
 
 
 class MergeError(ValueError):
@@ -77,7 +106,7 @@ def bootstrap(values: Sequence[float], resamples: int = RESAMPLES) -> Interval:
     return Interval(mean, float(low), float(high))
 
 
-def reference_of(records: Sequence[Record]) -> str:
+def reference_of(records: Sequence[Record]) -> Method:
     """Return what ours is compared with: the other model when there is one, else bicubic."""
     return "against" if any("against" in record for record in records) else "bicubic"
 
@@ -92,7 +121,7 @@ def means(records: Sequence[Record]) -> dict[str, dict[str, Interval]]:
     """Return {method: {figure: mean with interval}} over the pictures that have the figure."""
     result: dict[str, dict[str, Interval]] = {}
     for method in METHODS:
-        rows = [record[method] for record in records if method in record]
+        rows = [row for record in records if (row := record.get(method)) is not None]
         values = {name: [row[name] for row in rows if name in row] for name in FIGURES}
         if rows:
             result[method] = {name: bootstrap(column) for name, column in values.items() if column}
@@ -113,7 +142,8 @@ def differences(records: Sequence[Record]) -> dict[str, list[float]]:
 
 def identity(record: Record) -> str:
     """Return set and key of a record as one name."""
-    return f"{record['set']}/{record['key']}" if record.get("set") else str(record["key"])
+    name = record.get("set")
+    return f"{name}/{record['key']}" if name else record["key"]
 
 
 def by_set(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -131,9 +161,8 @@ def worst(records: Sequence[Record], count: int = NUM_WORST) -> list[Record]:
     for name in ("lpips", "psnr_y"):
         rows = [record for record in records if name in record.get("ours", {})]
         if rows:
-            return sorted(
-                rows, key=lambda row: row["ours"][name], reverse=not FIGURES[name].higher_is_better
-            )[:count]
+            is_descending = not FIGURES[name].higher_is_better
+            return sorted(rows, key=lambda row: row.get("ours", {})[name], reverse=is_descending)[:count]
     return []
 
 
@@ -295,12 +324,13 @@ def card(
     name: str | None = None,
 ) -> Card:
     """Return a picture's card for the page."""
-    reference = "against" if "against" in record else "bicubic"
-    figures: dict[str, tuple[str, str]] = {}
-    for figure in FIGURES:
-        if figure in record.get("ours", {}) and figure in record[reference]:
-            shown = FIGURES[figure].shown
-            figures[FIGURES[figure].label] = (shown(record[reference][figure]), shown(record["ours"][figure]))
+    reference = reference_of([record])
+    before, ours = record.get(reference, {}), record.get("ours", {})
+    figures = {
+        figure.label: (figure.shown(before[name]), figure.shown(ours[name]))
+        for name, figure in FIGURES.items()
+        if name in before and name in ours
+    }
     return Card(
         name=name or identity(record),
         lq=pictures["lq"],
@@ -309,7 +339,7 @@ def card(
         ours=pictures["ours"],
         gt=pictures["gt"] or None,
         figures=figures,
-        note=" · ".join(part for part in (f"{record['seconds']:.1f} s", note) if part),
+        note=" · ".join(part for part in (f"{record.get('seconds', 0.0):.1f} s", note) if part),
     )
 
 

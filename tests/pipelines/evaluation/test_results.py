@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,22 +16,28 @@ import torch
 from pipelines.evaluation import results
 from pipelines.evaluation.figures import FIGURES, Judge, against_truth
 from pipelines.evaluation.protocols import PROTOCOLS, Anchor, Protocol, reproduced
-from pipelines.evaluation.results import Interval, bootstrap
+from pipelines.evaluation.results import Interval, Record, bootstrap
 
 Encode = Callable[..., bytes]
 NAMES = {"bicubic": "bicubic", "ours": "mine", "against": "theirs"}
 
 
-def record(key: str, ours: float, bicubic: float = 20.0, **others: Any) -> dict[str, Any]:
-    figures = {"bicubic": {"psnr_y": bicubic, "ssim_y": 0.5}, "ours": {"psnr_y": ours, "ssim_y": 0.75}}
-    return (
-        {"set": "s", "key": key, "status": "ok", "reason": "", "seconds": 1.0, "device": "cpu"}
-        | figures
-        | others
-    )
+def record(key: str, psnr_y: float, bicubic: float = 20.0, **others: Any) -> Record:
+    known: Record = {
+        "set": "s",
+        "key": key,
+        "status": "ok",
+        "reason": "",
+        "message": "",
+        "seconds": 1.0,
+        "device": "cpu",
+        "bicubic": {"psnr_y": bicubic, "ssim_y": 0.5},
+        "ours": {"psnr_y": psnr_y, "ssim_y": 0.75},
+    }
+    return cast(Record, {**known, **others})
 
 
-FAILED = {"set": "s", "key": "z", "status": "failed", "reason": "truncated", "message": "cut"}
+FAILED: Record = {"set": "s", "key": "z", "status": "failed", "reason": "truncated", "message": "cut"}
 RECORDS = [record("b", 26.0, 30.0), record("a", 22.0), FAILED]
 
 
@@ -137,7 +143,7 @@ def test_table_says_how_sure_it_is() -> None:
         ["PSNR-Y", "20.00 dB", "21.00 dB", "+1.00 dB [+1.00, +1.00]"],
         ["SSIM-Y", "0.5000", "0.7500", "+0.2500 [+0.2500, +0.2500]"],
     ]
-    two_sets = results.table([*rows, record("x", 21.0) | {"set": "t"}], NAMES)
+    two_sets = results.table([*rows, record("x", 21.0, set="t")], NAMES)
     assert [row[0] for row in two_sets[1:]] == ["s: PSNR-Y", "s: SSIM-Y", "t: PSNR-Y", "t: SSIM-Y"]
 
 
@@ -177,7 +183,7 @@ def test_the_worst_pictures_come_first() -> None:
     assert [row["key"] for row, _ in page[:3]] == ["39", "38", "37"]
     assert page[0][1] == "number 1 of the worst"
     assert [row["key"] for row, _ in page[10:12]] == ["00", "01"]
-    by_lpips = [record("a", 30.0) | {"ours": {"lpips": 0.1}}, record("b", 20.0) | {"ours": {"lpips": 0.3}}]
+    by_lpips = [record(key, 30.0, ours={"lpips": value}) for key, value in (("a", 0.1), ("b", 0.3))]
     assert [row["key"] for row in results.worst(by_lpips)] == ["b", "a"]
 
 
