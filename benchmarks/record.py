@@ -35,7 +35,7 @@ def machine(device: torch.device, commit: str | None = None) -> dict[str, Any]:
     found, dirty = git_state()
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "command": command(sys.argv),
         "commit": found or commit,
         "dirty": dirty,
         "python": platform.python_version(),
@@ -52,6 +52,27 @@ def machine(device: torch.device, commit: str | None = None) -> dict[str, Any]:
         "num_threads": torch.get_num_threads(),
         "platform": platform.platform(),
     }
+
+
+def command(argv: Sequence[str]) -> str:
+    """Return a command line that can be repeated in another copy of the repository.
+
+    Args:
+        argv: Script and arguments, as in `sys.argv`.
+    """
+    script = os.path.abspath(argv[0])
+    return shlex.join([Path(sys.executable).name, *map(_portable, [script, *argv[1:]])])
+
+
+def _portable(argument: str) -> str:
+    """Make an absolute path, or that of --name=PATH, relative to the repository. Of one that is neither in the
+    repository nor beside it only the last part stays: where it lay says nothing on another machine.
+    """
+    option, equals, path = argument.rpartition("=")
+    if not os.path.isabs(path):
+        return argument
+    relative = os.path.relpath(path, ROOT)
+    return option + equals + (f".../{Path(path).name}" if relative.startswith("../../") else relative)
 
 
 def git_state() -> tuple[str | None, bool | None]:
@@ -83,10 +104,12 @@ def file_name(benchmark: str, where: Mapping[str, Any]) -> str:
 
 
 def write(path: Path, figures: Mapping[str, Any]) -> None:
-    """Write figures as readable JSON; an existing file is replaced atomically."""
+    """Write figures as readable JSON; an existing file is replaced atomically. Names of the repository's files
+    are made relative to it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(figures, indent=1) + "\n")
+    temporary.write_text(json.dumps(figures, indent=1).replace(f"{ROOT}/", "") + "\n")
     temporary.replace(path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -119,6 +120,39 @@ def test_machine_has_the_documented_keys() -> None:
     assert where["commit"]
     assert where["gpu"] is None
     json.dumps(where)
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("--write", "--write"),
+        ("photos/test", "photos/test"),
+        ("s3://bucket/photos", "s3://bucket/photos"),
+        (f"{ROOT}/photos", "photos"),
+        (f"--out={ROOT}/benchmarks/results", "--out=benchmarks/results"),
+        (f"{ROOT.parent}/shared/gt", "../shared/gt"),
+        ("/srv/somebody/gt", ".../gt"),
+        ("--photos=/srv/somebody/gt", "--photos=.../gt"),
+    ],
+)
+def test_commands_are_relative_to_the_repository(argument: str, expected: str) -> None:
+    python = Path(sys.executable).name
+    script = str(ROOT / "benchmarks" / "seams.py")
+    assert (
+        record.command([script, "--photos", argument]) == f"{python} benchmarks/seams.py --photos {expected}"
+    )
+
+
+def test_files_are_relative_to_the_repository(tmp_path: Path) -> None:
+    record.write(tmp_path / "a.json", {"notes": [f"failed: no {ROOT}/a/b.png, no c.png"]})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"notes": ["failed: no a/b.png, no c.png"]}
+
+
+def test_dated_results_hold_no_path_of_a_machine() -> None:
+    files = sorted(record.RESULTS.glob("*.json"))
+    absolute = re.compile(r"""(?<![\w.:/])/[\w.-]+/[^\s"']*""")
+    assert files
+    assert {path.name: found for path in files if (found := absolute.findall(path.read_text()))} == {}
 
 
 def test_file_name_holds_benchmark_date_and_machine() -> None:
