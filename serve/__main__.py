@@ -71,9 +71,7 @@ def configuration(options: argparse.Namespace) -> dict[str, Any]:
         WeightsError: no such model.
     """
     from pipelines.bulk.worker import describe_model
-    from serve.http import front
     from serve.replica import app_name
-    from serve.settings import LimitSettings
 
     low, high = min_max("--replicas", options.replicas, least=0)
     models: list[str] = options.model or ["tiny-x4"]
@@ -101,11 +99,9 @@ def configuration(options: argparse.Namespace) -> dict[str, Any]:
         for name in models
     ]
     http = {"host": options.host, "port": options.port}
-    controller = {"runtime_env": {"env_vars": front.environment(LimitSettings(**args["limits"]))}}
     return {
         "proxy_location": "HeadOnly",
         "http_options": http,
-        "controller_options": controller,
         "applications": [*applications, endpoint],
     }
 

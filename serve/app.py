@@ -23,8 +23,9 @@ import resshift
 from pipelines.cluster.ray_internals import serve_host
 from resshift.images import Format
 from serve import routes
-from serve.http import front, problems, site
+from serve.http import problems, site
 from serve.http.keys import is_loopback
+from serve.http.limits import announced_bytes
 from serve.http.options import BulkBody, PictureOptions
 from serve.http.problems import Problem
 from serve.jobs import JobKeeper, JobView
@@ -36,11 +37,22 @@ from serve.tidying import tidy
 
 APP_NAME = "resshift"
 _FORGET_EVERY_S = 600.0
+_SAFE_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+# Of a body that is not needed any more, less than this is cheaper to read than a connection to open.
+_CHEAP_BYTES = 1_000_000
 
 
 class Answering:
     """ASGI middleware: headers that make answers safe to show, and counts by route and status. (Serve adds
     `x-request-id`.)
+
+    An answer before the end of a body closes the connection; the server would read the rest, without end if
+    the body has none, to find the next request behind it.
 
     Args:
         app: what answers.
@@ -55,12 +67,23 @@ class Answering:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        asked = dict(scope["headers"])
+        announced = announced_bytes(asked.get(b"content-length", b"").decode("latin-1"))
+        is_arriving = announced > _CHEAP_BYTES or b"transfer-encoding" in asked
+
+        async def receiving() -> MutableMapping[str, Any]:
+            nonlocal is_arriving
+            message = await receive()
+            is_arriving = is_arriving and bool(message.get("more_body"))
+            return message
 
         async def sending(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 headers = list(message["headers"])
+                if is_arriving:
+                    headers.append((b"connection", b"close"))
                 names = {name.lower() for name, _ in headers}
-                headers += [(name, value) for name, value in front.SAFE_HEADERS if name not in names]
+                headers += [(name, value) for name, value in _SAFE_HEADERS if name not in names]
                 if scope["path"].startswith("/v1/") and b"cache-control" not in names:
                     headers.append((b"cache-control", b"no-store"))
                 message["headers"] = headers
@@ -68,7 +91,7 @@ class Answering:
                 self._services.metrics.requests.labels(route, str(message["status"])).inc()
             await send(message)
 
-        await self._app(scope, receive, sending)
+        await self._app(scope, receiving, sending)
 
 
 def create_app(services: Services) -> FastAPI:
@@ -158,7 +181,6 @@ class Gateway:
 
     Raises:
         RuntimeError: there are no keys, and Serve listens beyond this machine.
-        ValueError: Serve's proxy was started with lower limits than these.
     """
 
     def __init__(self, settings: ServeSettings, jobs: Any) -> None:
@@ -168,7 +190,6 @@ class Gateway:
                 f"Serve listens on {host} and there are no API keys: set http_options.host to 127.0.0.1, or "
                 "make keys"
             )
-        front.check(settings.limits)
         pictures = PictureService(settings.limits, served_models(settings.models), sleeping=settings.sleeping)
         self._services = Services(settings, pictures, RemoteJobs(jobs))
 

@@ -4,8 +4,8 @@
     admission = Admission(slots, queue)  a bounded line, first come first served; who would wait too long is told so at once
     quota = Quota(per minute, ...)       a bucket of requests and one of megapixels for every key
 
-Everything here belongs to one process (a gateway, or the proxy in front of it) and one event loop; with
-several, each has its own. Clocks are arguments, so that tests need not wait.
+Everything here belongs to one gateway and its event loop; with several, each has its own. Clocks are
+arguments, so that tests need not wait.
 """
 
 from __future__ import annotations

@@ -11,17 +11,20 @@ import re
 import struct
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from serve.app import Answering
 from serve.http.body import Reader
 from serve.http.keys import digest, new_key
 from serve.http.limits import ByteBudget
+from serve.http.metrics import Metrics
 from serve.http.problems import KINDS, Problem
 from serve.models import Readiness
 from serve.settings import LimitSettings
@@ -287,6 +290,43 @@ def test_a_client_that_leaves_while_it_sends() -> None:
     with pytest.raises(Problem) as refused:
         asyncio.run(reader.read(request))
     assert refused.value.status == 499
+
+
+@pytest.mark.parametrize(
+    ("headers", "messages_read", "closes"),
+    [
+        ([(b"transfer-encoding", b"chunked")], 0, True),
+        ([(b"transfer-encoding", b"chunked")], 1, True),
+        ([(b"transfer-encoding", b"chunked")], 2, False),
+        ([(b"content-length", b"5000000")], 1, True),
+        ([(b"content-length", b"5000000")], 2, False),
+        ([(b"content-length", b"4000")], 0, False),
+        ([], 0, False),
+    ],
+)
+def test_an_answer_before_the_end_of_a_body_closes_the_connection(
+    headers: list[tuple[bytes, bytes]], messages_read: int, closes: bool
+) -> None:
+    """Unless the rest is so short that the server may as well read it."""
+    sent: list[MutableMapping[str, Any]] = []
+    body = [{"type": "http.request", "body": b"x", "more_body": more} for more in (True, False)]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        del scope
+        for _ in range(messages_read):
+            await receive()
+        await send({"type": "http.response.start", "status": 401, "headers": []})
+
+    async def receive() -> MutableMapping[str, Any]:
+        return body.pop(0)
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    services: Any = SimpleNamespace(metrics=Metrics())
+    scope = {"type": "http", "path": "/v1/upscale", "headers": headers}
+    asyncio.run(Answering(app, services)(scope, receive, send))
+    assert ((b"connection", b"close") in sent[0]["headers"]) == closes
 
 
 class TestOverload:
