@@ -20,8 +20,7 @@ from pydantic.dataclasses import dataclass
 
 from resshift.degradation import DegradationRecipe
 from resshift.networks.config import FirstStageConfig, UNetConfig
-from resshift.schedule import ScheduleConfig
-from resshift.target import Target
+from resshift.schedule import ScheduleConfig, Target
 
 # NaN passes every range check and equals nothing, so a run with NaN could never be resumed.
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)

@@ -16,8 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from resshift.schedule import ShiftSchedule
-from resshift.target import Target
+from resshift.schedule import ShiftSchedule, Target
 
 
 class Posterior(NamedTuple):

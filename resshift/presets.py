@@ -25,8 +25,7 @@ from resshift.config import (
     TrainConfig,
 )
 from resshift.networks.config import FirstStageConfig, UNetConfig, VQConfig
-from resshift.schedule import ScheduleConfig
-from resshift.target import Target
+from resshift.schedule import ScheduleConfig, Target
 
 # The released f8 face autoencoder: 77,009,115 parameters, with more blocks on smaller maps.
 VQ_F8_FACE = VQConfig(

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from resshift.diffusion import predict_x0, prior_sample, q_posterior, scale_input, trained_step
-from resshift.schedule import ShiftSchedule
-from resshift.target import Target
+from resshift.schedule import ShiftSchedule, Target
 
 
 class Denoise(Protocol):

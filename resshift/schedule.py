@@ -1,4 +1,4 @@
-"""The shifting sequence eta_1 < ... < eta_T and the quantities that follow from it.
+"""The shifting sequence eta_1 < ... < eta_T, the quantities that follow from it, and what a network predicts.
 
     sqrt(eta_t) = sqrt(eta_1) * b0 ** beta_t
     beta_t      = ((t - 1) / (T - 1)) ** p * (T - 1)
@@ -17,6 +17,7 @@ its 0.99 is a root, so eta_T = 0.9801 there and 0.999 in the paper. Released wei
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Literal
 
 import numpy as np
@@ -25,6 +26,21 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as config_dataclass
 
 Float64Array = NDArray[np.float64]
+
+
+class Target(StrEnum):
+    """What the network's output means at a step; `resshift.diffusion.predict_x0` has the equations. Released
+    weights predict x0; their configurations spell it `xstart`, which is accepted.
+    """
+
+    X0 = "x0"
+    RESIDUAL = "residual"
+    EPSILON = "epsilon"
+    EPSILON_SCALE = "epsilon_scale"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Target | None:
+        return cls.X0 if value == "xstart" else None
 
 
 @config_dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))

@@ -31,8 +31,7 @@ from resshift.diffusion import at_step, predict_x0, q_sample, scale_input, targe
 from resshift.metrics.lpips import Lpips
 from resshift.networks.autoencoder import FirstStage
 from resshift.resize.bicubic import upsample
-from resshift.schedule import Float64Array, ShiftSchedule
-from resshift.target import Target
+from resshift.schedule import Float64Array, ShiftSchedule, Target
 from resshift.training.lattice import lattice, screen
 
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from resshift.diffusion import predict_x0, prior_sample, q_posterior, q_sample, scale_input, target_of
-from resshift.schedule import ShiftSchedule
-from resshift.target import Target
+from resshift.schedule import ShiftSchedule, Target
 
 Load = Callable[[str], dict[str, np.ndarray]]
 SCHEDULES = {

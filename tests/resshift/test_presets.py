@@ -8,8 +8,7 @@ import torch
 from resshift.config import ConfigError
 from resshift.networks.unet import UNetSwin
 from resshift.presets import PRESETS, preset
-from resshift.schedule import ScheduleConfig, ShiftSchedule
-from resshift.target import Target
+from resshift.schedule import ScheduleConfig, ShiftSchedule, Target
 
 VQ_PRESETS = ["realsr-x4-s15", "realsr-x4-s4", "realsr-x2-s4", "bicubic-x4-s4"]
 

@@ -16,8 +16,7 @@ from resshift.networks.config import UNetConfig, VQConfig
 from resshift.networks.swin import BasicLayer, shifted_window_mask
 from resshift.networks.unet import UNetSwin, timestep_embedding
 from resshift.sampler import network_denoiser, sample
-from resshift.schedule import ShiftSchedule
-from resshift.target import Target
+from resshift.schedule import ShiftSchedule, Target
 
 PARITY = Path(__file__).parents[2] / "parity"
 Load = Callable[[str], dict[str, np.ndarray]]

@@ -18,8 +18,7 @@ from resshift.networks.autoencoder import PixelUnshuffle
 from resshift.networks.config import FirstStageConfig
 from resshift.presets import tiny_x4
 from resshift.resize.bicubic import upsample
-from resshift.schedule import ShiftSchedule
-from resshift.target import Target
+from resshift.schedule import ShiftSchedule, Target
 from resshift.training.lattice import lattice, screen
 from resshift.training.losses import Objective, mse_per_sample, step_weights
 
