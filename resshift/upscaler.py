@@ -41,7 +41,7 @@ from resshift.schedule import ShiftSchedule
 from resshift.tiles.batching import Work, alone
 from resshift.tiles.chain import Emit, Networks, ReadRows, row_chain, window_bytes
 from resshift.tiles.memory import Backoff, is_out_of_memory, place_windows, tiles_per_call
-from resshift.tiles.noise import Noise, NoiseField, cut_from_whole
+from resshift.tiles.noise import LatentNoise, NoiseField, cut_from_whole
 from resshift.tiles.output import RowOutput, resize_alpha
 from resshift.tiles.plan import TilePlan, choose_tiles
 
@@ -328,7 +328,7 @@ class Upscaler:
         *,
         read: ReadRows,
         emit: Emit,
-        noise: Noise,
+        noise: LatentNoise,
     ) -> Work[None]:
         networks = self.networks(sampling.steps)
         batch = (sampling.tile_batch or tiles_per_call(plan.tile_area)) if self.shares_calls else 1
@@ -337,5 +337,5 @@ class Upscaler:
             networks, plan, size, read=read, noise=noise, emit=emit, allocate=allocate, batch=batch
         )
 
-    def _noise_of(self, sampling: Sampling) -> Noise:
+    def _noise_of(self, sampling: Sampling) -> LatentNoise:
         return NoiseField(int(sampling.seed), "upscale", channels=self.first_stage.channels).window

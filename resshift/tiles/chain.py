@@ -24,7 +24,7 @@ from resshift.sampler import network_denoiser, reverse_step
 from resshift.schedule import ShiftSchedule
 from resshift.tiles.batching import Work
 from resshift.tiles.memory import Backoff
-from resshift.tiles.noise import Noise
+from resshift.tiles.noise import LatentNoise
 from resshift.tiles.plan import TilePlan, reflected
 from resshift.tiles.stages import Input, Output, Stage, TileStage, capacity, column_parts, drive
 from resshift.tiles.window import Allocate, RowBuffer, in_memory
@@ -149,7 +149,7 @@ class _Prior:
     """Take y0, and draw the prior x_T from it."""
 
     networks: Networks
-    noise: Noise
+    noise: LatentNoise
     y0: RowBuffer
     x_t: RowBuffer
 
@@ -173,7 +173,7 @@ class _Reverse:
     """Take the prediction of x0 at a step, and go back to x_{t-1}."""
 
     networks: Networks
-    noise: Noise
+    noise: LatentNoise
     i_step: int
     x_t: RowBuffer
     x_prev: RowBuffer
@@ -244,7 +244,7 @@ class _EncodeRows:
         yield from ()  # rearranging pixels needs no network
 
 
-def _noise_like(x: Tensor, noise: Noise, step: int, top: int, left: int) -> Tensor:
+def _noise_like(x: Tensor, noise: LatentNoise, step: int, top: int, left: int) -> Tensor:
     return noise(step, top, left, x.shape[1], x.shape[2]).to(x.device)
 
 
@@ -295,7 +295,7 @@ def row_chain(
     size: tuple[int, int],
     *,
     read: ReadRows,
-    noise: Noise,
+    noise: LatentNoise,
     emit: Emit,
     allocate: Allocate,
     batch: int,

@@ -14,7 +14,7 @@ from torch import Tensor
 from resshift.seeds import Part, philox
 
 
-class Noise(Protocol):
+class LatentNoise(Protocol):
     """Standard normal noise of a rectangle of the latent at a step, (Z, height, width)."""
 
     def __call__(self, step: int, top: int, left: int, height: int, width: int, /) -> Tensor: ...
@@ -62,7 +62,7 @@ class NoiseField:
         return lambda step: self.window(step, 0, 0, height, width)[None].to(device)
 
 
-def cut_from_whole(noise: Callable[[int], Tensor]) -> Noise:
+def cut_from_whole(noise: Callable[[int], Tensor]) -> LatentNoise:
     """Return noise that is cut out of `noise(step)`, (1, Z, H, W) of the whole latent."""
     made: dict[int, Tensor] = {}
 
