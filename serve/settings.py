@@ -1,4 +1,4 @@
-"""What an endpoint is told: the `args` of its application in serve/config.yaml.
+"""Configuration of an endpoint: the `args` of its application in serve/config.yaml.
 
 Unknown names and values out of range are refused before anything starts.
 """
@@ -31,9 +31,9 @@ class KeySettings:
     """An API key.
 
     Fields:
-        name: of who holds it; jobs belong to it.
+        name: Name of the holder; jobs belong to it.
         sha256: of the key, 64 hexadecimal digits.
-        requests_per_minute, megapixels_per_minute: of input; null: any.
+        requests_per_minute, megapixels_per_minute: Limits of requests and of input pixels; null: none.
     """
 
     name: str
@@ -56,17 +56,17 @@ class KeySettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
 class LimitSettings:
-    """What one gateway takes. With several gateways, each.
+    """Limits of one gateway. With several gateways, of each.
 
     Fields:
-        body_mb: of one request.
-        body_s: for a request to arrive.
-        bodies_mb: of all requests that are being worked on or wait.
-        megapixels, max_side_px, decode_s, decode_memory_mb: of a picture; the first two are checked on its
-        header. output_megapixels: of a result. in_flight: pictures that are decoded, upscaled or encoded at a
-        time; what all replicas take (`ongoing`), and two. queue: pictures that wait for that. timeout_s: for
-        an answer, when the request has no `X-Request-Timeout`. max_timeout_s: the longest that a request may
-        ask for.
+        body_mb: Largest body of one request.
+        body_s: Longest time that a body may take to arrive.
+        bodies_mb: Largest size of the bodies of all requests that wait or are worked on.
+        megapixels, max_side_px, decode_s, decode_memory_mb: Limits of a picture; the first two are checked on
+        its header. output_megapixels: of a result. in_flight: pictures that are decoded, upscaled or encoded
+        at a time; what all replicas take (`ongoing`), and two. queue: pictures that wait for that. timeout_s:
+        for an answer, when the request has no `X-Request-Timeout`. max_timeout_s: the longest that a request
+        may ask for.
     """
 
     body_mb: float = 64
@@ -110,18 +110,18 @@ class LimitSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
 class JobSettings:
-    """Of jobs.
+    """Settings of jobs.
 
     Fields:
-        sources, targets: prefixes (folders, s3://bucket/prefix) inside which bulk jobs may read and write;
+        sources, targets: Prefixes (folders, s3://bucket/prefix) inside which bulk jobs may read and write;
             none: no bulk jobs.
-        state: folder or prefix for the records of jobs and for pictures that are answered later; empty:
+        state: Folder or prefix for the records of jobs and for pictures that are answered later; empty:
             $RESSHIFT_CACHE/serve. All machines that the job keeper may run on must see it.
-        running: jobs at a time, of each kind.
-        waiting: jobs that wait.
-        keep_hours: records and results of ended jobs are kept.
-        replicas: most replicas that a bulk job keeps busy.
-        bulk: as `--set` of jobs/upscale.py.
+        running: Number of jobs that run at a time, of each kind.
+        waiting: Number of jobs that may wait.
+        keep_hours: Hours for which records and results of ended jobs are kept.
+        replicas: Largest number of replicas that a bulk job keeps busy.
+        bulk: Settings of bulk jobs, as with `--set` of jobs/upscale.py.
     """
 
     sources: tuple[str, ...] = ()
@@ -147,13 +147,14 @@ class JobSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
 class ServeSettings:
-    """All of them.
+    """All settings of an endpoint.
 
     Fields:
-        models: names; the first is the default. Each is an application of its own, see `serve.replica`.
-        sleeping: those of them that may have no replicas (low 0): the first request after a pause waits for
-            one to start.
-        keys: none: the endpoint answers its own machine alone.
+        models: Names of the models; the first is the default. Each is an application of its own, see
+            `serve.replica`.
+        sleeping: Names of the models that may have no replicas (low 0): the first request after a pause waits
+            for one to start.
+        keys: API keys; without any, the endpoint answers only its own machine.
     """
 
     models: tuple[str, ...] = ("tiny-x4",)

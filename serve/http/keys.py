@@ -1,4 +1,4 @@
-"""API keys: who may call, and how much.
+"""API keys: who may call, and how often.
 
     python -m serve --new-key alice          prints a key, once, and the entry for the configuration
 
@@ -33,7 +33,7 @@ def new_key() -> str:
 
 
 def digest(key: str) -> str:
-    """Return what the configuration holds of a key: 64 hexadecimal digits."""
+    """Return the digest of a key that the configuration holds: 64 hexadecimal digits."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
@@ -51,11 +51,11 @@ def is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls.
+    """The caller of a request.
 
     Fields:
-        name: of the key; empty where none is needed.
-        quota: what it may use.
+        name: Name of the key; empty where no key is needed.
+        quota: Quota of the caller.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Keys:
     """The keys of an endpoint.
 
     Args:
-        entries: of the configuration; none leaves the endpoint to callers on this machine.
+        entries: Keys of the configuration; without any, only callers on this machine are answered.
     """
 
     def __init__(self, entries: Sequence[KeySettings]) -> None:
@@ -81,11 +81,11 @@ class Keys:
         return bool(self._entries)
 
     def caller(self, headers: Headers, peer: str | None) -> Caller:
-        """Return who calls.
+        """Return the caller.
 
         Args:
-            headers: of the request; the key stands in `Authorization: Bearer KEY` or in `X-API-Key`.
-            peer: address of the other end of the connection.
+            headers: Headers of the request, with the key in `Authorization: Bearer KEY` or `X-API-Key`.
+            peer: Address of the other end of the connection.
 
         Raises:
             Problem: unauthorised; forbidden.
@@ -97,7 +97,7 @@ class Keys:
         if not key:
             raise Problem("unauthorised", "send the key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
         found, asked = None, digest(key)
-        for expected, caller in self._entries:  # all of them, always: the time tells nothing
+        for expected, caller in self._entries:  # always all of them, so that the time reveals nothing
             if hmac.compare_digest(expected, asked):
                 found = caller
         if found is None:

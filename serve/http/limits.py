@@ -1,4 +1,4 @@
-"""Bounds that hold before work is done: bytes in memory, requests in line, time, and what a caller may use.
+"""Bounds that hold before work is done: bytes in memory, queued requests, time, and quotas of callers.
 
     budget = ByteBudget(limit)           bodies of all requests together, counted as they arrive
     admission = Admission(slots, queue)  a bounded line, first come first served; who would wait too long is told so at once
@@ -19,12 +19,13 @@ from collections.abc import AsyncGenerator, Callable
 from serve.http.problems import Problem
 
 Clock = Callable[[], float]
-LEAST_TIMEOUT_S = 0.1  # that a request may ask for; below, the answer would always be to try again later
+# The shortest that a request may ask for; below it, every answer would be "try again later".
+LEAST_TIMEOUT_S = 0.1
 _MEMORY_SHARE = 0.2  # weight of the last request in the estimate of how long one takes
 
 
 def announced_bytes(content_length: str) -> int:
-    """Return what a `Content-Length` says; 0 when it says nothing, and of a number with more than 18 digits
+    """Return the value of a `Content-Length` header; 0 without one, and of a number with more than 18 digits
     no more than 10^18.
     """
     digits = content_length.lstrip("0")
@@ -32,7 +33,7 @@ def announced_bytes(content_length: str) -> int:
 
 
 def too_large(found: str, limit: int) -> Problem:
-    """Return the problem of a body that has `found` bytes."""
+    """Return the problem for a body of `found` bytes."""
     return Problem(
         "too_large",
         f"the body has {found} bytes, at most {limit} are allowed",
@@ -41,10 +42,10 @@ def too_large(found: str, limit: int) -> Problem:
 
 
 class ByteBudget:
-    """Bytes of requests that are in memory.
+    """The number of bytes of requests that are in memory.
 
     Args:
-        limit: of all of them.
+        limit: Largest number of bytes of all requests together.
     """
 
     def __init__(self, limit: int) -> None:
@@ -74,8 +75,8 @@ class Bucket:
     """A token bucket: holds a minute's worth, fills evenly.
 
     Args:
-        per_minute: tokens; None: any number.
-        clock: in seconds.
+        per_minute: Number of tokens that are added in a minute; None: no limit.
+        clock: Clock in seconds.
     """
 
     def __init__(self, per_minute: float | None, clock: Clock = time.monotonic) -> None:
@@ -84,7 +85,7 @@ class Bucket:
         self._at = clock()
 
     def take(self, amount: float) -> float:
-        """Take tokens if they are there; return 0, or the seconds until they will be (inf: more than the
+        """Take tokens if there are enough; return 0, or the seconds until there will be (inf: more than the
         bucket holds).
         """
         if self._per_minute is None:
@@ -105,7 +106,7 @@ class Quota:
 
     Args:
         requests_per_minute, megapixels_per_minute: None: any.
-        clock: in seconds.
+        clock: Clock in seconds.
     """
 
     def __init__(
@@ -146,11 +147,11 @@ class Quota:
 
 
 class Deadline:
-    """When an answer is due.
+    """The time at which an answer is due.
 
     Args:
-        seconds: from now.
-        clock: in seconds.
+        seconds: Seconds from now.
+        clock: Clock in seconds.
     """
 
     def __init__(self, seconds: float, clock: Clock = time.monotonic) -> None:
@@ -165,9 +166,9 @@ class Deadline:
         """Return the deadline of a request.
 
         Args:
-            header: value of `X-Request-Timeout`, in seconds.
-            default_s: without one.
-            max_s: the longest.
+            header: Value of `X-Request-Timeout`, in seconds.
+            default_s: Seconds when there is no header.
+            max_s: Largest number of seconds.
 
         Raises:
             Problem: bad_option.
@@ -191,9 +192,9 @@ class Admission:
     once.
 
     Args:
-        slots: requests at a time.
-        queue: requests that wait, first come first served.
-        clock: in seconds.
+        slots: Number of requests that are worked on at a time.
+        queue: Number of requests that may wait, first come first served.
+        clock: Clock in seconds.
     """
 
     def __init__(self, slots: int, queue: int, clock: Clock = time.monotonic) -> None:
@@ -201,14 +202,14 @@ class Admission:
         self.num_working = 0
         self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
         self._clock = clock
-        self._seconds: float | None = None  # that a request holds a slot
+        self._seconds: float | None = None  # estimate of how long a request holds a slot
 
     @property
     def num_waiting(self) -> int:
         return len(self._waiting)
 
     def estimated_wait_s(self) -> float:
-        """Return how long a request that comes now will wait."""
+        """Return how many seconds a request that arrives now will wait."""
         if self.num_working < self.slots and not self._waiting:
             return 0.0
         return (len(self._waiting) + 1) * (self._seconds or 0.0) / self.slots
@@ -275,7 +276,7 @@ class Admission:
     def _leave(self, turn: asyncio.Future[None]) -> None:
         if turn in self._waiting:
             self._waiting.remove(turn)
-        elif turn.done() and not turn.cancelled():  # its turn came in the same moment: the next one's, then
+        elif turn.done() and not turn.cancelled():  # its turn came at the same moment: pass it on
             self._release()
 
     def _release(self) -> None:

@@ -31,11 +31,11 @@ MEDIA_TYPE = "application/problem+json"
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a kind of problem means.
+    """The meaning of a kind of problem.
 
     Fields:
-        status: of the answer.
-        title: the same for every occurrence.
+        status: HTTP status of the answer.
+        title: Title, the same for every occurrence.
     """
 
     status: int
@@ -85,10 +85,10 @@ class Problem(Exception):
     """An answer that is an error.
 
     Args:
-        kind: of `KINDS`.
-        detail: of this occurrence, for the user; names the value and what is allowed.
-        retry_after_s: when it may go better.
-        members: more members of the body.
+        kind: Name of the kind in `KINDS`.
+        detail: Text about this occurrence for the user, with the value and what is allowed.
+        retry_after_s: Seconds after which another try makes sense.
+        members: Further members of the body.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ def option_problem(error: ValidationError | RequestValidationError | OptionError
 
 
 def install(api: FastAPI) -> None:
-    """Let every error of an application be a problem."""
+    """Make every error of an application a problem document."""
     kind_by_status = {404: "not_found", 405: "method_not_allowed"}
 
     def on_problem(request: Request, error: Exception) -> JSONResponse:
