@@ -43,7 +43,7 @@ _SAFE_HEADERS = (
     (b"x-frame-options", b"DENY"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
-# Of a body that is not needed any more, less than this is cheaper to read than a connection to open.
+# Less than this of a body that is no longer needed is cheaper to read than a new connection.
 _CHEAP_BYTES = 1_000_000
 
 
@@ -55,8 +55,8 @@ class Answering:
     the body has none, to find the next request behind it.
 
     Args:
-        app: what answers.
-        services: has the counters.
+        app: Application that answers.
+        services: Services with the counters.
     """
 
     def __init__(self, app: Any, services: Services) -> None:
@@ -121,7 +121,7 @@ class RemoteJobs:
     """The keeper as the gateway calls it; see `serve.services.Jobs`.
 
     Args:
-        handle: of the keeper's deployment.
+        handle: Handle of the keeper's deployment.
     """
 
     def __init__(self, handle: Any) -> None:
@@ -176,8 +176,8 @@ class Gateway:
     """A replica of the gateway.
 
     Args:
-        settings: of the endpoint.
-        jobs: handle of the keeper.
+        settings: Settings of the endpoint.
+        jobs: Handle of the keeper.
 
     Raises:
         RuntimeError: there are no keys, and Serve listens beyond this machine.
@@ -194,7 +194,7 @@ class Gateway:
         self._services = Services(settings, pictures, RemoteJobs(jobs))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """Return what answers; called by Serve after the constructor."""
+        """Return the ASGI application; called by Serve after the constructor."""
         return create_app(self._services)
 
 
@@ -232,7 +232,7 @@ class Keeper(JobKeeper):
             await self.forget_old()
 
     async def check_health(self) -> None:
-        """Begin with what a predecessor left, without waiting for the first request."""
+        """Continue what a predecessor left, without waiting for the first request."""
         await self.start()
 
 
@@ -240,7 +240,7 @@ def application(args: dict[str, Any]) -> serve.Application:
     """Return the application that serve/config.yaml names.
 
     Args:
-        args: see `serve.settings`.
+        args: Fields of `serve.settings.ServeSettings`.
     """
     settings = parse(args)
     quiet = {"log_level": "WARNING", "enable_access_log": False}
@@ -253,7 +253,7 @@ def application(args: dict[str, Any]) -> serve.Application:
         ray_actor_options={"num_cpus": 0.1},
         logging_config=quiet,
     )(Keeper)
-    # More than the line of `Admission` holds: it is the gateway that refuses, with a reason, and not the
+    # More than the queue of `Admission` holds, so that the gateway refuses, with a reason, and not the
     # proxy in front of it.
     gateway = deployment(
         name="gateway",

@@ -36,9 +36,9 @@ class ServeEngine:
     """Replicas of the application `resshift-IDENTITY`.
 
     Args:
-        options: of the replicas that are started.
-        may_deploy: start the application when there is none; an endpoint's jobs wait for the one that its
-            configuration deploys.
+        options: Options of the replicas that are started.
+        may_deploy: Whether the application is started when there is none; an endpoint's jobs wait for the one
+            that its configuration deploys.
     """
 
     def __init__(self, options: EngineOptions, *, may_deploy: bool = True) -> None:
@@ -69,17 +69,17 @@ class ServeEngine:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         status = serve.status()
         if not status.applications and not status.proxies:
-            # No HTTP proxy: nothing of this job listens on a port. Where Serve runs already, its own settings
+            # No HTTP proxy: this job listens on no port. Where Serve runs already, its own settings
             # stay.
             serve.start(proxy_location="Disabled", logging_config=LoggingConfig(log_level="WARNING"))
             self._has_started_serve = True
         running = status.applications.get(self._name)
-        # One that is coming up, or replaces a replica, belongs to whoever deployed it.
+        # An application that is starting, or replaces a replica, belongs to whoever deployed it.
         if self._may_deploy and (running is None or running.status not in _IN_USE):
             self._is_ours = True
             app = serve.RunTarget(target=model_app(self.options), name=self._name, route_prefix=None)
-            # Not waited for: a replica that dies while others start is no failure of the application, and
-            # Serve says it is.
+            # Do not wait: a replica that dies while others start is no failure of the application, although
+            # Serve reports one.
             serve.run_many([app], wait_for_applications_running=False)
         if self._may_deploy or running is not None:
             self._handle = serve.get_app_handle(self._name).options(stream=True)
@@ -102,8 +102,8 @@ class ServeEngine:
             self._num_replicas, told = await asyncio.to_thread(self._look)
             now = time.monotonic()
             failed_since = None if not told else failed_since or now
-            # Serve starts replicas again for as long as it has hope; an application stays failed when their
-            # start fails time after time.
+            # Serve keeps restarting replicas; an application stays failed only when their
+            # start fails repeatedly.
             if failed_since is not None and now - failed_since > _PATIENCE_S:
                 self._error = EngineError(f"the Serve application {self._name} does not run: {told}")
             async with self._changed:
@@ -111,7 +111,7 @@ class ServeEngine:
             await asyncio.sleep(0.5)
 
     def _has_slot(self) -> bool:
-        # Before the first replica runs, units would only wait in the router.
+        # Until the first replica runs, units would only wait in the router.
         return self._num_replicas > 0 and self._in_flight < UNITS_PER_REPLICA * max(
             self.options.high, self._num_replicas
         )
@@ -156,7 +156,7 @@ class ServeEngine:
                         self._name,
                         self._name,
                     )
-        # A Serve without proxies that stays behind would keep a later `serve run` from opening its port.
+        # A Serve without proxies that is left running would keep a later `serve run` from opening its port.
         if self._has_started_serve and not serve.status().applications:
             serve.shutdown()
 

@@ -40,7 +40,7 @@ class EndpointModel(Protocol):
         ...
 
     async def count_replicas(self) -> int:
-        """Return how many replicas run."""
+        """Return the number of replicas that run."""
         ...
 
 
@@ -48,7 +48,7 @@ class ServedModel:
     """A model behind a Serve application.
 
     Args:
-        name: see `describe_model`.
+        name: Name or path of the model, see `describe_model`.
 
     Raises:
         WeightsError: no such model.
@@ -77,7 +77,8 @@ class ServedModel:
         else:
             raise AssertionError("unreachable")
         if done.reason:
-            told = done.message.strip().splitlines()[-1] if done.message else ""  # a traceback is for the log
+            # The traceback belongs in the log.
+            told = done.message.strip().splitlines()[-1] if done.message else ""
             raise picture_problem(
                 done.reason, told if done.reason == "out_of_memory" else "the model failed on this picture"
             )
@@ -143,11 +144,11 @@ class Readiness:
     is ready until a pass fails, or waits for a first replica for longer than one takes to start.
 
     Args:
-        window_s: how old a pass may be.
-        busy_s: how long a pass may take.
-        may_sleep: whether having no replicas is normal.
-        start_s: how long a first replica may take to start.
-        clock: in seconds.
+        window_s: Largest age of the last pass in seconds.
+        busy_s: Longest duration of a pass in seconds.
+        may_sleep: Whether having no replicas is normal.
+        start_s: Longest time for a first replica to start, in seconds.
+        clock: Clock in seconds.
     """
 
     def __init__(
@@ -219,4 +220,4 @@ class Readiness:
         elif is_good is False:
             self._is_failing = True
         if self.is_idle and not self._waits_too_long:
-            self._waits_since = None  # whoever asked has gone, before a replica had its time to start
+            self._waits_since = None  # the caller left before a replica had time to start

@@ -1,4 +1,4 @@
-"""One picture through the endpoint: header -> line -> decode (in a limited process) -> model -> encode, each
+"""One picture through the endpoint: header -> queue -> decode (in a limited process) -> model -> encode, each
 step timed.
 
 The gateway runs this for pictures that are answered at once, the job keeper for those that are answered
@@ -30,15 +30,15 @@ from serve.settings import LimitSettings
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A picture that is done.
+    """A finished picture.
 
     Fields:
-        data: encoded.
-        format: of it.
-        model: name and identity.
-        sizes: width and height of the input and of the result.
-        notes: what was changed on the way.
-        seconds: by phase: queue, decode, model, encode.
+        data: Encoded picture.
+        format: Format of `data`.
+        model: Name and identity of the model.
+        sizes: Width and height of the input and of the result.
+        notes: What was changed, for the user.
+        seconds: Seconds of each phase: queue, decode, model, encode.
     """
 
     data: bytes
@@ -57,8 +57,8 @@ class Decoding:
     """A few threads with a decoder process each.
 
     Args:
-        limits: of a file.
-        num_threads: files at a time.
+        limits: Limits of a file.
+        num_threads: Number of files that are decoded at a time.
     """
 
     def __init__(self, limits: DecoderLimits, num_threads: int) -> None:
@@ -111,10 +111,10 @@ class PictureService:
     """Upscales pictures, one request at a time each.
 
     Args:
-        limits: of the endpoint.
-        models: by name.
-        num_cpus: threads for decoding.
-        sleeping: models that may have no replicas.
+        limits: Limits of the endpoint.
+        models: Models by name.
+        num_cpus: Number of threads for decoding.
+        sleeping: Names of the models that may have no replicas.
     """
 
     def __init__(
@@ -142,11 +142,12 @@ class PictureService:
         """Upscale one encoded picture.
 
         Args:
-            data: the whole file.
-            options: of the request.
-            format: of the result.
-            deadline: checked before the picture gets its turn, and again by whoever waits for the result.
-            charge: called with the number of pixels of the header; may refuse.
+            data: Encoded picture, the whole file.
+            options: Options of the request.
+            format: Format of the result.
+            deadline: Deadline, checked before the picture gets its turn, and again by whoever waits for the
+                result.
+            charge: Function that is called with the number of pixels of the header; it may refuse.
 
         Raises:
             Problem: whatever is wrong with the picture, the options or the time.
@@ -187,7 +188,7 @@ class PictureService:
 
     @asynccontextmanager
     async def noted_pass(self, name: str) -> AsyncGenerator[None]:
-        """Let the readiness of a model know how a pass went."""
+        """Report the outcome of a pass to the readiness of a model."""
         readiness = self.readiness[name]
         readiness.begin()
         is_good: bool | None = None

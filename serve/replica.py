@@ -45,7 +45,7 @@ class ModelReplica:
             while (result := await loop.run_in_executor(self._threads, next, results, None)) is not None:
                 yield result
         finally:
-            # A caller that went away: a thread that still waits for the model gives up its turn. One that
+            # The caller went away: a thread that still waits for the model gives up its turn. One that
             # computes cannot be stopped.
             is_over.set()
 
@@ -88,18 +88,19 @@ def model_app(options: EngineOptions) -> serve.Application:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class ReplicaSettings:
-    """What a model's application is told, the `args` of serve/config.yaml.
+    """Settings of a model's application: its `args` in serve/config.yaml.
 
     Fields:
-        model: name or path; its application must be called `resshift-IDENTITY`, as `python -m serve
-            --print-config` does.
-        low, high: fewest and most replicas; with low 0 name the model under `sleeping` of the endpoint, or
-            its probes keep it awake.
-        num_gpus: of a replica; null: one where the cluster has any.
-        num_cpus, num_threads: of a replica; threads null: the cores of this machine shared out.
-        upscale_s, downscale_s: see `EngineOptions`.
-        ongoing: requests at a time at a replica: on a GPU 16, say, because small pictures of all of them are
-            computed together.
+        model: Name or path of the model; its application must be called `resshift-IDENTITY`, as `python -m
+            serve --print-config` does.
+        low, high: Smallest and largest number of replicas; with low 0 name the model under `sleeping` of the
+            endpoint, or its probes keep it awake.
+        num_gpus: Number of GPUs of a replica; null: one where the cluster has any.
+        num_cpus, num_threads: CPUs and threads of a replica; threads null: an equal share of this machine's
+            cores.
+        upscale_s, downscale_s: Delays of scaling, see `EngineOptions`.
+        ongoing: Number of requests at a time at a replica: on a GPU 16, say, because small pictures of all of
+            them are computed together.
     """
 
     model: str
@@ -123,7 +124,7 @@ def application(args: dict[str, Any]) -> serve.Application:
     """Return the application of a model that serve/config.yaml names.
 
     Args:
-        args: see `ReplicaSettings`.
+        args: Fields of `ReplicaSettings`.
 
     Raises:
         WeightsError: no such model.

@@ -1,4 +1,4 @@
-"""The API: pictures, jobs, models, health and metrics. Each route checks, calls a service and words the
+"""The API: pictures, jobs, models, health and metrics. Each route checks, calls a service and formulates the
 answer.
 """
 
@@ -37,8 +37,8 @@ _PICTURE = {"type": "string", "format": "binary"}
 _UPSCALE_DOC: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "The encoded picture (JPEG, PNG, WebP, TIFF, GIF or BMP: told by content), or a form with it in the field `image`"
-        " and options in others.",
+        "description": "The encoded picture (JPEG, PNG, WebP, TIFF, GIF or BMP: recognised by content), or a form "
+        "with it in the field `image` and options in the others.",
         "content": {
             "application/octet-stream": {"schema": _PICTURE},
             "image/*": {"schema": _PICTURE},
@@ -89,7 +89,7 @@ async def upscale(
 ) -> Response:
     """Upscale one picture.
 
-    The answer is the picture in the asked format; `Server-Timing` says where the time went. Too many at once
+    The answer is the picture in the asked format; `Server-Timing` tells where the time went. Too many at once
     are refused with 503 and `Retry-After`; a key that used up its share with 429. If the client goes away,
     its work is dropped.
     """
@@ -164,7 +164,7 @@ def result_headers(result: Result, filename: str) -> dict[str, str]:
         "X-Model-Identity": result.model[1],
         "X-Picture-Size": f"{result.sizes[0][0]}x{result.sizes[0][1]}",
         "X-Result-Size": f"{result.sizes[1][0]}x{result.sizes[1][1]}",
-        # Percent-encoded: notes hold names out of files.
+        # Percent-encoded: notes contain names from files.
         "X-Notes": urllib.parse.quote("; ".join(result.notes), safe=" ;,.()x"),
     }
 
@@ -194,7 +194,8 @@ async def models(request: Request, asking: Asking) -> dict[str, Any]:
     return {"models": listed, "limits": allowed, "formats": list(CONTENT_TYPES)}
 
 
-# The body is no parameter: FastAPI would read it, without limit or clock, before it looks at the key.
+# The body is not a parameter: FastAPI would read it, without limits of size or time, before it checks the
+# key.
 _JOB_DOC = {
     "requestBody": {
         "required": True,
@@ -279,7 +280,7 @@ async def result(request: Request, asking: Asking, id: str) -> Response:
 
 @router.get("/healthz", summary="Does the gateway run?")
 async def healthz() -> dict[str, str]:
-    """Answer: the process runs and its loop turns."""
+    """Answer that the process runs and its event loop turns."""
     await asyncio.sleep(0)
     return {"status": "ok"}
 

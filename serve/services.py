@@ -1,4 +1,4 @@
-"""What the routes of a gateway work with, in one place: `services(request)`."""
+"""The services of a gateway that its routes use: `services(request)`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class Jobs(Protocol):
-    """What the routes need of the job keeper; see `serve.jobs.JobKeeper`."""
+    """The methods of the job keeper that routes call; see `serve.jobs.JobKeeper`."""
 
     async def submit_bulk(self, body: BulkBody, owner: str, idempotency_key: str = "") -> JobView: ...
 
@@ -68,7 +68,7 @@ class Services:
         self.budget = ByteBudget(int(self.settings.limits.bodies_mb * 1e6))
 
     def count(self) -> None:
-        """Bring the gauges up to date."""
+        """Update the gauges."""
         self.metrics.in_flight.set(self.pictures.admission.num_working)
         self.metrics.waiting.set(self.pictures.admission.num_waiting)
         self.metrics.body_bytes.set(self.budget.used)
@@ -84,7 +84,7 @@ def services(request: Request) -> Services:
 
 
 def caller(request: Request) -> Caller:
-    """Return who calls, counted against the quota.
+    """Return the caller, counted against the quota.
 
     Raises:
         Problem: unauthorised, forbidden, rate_limited.
@@ -97,7 +97,7 @@ def caller(request: Request) -> Caller:
 
 @contextlib.asynccontextmanager
 async def watching(pictures: PictureService) -> AsyncGenerator[None]:
-    """Keep the readiness of every model true while this is open."""
+    """Keep the readiness of every model up to date while this context is open."""
     tasks = [asyncio.get_running_loop().create_task(_watch(pictures, name)) for name in pictures.models]
     try:
         yield
@@ -117,7 +117,8 @@ async def _watch(pictures: PictureService, name: str) -> None:
         readiness.num_replicas = await model.count_replicas()
         age_s = readiness.pass_age_s
         is_due = age_s is None or age_s > _PROBE_EVERY_S
-        # A probe would keep a model awake; one that is red is woken, to find out whether it still is.
+        # A probe would keep a model awake; a model that is not ready is woken to find out whether it still
+        # fails.
         is_wanted = not readiness.is_ready if readiness.may_sleep else readiness.num_replicas > 0 and is_due
         if is_wanted and readiness.is_idle and (probing is None or probing.done()):
             probing = asyncio.get_running_loop().create_task(_probe(pictures, name))

@@ -32,12 +32,12 @@ Model = TypeVar("Model", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What a request brought.
+    """The content of a request.
 
     Fields:
-        picture: encoded.
-        filename: of the form, or empty.
-        options: of the form.
+        picture: Encoded picture.
+        filename: File name in the form, or empty.
+        options: Options in the form.
     """
 
     picture: bytes
@@ -49,8 +49,8 @@ class Reader:
     """Reads one body; the bytes stay counted in the budget until `close`.
 
     Args:
-        limits: of the endpoint.
-        budget: shared by all requests.
+        limits: Limits of the endpoint.
+        budget: Budget that all requests share.
     """
 
     def __init__(self, limits: LimitSettings, budget: ByteBudget) -> None:

@@ -60,5 +60,5 @@ class Metrics:
             own.set_function(own_bytes)
 
     def text(self) -> bytes:
-        """Return all of them in Prometheus' text format."""
+        """Return all metrics in the text format of Prometheus."""
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""The page at `/` and the description of the API at `/docs`: a few static files, from this server alone.
+"""The page at `/` and the description of the API at `/docs`: a few static files, nothing from other servers.
 
 The policy lets a page load scripts, styles and pictures from here and nothing from anywhere else.
 """
