@@ -3,7 +3,7 @@
     python -m serve                                         tiny-x4 at http://127.0.0.1:8000
     python -m serve --model runs/mine/model --port 9000
     python -m serve --model tiny-x4 --model nearest-x4 --jobs photos:upscaled
-    python -m serve --replicas 1:4 --ongoing 16             up to four GPUs, sixteen pictures at a time on each
+    python -m serve --replicas 1:4 --ongoing 16             up to four GPUs, sixteen pictures at once on each
     python -m serve --config serve/config.yaml              a configuration, on this machine
     python -m serve --print-config > my.yaml                for `serve run my.yaml` and `serve deploy my.yaml`
     python -m serve --new-key alice                         an API key, and its entry for the configuration
