@@ -1,11 +1,12 @@
 """The chain that shifts the residual e0 = y0 - x0 between the clean x0 and the degraded y0.
 
     q(x_t | x0, y0)          = N(x0 + eta_t e0, kappa^2 eta_t I)
-    q(x_{t-1} | x_t, x0, y0) = N((eta_{t-1} / eta_t) x_t + (alpha_t / eta_t) x0, kappa^2 (eta_{t-1} / eta_t) alpha_t I)
-    x_T                      = y0 + kappa sqrt(eta_T) noise                     (Yue, Wang and Loy, "ResShift", NeurIPS 2023)
+    q(x_{t-1} | x_t, x0, y0) = N((eta_{t-1} / eta_t) x_t + (alpha_t / eta_t) x0,
+                                 kappa^2 (eta_{t-1} / eta_t) alpha_t I)
+    x_T                      = y0 + kappa sqrt(eta_T) noise
 
-Pure functions of tensors; no network, no random numbers, no device of their own. B is the batch, `...` the
-latent's other axes.
+(Yue, Wang and Loy, "ResShift", NeurIPS 2023.) Pure functions of tensors, without networks, random numbers or
+a device of their own. B is the batch size, `...` stands for the other axes of the latent.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ def _table(schedule: ShiftSchedule, name: str, dtype: torch.dtype, device: torch
 
 
 def trained_step(schedule: ShiftSchedule, t: Tensor) -> Tensor:
-    """Return the indices that the network knows the steps `t` by, int64 (B,): `t` itself unless the schedule
-    was shortened.
+    """Return the step indices that the network was trained with for the steps `t`, int64 (B,): `t` itself
+    unless the schedule was shortened.
     """
     return (
         t if schedule.trained_steps is None else _table(schedule, "trained_steps", torch.int64, t.device)[t]
@@ -46,9 +47,9 @@ def at_step(schedule: ShiftSchedule, name: str, t: Tensor, like: Tensor) -> Tens
 
     Args:
         schedule: shifting sequence; its arrays are evaluated in float64 and cast to the dtype of `like` here.
-        name: attribute of the schedule, for example "eta".
+        name: name of an attribute of the schedule, for example "eta".
         t: step indices in [0, T), int64 (B,). Index i is the paper's t = i + 1.
-        like: (B, ...), gives device, dtype and number of axes.
+        like: tensor that gives device, dtype and number of axes, (B, ...).
     """
     return _table(schedule, name, like.dtype, like.device)[t].reshape(-1, *(1,) * (like.ndim - 1))
 
@@ -62,7 +63,7 @@ def q_sample(x0: Tensor, y0: Tensor, t: Tensor, noise: Tensor, schedule: ShiftSc
         x0: clean latent, (B, ...).
         y0: degraded latent, same shape.
         t: step indices in [0, T), int64 (B,).
-        noise: standard normal, same shape. The caller draws it, so the caller owns reproducibility.
+        noise: standard normal noise, same shape. The caller draws it and so controls reproducibility.
         schedule: shifting sequence.
 
     Returns:
@@ -99,14 +100,14 @@ def prior_sample(y0: Tensor, noise: Tensor, schedule: ShiftSchedule) -> Tensor:
 def scale_input(x_t: Tensor, t: Tensor, schedule: ShiftSchedule, latent: bool = True) -> Tensor:
     """Scale x_t to about unit size for the network. The low-quality condition is not scaled.
 
-        latent:  x_t / sqrt(1 + kappa^2 eta_t)          (standard deviation of a unit-variance latent plus the noise)
-        pixels:  x_t / (1 + 3 kappa sqrt(eta_t))        (range of [-1, 1] plus three standard deviations of the noise)
+        latent:  x_t / sqrt(1 + kappa^2 eta_t)     (standard deviation of a unit latent and the noise)
+        pixels:  x_t / (1 + 3 kappa sqrt(eta_t))   ([-1, 1] and three standard deviations of the noise)
 
     Args:
         x_t: noisy latent, (B, ...).
         t: step indices in [0, T), int64 (B,).
         schedule: shifting sequence.
-        latent: which of the two rules.
+        latent: whether to use the rule for latents.
     """
     return x_t / at_step(schedule, "latent_input_std" if latent else "pixel_input_range", t, x_t)
 
@@ -114,7 +115,7 @@ def scale_input(x_t: Tensor, t: Tensor, schedule: ShiftSchedule, latent: bool = 
 def target_of(
     x0: Tensor, y0: Tensor, noise: Tensor, t: Tensor, schedule: ShiftSchedule, target: Target | str
 ) -> Tensor:
-    """Return what the network must output for x_t = q_sample(x0, y0, t, noise); same shape as x0.
+    """Return the output that the network should have for x_t = q_sample(x0, y0, t, noise); same shape as x0.
 
     x0: x0    residual: y0 - x0    epsilon: noise    epsilon_scale: kappa sqrt(eta_t) noise
     """
@@ -143,15 +144,15 @@ def predict_x0(
     times at the first step.
 
     Args:
-        output: what the network returned, (B, ...).
+        output: output of the network, (B, ...).
         x_t: noisy latent (not scaled), same shape.
         y0: degraded latent, same shape.
         t: step indices in [0, T), int64 (B,).
         schedule: shifting sequence.
-        target: what `output` means.
+        target: meaning of `output`.
 
     Raises:
-        ValueError: unknown target.
+        ValueError: `target` is unknown.
     """
     match Target(target):
         case Target.X0:

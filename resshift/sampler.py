@@ -5,8 +5,8 @@
     x_{t-1} = (eta_{t-1} / eta_t) x_t + (alpha_t / eta_t) x0_pred
               + sqrt(kappa^2 (eta_{t-1} / eta_t) alpha_t) noise(t - 1)
 
-The variance of the last step is zero, so the result is the last x0_pred. What denoises, and where noise comes
-from, is the caller's. `trajectory` runs over a latent that is whole in memory, as validation does while
+The variance of the last step is zero, so the result is the last x0_pred. The caller provides the denoiser and
+the noise. `trajectory` runs over a latent that is whole in memory, as validation does while
 training; `resshift.tiles.chain` takes the same `reverse_step` row of tiles by row of tiles, for `Upscaler`.
 """
 
@@ -31,9 +31,7 @@ class Denoise(Protocol):
 
 
 class SamplingStep(NamedTuple):
-    """State after one reverse step: `t` is the index that was denoised, `x_prev` the latent handed to the
-    next step.
-    """
+    """State after one reverse step: `t` is the index of the step, `x_prev` the input of the next step."""
 
     t: int
     x0_pred: Tensor
@@ -47,11 +45,11 @@ def reverse_step(x_t: Tensor, x0_pred: Tensor, t: Tensor, noise: Tensor, schedul
                   + sqrt(kappa^2 (eta_{t-1} / eta_t) alpha_t) noise
 
     Args:
-        x_t: Latent before the step, (B, ...).
-        x0_pred: Prediction of the clean latent, same shape.
-        t: Step indices in [0, T), int64 (B,). At index 0 the result is x0_pred.
-        noise: Standard normal, same shape. The caller draws it, so the caller owns reproducibility.
-        schedule: Shifting sequence.
+        x_t: latent before the step, (B, ...).
+        x0_pred: prediction of the clean latent, same shape.
+        t: step indices in [0, T), int64 (B,). At index 0 the result is x0_pred.
+        noise: standard normal, same shape. The caller draws it, so the caller owns reproducibility.
+        schedule: shifting sequence.
 
     Returns:
         x_{t-1}, same shape, dtype and device as x_t.
@@ -63,15 +61,15 @@ def reverse_step(x_t: Tensor, x0_pred: Tensor, t: Tensor, noise: Tensor, schedul
 def trajectory(
     denoise: Denoise, y0: Tensor, schedule: ShiftSchedule, noise: Callable[[int], Tensor]
 ) -> Iterator[SamplingStep]:
-    """Walk the reverse chain and yield after every step, so that a caller can show progress or stop.
+    """Run the reverse chain and yield after every step, so that the caller can show progress or stop.
 
     Args:
-        denoise: prediction of x0.
+        denoise: function that predicts x0.
         y0: degraded latent, (B, Z, h, w).
         schedule: shifting sequence of T steps.
-        noise: `noise(step)` returns standard normal noise of y0's shape. It is asked once for each of T (the
-            prior), T - 1, ..., 0, in this order; the last draw has weight zero and is there so that a
-            sequential generator advances as the released code does.
+        noise: function that returns standard normal noise of the shape of y0 for a step. It is called once
+            for each of T (the prior), T - 1, ..., 0, in this order; the last draw has weight zero and makes a
+            sequential generator advance as in the released code.
     """
     x_t = prior_sample(y0, noise(schedule.steps), schedule)
     for i in range(schedule.steps - 1, -1, -1):
@@ -103,14 +101,14 @@ def network_denoiser(
     """Wrap a network that sees the scaled x_t and the low-quality picture into a `Denoise`.
 
     Args:
-        network: `network(x_scaled, t, lq, mask)`, for example `resshift.networks.unet.UNetSwin`.
+        network: function `network(x_scaled, t, lq, mask)`, for example `resshift.networks.unet.UNetSwin`.
         lq: low-quality picture in [-1, 1], (B, 3, h_lq, w_lq), at the resolution that the network was built
             for.
         y0: degraded latent, (B, Z, h, w).
         schedule: shifting sequence.
-        target: what the network's output means.
-        mask: 1 = hole and -1 = kept, (B, 1, h_lq, w_lq), for inpainting.
-        latent: rule of `scale_input`.
+        target: meaning of the network's output.
+        mask: mask for inpainting, 1 in a hole and -1 where the picture is kept, (B, 1, h_lq, w_lq).
+        latent: whether `scale_input` uses the rule for latents.
     """
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:

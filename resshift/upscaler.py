@@ -1,6 +1,5 @@
-"""Picture in, picture out: the one composition of first stage, chain, network, tiles and noise.
-
-Bulk jobs, serving, evaluation and notebooks all use it.
+"""Picture in, picture out: the composition of first stage, chain, network, tiles and noise that bulk jobs,
+serving, evaluation and notebooks all use.
 
     lq -> reflect to whole tiles -> bicubic -> encode -> y0
     y0 -> chain; at every step the prediction of x0 is made tile by tile and blended -> x0
@@ -10,9 +9,9 @@ The noise is a function of (seed, step, absolute latent position), tiles are a f
 and the options, and no tile's result depends on what is computed beside it: the same picture, options and
 type of device give the same bytes.
 
-The result is `outscale` times as large as the input. The model has one scale; every other is reached from
-there by bicubic resizing, antialiased when it shrinks. Beyond the model's scale that adds size, not detail,
-and the result says so in its notes.
+The result is `outscale` times as large as the input. The model has one scale; its result is brought to any
+other by bicubic resizing, antialiased when it shrinks. Beyond the model's scale that adds size, not detail,
+and a note of the result says so.
 """
 
 from __future__ import annotations
@@ -52,22 +51,22 @@ _VQ_ATTENTION_POSITIONS = 60_000
 
 
 class Upscaler:
-    """A model that is ready to use.
+    """A model that is ready to upscale pictures.
 
         up = Upscaler.from_pretrained("tiny-x4")
         out = up(image)                             # PIL.Image or HWC array in, the same kind out
         out = up(image, outscale=2.5, seed=7, tile_px=128)
 
     Args:
-        config: Configuration of the model.
-        unet: Network of the chain, with its weights.
-        first_stage: Autoencoder or pixel rearrangement, with its weights; default: as `config` says.
-        name: Name in reports.
-        identity: Text that changes with any weight or setting of the model; part of a job's fingerprint.
-        device: Device of the networks; "auto" takes CUDA, then Apple's MPS, then the CPU.
-        dtype: Precision of the networks' arithmetic; "auto" is bfloat16 on CUDA cards that have it, else
+        config: configuration of the model.
+        unet: network of the chain, with its weights.
+        first_stage: autoencoder or pixel rearrangement, with its weights; default: as `config` says.
+        name: name in reports.
+        identity: text that changes with any weight or setting of the model; part of a job's fingerprint.
+        device: device of the networks; "auto" takes CUDA, then Apple's MPS, then the CPU.
+        dtype: precision of the networks' arithmetic; "auto" is bfloat16 on CUDA cards that have it, else
             float32. The chain is float32 always.
-        optimise: Use the faster forms of the networks' layers (`resshift.networks.convolution`); they round
+        optimise: use the faster forms of the networks' layers (`resshift.networks.convolution`); they round
             differently.
     """
 
@@ -112,19 +111,19 @@ class Upscaler:
         """Load a model.
 
         Args:
-            source: Name of a model that ships ("tiny-x4") or whose weights are published ("realsr-x4-s4"); or
+            source: name of a model that ships ("tiny-x4") or whose weights are published ("realsr-x4-s4"); or
                 a model or checkpoint directory; or a weight file: our `.safetensors`, or a released `.pth`.
-            device: Device of the networks, see the class.
-            dtype: Precision, see the class; unless it is "auto" it replaces what `source` asks for
+            device: device of the networks, see the class.
+            dtype: precision, see the class; unless it is "auto" it replaces what `source` asks for
                 (`tiny-x4@bfloat16`).
-            preset_name: Preset that a bare weight file belongs to; known for files with their released names.
-            first_stage: Weights of the autoencoder of a bare file; default: `autoencoder_vq_f4.pth` beside
+            preset_name: preset that a bare weight file belongs to; known for files with their released names.
+            first_stage: weights of the autoencoder of a bare file; default: `autoencoder_vq_f4.pth` beside
                 it.
-            accept_licence: Whether you agree to the licence of published weights, so that they may be
+            accept_licence: whether you agree to the licence of published weights, so that they may be
                 downloaded (or set RESSHIFT_ACCEPT_LICENCE=1).
 
         Raises:
-            WeightsError: No such model, or its weights do not fit; the message says what is allowed.
+            WeightsError: no such model, or its weights do not fit; the message says what is allowed.
         """
         found = locate_model(
             source, preset_name=preset_name, first_stage=first_stage, accept_licence=accept_licence
@@ -154,9 +153,7 @@ class Upscaler:
 
     @property
     def shares_calls(self) -> bool:
-        """Whether tiles of several pictures go through the networks together; a CPU computes them one
-        by one.
-        """
+        """Whether tiles of several pictures are computed together; a CPU computes them one by one."""
         return self.device.type != "cpu"
 
     def __call__(
@@ -174,18 +171,18 @@ class Upscaler:
         Args:
             image: PIL image of any common mode, or array (H, W), (H, W, 1 | 3 | 4), uint8 or uint16, RGB
                 order, fourth channel alpha.
-            seed: Seed of the noise; the same seed gives the same pixels.
-            outscale: Sides of the result over sides of the input, in (0, 16]; default: the model's own scale.
-            steps: Steps of the chain, see `Sampling`.
-            tile_px: Longest side of a tile in input pixels, see `Sampling`.
-            tile_batch: Number of tiles in one call of the network on a GPU, see `Sampling`.
+            seed: seed of the noise; the same seed gives the same pixels.
+            outscale: sides of the result over sides of the input, in (0, 16]; default: the model's own scale.
+            steps: steps of the chain, see `Sampling`.
+            tile_px: longest side of a tile in input pixels, see `Sampling`.
+            tile_batch: number of tiles in one call of the network on a GPU, see `Sampling`.
 
         Returns:
             The same kind: a PIL image (grey stays grey, alpha stays), or an array of the same dtype and
             channels.
 
         Raises:
-            ValueError: The image or an option is not usable; the message names the value and what is allowed.
+            ValueError: the image or an option is not usable; the message names the value and what is allowed.
         """
         sampling = Sampling(seed=seed, outscale=outscale, steps=steps, tile_px=tile_px, tile_batch=tile_batch)
         if isinstance(image, Image.Image):
@@ -202,8 +199,8 @@ class Upscaler:
         return alone(self.upscaling(picture, sampling))
 
     def upscaling(self, picture: Picture, sampling: Sampling = Sampling()) -> Work[Picture]:
-        """Return `upscale` as a work for `resshift.tiles.batching.Batcher`, so that pictures share calls: the
-        same bytes, errors when it runs.
+        """Return `upscale` as a work for `resshift.tiles.batching.Batcher`, so that pictures share calls. The
+        bytes are the same; errors are raised when the work runs.
         """
         picture = fill_transparent(picture)
         factor = sampling.outscale or self.scale
@@ -239,13 +236,13 @@ class Upscaler:
         clamped to [-1, 1]; no colour fix.
 
         Args:
-            lq: Picture on the device of the model.
-            sampling: How pixels are made; `outscale` must be None.
-            noise: Replaces the noise field: `noise(step)` of the shape of the padded latent, for steps T ...
-                1. For parity tests.
+            lq: low-quality picture on the device of the model.
+            sampling: how pixels are made; `outscale` must be None.
+            noise: function that replaces the noise field in parity tests: `noise(step)` of the shape of the
+                padded latent, for steps T ... 1.
 
         Raises:
-            ValueError: Wrong shape, or an option is not usable.
+            ValueError: wrong shape, or an option is not usable.
         """
         if sampling.outscale is not None:
             raise ValueError(
@@ -268,10 +265,10 @@ class Upscaler:
         return result.to(self.device).clamp(-1, 1)
 
     def plan(self, height: int, width: int, sampling: Sampling = Sampling()) -> TilePlan:
-        """Return the tiles of an input picture, in latent positions.
+        """Return the tiles of a picture of this size, in latent positions.
 
         Raises:
-            ValueError: The model cannot do what `sampling` says.
+            ValueError: the model cannot do what `sampling` says.
         """
         sampling.check_for("this model", self.schedule.steps, self.config.smallest_tile_px)
         ratio = self.config.unet.lq_ratio
@@ -290,7 +287,7 @@ class Upscaler:
         """Return what a chain of `steps` (default: all) computes with.
 
         Raises:
-            ValueError: The model was not trained with so many.
+            ValueError: the model was trained with fewer steps.
         """
         # Kept: tables on the device are cached by schedule, and pictures share the calls of one object.
         steps = self.schedule.steps if steps is None else steps
@@ -309,7 +306,7 @@ class Upscaler:
     def _fill(
         self, pixels: NDArray[Any], source: NDArray[Any], plan: TilePlan, sampling: Sampling
     ) -> Work[None]:
-        """Write the result of `source` to `pixels`, (H, W, channels) of the size that is wanted."""
+        """Upscale `source`, (h, w, channels), to the size of `pixels`, (H, W, channels), which is written."""
         output = RowOutput(source, pixels, self.scale)
         yield from self._chain(
             plan,

@@ -1,14 +1,14 @@
-"""Calls of networks on tiles: those of one picture, or those of several pictures together.
+"""Batches of tiles for the networks: of one picture, or of several pictures together.
 
-What needs a network is a generator, `Work`: it yields a `TileCall` and is sent the result. So whoever drives
-it decides what shares a call:
+Whatever needs a network is a generator, `Work`: it yields a `TileCall` and is sent the result. The caller
+that drives it decides what shares a call:
 
-    picture = alone(work)                   one picture: a call has its own tiles
-    future = batcher.submit(work)           many pictures: tiles of the same shape go through a network together
+    picture = alone(work)                   one picture: a call holds its tiles only
+    future = batcher.submit(work)           many pictures: tiles of the same shape share calls
 
-All calls on tiles of a shape have one size, filled up where there are fewer tiles. Kernels are chosen by
-shape; as far as they treat the places of a batch alike, which `benchmarks/together.py` looks at, the same
-picture gives the same bytes alone, beside others, and again.
+All calls on tiles of one shape have the same size; missing tiles are filled up. Kernels are chosen by shape.
+As far as they treat all places of a batch alike, which `benchmarks/together.py` checks, a picture has the
+same bytes alone, beside others, and when it is computed again.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
-MOST_OPEN = 16  # works under way at a time
+MOST_OPEN = 16  # number of works under way at a time
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TileCall:
-    """A function that is wanted on n tiles.
+    """A request to call a function on n tiles.
 
     Fields:
-        function: n values of every input -> n results; what it makes of one does not depend on the others.
-            Calls of the same function (the same method of the same object) may be made as one.
-        inputs: tensors whose first axis is n, on the function's device.
-        size: n of every call that is made on such tiles; here n is at most that.
+        function: function of n values of every input that returns n results, each independent of the others.
+            Calls of the same function (the same method of the same object) may be merged.
+        inputs: tensors on the function's device; the first axis has length n.
+        size: number of tiles in each call that is made, at least n.
     """
 
     function: Callable[..., Tensor]
@@ -47,12 +47,12 @@ class TileCall:
 
     @property
     def count(self) -> int:
-        """How many tiles."""
+        """Number of tiles."""
         return len(self.inputs[0])
 
     @property
     def key(self) -> Hashable:
-        """Equal for calls that can be made as one."""
+        """Key that is equal for calls that can be merged."""
         return self.function, self.size, tuple(tensor.shape[1:] for tensor in self.inputs)
 
 
@@ -61,10 +61,13 @@ Work = Generator[TileCall, Tensor, T]
 
 @dataclass(frozen=True, slots=True)
 class Done(Generic[T]):
-    """What a work returned, and its seconds of wall clock: its own, and its share of the calls by tiles.
+    """Result of a work.
 
-    A GPU is not waited for after a call; the work that reads results from it has the seconds of all that it
-    waits for.
+    Fields:
+        value: value that the work returned.
+        seconds: wall-clock time of the work itself plus its share of the calls, in proportion to its tiles. A
+            call returns before a GPU has computed it, so the time is charged to the work that reads the
+            result.
     """
 
     value: T
@@ -73,7 +76,7 @@ class Done(Generic[T]):
 
 @dataclass(eq=False, slots=True)
 class _Open:
-    """A work under way: the call that it waits for, and what is there of it."""
+    """A work under way, with the call that it waits for and the results so far."""
 
     work: Work[Any]
     is_wanted: Callable[[], bool]
@@ -99,15 +102,15 @@ class _Part:
 
 
 class Batcher:
-    """Drives works together. `submit` may be called from any thread; one thread at a time calls `turn`, or
-    `serve`.
+    """Runs works together. `submit` may be called from any thread; `turn` and `serve` from one thread at a
+    time.
 
-    The oldest work is always in the next call, so none waits for ever; others of the same shape fill it up. A
-    new work is begun only while those under way have too few tiles for a call: large pictures are made one
-    after the other, small ones together.
+    The oldest work is part of every call, so none waits forever; others with tiles of the same shape fill the
+    call up. A new work is begun only while those under way have too few tiles for a call: large pictures are
+    computed one after the other, small ones together.
 
     Args:
-        most_open: works under way at a time; each may hold windows of its picture.
+        most_open: number of works under way at a time; each may hold windows of its picture.
     """
 
     def __init__(self, most_open: int = MOST_OPEN) -> None:
@@ -117,14 +120,14 @@ class Batcher:
         self._changed = threading.Condition()
 
     def submit(self, work: Work[T], is_wanted: Callable[[], bool] = lambda: True) -> Future[Done[T]]:
-        """Take a work into the line.
+        """Queue a work.
 
         Args:
-            work: not yet begun.
-            is_wanted: asked before it is begun; when it no longer is, the future is cancelled.
+            work: work that has not begun.
+            is_wanted: asked before the work begins; if it returns False, the future is cancelled.
 
         Returns:
-            Has the result, or the error that ended the work.
+            A future of the result, or of the error that ended the work.
         """
         entry = _Open(work, is_wanted)
         with self._changed:
@@ -133,7 +136,7 @@ class Batcher:
         return entry.future
 
     def serve(self) -> None:
-        """Work for ever.
+        """Process works until the process ends.
 
         Raises:
             torch.AcceleratorError: see `turn`.
@@ -145,11 +148,11 @@ class Batcher:
 
     @torch.inference_mode()
     def turn(self) -> bool:
-        """Make one call and let every work that has its result go on; False when there is nothing to do.
+        """Make one call and resume every work that has its result; return False when there is nothing to do.
 
         Raises:
-            torch.AcceleratorError: an illegal access. The context of the device is unusable, and with it all
-                works.
+            torch.AcceleratorError: illegal access on the device, which makes its context and all works
+                unusable.
         """
         parts = self._next_parts()
         if parts:
@@ -157,14 +160,14 @@ class Batcher:
         return bool(self._open or self._waiting)
 
     def _next_parts(self) -> list[_Part]:
-        """Return what the next call is made of; begins works until there are tiles enough."""
+        """Return the parts of the next call; begins works until there are enough tiles."""
         while True:
             if self._has_enough() or not self._begin():
                 return self._parts_for_oldest()
 
     def _has_enough(self) -> bool:
-        """Tell whether works under way fill a call, whatever their shapes: each may hold windows of a
-        picture.
+        """Tell whether the works under way fill a call, regardless of the shapes of their tiles: each may
+        hold windows of a picture.
         """
         if not self._open:
             return False
@@ -172,7 +175,7 @@ class Batcher:
         return num_waiting >= _call(self._open[0]).size or len(self._open) >= self._most_open
 
     def _parts_for_oldest(self) -> list[_Part]:
-        """Return tiles of the oldest work, and of others that can share its call, up to the size of one."""
+        """Return tiles of the oldest work and of others that can share its call, up to the call's size."""
         if not self._open:
             return []
         first = _call(self._open[0])
@@ -186,7 +189,7 @@ class Batcher:
         return parts
 
     def _begin(self) -> bool:
-        """Begin the next work of the line; False when there is none."""
+        """Begin the next work of the queue; return False when there is none."""
         with self._changed:
             if not self._waiting:
                 return False
@@ -205,7 +208,7 @@ class Batcher:
         if isinstance(results, Exception):
             if len(parts) > 1:
                 del results
-                for part in parts:  # so that the error meets only the work that it belongs to
+                for part in parts:  # so that the error reaches only the work that caused it
                     self._make([part])
             else:
                 self._go_on(parts[0].entry, partial(parts[0].entry.work.throw, results))
@@ -219,8 +222,8 @@ class Batcher:
                 self._go_on(entry, partial(_send, entry.work, entry.results))
 
     def _results(self, parts: Sequence[_Part]) -> list[Tensor] | Exception:
-        """Make a call; an error is returned, without the tensors that its frames hold: what comes next may
-        need their memory.
+        """Make a call. An error is returned without the tensors that its frames hold: the next call may need
+        their memory.
         """
         try:
             return _compute(_call(parts[0].entry), [part.inputs for part in parts])
@@ -231,7 +234,7 @@ class Batcher:
             return error
 
     def _go_on(self, entry: _Open, step: Callable[[], TileCall]) -> None:
-        """Let a work run to its next call, or to its end."""
+        """Run a work to its next call, or to its end."""
         entry.results, entry.num_done = [], 0
         started = time.perf_counter()
         try:
@@ -251,10 +254,10 @@ class Batcher:
 
 
 def alone(work: Work[T]) -> T:
-    """Do a work with calls of its own and return its result.
+    """Run a work by itself and return its result.
 
     Raises:
-        Exception: what ended the work.
+        Exception: error that ended the work.
     """
     batcher = Batcher()
     future = batcher.submit(work)
@@ -268,13 +271,13 @@ def _send(work: Work[Any], results: Sequence[Tensor]) -> TileCall:
 
 
 def _call(entry: _Open) -> TileCall:
-    assert entry.call is not None  # of every work that is open
+    assert entry.call is not None  # every open work waits for a call
     return entry.call
 
 
 def _compute(call: TileCall, parts: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
-    """Make one call of `call.size` tiles, the last repeated where there are fewer, and return the results of
-    each part.
+    """Make one call of `call.size` tiles and return the results of each part. If there are fewer tiles, the
+    last one is repeated.
     """
     counts = [len(part[0]) for part in parts]
     num_missing = call.size - sum(counts)

@@ -1,4 +1,4 @@
-"""Give a result the colours of its input, where "colour" is what is left after a wide blur.
+"""Give a result the colours of its input, where "colour" is the low band, after a wide blur.
 
     hq + enlarge(blur(lq - shrink(hq)))       the low band of the result is replaced by that of the input
 
@@ -28,7 +28,7 @@ class WaveletFix:
     """Correct rows of the result from the top to the bottom.
 
     Args:
-        height: of the input.
+        height: height of the input.
         scale: sides of the result over sides of the input.
     """
 
@@ -44,8 +44,8 @@ class WaveletFix:
         self._done = 0  # input rows that have been returned
 
     def push(self, hq: Tensor, lq: Tensor) -> Tensor:
-        """Add rows of the result (3, n scale, W scale) and of the input (3, n, W) -> corrected rows (3, m
-        scale, W scale); m may be 0.
+        """Add rows of the result, (3, n scale, W scale), and of the input, (3, n, W), and return the rows
+        that can be corrected now, (3, m scale, W scale); m may be 0.
         """
         across = _blurred(lq - F.avg_pool2d(hq[None], self.scale)[0])
         self._across = across if self._across is None else torch.cat([self._across, across], 1)
@@ -69,7 +69,9 @@ class WaveletFix:
         return whole[:, :count] + low
 
     def _blur_down(self, top: int, bottom: int) -> Tensor:
-        """The blurred difference at input rows [top, bottom); outside the picture that of the nearest row."""
+        """Return the blurred difference at input rows [top, bottom); beyond the picture that of the nearest
+        row.
+        """
         assert self._across is not None
         rows = torch.arange(top, bottom, device=self._across.device).clamp(0, self.height - 1)
         total: Tensor | None = None
@@ -83,8 +85,8 @@ class WaveletFix:
 
 
 def _blurred(rows: Tensor) -> Tensor:
-    """Blur along the rows, the edge repeated. A sum in a fixed order: the same bytes for bands of any
-    height.
+    """Blur along the rows, with the edge repeated. The order of summation is fixed, so bands of any height
+    give the same bytes.
     """
     length = rows.shape[2]
     positions = torch.arange(length, device=rows.device)
@@ -95,7 +97,7 @@ def _blurred(rows: Tensor) -> Tensor:
 
 
 def _enlarged(rows: Tensor, scale: int) -> Tensor:
-    """Bilinear interpolation along axis 1 between the rows 1 ... n of n + 2, as plain sums for the same
+    """Interpolate bilinearly along axis 1 between the rows 1 ... n of n + 2, as plain sums for the same
     reason.
     """
     above, here, below = rows[:, :-2], rows[:, 1:-1], rows[:, 2:]

@@ -1,5 +1,5 @@
-"""Noise of pictures: standard normal as a function of the absolute position in the latent, so a tile sees
-what the whole picture would.
+"""Standard normal noise as a function of the absolute position in the latent, so that a tile sees the noise
+of the whole picture.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class LatentNoise(Protocol):
 class NoiseField:
     """Standard normal noise over an unbounded latent plane, drawn block by block.
 
-    The value at (step, channel, y, x) is a pure function of `parts` and of those four numbers; which
-    rectangle is asked for, and in which order, changes nothing.
+    The value at (step, channel, y, x) is a pure function of `parts` and of these four numbers, whatever
+    rectangles are drawn in whatever order.
 
     Args:
-        parts: what names the picture, for example `(seed, "picture", key)`.
-        channels: latent channels Z.
-        block_px: side of a block in latent pixels. Part of the definition: another side gives other noise.
+        parts: name of the stream of random numbers, for example `(seed, "picture", key)`.
+        channels: number of latent channels, Z.
+        block_px: side of a block in latent positions. Another side gives other noise.
     """
 
     def __init__(self, *parts: Part, channels: int, block_px: int = 64) -> None:

@@ -1,13 +1,13 @@
-"""Cutting a plane into overlapping tiles of one shape, and the weights that blend what comes back.
+"""Cutting a plane into overlapping tiles of one shape, and the weights that blend their results.
 
 Weights of neighbouring tiles cross smoothly (a raised cosine) over their overlap and sum to one at every
-position, so a function that looks at single positions only (or an identity) gives exactly what it would give
-on the whole plane. Seams between tiles of a real network are kept away by blending the *latent prediction at
-every step* and by noise that depends on the absolute position (`resshift.tiles.noise.NoiseField`); both are
-the caller's (`resshift.tiles.stages`).
+position, so a function of single positions (the identity, for example) gives exactly what it would give on
+the whole plane. Two things keep the seams of a real network invisible: the *prediction of x0 is blended at
+every step*, and the noise depends on the absolute position (`resshift.tiles.noise.NoiseField`). Both are the
+task of `resshift.tiles.chain`.
 
-Units are positions of the plane that is cut ("latent"); an input or output at another resolution has an
-integer number of its pixels in each.
+The unit is a position of the plane that is cut ("latent"); an input or output at another resolution has an
+integer number of pixels in each position.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class AxisTiles:
         sum to one everywhere.
 
         Args:
-            i_tile: which tile.
-            scale: pixels a position; the ramp is as smooth as they allow.
+            i_tile: index of the tile.
+            scale: number of pixels along a side of one position; the ramp has this resolution.
         """
         return _normalised(self, scale)[i_tile]
 
@@ -49,8 +49,8 @@ class AxisTiles:
         return self.starts[i_tile] if i_tile < len(self.starts) else self.length
 
     def complete(self, i_tile: int) -> tuple[int, int]:
-        """Return the positions [first, end) that no tile after `i_tile` reaches, and that were not complete
-        before it.
+        """Return the positions [first, end) that tile `i_tile` completes: no later tile reaches them, and
+        they were not complete before.
         """
         last = i_tile == len(self.starts) - 1
         return self.starts[i_tile], self.length if last else self.starts[i_tile + 1]
@@ -83,14 +83,14 @@ def cut_axis(length: int, tile: int, overlap: int, multiple: int = 1) -> AxisTil
     spread.
 
     Args:
-        length: of the axis, at least 1. An axis that fits into one tile is one tile of its own length, raised
-            to a multiple of `multiple` (the plane is then to be extended).
-        tile: longest tile, a multiple of `multiple`.
-        overlap: at least this many positions shared by neighbours, in [0, tile).
-        multiple: lengths of tiles are multiples of this.
+        length: length of the axis, at least 1. An axis that fits into one tile becomes one tile of its own
+            length, rounded up to a multiple of `multiple` (the caller then extends the plane).
+        tile: length of the longest tile, a multiple of `multiple`.
+        overlap: least number of positions that neighbours share, in [0, tile).
+        multiple: number that lengths of tiles are multiples of.
 
     Raises:
-        ValueError: a size out of range.
+        ValueError: a size is out of range.
     """
     if length < 1 or tile < 1 or not 0 <= overlap < tile or multiple < 1 or tile % multiple:
         raise ValueError(
@@ -108,19 +108,19 @@ def cut_axis(length: int, tile: int, overlap: int, multiple: int = 1) -> AxisTil
 
 @dataclass(frozen=True, slots=True)
 class TilePlan:
-    """Tiles of a plane: every pair of a vertical and a horizontal one."""
+    """Tiles of a plane: every combination of a tile of the rows and a tile of the columns."""
 
     rows: AxisTiles
     columns: AxisTiles
 
     @property
     def num_tiles(self) -> int:
-        """How many tiles there are."""
+        """Number of tiles."""
         return len(self.rows.starts) * len(self.columns.starts)
 
     @property
     def tile_area(self) -> int:
-        """Positions of one tile."""
+        """Number of positions in one tile."""
         return self.rows.tile * self.columns.tile
 
 
@@ -144,11 +144,11 @@ def choose_tiles(
     than the cheapest.
 
     Args:
-        height: Height of the plane.
-        width: Width of the plane.
-        multiple: Sides of tiles are multiples of this.
-        longest: Longest side of a tile, at least `multiple`; None: what the cost says.
-        attention_positions: Area at which global attention costs as much as everything else.
+        height: height of the plane.
+        width: width of the plane.
+        multiple: sides of tiles are multiples of this.
+        longest: longest side of a tile, at least `multiple`; None: what the cost says.
+        attention_positions: area at which global attention costs as much as everything else.
     """
 
     def plan_of(side: int) -> TilePlan:

@@ -1,8 +1,8 @@
 """A window of rows that moves down a plane too large to hold.
 
-Rows are appended below, written, added to and read by rectangles, and given up from above. The window lives
-in memory, or in a temporary file that is mapped: then every access goes channel by channel and hands the
-pages back to the system at once, so that the disk holds them. Reading one page of a file maps sixteen, so a
+Rows are appended below and discarded above; rectangles are written, added to and read. The window lives in
+memory, or in a temporary file that is mapped: then every access goes channel by channel and gives the pages
+back to the system at once, so that only the disk holds them. Reading one page of a file maps sixteen, so a
 rectangle of all channels of a wide plane would be resident from edge to edge.
 """
 
@@ -16,19 +16,19 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-_PART_VALUES = 2**20  # values that are moved or cleared at a time: 4 MiB
+_PART_VALUES = 2**20  # number of values that are moved or cleared at a time: 4 MiB
 
 Allocate = Callable[[tuple[int, ...]], tuple[Tensor, Callable[[], None] | None]]
 
 
 def in_memory(device: torch.device) -> Allocate:
-    """Return an allocator of zeros on `device`."""
+    """Return a function that allocates zeros on `device`."""
     return lambda shape: (torch.zeros(shape, device=device), None)
 
 
 def in_file(shape: tuple[int, ...]) -> tuple[Tensor, Callable[[], None]]:
-    """Allocate zeros in an unnamed temporary file (in TMPDIR, which should be on a disk); it goes when the
-    tensor goes.
+    """Allocate zeros in an unnamed temporary file, in TMPDIR, which should be on a disk. The file is deleted
+    with the tensor. Also return a function that gives resident pages back.
     """
     size_bytes = 4 * math.prod(shape)
     with tempfile.TemporaryFile(prefix="resshift-") as file:
@@ -42,11 +42,11 @@ class RowBuffer:
     """Rows [top, bottom) of a plane (C, H, W), float32; new rows are zero.
 
     Args:
-        channels: C.
-        height: H.
-        width: W.
-        capacity: most rows alive at a time.
-        allocate: where they live; with a call that gives pages back, if they live in a file.
+        channels: number of channels, C.
+        height: height of the plane, H.
+        width: width of the plane, W.
+        capacity: largest number of rows alive at a time.
+        allocate: function that allocates the values: `in_memory(device)` or `in_file`.
     """
 
     def __init__(self, channels: int, height: int, width: int, capacity: int, allocate: Allocate) -> None:
@@ -57,19 +57,19 @@ class RowBuffer:
 
     @property
     def width(self) -> int:
-        """W."""
+        """Width of the plane, W."""
         return self._values.shape[2]
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that the window takes."""
+        """Size of the window in bytes."""
         return self._values.nbytes
 
     def extend(self, bottom: int) -> None:
-        """Make rows down to `bottom` alive; those that were not are zero.
+        """Make rows down to `bottom` alive; new rows are zero.
 
         Raises:
-            ValueError: more rows than the capacity.
+            ValueError: more rows than the capacity would be alive.
         """
         if bottom <= self.bottom:
             return
@@ -89,11 +89,11 @@ class RowBuffer:
         self.bottom = bottom
 
     def read(self, top: int, bottom: int, left: int = 0, right: int | None = None) -> Tensor:
-        """Return (C, bottom - top, right - left) of rows that are alive, to be read at once: a view, or of a
-        file a copy.
+        """Return a rectangle of rows that are alive, (C, bottom - top, right - left): a view that is valid
+        until the next change, or a copy if the window lives in a file.
 
         Raises:
-            ValueError: some are not.
+            ValueError: some of the rows are not alive.
         """
         view = self._rect(top, bottom, left, right)
         if self._release is None:
@@ -105,13 +105,11 @@ class RowBuffer:
         return out
 
     def write(self, top: int, left: int, values: Tensor) -> None:
-        """Replace the rectangle of rows that are alive at (top, left) by (C, h, w); ValueError as in
-        `read`.
-        """
+        """Write (C, h, w) to the rectangle at (top, left); raises as `read` does."""
         self._change(top, left, values, Tensor.copy_)
 
     def add(self, top: int, left: int, values: Tensor) -> None:
-        """Add (C, h, w) to the rectangle of rows that are alive at (top, left); ValueError as in `read`."""
+        """Add (C, h, w) to the rectangle at (top, left); raises as `read` does."""
         self._change(top, left, values.to(self._values.device), Tensor.add_)
 
     def _change(
@@ -135,8 +133,8 @@ class RowBuffer:
             self._release()
 
     def _parts(self, first: int, end: int) -> Iterator[tuple[Tensor, slice]]:
-        """Cut rows of all channels, top down, into parts so small that of a mapped file little is resident at
-        a time, however wide.
+        """Cut rows of all channels, top down, into parts so small that little of a mapped file is resident at
+        a time, however wide the plane is.
         """
         step = max(1, _PART_VALUES // self.width)
         for channel in self._values:
@@ -144,5 +142,5 @@ class RowBuffer:
                 yield channel, slice(top, min(end, top + step))
 
     def discard(self, before: int) -> None:
-        """Give up the rows above `before`."""
+        """Discard the rows above `before`."""
         self.top = min(max(self.top, before), self.bottom)
