@@ -52,7 +52,7 @@ _PICTURE_S = 3600.0  # no client waits for a picture that is answered later
 
 
 @dataclass(slots=True)
-class Record:
+class JobRecord:
     """One job.
 
     Fields:
@@ -85,7 +85,7 @@ class JobView(TypedDict):
     """A job as its owner sees it: the answer of `GET /v1/jobs/{id}`.
 
     Fields:
-        id, kind, state, created, ended, request, message, counts, result: See `Record`.
+        id, kind, state, created, ended, request, message, counts, result: See `JobRecord`.
         progress: State of a bulk job that runs.
     """
 
@@ -112,7 +112,7 @@ class JobKeeper:
     def __init__(self, settings: ServeSettings, pictures: PictureService) -> None:
         self.settings, self.pictures = settings, pictures
         self.state = settings.jobs.state or str(cache_directory() / "serve")
-        self.records: dict[str, Record] = {}
+        self.records: dict[str, JobRecord] = {}
         self._progress: dict[str, JobProgress] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._cancelled: set[str] = set()
@@ -138,7 +138,7 @@ class JobKeeper:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _load(self) -> list[Record]:
+    def _load(self) -> list[JobRecord]:
         try:
             entries = list(storage.list_entries(storage.join(self.state, "jobs")))
         except StorageError as error:
@@ -146,17 +146,17 @@ class JobKeeper:
                 raise
             return []
         return [
-            Record(**json.loads(storage.read_bytes(entry.uri)))
+            JobRecord(**json.loads(storage.read_bytes(entry.uri)))
             for entry in entries
             if entry.key.endswith(".json")
         ]
 
-    async def _save(self, record: Record) -> None:
+    async def _save(self, record: JobRecord) -> None:
         data = (json.dumps(asdict(record), indent=1) + "\n").encode()
         uri = storage.join(self.state, f"jobs/{record.id}.json")
         await asyncio.to_thread(storage.write_bytes, uri, data, content_type="application/json")
 
-    def _blob(self, record: Record, name: str) -> str:
+    def _blob(self, record: JobRecord, name: str) -> str:
         return storage.join(self.state, f"pictures/{record.id}/{name}")
 
     async def submit_bulk(self, body: BulkBody, owner: str, idempotency_key: str = "") -> JobView:
@@ -217,7 +217,9 @@ class JobKeeper:
             return self._view(known)
         return await self._take("picture", owner, idempotency_key, asked, data)
 
-    def _known(self, kind: str, owner: str, idempotency_key: str, asked: Mapping[str, Any]) -> Record | None:
+    def _known(
+        self, kind: str, owner: str, idempotency_key: str, asked: Mapping[str, Any]
+    ) -> JobRecord | None:
         if not idempotency_key:
             return None
         for record in self.records.values():
@@ -242,7 +244,7 @@ class JobKeeper:
         num_open = sum(record.kind == kind and record.state not in _ENDED for record in self.records.values())
         if num_open >= self.settings.jobs.waiting + self.settings.jobs.running:
             raise Problem("busy", f"{num_open} jobs wait already", retry_after_s=30)
-        record = Record(
+        record = JobRecord(
             secrets.token_hex(8), kind, owner, time.time(), asked, idempotency_key=idempotency_key
         )
         self.records[record.id] = (
@@ -258,11 +260,11 @@ class JobKeeper:
         self._spawn(record)
         return self._view(record)
 
-    def _spawn(self, record: Record) -> None:
+    def _spawn(self, record: JobRecord) -> None:
         work = self._run_bulk(record) if record.kind == "bulk" else self._run_picture(record)
         self._tasks[record.id] = asyncio.get_running_loop().create_task(self._run(record, work))
 
-    async def _run(self, record: Record, work: Coroutine[Any, Any, State]) -> None:
+    async def _run(self, record: JobRecord, work: Coroutine[Any, Any, State]) -> None:
         try:
             async with self._slots[record.kind]:
                 record.state = "running"
@@ -285,7 +287,7 @@ class JobKeeper:
         record.ended = time.time()
         await self._save(record)
 
-    async def _run_bulk(self, record: Record) -> State:
+    async def _run_bulk(self, record: JobRecord) -> State:
         body = BulkBody.model_validate(record.request)
         request, job = await asyncio.to_thread(self._checked, body)
         while True:
@@ -300,7 +302,7 @@ class JobKeeper:
                 await asyncio.shield(asyncio.to_thread(lease.release))
             await asyncio.sleep(_OCCUPIED_S)
 
-    async def _work(self, record: Record, request: BulkRequest, job: Job) -> State:
+    async def _work(self, record: JobRecord, request: BulkRequest, job: Job) -> State:
         inputs = await asyncio.to_thread(request.inputs)
         worklist = await asyncio.to_thread(request.worklist, job, inputs)
         await asyncio.to_thread(ledger.begin_job, request.target, job.record(), request.settings.target)
@@ -320,7 +322,7 @@ class JobKeeper:
             engine_options(job.outputs, replicas, self.settings.jobs.bulk.engine), may_deploy=False
         )
 
-    async def _run_picture(self, record: Record) -> State:
+    async def _run_picture(self, record: JobRecord) -> State:
         asked = dict(record.request)
         format: Format = asked.pop("format")
         data = await asyncio.to_thread(storage.read_bytes, self._blob(record, "in"))
@@ -407,14 +409,14 @@ class JobKeeper:
             raise Problem("conflict", f"the job is {record.state}: {record.message}")
         raise Problem("conflict", f"the job is {record.state}", retry_after_s=2)
 
-    async def _find(self, id: str, owner: str) -> Record:
+    async def _find(self, id: str, owner: str) -> JobRecord:
         await self.start()
         record = self.records.get(id)
         if record is None or record.owner != owner:  # that another owner's job exists is not revealed
             raise Problem("not_found", f"there is no job {id[:40]!r}")
         return record
 
-    async def _forget(self, record: Record) -> None:
+    async def _forget(self, record: JobRecord) -> None:
         self.records.pop(record.id, None)
         names = [storage.join(self.state, f"jobs/{record.id}.json")]
         if record.kind == "picture":
@@ -428,7 +430,7 @@ class JobKeeper:
         for record in [one for one in self.records.values() if one.ended is not None and one.ended < oldest]:
             await self._forget(record)
 
-    def _view(self, record: Record) -> JobView:
+    def _view(self, record: JobRecord) -> JobView:
         view: JobView = {
             "id": record.id,
             "kind": record.kind,
