@@ -55,7 +55,7 @@ def machine(device: torch.device, commit: str | None = None) -> dict[str, Any]:
 
 
 def command(argv: Sequence[str]) -> str:
-    """Return a command line that can be repeated in another copy of the repository.
+    """Return a command line that can be run in another copy of the repository.
 
     Args:
         argv: Script and arguments, as in `sys.argv`.
@@ -65,8 +65,8 @@ def command(argv: Sequence[str]) -> str:
 
 
 def _portable(argument: str) -> str:
-    """Make an absolute path, or that of --name=PATH, relative to the repository. Of one that is neither in the
-    repository nor beside it only the last part stays: where it lay says nothing on another machine.
+    """Make an absolute path, or that of --name=PATH, relative to the repository. For a path that is neither
+    in the repository nor beside it only the last part is kept: its folder means nothing on another machine.
     """
     option, equals, path = argument.rpartition("=")
     if not os.path.isabs(path):
@@ -104,8 +104,8 @@ def file_name(benchmark: str, where: Mapping[str, Any]) -> str:
 
 
 def write(path: Path, figures: Mapping[str, Any]) -> None:
-    """Write figures as readable JSON; an existing file is replaced atomically. Names of the repository's files
-    are made relative to it.
+    """Write figures as readable JSON; an existing file is replaced atomically. Paths inside the repository
+    become relative to it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")

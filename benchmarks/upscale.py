@@ -1,18 +1,20 @@
-"""How fast pictures are upscaled, beside a plain loop, and in how much memory.
+"""Measure speed and memory of upscaling, compared with a plain loop.
 
-    python benchmarks/upscale.py                 # minutes on two cores; writes benchmarks/results/upscale-DATE-MACHINE.json
-    python benchmarks/upscale.py --quick         # under a minute, nothing written
-    python benchmarks/upscale.py --dtype bfloat16  # for CPUs with AMX: what the networks gain by it, and what it costs the picture
+    python benchmarks/upscale.py                   minutes on two cores; writes a file to benchmarks/results
+    python benchmarks/upscale.py --quick           under a minute; nothing written
+    python benchmarks/upscale.py --dtype bfloat16  for CPUs with AMX: gain in speed and change of the picture
 
-Models are tiny-x4 and realsr-x4-s4 (full width, random weights: arithmetic costs what it costs with trained
-ones). In each case the plain loop (`benchmarks/plain.py`) and the fast one upscale the same picture with the
-same noise, in turn, and the medians are compared; what the fast one changes in the picture is in levels of
-255. Stage times are those inside the fast loop. The last line is a JSON object:
+The file is upscale-DATE-MACHINE.json. Models are tiny-x4 and realsr-x4-s4 (full width, random weights, whose
+arithmetic costs the same as with trained ones). In each case the plain loop (`benchmarks/plain.py`) and the
+fast one upscale the same picture with the same noise, in turn, and the medians are compared; the change of
+the picture by the fast loop is given in levels of 255. Stage times are measured inside the fast loop. The
+last line is a JSON object:
 
-    ratio_to_plain   seconds of the plain loop over those of the fast one, for realsr-x4-s4 (or tiny-x4 with --quick)
-    mp_per_s         output megapixels a second of tiny-x4
-    share_of_peak    (CUDA) arithmetic of realsr-x4-s4 over time and the matrix rate measured here
-    peak_mb          memory of a run of tiny-x4 (500 px, result included) beyond the loaded model
+    ratio_to_plain   seconds of the plain loop over those of the fast one, for realsr-x4-s4
+                     (tiny-x4 with --quick)
+    mp_per_s         output megapixels per second of tiny-x4
+    share_of_peak    (CUDA) arithmetic of realsr-x4-s4 over time and the matrix rate measured in the same run
+    peak_mb          memory of a run of tiny-x4 (500 px, including the result) beyond the loaded model
 """
 
 from __future__ import annotations
@@ -57,8 +59,8 @@ PLAIN_TILE_PX = 128
 
 @dataclass
 class Stages:
-    """Seconds inside the stages of a run; what is left of the whole is blending, noise and the steps'
-    arithmetic.
+    """Seconds inside the stages of a run; the rest of the total time is blending, noise and the arithmetic of
+    the steps.
     """
 
     clock: Callable[[], float]
@@ -90,7 +92,7 @@ class Stages:
 
 
 def load(name: str, device: torch.device, dtype: Dtype, *, optimise: bool = True) -> Upscaler:
-    """Return a model: tiny-x4 as it ships, others with random weights."""
+    """Return a model: tiny-x4 with its shipped weights, others with random weights."""
     if name == "tiny-x4" and optimise:
         return Upscaler.from_pretrained(name, device=device, dtype=dtype)
     config = preset(name)
@@ -111,7 +113,7 @@ def randomise_stage(stage: Any) -> Any:
 
 
 def picture_of(side: int) -> np.ndarray:
-    """A picture with smooth parts, edges and noise, (side, side, 3) uint8."""
+    """Return a picture with smooth parts, edges and noise, (side, side, 3) uint8."""
     rng = np.random.default_rng(side)
     y, x = np.mgrid[:side, :side] / side
     waves = np.stack([np.sin(9 * x + 4 * y), np.cos(7 * y * x * 5), np.sign(np.sin(40 * (x + y * y)))], 2)
@@ -119,9 +121,7 @@ def picture_of(side: int) -> np.ndarray:
 
 
 def cpu_stopwatch(call: Callable[[], object]) -> float:
-    """Run `call` and return the CPU seconds it took: on a busy machine, with one thread, what the wall clock
-    would say on an idle one.
-    """
+    """Run `call` and return its CPU seconds; with one thread they equal the wall time on an idle machine."""
     start = time.process_time()
     call()
     return time.process_time() - start
@@ -188,8 +188,8 @@ def compare(
 def same_tiles(
     name: str, side: int, rounds: int, device: torch.device, dtype: Dtype, busy: bool = False
 ) -> dict[str, Any]:
-    """Time both loops where the tiles are the same: one. What is left is what the layers gain, and what they
-    change.
+    """Time both loops with equal tiles (one tile), which isolates the gain of the layers and their change of
+    the picture.
     """
     with mock.patch(f"{__name__}.PLAIN_TILE_PX", 4096):
         fast_plan = partial(Upscaler.plan, sampling=Sampling(tile_px=4096))
@@ -200,7 +200,7 @@ def same_tiles(
 
 
 class PeakMemory(threading.Thread):
-    """Sample the resident memory of this process, anonymous and of mapped files, every 5 ms."""
+    """Samples the resident memory of this process, anonymous and of mapped files, every 5 ms."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -209,7 +209,7 @@ class PeakMemory(threading.Thread):
 
     @staticmethod
     def resident() -> int:
-        """Bytes resident now."""
+        """Return the bytes resident now."""
         try:
             return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
         except OSError:
@@ -220,14 +220,14 @@ class PeakMemory(threading.Thread):
             self.peak = max(self.peak, self.resident())
 
     def stop(self) -> int:
-        """End, and return the largest sample."""
+        """Stop sampling and return the largest sample."""
         self._ended.set()
         self.join()
         return self.peak
 
 
 def measure_memory(name: str, side: int) -> dict[str, Any]:
-    """Upscale a picture and return the peak beyond the loaded model. Runs in a process of its own."""
+    """Upscale a picture and return the peak memory beyond the loaded model. Runs in a separate process."""
     up = load(name, torch.device("cpu"), "float32")
     up(picture_of(40))  # first use of the libraries
     picture = picture_of(side)
@@ -246,7 +246,7 @@ def measure_memory(name: str, side: int) -> dict[str, Any]:
 
 
 def memory_in_child(name: str, side: int) -> dict[str, Any]:
-    """Call `measure_memory` in a fresh process, so that no earlier peak is counted."""
+    """Call `measure_memory` in a new process, so that no earlier peak is counted."""
     request = json.dumps([name, side])
     done = subprocess.run(
         [sys.executable, __file__, "--child", request], capture_output=True, text=True, check=False
@@ -257,14 +257,14 @@ def memory_in_child(name: str, side: int) -> dict[str, Any]:
 
 
 def matrix_tflops(device: torch.device) -> float:
-    """The rate of one large bf16 matrix product, the best of five."""
+    """Return the rate of one large bf16 matrix product in TFLOP/s, the best of five."""
     a, b = (torch.randn(8192, 8192, device=device).bfloat16() for _ in range(2))
     stopwatch = stopwatch_for(device)
     return 2 * 8192**3 / min(stopwatch(lambda: a @ b) for _ in range(5)) / 1e12
 
 
 def tera_operations(name: str, side: int, device: torch.device) -> float:
-    """Arithmetic of one picture as it is cut, counted once, TFLOP."""
+    """Return the arithmetic of one picture, cut into its tiles, in TFLOP."""
     up = load(name, device, "float32", optimise=False)
     with FlopCounterMode(display=False) as counter:
         up.upscale_tensor(images.to_tensor(picture_of(side)).to(device))
@@ -306,14 +306,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="under a minute on two cores; writes no file")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
-        "--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="of the fast loop"
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16"),
+        help="precision of the fast loop (default auto)",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="how often both loops run (default 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of both loops (default 3)")
     parser.add_argument(
         "--full-px", type=int, default=256, help="side of the larger picture of realsr-x4-s4 (default 256)"
     )
     parser.add_argument(
-        "--busy", action="store_true", help="one thread, CPU seconds: for a machine that others use too"
+        "--busy", action="store_true", help="one thread and CPU seconds: for a shared machine"
     )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
