@@ -75,7 +75,8 @@ def doctor(options: argparse.Namespace) -> Exit:
     from pipelines.command import connect_to_ray
     from pipelines.doctor.bucket import bucket_checks
     from pipelines.doctor.cluster import node_checks, ray_checks
-    from pipelines.doctor.machine import Level, machine_checks, read_lock
+    from pipelines.doctor.finding import Level
+    from pipelines.doctor.machine import machine_checks, read_lock
     from resshift.config import with_settings
 
     settings = with_settings(BulkSettings(), options.set)
@@ -93,9 +94,9 @@ def doctor(options: argparse.Namespace) -> Exit:
         connect_to_ray()
         asked.append(node_checks(lock))
     for checks in asked:
-        for check in checks:
-            counts[check.level] += 1
-            print(check.line(), flush=True)
+        for finding in checks:
+            counts[finding.level] += 1
+            print(finding.line(), flush=True)
     print(f"{counts[Level.OK]} ok, {counts[Level.WARN]} warn, {counts[Level.FAIL]} fail")
     return Exit.FINISHED_WITH_FAILED_ITEMS if counts[Level.FAIL] else Exit.COMPLETE
 

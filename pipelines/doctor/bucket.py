@@ -1,5 +1,4 @@
-"""The doctor's questions about a bucket or folder: list, put, get, delete, and whether the store's clock is
-ours.
+"""Checks of a bucket or folder: list, put, get and delete, and the clock of the store beside ours.
 
 Everything goes through `resshift.storage`, with the options that a job would use. Objects are written below
 URI/_resshift-doctor/ only, and deleted again.
@@ -14,7 +13,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from pipelines.doctor.machine import Check, fail, ok, warn
+from pipelines.doctor.finding import Finding, fail, ok, warn
 from resshift import storage
 from resshift.storage import StorageError, StorageReason, s3
 from resshift.storage.s3 import S3Options
@@ -32,7 +31,7 @@ _REMEDIES = {
 
 def bucket_checks(
     uri: str, options: S3Options = s3.DEFAULT, *, is_read_only: bool = False
-) -> Iterator[Check]:
+) -> Iterator[Finding]:
     """Try what a job does with a place.
 
     Args:
@@ -68,7 +67,7 @@ def _nearest_folder(uri: str) -> str:
     return uri
 
 
-def _try_to_read(shown: str, uri: str, options: S3Options) -> Check:
+def _try_to_read(shown: str, uri: str, options: S3Options) -> Finding:
     try:
         storage.read_first_bytes(uri, 16, options)
     except StorageError as error:
@@ -76,7 +75,7 @@ def _try_to_read(shown: str, uri: str, options: S3Options) -> Check:
     return ok(f"get {shown}", "allowed")
 
 
-def _try_to_write(root: str, shown: str, options: S3Options) -> Iterator[Check]:
+def _try_to_write(root: str, shown: str, options: S3Options) -> Iterator[Finding]:
     uri = storage.join(root, f"{SCRATCH}/{secrets.token_hex(8)}")
     try:
         storage.write_bytes(uri, _CONTENT, options)
@@ -103,7 +102,7 @@ def _try_to_write(root: str, shown: str, options: S3Options) -> Iterator[Check]:
     yield ok(f"delete {shown}", "allowed")
 
 
-def _failed(name: str, action: str, error: StorageError) -> Check:
+def _failed(name: str, action: str, error: StorageError) -> Finding:
     remedy = f"{action}: {_REMEDIES.get(error.reason, 'see the message')}"
     if "RequestTimeTooSkewed" in error.detail or "difference between the request time" in error.detail:
         remedy = "set this machine's clock: timedatectl set-ntp true"
@@ -117,7 +116,7 @@ def _clocks(root: str, options: S3Options) -> tuple[str | None, datetime]:
     return answer["ResponseMetadata"]["HTTPHeaders"].get("date"), datetime.now(UTC)
 
 
-def check_clock(shown: str, date_header: str | None, ours: datetime) -> Check:
+def check_clock(shown: str, date_header: str | None, ours: datetime) -> Finding:
     """Compare the Date header of the store (RFC 9110, seconds) with our time, aware."""
     name = f"clock {shown}"
     if date_header is None:

@@ -1,4 +1,4 @@
-"""The doctor's questions about Ray: which cluster, may we, which ports, and how its nodes are.
+"""Checks of Ray: the cluster, the token, the ports, and the nodes.
 
 Only `node_checks` joins the cluster from this process. `ray_checks` asks in a process of its own, because a
 `ray.init` that finds nobody waits for long, and one that was refused leaves a half-connected process behind.
@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pipelines.doctor.machine import Check, fail, machine_checks, ok, warn
+from pipelines.doctor.finding import Finding, fail, ok, warn
+from pipelines.doctor.machine import machine_checks
 
 # What `ray start --head` and Serve listen on when nobody says otherwise.
 HEAD_PORTS = {6379: "GCS", 8265: "dashboard", 8000: "Serve", 10001: "Ray client"}
@@ -28,7 +29,7 @@ print("\\n" + json.dumps({"nodes": len(alive), "resources": ray.cluster_resource
 """
 
 
-def check_token(environment: Mapping[str, str], home: Path) -> Check:
+def check_token(environment: Mapping[str, str], home: Path) -> Finding:
     """The token of Ray, as Ray looks for it: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token."""
     mode = environment.get("RAY_AUTH_MODE", "").lower()
     path = Path(environment.get("RAY_AUTH_TOKEN_PATH") or home / ".ray" / "auth_token")
@@ -60,7 +61,7 @@ def check_token(environment: Mapping[str, str], home: Path) -> Check:
     return ok("token", str(path))
 
 
-def check_ports(busy: Sequence[int]) -> Check:
+def check_ports(busy: Sequence[int]) -> Finding:
     """Ports of a head on this machine that somebody has taken already."""
     taken = [f"{port} ({HEAD_PORTS[port]})" for port in busy]
     if taken:
@@ -79,7 +80,7 @@ def busy_ports() -> list[int]:
     ]
 
 
-def check_exposure(open_ports: Sequence[tuple[str, int]]) -> Check:
+def check_exposure(open_ports: Sequence[tuple[str, int]]) -> Finding:
     """Ports of Ray that listen beyond loopback on this machine: (address, port)."""
     found = [
         f"{address}:{port}"
@@ -113,7 +114,7 @@ def _tcp_tables() -> str:
         return ""
 
 
-def check_address(address: str) -> Check:
+def check_address(address: str) -> Finding:
     """RAY_ADDRESS: whether somebody listens there. The form is HOST:PORT of the GCS, or "auto"."""
     if address in ("auto", "local"):
         return ok("ray address", address)
@@ -139,7 +140,7 @@ def check_address(address: str) -> Check:
     return ok("ray address", address)
 
 
-def check_cluster(environment: Mapping[str, str], timeout_s: float = 60) -> Check:
+def check_cluster(environment: Mapping[str, str], timeout_s: float = 60) -> Finding:
     """Join the cluster of RAY_ADDRESS for a moment, in a process of its own."""
     try:
         asked = subprocess.run(
@@ -179,7 +180,7 @@ def check_cluster(environment: Mapping[str, str], timeout_s: float = 60) -> Chec
     return ok("cluster", found)
 
 
-def ray_checks(environment: Mapping[str, str]) -> Iterator[Check]:
+def ray_checks(environment: Mapping[str, str]) -> Iterator[Finding]:
     """Ask about the cluster that a job started here would use."""
     yield check_token(environment, Path.home())
     address = environment.get("RAY_ADDRESS")
@@ -194,7 +195,7 @@ def ray_checks(environment: Mapping[str, str]) -> Iterator[Check]:
     yield check_exposure(listeners(_tcp_tables()))
 
 
-def node_checks(lock: str | None) -> Iterator[Check]:
+def node_checks(lock: str | None) -> Iterator[Finding]:
     """Ask every node of the cluster about itself, all at a time; needs a connected process
     (`connect_to_ray`).
     """
@@ -213,7 +214,7 @@ def node_checks(lock: str | None) -> Iterator[Check]:
     for node, answer in zip(nodes, asked, strict=True):
         where = node["NodeManagerAddress"]
         try:
-            found: list[Check] = ray.get(answer, timeout=300)
+            found: list[Finding] = ray.get(answer, timeout=300)
         except RayError as error:  # also that the code cannot be imported there
             yield fail(
                 f"{where} node",
@@ -224,11 +225,11 @@ def node_checks(lock: str | None) -> Iterator[Check]:
         yield from (replace(one, name=f"{where} {one.name}") for one in found)
 
 
-def _on_node(lock: str | None) -> list[Check]:
+def _on_node(lock: str | None) -> list[Finding]:
     return [*machine_checks(lock), check_exposure(listeners(_tcp_tables())), _ray_environment(os.environ)]
 
 
-def _ray_environment(environment: Mapping[str, str]) -> Check:
+def _ray_environment(environment: Mapping[str, str]) -> Finding:
     """What the workers of a node inherit for S3: an endpoint that only the driver has is the commonest
     surprise.
     """

@@ -1,8 +1,8 @@
-"""Is this machine fit for the work? One line a question: ok, warn or fail, and what to do about it.
+"""Checks of this machine: Python, packages, GPU, memory, disk, limits, weights.
 
-Each check is a function of what was read, so that every answer has a test; `machine_checks` does the reading.
-Ray is asked in `pipelines.doctor.cluster`, buckets in `pipelines.doctor.bucket`. Nothing is changed but
-scratch objects, which are deleted again.
+Each check is a function of values that `machine_checks` reads, so that every finding has a test.
+`pipelines.doctor.cluster` checks Ray and `pipelines.doctor.bucket` buckets. Nothing is changed except scratch
+objects, which are deleted again.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
+
+from pipelines.doctor.finding import Finding, fail, ok, warn
 
 GIB = 1 << 30
 # Without one of these, or with another version of it, nothing works or nodes do not understand each other.
@@ -38,53 +38,7 @@ _SHARE_OF_OBJECT_STORE = 0.3  # Ray's default, of the machine's memory
 _FULL_DISK = 0.95  # above, Ray does not spill and refuses objects (local_fs_capacity_threshold)
 
 
-class Level(StrEnum):
-    """How bad it is: `warn` works but may disappoint, `fail` will not work."""
-
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One answered question.
-
-    Fields:
-        name: of the question, for example "shared memory".
-        level: the answer.
-        found: what was found, in one line.
-        remedy: what to do; empty when the level is ok.
-    """
-
-    name: str
-    level: Level
-    found: str
-    remedy: str = ""
-
-    def line(self) -> str:
-        """Return the line for the user."""
-        return f"{self.level:<4}  {self.name}: {self.found}" + (
-            f"\n      -> {self.remedy}" if self.remedy else ""
-        )
-
-
-def ok(name: str, found: str) -> Check:
-    """Return a check that passed."""
-    return Check(name, Level.OK, found)
-
-
-def warn(name: str, found: str, remedy: str) -> Check:
-    """Return a check with a doubt."""
-    return Check(name, Level.WARN, found, remedy)
-
-
-def fail(name: str, found: str, remedy: str) -> Check:
-    """Return a check that failed."""
-    return Check(name, Level.FAIL, found, remedy)
-
-
-def check_python(version: tuple[int, int, int]) -> Check:
+def check_python(version: tuple[int, int, int]) -> Finding:
     """Python itself, as (major, minor, micro)."""
     shown = ".".join(map(str, version))
     if version < (3, 11):
@@ -128,7 +82,7 @@ def installed_versions() -> dict[str, str]:
     return {_normal(one.metadata["Name"]): one.version for one in metadata.distributions()}
 
 
-def check_versions(pins: Mapping[str, str], installed: Mapping[str, str]) -> Iterator[Check]:
+def check_versions(pins: Mapping[str, str], installed: Mapping[str, str]) -> Iterator[Finding]:
     """Installed packages beside the lock; the local part of a version ("+cu132") says which build it is and
     does not count.
     """
@@ -163,7 +117,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
 
-def check_gpu(memory_bytes: Sequence[int], has_driver: bool, has_amx: bool = False) -> Check:
+def check_gpu(memory_bytes: Sequence[int], has_driver: bool, has_amx: bool = False) -> Finding:
     """Devices that torch can use, by their memory.
 
     Args:
@@ -191,7 +145,7 @@ def check_gpu(memory_bytes: Sequence[int], has_driver: bool, has_amx: bool = Fal
     return ok("gpu", found)
 
 
-def check_memory(available_bytes: int) -> Check:
+def check_memory(available_bytes: int) -> Finding:
     """Memory that is free or can be freed."""
     found = f"{available_bytes / GIB:.1f} GiB available"
     if available_bytes < GIB:
@@ -205,7 +159,7 @@ def check_memory(available_bytes: int) -> Check:
     return ok("memory", found)
 
 
-def check_disk(path: str, free_bytes: int, total_bytes: int) -> Check:
+def check_disk(path: str, free_bytes: int, total_bytes: int) -> Finding:
     """The file system of Ray's session directory, which takes spilled objects and logs."""
     found = f"{free_bytes / GIB:.0f} of {total_bytes / GIB:.0f} GiB free at {path}"
     if 1 - free_bytes / total_bytes > _FULL_DISK:
@@ -224,7 +178,7 @@ def check_disk(path: str, free_bytes: int, total_bytes: int) -> Check:
     return ok("disk", found)
 
 
-def check_shared_memory(total_bytes: int, memory_bytes: int) -> Check:
+def check_shared_memory(total_bytes: int, memory_bytes: int) -> Finding:
     """/dev/shm, where Ray keeps its objects."""
     found = f"{total_bytes / GIB:.2f} GiB for {memory_bytes / GIB:.1f} GiB of memory"
     if total_bytes < GIB // 4:
@@ -243,7 +197,7 @@ def check_shared_memory(total_bytes: int, memory_bytes: int) -> Check:
     return ok("shared memory", found)
 
 
-def check_open_files(limit: int) -> Check:
+def check_open_files(limit: int) -> Finding:
     """How many files and connections a process may have open."""
     if limit < 4096:
         return fail("open files", f"{limit} a process", "ulimit -n 65536 before Ray starts")
@@ -256,7 +210,7 @@ def check_open_files(limit: int) -> Check:
     return ok("open files", f"{limit} a process")
 
 
-def check_weights(names: Sequence[str]) -> Check:
+def check_weights(names: Sequence[str]) -> Finding:
     """Models that ship with the package and are there."""
     if not names:
         return fail(
@@ -267,7 +221,7 @@ def check_weights(names: Sequence[str]) -> Check:
     return ok("weights", ", ".join(names))
 
 
-def machine_checks(lock: str | None) -> Iterator[Check]:
+def machine_checks(lock: str | None) -> Iterator[Finding]:
     """Read this machine.
 
     Args:

@@ -41,6 +41,7 @@ from resshift.config import ConfigError, DataConfig, TrainConfig
 from resshift.devices import use_one_thread
 from resshift.images import ImageError
 from resshift.pairs.training_pair import TrainingPair, make_pair
+from resshift.training.slots import Slots
 
 logger = logging.getLogger(__name__)
 Batch = dict[str, NDArray[Any]]
@@ -425,7 +426,8 @@ def rank_batches(
             f"least the {num_ranks} ranks"
         )
     step = max(1, (rows_per_execution or 262_144 * num_ranks) // batch_size) * batch_size
-    slots = np.arange(rank * batch_size // num_ranks, (rank + 1) * batch_size // num_ranks)
+    own = Slots.of_rank(batch_size, rank, num_ranks)
+    slots = np.arange(own.start, own.stop)
     # Half of what the last tasks make: the next execution fills the store beside what this one still has
     # there.
     lead = (

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pipelines.shards.parquet import RowGroup
 from resshift import seeds
+from resshift.training.slots import Slots
 
 GROUPS_PER_WINDOW = 16
 Rows = NDArray[np.int64]
@@ -134,9 +135,8 @@ def _cut(
 ) -> Piece:
     """Keep the rows in [start, stop) whose slot belongs to the rank, and the groups that hold them."""
     rows = np.arange(window.first_row, window.first_row + len(order))
-    first_slots = np.arange(1, num_ranks) * batch_size // num_ranks
-    owner = np.searchsorted(first_slots, rows % batch_size, side="right")
-    kept = (owner == rank) & (start <= rows) & (rows < stop)
+    own, slots = Slots.of_rank(batch_size, rank, num_ranks), rows % batch_size
+    kept = (own.start <= slots) & (slots < own.stop) & (start <= rows) & (rows < stop)
     return _with_used_groups(Piece(window.epoch, window.groups, order[kept], rows[kept]))
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from pipelines.shards.parquet import Reason
 from pipelines.shards.sources import Archive, Item, Sidecar, is_archive
+from pipelines.shards.window import Window
 from resshift import storage
 from resshift.storage import StorageReason
 
@@ -27,37 +28,6 @@ _BLOCK_BYTES = 1 << 14  # holds a header with long names; pictures between two h
 _PICTURES = ("jpg", "jpeg", "jpe", "png", "webp", "tif", "tiff", "gif", "bmp")
 _LABELS = ("cls", "json")
 _SIDECARS = (*_LABELS, "txt")
-
-
-class _Window(io.RawIOBase):
-    """A part of a file as a file."""
-
-    def __init__(self, archive: Archive) -> None:
-        super().__init__()
-        self._archive = archive
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._archive.size_bytes}[whence]
-        self._position = max(0, origin + offset)
-        return self._position
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        num_bytes = max(0, min(len(buffer), self._archive.size_bytes - self._position))
-        buffer[:num_bytes] = storage.read_range(
-            self._archive.uri, self._archive.offset + self._position, num_bytes
-        )
-        self._position += num_bytes
-        return num_bytes
 
 
 def members(archive: Archive) -> Iterator[Item | Archive]:
@@ -71,7 +41,11 @@ def members(archive: Archive) -> Iterator[Item | Archive]:
     """
     found: list[Item | Archive] = []
     damage = ""
-    file: Any = io.BufferedReader(_Window(archive), _BLOCK_BYTES)
+
+    def read_range(position: int, num_bytes: int) -> bytes:
+        return storage.read_range(archive.uri, archive.offset + position, num_bytes)
+
+    file: Any = io.BufferedReader(Window(archive.size_bytes, read_range), _BLOCK_BYTES)
     try:
         with tarfile.open(fileobj=file, mode="r:") as opened:
             tar: Any = opened

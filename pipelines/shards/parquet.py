@@ -33,6 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipelines.shards.window import Window
 from resshift import storage
 from resshift.storage import StorageError, StorageReason
 
@@ -220,44 +221,17 @@ def _read_group(uri: str, metadata: pq.FileMetaData, index: int, columns: Sequen
     group = metadata.row_group(index)
     spans = [_span(group, i) for i in range(group.num_columns) if group.column(i).path_in_schema in columns]
     start, stop = min(start for start, _ in spans), max(stop for _, stop in spans)
-    part: Any = _Part(storage.read_range(uri, start, stop - start), start)
+    data = memoryview(storage.read_range(uri, start, stop - start))
+
+    def at_hand(position: int, num_bytes: int) -> memoryview:
+        if position < start:
+            raise ValueError(f"byte {position} is before the row group, which begins at {start}")
+        return data[position - start : position - start + num_bytes]
+
+    part: Any = Window(stop, at_hand)
     return pq.ParquetFile(part, metadata=metadata).read_row_group(
         index, columns=list(columns), use_threads=False
     )
-
-
-class _Part(io.RawIOBase):
-    """A file of which only the bytes from `start` on are at hand."""
-
-    def __init__(self, data: bytes, start: int) -> None:
-        super().__init__()
-        self._data = memoryview(data)
-        self._start = start
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._start + len(self._data)}[
-            whence
-        ]
-        self._position = origin + offset
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        first = self._position - self._start
-        if first < 0:
-            raise ValueError(f"byte {self._position} lies before the part, which begins at {self._start}")
-        data = bytes(self._data[first : first + size if size >= 0 else None])
-        self._position += len(data)
-        return data
 
 
 def write_manifest(root: str, source: str, summaries: Sequence[ShardSummary]) -> None:

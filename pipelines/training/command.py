@@ -63,7 +63,6 @@ def add_arguments(
 def train_from(options: argparse.Namespace, config: AnyRunConfig) -> Exit:
     """Check the configuration against the data and the run directory, train, export, print the summary."""
     from pipelines.shards.parquet import read_manifest
-    from pipelines.training.learners import validation_recipe
     from pipelines.training.validation import held_out
     from resshift.config import to_dict
 
@@ -75,7 +74,7 @@ def train_from(options: argparse.Namespace, config: AnyRunConfig) -> Exit:
     )
     if options.val is not None:
         # Workers read it too, but there a wrong path would be tried again and again.
-        held_out(options.val, 1, config.train.seed, config.data, validation_recipe(config))
+        held_out(options.val, 1, config.train.seed, config.data, config.degradation)
     if options.dry_run:
         _say(json.dumps(to_dict(config), indent=2))
         return Exit.COMPLETE

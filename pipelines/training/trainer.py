@@ -21,7 +21,7 @@ from pipelines.cluster import ray_internals
 from pipelines.evaluation.evaluate import folders_of
 from pipelines.training.checkpoints import read_best, stored
 from pipelines.training.log import read_lines
-from pipelines.training.worker import FATAL, Task, train_worker
+from pipelines.training.worker import FATAL, Assignment, train_worker
 from resshift import storage
 from resshift.config import ConfigError
 from resshift.training import checkpoint
@@ -152,7 +152,7 @@ def run_training(
         )
     data, out = absolute(data), absolute(out)
     begin_run(config, data, out)
-    task = Task(
+    assignment = Assignment(
         config=with_absolute_files(config),
         data=data,
         out=out,
@@ -164,7 +164,7 @@ def run_training(
     elastic = workers.least < workers.most
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"task": task.to_json()},
+        train_loop_config={"assignment": assignment.to_json()},
         torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(workers.least, workers.most) if elastic else workers.most,

@@ -1,4 +1,4 @@
-"""What every worker of a training run does: build, resume, step, and at their times log, validate and save.
+"""What every worker of a training run does: build, resume, step, and log, validate and save when due.
 
 The loop knows Ray Train for three things only: its rank, the notice that a node is about to be taken away,
 and that an exception or a kill restarts all workers. What a step holds depends on (seed, step), so the
@@ -25,9 +25,9 @@ from torch import Tensor
 
 from pipelines.pairs.dataset import Batch, fair_share, rank_batches
 from pipelines.training import checkpoints
+from pipelines.training.build_learner import build_learner, lpips_of, run_from_dict
 from pipelines.training.checkpoints import CheckpointWriter, Keeping
 from pipelines.training.export import publish_model
-from pipelines.training.learners import build_learner, lpips_of, run_from_dict, validation_recipe
 from pipelines.training.log import Clock, TrainLog, memory_gib
 from pipelines.training.validation import Renderer, Validator, held_out
 from resshift import storage, weights
@@ -38,7 +38,8 @@ from resshift.models import WeightsError
 from resshift.training import checkpoint
 from resshift.training.autoencoder import AnyRunConfig
 from resshift.training.optimizer import learning_rate
-from resshift.training.step import Learner, Slots, TrainingDiverged, start_from
+from resshift.training.slots import Slots
+from resshift.training.step import Learner, TrainingDiverged, start_from
 
 logger = logging.getLogger(__name__)
 # What another attempt would only repeat. Every worker ends with the same one.
@@ -49,8 +50,17 @@ _PREEMPTION_EVERY = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Task:
-    """What a worker is told: a configuration and where things are. `init` and `val` may be None."""
+class Assignment:
+    """Configuration of a run and where its files are, as every worker gets them.
+
+    Fields:
+        config: Configuration of the run.
+        data: Directory or prefix of the shards.
+        out: Run directory.
+        held_cpus: Logical CPUs that all workers hold together.
+        init: Weights to begin with; None for random ones.
+        val: Set to validate on, see `pipelines.training.validation`; None for none.
+    """
 
     config: AnyRunConfig
     data: str
@@ -60,12 +70,12 @@ class Task:
     val: str | None = None
 
     def to_json(self) -> str:
-        """Return the task as text; workers may run another process image than the driver, so no pickles."""
+        """Return the assignment as text; workers may run another process image than the driver, so no pickles."""
         values = {name: getattr(self, name) for name in ("data", "out", "held_cpus", "init", "val")}
         return json.dumps(values | {"config": to_dict(self.config), "kind": type(self.config).__name__})
 
     @classmethod
-    def from_json(cls, text: str) -> Task:
+    def from_json(cls, text: str) -> Assignment:
         values = json.loads(text)
         return cls(config=run_from_dict(values.pop("kind"), values.pop("config")), **values)
 
@@ -88,7 +98,9 @@ def train_worker(settings: Mapping[str, str]) -> dict[str, Any]:
         torch.set_flush_denormal(True)
         keep_freed_pages()  # 5 % of a step of tiny-x4 on one core
     try:
-        with contextlib.closing(TrainLoop(Task.from_json(settings["task"]), rank, num_ranks, device)) as loop:
+        with contextlib.closing(
+            TrainLoop(Assignment.from_json(settings["assignment"]), rank, num_ranks, device)
+        ) as loop:
             return loop.run()
     except FATAL as error:
         # Returned, not raised: Ray would start the workers again, to end in the same way.
@@ -98,8 +110,8 @@ def train_worker(settings: Mapping[str, str]) -> dict[str, Any]:
 class TrainLoop:
     """One worker's run from the latest checkpoint to the last step."""
 
-    def __init__(self, task: Task, rank: int, num_ranks: int, device: torch.device) -> None:
-        self.task, self.config, self.train = task, task.config, task.config.train
+    def __init__(self, assignment: Assignment, rank: int, num_ranks: int, device: torch.device) -> None:
+        self.assignment, self.config, self.train = assignment, assignment.config, assignment.config.train
         self.rank, self.num_ranks, self.device = rank, num_ranks, device
         self.lpips = lpips_of(self.config, device)
         self.learner: Learner = build_learner(
@@ -109,10 +121,10 @@ class TrainLoop:
         self._resume()
         self.validator = self._validator()
         self.writer = CheckpointWriter(
-            task.out, self.config, Keeping(self.train.keep_last, self.train.milestone_every)
+            assignment.out, self.config, Keeping(self.train.keep_last, self.train.milestone_every)
         )
         self.log = (
-            TrainLog(task.out, self.config.log, self.state.step, self.train.steps, to_dict(self.config))
+            TrainLog(assignment.out, self.config.log, self.state.step, self.train.steps, to_dict(self.config))
             if rank == 0
             else None
         )
@@ -124,13 +136,15 @@ class TrainLoop:
 
     def _resume(self) -> None:
         """Load the newest checkpoint that verifies; the first worker decides which, for all."""
-        out = self.task.out
+        out = self.assignment.out
         with tempfile.TemporaryDirectory(prefix="resshift-resume-") as temporary:
             directory = Path(temporary)
             step = self._chosen_step(directory)
             if step is None:
-                if self.task.init is not None:
-                    start_from(self.learner, weights.read_state_dict(local_copy(self.task.init, directory)))
+                if self.assignment.init is not None:
+                    start_from(
+                        self.learner, weights.read_state_dict(local_copy(self.assignment.init, directory))
+                    )
                 return
             if self.rank:
                 checkpoints.fetch(out, step, directory)
@@ -145,8 +159,10 @@ class TrainLoop:
         chosen: list[Any] = [None, None]
         if self.rank == 0:
             try:
-                chosen[0] = checkpoints.fetch_latest(self.task.out, directory)
-                checkpoints.clear(self.task.out, Keeping(self.train.keep_last, self.train.milestone_every))
+                chosen[0] = checkpoints.fetch_latest(self.assignment.out, directory)
+                checkpoints.clear(
+                    self.assignment.out, Keeping(self.train.keep_last, self.train.milestone_every)
+                )
             except WeightsError as error:
                 chosen[1] = str(error)  # the others wait for an answer
         if self.num_ranks > 1:
@@ -156,11 +172,11 @@ class TrainLoop:
         return chosen[0]
 
     def _validator(self) -> Validator | None:
-        if self.task.val is None:
+        if self.assignment.val is None:
             return None
         config = self.config.validation
         held = held_out(
-            self.task.val, config.pictures, self.train.seed, self.config.data, validation_recipe(self.config)
+            self.assignment.val, config.pictures, self.train.seed, self.config.data, self.config.degradation
         )
         return Validator(
             held, config, self.lpips, self.device, self.rank, self.num_ranks, self.train.micro_batch
@@ -182,7 +198,7 @@ class TrainLoop:
             self.unchecked.append((self.state.step - 1, keys, result.outcome.finite))
             if self.config.log.samples:
                 self.seen.append({"step": self.state.step, "rows": batch["row"].tolist(), "keys": keys})
-            self._at_their_times()
+            self._run_due_actions()
         return self._finish()
 
     def _batches(self) -> Iterator[tuple[Batch, float]]:
@@ -190,9 +206,14 @@ class TrainLoop:
         if self.state.step >= self.train.steps:
             return
         start_row = self.state.step * self.train.batch_size
-        share = fair_share(self.num_ranks, self.task.held_cpus)
+        share = fair_share(self.num_ranks, self.assignment.held_cpus)
         source = rank_batches(
-            self.task.data, self.config, start_row, rank=self.rank, num_ranks=self.num_ranks, share=share
+            self.assignment.data,
+            self.config,
+            start_row,
+            rank=self.rank,
+            num_ranks=self.num_ranks,
+            share=share,
         )
         try:
             while self.state.step < self.train.steps:
@@ -202,7 +223,7 @@ class TrainLoop:
         finally:
             source.close()
 
-    def _at_their_times(self) -> None:
+    def _run_due_actions(self) -> None:
         step, last = self.state.step, self.state.step == self.train.steps
         if step % self.train.log_every == 0 or last:
             self._log()
@@ -231,7 +252,7 @@ class TrainLoop:
             raise TrainingDiverged(
                 f"the gradient was not finite for {in_a_row} steps in a row, last at step "
                 f"{self.state.step - 1}; "
-                f"the pictures are listed in {self.task.out}/skipped"
+                f"the pictures are listed in {self.assignment.out}/skipped"
             )
         if self.log is not None:
             line: dict[str, float] = {"step": self.state.step, **means, "skipped": skipped}
@@ -257,7 +278,7 @@ class TrainLoop:
             )
             text = "".join(json.dumps(line) + "\n" for line in bad)
             name = f"skipped/step-{self.state.step:08d}-rank-{self.rank}.jsonl"
-            storage.write_bytes(storage.join(self.task.out, name), text.encode())
+            storage.write_bytes(storage.join(self.assignment.out, name), text.encode())
 
     def _validate(self) -> None:
         assert self.validator is not None
@@ -272,7 +293,7 @@ class TrainLoop:
         """Save; all workers call this at the same step. The copy is taken now, written and uploaded beside
         the next steps.
         """
-        step, out = self.state.step, self.task.out
+        step, out = self.state.step, self.assignment.out
         if self.seen:
             lines = "".join(json.dumps(line) + "\n" for line in self.seen)
             storage.write_bytes(
@@ -298,7 +319,7 @@ class TrainLoop:
         if self.rank:
             return {}
         self.writer.wait()
-        out = self.task.out
+        out = self.assignment.out
         with tempfile.TemporaryDirectory(prefix="resshift-publish-") as directory:
             checkpoints.fetch(out, self.state.step, Path(directory))
             publish_model(Path(directory), out, self.config)

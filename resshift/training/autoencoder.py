@@ -47,8 +47,8 @@ from resshift.networks.discriminator import DiscriminatorConfig, PatchDiscrimina
 from resshift.presets import VQ_F8_FACE
 from resshift.training.optimizer import Outcome, guarded_step, learning_rate, set_learning_rate
 from resshift.training.sharding import synchronise_gradients
+from resshift.training.slots import Slots
 from resshift.training.step import (
-    Slots,
     StepResult,
     build_state,
     seeded,

@@ -13,8 +13,6 @@ Nothing in a step waits for the device; means are computed there (`resshift.trai
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -34,6 +32,7 @@ from resshift.training.losses import Objective
 from resshift.training.optimizer import Outcome, adamw, guarded_step, learning_rate, set_learning_rate
 from resshift.training.running_means import RunningMeans
 from resshift.training.sharding import load_optimizer, shard, sharded_like, synchronise_gradients, whole
+from resshift.training.slots import Slots
 from resshift.weights import is_derived, load_into
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -72,34 +71,6 @@ class Learner(Protocol):
         function of the weights, the batch and the keys.
         """
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Slots:
-    """Places [start, stop) in a global batch of `batch_size` samples that belong to one of `num_ranks`
-    workers.
-    """
-
-    start: int
-    stop: int
-    batch_size: int
-    num_ranks: int
-
-    @classmethod
-    def of_rank(cls, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Slots:
-        """Return the slots of a worker. Every slot belongs to exactly one worker, and their numbers of slots
-        differ by at most one.
-        """
-        return cls(
-            rank * batch_size // num_ranks, (rank + 1) * batch_size // num_ranks, batch_size, num_ranks
-        )
-
-    def micro_batches(self, limit: int) -> list[slice]:
-        """Divide this worker's samples, counted from 0, into slices of about equal size, at most `limit`."""
-        rows = self.stop - self.start
-        count = -(-rows // limit)
-        edges = [round(i * rows / count) for i in range(count + 1)]
-        return [slice(start, end) for start, end in pairwise(edges)]
 
 
 class TrainState:

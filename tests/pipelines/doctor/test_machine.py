@@ -18,7 +18,7 @@ import pytest
 from pipelines.doctor import bucket as doctor_bucket
 from pipelines.doctor import cluster as doctor_cluster
 from pipelines.doctor import machine
-from pipelines.doctor.machine import Check, Level
+from pipelines.doctor.finding import Finding, Level
 from resshift import storage
 from resshift.storage.s3 import S3Options
 
@@ -27,12 +27,12 @@ LOCK = "numpy==2.0.0\n    # via x\nray==2.60.0\ncolorama==0.4.6 ; sys_platform =
 INSTALLED = {"numpy": "2.0.0", "ray": "2.60.0", "rich": "14.0.0"}
 
 
-def levels(checks: Iterator[Check]) -> dict[str, Level]:
-    return {check.name.split(" ")[0]: check.level for check in checks}
+def levels(checks: Iterator[Finding]) -> dict[str, Level]:
+    return {finding.name.split(" ")[0]: finding.level for finding in checks}
 
 
 @pytest.mark.parametrize(
-    ("check", "level", "remedy"),
+    ("finding", "level", "remedy"),
     [
         (machine.check_python((3, 11, 4)), Level.OK, ""),
         (machine.check_python((3, 10, 12)), Level.FAIL, "Python 3.11"),
@@ -68,10 +68,10 @@ def levels(checks: Iterator[Check]) -> dict[str, Level]:
         (doctor_cluster.check_address("head"), Level.FAIL, "HOST:6379"),
     ],
 )
-def test_each_reading_has_its_level_and_remedy(check: Check, level: Level, remedy: str) -> None:
-    assert check.level == level
-    assert remedy in check.remedy
-    assert (check.remedy == "") == (level == Level.OK)
+def test_each_reading_has_its_level_and_remedy(finding: Finding, level: Level, remedy: str) -> None:
+    assert finding.level == level
+    assert remedy in finding.remedy
+    assert (finding.remedy == "") == (level == Level.OK)
 
 
 def test_a_cpu_with_amx_is_told_what_it_is_fast_in() -> None:
@@ -147,9 +147,9 @@ def test_the_token_is_looked_for_where_ray_does(
 ) -> None:
     (tmp_path / ".ray").mkdir()
     make(tmp_path)
-    check = doctor_cluster.check_token(environment, tmp_path)
-    assert check.level == level
-    assert "secret" not in check.line()
+    finding = doctor_cluster.check_token(environment, tmp_path)
+    assert finding.level == level
+    assert "secret" not in finding.line()
 
 
 def test_listening_sockets_are_read_from_the_kernel() -> None:
@@ -166,9 +166,9 @@ def test_an_address_where_nobody_listens_is_said() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-        check = doctor_cluster.check_address(address)
-    assert check.level == Level.FAIL
-    assert "security group" in check.remedy
+        finding = doctor_cluster.check_address(address)
+    assert finding.level == Level.FAIL
+    assert "security group" in finding.remedy
 
 
 class Forwarder(ThreadingHTTPServer):
@@ -231,8 +231,8 @@ def store(s3: dict[str, str]) -> Iterator[Forwarder]:
 
 def test_a_bucket_with_every_right_passes_and_stays_empty(bucket: str, store: Forwarder) -> None:
     checks = list(doctor_bucket.bucket_checks(f"{bucket}/x4", store.options))
-    assert [check.name.split(" ")[0] for check in checks] == ["list", "put", "get", "delete", "clock"]
-    assert {check.level for check in checks} == {Level.OK}
+    assert [finding.name.split(" ")[0] for finding in checks] == ["list", "put", "get", "delete", "clock"]
+    assert {finding.level for finding in checks} == {Level.OK}
     assert list(storage.list_entries(bucket)) == []
 
 
@@ -258,9 +258,11 @@ def test_each_missing_right_is_named(
 ) -> None:
     store.refused = refused
     found = [
-        check for check in doctor_bucket.bucket_checks(bucket, store.options) if check.level == Level.FAIL
+        finding
+        for finding in doctor_bucket.bucket_checks(bucket, store.options)
+        if finding.level == Level.FAIL
     ]
-    assert [check.name.split(" ")[0] for check in found] == [failed]
+    assert [finding.name.split(" ")[0] for finding in found] == [failed]
     assert action in found[0].remedy
     assert "denied" in found[0].found
 
@@ -280,10 +282,10 @@ def test_a_source_is_only_read(bucket: str, store: Forwarder) -> None:
 
 def test_a_bucket_that_is_not_there_and_a_store_that_is_not_there(bucket: str, store: Forwarder) -> None:
     del bucket
-    (check,) = doctor_bucket.bucket_checks("s3://no-such-bucket-here", store.options)
-    assert (check.level, "region" in check.remedy) == (Level.FAIL, True)
-    (check,) = doctor_bucket.bucket_checks("s3://any", S3Options(endpoint="http://127.0.0.1:9", attempts=1))
-    assert (check.level, "AWS_ENDPOINT_URL" in check.remedy) == (Level.FAIL, True)
+    (finding,) = doctor_bucket.bucket_checks("s3://no-such-bucket-here", store.options)
+    assert (finding.level, "region" in finding.remedy) == (Level.FAIL, True)
+    (finding,) = doctor_bucket.bucket_checks("s3://any", S3Options(endpoint="http://127.0.0.1:9", attempts=1))
+    assert (finding.level, "AWS_ENDPOINT_URL" in finding.remedy) == (Level.FAIL, True)
 
 
 @pytest.mark.parametrize(
@@ -303,15 +305,17 @@ def test_skew_is_measured_against_the_header(date: str | None, level: Level) -> 
 
 def test_skew_is_read_from_the_store(bucket: str, store: Forwarder) -> None:
     store.date = "Wed, 25 Nov 2015 12:00:00 GMT"
-    found = [check for check in doctor_bucket.bucket_checks(bucket, store.options) if check.level != Level.OK]
-    assert [check.name.split(" ")[0] for check in found] == ["clock"]
+    found = [
+        finding for finding in doctor_bucket.bucket_checks(bucket, store.options) if finding.level != Level.OK
+    ]
+    assert [finding.name.split(" ")[0] for finding in found] == ["clock"]
     assert "timedatectl" in found[0].remedy
 
 
 def test_a_folder_that_jobs_will_make_is_not_made(tmp_path: Path) -> None:
     checks = list(doctor_bucket.bucket_checks(str(tmp_path / "new" / "folder")))
-    assert [check.name.split(" ")[0] for check in checks] == ["list", "put", "get", "delete"]
-    assert {check.level for check in checks} == {Level.OK}
+    assert [finding.name.split(" ")[0] for finding in checks] == ["list", "put", "get", "delete"]
+    assert {finding.level for finding in checks} == {Level.OK}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -322,7 +326,7 @@ def test_nodes_answer_for_themselves_and_a_wrong_token_is_refused(ray_cluster: N
     checks = list(doctor_cluster.node_checks(None))
     address = ray.nodes()[0]["NodeManagerAddress"]
     assert {f"{address} python", f"{address} shared memory", f"{address} S3 environment"} <= {
-        check.name for check in checks
+        finding.name for finding in checks
     }
     head = ray.get_runtime_context().gcs_address
     environment = os.environ | {"RAY_ADDRESS": head}

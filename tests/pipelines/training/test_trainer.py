@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.training import checkpoints
 from pipelines.training.trainer import Workers, begin_run, plan_workers, with_absolute_files
-from pipelines.training.worker import Task
+from pipelines.training.worker import Assignment
 from resshift import storage
 from resshift.config import ConfigError, with_settings
 from resshift.presets import test_x4 as toy_preset
@@ -80,8 +80,8 @@ def test_a_run_does_not_go_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("config", [toy_preset(), vq_f4()])
 def test_task_reaches_the_worker_as_it_was(config: object) -> None:
-    task = Task(config=config, data="d", out="o", held_cpus=1.5, val="a:b")  # type: ignore[arg-type]
-    assert Task.from_json(task.to_json()) == task
+    assignment = Assignment(config=config, data="d", out="o", held_cpus=1.5, val="a:b")  # type: ignore[arg-type]
+    assert Assignment.from_json(assignment.to_json()) == assignment
 
 
 def test_files_of_a_configuration_mean_the_same_in_every_process(

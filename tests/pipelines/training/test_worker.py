@@ -15,7 +15,7 @@ import torch
 
 from pipelines.pairs.dataset import Batch
 from pipelines.training import checkpoints, worker
-from pipelines.training.worker import Task, TrainLoop
+from pipelines.training.worker import Assignment, TrainLoop
 from resshift.config import with_settings
 from resshift.presets import test_x4 as toy_preset
 
@@ -73,8 +73,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
         monkeypatch.setattr(checkpoints, "publish", publish_slowly)
         sizes = ("train.steps=16", "train.batch_size=1", "train.micro_batch=1", "train.checkpoint_every=100")
         config = with_settings(toy_preset(), [*sizes, "log.tensorboard=false", *settings])
-        task = Task(config=config, data="", out=str(tmp_path), held_cpus=1)
-        with contextlib.closing(TrainLoop(task, 0, 1, torch.device("cpu"))) as loop:
+        assignment = Assignment(config=config, data="", out=str(tmp_path), held_cpus=1)
+        with contextlib.closing(TrainLoop(assignment, 0, 1, torch.device("cpu"))) as loop:
             loop.run()
         return made
 

@@ -21,7 +21,8 @@ from resshift.networks.autoencoder import PixelUnshuffle
 from resshift.presets import test_x4 as toy_preset
 from resshift.training import checkpoint
 from resshift.training.losses import Objective
-from resshift.training.step import DiffusionLearner, Slots, build_network
+from resshift.training.slots import Slots
+from resshift.training.step import DiffusionLearner, build_network
 
 STEPS = 3
 

@@ -17,9 +17,9 @@ from resshift.networks.autoencoder import PixelUnshuffle
 from resshift.presets import test_x4 as toy_preset
 from resshift.training import checkpoint
 from resshift.training.losses import LossTerms, Objective
+from resshift.training.slots import Slots
 from resshift.training.step import (
     DiffusionLearner,
-    Slots,
     TrainState,
     build_network,
     draw_noise,

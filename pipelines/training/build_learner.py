@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from resshift import degradation, weights
+from resshift import weights
 from resshift.config import ConfigError, RunConfig, from_dict
 from resshift.devices import on_device
 from resshift.metrics.lpips import Lpips
@@ -18,7 +18,8 @@ from resshift.training.autoencoder import (
     build_autoencoder,
 )
 from resshift.training.losses import Objective
-from resshift.training.step import DiffusionLearner, Slots, build_network
+from resshift.training.slots import Slots
+from resshift.training.step import DiffusionLearner, build_network
 
 
 def run_from_dict(kind: str, values: dict[str, Any]) -> AnyRunConfig:
@@ -42,11 +43,6 @@ def lpips_of(config: AnyRunConfig, device: torch.device) -> Lpips | None:
         return Lpips(config.loss.lpips_net, config.loss.lpips_trunk).to(device)
     except (ImportError, FileNotFoundError, ConnectionError, ValueError) as error:
         raise ConfigError(str(error)) from error
-
-
-def validation_recipe(config: AnyRunConfig) -> degradation.DegradationRecipe:
-    """Return how validation pictures are degraded. An autoencoder sees the clean side only."""
-    return config.degradation
 
 
 def build_learner(
