@@ -1,7 +1,7 @@
 """Bounds that hold before work is done: bytes in memory, queued requests, time, and quotas of callers.
 
     budget = ByteBudget(limit)           bodies of all requests together, counted as they arrive
-    admission = Admission(slots, queue)  a bounded queue, first come first served; refuses who would wait too long
+    admission = Admission(slots, queue)  a bounded queue, first come first served, with a limit on waiting
     quota = Quota(per minute, ...)       a bucket of requests and one of megapixels for every key
 
 Everything here belongs to one gateway and its event loop; with several, each has its own. Clocks are
