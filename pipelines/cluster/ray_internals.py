@@ -27,13 +27,13 @@ METADATA_INLINE = {"RAY_DATA_METADATA_PREFETCH_ON_THREAD": "0"}
 # Warns once in each process that progress bars are off, which is what `enable_progress_bars` asked for.
 PROGRESS_LOGGER = "ray.data._internal.progress"
 
-# What Ray's state API, which Ray Train asks, reads before it looks for a cluster on the machine. Documented for
-# `ray job submit` only.
+# The variable that Ray's state API, which Ray Train asks, reads before it looks for a cluster on the machine.
+# It is documented for `ray job submit` only.
 CLUSTER_VARIABLE = "RAY_API_SERVER_ADDRESS"
 
-# Flags of benchmarks that simulate a cluster: workers at the niceness of the raylet (15 more is the default, and
-# the cores are shared with the process that measures), a lost node noticed within seconds and not in the half
-# minute that is right for real networks, and an autoscaler that looks every second.
+# Flags of benchmarks that simulate a cluster: workers at the niceness of the raylet (the default is 15 more,
+# and the cores are shared with the process that measures), a lost node that is noticed within seconds and not
+# in the half minute that suits real networks, and an autoscaler that looks every second.
 WORKERS_NOT_NICE = {"RAY_worker_niceness": "0"}
 QUICK_HEALTH_CHECKS = {
     "RAY_health_check_period_ms": "1000",
@@ -46,7 +46,7 @@ QUICK_AUTOSCALER = {"AUTOSCALER_UPDATE_INTERVAL_S": "1"}
 class Paced:
     """An `ExecutionCallback` of Ray Data: a step of an execution's scheduling loop lasts `STEP_S` at least.
 
-    The loop is a thread of the process that consumes, and waits only for tasks that are not done yet. When the
+    The loop is a thread of the consuming process, and waits only for tasks that are not done yet. When the
     consumer is the slower side, which is how training should be, all tasks are done or none may start, so
     nothing is waited for: the loop runs at full speed, with the interpreter's lock, for as long as training
     takes. Measured on two cores, tiny-x4: 44 % of the core that trains, 0.52 steps a second instead of 1.0.

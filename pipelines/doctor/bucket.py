@@ -23,9 +23,12 @@ _CONTENT = b"written by jobs/doctor.py, may be deleted\n"
 # AWS refuses requests whose time is off by more than 15 minutes.
 _WARN_SKEW_S, _FAIL_SKEW_S = 30.0, 300.0
 _REMEDIES = {
-    StorageReason.MISSING: "does the bucket exist, in this region and at this endpoint? --set target.endpoint=..., target.region=...",
-    StorageReason.DENIED: "the role needs it on this prefix (deploy/aws/worker-policy.json); without a role set AWS_PROFILE",
-    StorageReason.UNAVAILABLE: "is the endpoint right and reachable from here (AWS_ENDPOINT_URL, proxy, VPC endpoint)?",
+    StorageReason.MISSING: "does the bucket exist, in this region and at this endpoint? "
+    "--set target.endpoint=..., target.region=...",
+    StorageReason.DENIED: "the role needs it on this prefix (deploy/aws/worker-policy.json); "
+    "without a role set AWS_PROFILE",
+    StorageReason.UNAVAILABLE: "is the endpoint right and reachable from here (AWS_ENDPOINT_URL, proxy, VPC "
+    "endpoint)?",
 }
 
 

@@ -5,18 +5,20 @@ Columns of a shard:
 
     key         POSIX path of the input, unique in the data set
     label       the directory in the key, or what a list or a WebDataset file says
-    width, height, mode, size_bytes    of the stored picture; of the input, as far as they are known, when nothing is stored
+    width, height, mode, size_bytes
+                of the stored picture; when nothing is stored, those of the input as far as they are known
     sha256      of the input
     status      ok, skipped (fine, but left out) or failed
-    reason      empty when ok; else one word of `resshift.images.ImageReason`, `resshift.storage.StorageReason` or `Reason` here
+    reason      empty when ok; else one word of `resshift.images.ImageReason`,
+                `resshift.storage.StorageReason` or `Reason` here
     message     one line; of an ok row what is odd about it ("PNG in a file named .JPEG")
     bytes       the encoded picture, null unless ok
 
 A row group is the unit of random access and is read with two requests, the end of the file and the columns
-that are wanted. A shard carries the fingerprint of what went into it and depends on nothing else. What needs
-the whole data set, exact duplicates, stands in `manifest.json` (which rows not to use) and in
+that are wanted. A shard carries the fingerprint of what went into it and depends on nothing else. Exact
+duplicates, which need the whole data set, are in `manifest.json` (the rows not to use) and in
 `status.parquet` (all columns but the bytes, of all shards). The manifest is written last; readers trust only
-what stands there.
+what it names.
 """
 
 from __future__ import annotations

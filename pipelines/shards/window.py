@@ -1,4 +1,4 @@
-"""A part of a file, or a file of which a part is at hand, as a file object that reads what it is asked for."""
+"""A part of a file, or a file of which a part is in memory, as a file object."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Window(io.RawIOBase):
 
     Args:
         size_bytes: Size of the file.
-        read_range: Function of (position, number of bytes) that returns these bytes; they lie within the file.
+        read_range: Function of (position, number of bytes) that returns these bytes of the file.
     """
 
     def __init__(self, size_bytes: int, read_range: Callable[[int, int], bytes | memoryview]) -> None:

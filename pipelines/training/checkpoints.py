@@ -1,4 +1,4 @@
-"""Checkpoints of a run on local or S3 storage: published whole, found again, verified, cleared away.
+"""Checkpoints of a run on local or S3 storage: published whole, found, verified, removed.
 
     OUT/step-00005000/{run.json, model.safetensors, ...}, and last files.json
     OUT/best.json             step and figure of the best checkpoint by validation
@@ -69,7 +69,7 @@ def publish(directory: Path, out: str, manifest: dict[str, Any]) -> None:
     replaced.
     """
     step = int(manifest["step"])
-    # Files of two attempts must never be vouched for by one manifest.
+    # One manifest must never cover files of two attempts.
     storage.remove(uri_of(out, step, MANIFEST))
     for name in (*manifest["files"], MANIFEST):
         storage.write_bytes(uri_of(out, step, name), (directory / name).read_bytes())
@@ -91,7 +91,7 @@ def fetch(out: str, step: int, directory: Path) -> None:
     except StorageError as error:
         if error.reason is StorageReason.MISSING:
             raise WeightsError(str(error)) from error
-        raise  # the network's fault, not the checkpoint's: an older one would be the wrong answer
+        raise  # the network failed, not the checkpoint: an older one would be the wrong answer
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{uri_of(out, step, MANIFEST)} is damaged: {error}") from error
     checkpoint.verify(directory)
@@ -125,13 +125,13 @@ def fetch_latest(out: str, directory: Path) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Keeping:
-    """Which checkpoints stay: the last `last`, every multiple of `milestone_every`, and the best."""
+    """The checkpoints that are kept: the last `last`, every multiple of `milestone_every`, and the best."""
 
     last: int
     milestone_every: int | None = None
 
     def doomed(self, steps: Iterable[int], best: int | None) -> list[int]:
-        """Return the steps of complete checkpoints that may go."""
+        """Return the steps of complete checkpoints that may be removed."""
         newest_first = sorted(steps, reverse=True)
         stays = {*newest_first[: self.last], best}
         return [
@@ -142,7 +142,7 @@ class Keeping:
 
 
 def clear(out: str, keeping: Keeping) -> None:
-    """Remove checkpoints that need not stay, and what killed uploads left behind. Nobody else may be
+    """Remove checkpoints that are not kept, and what killed uploads left behind. Nobody else may be
     uploading.
     """
     found = stored(out)
@@ -167,7 +167,7 @@ def read_best(out: str) -> tuple[int, float] | None:
 
 
 def write_best(out: str, step: int, name: str, value: float, higher_is_better: bool) -> None:
-    """Record a validated checkpoint as the best one, if it is."""
+    """Record a validated checkpoint if it is the best one."""
     best = read_best(out)
     if best is None or best[0] == step or (value > best[1] if higher_is_better else value < best[1]):
         record = {"step": step, "figure": name, "value": value}
@@ -175,12 +175,12 @@ def write_best(out: str, step: int, name: str, value: float, higher_is_better: b
 
 
 class CheckpointWriter:
-    """Writes and uploads snapshots beside training, one at a time, in order.
+    """Writes and uploads snapshots while training continues, one at a time, in order.
 
     Args:
-        out: run directory.
-        config: of the run.
-        keeping: what stays.
+        out: Run directory.
+        config: Configuration of the run.
+        keeping: Rule of the checkpoints that are kept.
     """
 
     def __init__(self, out: str, config: AnyRunConfig, keeping: Keeping) -> None:
@@ -196,18 +196,19 @@ class CheckpointWriter:
         before: Sequence[Callable[[], None]] = (),
         after: Sequence[Callable[[], None]] = (),
     ) -> None:
-        """Begin to write and upload; waits for the one before, and raises what went wrong with it.
+        """Start to write and upload; waits for the previous snapshot and raises its error.
 
         Args:
-            snapshot: to be published.
-            before: run before the checkpoint exists, for example the upload of the log that leads to it.
-            after: run once it exists.
+            snapshot: Snapshot to publish.
+            before: Functions that run before the checkpoint exists, for example the upload of the log that
+                leads to it.
+            after: Functions that run once it exists.
         """
         self.wait()
         self._running = self._thread.submit(self._work, snapshot, before, after)
 
     def wait(self) -> None:
-        """Return when what was submitted is published.
+        """Wait until every submitted snapshot is published.
 
         Raises:
             StorageError: it could not be.

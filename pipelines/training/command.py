@@ -1,4 +1,4 @@
-"""What the two training commands share: their flags, and the way from a configuration to a summary.
+"""The common part of both training commands: flags, and the way from a configuration to a summary.
 
 Lines for the user go to standard output through `sys.stdout`: this is the body of a command.
 """
@@ -73,7 +73,7 @@ def train_from(options: argparse.Namespace, config: AnyRunConfig) -> Exit:
         f"{config.train.batch_size}"
     )
     if options.val is not None:
-        # Workers read it too, but there a wrong path would be tried again and again.
+        # Workers read it too, but they would retry a wrong path again and again.
         held_out(options.val, 1, config.train.seed, config.data, config.degradation)
     if options.dry_run:
         _say(json.dumps(to_dict(config), indent=2))

@@ -1,4 +1,4 @@
-"""A finished run as something to hand on: a model directory with a card, and on request a push to a hub.
+"""A finished run as a model to share: a directory with a card, and on request a push to a hub.
 
     DIR/config.json, model.safetensors [, first_stage.safetensors], README.md
 

@@ -1,4 +1,4 @@
-"""What a run says about itself: one line in the log, JSON lines in OUT/metrics, and the tracker that the user
+"""The reports of a run: one line in the log, JSON lines in OUT/metrics, and the tracker that the user
 watches.
 
 Only the first worker writes. Lines wait in memory until the next checkpoint and become
@@ -42,7 +42,7 @@ class Clock:
         self._steps = 0
 
     def step(self, waited_s: float) -> None:
-        """Count a step that waited this long for its batch."""
+        """Count a step and the seconds that it waited for its batch."""
         self._waited_s += waited_s
         self._steps += 1
 
@@ -88,7 +88,7 @@ def log_line(line: Mapping[str, float], num_steps: int) -> str:
 
 
 class Tracker(Protocol):
-    """Where figures and pictures of a run are watched."""
+    """A service that shows figures and pictures of a run."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
 
@@ -103,8 +103,8 @@ class TensorBoard:
     """Event files in OUT/tensorboard; for S3 they are written locally and copied at every checkpoint.
 
     Args:
-        out: run directory.
-        step: that the run goes on from: a restart purges what was shown beyond it.
+        out: Run directory.
+        step: Step that the run continues from; a restart removes what was shown beyond it.
     """
 
     def __init__(self, out: str, step: int) -> None:
@@ -153,7 +153,7 @@ class WeightsAndBiases:
         self._wandb.log({name: self._wandb.Image(rgb_u8)}, step=step)
 
     def flush(self) -> None:
-        """W&B sends on its own."""
+        """Do nothing: W&B sends by itself."""
 
     def close(self) -> None:
         self._wandb.finish()
@@ -183,7 +183,7 @@ class MLflow:
         self._mlflow.log_image(rgb_u8, f"{name.replace('/', '-')}-{step:08d}.png")
 
     def flush(self) -> None:
-        """MLflow sends on its own."""
+        """Do nothing: MLflow sends by itself."""
 
     def close(self) -> None:
         self._mlflow.end_run()
@@ -199,7 +199,7 @@ def _needed(package: str, setting: str) -> Any:
 
 
 def trackers(log: LogConfig, out: str, step: int, config: dict[str, Any]) -> list[Tracker]:
-    """Open what the configuration asks for."""
+    """Open the trackers that the configuration names."""
     opened: list[Tracker] = [TensorBoard(out, step)] if log.tensorboard else []
     if log.wandb_project:
         opened.append(WeightsAndBiases(out, log.wandb_project, config))
@@ -218,11 +218,11 @@ class TrainLog:
     """The first worker's log.
 
     Args:
-        out: run directory.
-        log: which trackers.
-        step: that the run goes on from.
-        num_steps: of the run.
-        config: for the trackers.
+        out: Run directory.
+        log: Settings of the trackers.
+        step: Step that the run continues from.
+        num_steps: Number of steps of the run.
+        config: Configuration that the trackers show.
     """
 
     def __init__(self, out: str, log: LogConfig, step: int, num_steps: int, config: dict[str, Any]) -> None:
@@ -257,7 +257,7 @@ class TrainLog:
                 tracker.picture(step, "validation/lq, result, truth", grid_u8)
 
     def commit(self, step: int) -> Callable[[], None]:
-        """Return what stores the lines until now, to be run before the checkpoint of `step` exists."""
+        """Return a function that stores the lines so far, to run before the checkpoint of `step` exists."""
         waiting, self._waiting = self._waiting, _Waiting([], [])
 
         def store() -> None:
@@ -278,7 +278,7 @@ class TrainLog:
 
 
 def forget_after(out: str, step: int) -> None:
-    """Remove lines that lead beyond the checkpoint that the run goes on from: their steps are done again."""
+    """Remove lines beyond the checkpoint that the run continues from: their steps are repeated."""
     for folder in ("metrics", "validation"):
         for name, found in lines_of(out, folder):
             if found > step:

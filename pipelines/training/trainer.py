@@ -1,4 +1,4 @@
-"""Training runs on Ray Train: who trains, whether a run may go on, and how it is restarted.
+"""Training runs on Ray Train: workers, whether a run may continue, and how it is restarted.
 
 Ray restarts the workers after a failure; they go on from the latest checkpoint
 (`pipelines.training.checkpoints`), whatever their number is then. Running the same command again does the
@@ -30,8 +30,8 @@ from resshift.training.autoencoder import AnyRunConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workers:
-    """Who trains: between `least` and `most` workers. `cpus` is the share of logical CPUs that each reserves;
-    data tasks need some too.
+    """The workers of a run: between `least` and `most`. `cpus` is the share of logical CPUs that each
+    reserves; data tasks need some too.
     """
 
     least: int = 1
@@ -46,8 +46,8 @@ def plan_workers(
     """Choose what each worker reserves, and refuse what cannot work.
 
     Args:
-        least: workers without which the run waits.
-        most: workers that it grows to.
+        least: Smallest number of workers; with fewer the run waits.
+        most: Largest number of workers, to which the run grows.
         gpus_per_worker: None takes one GPU each when the cluster has enough for the least number, else the
             CPU.
         cluster: `pipelines.cluster.capacity.reachable()`.
@@ -65,8 +65,8 @@ def plan_workers(
         raise ConfigError(
             f"training needs at least 2 logical CPUs for workers and data, the cluster has {have_cpus:g}"
         )
-    # Reading, degrading and Ray Data's own actors need one CPU each; with none left everything waits for
-    # ever, silently.
+    # Reading, degrading and Ray Data's own actors need one CPU each; with none left everything waits
+    # forever, silently.
     cpus = min(1.0, (have_cpus - 1) / 2 / most) if have_cpus < most + 2 else 1.0
     return Workers(least=least, most=most, gpus=gpus, cpus=cpus)
 
@@ -90,7 +90,7 @@ def begin_run(config: AnyRunConfig, data: str, out: str) -> None:
 
 
 def absolute(uri: str) -> str:
-    """Return a local path that means the same in every process; s3:// as it is."""
+    """Return a local path that is the same in every process; s3:// URIs unchanged."""
     return uri if storage.is_s3(uri) else os.path.abspath(uri.removeprefix("file://"))
 
 
@@ -107,7 +107,7 @@ def with_absolute_files(config: AnyRunConfig) -> AnyRunConfig:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """How a run ended: the last step, its last log line, the last validation, and the best checkpoint (step,
+    """The end of a run: the last step, its last log line, the last validation, and the best checkpoint (step,
     figure).
     """
 
@@ -131,14 +131,15 @@ def run_training(
     model.
 
     Args:
-        config: of the run.
-        data: shards of `jobs/prepare.py`.
-        out: run directory, local path or s3://. Holds run.json, step-*/ checkpoints, metrics/, and at the end
+        config: Configuration of the run.
+        data: Shards that `jobs/prepare.py` wrote.
+        out: Run directory, local path or s3://. Holds run.json, step-*/ checkpoints, metrics/, and at the end
             model/.
-        workers: who trains.
-        init: weights to begin with.
-        val: set to validate on, see `pipelines.training.validation`.
-        check_resize_s: how often an elastic run looks for more workers; growing costs a restart.
+        workers: Number of workers and what each reserves.
+        init: Weights to start from.
+        val: Validation set, see `pipelines.training.validation`.
+        check_resize_s: Seconds between two checks for more workers of an elastic run; growing costs a
+            restart.
 
     Raises:
         ConfigError: the batch cannot be shared by the workers.
@@ -176,7 +177,7 @@ def run_training(
             name=name,
             storage_path=parent or "/",
             worker_runtime_env={"env_vars": ray_internals.METADATA_INLINE},
-            # Kills, lost nodes and bugs count alike; what a restart cannot help is returned (FATAL).
+            # Kills, lost nodes and bugs count alike; errors that a restart cannot cure are returned (FATAL).
             failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
         ),
     )

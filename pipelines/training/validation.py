@@ -1,4 +1,4 @@
-"""Measurement on a fixed set of pictures while a run trains, shared out to all workers.
+"""Measurement on a fixed set of pictures while a run trains, divided among all workers.
 
 The set is `LQ_DIR:GT_DIR` (pairs by file name), or shards of `jobs/prepare.py` that training does not see,
 degraded once and for all with the run's recipe. Each picture is the centre of what is there, of the size that
@@ -45,7 +45,7 @@ class Held:
 
 
 class Renderer(Protocol):
-    """What makes pictures from pairs: a learner with its averaged weights."""
+    """A learner that makes pictures from pairs with its averaged weights."""
 
     def render(self, batch: Mapping[str, Tensor], keys: Sequence[str]) -> Tensor:
         """Return pictures, (B, 3, H, W), about [-1, 1]. With sharded weights a collective operation."""
@@ -57,10 +57,10 @@ def held_out(source: str, limit: int, seed: int, data: DataConfig, recipe: Degra
 
     Args:
         source: `LQ_DIR:GT_DIR`, or a directory of shards.
-        limit: pictures at most.
-        seed: of the degradation, for shards.
-        data: crop of the run.
-        recipe: degradation of the run.
+        limit: Largest number of pictures.
+        seed: Seed of the degradation, for shards.
+        data: Crop settings of the run.
+        recipe: Degradation of the run.
 
     Raises:
         ConfigError: nothing fits, or the source cannot serve this recipe.
@@ -145,13 +145,13 @@ class Validator:
     """Validates a learner on this worker's share of the set.
 
     Args:
-        pictures: the whole set.
-        config: what is measured.
-        lpips: also measured when there is one.
-        device: of the learner.
-        rank: of this worker.
-        num_ranks: workers.
-        micro_batch: pictures at a time.
+        pictures: Pictures of the whole set.
+        config: Settings of the validation.
+        lpips: LPIPS, measured too when given.
+        device: Device of the learner.
+        rank: Rank of this worker.
+        num_ranks: Number of workers.
+        micro_batch: Number of pictures at a time.
     """
 
     def __init__(

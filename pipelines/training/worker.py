@@ -42,10 +42,10 @@ from resshift.training.slots import Slots
 from resshift.training.step import Learner, TrainingDiverged, start_from
 
 logger = logging.getLogger(__name__)
-# What another attempt would only repeat. Every worker ends with the same one.
+# Errors that another attempt would only repeat. Every worker ends with the same one.
 FATAL = (ConfigError, WeightsError, TrainingDiverged)
 # Asking costs a few milliseconds and all workers wait for each other; a notice comes two minutes before the
-# node goes.
+# node is lost.
 _PREEMPTION_EVERY = 5
 
 
@@ -70,7 +70,9 @@ class Assignment:
     val: str | None = None
 
     def to_json(self) -> str:
-        """Return the assignment as text; workers may run another process image than the driver, so no pickles."""
+        """Return the assignment as text; workers may run another process image than the driver, so no
+        pickles.
+        """
         values = {name: getattr(self, name) for name in ("data", "out", "held_cpus", "init", "val")}
         return json.dumps(values | {"config": to_dict(self.config), "kind": type(self.config).__name__})
 
@@ -103,7 +105,7 @@ def train_worker(settings: Mapping[str, str]) -> dict[str, Any]:
         ) as loop:
             return loop.run()
     except FATAL as error:
-        # Returned, not raised: Ray would start the workers again, to end in the same way.
+        # Returned, not raised: Ray would restart the workers, which would fail in the same way.
         return {"fatal": str(error), "kind": type(error).__name__}
 
 
@@ -155,7 +157,7 @@ class TrainLoop:
                 )
 
     def _chosen_step(self, directory: Path) -> int | None:
-        """Return the step to go on from, the same on all workers; the first has it in `directory` then."""
+        """Return the step to continue from, the same on all workers; the first then has it in `directory`."""
         chosen: list[Any] = [None, None]
         if self.rank == 0:
             try:
@@ -164,7 +166,7 @@ class TrainLoop:
                     self.assignment.out, Keeping(self.train.keep_last, self.train.milestone_every)
                 )
             except WeightsError as error:
-                chosen[1] = str(error)  # the others wait for an answer
+                chosen[1] = str(error)  # the other workers wait for an answer
         if self.num_ranks > 1:
             dist.broadcast_object_list(chosen)
         if chosen[1] is not None:
@@ -183,7 +185,7 @@ class TrainLoop:
         )
 
     def run(self) -> dict[str, Any]:
-        """Step until the end and return the summary (on the first worker)."""
+        """Run all steps and return the summary (on the first worker)."""
         if self.rank == 0 and is_emulated(self.device, PRECISIONS[self.train.precision]):
             told = (
                 "train.precision=%s is emulated on this CPU, float32 is much faster: --set "
@@ -202,7 +204,7 @@ class TrainLoop:
         return self._finish()
 
     def _batches(self) -> Iterator[tuple[Batch, float]]:
-        """Yield this worker's batches and how long each was waited for."""
+        """Yield this worker's batches and the seconds of waiting for each."""
         if self.state.step >= self.train.steps:
             return
         start_row = self.state.step * self.train.batch_size
@@ -337,7 +339,7 @@ def on_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name in ("hq", "lq", "mask"):
         if name in batch:
-            # Copied: the arrays lie in Ray's shared memory, which is read-only. Pinned memory is what an
+            # Copied: the arrays are in Ray's shared memory, which is read-only. Pinned memory is what an
             # asynchronous copy needs.
             tensor = torch.from_numpy(batch[name].copy())
             tensors[name] = (
