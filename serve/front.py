@@ -1,8 +1,8 @@
 """A callback of Serve's proxy that does nothing, for configurations of version 0.1.
 
 They name it under `controller_options`, as RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, and Serve's proxy
-does not start when its callback cannot be imported. It used to count bodies in the proxy. The gateway does that now
-(`serve.http.body`), and a reverse proxy where strangers send (docs/security.md).
+does not start when its callback cannot be imported. It used to count bodies in the proxy. The gateway does
+that now (`serve.http.body`), and a reverse proxy where strangers send (docs/security.md).
 """
 
 from __future__ import annotations

@@ -35,12 +35,12 @@ _REMEDIES = {
 def bucket_checks(
     uri: str, options: S3Options = s3.DEFAULT, *, is_read_only: bool = False
 ) -> Iterator[Finding]:
-    """Try what a job does with a place.
+    """Try the operations of a job on a place.
 
     Args:
-        uri: bucket, prefix or folder.
-        options: how it is reached.
-        is_read_only: an input: nothing is written, one object is read if there is one.
+        uri: Bucket, prefix or folder.
+        options: Options of the S3 client.
+        is_read_only: Whether the place is an input: nothing is written, one object is read if there is one.
     """
     root = uri.rstrip("/")
     shown = storage.printable(root)

@@ -62,7 +62,7 @@ def check_token(environment: Mapping[str, str], home: Path) -> Finding:
 
 
 def check_ports(busy: Sequence[int]) -> Finding:
-    """Ports of a head on this machine that somebody has taken already."""
+    """Ports of a head on this machine that are already in use."""
     taken = [f"{port} ({HEAD_PORTS[port]})" for port in busy]
     if taken:
         return warn(

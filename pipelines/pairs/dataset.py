@@ -54,7 +54,7 @@ _READERS = 8  # requests to a bucket at a time
 
 
 class PairRun(Protocol):
-    """What the stream asks of a run's configuration."""
+    """The part of a run's configuration that the stream needs."""
 
     @property
     def data(self) -> DataConfig: ...
@@ -72,10 +72,11 @@ class Share:
     workers.
 
     Fields:
-        cpus: logical; see `cpus_of_a_task`.
-        object_store_bytes: for pairs that wait to be consumed. Ray Data (2.60) starts no task beyond it, but
-            lets those that run finish while the consumer waits for the first of them; see `rows_per_task`.
-        labels: of the nodes that read and degrade, for example {"role": "data"}; None takes any node.
+        cpus: Number of logical CPUs; see `cpus_of_a_task`.
+        object_store_bytes: Room for pairs that wait to be consumed. Ray Data (2.60) starts no task beyond it,
+            but lets those that run finish while the consumer waits for the first of them; see
+            `rows_per_task`.
+        labels: Labels of the nodes that read and degrade, for example {"role": "data"}; None takes any node.
     """
 
     cpus: float
@@ -87,9 +88,9 @@ def fair_share(num_ranks: int, held_cpus: float, labels: Mapping[str, str] | Non
     """Divide what the cluster has by the number of ranks.
 
     Args:
-        num_ranks: datasets that run at the same time.
-        held_cpus: logical CPUs, on these nodes, that workers hold for as long as they live.
-        labels: of the nodes to count and to use; None counts all.
+        num_ranks: Number of datasets that run at the same time.
+        held_cpus: Logical CPUs on these nodes that workers hold for their whole life.
+        labels: Labels of the nodes to count and to use; None counts all nodes.
 
     Raises:
         ConfigError: no node has the labels, or no logical CPU would be left for data: the run would wait for
@@ -134,7 +135,7 @@ class _Made(NamedTuple):
 
 
 def _batch_of(pairs: Iterable[_Made], num_rows: int) -> Batch:
-    """Lay pairs side by side, each as it comes: put together at the end, all of them would be held twice."""
+    """Write each pair into its place as it comes: joined at the end, all pairs would be held twice."""
     batch: Batch = {
         "key": np.empty(num_rows, object),
         "epoch": np.empty(num_rows, np.int64),
@@ -207,7 +208,7 @@ class PairMaker:
 
 
 def read_groups(root: str, groups: Sequence[RowGroup]) -> list[pa.Table]:
-    """Read the pictures (key, bytes) of some row groups; a store that is away for a moment is asked again."""
+    """Read the pictures (key, bytes) of some row groups; a store that fails for a moment is asked again."""
 
     def read(group: RowGroup) -> pa.Table:
         return retried(lambda: read_pictures(root, group))
@@ -288,13 +289,13 @@ def pair_dataset(
     """Return the dataset of one rank's pairs of stream rows [start_row, stop_row), in stream order.
 
     Args:
-        root: directory or prefix that `jobs/prepare.py` wrote.
-        config: of the run; `train.seed` and `train.batch_size` make the order.
-        start_row: rows that the run has consumed already.
-        stop_row: where to end.
-        rank: of the reader.
-        num_ranks: readers that share each batch.
-        share: what the dataset may use; None leaves it to Ray Data.
+        root: Directory or prefix that `jobs/prepare.py` wrote.
+        config: Configuration of the run; `train.seed` and `train.batch_size` make the order.
+        start_row: Number of rows that the run has already consumed.
+        stop_row: Row at which the dataset ends.
+        rank: Rank of the reader.
+        num_ranks: Number of readers that share each batch.
+        share: Resources that the dataset may use; None leaves them to Ray Data.
     """
     train = config.train
     maker = PairMaker(root, train.seed, config.data, config.degradation)
@@ -393,8 +394,8 @@ def rank_batches(
     rows_per_execution: int | None = None,
     prefetch_batches: int = 2,
 ) -> Generator[Batch]:
-    """Yield the batches of one rank, for ever, `train.batch_size / num_ranks` rows each (ranks whose share is
-    not whole differ by one row).
+    """Yield the batches of one rank without end, `train.batch_size / num_ranks` rows each (ranks whose share
+    is not whole differ by one row).
 
     Called in the process that consumes them.
 
@@ -405,14 +406,15 @@ def rank_batches(
     are read-only. Close the iterator to stop the tasks behind it.
 
     Args:
-        root: directory or prefix that `jobs/prepare.py` wrote.
-        config: of the run.
-        start_row: rows that all ranks together have consumed, a multiple of the batch size.
-        rank: of this process.
-        num_ranks: processes that share each batch.
-        share: what this rank's tasks may use, see `fair_share`; None only where one rank runs alone.
-        rows_per_execution: of the stream; default 262 144 for every rank.
-        prefetch_batches: made ahead of the consumer, besides what the object store holds.
+        root: Directory or prefix that `jobs/prepare.py` wrote.
+        config: Configuration of the run.
+        start_row: Number of rows that all ranks together have consumed, a multiple of the batch size.
+        rank: Rank of this process.
+        num_ranks: Number of processes that share each batch.
+        share: Resources that this rank's tasks may use, see `fair_share`; None only where one rank runs
+            alone.
+        rows_per_execution: Rows of the stream in one execution; default 262,144 for every rank.
+        prefetch_batches: Number of batches made ahead of the consumer, besides what the object store holds.
 
     Raises:
         ValueError: `start_row` is not where a batch begins, or the ranks cannot share a batch.

@@ -1,4 +1,4 @@
-"""The order of training data: a pure function of (seed, batch size), shared out to ranks by arithmetic.
+"""The order of training data: a pure function of (seed, batch size), divided among ranks by arithmetic.
 
 The stream of a run is epoch 0, epoch 1, ...; its rows are numbered from 0. Step s takes rows [s B, (s + 1)
 B), B the global batch size, and rank r of N owns the slots [r B / N, (r + 1) B / N) of every batch. So what a
@@ -29,7 +29,7 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Row groups whose pictures are mixed; they fill the stream from row `first_row` on. `index` counts from
+    """Row groups whose pictures are mixed; they fill the stream from row `first_row`. `index` counts from
     the start of the epoch.
     """
 
@@ -48,8 +48,8 @@ class Piece:
     """The rows of one window that one rank owns, in stream order.
 
     Fields:
-        epoch: of all rows.
-        groups: those that hold the rows, and no others.
+        epoch: Epoch of all rows.
+        groups: Row groups that hold the rows, and no others.
         sources: (n,) index of each row among the good rows of `groups`, laid end to end.
         rows: (n,) number of each in the stream, ascending.
     """
@@ -69,7 +69,7 @@ class Piece:
 def epoch_windows(
     groups: Sequence[RowGroup], seed: int, epoch: int, groups_per_window: int = GROUPS_PER_WINDOW
 ) -> Iterator[Window]:
-    """Yield the windows of one epoch; every row group stands in exactly one. `first_row` counts from the
+    """Yield the windows of one epoch; every row group is in exactly one. `first_row` counts from the
     start of the stream.
     """
     first_row = epoch * sum(group.num_ok for group in groups)

@@ -1,4 +1,4 @@
-"""What a preset trains on, to look at: clean and degraded pictures side by side, with everything that was
+"""A page of what a preset trains on: clean and degraded pictures side by side, with everything that was
 drawn for each.
 
 From shards these are the first pairs that the run would see; from a folder the same crop and degradation,
@@ -91,7 +91,7 @@ def preview_page(samples: Sequence[Sample], config: RunConfig, facts: dict[str, 
 
 
 def _card(sample: Sample) -> dict[str, Any]:
-    """Return what the template shows of a sample."""
+    """Return the values of a sample that the template shows."""
     if sample.pair is None:
         return {"key": sample.key, "problem": sample.problem}
     pair = sample.pair
@@ -118,7 +118,7 @@ def _kernel(op: Operation) -> Embedded | None:
 
 
 def describe(op: Operation) -> str:
-    """Return the drawn parameters of one operation in a line."""
+    """Return the drawn parameters of one operation as one line."""
     match op:
         case Blur(kernel=GaussianKernel() as k):
             axes = (

@@ -45,15 +45,16 @@ _NAMES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardOptions:
-    """How a data set is cut and what it takes.
+    """How a data set is cut and which pictures it takes.
 
     Fields:
-        shard_bytes: of inputs in a shard.
-        row_group_rows, row_group_bytes: a row group, the unit of random access, ends at the first of the two.
-        min_side_px: smaller pictures are left out.
-        short_side_px: larger pictures are shrunk to this short side and encoded again (JPEG, quality 95,
-            4:4:4); None keeps all bytes.
-        max_pixels: larger pictures are refused.
+        shard_bytes: Number of bytes of inputs in a shard.
+        row_group_rows, row_group_bytes: Limits of a row group, the unit of random access; it ends at the
+            first of the two.
+        min_side_px: Shortest side; smaller pictures are skipped.
+        short_side_px: Short side to which larger pictures are shrunk: to this short side and encoded again
+            (JPEG, quality 95, 4:4:4); None keeps all bytes.
+        max_pixels: Largest number of pixels; larger pictures are refused.
     """
 
     shard_bytes: int = 128 << 20
@@ -127,13 +128,13 @@ def _task(i_shard: int, items: list[Item], options: ShardOptions) -> ShardTask:
 
 
 def row_of(item: Item, data: bytes | StorageError, label: str, options: ShardOptions) -> dict[str, Any]:
-    """Check one picture and return its row; whatever is wrong with it becomes status, reason and message.
+    """Check one picture and return its row; any fault becomes its status, reason and message.
 
     Args:
-        item: which input.
-        data: its bytes, or why they could not be read.
-        label: of the picture.
-        options: what is taken.
+        item: Input.
+        data: Its bytes, or the reason why they could not be read.
+        label: Label of the picture.
+        options: Options of the data set.
     """
     row: dict[str, Any] = dict.fromkeys(SCHEMA.names) | {
         "key": storage.printable(item.key),

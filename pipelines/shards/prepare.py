@@ -29,8 +29,8 @@ def with_tars_opened(found: Sequence[Item | Archive], root: str | None) -> list[
     """Return all single inputs of a listing; those in tars after the others.
 
     Args:
-        found: from `list_inputs`.
-        root: of the shards, where the index of the tars is kept for the next run; None keeps nothing.
+        found: Inputs that `list_inputs` yields.
+        root: Root of the shards, where the index of the tars is kept for the next run; None keeps nothing.
 
     Raises:
         StorageError: a tar cannot be read.
@@ -86,7 +86,7 @@ def _read_index(uri: str) -> list[Item]:
 def prepare(
     tasks: Sequence[ShardTask], source: str, root: str, options: ShardOptions
 ) -> tuple[pa.Table, int]:
-    """Build what is missing of the planned shards, then write status and manifest.
+    """Build the planned shards that are missing, then write status and manifest.
 
     Returns:
         The status of every input, and how many shards were there already.

@@ -1,4 +1,4 @@
-"""What `prepare` is given: a folder, a bucket prefix, a tar of pictures or of tars, WebDataset shards, or a
+"""The sources of `prepare`: a folder, a bucket prefix, a tar of pictures or of tars, WebDataset shards, or a
 text list -> single inputs.
 
 A file that ends in .tar, wherever it stands, is opened (`pipelines.shards.archives`) and its members are
@@ -43,12 +43,12 @@ class Item:
 
     Fields:
         key: POSIX path that names it in the data set.
-        uri: file that holds it.
-        etag: changes when the content does.
-        size_bytes: of the encoded picture.
-        offset: where it begins in the file; None when it is the whole file.
+        uri: URI of the file that holds it.
+        etag: Tag that changes when the content does.
+        size_bytes: Size of the encoded picture.
+        offset: Position of its first byte in the file; None when it is the whole file.
         label: None takes the directory in the key.
-        sidecar: where the label stands instead.
+        sidecar: File that holds the label instead.
         outcome: (status, reason, message), when it is known without reading.
     """
 
@@ -64,7 +64,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """A tar, in a file of its own or inside another. `prefix` stands before the names of its members: empty,
+    """A tar, in a file of its own or inside another. `prefix` precedes the names of its members: empty,
     or ends in /.
     """
 
@@ -94,7 +94,7 @@ def read(item: Item, max_bytes: int) -> bytes:
 
 
 def label_of(item: Item) -> str:
-    """Return the label of an input: as listed, as its sidecar says, or the directory in its key.
+    """Return the label of an input: as listed, as in its sidecar, or the directory in its key.
 
     Raises:
         StorageError: the sidecar cannot be read.
@@ -142,7 +142,7 @@ def list_inputs(source: str) -> Iterator[Item | Archive]:
 
 
 def _below(uri: str, stem: str | None) -> Iterator[Item | Archive]:
-    """List what lies below a URI; keys begin with `stem`, or (None) they are relative and a tar in its place
+    """List what is below a URI; keys begin with `stem`, or (None) they are relative and a tar in its place
     adds nothing to them.
     """
     for entry in storage.list_entries(uri):

@@ -1,4 +1,4 @@
-"""The status of every input of a data set: exact duplicates, what the manifest says of each shard, and the
+"""The status of every input of a data set: exact duplicates, the entry of each shard in the manifest, and the
 table a user sees at the end.
 """
 
@@ -50,10 +50,10 @@ def status_of(shards: Sequence[Shard]) -> pa.Table:
 
 
 def summaries_of(shards: Sequence[Shard], status: pa.Table) -> list[ShardSummary]:
-    """Return what the manifest says of each shard.
+    """Return the entry of each shard in the manifest.
 
     Args:
-        shards: as built.
+        shards: Shards as they were built.
         status: `status_of` them.
     """
     summaries: list[ShardSummary] = []
