@@ -51,11 +51,11 @@ MUTABLE_FIELDS = frozenset(
         "validation.border",
         "validation.best",
         "log.tensorboard",
-        "log.wandb_project",
-        "log.mlflow_experiment",
         "log.samples",
     }
 )
+# Fields of earlier versions, which run.json of their runs has; they did not define a run either.
+FORMER_FIELDS = frozenset({"log.wandb_project", "log.mlflow_experiment"})
 
 
 class ConfigError(ValueError):
@@ -358,16 +358,13 @@ class ValidationConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class LogConfig:
-    """Destinations of metrics besides the log and OUT/metrics: TensorBoard files in OUT/tensorboard, Weights
-    & Biases, MLflow.
+    """Destinations of metrics besides the log and OUT/metrics.
 
-    The last two need their package on the machine of the first worker, and their own environment variables.
-    With `samples`, OUT/seen lists the pictures of every step.
+    With `tensorboard`, OUT/tensorboard has event files. With `samples`, OUT/seen lists the pictures of every
+    step.
     """
 
     tensorboard: bool = True
-    wandb_project: str | None = None
-    mlflow_experiment: str | None = None
     samples: bool = False
 
 
@@ -500,5 +497,5 @@ def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list
     refusal to resume.
     """
     a, b = flatten(ours), flatten(theirs)
-    names = sorted((a.keys() | b.keys()) - MUTABLE_FIELDS)
+    names = sorted((a.keys() | b.keys()) - MUTABLE_FIELDS - FORMER_FIELDS)
     return [f"{name}: {b.get(name)!r} -> {a.get(name)!r}" for name in names if a.get(name) != b.get(name)]

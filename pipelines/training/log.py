@@ -1,9 +1,8 @@
-"""The reports of a run: one line in the log, JSON lines in OUT/metrics, and the tracker that the user
-watches.
+"""Figures of a run while it trains: one line in the log, JSON lines in OUT/metrics, and TensorBoard.
 
 Only the first worker writes. Lines wait in memory until the next checkpoint and become
-OUT/metrics/step-N.jsonl just before it exists, so metrics and checkpoints tell the same story after any
-restart; trackers are written at once, and a restart purges what it will write again.
+OUT/metrics/step-N.jsonl just before it exists, so metrics and checkpoints agree after any restart; TensorBoard
+is written at once, and a restart purges what it will write again.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from resshift import storage
-from resshift.config import ConfigError, LogConfig
+from resshift.config import LogConfig
 
 logger = logging.getLogger(__name__)
 
@@ -87,18 +86,6 @@ def log_line(line: Mapping[str, float], num_steps: int) -> str:
     return " ".join(parts + ([f"skipped={line['skipped']:.0f}"] if line["skipped"] else []))
 
 
-class Tracker(Protocol):
-    """A service that shows figures and pictures of a run."""
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
-
-    def picture(self, step: int, name: str, rgb_u8: NDArray[np.uint8]) -> None: ...
-
-    def flush(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class TensorBoard:
     """Event files in OUT/tensorboard; for S3 they are written locally and copied at every checkpoint.
 
@@ -137,77 +124,6 @@ class TensorBoard:
             self._temporary.cleanup()
 
 
-class WeightsAndBiases:
-    """A W&B run, the same one after a restart."""
-
-    def __init__(self, out: str, project: str, config: dict[str, Any]) -> None:
-        self._wandb: Any = _needed("wandb", "log.wandb_project")
-        name = out.rstrip("/").rsplit("/", 1)[-1]
-        identity = "".join(c if c.isalnum() else "-" for c in out)[-64:]
-        self._wandb.init(project=project, name=name, id=identity, resume="allow", config=config)
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self._wandb.log(dict(values), step=step)
-
-    def picture(self, step: int, name: str, rgb_u8: NDArray[np.uint8]) -> None:
-        self._wandb.log({name: self._wandb.Image(rgb_u8)}, step=step)
-
-    def flush(self) -> None:
-        """Do nothing: W&B sends by itself."""
-
-    def close(self) -> None:
-        self._wandb.finish()
-
-
-class MLflow:
-    """An MLflow run, found again by its tag after a restart."""
-
-    def __init__(self, out: str, experiment: str, config: dict[str, Any]) -> None:
-        self._mlflow: Any = _needed("mlflow", "log.mlflow_experiment")
-        self._mlflow.set_experiment(experiment)
-        tag = "resshift.out"
-        earlier = self._mlflow.search_runs(
-            filter_string=f"tags.`{tag}` = '{out}'", max_results=1, output_format="list"
-        )
-        self._mlflow.start_run(
-            run_id=earlier[0].info.run_id if earlier else None, run_name=out.rstrip("/").rsplit("/", 1)[-1]
-        )
-        self._mlflow.set_tag(tag, out)
-        if not earlier:
-            self._mlflow.log_dict(config, "config.json")
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self._mlflow.log_metrics(dict(values), step=step)
-
-    def picture(self, step: int, name: str, rgb_u8: NDArray[np.uint8]) -> None:
-        self._mlflow.log_image(rgb_u8, f"{name.replace('/', '-')}-{step:08d}.png")
-
-    def flush(self) -> None:
-        """Do nothing: MLflow sends by itself."""
-
-    def close(self) -> None:
-        self._mlflow.end_run()
-
-
-def _needed(package: str, setting: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise ConfigError(
-            f"{setting} needs the package {package} where the first worker runs: pip install {package}"
-        ) from error
-
-
-def trackers(log: LogConfig, out: str, step: int, config: dict[str, Any]) -> list[Tracker]:
-    """Open the trackers that the configuration names."""
-    opened: list[Tracker] = [TensorBoard(out, step)] if log.tensorboard else []
-    if log.wandb_project:
-        opened.append(WeightsAndBiases(out, log.wandb_project, config))
-    if log.mlflow_experiment:
-        opened.append(MLflow(out, log.mlflow_experiment, config))
-    return opened
-
-
 @dataclass(slots=True)
 class _Waiting:
     metrics: list[dict[str, Any]]
@@ -219,25 +135,24 @@ class TrainLog:
 
     Args:
         out: Run directory.
-        log: Settings of the trackers.
+        log: Setting that turns TensorBoard on.
         step: Step that the run continues from.
         num_steps: Number of steps of the run.
-        config: Configuration that the trackers show.
     """
 
-    def __init__(self, out: str, log: LogConfig, step: int, num_steps: int, config: dict[str, Any]) -> None:
+    def __init__(self, out: str, log: LogConfig, step: int, num_steps: int) -> None:
         self.out = out
         self.num_steps = num_steps
         self._waiting = _Waiting([], [])
         forget_after(out, step)
-        self._trackers = trackers(log, out, step, config)
+        self._board = TensorBoard(out, step) if log.tensorboard else None
 
     def steps(self, line: dict[str, float]) -> None:
         """Log the means since the last line."""
         logger.info("%s", log_line(line, self.num_steps))
         self._waiting.metrics.append(line)
-        for tracker in self._trackers:
-            tracker.scalars(
+        if self._board is not None:
+            self._board.scalars(
                 int(line["step"]), {f"train/{name}": value for name, value in line.items() if name != "step"}
             )
 
@@ -251,10 +166,10 @@ class TrainLog:
         self._waiting.validation.append({"step": step, **means})
         if png is not None:
             storage.write_bytes(storage.join(self.out, f"samples/step-{step:08d}.png"), png)
-        for tracker in self._trackers:
-            tracker.scalars(step, {f"validation/{name}": value for name, value in means.items()})
+        if self._board is not None:
+            self._board.scalars(step, {f"validation/{name}": value for name, value in means.items()})
             if grid_u8 is not None:
-                tracker.picture(step, "validation/lq, result, truth", grid_u8)
+                self._board.picture(step, "validation/lq, result, truth", grid_u8)
 
     def commit(self, step: int) -> Callable[[], None]:
         """Return a function that stores the lines so far, to run before the checkpoint of `step` exists."""
@@ -267,14 +182,14 @@ class TrainLog:
                     storage.write_bytes(
                         storage.join(self.out, f"{folder}/step-{step:08d}.jsonl"), text.encode()
                     )
-            for tracker in self._trackers:
-                tracker.flush()
+            if self._board is not None:
+                self._board.flush()
 
         return store
 
     def close(self) -> None:
-        for tracker in self._trackers:
-            tracker.close()
+        if self._board is not None:
+            self._board.close()
 
 
 def forget_after(out: str, step: int) -> None:

@@ -126,7 +126,7 @@ class TrainLoop:
             assignment.out, self.config, Keeping(self.train.keep_last, self.train.milestone_every)
         )
         self.log = (
-            TrainLog(assignment.out, self.config.log, self.state.step, self.train.steps, to_dict(self.config))
+            TrainLog(assignment.out, self.config.log, self.state.step, self.train.steps)
             if rank == 0
             else None
         )

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from pipelines.training import log
-from pipelines.training.log import Clock, TensorBoard, TrainLog, forget_after, log_line, read_lines, trackers
+from pipelines.training.log import Clock, TensorBoard, TrainLog, forget_after, log_line, read_lines
 from resshift import storage
-from resshift.config import ConfigError, LogConfig
+from resshift.config import LogConfig
 
 LINE = {
     "step": 100, "loss": 0.5, "mse": 0.25, "lpips": 0.125, "grad_norm": 1.5, "skipped": 0, "lr": 5e-5, "it_per_s": 2.0,
@@ -44,7 +42,7 @@ def test_clock_measures_rates_and_waiting(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def open_log(out: str, step: int = 0) -> TrainLog:
-    return TrainLog(out, LogConfig(tensorboard=False), step, 100, {})
+    return TrainLog(out, LogConfig(tensorboard=False), step, 100)
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -117,6 +115,20 @@ def test_tensorboard_shows_figures_and_pictures_and_forgets_what_is_done_again(t
     assert (picture.width, picture.height) == (6, 4)
 
 
+def test_figures_of_steps_and_of_validations_are_in_tensorboard(tmp_path: Path) -> None:
+    log = TrainLog(str(tmp_path), LogConfig(), 0, 200)
+    log.steps(LINE)
+    log.validation(100, {"psnr_y": 25.0}, np.zeros((4, 6, 3), np.uint8), None)
+    log.close()
+    found = events(str(tmp_path / "tensorboard"))
+    shown = {name: found.Scalars(name)[0].value for name in found.Tags()["scalars"]}
+    assert shown == pytest.approx(
+        {f"train/{name}": value for name, value in LINE.items() if name != "step"}
+        | {"validation/psnr_y": 25.0}
+    )
+    assert len(found.Images("validation/lq, result, truth")) == 1
+
+
 def test_tensorboard_reaches_a_bucket(bucket: str, tmp_path: Path) -> None:
     board = TensorBoard(f"{bucket}/run", 0)
     board.scalars(5, {"train/loss": 1.0})
@@ -126,61 +138,3 @@ def test_tensorboard_reaches_a_bucket(bucket: str, tmp_path: Path) -> None:
     assert [event.value for event in events(str(tmp_path)).Scalars("train/loss")] == [1.0]
     board.close()
     assert not board.directory.exists()
-
-
-@pytest.mark.parametrize(
-    ("package", "log"),
-    [
-        ("wandb", LogConfig(tensorboard=False, wandb_project="p")),
-        ("mlflow", LogConfig(tensorboard=False, mlflow_experiment="e")),
-    ],
-)
-def test_tracker_that_is_not_installed_is_said(
-    package: str, log: LogConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(
-        ConfigError, match=rf"log\.{package}_\w+ needs the package {package} .*pip install {package}"
-    ):
-        trackers(log, str(tmp_path), 0, {})
-
-
-def test_trackers_go_on_with_their_run_after_a_restart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The calls that are made; the services themselves are not here."""
-    calls: list[tuple[str, Any]] = []
-
-    def recorder(name: str, result: Any = None) -> Any:
-        return lambda *args, **kwargs: calls.append((name, args or kwargs)) or result
-
-    wandb = SimpleNamespace(
-        **{name: recorder(name) for name in ("init", "log", "finish")}, Image=lambda pixels: pixels.shape
-    )
-    earlier = [SimpleNamespace(info=SimpleNamespace(run_id="r1"))]
-    names = ("set_experiment", "start_run", "set_tag", "log_metrics", "log_image", "log_dict", "end_run")
-    mlflow = SimpleNamespace(
-        **{name: recorder(name) for name in names}, search_runs=recorder("search_runs", earlier)
-    )
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
-    opened = trackers(
-        LogConfig(tensorboard=False, wandb_project="p", mlflow_experiment="e"), "/runs/a", 10, {"x": 1}
-    )
-    for tracker in opened:
-        tracker.scalars(15, {"train/loss": 1.0})
-        tracker.picture(15, "validation/grid", np.zeros((2, 3, 3), np.uint8))
-        tracker.flush()
-        tracker.close()
-    made = dict(calls)
-    assert made["init"] == {
-        "project": "p",
-        "name": "a",
-        "id": "-runs-a",
-        "resume": "allow",
-        "config": {"x": 1},
-    }
-    assert made["start_run"] == {"run_id": "r1", "run_name": "a"}
-    assert "log_dict" not in made  # the configuration is there already
-    assert ("log", ({"train/loss": 1.0},)) in calls
-    assert made["log_image"][1] == "validation-grid-00000015.png"

@@ -141,6 +141,12 @@ def test_length_reporting_and_ways_of_computing_may_change(saved: Path) -> None:
     assert load(saved, toy(*changes, "validation.every=7", "log.tensorboard=false")).step == 2
 
 
+def test_a_run_that_was_begun_with_settings_of_earlier_versions_goes_on() -> None:
+    record = checkpoint.run_record(toy())
+    record["config"]["log"] |= {"wandb_project": "p", "mlflow_experiment": None}
+    checkpoint.check_same_run(toy(), record, "out")
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_missing_file_is_named(name: str, saved: Path) -> None:
     (saved / name).unlink()
