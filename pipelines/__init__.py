@@ -1,1 +1,1 @@
-"""Ray Data flows: shards, training pairs, bulk upscaling, evaluation."""
+"""The flows on Ray: shards, training pairs, training, bulk upscaling and its ledger, evaluation, doctor."""

@@ -105,7 +105,7 @@ def connect_to_ray(num_cpus: int | None = None) -> None:
     """Join the cluster that started this job (RAY_ADDRESS), or start one on this machine.
 
     Logical CPUs of a local cluster: two more than there are cores. Ray Data's own actors hold a CPU each, and
-    a pipeline whose CPUs are all held stops without a word.
+    a pipeline whose CPUs are all held hangs without an error.
 
     Args:
         num_cpus: logical CPUs of a local cluster.

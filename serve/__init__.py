@@ -1,1 +1,1 @@
-"""Ray Serve: the model behind a deployment, shared by HTTP and bulk jobs."""
+"""The HTTP endpoint on Ray Serve, its jobs, and the model deployment that it shares with bulk jobs."""

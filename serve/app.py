@@ -38,7 +38,7 @@ from serve.settings import ServeSettings, parse
 APP_NAME = "resshift"
 _FORGET_EVERY_S = 600.0
 _GIVE_BACK_EVERY_S = 2.0
-_GROWTH_BYTES = 16 * 2**20  # since the last time: below, nothing worth the work can have become free
+_GROWTH_BYTES = 16 * 2**20  # growth since the last trim; with less, trimming is not worthwhile
 _SAFE_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),

@@ -2,8 +2,8 @@
 
 A call goes through Serve's router to the replica with the shortest queue. A replica that dies takes no
 request with it: the same picture and seed give the same pixels, so it is asked again elsewhere. A call that
-is cancelled (the client went away, the deadline passed) is dropped at the replica unless the model is at it
-already.
+is cancelled (the client went away, the deadline passed) is dropped at the replica unless the model
+has started on it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class ServedModel:
             except (RayError, ConnectionError) as error:
                 if i_attempt == _ATTEMPTS - 1:
                     raise Problem(
-                        "unavailable", "replicas of the model ended again and again", retry_after_s=5
+                        "unavailable", "replicas of the model ended repeatedly", retry_after_s=5
                     ) from error
                 await asyncio.sleep(_PAUSE_S * 2**i_attempt)
         else:
@@ -211,9 +211,7 @@ class Readiness:
             self._waits_since = self._clock()
 
     def end(self, is_good: bool | None) -> None:
-        """Note that a pass ended: well, for want of replicas, or (None) in a way that says nothing about the
-        model.
-        """
+        """Note that a pass ended. True: it succeeded; False: there was no replica; None: inconclusive."""
         self._num_under_way -= 1
         if is_good:
             self._last_pass, self._is_failing, self._waits_since = self._clock(), False, None

@@ -73,8 +73,8 @@ def model_app(options: EngineOptions) -> serve.Application:
             "min_replicas": options.low,
             "max_replicas": options.high,
             "initial_replicas": options.low,
-            # Whatever a replica can take beside: more replicas are sooner done than fuller ones, and bulk
-            # jobs keep two units for each.
+            # Independent of `ongoing`: adding replicas finishes sooner than filling them, and bulk jobs keep
+            # two units for each.
             "target_ongoing_requests": UNITS_PER_REPLICA,
             "upscale_delay_s": options.upscale_s,
             "downscale_delay_s": options.downscale_s,

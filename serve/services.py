@@ -127,7 +127,7 @@ async def _watch(pictures: PictureService, name: str) -> None:
 
 async def _probe(pictures: PictureService, name: str) -> None:
     frames = Frames((Picture(pixels=np.zeros((8, 8, 3), np.uint8)),))
-    # What the probe finds out is noted by `noted_pass`; a late answer is no answer.
+    # `noted_pass` notes the outcome of the probe; a timeout counts as no result.
     with contextlib.suppress(Problem, TimeoutError):
         async with asyncio.timeout(_PROBE_S), pictures.noted_pass(name):
             await pictures.models[name].upscale(frames)

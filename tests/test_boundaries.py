@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# The rooms that each room may import from, besides itself.
+# The packages that each package may import from, besides itself.
 ALLOWED = {
     "resshift": set[str](),
     "pipelines": {"resshift"},

@@ -147,7 +147,7 @@ class ActorEngine:
 
     def _add(self) -> None:
         options = self.options
-        decorate: Any = ray.remote  # its types know no fractions of a GPU
+        decorate: Any = ray.remote  # Ray's stubs do not accept fractions of a GPU
         actor_class = decorate(
             num_cpus=options.num_cpus,
             num_gpus=options.num_gpus,

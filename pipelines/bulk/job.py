@@ -162,9 +162,8 @@ async def run_job_in_loop(job: Job, worklist: Worklist, engine: Engine, progress
     # `ray job stop` sends SIGTERM and kills three seconds later, time enough for the rows that are here.
     this = asyncio.current_task()
     assert this is not None
-    with contextlib.suppress(
-        RuntimeError, ValueError
-    ):  # not the main thread: whoever runs it there handles signals
+    # Outside the main thread the caller handles signals.
+    with contextlib.suppress(RuntimeError, ValueError):
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     watching = asyncio.get_running_loop().create_task(watch())
     try:

@@ -6,10 +6,10 @@ pass through the driver; pictures stay in the object store, within a budget of b
 can work on: CPU tasks scale with the cluster, replicas with the engine, and the listing is read as fast as
 work is done.
 
-Nothing is lost and nothing is done twice: every input leaves through `_finish`, once. When a worker or
-replica ends, the unfinished items of its unit go back to the queue. The item that it was working on is a
-suspect: it is tried alone, and after `max_deaths` workers that ended with it alone it becomes a row with
-reason killed_worker. Its neighbours are never charged.
+Nothing is lost: every input gets exactly one row, in `_finish`; work that was interrupted is repeated and
+gives the same bytes. When a worker or replica ends, the unfinished items of its unit go back to the queue.
+The item that it was working on is a suspect: it is tried alone, and after `max_deaths` workers that ended
+with it alone it becomes a row with reason killed_worker. Its neighbours are never charged.
 """
 
 from __future__ import annotations
@@ -280,9 +280,8 @@ class BulkRun:
             self._spawn(self._prepare(items, reserved))
 
     async def _prepare(self, items: list[WorkItem], reserved: int) -> None:
-        refs: Any = _prepare.options(num_returns=1 + len(items)).remote(
-            items, self.stages
-        )  # Ray's types know one return
+        # Ray's stubs know a single return value.
+        refs: Any = _prepare.options(num_returns=1 + len(items)).remote(items, self.stages)
         rows_ref, *frame_refs = refs
         try:
             answers: list[tuple[Row, int, int]] = await rows_ref

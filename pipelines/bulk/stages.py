@@ -151,10 +151,8 @@ def _skipped(item: WorkItem, row: Row, options: StageOptions) -> Row | None:
     except (StorageError, ImageError):
         return None  # what is missing or damaged is made
     factor = options.outputs.scale
-    if (written.width, written.height) != (
-        max(1, round(wanted.width * factor)),
-        max(1, round(wanted.height * factor)),
-    ):
+    size = (images.scaled(wanted.width, factor), images.scaled(wanted.height, factor))
+    if (written.width, written.height) != size:
         return None
     return {
         **row,

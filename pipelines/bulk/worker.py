@@ -5,7 +5,7 @@ picture it was at:
 
     Started, then for every input: Frames (large, stays in the object store), Upscaled (small, for the driver)
 
-`Frames` come before the `Upscaled` that announces them: whoever has the announcement has the pixels.
+`Frames` come before the `Upscaled` that announces them: when it arrives, the pixels are available.
 
 Pictures of all units at a replica share the calls of its networks (`resshift.tiles.batching`), which run in
 one thread.
@@ -185,8 +185,8 @@ class Replica:
         threading.Thread(target=self._compute, name="model", daemon=True).start()
 
     def _compute(self) -> None:
-        """Serve the batcher. What ends this thread ends the process: without it a replica would take work and
-        never answer.
+        """Serve the batcher. An exception here ends the process: without this thread a replica would take
+        work and never answer.
         """
         try:
             self._batcher.serve()

@@ -135,8 +135,8 @@ def begin_to_delete(app: str) -> None:
 
 
 def kill_replicas(app: str) -> None:
-    """Kill the replicas of an application that compute for minutes yet what nobody waits for. They are found
-    by the names that Serve gives its actors.
+    """Kill the replicas of an application that are still computing results that no caller waits for. They are
+    found by the names that Serve gives its actors.
     """
     import ray
 

@@ -1,7 +1,7 @@
 """Checks of Ray: the cluster, the token, the ports, and the nodes.
 
-Only `node_checks` joins the cluster from this process. `ray_checks` asks in a process of its own, because a
-`ray.init` that finds nobody waits for long, and one that was refused leaves a half-connected process behind.
+Only `node_checks` joins the cluster from this process. `ray_checks` asks in a process of its own, because
+`ray.init` blocks for a long time if nothing listens, and leaves a half-connected process if it is refused.
 """
 
 from __future__ import annotations

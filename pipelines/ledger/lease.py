@@ -1,4 +1,4 @@
-"""One run at a time at a destination: each run announces itself there, again and again.
+"""One run at a time at a destination: each run writes a heartbeat file there.
 
     DST/_resshift/working/ID.json      where the run is, and a number that grows
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from pipelines.ledger import ledger
 from pipelines.ledger.digests import DigestSet, digests
 from pipelines.ledger.ledger import Row
-from resshift import storage
+from resshift import images, storage
 from resshift.images import ImageError, ImageLimits
 from resshift.images.animation import decode_frames
 from resshift.storage import StorageError, StorageReason, s3
@@ -77,7 +77,7 @@ def verify_row(row: Row, root: str, scale: float, options: S3Options = s3.DEFAUL
     if recorded[0] is not None and found != recorded:
         return f"corrupt: {output}: {found[0]}x{found[1]}, the ledger says {recorded[0]}x{recorded[1]}"
     if row["width_in"] is not None and row["height_in"] is not None:
-        wanted = tuple(max(1, round(side * scale)) for side in (row["width_in"], row["height_in"]))
+        wanted = tuple(images.scaled(side, scale) for side in (row["width_in"], row["height_in"]))
         if recorded != wanted:
             return f"corrupt: {output}: {recorded[0]}x{recorded[1]} is not {scale:g} times the input"
     return None

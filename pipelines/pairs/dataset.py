@@ -2,13 +2,13 @@
 
 What a pair is depends on (seed, epoch, key) alone; where it stands in the stream on (seed, batch size, row
 number) alone (`pipelines.pairs.order`). Every rank runs a dataset of its own over its slots of the batches,
-so nothing is dealt out by timing: `rank_batches` is what a worker calls in its own process. Reading and
+so the assignment does not depend on timing: a worker calls `rank_batches` in its own process. Reading and
 degrading are one task, which hands over a block at a time.
 
 Columns of a batch: hq (H, W, 3) and lq (H / scale, W / scale, 3) uint8; mask (H, W) uint8, 255 in a hole,
 with inpainting only; key; epoch; row, its number in the stream; substituted, 1 when the picture could not be
-decoded any more. Then the next good picture of its row group stands in, cropped and degraded as the broken
-one would have been: no other pair moves, and the stand-in is the same whoever reads it.
+decoded any more. It is replaced by the next decodable picture of its row group, with the crop and degradation
+of the broken one: no other pair moves, and the replacement does not depend on the reader.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def fair_share(num_ranks: int, held_cpus: float, labels: Mapping[str, str] | Non
         labels: Labels of the nodes to count and to use; None counts all nodes.
 
     Raises:
-        ConfigError: no node has the labels, or no logical CPU would be left for data: the run would wait for
-            ever, without a word.
+        ConfigError: no node has the labels, or no logical CPU would be left for data: the run would hang
+            without an error.
     """
     wanted = dict(labels or {})
     nodes = [

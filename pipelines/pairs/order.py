@@ -7,7 +7,7 @@ step holds depends on (seed, step) alone, not on how many ranks there are, and a
 An epoch permutes the row groups of all shards and takes them `groups_per_window` at a time. The pictures of a
 window are permuted inside their row group, laid end to end, and filled into the window's part of the stream
 *slot by slot*: first slot 0 of all its batches, then slot 1, and so on. A batch thus takes its rows evenly
-from all row groups of the window, yet the rows of one rank are one contiguous run of that line-up. Of a
+from all row groups of the window, yet the rows of one rank are contiguous in that order. Of a
 window of G row groups, N ranks together read at most G + N - 1.
 """
 

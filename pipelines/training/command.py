@@ -35,7 +35,7 @@ def add_arguments(
         "--workers",
         default="1",
         metavar="N|MIN:MAX",
-        help="training processes, or how few and many of them (default 1)",
+        help="number of training processes, or a minimum and a maximum (default 1)",
     )
     options.add_argument(
         "--gpus-per-worker",

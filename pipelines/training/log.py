@@ -1,8 +1,8 @@
 """Figures of a run while it trains: one line in the log, JSON lines in OUT/metrics, and TensorBoard.
 
 Only the first worker writes. Lines wait in memory until the next checkpoint and become
-OUT/metrics/step-N.jsonl just before it exists, so metrics and checkpoints agree after any restart; TensorBoard
-is written at once, and a restart purges what it will write again.
+OUT/metrics/step-N.jsonl just before it exists, so metrics and checkpoints agree after any restart;
+TensorBoard is written at once, and a restart purges what it will write again.
 """
 
 from __future__ import annotations

@@ -65,8 +65,8 @@ def plan_workers(
         raise ConfigError(
             f"training needs at least 2 logical CPUs for workers and data, the cluster has {have_cpus:g}"
         )
-    # Reading, degrading and Ray Data's own actors need one CPU each; with none left everything waits
-    # forever, silently.
+    # Reading, degrading and Ray Data's own actors need one CPU each; with none left the run hangs
+    # without an error.
     cpus = min(1.0, (have_cpus - 1) / 2 / most) if have_cpus < most + 2 else 1.0
     return Workers(least=least, most=most, gpus=gpus, cpus=cpus)
 

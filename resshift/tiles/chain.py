@@ -307,7 +307,8 @@ def row_chain(
         plan: tiles of the latent plane; its rows and columns may reach beyond the picture, which is then
             extended by reflection.
         size: height and width of the picture.
-        read: gives rows of the picture. Calls go down, but at the end the last rows may be asked for again.
+        read: function that returns rows of the picture. It is called with increasing rows, but at the end
+            perhaps once more with the last ones.
         noise: noise of the chain.
         emit: takes the result, extension included, from the top to the bottom; the result is not clamped.
         allocate: where windows live.

@@ -1,4 +1,4 @@
-"""What is done with less memory than there might be: fewer tiles in a call, smaller tiles, windows in files.
+"""Behaviour when memory is short: fewer tiles in a call, smaller tiles, windows in files.
 
 The memory that happens to be free never decides the tiles, because tiles decide the pixels and a retry
 elsewhere must give the same. It decides where the windows between the stages live, which changes nothing.
@@ -17,9 +17,9 @@ from torch import Tensor
 from resshift.tiles.plan import TilePlan
 from resshift.tiles.window import Allocate, in_file, in_memory
 
-# Latent positions of a call, and most tiles of one. Calls are filled up, so a picture whose shape nobody
-# shares pays for all of them: no more than a GPU should compute in about the time of one. Not measured on
-# CUDA yet.
+# Latent positions of a call, and most tiles of one. Calls are filled up, so a picture that shares its shape
+# with no other pays for all of them: no more than a GPU should compute in about the time of one. Not measured
+# on CUDA yet.
 _CALL_POSITIONS, _MOST_TILES = 2**14, 4
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 # Longest side of a tile unless told otherwise: beyond, tiles save little work and cost memory.
 _LONGEST = 256
-# Neighbours share an eighth of a tile: what both have seen of each other is what hides the border.
+# Neighbours share an eighth of a tile: the shared context hides the seam.
 _OVERLAP_SHARE = 8
 # Larger tiles are worth this much more work than the cheapest plan: they hold more context.
 _WORTH = 1.2

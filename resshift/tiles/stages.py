@@ -1,8 +1,8 @@
 """The whole chain over a plane of any height, with a few rows of tiles in memory.
 
 Latents are blended at every step, so a tile of step t needs its neighbours of step t + 1, those their
-neighbours, and so on: no part of a picture can be made alone. It need not: a row of tiles of step t can run
-as soon as step t + 1 has completed the rows under it.
+neighbours, and so on: no band of a picture can be computed independently, and none has to be: a row of tiles
+of step t can run as soon as step t + 1 has completed the rows that it covers.
 
     encode   ████████████░░      rows of tiles that are done, while the last step is at the second:
     step 3   █████████░░░░░      each stage is at most a row of tiles and its overlap ahead of the next,
@@ -11,7 +11,7 @@ as soon as step t + 1 has completed the rows under it.
 
 Every tile is computed once, with the same neighbours and in the same order as if all were in memory: the
 picture is the same up to rounding (2e-5 in [-1, 1]; blending adds in another order). Memory is (T + 2)
-windows of about two rows of tiles; with windows in files (`resshift.tiles.window`), a tile.
+windows of about two rows of tiles; where windows are kept in files (`resshift.tiles.window`), about one tile.
 
 A stage knows the windows that it reads and where its results go, and no other stage. Nothing here calls a
 network: a stage yields the calls that it wants (`resshift.tiles.batching`), so that tiles of several pictures
@@ -68,7 +68,7 @@ class Output(Protocol):
     """Where a stage hands its results on."""
 
     def take(self, blended: RowBuffer, top: int, bottom: int) -> None:
-        """Take latent rows [top, bottom), which are complete in `blended`. Calls go down the picture."""
+        """Take latent rows [top, bottom), which are complete in `blended`; called with increasing rows."""
         ...
 
 

@@ -110,9 +110,8 @@ class Reader:
     async def _bytes(self, request: Request, limit: int) -> bytes:
         if (announced := announced_bytes(request.headers.get("content-length", ""))) > limit:
             raise too_large(str(announced), limit)
-        data = (
-            bytearray()
-        )  # one mapping, which goes back to the system; small pieces would leave holes in the heap
+        # One mapping, which is returned to the system; small pieces would leave holes in the heap.
+        data = bytearray()
         try:
             async with asyncio.timeout(self._limits.body_s):
                 async for chunk in request.stream():

@@ -76,10 +76,6 @@ class Keys:
         ]
         self._anyone = Caller("", Quota(None, None))
 
-    @property
-    def are_needed(self) -> bool:
-        return bool(self._entries)
-
     def caller(self, headers: Headers, peer: str | None) -> Caller:
         """Return the caller.
 

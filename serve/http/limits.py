@@ -61,7 +61,7 @@ class ByteBudget:
         if self.used + num_bytes > self.limit:
             raise Problem(
                 "busy",
-                "requests that are being worked on hold all the memory there is for them",
+                "the memory for bodies of requests is used up by requests that are being worked on",
                 retry_after_s=1,
             )
         self.used += num_bytes
