@@ -23,7 +23,8 @@ import cv2
 import numpy as np
 import ray
 
-from pipelines.bulk.actors import ActorEngine, Engine, EngineOptions
+from pipelines.bulk.actors import ActorEngine
+from pipelines.bulk.engine import Engine, EngineOptions
 from pipelines.bulk.job import entries
 from pipelines.bulk.scheduler import BulkOptions, BulkRun, busy_share
 from pipelines.bulk.selection import Selection, Worklist

@@ -161,7 +161,8 @@ def plan(request: BulkRequest, job: Job, worklist: Worklist, most_replicas: int)
 
 def work(request: BulkRequest, job: Job, worklist: Worklist, kind: str, replicas: tuple[int, int]) -> Exit:
     """Process the work list and write the report."""
-    from pipelines.bulk.actors import ActorEngine, EngineError
+    from pipelines.bulk.actors import ActorEngine
+    from pipelines.bulk.engine import EngineError
     from pipelines.bulk.job import close_job, engine_options, run_job
     from pipelines.bulk.progress import JobProgress
     from pipelines.ledger import ledger

@@ -18,7 +18,7 @@ import ray
 from ray import serve
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
-from pipelines.bulk.actors import UNITS_PER_REPLICA, EngineError, EngineOptions
+from pipelines.bulk.engine import UNITS_PER_REPLICA, EngineError, EngineOptions
 from pipelines.bulk.worker import ReplicaOptions
 from pipelines.cluster import ray_internals
 from serve.replica import app_name, model_app, num_running

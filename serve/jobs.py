@@ -22,7 +22,7 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict  # the one that pydantic takes below Python 3.12
 
-from pipelines.bulk.actors import Engine, EngineError
+from pipelines.bulk.engine import Engine, EngineError
 from pipelines.bulk.job import Job, close_job, engine_options, run_job_in_loop
 from pipelines.bulk.progress import JobProgress, ProgressSnapshot
 from pipelines.bulk.request import BulkRequest

@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 from ray import serve
 from ray.serve.schema import ApplicationStatusOverview
 
-from pipelines.bulk.actors import UNITS_PER_REPLICA, EngineOptions, replica_resources
+from pipelines.bulk.engine import UNITS_PER_REPLICA, EngineOptions, replica_resources
 from pipelines.bulk.worker import Replica, ReplicaOptions, Started, Upscaled, describe_model
 from resshift.images.animation import Frames
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import ray
 
-from pipelines.bulk.actors import Engine, EngineOptions, replica_resources
+from pipelines.bulk.engine import Engine, EngineOptions, replica_resources
 from pipelines.bulk.progress import JobProgress
 from pipelines.bulk.scheduler import BulkOptions, BulkRun, busy_share
 from pipelines.bulk.selection import Selection, Worklist, listed_keys

@@ -26,7 +26,7 @@ from typing import Any
 import ray
 from ray.exceptions import NodeDiedError, ObjectLostError, RayError, RayTaskError
 
-from pipelines.bulk.actors import Engine
+from pipelines.bulk.engine import Engine
 from pipelines.bulk.selection import WorkItem
 from pipelines.bulk.stages import StageOptions, prepare, store
 from pipelines.bulk.worker import ReplicaOptions, Started, Upscaled

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from pipelines.bulk import actors
-from pipelines.bulk.actors import ActorEngine, Engine, EngineError, EngineOptions
+from pipelines.bulk.actors import ActorEngine
+from pipelines.bulk.engine import Engine, EngineError, EngineOptions
 from pipelines.bulk.job import entries
 from pipelines.bulk.scheduler import BulkOptions, BulkRun, ReplicaTime
 from pipelines.bulk.selection import Selection, WorkItem, Worklist

@@ -23,7 +23,8 @@ from ray.exceptions import (
 )
 
 from pipelines.bulk import scheduler
-from pipelines.bulk.actors import ActorEngine, EngineOptions
+from pipelines.bulk.actors import ActorEngine
+from pipelines.bulk.engine import EngineOptions
 from pipelines.bulk.scheduler import Budget, BulkOptions, BulkRun, ReplicaTime, busy_share
 from pipelines.bulk.selection import WorkItem
 from pipelines.bulk.stages import StageOptions, UpscaleOptions

@@ -1,0 +1,101 @@
+"""The GPU stage of a bulk job as the scheduler sees it: a small interface with two implementations.
+
+An engine takes a work unit (decoded inputs in the object store) and returns the stream of `Replica.upscale`:
+references that the driver owns, so results outlive the replica that made them. `pipelines.bulk.actors` owns
+its replicas; `serve.engine` uses those of a Serve deployment.
+
+Two units are in flight at a replica: while one is computed, the inputs of the next arrive and the results of
+the previous one are stored.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import ray
+
+from pipelines.bulk.worker import ReplicaOptions
+from pipelines.cluster.capacity import has_gpus
+
+UNITS_PER_REPLICA = 2
+
+
+class EngineError(RuntimeError):
+    """No replica can be started; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineOptions:
+    """Options that replicas are started with.
+
+    Fields:
+        model, identity: See `Replica`.
+        low, high: Smallest and largest number of replicas.
+        num_gpus, num_cpus: Logical GPUs and CPUs that a replica reserves.
+        num_threads: Threads of the networks on a CPU.
+        upscale_s: Seconds that work waits before another replica is started.
+        downscale_s: Seconds that a replica is idle before it is stopped.
+        ongoing: Number of requests at a time at a replica of a Serve deployment; pictures of all of them share the
+            calls of a GPU.
+    """
+
+    model: str
+    identity: str
+    low: int = 1
+    high: int = 1
+    num_gpus: float = 0
+    num_cpus: float = 1
+    num_threads: int = 1
+    upscale_s: float = 5.0
+    downscale_s: float = 60.0
+    ongoing: int = UNITS_PER_REPLICA
+
+
+def replica_resources(num_gpus: float | None, most_replicas: int) -> tuple[float, int]:
+    """Return (GPUs, threads of the networks on a CPU) of a replica on the connected cluster.
+
+    Args:
+        num_gpus: GPUs that were asked for; None: one where the cluster has any.
+        most_replicas: Number of replicas that may share the cores of a machine.
+    """
+    gpus = float(has_gpus()) if num_gpus is None else num_gpus
+    return gpus, 1 if gpus else max(1, (os.cpu_count() or 1) // most_replicas)
+
+
+class Engine(Protocol):
+    """The GPU stage as the bulk job uses it."""
+
+    @property
+    def num_replicas(self) -> int:
+        """Replicas that are ready."""
+        ...
+
+    @property
+    def is_starving(self) -> bool:
+        """Whether a replica that is ready has nothing to do."""
+        ...
+
+    async def start(self) -> None:
+        """Start the replicas; some may become ready later."""
+        ...
+
+    async def wait_for_slot(self) -> None:
+        """Return when a unit can be taken.
+
+        Raises:
+            EngineError: No replica can be started.
+        """
+        ...
+
+    def upscale(
+        self, options: ReplicaOptions, keys: Sequence[str], inputs: Sequence[ray.ObjectRef]
+    ) -> AsyncGenerator[ray.ObjectRef]:
+        """Upscale a unit; yield references to what `Replica.upscale` yields."""
+        ...
+
+    async def close(self) -> None:
+        """End what this engine started."""
+        ...
