@@ -108,7 +108,7 @@ def connect_to_ray(num_cpus: int | None = None) -> None:
     a pipeline whose CPUs are all held hangs without an error.
 
     Args:
-        num_cpus: logical CPUs of a local cluster.
+        num_cpus: Logical CPUs of a local cluster.
     """
     import ray
 

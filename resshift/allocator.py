@@ -55,7 +55,7 @@ def own_bytes() -> int:
     as Ray's object store.
 
     Raises:
-        FileNotFoundError: the system has no /proc.
+        FileNotFoundError: The system has no /proc.
     """
     _, resident, shared, *_ = _STATM.read_text().split()
     return (int(resident) - int(shared)) * resource.getpagesize()

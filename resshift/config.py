@@ -105,8 +105,8 @@ class OptionError(ValueError):
     """A value that an option cannot have. Interfaces to users name the option as their users know it.
 
     Args:
-        field: name of the field.
-        message: requirement and value, as in "must be at least 8, got 7".
+        field: Name of the field.
+        message: Requirement and value, as in "must be at least 8, got 7".
     """
 
     def __init__(self, field: str, message: str) -> None:
@@ -130,19 +130,19 @@ class Sampling:
     an error and not the number 2.
 
     Fields:
-        seed: seed of the noise; the same seed gives the same pixels.
-        outscale: sides of the result divided by sides of the input, in (0, 16]; None is the scale of the
+        seed: Seed of the noise; the same seed gives the same pixels.
+        outscale: Sides of the result divided by sides of the input, in (0, 16]; None is the scale of the
             model.
-        steps: number of steps of the reverse chain, from 1 to the number that the model was trained with;
+        steps: Number of steps of the reverse chain, from 1 to the number that the model was trained with;
             None is all of them. Fewer steps take less time.
-        tile_px: longest side of a tile in input pixels; None is the fastest size, up to 256. Smaller tiles
+        tile_px: Longest side of a tile in input pixels; None is the fastest size, up to 256. Smaller tiles
             need less memory. A picture that is not larger than a tile is computed whole.
-        tile_batch: number of tiles in one call of the network on a GPU, which several pictures may share
+        tile_batch: Number of tiles in one call of the network on a GPU, which several pictures may share
             (`resshift.tiles.batching`); None is enough to keep it busy (`memory.tiles_per_call`). A CPU
             computes tiles one by one.
 
     Raises:
-        OptionError: a value is not allowed for any model. `check_for` checks what depends on the model.
+        OptionError: A value is not allowed for any model. `check_for` checks what depends on the model.
     """
 
     seed: int = 0
@@ -167,12 +167,12 @@ class Sampling:
         """Check the options against a model.
 
         Args:
-            model: name of the model, for the message.
-            steps: number of steps that the model was trained with.
-            smallest_tile_px: side of its smallest tile, from `ModelConfig.smallest_tile_px`.
+            model: Name of the model, for the message.
+            steps: Number of steps that the model was trained with.
+            smallest_tile_px: Side of its smallest tile, from `ModelConfig.smallest_tile_px`.
 
         Raises:
-            OptionError: a value is not allowed for the model.
+            OptionError: A value is not allowed for the model.
         """
         if self.steps is not None and not 1 <= self.steps <= steps:
             raise OptionError("steps", f"must lie in 1 to {steps} for {model}, got {self.steps}")
@@ -410,7 +410,7 @@ def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
     """Build a configuration of type `kind`, strictly.
 
     Raises:
-        ConfigError: a key is unknown, or a value is of the wrong type or out of range; the message names it
+        ConfigError: A key is unknown, or a value is of the wrong type or out of range; the message names it
             by its dotted path.
     """
     try:
@@ -441,12 +441,12 @@ def with_settings(config: T, settings: Iterable[str]) -> T:
     its field.
 
     Args:
-        config: configuration of a run, of any type.
-        settings: settings as given after `--set`, for example "train.steps=1000",
+        config: Configuration of a run, of any type.
+        settings: Settings as given after `--set`, for example "train.steps=1000",
             "model.unet.channel_mult=[1,2]" or "loss.lpips_trunk=null".
 
     Raises:
-        ConfigError: a setting is malformed, its key is unknown, or its value is not allowed.
+        ConfigError: A setting is malformed, its key is unknown, or its value is not allowed.
     """
     values = to_dict(config)
     for setting in settings:

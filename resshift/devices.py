@@ -33,7 +33,7 @@ def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     float32.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: Unknown name.
     """
     named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype == "auto":

@@ -46,10 +46,10 @@ def at_step(schedule: ShiftSchedule, name: str, t: Tensor, like: Tensor) -> Tens
     """Pick one of the schedule's arrays at `t`, shaped (B, 1, ...) to broadcast against `like`.
 
     Args:
-        schedule: shifting sequence; its arrays are evaluated in float64 and cast to the dtype of `like` here.
-        name: name of an attribute of the schedule, for example "eta".
-        t: step indices in [0, T), int64 (B,). Index i is the paper's t = i + 1.
-        like: tensor that gives device, dtype and number of axes, (B, ...).
+        schedule: Shifting sequence; its arrays are evaluated in float64 and cast to the dtype of `like` here.
+        name: Name of an attribute of the schedule, for example "eta".
+        t: Step indices in [0, T), int64 (B,). Index i is the paper's t = i + 1.
+        like: Tensor that gives device, dtype and number of axes, (B, ...).
     """
     return _table(schedule, name, like.dtype, like.device)[t].reshape(-1, *(1,) * (like.ndim - 1))
 
@@ -60,11 +60,11 @@ def q_sample(x0: Tensor, y0: Tensor, t: Tensor, noise: Tensor, schedule: ShiftSc
         x_t = x0 + eta_t (y0 - x0) + kappa sqrt(eta_t) noise
 
     Args:
-        x0: clean latent, (B, ...).
-        y0: degraded latent, same shape.
-        t: step indices in [0, T), int64 (B,).
-        noise: standard normal noise, same shape. The caller draws it and so controls reproducibility.
-        schedule: shifting sequence.
+        x0: Clean latent, (B, ...).
+        y0: Degraded latent, same shape.
+        t: Step indices in [0, T), int64 (B,).
+        noise: Standard normal noise, same shape. The caller draws it and so controls reproducibility.
+        schedule: Shifting sequence.
 
     Returns:
         x_t, same shape, dtype and device as x0.
@@ -77,10 +77,10 @@ def q_posterior(x0: Tensor, x_t: Tensor, t: Tensor, schedule: ShiftSchedule) -> 
     """Return the Gaussian q(x_{t-1} | x_t, x0), which does not depend on y0.
 
     Args:
-        x0: clean latent (in sampling: its prediction), (B, ...).
-        x_t: noisy latent, same shape.
-        t: step indices in [0, T), int64 (B,). At index 0 the mean is x0 and the variance 0.
-        schedule: shifting sequence.
+        x0: Clean latent (in sampling: its prediction), (B, ...).
+        x_t: Noisy latent, same shape.
+        t: Step indices in [0, T), int64 (B,). At index 0 the mean is x0 and the variance 0.
+        schedule: Shifting sequence.
     """
     mean = (
         at_step(schedule, "posterior_coef_xt", t, x_t) * x_t
@@ -104,10 +104,10 @@ def scale_input(x_t: Tensor, t: Tensor, schedule: ShiftSchedule, latent: bool = 
         pixels:  x_t / (1 + 3 kappa sqrt(eta_t))   ([-1, 1] and three standard deviations of the noise)
 
     Args:
-        x_t: noisy latent, (B, ...).
-        t: step indices in [0, T), int64 (B,).
-        schedule: shifting sequence.
-        latent: whether to use the rule for latents.
+        x_t: Noisy latent, (B, ...).
+        t: Step indices in [0, T), int64 (B,).
+        schedule: Shifting sequence.
+        latent: Whether to use the rule for latents.
     """
     return x_t / at_step(schedule, "latent_input_std" if latent else "pixel_input_range", t, x_t)
 
@@ -144,12 +144,12 @@ def predict_x0(
     times at the first step.
 
     Args:
-        output: output of the network, (B, ...).
-        x_t: noisy latent (not scaled), same shape.
-        y0: degraded latent, same shape.
-        t: step indices in [0, T), int64 (B,).
-        schedule: shifting sequence.
-        target: meaning of `output`.
+        output: Output of the network, (B, ...).
+        x_t: Noisy latent (not scaled), same shape.
+        y0: Degraded latent, same shape.
+        t: Step indices in [0, T), int64 (B,).
+        schedule: Shifting sequence.
+        target: Meaning of `output`.
 
     Raises:
         ValueError: `target` is unknown.

@@ -118,13 +118,13 @@ def fetch(
     published checksum, the first sha256 is stored beside it, and a file that differs later is refused.
 
     Args:
-        file: weight file.
-        accept_licence: whether the user has accepted `file.licence`.
-        cache: directory of the copy; None is `cache_directory()`.
-        timeout_s: timeout of the connection and of each read.
+        file: Weight file.
+        accept_licence: Whether the user has accepted `file.licence`.
+        cache: Directory of the copy; None is `cache_directory()`.
+        timeout_s: Timeout of the connection and of each read.
 
     Raises:
-        WeightsError: the licence was not accepted, the download failed, or the checksum is not as expected.
+        WeightsError: The licence was not accepted, the download failed, or the checksum is not as expected.
     """
     target = (cache or cache_directory()) / file.name
     seen = target.with_name(target.name + ".sha256")

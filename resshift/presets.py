@@ -256,7 +256,7 @@ def preset(name: str) -> RunConfig:
     """Return the configuration called `name`.
 
     Raises:
-        ConfigError: there is no such preset; the message lists the presets.
+        ConfigError: There is no such preset; the message lists the presets.
     """
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}; allowed: {', '.join(PRESETS)}")

@@ -45,11 +45,11 @@ def reverse_step(x_t: Tensor, x0_pred: Tensor, t: Tensor, noise: Tensor, schedul
                   + sqrt(kappa^2 (eta_{t-1} / eta_t) alpha_t) noise
 
     Args:
-        x_t: latent before the step, (B, ...).
-        x0_pred: prediction of the clean latent, same shape.
-        t: step indices in [0, T), int64 (B,). At index 0 the result is x0_pred.
-        noise: standard normal, same shape. The caller draws it, so the caller owns reproducibility.
-        schedule: shifting sequence.
+        x_t: Latent before the step, (B, ...).
+        x0_pred: Prediction of the clean latent, same shape.
+        t: Step indices in [0, T), int64 (B,). At index 0 the result is x0_pred.
+        noise: Standard normal, same shape. The caller draws it, so the caller owns reproducibility.
+        schedule: Shifting sequence.
 
     Returns:
         x_{t-1}, same shape, dtype and device as x_t.
@@ -64,10 +64,10 @@ def trajectory(
     """Run the reverse chain and yield after every step, so that the caller can show progress or stop.
 
     Args:
-        denoise: function that predicts x0.
-        y0: degraded latent, (B, Z, h, w).
-        schedule: shifting sequence of T steps.
-        noise: function that returns standard normal noise of the shape of y0 for a step. It is called once
+        denoise: Function that predicts x0.
+        y0: Degraded latent, (B, Z, h, w).
+        schedule: Shifting sequence of T steps.
+        noise: Function that returns standard normal noise of the shape of y0 for a step. It is called once
             for each of T (the prior), T - 1, ..., 0, in this order; the last draw has weight zero and makes a
             sequential generator advance as in the released code.
     """
@@ -101,14 +101,14 @@ def network_denoiser(
     """Wrap a network that sees the scaled x_t and the low-quality picture into a `Denoise`.
 
     Args:
-        network: function `network(x_scaled, t, lq, mask)`, for example `resshift.networks.unet.UNetSwin`.
+        network: Function `network(x_scaled, t, lq, mask)`, for example `resshift.networks.unet.UNetSwin`.
         lq: low-quality picture in [-1, 1], (B, 3, h_lq, w_lq), at the resolution that the network was built
             for.
-        y0: degraded latent, (B, Z, h, w).
-        schedule: shifting sequence.
-        target: meaning of the network's output.
-        mask: mask for inpainting, 1 in a hole and -1 where the picture is kept, (B, 1, h_lq, w_lq).
-        latent: whether `scale_input` uses the rule for latents.
+        y0: Degraded latent, (B, Z, h, w).
+        schedule: Shifting sequence.
+        target: Meaning of the network's output.
+        mask: Mask for inpainting, 1 in a hole and -1 where the picture is kept, (B, 1, h_lq, w_lq).
+        latent: Whether `scale_input` uses the rule for latents.
     """
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:

@@ -76,9 +76,9 @@ class ShiftSchedule:
                                      kappa^2 (eta_{t-1} / eta_t) alpha_t I)
 
     Fields:
-        sqrt_eta: increasing values in (0, 1], shape (T,).
-        kappa: noise level at eta = 1, in units of the latent.
-        trained_steps: indices of the entries in the sequence that the network was trained with, shape (T,);
+        sqrt_eta: Increasing values in (0, 1], shape (T,).
+        kappa: Noise level at eta = 1, in units of the latent.
+        trained_steps: Indices of the entries in the sequence that the network was trained with, shape (T,);
             None is 0 ... T - 1. See `shortened`.
     """
 

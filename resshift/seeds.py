@@ -24,11 +24,11 @@ def derive(*parts: Part) -> int:
     """Hash the parts into a 128-bit integer.
 
     Args:
-        parts: integers of any size and sign, and strings. `1` and `"1"` differ, and so do `("ab", "c")` and
+        parts: Integers of any size and sign, and strings. `1` and `"1"` differ, and so do `("ab", "c")` and
             `("a", "bc")`.
 
     Raises:
-        TypeError: a part is neither an int nor a str.
+        TypeError: A part is neither an int nor a str.
     """
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:

@@ -58,15 +58,15 @@ class Upscaler:
         out = up(image, outscale=2.5, seed=7, tile_px=128)
 
     Args:
-        config: configuration of the model.
-        unet: network of the chain, with its weights.
-        first_stage: autoencoder or pixel rearrangement, with its weights; default: as `config` says.
-        name: name in reports.
-        identity: text that changes with any weight or setting of the model; part of a job's fingerprint.
-        device: device of the networks; "auto" takes CUDA, then Apple's MPS, then the CPU.
-        dtype: precision of the networks' arithmetic; "auto" is bfloat16 on CUDA cards that have it, else
+        config: Configuration of the model.
+        unet: Network of the chain, with its weights.
+        first_stage: Autoencoder or pixel rearrangement, with its weights; default: as `config` says.
+        name: Name in reports.
+        identity: Text that changes with any weight or setting of the model; part of a job's fingerprint.
+        device: Device of the networks; "auto" takes CUDA, then Apple's MPS, then the CPU.
+        dtype: Precision of the networks' arithmetic; "auto" is bfloat16 on CUDA cards that have it, else
             float32. The chain is float32 always.
-        optimise: use the faster forms of the networks' layers (`resshift.networks.convolution`); they round
+        optimise: Use the faster forms of the networks' layers (`resshift.networks.convolution`); they round
             differently.
     """
 
@@ -111,19 +111,19 @@ class Upscaler:
         """Load a model.
 
         Args:
-            source: name of a model that ships ("tiny-x4") or whose weights are published ("realsr-x4-s4"); or
+            source: Name of a model that ships ("tiny-x4") or whose weights are published ("realsr-x4-s4"); or
                 a model or checkpoint directory; or a weight file: our `.safetensors`, or a released `.pth`.
-            device: device of the networks, see the class.
-            dtype: precision, see the class; unless it is "auto" it replaces what `source` asks for
+            device: Device of the networks, see the class.
+            dtype: Precision, see the class; unless it is "auto" it replaces what `source` asks for
                 (`tiny-x4@bfloat16`).
-            preset_name: preset that a bare weight file belongs to; known for files with their released names.
-            first_stage: weights of the autoencoder of a bare file; default: `autoencoder_vq_f4.pth` beside
+            preset_name: Preset that a bare weight file belongs to; known for files with their released names.
+            first_stage: Weights of the autoencoder of a bare file; default: `autoencoder_vq_f4.pth` beside
                 it.
-            accept_licence: whether you agree to the licence of published weights, so that they may be
+            accept_licence: Whether you agree to the licence of published weights, so that they may be
                 downloaded (or set RESSHIFT_ACCEPT_LICENCE=1).
 
         Raises:
-            WeightsError: no such model, or its weights do not fit; the message says what is allowed.
+            WeightsError: No such model, or its weights do not fit; the message says what is allowed.
         """
         found = locate_model(
             source, preset_name=preset_name, first_stage=first_stage, accept_licence=accept_licence
@@ -171,18 +171,18 @@ class Upscaler:
         Args:
             image: PIL image of any common mode, or array (H, W), (H, W, 1 | 3 | 4), uint8 or uint16, RGB
                 order, fourth channel alpha.
-            seed: seed of the noise; the same seed gives the same pixels.
-            outscale: sides of the result over sides of the input, in (0, 16]; default: the model's own scale.
-            steps: steps of the chain, see `Sampling`.
-            tile_px: longest side of a tile in input pixels, see `Sampling`.
-            tile_batch: number of tiles in one call of the network on a GPU, see `Sampling`.
+            seed: Seed of the noise; the same seed gives the same pixels.
+            outscale: Sides of the result over sides of the input, in (0, 16]; default: the model's own scale.
+            steps: Steps of the chain, see `Sampling`.
+            tile_px: Longest side of a tile in input pixels, see `Sampling`.
+            tile_batch: Number of tiles in one call of the network on a GPU, see `Sampling`.
 
         Returns:
             The same kind: a PIL image (grey stays grey, alpha stays), or an array of the same dtype and
             channels.
 
         Raises:
-            ValueError: the image or an option is not usable; the message names the value and what is allowed.
+            ValueError: The image or an option is not usable; the message names the value and what is allowed.
         """
         sampling = Sampling(seed=seed, outscale=outscale, steps=steps, tile_px=tile_px, tile_batch=tile_batch)
         if isinstance(image, Image.Image):
@@ -237,12 +237,12 @@ class Upscaler:
 
         Args:
             lq: low-quality picture on the device of the model.
-            sampling: how pixels are made; `outscale` must be None.
-            noise: function that replaces the noise field in parity tests: `noise(step)` of the shape of the
+            sampling: How pixels are made; `outscale` must be None.
+            noise: Function that replaces the noise field in parity tests: `noise(step)` of the shape of the
                 padded latent, for steps T ... 1.
 
         Raises:
-            ValueError: wrong shape, or an option is not usable.
+            ValueError: Wrong shape, or an option is not usable.
         """
         if sampling.outscale is not None:
             raise ValueError(
@@ -268,7 +268,7 @@ class Upscaler:
         """Return the tiles of a picture of this size, in latent positions.
 
         Raises:
-            ValueError: the model cannot do what `sampling` says.
+            ValueError: The model cannot do what `sampling` says.
         """
         sampling.check_for("this model", self.schedule.steps, self.config.smallest_tile_px)
         ratio = self.config.unet.lq_ratio
@@ -287,7 +287,7 @@ class Upscaler:
         """Return what a chain of `steps` (default: all) computes with.
 
         Raises:
-            ValueError: the model was trained with fewer steps.
+            ValueError: The model was trained with fewer steps.
         """
         # Kept: tables on the device are cached by schedule, and pictures share the calls of one object.
         steps = self.schedule.steps if steps is None else steps

@@ -37,7 +37,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         Tensors on the CPU, with the dtype of the file.
 
     Raises:
-        WeightsError: the file does not hold tensors, or would execute code.
+        WeightsError: The file does not hold tensors, or would execute code.
     """
     path = Path(path)
     if not path.is_file():
@@ -93,7 +93,7 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copy weights into a module. Every parameter must be present with its shape, and nothing else.
 
     Raises:
-        WeightsError: the weights do not fit; the message lists the missing, unexpected and mismatched keys.
+        WeightsError: The weights do not fit; the message lists the missing, unexpected and mismatched keys.
             The module is not changed.
     """
     ours = {key: value for key, value in module.state_dict().items() if not is_derived(key)}
@@ -145,12 +145,12 @@ def save_model(
     """Write a model directory that `Upscaler.from_pretrained` reads; the configuration is written last.
 
     Args:
-        directory: directory of the model, which is created if it is absent.
-        name: name of the model in reports.
-        config: configuration of the model.
+        directory: Directory of the model, which is created if it is absent.
+        name: Name of the model in reports.
+        config: Configuration of the model.
         unet: U-Net, stored as model.safetensors.
-        first_stage: first stage, stored as first_stage.safetensors if it has parameters.
-        dtype: dtype of the stored weights, for example torch.float16 for half the size; None keeps theirs.
+        first_stage: First stage, stored as first_stage.safetensors if it has parameters.
+        dtype: Dtype of the stored weights, for example torch.float16 for half the size; None keeps theirs.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)

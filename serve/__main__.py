@@ -67,8 +67,8 @@ def configuration(options: argparse.Namespace) -> dict[str, Any]:
     """Return the configuration that the flags describe, as `serve run` reads it.
 
     Raises:
-        UsageError: a flag cannot be what it is.
-        WeightsError: no such model.
+        UsageError: A flag cannot be what it is.
+        WeightsError: No such model.
     """
     from pipelines.bulk.worker import describe_model
     from serve.replica import app_name
@@ -111,7 +111,7 @@ def check_address(config: dict[str, Any]) -> None:
     times and say so in tracebacks.
 
     Raises:
-        UsageError: somebody listens there already, or it is not an address of this machine.
+        UsageError: Somebody listens there already, or it is not an address of this machine.
     """
     from ray.serve.schema import ServeDeploySchema
 

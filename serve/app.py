@@ -201,7 +201,7 @@ class Gateway:
         jobs: Handle of the keeper.
 
     Raises:
-        RuntimeError: there are no keys, and Serve listens beyond this machine.
+        RuntimeError: There are no keys, and Serve listens beyond this machine.
     """
 
     def __init__(self, settings: ServeSettings, jobs: Any) -> None:

@@ -51,7 +51,7 @@ class ServedModel:
         name: Name or path of the model, see `describe_model`.
 
     Raises:
-        WeightsError: no such model.
+        WeightsError: No such model.
     """
 
     def __init__(self, name: str) -> None:

@@ -127,7 +127,7 @@ def application(args: dict[str, Any]) -> serve.Application:
         args: Fields of `ReplicaSettings`.
 
     Raises:
-        WeightsError: no such model.
+        WeightsError: No such model.
     """
     asked = TypeAdapter(ReplicaSettings).validate_python(args)
     num_gpus, num_threads = replica_resources(asked.num_gpus, asked.high)

@@ -32,7 +32,7 @@ class KeySettings:
 
     Fields:
         name: Name of the holder; jobs belong to it.
-        sha256: of the key, 64 hexadecimal digits.
+        sha256: Of the key, 64 hexadecimal digits.
         requests_per_minute, megapixels_per_minute: Limits of requests and of input pixels; null: none.
     """
 
@@ -63,7 +63,7 @@ class LimitSettings:
         body_s: Longest time that a body may take to arrive.
         bodies_mb: Largest size of the bodies of all requests that wait or are worked on.
         megapixels, max_side_px, decode_s, decode_memory_mb: Limits of a picture; the first two are checked on
-        its header. output_megapixels: of a result. in_flight: pictures that are decoded, upscaled or encoded
+        its header. output_megapixels: Of a result. in_flight: pictures that are decoded, upscaled or encoded
         at a time; what all replicas take (`ongoing`), and two. queue: pictures that wait for that. timeout_s:
         for an answer, when the request has no `X-Request-Timeout`. max_timeout_s: the longest that a request
         may ask for.
@@ -176,6 +176,6 @@ def parse(args: Mapping[str, Any]) -> ServeSettings:
     """Return the settings of `args`.
 
     Raises:
-        pydantic.ValidationError: what is wrong, and where.
+        pydantic.ValidationError: What is wrong, and where.
     """
     return TypeAdapter(ServeSettings).validate_python(dict(args))

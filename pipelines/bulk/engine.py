@@ -38,8 +38,8 @@ class EngineOptions:
         num_threads: Threads of the networks on a CPU.
         upscale_s: Seconds that work waits before another replica is started.
         downscale_s: Seconds that a replica is idle before it is stopped.
-        ongoing: Number of requests at a time at a replica of a Serve deployment; pictures of all of them share the
-            calls of a GPU.
+        ongoing: Number of requests at a time at a replica of a Serve deployment; pictures of all of them
+            share the calls of a GPU.
     """
 
     model: str

@@ -19,7 +19,7 @@ def promised() -> dict[str, float]:
     """Return the CPUs and GPUs that labels promise; names without a label are left out.
 
     Raises:
-        ValueError: a label is not a whole number.
+        ValueError: A label is not a whole number.
     """
     found: dict[str, float] = {}
     for node in ray.nodes():
@@ -41,7 +41,7 @@ def reachable() -> dict[str, float]:
     that is more.
 
     Raises:
-        ValueError: as `promised`.
+        ValueError: As `promised`.
     """
     resources: dict[str, float] = dict(ray.cluster_resources())
     return resources | {name: max(resources.get(name, 0.0), number) for name, number in promised().items()}

@@ -44,9 +44,9 @@ def results(function: Callable[[T], R], inputs: Sequence[T], *, in_order: bool =
     small.
 
     Args:
-        function: importable; what it raises ends the run.
-        inputs: pickled, each with its own task only.
-        in_order: yield in the order of the inputs; else in that of completion.
+        function: Importable; what it raises ends the run.
+        inputs: Pickled, each with its own task only.
+        in_order: Yield in the order of the inputs; else in that of completion.
     """
     if not inputs:
         return

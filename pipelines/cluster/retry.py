@@ -21,7 +21,7 @@ def retried(access: Callable[[], T], *, attempts: int = 7, first_wait_s: float =
     longer.
 
     Raises:
-        StorageError: any other reason at once, `unavailable` after the last attempt.
+        StorageError: Any other reason at once, `unavailable` after the last attempt.
     """
     for i_attempt in range(attempts):
         try:

@@ -54,7 +54,7 @@ def read_lock(text: str) -> dict[str, str]:
     """Return the pinned version of every package that applies to this platform.
 
     Raises:
-        ValueError: a line is not a pin.
+        ValueError: A line is not a pin.
     """
     pins: dict[str, str] = {}
     for line in text.splitlines():
@@ -121,9 +121,9 @@ def check_gpu(memory_bytes: Sequence[int], has_driver: bool, has_amx: bool = Fal
     """Devices that torch can use, by their memory.
 
     Args:
-        memory_bytes: of each device.
-        has_driver: the kernel has an NVIDIA device, whatever torch says.
-        has_amx: the CPU multiplies matrices in bfloat16.
+        memory_bytes: Of each device.
+        has_driver: The kernel has an NVIDIA device, whatever torch says.
+        has_amx: The CPU multiplies matrices in bfloat16.
     """
     if not memory_bytes and has_driver:
         return fail(
@@ -225,7 +225,7 @@ def machine_checks(lock: str | None) -> Iterator[Finding]:
     """Read this machine.
 
     Args:
-        lock: text of requirements.lock; None when there is none to compare with.
+        lock: Text of requirements.lock; None when there is none to compare with.
     """
     import torch
 

@@ -87,8 +87,8 @@ class OwnerMap:
         """Give each output name to its key unless another key has it.
 
         Args:
-            outputs: digests of the names, (n, 2).
-            keys: digests of the keys that want them, (n, 2); earlier rows come first.
+            outputs: Digests of the names, (n, 2).
+            keys: Digests of the keys that want them, (n, 2); earlier rows come first.
 
         Returns:
             (n,) whether the key has the name now.

@@ -114,7 +114,7 @@ def row(key: str, etag: str, status: Status, **values: Any) -> Row:
     """Return a row with every column.
 
     Raises:
-        KeyError: a value belongs to no column of the ledger.
+        KeyError: A value belongs to no column of the ledger.
     """
     if unknown := values.keys() - _BLANK.keys():
         raise KeyError(f"not columns of the ledger: {sorted(unknown)}")

@@ -93,7 +93,7 @@ def fair_share(num_ranks: int, held_cpus: float, labels: Mapping[str, str] | Non
         labels: Labels of the nodes to count and to use; None counts all nodes.
 
     Raises:
-        ConfigError: no node has the labels, or no logical CPU would be left for data: the run would hang
+        ConfigError: No node has the labels, or no logical CPU would be left for data: the run would hang
             without an error.
     """
     wanted = dict(labels or {})
@@ -171,8 +171,8 @@ class PairMaker:
         the module docstring.
 
         Raises:
-            ImageError: not one picture of a whole row group can be decoded any more.
-            StorageError: a shard cannot be read.
+            ImageError: Not one picture of a whole row group can be decoded any more.
+            StorageError: A shard cannot be read.
         """
         pairs = (made for piece in pieces for made in self._pairs(piece))
         rest = sum(len(piece.rows) for piece in pieces)
@@ -418,8 +418,8 @@ def rank_batches(
 
     Raises:
         ValueError: `start_row` is not where a batch begins, or the ranks cannot share a batch.
-        ImageError: a whole row group is broken; single pictures are only counted (`substituted`) and logged.
-        StorageError: the shards cannot be read; outages of less than half a minute are waited for.
+        ImageError: A whole row group is broken; single pictures are only counted (`substituted`) and logged.
+        StorageError: The shards cannot be read; outages of less than half a minute are waited for.
     """
     batch_size = config.train.batch_size
     if start_row % batch_size or batch_size < num_ranks:

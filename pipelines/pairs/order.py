@@ -110,7 +110,7 @@ def stream(
     """Yield what one rank reads of stream rows [start, stop), a piece for each window that holds some of it.
 
     Raises:
-        ValueError: there is no picture at all, or the batch cannot be shared by the ranks.
+        ValueError: There is no picture at all, or the batch cannot be shared by the ranks.
     """
     per_epoch = sum(group.num_ok for group in groups)
     if not per_epoch:

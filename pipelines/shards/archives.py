@@ -37,7 +37,7 @@ def members(archive: Archive) -> Iterator[Item | Archive]:
     What stands before the damage is yielded.
 
     Raises:
-        StorageError: the file cannot be read.
+        StorageError: The file cannot be read.
     """
     found: list[Item | Archive] = []
     damage = ""

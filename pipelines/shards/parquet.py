@@ -89,11 +89,11 @@ class ShardSummary:
     """What the manifest says of a shard.
 
     Fields:
-        name: of the file.
-        fingerprint: of its inputs.
+        name: Of the file.
+        fingerprint: Of its inputs.
         row_groups: (rows, rows to use) of each.
-        size_bytes: of the file.
-        reasons: how many rows have which reason.
+        size_bytes: Of the file.
+        reasons: How many rows have which reason.
         duplicates: (row group, row in it) of rows that are ok in the file and a duplicate in the data set.
     """
 
@@ -186,8 +186,8 @@ def read_row_group(uri: str, index: int, columns: Sequence[str]) -> pa.Table:
     """Read columns of one row group; only its part of the file travels.
 
     Raises:
-        StorageError: the shard cannot be read.
-        pa.ArrowException: it is damaged.
+        StorageError: The shard cannot be read.
+        pa.ArrowException: It is damaged.
     """
     return _read_group(uri, _footer(uri)[0], index, columns)
 
@@ -253,8 +253,8 @@ def read_manifest(root: str) -> list[ShardSummary]:
     """Return the shards of a data set.
 
     Raises:
-        StorageError: there is no manifest.
-        ValueError: it is of a format that this version does not know.
+        StorageError: There is no manifest.
+        ValueError: It is of a format that this version does not know.
     """
     uri = storage.join(root, "manifest.json")
     try:
@@ -298,7 +298,7 @@ def read_pictures(root: str, group: RowGroup) -> pa.Table:
     """Read the pictures to use of a row group: key and bytes.
 
     Raises:
-        StorageError: the shard cannot be read.
+        StorageError: The shard cannot be read.
     """
     table = read_row_group(storage.join(root, group.shard), group.index, ("key", "status", "bytes"))
     used: NDArray[np.bool_] = table["status"].to_numpy() == "ok"

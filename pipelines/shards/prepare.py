@@ -33,7 +33,7 @@ def with_tars_opened(found: Sequence[Item | Archive], root: str | None) -> list[
         root: Root of the shards, where the index of the tars is kept for the next run; None keeps nothing.
 
     Raises:
-        StorageError: a tar cannot be read.
+        StorageError: A tar cannot be read.
     """
     items = [one for one in found if isinstance(one, Item)]
     tars = [one for one in found if isinstance(one, Archive)]

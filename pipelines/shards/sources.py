@@ -80,7 +80,7 @@ def read(item: Item, max_bytes: int) -> bytes:
     """Read an input.
 
     Raises:
-        StorageError: with the reason.
+        StorageError: With the reason.
     """
     if item.offset is None:
         return storage.read_bytes(item.uri, max_bytes=max_bytes)
@@ -97,7 +97,7 @@ def label_of(item: Item) -> str:
     """Return the label of an input: as listed, as in its sidecar, or the directory in its key.
 
     Raises:
-        StorageError: the sidecar cannot be read.
+        StorageError: The sidecar cannot be read.
     """
     if item.label is not None:
         return item.label
@@ -128,8 +128,8 @@ def list_inputs(source: str) -> Iterator[Item | Archive]:
     """List the inputs of a source; tars are yielded unopened.
 
     Raises:
-        StorageError: the source cannot be read.
-        ValueError: it is a compressed archive, of which single members cannot be read.
+        StorageError: The source cannot be read.
+        ValueError: It is a compressed archive, of which single members cannot be read.
     """
     if source.lower().endswith(COMPRESSED):
         raise ValueError(

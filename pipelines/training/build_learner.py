@@ -35,7 +35,7 @@ def lpips_of(config: AnyRunConfig, device: torch.device) -> Lpips | None:
     """Return the LPIPS network of a run on its device; None when the term is off.
 
     Raises:
-        ConfigError: its weights are not there, or the package is not installed.
+        ConfigError: Its weights are not there, or the package is not installed.
     """
     if not config.loss.lpips:
         return None
@@ -51,8 +51,8 @@ def build_learner(
     """Build a worker's learner at step 0.
 
     Raises:
-        ConfigError: the preset needs weights of a first stage and none were given.
-        WeightsError: they do not fit.
+        ConfigError: The preset needs weights of a first stage and none were given.
+        WeightsError: They do not fit.
     """
     if isinstance(config, RunConfig):
         network = on_device(build_network(config), device, config.train.channels_last)
@@ -64,8 +64,8 @@ def build_objective(config: RunConfig, lpips: Lpips | None, device: torch.device
     """Return the loss with its frozen networks on `device`.
 
     Raises:
-        ConfigError: the preset needs weights of a first stage and none were given.
-        WeightsError: they do not fit.
+        ConfigError: The preset needs weights of a first stage and none were given.
+        WeightsError: They do not fit.
     """
     first_stage = build_first_stage(config.model.first_stage)
     if config.model.first_stage.kind == "vq":

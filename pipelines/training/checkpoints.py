@@ -79,7 +79,7 @@ def fetch(out: str, step: int, directory: Path) -> None:
     """Download a complete checkpoint and verify it.
 
     Raises:
-        WeightsError: it is damaged or a file is gone.
+        WeightsError: It is damaged or a file is gone.
     """
     directory.mkdir(parents=True, exist_ok=True)
     names = [MANIFEST]
@@ -102,7 +102,7 @@ def fetch_latest(out: str, directory: Path) -> int | None:
     has none.
 
     Raises:
-        WeightsError: there are checkpoints, and all are damaged: starting again from nothing is not ours to
+        WeightsError: There are checkpoints, and all are damaged: starting again from nothing is not ours to
             decide.
     """
     complete = [found for found in stored(out) if found.complete]
@@ -211,7 +211,7 @@ class CheckpointWriter:
         """Wait until every submitted snapshot is published.
 
         Raises:
-            StorageError: it could not be.
+            StorageError: It could not be.
         """
         running, self._running = self._running, None
         if running is not None:

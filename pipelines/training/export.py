@@ -52,7 +52,7 @@ def export(out: str, config: AnyRunConfig, step: int, target: str) -> str:
     it is.
 
     Raises:
-        ConfigError: a push is wanted and huggingface_hub is not installed, or the name is malformed.
+        ConfigError: A push is wanted and huggingface_hub is not installed, or the name is malformed.
     """
     files = {
         entry.key: storage.read_bytes(entry.uri) for entry in storage.list_entries(storage.join(out, "model"))

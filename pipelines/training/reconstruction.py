@@ -46,8 +46,8 @@ def report(photos: str, config: AutoencoderRunConfig, init: str, out: str) -> tu
     table and how many failed.
 
     Raises:
-        ConfigError: no picture can be used.
-        WeightsError: the weights do not fit.
+        ConfigError: No picture can be used.
+        WeightsError: The weights do not fit.
     """
     autoencoder = VQAutoencoder(config.first_stage.vq).eval().requires_grad_(False)
     weights.load_into(autoencoder, weights.read_state_dict(init))

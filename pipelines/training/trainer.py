@@ -53,7 +53,7 @@ def plan_workers(
         cluster: `pipelines.cluster.capacity.reachable()`.
 
     Raises:
-        ConfigError: the cluster cannot hold the workers, or would have no CPU left for data.
+        ConfigError: The cluster cannot hold the workers, or would have no CPU left for data.
     """
     have_gpus, have_cpus = cluster.get("GPU", 0.0), cluster.get("CPU", 0.0)
     gpus = gpus_per_worker if gpus_per_worker is not None else (1.0 if have_gpus >= least else 0.0)
@@ -75,8 +75,8 @@ def begin_run(config: AnyRunConfig, data: str, out: str) -> None:
     """Write `run.json` into a new run directory, or check that an existing one is this run.
 
     Raises:
-        ResumeRefused: the directory holds another run.
-        ConfigError: it holds this run, and further than it is to go.
+        ResumeRefused: The directory holds another run.
+        ConfigError: It holds this run, and further than it is to go.
     """
     record_uri = storage.join(out, "run.json")
     if storage.exists(record_uri):
@@ -142,7 +142,7 @@ def run_training(
             restart.
 
     Raises:
-        ConfigError: the batch cannot be shared by the workers.
+        ConfigError: The batch cannot be shared by the workers.
         ResumeRefused: `out` holds another run.
         TrainingFailedError: Ray gave up restarting.
     """

@@ -63,7 +63,7 @@ def held_out(source: str, limit: int, seed: int, data: DataConfig, recipe: Degra
         recipe: Degradation of the run.
 
     Raises:
-        ConfigError: nothing fits, or the source cannot serve this recipe.
+        ConfigError: Nothing fits, or the source cannot serve this recipe.
     """
     lq_root, *rest = folders_of(source)
     if len(rest) > 1:

@@ -91,10 +91,10 @@ def apply_operation(
     """Return the picture after one operation.
 
     Args:
-        image: picture, (H, W, 3) float32, nominally in [0, 1]; it is not modified.
-        op: operation to apply.
-        hq_shape: height and width of the clean picture, to which sizes of resizes refer.
-        scale: scale of the whole degradation.
+        image: Picture, (H, W, 3) float32, nominally in [0, 1]; it is not modified.
+        op: Operation to apply.
+        hq_shape: Height and width of the clean picture, to which sizes of resizes refer.
+        scale: Scale of the whole degradation.
     """
     match op:
         case Blur():
@@ -115,9 +115,9 @@ def degrade(hq_u8: NDArray[np.uint8], params: DegradationParams) -> NDArray[np.u
     """Return the low-quality picture of a clean one.
 
     Args:
-        hq_u8: clean picture, (H, W, 3) uint8 RGB; H and W are multiples of `params.scale`. It is not
+        hq_u8: Clean picture, (H, W, 3) uint8 RGB; H and W are multiples of `params.scale`. It is not
             modified.
-        params: parameters from `draw` or `DegradationParams.from_json`.
+        params: Parameters from `draw` or `DegradationParams.from_json`.
 
     Returns:
         (H / scale, W / scale, 3) uint8 RGB. Equal arguments give equal bytes.

@@ -124,8 +124,8 @@ def draw(rng: np.random.Generator, recipe: DegradationRecipe) -> DegradationPara
     """Draw the degradation of one sample.
 
     Args:
-        rng: generator of the sample, from `resshift.seeds.philox(run_seed, "degrade", epoch, key)`.
-        recipe: ranges and probabilities to draw from.
+        rng: Generator of the sample, from `resshift.seeds.philox(run_seed, "degrade", epoch, key)`.
+        recipe: Ranges and probabilities to draw from.
 
     Returns:
         Parameters for `degrade`, which is not random.

@@ -107,11 +107,11 @@ class MaskRecipe:
     (lowest, highest), both included.
 
     Fields:
-        kind_probs: probabilities of irregular, box and outpainting masks.
-        strokes, stroke_segments, stroke_length_px, stroke_width_px: ranges of an irregular mask.
-        boxes, box_side_px, box_margin_px: ranges of a box mask, and its distance from the edge.
-        border: range of the width of a strip, as a fraction of the side.
-        border_prob: probability of each of the four strips; if none is drawn, one of them is chosen.
+        kind_probs: Probabilities of irregular, box and outpainting masks.
+        strokes, stroke_segments, stroke_length_px, stroke_width_px: Ranges of an irregular mask.
+        boxes, box_side_px, box_margin_px: Ranges of a box mask, and its distance from the edge.
+        border: Range of the width of a strip, as a fraction of the side.
+        border_prob: Probability of each of the four strips; if none is drawn, one of them is chosen.
     """
 
     kind_probs: tuple[float, float, float] = (1 / 3, 1 / 3, 1 / 3)

@@ -43,10 +43,10 @@ class Noise:
     """One operation of a degradation: additive noise.
 
     Fields:
-        kind: distribution of the noise.
-        level: sigma in 8-bit levels for Gaussian noise, the factor `scale` for Poisson noise.
-        gray: whether all channels have the same noise.
-        seed: seed of the noise, which makes `degrade` a pure function.
+        kind: Distribution of the noise.
+        level: Sigma in 8-bit levels for Gaussian noise, the factor `scale` for Poisson noise.
+        gray: Whether all channels have the same noise.
+        seed: Seed of the noise, which makes `degrade` a pure function.
     """
 
     op: Literal["noise"] = "noise"

@@ -45,7 +45,7 @@ class Draws:
     """The random choices of one sample, in the order of the calls.
 
     Args:
-        rng: generator of the sample. Numbers are taken in blocks, so afterwards it has given more numbers
+        rng: Generator of the sample. Numbers are taken in blocks, so afterwards it has given more numbers
             than were used.
     """
 

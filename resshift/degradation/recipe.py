@@ -38,13 +38,13 @@ class KernelRecipe:
 
     Fields:
         size: (smallest, largest) side, both odd and both included.
-        type_probs: probabilities of iso, aniso, generalized_iso, generalized_aniso, plateau_iso and
+        type_probs: Probabilities of iso, aniso, generalized_iso, generalized_aniso, plateau_iso and
             plateau_aniso.
-        sigma: range of the standard deviation along each axis, in pixels. The angle is uniform in [-pi, pi].
-        beta_generalized, beta_plateau: ranges of the shape parameter; half of the draws are from [low, 1] and
+        sigma: Range of the standard deviation along each axis, in pixels. The angle is uniform in [-pi, pi].
+        beta_generalized, beta_plateau: Ranges of the shape parameter; half of the draws are from [low, 1] and
             half from [1, high].
-        sinc_prob: probability of a sinc filter.
-        sinc_omega_small, sinc_omega_large: ranges of the cut-off of kernels below `sinc_large_size` pixels,
+        sinc_prob: Probability of a sinc filter.
+        sinc_omega_small, sinc_omega_large: Ranges of the cut-off of kernels below `sinc_large_size` pixels,
             and of all larger ones.
     """
 
@@ -76,8 +76,8 @@ class ResizeRecipe:
     have equal probabilities.
 
     Fields:
-        probs: probabilities of enlarging, shrinking and keeping the size.
-        factor: range of the ratio of sides, (low, high) with low <= 1 <= high.
+        probs: Probabilities of enlarging, shrinking and keeping the size.
+        factor: Range of the ratio of sides, (low, high) with low <= 1 <= high.
     """
 
     probs: tuple[float, float, float]
@@ -136,13 +136,13 @@ class DegradationRecipe:
         kind: "realesrgan" is the chain of the module docstring; "bicubic" is MATLAB's imresize alone; "face"
             follows `face`, and "inpainting" cuts the holes of `mask`. A kind ignores the fields of the
             others.
-        scale: side of the clean picture divided by the side of the low-quality one; 1 for inpainting.
-        bicubic_share: probability that a sample is degraded by bicubic alone instead of the chain (mixed
+        scale: Side of the clean picture divided by the side of the low-quality one; 1 for inpainting.
+        bicubic_share: Probability that a sample is degraded by bicubic alone instead of the chain (mixed
             training); 0 in official recipes.
-        mild_share: probability that the chain has the mild, first-order ranges of `imagenet_test_x4`; 0 in
+        mild_share: Probability that the chain has the mild, first-order ranges of `imagenet_test_x4`; 0 in
             official recipes. Both shares apply to the real-world chain only, and are 0 for other kinds.
-        final_sinc_prob, final_sinc_size, final_sinc_omega: probability and ranges of the last filter.
-        jpeg_last_prob: probability of (resize, sinc, JPEG); otherwise (JPEG, resize, sinc).
+        final_sinc_prob, final_sinc_size, final_sinc_omega: Probability and ranges of the last filter.
+        jpeg_last_prob: Probability of (resize, sinc, JPEG); otherwise (JPEG, resize, sinc).
         jpeg1_quality, jpeg2_quality: (lowest, highest) qualities, both included.
     """
 

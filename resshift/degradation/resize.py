@@ -38,10 +38,10 @@ class Resize:
     """One operation of a degradation: resize to floor(factor * side) of the picture `of`, at least 1 pixel.
 
     Fields:
-        of: size to which the factor refers: that of the clean picture (hq) or the final low-quality size
+        of: Size to which the factor refers: that of the clean picture (hq) or the final low-quality size
             (lq). It is never the current size, so roundings do not accumulate.
-        factor: ratio of sides.
-        mode: interpolation; `matlab_bicubic` is `imresize`, and needs `of="lq"` with factor 1.
+        factor: Ratio of sides.
+        mode: Interpolation; `matlab_bicubic` is `imresize`, and needs `of="lq"` with factor 1.
     """
 
     op: Literal["resize"] = "resize"
@@ -79,8 +79,8 @@ def imresize(image: NDArray[T], scale: float) -> NDArray[T]:
     edges and a = -0.5.
 
     Args:
-        image: picture, (H, W, C) float32 or float64 of any range. The result is not clipped.
-        scale: ratio of sides; a fraction with a denominator up to 1000.
+        image: Picture, (H, W, C) float32 or float64 of any range. The result is not clipped.
+        scale: Ratio of sides; a fraction with a denominator up to 1000.
 
     Returns:
         (ceil(H * scale), ceil(W * scale), C) of the same dtype.

@@ -34,9 +34,9 @@ class Frames:
     """One or several pictures of one file.
 
     Fields:
-        pictures: at least one picture, or none in a result that failed.
-        durations_ms: time that each frame is shown; empty for pages and still pictures.
-        loop: number of times that an animation is repeated; 0 repeats it forever.
+        pictures: At least one picture, or none in a result that failed.
+        durations_ms: Time that each frame is shown; empty for pages and still pictures.
+        loop: Number of times that an animation is repeated; 0 repeats it forever.
     """
 
     pictures: tuple[Picture, ...]
@@ -64,14 +64,14 @@ def decode_frames(data: bytes, limits: ImageLimits | None = None, choice: FrameC
     """Decode a file of one or several frames.
 
     Args:
-        data: content of the file.
-        limits: sizes that are accepted. `max_pixels` is a limit for all frames together, `max_frames` for
+        data: Content of the file.
+        limits: Sizes that are accepted. `max_pixels` is a limit for all frames together, `max_frames` for
             their number.
         choice: "first" takes the first frame, with a note; "all" takes every frame; "fail" refuses files of
             several frames.
 
     Raises:
-        ImageError: the file is refused, with the reason; `animated` for "fail".
+        ImageError: The file is refused, with the reason; `animated` for "fail".
     """
     limits = limits or ImageLimits()
     num_frames = probe(data, limits).num_frames
@@ -114,7 +114,7 @@ def fit_frames(frames: Frames, format: Format) -> Frames:
     """Return the frames as `format` can hold them, with notes on the first frame; see `images.fit_format`.
 
     Raises:
-        ImageError: animated, if there are several frames and the format holds one; too_large, if a side is
+        ImageError: Animated, if there are several frames and the format holds one; too_large, if a side is
             too long.
     """
     if len(frames.pictures) > 1 and format == "jpeg":

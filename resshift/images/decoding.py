@@ -32,11 +32,11 @@ def decode(data: bytes, limits: ImageLimits | None = None) -> Picture:
     """Decode a file: upright, sRGB, RGB or grey, 16 bit kept.
 
     Args:
-        data: content of the file.
-        limits: sizes that are accepted; None means `ImageLimits()`.
+        data: Content of the file.
+        limits: Sizes that are accepted; None means `ImageLimits()`.
 
     Raises:
-        ImageError: the file is refused, with the reason. No other exception is raised, whatever the bytes.
+        ImageError: The file is refused, with the reason. No other exception is raised, whatever the bytes.
     """
     limits = limits or ImageLimits()
     image = read_header(data, limits)

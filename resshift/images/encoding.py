@@ -30,9 +30,9 @@ def encode(picture: Picture, format: Format = "png", quality: int = 95) -> bytes
     """Encode a picture; the same picture gives the same bytes.
 
     Args:
-        picture: picture to encode. It is changed as by `fit_format`; call that first to get its notes.
-        format: file format; png and tiff keep 16 bit and are lossless, jpeg has no alpha.
-        quality: quality of jpeg and webp, 1-100. From 90 on, JPEG colour is not subsampled.
+        picture: Picture to encode. It is changed as by `fit_format`; call that first to get its notes.
+        format: File format; png and tiff keep 16 bit and are lossless, jpeg has no alpha.
+        quality: Quality of jpeg and webp, 1-100. From 90 on, JPEG colour is not subsampled.
     """
     if not 1 <= quality <= 100:
         raise ValueError(f"quality must be 1 to 100, got {quality}")

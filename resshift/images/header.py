@@ -182,7 +182,7 @@ def probe(data: bytes, limits: ImageLimits | None = None) -> ImageHeader:
     """Read a header, without decoding a pixel.
 
     Raises:
-        ImageError: the file is empty, not of an accepted format, damaged, or outside the limits.
+        ImageError: The file is empty, not of an accepted format, damaged, or outside the limits.
     """
     image = read_header(data, limits or ImageLimits())
     with refusals("header"):

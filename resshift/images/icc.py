@@ -80,8 +80,8 @@ def to_srgb(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, bytes |
     """Convert a loaded picture to sRGB.
 
     Args:
-        image: picture of mode L, RGB or CMYK.
-        icc: embedded profile, or None.
+        image: Picture of mode L, RGB or CMYK.
+        icc: Embedded profile, or None.
 
     Returns:
         The picture in mode L or RGB, the profile to embed with it (None means untagged, which is sRGB
@@ -111,7 +111,7 @@ def from_srgb(pixels: np.ndarray, icc: bytes) -> np.ndarray:
 
     Args:
         pixels: (H, W, 1) grey or (H, W, 3) RGB, uint8.
-        icc: profile for that kind of picture.
+        icc: Profile for that kind of picture.
 
     Returns:
         Pixels of the same shape.

@@ -35,9 +35,9 @@ def encode_png(
     Args:
         pixels: (H, W, 1 or 3) uint8 or uint16.
         alpha: (H, W) of the same dtype, or None.
-        icc: profile to embed.
-        exif: block to embed, as in `Picture.exif`.
-        xmp: packet to embed.
+        icc: Profile to embed.
+        exif: Block to embed, as in `Picture.exif`.
+        xmp: Packet to embed.
 
     Raises:
         ImageError: too_large, if OpenCV cannot write a picture of this size.

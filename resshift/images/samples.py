@@ -39,7 +39,7 @@ def from_array(array: Array) -> Picture:
     """Return (H, W), or (H, W, 1, 3 or 4) with RGB order and alpha last, uint8 or uint16, as a picture.
 
     Raises:
-        ValueError: not such an array; the message says what is allowed.
+        ValueError: Not such an array; the message says what is allowed.
     """
     if not isinstance(array, np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance] - what types forbid is what people try
         raise ValueError(

@@ -47,9 +47,9 @@ class DecoderLimits:
     """Limits for one file.
 
     Fields:
-        images: limits of sizes, checked on the header.
-        seconds: limit of wall-clock time.
-        memory_mb: memory limit in addition to the memory of an idle decoder; None means 256 MB and 64 bytes
+        images: Limits of sizes, checked on the header.
+        seconds: Limit of wall-clock time.
+        memory_mb: Memory limit in addition to the memory of an idle decoder; None means 256 MB and 64 bytes
             for every pixel that `images` accepts.
     """
 
@@ -83,9 +83,9 @@ class Decoder:
         """Decode one file.
 
         Raises:
-            ImageError: the file is refused.
-            DecoderTimeout: decoding took too long.
-            DecoderDied: the process was killed, crashed, or ran out of memory.
+            ImageError: The file is refused.
+            DecoderTimeout: Decoding took too long.
+            DecoderDied: The process was killed, crashed, or ran out of memory.
         """
         if self._channel is None:
             self._start()
@@ -161,7 +161,7 @@ def _receive(channel: socket.socket) -> bytearray:
     """Receive one part.
 
     Raises:
-        ConnectionError: the other side has closed the connection.
+        ConnectionError: The other side has closed the connection.
     """
     head = bytearray(_LENGTH.size)
     _fill(channel, head)

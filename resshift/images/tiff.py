@@ -23,9 +23,9 @@ def encode_tiff(
     Args:
         pixels: (H, W, 1 or 3) uint8 or uint16.
         alpha: (H, W) of the same dtype, or None.
-        icc: profile to embed.
-        exif: block to embed, as in `Picture.exif`; its descriptive tags are written to the first directory.
-        xmp: packet to embed.
+        icc: Profile to embed.
+        exif: Block to embed, as in `Picture.exif`; its descriptive tags are written to the first directory.
+        xmp: Packet to embed.
     """
     samples = pixels if alpha is None else np.concatenate([pixels, alpha[..., None]], axis=2)
     height, width, num_samples = samples.shape

@@ -43,7 +43,7 @@ class ImageError(ValueError):
     """A picture that cannot be read or written. The message names the value and what is allowed.
 
     Fields:
-        reason: reason of the refusal.
+        reason: Reason of the refusal.
     """
 
     def __init__(self, reason: ImageReason, message: str) -> None:
@@ -88,11 +88,11 @@ class ImageHeader:
 
     Fields:
         format: JPEG, PNG, WEBP, TIFF, GIF or BMP.
-        width, height: stored size, before the EXIF orientation is applied (TIFF: after it).
+        width, height: Stored size, before the EXIF orientation is applied (TIFF: after it).
         mode: Pillow's name of the pixel mode.
-        num_frames: number of frames or pages; at most 1000 pages of a TIFF are counted, and 2 means "several"
+        num_frames: Number of frames or pages; at most 1000 pages of a TIFF are counted, and 2 means "several"
             in a GIF above 8 MB.
-        sample_bits: bits per sample in the file.
+        sample_bits: Bits per sample in the file.
     """
 
     format: str
@@ -110,13 +110,13 @@ class Picture:
     Fields:
         pixels: (H, W, 1) grey or (H, W, 3) RGB, uint8 or uint16.
         alpha: (H, W) of the same dtype, not premultiplied, or None.
-        icc: profile to embed; None means sRGB.
+        icc: Profile to embed; None means sRGB.
         source_icc: RGB or grey profile of the file from which the 8-bit pixels were converted to sRGB;
             `images.in_own_profile` converts them back. None if they were not converted.
-        exif: block of descriptive tags that starts with `Exif\\0\\0`, with the orientation applied; or None.
+        exif: Block of descriptive tags that starts with `Exif\\0\\0`, with the orientation applied; or None.
         xmp: XMP packet, with the orientation applied; or None.
-        format: format of the file, JPEG, PNG, WEBP, TIFF, GIF or BMP; empty for other sources.
-        notes: messages for the user ("first of 12 frames", "orientation 6 applied", ...).
+        format: Format of the file, JPEG, PNG, WEBP, TIFF, GIF or BMP; empty for other sources.
+        notes: Messages for the user ("first of 12 frames", "orientation 6 applied", ...).
     """
 
     pixels: Array

@@ -16,13 +16,13 @@ class Lpips(nn.Module):
     """Learned perceptual distance with frozen weights, always in float32.
 
     Args:
-        net: trunk, "vgg" (training loss of the papers), "alex" (metric of the papers) or "squeeze" (small).
-        trunk: file with the torchvision state dict of the trunk; None downloads it with torchvision.
+        net: Trunk, "vgg" (training loss of the papers), "alex" (metric of the papers) or "squeeze" (small).
+        trunk: File with the torchvision state dict of the trunk; None downloads it with torchvision.
 
     Raises:
         FileNotFoundError: `trunk` does not exist.
-        ConnectionError: no `trunk` was given and the download failed.
-        ImportError: the package lpips is not installed.
+        ConnectionError: No `trunk` was given and the download failed.
+        ImportError: The package lpips is not installed.
     """
 
     def __init__(self, net: str = "vgg", trunk: str | Path | None = None) -> None:

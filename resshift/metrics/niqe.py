@@ -40,8 +40,8 @@ class Niqe:
         parameters: .npz file with `mu_pris_param` (36 numbers) and `cov_pris_param` (36 x 36).
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file does not hold these arrays.
+        FileNotFoundError: There is no such file.
+        ValueError: The file does not hold these arrays.
     """
 
     def __init__(self, parameters: str | Path) -> None:

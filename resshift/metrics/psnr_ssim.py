@@ -25,7 +25,7 @@ def psnr(x: Image, y: Image, border: int = 0) -> float:
     """Return 10 log10(255^2 / MSE) in dB; infinity for equal pictures.
 
     Raises:
-        ValueError: the pictures differ in shape, are not uint8, or have nothing inside the border.
+        ValueError: The pictures differ in shape, are not uint8, or have nothing inside the border.
     """
     a, b = _inside(x, y, border)
     mse = float(np.mean((a - b) ** 2))
@@ -36,7 +36,7 @@ def ssim(x: Image, y: Image, border: int = 0) -> float:
     """Return the mean structural similarity in [-1, 1], averaged over channels.
 
     Raises:
-        ValueError: as for `psnr`, or a side is shorter than the window of 11 pixels.
+        ValueError: As for `psnr`, or a side is shorter than the window of 11 pixels.
     """
     a, b = _inside(x, y, border)
     if min(a.shape[:2]) < 11:

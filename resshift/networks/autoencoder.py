@@ -221,7 +221,7 @@ class VectorQuantizer(nn.Module):
         """Quantise.
 
         Args:
-            z: latent, (B, embed_dim, h, w).
+            z: Latent, (B, embed_dim, h, w).
 
         Returns:
             z_q, of the shape of z, whose gradient passes straight through to z; and the indices, int64
@@ -250,7 +250,7 @@ class VQAutoencoder(nn.Module):
         """Return the latent before quantisation.
 
         Args:
-            x: picture in [-1, 1], (B, 3, H, W); H and W are multiples of f.
+            x: Picture in [-1, 1], (B, 3, H, W); H and W are multiples of f.
 
         Returns:
             (B, embed_dim, h, w).
@@ -268,8 +268,8 @@ class VQAutoencoder(nn.Module):
         """Return the picture of a latent.
 
         Args:
-            z: latent, (B, embed_dim, h, w).
-            quantize: whether to replace z by its nearest codes first, as the decoder was trained.
+            z: Latent, (B, embed_dim, h, w).
+            quantize: Whether to replace z by its nearest codes first, as the decoder was trained.
 
         Returns:
             (B, 3, H, W), about [-1, 1], not clamped.

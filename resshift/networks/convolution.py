@@ -102,11 +102,11 @@ def norm_silu_conv(
     """Return conv(silu(norm(x) * (1 + scale) + shift)), the half of every residual block.
 
     Args:
-        norm: normalisation over the channels of x.
-        conv: convolution after the activation.
-        x: feature map, (B, C, H, W).
-        modulation: scale and shift, (B, C, 1, 1) each; None is zero for both.
-        dropout: dropout before the convolution; it has no effect without gradients.
+        norm: Normalisation over the channels of x.
+        conv: Convolution after the activation.
+        x: Feature map, (B, C, H, W).
+        modulation: Scale and shift, (B, C, 1, 1) each; None is zero for both.
+        dropout: Dropout before the convolution; it has no effect without gradients.
     """
     if _usable(conv, x):
         return _convolve(x, conv, norm, modulation)

@@ -36,9 +36,9 @@ def norm_silu(norm: nn.GroupNorm, x: Tensor, modulation: tuple[Tensor, Tensor] |
     statistics.
 
     Args:
-        norm: normalisation over the channels of x.
-        x: feature map, (B, C, H, W).
-        modulation: scale and shift, (B, C, 1, 1) each; None is zero for both.
+        norm: Normalisation over the channels of x.
+        x: Feature map, (B, C, H, W).
+        modulation: Scale and shift, (B, C, 1, 1) each; None is zero for both.
 
     Returns:
         A map of the shape and dtype of x.
@@ -57,9 +57,9 @@ def affine_of(
     """Return the normalisation and modulation of one picture as a factor and a summand for each channel.
 
     Args:
-        norm: normalisation over C channels.
-        rows: map of the picture, (H, W, C), contiguous.
-        modulation: scale and shift, (C,) each: the result is normalised * (1 + scale) + shift.
+        norm: Normalisation over C channels.
+        rows: Map of the picture, (H, W, C), contiguous.
+        modulation: Scale and shift, (C,) each: the result is normalised * (1 + scale) + shift.
 
     Returns:
         Factor and summand, float32 (C,) each.

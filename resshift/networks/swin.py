@@ -45,12 +45,12 @@ def shifted_window_mask(
                   right part from their left part. Weights trained with this mask need it.
 
     Args:
-        height: height of the map, a multiple of `window`.
-        width: width of the map, a multiple of `window`.
-        window: side of a window.
-        shift: number of positions by which the map was rolled, in (0, window).
-        rule: one of the two masks above.
-        device: device of the mask. Masks are cached by size and device, because building one takes longer
+        height: Height of the map, a multiple of `window`.
+        width: Width of the map, a multiple of `window`.
+        window: Side of a window.
+        shift: Number of positions by which the map was rolled, in (0, window).
+        rule: One of the two masks above.
+        device: Device of the mask. Masks are cached by size and device, because building one takes longer
             than the attention.
 
     Returns:
@@ -77,9 +77,9 @@ class WindowAttention(nn.Module):
     """Multi-head self-attention inside windows, with a learned bias for each relative position.
 
     Args:
-        dim: number of channels C.
-        window: side of a window.
-        num_heads: number of heads k, which must divide C.
+        dim: Number of channels C.
+        window: Side of a window.
+        num_heads: Number of heads k, which must divide C.
     """
 
     relative_position_index: Tensor
@@ -103,8 +103,8 @@ class WindowAttention(nn.Module):
         """Attend inside each window.
 
         Args:
-            x: feature map, (B, H, W, C); H and W are multiples of the window.
-            mask: additive mask, (n, N, N), or None.
+            x: Feature map, (B, H, W, C); H and W are multiples of the window.
+            mask: Additive mask, (n, N, N), or None.
 
         Returns:
             (B, H, W, C).
@@ -142,15 +142,15 @@ class SwinBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), on windows rolled by `shift`.
 
     Args:
-        dim: number of channels C.
-        num_heads: number of heads of the attention.
-        window: side of a window.
-        shift: number of positions by which windows are rolled: 0, or half a window.
-        mlp_ratio: hidden channels of the MLP divided by C.
-        mask_size: side of the map whose mask is kept as a buffer, as in released checkpoints; masks of other
+        dim: Number of channels C.
+        num_heads: Number of heads of the attention.
+        window: Side of a window.
+        shift: Number of positions by which windows are rolled: 0, or half a window.
+        mlp_ratio: Hidden channels of the MLP divided by C.
+        mask_size: Side of the map whose mask is kept as a buffer, as in released checkpoints; masks of other
             sizes are cached.
-        mask_rule: rule of `shifted_window_mask`.
-        dropout: dropout probability inside the MLP.
+        mask_rule: Rule of `shifted_window_mask`.
+        dropout: Dropout probability inside the MLP.
     """
 
     def __init__(
@@ -214,17 +214,17 @@ class BasicLayer(nn.Module):
     residual around the layer.
 
     Args:
-        channels: number of channels C of the feature map.
-        embed_dim: number of channels inside the blocks.
-        num_heads: number of heads of the attention.
-        depth: number of blocks.
-        window: side of a window.
-        map_size: side of the map at the training resolution. If it is not larger than the window, the window
+        channels: Number of channels C of the feature map.
+        embed_dim: Number of channels inside the blocks.
+        num_heads: Number of heads of the attention.
+        depth: Number of blocks.
+        window: Side of a window.
+        map_size: Side of the map at the training resolution. If it is not larger than the window, the window
             is the whole map and nothing is shifted; this is fixed at construction and holds for every input
             size, as in released weights.
-        mlp_ratio: hidden channels of the MLPs divided by `embed_dim`.
-        mask_rule: rule of `shifted_window_mask`.
-        dropout: dropout probability inside the MLPs.
+        mlp_ratio: Hidden channels of the MLPs divided by `embed_dim`.
+        mask_rule: Rule of `shifted_window_mask`.
+        dropout: Dropout probability inside the MLPs.
     """
 
     def __init__(

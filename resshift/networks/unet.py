@@ -29,8 +29,8 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     """Return [cos(t f_k) | sin(t f_k)], f_k = 10000^(-k / (dim // 2)); an odd dim is padded with a zero.
 
     Args:
-        t: step indices, (B,).
-        dim: number of values of the embedding.
+        t: Step indices, (B,).
+        dim: Number of values of the embedding.
 
     Returns:
         (B, dim) float32.
@@ -113,9 +113,9 @@ class PixelHead(nn.Module):
     by weights of its own. The last convolution starts at zero.
 
     Args:
-        in_channels: number of channels of h, the activations before the network's last convolution.
-        channels: number of channels at the size of the picture.
-        factor: pixels along a side of one latent position, f.
+        in_channels: Number of channels of h, the activations before the network's last convolution.
+        channels: Number of channels at the size of the picture.
+        factor: Pixels along a side of one latent position, f.
     """
 
     def __init__(self, in_channels: int, channels: int, factor: int) -> None:
@@ -225,8 +225,8 @@ class UNetSwin(nn.Module):
         """Predict the target.
 
         Args:
-            x: scaled noisy latent, (B, Z, h, w); h and w are multiples of `config.size_multiple`.
-            t: step indices in [0, T), (B,).
+            x: Scaled noisy latent, (B, Z, h, w); h and w are multiples of `config.size_multiple`.
+            t: Step indices in [0, T), (B,).
             lq: low-quality picture in [-1, 1], (B, 3, h_lq, w_lq) with h_lq = h * config.lq_ratio; required
                 if `cond_lq`.
             mask: 1 in a hole and -1 where the picture is kept, (B, 1, h_lq, w_lq); required if `cond_mask`.
@@ -235,7 +235,7 @@ class UNetSwin(nn.Module):
             (B, out_channels, h, w).
 
         Raises:
-            ValueError: a condition is missing, unexpected, or of the wrong shape.
+            ValueError: A condition is missing, unexpected, or of the wrong shape.
         """
         embedding = self.time_embed(timestep_embedding(t, self.config.model_channels))  # (B, E)
         condition = self._condition(x, lq, mask)

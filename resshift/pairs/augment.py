@@ -55,13 +55,13 @@ class Distortion:
     """Distortion that was drawn for one sample; the defaults change nothing.
 
     Fields:
-        corners: insets (x, y) of the top left, top right, bottom right and bottom left corner, as fractions
+        corners: Insets (x, y) of the top left, top right, bottom right and bottom left corner, as fractions
             of width and height.
-        scale, rotation_deg, shear_deg: parameters of the affine step; the rotation is clockwise.
-        lens: coefficient k of the radial distortion.
-        clahe_limit: clip limit; None does not change the lightness.
-        contrast, brightness: factor, and summand as a fraction of the range.
-        hue, saturation, value: summands in 8-bit HSV, where hue is in [0, 180).
+        scale, rotation_deg, shear_deg: Parameters of the affine step; the rotation is clockwise.
+        lens: Coefficient k of the radial distortion.
+        clahe_limit: Clip limit; None does not change the lightness.
+        contrast, brightness: Factor, and summand as a fraction of the range.
+        hue, saturation, value: Summands in 8-bit HSV, where hue is in [0, 180).
     """
 
     corners: Corners = _NO_INSETS
@@ -108,10 +108,10 @@ def distorted_square(rgb_u8: Image, distortion: Distortion, side: int, across: f
     """Distort a photo and cut a square.
 
     Args:
-        rgb_u8: photo, (H, W, 3) uint8.
-        distortion: distortion to apply.
-        side: side of the result, to which the shorter side of the photo is resized first.
-        across, down: position of the square along the longer side, in [0, 1).
+        rgb_u8: Photo, (H, W, 3) uint8.
+        distortion: Distortion to apply.
+        side: Side of the result, to which the shorter side of the photo is resized first.
+        across, down: Position of the square along the longer side, in [0, 1).
 
     Returns:
         (side, side, 3) uint8, contiguous.

@@ -26,9 +26,9 @@ def training_crop(rgb_u8: Image, rng: np.random.Generator, data: DataConfig) -> 
     A photo that is too small is extended by reflection first; `distorted` enlarges it.
 
     Args:
-        rgb_u8: photo, (H, W, 3) uint8, at least 1 x 1.
-        rng: generator of this sample; the number of draws depends on the rule, not on the photo.
-        data: rule and side of the crop.
+        rgb_u8: Photo, (H, W, 3) uint8, at least 1 x 1.
+        rng: Generator of this sample; the number of draws depends on the rule, not on the photo.
+        data: Rule and side of the crop.
 
     Returns:
         (crop_px, crop_px, 3) uint8, contiguous.

@@ -37,12 +37,12 @@ def decode_photo(data: bytes, least_side_px: int | None = None) -> NDArray[np.ui
     dropped.
 
     Args:
-        data: content of a file of any format that `images.decode` accepts.
-        least_side_px: length that the shorter side must keep if a JPEG is decoded at 1/2, 1/4 or 1/8; None
+        data: Content of a file of any format that `images.decode` accepts.
+        least_side_px: Length that the shorter side must keep if a JPEG is decoded at 1/2, 1/4 or 1/8; None
             decodes it at its full size.
 
     Raises:
-        ImageError: the file is refused, as by `images.decode`.
+        ImageError: The file is refused, as by `images.decode`.
     """
     size = _plain_jpeg_size(data)
     if size is not None:

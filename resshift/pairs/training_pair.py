@@ -23,11 +23,11 @@ class TrainingPair:
     """One training sample.
 
     Fields:
-        hq_u8: clean picture, (crop_px, crop_px, 3) uint8 RGB.
-        lq_u8: degraded picture, (crop_px / scale, crop_px / scale, 3) uint8 RGB.
-        mask_u8: mask, (crop_px / scale, crop_px / scale) uint8, 255 in a hole; None unless the recipe cuts
+        hq_u8: Clean picture, (crop_px, crop_px, 3) uint8 RGB.
+        lq_u8: Degraded picture, (crop_px / scale, crop_px / scale, 3) uint8 RGB.
+        mask_u8: Mask, (crop_px / scale, crop_px / scale) uint8, 255 in a hole; None unless the recipe cuts
             holes.
-        params: degradation that was drawn; `degrade(hq_u8, params)` gives `lq_u8` again.
+        params: Degradation that was drawn; `degrade(hq_u8, params)` gives `lq_u8` again.
     """
 
     hq_u8: NDArray[np.uint8]
@@ -42,15 +42,15 @@ def make_pair(
     """Decode a photo, cut a crop and degrade it; a pure function of its arguments.
 
     Args:
-        data: encoded photo.
-        key: name of the photo, unique in the data set.
-        epoch: number of times that the photo was seen before.
-        seed: seed of the run.
-        crop: rule by which the clean side is cut.
-        recipe: recipe by which it is degraded.
+        data: Encoded photo.
+        key: Name of the photo, unique in the data set.
+        epoch: Number of times that the photo was seen before.
+        seed: Seed of the run.
+        crop: Rule by which the clean side is cut.
+        recipe: Recipe by which it is degraded.
 
     Raises:
-        ImageError: the photo cannot be decoded.
+        ImageError: The photo cannot be decoded.
     """
     rgb_u8 = decode_photo(data, None if crop.crop in ("random", "scaled") else crop.crop_px)
     rng = seeds.philox(seed, "pair", epoch, key)

@@ -30,9 +30,9 @@ def area_resize(image: NDArray[Pixel], height: int, width: int, rule: Rule) -> N
     """Resize an (H, W, 3) picture to (height, width, 3) by averages.
 
     Args:
-        image: picture, float32 of any range or uint8; it need not be contiguous.
-        height, width: size of the result.
-        rule: one of the two definitions above.
+        image: Picture, float32 of any range or uint8; it need not be contiguous.
+        height, width: Size of the result.
+        rule: One of the two definitions above.
 
     Returns:
         A picture of the dtype of `image`; averages of 8-bit pixels are rounded half to even.

@@ -32,10 +32,10 @@ class RowResampler:
     complete.
 
     Args:
-        height: number of rows of the picture.
-        width: width of the picture.
-        out_height: number of rows of the result, at least 1.
-        out_width: width of the result, at least 1.
+        height: Number of rows of the picture.
+        width: Width of the picture.
+        out_height: Number of rows of the result, at least 1.
+        out_width: Width of the result, at least 1.
     """
 
     def __init__(self, height: int, width: int, out_height: int, out_width: int) -> None:

@@ -35,11 +35,11 @@ def list_entries(root: str, options: S3Options = s3.DEFAULT) -> Iterator[Entry]:
     unless they lead back to a directory above them.
 
     Args:
-        root: directory, prefix, or single file or object.
-        options: options of access to a bucket.
+        root: Directory, prefix, or single file or object.
+        options: Options of access to a bucket.
 
     Raises:
-        StorageError: the root itself cannot be read, or is missing; an empty prefix of an existing bucket is
+        StorageError: The root itself cannot be read, or is missing; an empty prefix of an existing bucket is
             not missing.
     """
     return s3.list_entries(root, options) if is_s3(root) else local.list_entries(root)
@@ -49,7 +49,7 @@ def find_entry(root: str, key: str, options: S3Options = s3.DEFAULT) -> Entry:
     """Return the entry that `list_entries` would yield for a key below a root.
 
     Raises:
-        StorageError: the file or object is missing or cannot be reached.
+        StorageError: The file or object is missing or cannot be reached.
     """
     uri = join(root, key)
     return s3.find_entry(uri, key, options) if is_s3(uri) else local.find_entry(uri, key)
@@ -59,7 +59,7 @@ def read_bytes(uri: str, max_bytes: int | None = None, options: S3Options = s3.D
     """Read a whole file or object. A file that is not regular is refused without being opened.
 
     Raises:
-        StorageError: the file cannot be read; too_large, before a byte is read, if its size is above
+        StorageError: The file cannot be read; too_large, before a byte is read, if its size is above
             `max_bytes`.
     """
     return s3.read_bytes(uri, max_bytes, options) if is_s3(uri) else local.read_bytes(uri, max_bytes)
@@ -69,7 +69,7 @@ def read_first_bytes(uri: str, num_bytes: int, options: S3Options = s3.DEFAULT) 
     """Read at most `num_bytes` at the beginning of a file or object; no more than that is transferred.
 
     Raises:
-        StorageError: the file cannot be read.
+        StorageError: The file cannot be read.
     """
     return _read_part(uri, 0, num_bytes, options)
 
@@ -79,13 +79,13 @@ def read_range(uri: str, offset: int, num_bytes: int, options: S3Options = s3.DE
 
     Args:
         uri: URI of the file or object.
-        offset: position of the first byte. A negative offset counts from the end; a file shorter than that is
+        offset: Position of the first byte. A negative offset counts from the end; a file shorter than that is
             read from its start.
-        num_bytes: number of bytes.
-        options: options of access to a bucket.
+        num_bytes: Number of bytes.
+        options: Options of access to a bucket.
 
     Raises:
-        StorageError: the part cannot be read; invalid, if the file ends before the part does.
+        StorageError: The part cannot be read; invalid, if the file ends before the part does.
     """
     data = _read_part(uri, offset, num_bytes, options)
     if offset >= 0 and len(data) < num_bytes:
@@ -108,12 +108,12 @@ def write_bytes(
 
     Args:
         uri: URI of the file or object.
-        data: content of the file.
-        options: options of access to a bucket, and of the new object.
-        content_type: content type of an object; a local file has none.
+        data: Content of the file.
+        options: Options of access to a bucket, and of the new object.
+        content_type: Content type of an object; a local file has none.
 
     Raises:
-        StorageError: the file cannot be written; nothing was changed.
+        StorageError: The file cannot be written; nothing was changed.
     """
     if is_s3(uri):
         s3.write_bytes(uri, data, options, content_type)
@@ -125,7 +125,7 @@ def remove(uri: str, options: S3Options = s3.DEFAULT) -> None:
     """Delete a file or object if it exists, and its local directory if that is then empty.
 
     Raises:
-        StorageError: the file cannot be deleted.
+        StorageError: The file cannot be deleted.
     """
     if is_s3(uri):
         s3.remove(uri, options)
@@ -137,7 +137,7 @@ def exists(uri: str, options: S3Options = s3.DEFAULT) -> bool:
     """Tell whether a file or object exists; a prefix or a bucket is not an object.
 
     Raises:
-        StorageError: access is denied, or the store cannot be reached.
+        StorageError: Access is denied, or the store cannot be reached.
     """
     return s3.exists(uri, options) if is_s3(uri) else local.exists(uri)
 
@@ -146,7 +146,7 @@ def join(root: str, key: str) -> str:
     """Return the URI of a relative key below a root.
 
     Raises:
-        StorageError: invalid, if the key is empty or absolute, has a NUL byte or a ".." segment, or, for a
+        StorageError: Invalid, if the key is empty or absolute, has a NUL byte or a ".." segment, or, for a
             local root, segments by which two keys would name the same file ("." and "//").
     """
     segments = key.split("/")
@@ -184,6 +184,6 @@ def open_input(uri: str, options: S3Options = s3.DEFAULT) -> IO[bytes]:
     """Open a file or object for random access; only the parts that are read are transferred.
 
     Raises:
-        StorageError: the file cannot be opened.
+        StorageError: The file cannot be opened.
     """
     return s3.open_input(uri, options) if is_s3(uri) else local.open_input(uri)

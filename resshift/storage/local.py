@@ -24,7 +24,7 @@ def path_of(uri: str) -> str:
     """Return the path that a URI names.
 
     Raises:
-        StorageError: invalid, when it is not a plain path or file:///ABSOLUTE/PATH.
+        StorageError: Invalid, when it is not a plain path or file:///ABSOLUTE/PATH.
     """
     if uri.startswith("file://"):
         path = uri.removeprefix("file://")

@@ -45,16 +45,16 @@ class S3Options:
 
     Fields:
         endpoint: URL of a store other than AWS; None is `AWS_ENDPOINT_URL_S3`, then `AWS_ENDPOINT_URL`.
-        region: region of the bucket; None is that of the environment.
-        profile: profile of ~/.aws/config on every node.
-        anonymous: whether to send no credentials, for public buckets.
-        requester_pays: whether to pay for requests to buckets that require it.
+        region: Region of the bucket; None is that of the environment.
+        profile: Profile of ~/.aws/config on every node.
+        anonymous: Whether to send no credentials, for public buckets.
+        requester_pays: Whether to pay for requests to buckets that require it.
         sse: server-side encryption of written objects, "AES256" or "aws:kms".
-        sse_kms_key: key of "aws:kms"; None is that of the account.
-        storage_class: storage class of written objects, for example "STANDARD_IA".
-        attempts: number of attempts for a request, including the first, and for a body that breaks.
-        timeout_s: timeout of a connection, and between two bytes.
-        connections: largest number of connections of a process.
+        sse_kms_key: Key of "aws:kms"; None is that of the account.
+        storage_class: Storage class of written objects, for example "STANDARD_IA".
+        attempts: Number of attempts for a request, including the first, and for a body that breaks.
+        timeout_s: Timeout of a connection, and between two bytes.
+        connections: Largest number of connections of a process.
     """
 
     endpoint: str | None = None
@@ -143,7 +143,7 @@ def split(uri: str) -> tuple[str, str]:
     """Return the bucket of a URI and its key or prefix, which may be empty.
 
     Raises:
-        StorageError: invalid.
+        StorageError: Invalid.
     """
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if not _BUCKET.fullmatch(bucket):
@@ -166,7 +166,7 @@ def request(uri: str, options: S3Options, method: str, **arguments: object) -> d
     """Send one request about `uri` and return the response.
 
     Raises:
-        StorageError: the store refuses the request or cannot be reached.
+        StorageError: The store refuses the request or cannot be reached.
     """
     with accessing(uri, *_ACCESS_ERRORS):
         return call(options, method, **arguments)

@@ -29,8 +29,8 @@ class StorageError(OSError):
 
     Args:
         uri: URI of the file or object.
-        reason: reason of the failure.
-        detail: detail for the message.
+        reason: Reason of the failure.
+        detail: Detail for the message.
     """
 
     def __init__(self, uri: str, reason: StorageReason, detail: str) -> None:
@@ -56,10 +56,10 @@ class Entry:
         key: POSIX path relative to the listed root, or the name of the file if the root is the file. Bytes
             that are not UTF-8 are surrogate escapes.
         uri: URI for `read_bytes`.
-        size_bytes: size of the file; 0 if it is irregular.
-        etag: tag that changes with the content; that of a local file is made of modification time and size.
-        modified: time of the last modification, with the time zone UTC.
-        irregular: reason why the file cannot be read (FIFO, broken link, unreadable directory, ...); None for
+        size_bytes: Size of the file; 0 if it is irregular.
+        etag: Tag that changes with the content; that of a local file is made of modification time and size.
+        modified: Time of the last modification, with the time zone UTC.
+        irregular: Reason why the file cannot be read (FIFO, broken link, unreadable directory, ...); None for
             a regular file.
     """
 

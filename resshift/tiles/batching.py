@@ -35,10 +35,10 @@ class TileCall:
     """A request to call a function on n tiles.
 
     Fields:
-        function: function of n values of every input that returns n results, each independent of the others.
+        function: Function of n values of every input that returns n results, each independent of the others.
             Calls of the same function (the same method of the same object) may be merged.
-        inputs: tensors on the function's device; the first axis has length n.
-        size: number of tiles in each call that is made, at least n.
+        inputs: Tensors on the function's device; the first axis has length n.
+        size: Number of tiles in each call that is made, at least n.
     """
 
     function: Callable[..., Tensor]
@@ -64,7 +64,7 @@ class Done(Generic[T]):
     """Result of a work.
 
     Fields:
-        value: value that the work returned.
+        value: Value that the work returned.
         seconds: wall-clock time of the work itself plus its share of the calls, in proportion to its tiles. A
             call returns before a GPU has computed it, so the time is charged to the work that reads the
             result.
@@ -110,7 +110,7 @@ class Batcher:
     computed one after the other, small ones together.
 
     Args:
-        most_open: number of works under way at a time; each may hold windows of its picture.
+        most_open: Number of works under way at a time; each may hold windows of its picture.
     """
 
     def __init__(self, most_open: int = MOST_OPEN) -> None:
@@ -123,8 +123,8 @@ class Batcher:
         """Queue a work.
 
         Args:
-            work: work that has not begun.
-            is_wanted: asked before the work begins; if it returns False, the future is cancelled.
+            work: Work that has not begun.
+            is_wanted: Asked before the work begins; if it returns False, the future is cancelled.
 
         Returns:
             A future of the result, or of the error that ended the work.
@@ -139,7 +139,7 @@ class Batcher:
         """Process works until the process ends.
 
         Raises:
-            torch.AcceleratorError: see `turn`.
+            torch.AcceleratorError: See `turn`.
         """
         while True:
             with self._changed:
@@ -151,7 +151,7 @@ class Batcher:
         """Make one call and resume every work that has its result; return False when there is nothing to do.
 
         Raises:
-            torch.AcceleratorError: illegal access on the device, which makes its context and all works
+            torch.AcceleratorError: Illegal access on the device, which makes its context and all works
                 unusable.
         """
         parts = self._next_parts()
@@ -257,7 +257,7 @@ def alone(work: Work[T]) -> T:
     """Run a work by itself and return its result.
 
     Raises:
-        Exception: error that ended the work.
+        Exception: Error that ended the work.
     """
     batcher = Batcher()
     future = batcher.submit(work)

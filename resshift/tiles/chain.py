@@ -252,9 +252,9 @@ class Windows:
     """All windows of a run.
 
     Args:
-        networks: networks of the model.
-        plan: tiles of the latent plane.
-        allocate: where the windows live.
+        networks: Networks of the model.
+        plan: Tiles of the latent plane.
+        allocate: Where the windows live.
     """
 
     def __init__(self, networks: Networks, plan: TilePlan, allocate: Allocate) -> None:
@@ -303,16 +303,16 @@ def row_chain(
     """Return the chain over one picture, to be run once.
 
     Args:
-        networks: networks of the model.
-        plan: tiles of the latent plane; its rows and columns may reach beyond the picture, which is then
+        networks: Networks of the model.
+        plan: Tiles of the latent plane; its rows and columns may reach beyond the picture, which is then
             extended by reflection.
-        size: height and width of the picture.
-        read: function that returns rows of the picture. It is called with increasing rows, but at the end
+        size: Height and width of the picture.
+        read: Function that returns rows of the picture. It is called with increasing rows, but at the end
             perhaps once more with the last ones.
-        noise: noise of the chain.
-        emit: takes the result, extension included, from the top to the bottom; the result is not clamped.
-        allocate: where windows live.
-        batch: number of tiles in a call.
+        noise: Noise of the chain.
+        emit: Takes the result, extension included, from the top to the bottom; the result is not clamped.
+        allocate: Where windows live.
+        batch: Number of tiles in a call.
     """
     windows, ratio = Windows(networks, plan, allocate), networks.config.unet.lq_ratio
     rows, columns = reflected(size[0], windows.lq.height), reflected(size[1], windows.lq.width)

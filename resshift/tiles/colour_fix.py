@@ -28,8 +28,8 @@ class WaveletFix:
     """Correct rows of the result from the top to the bottom.
 
     Args:
-        height: height of the input.
-        scale: sides of the result over sides of the input.
+        height: Height of the input.
+        scale: Sides of the result over sides of the input.
     """
 
     def __init__(self, height: int, scale: int) -> None:

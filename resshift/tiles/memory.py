@@ -72,8 +72,8 @@ class Backoff:
     """What running out of memory has taught about one model.
 
     Fields:
-        limit_by_shape: largest number of tiles in a call that worked, by the shape of a tile.
-        longest: longest side of a tile that may be tried, in latent positions; None: any.
+        limit_by_shape: Largest number of tiles in a call that worked, by the shape of a tile.
+        longest: Longest side of a tile that may be tried, in latent positions; None: any.
     """
 
     limit_by_shape: dict[tuple[int, ...], int] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class Backoff:
         """Return function(*tiles), in halves when memory runs out for the whole batch.
 
         Raises:
-            Exception: what the function raised when memory ran out for a single tile.
+            Exception: What the function raised when memory ran out for a single tile.
         """
         shape = tuple(tiles[0].shape[1:])
         while True:

@@ -27,9 +27,9 @@ class NoiseField:
     rectangles are drawn in whatever order.
 
     Args:
-        parts: name of the stream of random numbers, for example `(seed, "picture", key)`.
-        channels: number of latent channels, Z.
-        block_px: side of a block in latent positions. Another side gives other noise.
+        parts: Name of the stream of random numbers, for example `(seed, "picture", key)`.
+        channels: Number of latent channels, Z.
+        block_px: Side of a block in latent positions. Another side gives other noise.
     """
 
     def __init__(self, *parts: Part, channels: int, block_px: int = 64) -> None:

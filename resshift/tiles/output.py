@@ -21,9 +21,9 @@ class RowOutput:
     """The way from the chain's result to rows of integers; neither is ever held whole in float32.
 
     Args:
-        source: input, (h, w, 1 or 3) uint8 or uint16.
-        pixels: array that the result is written to, (H, W, 1 or 3) of the same dtype.
-        scale: scale of the model.
+        source: Input, (h, w, 1 or 3) uint8 or uint16.
+        pixels: Array that the result is written to, (H, W, 1 or 3) of the same dtype.
+        scale: Scale of the model.
     """
 
     def __init__(self, source: NDArray[Any], pixels: NDArray[Any], scale: int) -> None:

@@ -39,8 +39,8 @@ class AxisTiles:
         sum to one everywhere.
 
         Args:
-            i_tile: index of the tile.
-            scale: number of pixels along a side of one position; the ramp has this resolution.
+            i_tile: Index of the tile.
+            scale: Number of pixels along a side of one position; the ramp has this resolution.
         """
         return _normalised(self, scale)[i_tile]
 
@@ -83,14 +83,14 @@ def cut_axis(length: int, tile: int, overlap: int, multiple: int = 1) -> AxisTil
     spread.
 
     Args:
-        length: length of the axis, at least 1. An axis that fits into one tile becomes one tile of its own
+        length: Length of the axis, at least 1. An axis that fits into one tile becomes one tile of its own
             length, rounded up to a multiple of `multiple` (the caller then extends the plane).
-        tile: length of the longest tile, a multiple of `multiple`.
-        overlap: least number of positions that neighbours share, in [0, tile).
-        multiple: number that lengths of tiles are multiples of.
+        tile: Length of the longest tile, a multiple of `multiple`.
+        overlap: Least number of positions that neighbours share, in [0, tile).
+        multiple: Number that lengths of tiles are multiples of.
 
     Raises:
-        ValueError: a size is out of range.
+        ValueError: A size is out of range.
     """
     if length < 1 or tile < 1 or not 0 <= overlap < tile or multiple < 1 or tile % multiple:
         raise ValueError(
@@ -144,11 +144,11 @@ def choose_tiles(
     than the cheapest.
 
     Args:
-        height: height of the plane.
-        width: width of the plane.
-        multiple: sides of tiles are multiples of this.
-        longest: longest side of a tile, at least `multiple`; None: what the cost says.
-        attention_positions: area at which global attention costs as much as everything else.
+        height: Height of the plane.
+        width: Width of the plane.
+        multiple: Sides of tiles are multiples of this.
+        longest: Longest side of a tile, at least `multiple`; None: what the cost says.
+        attention_positions: Area at which global attention costs as much as everything else.
     """
 
     def plan_of(side: int) -> TilePlan:

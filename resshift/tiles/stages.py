@@ -41,9 +41,9 @@ class Input:
     """The rows of a window that a stage reads, by latent positions.
 
     Fields:
-        window: window that is read.
-        scale: rows and columns of the window for one latent position.
-        halo: further rows and columns that are read on each side, as far as there are any.
+        window: Window that is read.
+        scale: Rows and columns of the window for one latent position.
+        halo: Further rows and columns that are read on each side, as far as there are any.
     """
 
     window: RowBuffer
@@ -93,16 +93,16 @@ class TileStage:
     """Call a function on every tile and blend the results.
 
     Args:
-        plan: tiles of the latent plane.
+        plan: Tiles of the latent plane.
         function: (n, C_i, tile_h s_i, tile_w s_i) for each input, and the step's index (n,) where there is
             one -> (n, C, tile_h s, tile_w s).
-        inputs: what the function sees; s_i is the scale of an input.
-        blended: window that results are added into, at scale s.
+        inputs: What the function sees; s_i is the scale of an input.
+        blended: Window that results are added into, at scale s.
         scale: s.
-        output: takes the rows that are complete.
-        device: device that the function runs on.
-        batch: number of tiles in a call.
-        i_step: index of the step; None: the function takes none.
+        output: Takes the rows that are complete.
+        device: Device that the function runs on.
+        batch: Number of tiles in a call.
+        i_step: Index of the step; None: the function takes none.
     """
 
     plan: TilePlan
@@ -176,7 +176,7 @@ def drive(stages: Sequence[Stage]) -> Work[None]:
     """Run stages to the end, always the last that can, and give up the rows that no stage reads any more.
 
     Args:
-        stages: stages in the order of the pipeline.
+        stages: Stages in the order of the pipeline.
     """
     while stage := next((stage for stage in reversed(stages) if stage.is_ready()), None):
         yield from stage.run()

@@ -42,11 +42,11 @@ class RowBuffer:
     """Rows [top, bottom) of a plane (C, H, W), float32; new rows are zero.
 
     Args:
-        channels: number of channels, C.
-        height: height of the plane, H.
-        width: width of the plane, W.
-        capacity: largest number of rows alive at a time.
-        allocate: function that allocates the values: `in_memory(device)` or `in_file`.
+        channels: Number of channels, C.
+        height: Height of the plane, H.
+        width: Width of the plane, W.
+        capacity: Largest number of rows alive at a time.
+        allocate: Function that allocates the values: `in_memory(device)` or `in_file`.
     """
 
     def __init__(self, channels: int, height: int, width: int, capacity: int, allocate: Allocate) -> None:
@@ -69,7 +69,7 @@ class RowBuffer:
         """Make rows down to `bottom` alive; new rows are zero.
 
         Raises:
-            ValueError: more rows than the capacity would be alive.
+            ValueError: More rows than the capacity would be alive.
         """
         if bottom <= self.bottom:
             return
@@ -93,7 +93,7 @@ class RowBuffer:
         until the next change, or a copy if the window lives in a file.
 
         Raises:
-            ValueError: some of the rows are not alive.
+            ValueError: Some of the rows are not alive.
         """
         view = self._rect(top, bottom, left, right)
         if self._release is None:

@@ -190,7 +190,7 @@ def autoencoder_preset(name: str) -> AutoencoderRunConfig:
     """Return the configuration called `name`.
 
     Raises:
-        ConfigError: there is no such preset; the message lists the presets.
+        ConfigError: There is no such preset; the message lists the presets.
     """
     if name not in AUTOENCODER_PRESETS:
         raise ConfigError(f"unknown preset {name!r}; allowed: {', '.join(AUTOENCODER_PRESETS)}")
@@ -217,10 +217,10 @@ class AutoencoderLearner:
     """Autoencoder and discriminator of a run.
 
     Args:
-        config: configuration of the run.
-        autoencoder: autoencoder on its device, not wrapped.
+        config: Configuration of the run.
+        autoencoder: Autoencoder on its device, not wrapped.
         lpips: LPIPS network on the same device; required if `loss.lpips` is not zero.
-        slots: slots of this worker; None if there is one worker.
+        slots: Slots of this worker; None if there is one worker.
     """
 
     def __init__(

@@ -68,7 +68,7 @@ def check_same_run(config: AnyRunConfig, record: dict[str, Any], where: str) -> 
     """Check that a run is continued with its own configuration.
 
     Raises:
-        ResumeRefused: the configuration differs; the message names every field that differs.
+        ResumeRefused: The configuration differs; the message names every field that differs.
     """
     differing = differing_fields(to_dict(config), record["config"])
     if differing:
@@ -125,7 +125,7 @@ def verify(directory: str | Path) -> dict[str, Any]:
     """Check all files of a checkpoint against its manifest, and return the manifest.
 
     Raises:
-        WeightsError: there is no manifest, or a file is missing or has changed; the message names it.
+        WeightsError: There is no manifest, or a file is missing or has changed; the message names it.
     """
     directory = Path(directory)
     try:
@@ -146,14 +146,14 @@ def load(directory: str | Path, state: TrainState, config: AnyRunConfig, rank: i
     """Restore the state of a run from a checkpoint.
 
     Args:
-        directory: directory of the checkpoint.
-        state: state at step 0 with the networks of the same configuration, sharded or not.
-        config: configuration of the run.
-        rank: rank of this worker.
+        directory: Directory of the checkpoint.
+        state: State at step 0 with the networks of the same configuration, sharded or not.
+        config: Configuration of the run.
+        rank: Rank of this worker.
 
     Raises:
-        ResumeRefused: the checkpoint belongs to a run with another configuration.
-        WeightsError: a file is missing, damaged or does not fit. The state is not changed.
+        ResumeRefused: The checkpoint belongs to a run with another configuration.
+        WeightsError: A file is missing, damaged or does not fit. The state is not changed.
     """
     directory = Path(directory)
     verify(directory)

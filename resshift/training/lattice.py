@@ -50,15 +50,15 @@ def lattice(x: Tensor, period: int) -> Tensor:
     """Return L of each picture; differentiable.
 
     Args:
-        x: pictures in [-1, 1], (B, C, H, W), with a position that begins at the corner. Energies are summed
+        x: Pictures in [-1, 1], (B, C, H, W), with a position that begins at the corner. Energies are summed
             over the channels, powers are averaged.
-        period: pixels of a position along a side, f; at least 2.
+        period: Pixels of a position along a side, f; at least 2.
 
     Returns:
         (B,) of the dtype of `x`, not negative.
 
     Raises:
-        ValueError: a side has fewer than 16 positions, or the period is less than 2.
+        ValueError: A side has fewer than 16 positions, or the period is less than 2.
     """
     _check(x, period)
     return unevenness(x, period) + lines(x, period) / 2

@@ -39,7 +39,7 @@ def step_weights(schedule: ShiftSchedule, target: Target | str) -> Float64Array:
     """Return w_t of the variational bound, float64 (T,).
 
     Raises:
-        ValueError: the schedule has one step, whose bound has no variance.
+        ValueError: The schedule has one step, whose bound has no variance.
     """
     if schedule.steps < 2:
         raise ValueError(f"loss.mse_weighting=weighted needs at least 2 steps, got {schedule.steps}")
@@ -56,12 +56,12 @@ def mse_per_sample(
     """Return the MSE term of each sample, (B,).
 
     Args:
-        output: output of the network, (B, ...).
-        wanted: target from `diffusion.target_of`, of the same shape.
-        t: step indices in [0, T), int64 (B,).
-        schedule: shifting sequence.
-        target: quantity that the network predicts.
-        weighted: whether to multiply by w_t.
+        output: Output of the network, (B, ...).
+        wanted: Target from `diffusion.target_of`, of the same shape.
+        t: Step indices in [0, T), int64 (B,).
+        schedule: Shifting sequence.
+        target: Quantity that the network predicts.
+        weighted: Whether to multiply by w_t.
     """
     mse = (wanted - output).float().square().flatten(1).mean(1)
     if Target(target) is Target.EPSILON_SCALE:
@@ -86,9 +86,9 @@ class Objective:
     """The loss of a batch of pictures, from bicubic upsampling to LPIPS.
 
     Args:
-        model: configuration of the model.
-        loss: coefficients of the terms.
-        first_stage: frozen first stage in evaluation mode, on the device of the batches.
+        model: Configuration of the model.
+        loss: Coefficients of the terms.
+        first_stage: Frozen first stage in evaluation mode, on the device of the batches.
         lpips: LPIPS network on the same device; required if `loss.lpips` is not zero.
     """
 
@@ -121,15 +121,15 @@ class Objective:
         """Compute the loss.
 
         Args:
-            network: network that predicts the target, called as `network(x_scaled, t, lq, mask)`.
-            hq: clean pictures in [-1, 1], (B, 3, H, W).
-            lq: degraded pictures in [-1, 1], (B, 3, H / scale, W / scale).
-            t: step indices in [0, T), int64 (B,).
-            noise: standard normal noise, (B, Z, H / f, W / f). The caller draws t and noise, and so is
+            network: Network that predicts the target, called as `network(x_scaled, t, lq, mask)`.
+            hq: Clean pictures in [-1, 1], (B, 3, H, W).
+            lq: Degraded pictures in [-1, 1], (B, 3, H / scale, W / scale).
+            t: Step indices in [0, T), int64 (B,).
+            noise: Standard normal noise, (B, Z, H / f, W / f). The caller draws t and noise, and so is
                 responsible for reproducibility.
             mask: 1 in a hole and -1 where the picture is kept, (B, 1, H / scale, W / scale), for networks
                 with `cond_mask`.
-            corner: row and column of the first pixel that LPIPS sees.
+            corner: Row and column of the first pixel that LPIPS sees.
         """
         with torch.no_grad():
             # One pass for both pictures. With autocast the encoder gives half precision; the chain is

@@ -24,8 +24,8 @@ class Outcome(NamedTuple):
     """Outcome of a step, on the device.
 
     Fields:
-        grad_norm: norm of the gradient before clipping.
-        finite: whether it was finite, so that the step was taken.
+        grad_norm: Norm of the gradient before clipping.
+        finite: Whether it was finite, so that the step was taken.
     """
 
     grad_norm: Tensor
@@ -65,9 +65,9 @@ def guarded_step(optimizer: torch.optim.Optimizer, clip_norm: float | None, scal
     Gradients are already averages over all workers, so every worker takes the same decision.
 
     Args:
-        optimizer: fused optimiser of parameters with gradients.
-        clip_norm: largest norm of the gradient; None does not clip.
-        scaler: scaler of the loss; it has no effect unless it is enabled.
+        optimizer: Fused optimiser of parameters with gradients.
+        clip_norm: Largest norm of the gradient; None does not clip.
+        scaler: Scaler of the loss; it has no effect unless it is enabled.
     """
     scaler.unscale_(optimizer)
     gradients: list[Tensor] = [

@@ -22,8 +22,8 @@ class RunningMeans:
     """Means over the steps since the last log line, kept as sums.
 
     Args:
-        names: names of the loss terms.
-        device: device of the network.
+        names: Names of the loss terms.
+        device: Device of the network.
     """
 
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
@@ -39,8 +39,8 @@ class RunningMeans:
         """Add one step.
 
         Args:
-            terms: contribution of this worker to the mean of each term over the global batch.
-            outcome: outcome of the step.
+            terms: Contribution of this worker to the mean of each term over the global batch.
+            outcome: Outcome of the step.
         """
         one = torch.ones((), device=self.sums.device)
         row = torch.stack(
@@ -91,7 +91,7 @@ class RunningMeans:
         """Restore a state; the first worker carries the sums of all.
 
         Raises:
-            ValueError: the state has other loss terms.
+            ValueError: The state has other loss terms.
         """
         if state["names"] != list(self.names):
             raise ValueError(

@@ -49,8 +49,8 @@ class StepResult(NamedTuple):
     """Result of a step, on the device.
 
     Fields:
-        terms: contribution of this worker to the mean of each term over the global batch.
-        outcome: outcome of the step.
+        terms: Contribution of this worker to the mean of each term over the global batch.
+        outcome: Outcome of the step.
     """
 
     terms: dict[str, Tensor]
@@ -77,11 +77,11 @@ class TrainState:
     """State of a run.
 
     Args:
-        networks: networks by name, on their device and wrapped for training; the first one is averaged.
-        ema: moving average of the first network.
-        optimizers: optimisers by the name of their network.
-        scaler: scaler of the loss, disabled unless precision is fp16.
-        means: means of the loss terms since the last log line.
+        networks: Networks by name, on their device and wrapped for training; the first one is averaged.
+        ema: Moving average of the first network.
+        optimizers: Optimisers by the name of their network.
+        scaler: Scaler of the loss, disabled unless precision is fp16.
+        means: Means of the loss terms since the last log line.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class TrainState:
         """Load the result of `weights`.
 
         Raises:
-            WeightsError: names or shapes do not fit.
+            WeightsError: Names or shapes do not fit.
         """
         for name, network in self.networks.items():
             load_whole(unwrapped(network), weights[name])
@@ -213,10 +213,10 @@ def build_state(
     """Return the state at step 0.
 
     Args:
-        train: training configuration of the run.
-        networks: networks and the configurations of their optimisers, by name; on their device, not wrapped.
-        terms: names of the loss terms.
-        num_ranks: number of workers of the run.
+        train: Training configuration of the run.
+        networks: Networks and the configurations of their optimisers, by name; on their device, not wrapped.
+        terms: Names of the loss terms.
+        num_ranks: Number of workers of the run.
     """
     first, _ = next(iter(networks.values()))
     device = next(first.parameters()).device
@@ -263,11 +263,11 @@ def draw_noise(
     numbers take microseconds on a GPU.
 
     Args:
-        config: configuration of the run.
-        step: index of the step.
-        slots: slots of the worker.
-        shape: shape of one latent, (Z, h, w).
-        device: device of the batch. CPU and CUDA draw different numbers.
+        config: Configuration of the run.
+        step: Index of the step.
+        slots: Slots of the worker.
+        shape: Shape of one latent, (Z, h, w).
+        device: Device of the batch. CPU and CUDA draw different numbers.
 
     Returns:
         t, int64 (B,) in [0, T), and noise, float32 (B, Z, h, w).
@@ -296,10 +296,10 @@ class DiffusionLearner:
     """The U-Net of a run.
 
     Args:
-        config: configuration of the run.
+        config: Configuration of the run.
         network: U-Net on its device, not wrapped.
-        objective: loss of a batch.
-        slots: slots of this worker; None if there is one worker.
+        objective: Loss of a batch.
+        slots: Slots of this worker; None if there is one worker.
     """
 
     def __init__(
@@ -314,7 +314,7 @@ class DiffusionLearner:
         """Run one optimiser step.
 
         Args:
-            batch: samples of this worker's slots: "hq" (B, H, W, 3), "lq" (B, H / scale, W / scale, 3) and,
+            batch: Samples of this worker's slots: "hq" (B, H, W, 3), "lq" (B, H / scale, W / scale, 3) and,
                 for inpainting, "mask" (B, H / scale, W / scale) with 255 in a hole; uint8, on the device of
                 the network.
 
@@ -414,7 +414,7 @@ def start_from(learner: Learner, weights: Mapping[str, Tensor]) -> None:
     """Start a run from given weights instead of random ones, in the network and its average.
 
     Raises:
-        WeightsError: the weights do not fit, or the run has begun.
+        WeightsError: The weights do not fit, or the run has begun.
     """
     if learner.state.step:
         raise WeightsError(f"--init is for the start of a run; this one is at step {learner.state.step}")
