@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -26,8 +27,13 @@ def sources(room: str) -> list[Path]:
     return sorted((ROOT / room).rglob("*.py"))
 
 
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -75,13 +81,13 @@ def private_names_of_ray(path: Path) -> Iterator[str]:
     """Yield what a module uses of Ray with a leading underscore: imports, attributes of what may be Ray's,
     arguments; and what strings name of it, as loggers, actors and variables of the environment.
     """
-    text = path.read_text()
-    if not re.search(r"\bray\b|RAY_|AUTOSCALER_|SERVE_", text):
+    if not re.search(r"\bray\b|RAY_|AUTOSCALER_|SERVE_", path.read_text()):
         return
-    tree = ast.parse(text)
-    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    own = {
+        node.name for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
     uses_ray = any(name.split(".")[0] == "ray" for name in imports(path))
-    for node in ast.walk(tree):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
             for name in (f"{module}.{alias.name}".strip(".") for alias in node.names):
@@ -121,13 +127,6 @@ def test_the_method_works_with_ray_out_of_reach() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def loaded_by(*modules: str) -> set[str]:
-    """Return the names of the modules that a process has loaded after importing `modules`."""
-    program = f"import sys, {', '.join(modules)}; print(*sys.modules)"
-    command = [sys.executable, "-c", program]
-    return set(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.split())
-
-
 GLOBAL_RANDOM = {
     "random",
     "np.random.seed",
@@ -139,42 +138,63 @@ GLOBAL_RANDOM = {
 TORCH_DRAWS = {"torch.randn", "torch.rand", "torch.randint", "torch.randperm"}
 
 
-def test_making_pairs_needs_no_library_of_networks() -> None:
-    """timm brings torchvision and the compiler of torch: six seconds of every process that only reads and
-    degrades photos.
-    """
-    assert loaded_by("pipelines.pairs.dataset") & {"timm", "torchvision", "torch._dynamo", "lpips"} == set()
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        "resshift.models",
-        "resshift.config",
-        "resshift.networks.config",
-        "resshift.images.sandbox",
-        "pipelines.bulk.job",
-        "pipelines.bulk.request",
-        "serve.app",
-        "serve.jobs",
-    ],
+# What computes nothing: the driver of a bulk job, decoders, and processes of the endpoint without a model.
+COMPUTES_NOTHING = (
+    "resshift.models",
+    "resshift.config",
+    "resshift.networks.config",
+    "resshift.images.sandbox",
+    "pipelines.bulk.job",
+    "pipelines.bulk.request",
+    "serve.app",
+    "serve.jobs",
 )
-def test_what_computes_nothing_does_not_import_torch(module: str) -> None:
-    """Half a gigabyte and three seconds, in the driver of every bulk job, in every decoder, and in every
-    process of the endpoint that holds no model.
-    """
-    assert loaded_by(module) & {"torch", "timm", "torchvision"} == set()
-
-
-def test_making_pictures_imports_nothing_that_trains() -> None:
-    """A replica, a demo and a notebook need no optimiser, loss or sharding."""
-    modules = [
+MAKES_PAIRS = "pipelines.pairs.dataset"
+MAKES_PICTURES = (
+    "resshift.upscaler",
+    *(
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for folder in ("tiles", "networks")
         for path in sources(f"resshift/{folder}")
-    ]
-    assert len(modules) > 10
-    found = loaded_by("resshift.upscaler", *modules)
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, set[str]]:
+    """Return the modules that one process has loaded after it has imported each of those above, in turn. What
+    is not there at last was loaded by none of them.
+    """
+    program = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    importlib.import_module(name)\n"
+        "    print(name, *sys.modules)"
+    )
+    names = dict.fromkeys((*COMPUTES_NOTHING, MAKES_PAIRS, *MAKES_PICTURES))
+    command = [sys.executable, "-c", program, *names]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    return {line.split()[0]: set(line.split()[1:]) for line in told.splitlines()}
+
+
+@pytest.mark.parametrize("module", COMPUTES_NOTHING)
+def test_what_computes_nothing_does_not_import_torch(module: str, loaded: dict[str, set[str]]) -> None:
+    """It would take half a gigabyte and three seconds."""
+    assert loaded[module] & {"torch", "timm", "torchvision"} == set()
+
+
+def test_making_pairs_needs_no_library_of_networks(loaded: dict[str, set[str]]) -> None:
+    """timm brings torchvision and the compiler of torch: six seconds of every process that only reads and
+    degrades photos.
+    """
+    assert "torch" in loaded[MAKES_PAIRS]
+    assert loaded[MAKES_PAIRS] & {"timm", "torchvision", "torch._dynamo", "lpips"} == set()
+
+
+def test_making_pictures_imports_nothing_that_trains(loaded: dict[str, set[str]]) -> None:
+    """A replica, a demo and a notebook need no optimiser, loss or sharding."""
+    found = loaded[MAKES_PICTURES[-1]]
+    assert len(MAKES_PICTURES) > 10
     assert "resshift.tiles.chain" in found
     assert [name for name in found if name.startswith("resshift.training")] == []
 
@@ -202,7 +222,7 @@ def test_no_global_random_numbers(room: str) -> None:
     found: list[str] = []
     for path in sources(room):
         found += [f"{path.name}: import random" for name in imports(path) if name == "random"]
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.Call):
                 name = ast.unparse(node.func)
                 has_generator = any(keyword.arg == "generator" for keyword in node.keywords)

@@ -4,14 +4,14 @@ every file named is there.
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.scripts import load_script
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,24 +42,14 @@ def commands() -> list[tuple[str, str]]:
     return found
 
 
-def job(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"resshift_documented_{name}", ROOT / "jobs" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
 @pytest.mark.parametrize(("document", "line"), commands())
 def test_every_command_parses(document: str, line: str) -> None:
     _, script, *arguments = shlex.split(line)
-    name = Path(script).stem
     assert (ROOT / script).exists(), document
     if arguments == [] or "..." in arguments:  # `python jobs/train.py ...` stands for any
         return
     try:
-        job(name).arguments().parse_args(arguments)
+        load_script(script).arguments().parse_args(arguments)
     except SystemExit as stop:
         pytest.fail(f"{document}: {line!r} ends with {stop.code}")
 
@@ -101,7 +91,7 @@ def test_settings_in_commands_are_settings_that_exist() -> None:
     for _, line in commands():
         _, script, *arguments = shlex.split(line)
         if Path(script).stem in ("upscale", "doctor") and "..." not in arguments and arguments:
-            settings = job(Path(script).stem).arguments().parse_args(arguments).set
+            settings = load_script(script).arguments().parse_args(arguments).set
             with_settings(BulkSettings(), settings)
             tried += len(settings)
     assert tried > 0

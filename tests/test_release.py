@@ -4,7 +4,6 @@ licences of what it needs.
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 import zipfile
@@ -16,6 +15,7 @@ from types import ModuleType
 import pytest
 
 import resshift
+from tests.scripts import load_script
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,16 +24,8 @@ ROOT = Path(__file__).parents[1]
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the wheel with the installed build backend; no index is asked."""
     target = tmp_path_factory.mktemp("wheel")
-    options = [
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "--wheel-dir",
-        str(target),
-    ]
-    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(ROOT)], check=True)
+    build = "import sys; from hatchling.build import build_wheel; build_wheel(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, str(target)], check=True, cwd=ROOT)
     (built,) = target.glob("*.whl")
     return built
 
@@ -102,13 +94,7 @@ def test_the_installed_wheel_upscales_outside_the_repository(wheel: Path, tmp_pa
 
 
 def licences() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("resshift_licences", ROOT / "deploy" / "licences.py")
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = loaded  # dataclasses look their module up
-    spec.loader.exec_module(loaded)
-    return loaded
+    return load_script("deploy/licences.py")
 
 
 def test_nothing_installed_is_refused() -> None:

@@ -222,12 +222,12 @@ class LedgerWriter:
         if len(self._rows) >= max(100, self._num_written // 100) or (
             self._rows and now - self._last > patience
         ):
+            for part in self._parts:
+                if part.done():
+                    part.result()  # before anything changes: who closes the writer is told as well
             rows, self._rows, self._last = self._rows, [], now
             self._num_written += len(rows)
-            done = [part for part in self._parts if part.done()]
             self._parts = [part for part in self._parts if not part.done()]
-            for part in done:
-                part.result()
             self._parts.append(asyncio.get_running_loop().run_in_executor(self._pool, self._write, rows))
 
     def close(self) -> None:

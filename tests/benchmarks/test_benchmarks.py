@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -18,29 +15,12 @@ from PIL import Image
 
 from resshift.config import Sampling
 from resshift.tiles.plan import cut_axis
+from tests.scripts import load_script
 
 ROOT = Path(__file__).parents[2]
 
 
-def load(name: str) -> ModuleType:
-    """Import a module of benchmarks/, which is a folder of scripts and no package."""
-    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", ROOT / "benchmarks" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-timing, record = load("timing"), load("record")
-
-
-@pytest.fixture
-def scripts(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """Import a script that imports its neighbours, as Python does when it is started."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return load
+timing, record = load_script("benchmarks/timing.py"), load_script("benchmarks/record.py")
 
 
 def scripted(seconds: list[float]) -> tuple[Callable[[Callable[[], object]], float], list[int]]:
@@ -181,34 +161,29 @@ def test_table_aligns_numbers_to_the_right_and_shows_what_is_missing() -> None:
     ]
 
 
-def run_gpu(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--device", "cpu", *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+def test_unknown_section_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        load_script("benchmarks/gpu.py").parse(["--device", "cpu", "--sections", "parity,speed"])
+    assert stop.value.code == 2
+    assert "unknown section speed" in capsys.readouterr().err
 
 
-def test_unknown_section_is_a_usage_error() -> None:
-    done = run_gpu("--sections", "parity,speed")
-    assert done.returncode == 2
-    assert "unknown section speed" in done.stderr
-
-
-@pytest.mark.slow
-def test_last_line_is_one_json_object_and_parity_holds() -> None:
-    done = run_gpu("--quick", "--sections", "parity")
-    assert done.returncode == 0, done.stderr
-    assert "No GPU is used" in done.stdout
-    last = json.loads(done.stdout.splitlines()[-1])
+def test_last_line_is_one_json_object_and_parity_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert load_script("benchmarks/gpu.py").main(["--device", "cpu", "--quick", "--sections", "parity"]) == 0
+    printed = capsys.readouterr().out
+    assert "No GPU is used" in printed
+    last = json.loads(printed.splitlines()[-1])
     assert last["benchmark"] == "gpu"
     assert last["parity_passed"] is True
     assert last["parity_failed"] == last["failed"] == []
     assert last["file"] is None
 
 
-def test_plain_and_fast_loop_make_the_same_picture(scripts: Callable[[str], ModuleType]) -> None:
+def test_plain_and_fast_loop_make_the_same_picture() -> None:
     """Otherwise the ratio of their times would mean nothing. On the same tiles, float32 rounding is all that
     differs.
     """
-    plain, upscale = scripts("plain"), scripts("upscale")
+    plain, upscale = load_script("benchmarks/plain.py"), load_script("benchmarks/upscale.py")
     fast = upscale.load("test-x4", torch.device("cpu"), "float32")
     slow = upscale.load("test-x4", torch.device("cpu"), "float32", optimise=False)
     lq = torch.rand((1, 3, 40, 24), generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -216,10 +191,8 @@ def test_plain_and_fast_loop_make_the_same_picture(scripts: Callable[[str], Modu
     torch.testing.assert_close(fast.upscale_tensor(lq, Sampling(tile_px=16)), expected, atol=2e-4, rtol=0)
 
 
-def test_a_seam_shows_in_the_ratio_and_a_clean_picture_gives_one(
-    scripts: Callable[[str], ModuleType],
-) -> None:
-    seams = scripts("seams")
+def test_a_seam_shows_in_the_ratio_and_a_clean_picture_gives_one() -> None:
+    seams = load_script("benchmarks/seams.py")
     whole = np.random.default_rng(0).integers(100, 140, (64, 64, 3)).astype(np.uint8)
     edges = np.array([16, 48])
     assert seams.edge_ratio(whole, whole, edges, 0, 4) == 1.0
@@ -233,19 +206,18 @@ def test_a_seam_shows_in_the_ratio_and_a_clean_picture_gives_one(
     assert seams.delta_e(whole, whole) == 0.0
 
 
-def test_edges_are_where_tiles_begin_or_end(scripts: Callable[[str], ModuleType]) -> None:
+def test_edges_are_where_tiles_begin_or_end() -> None:
     axis = cut_axis(20, 12, 4)
     assert axis.starts == (0, 8)
-    assert scripts("seams").edges_of(axis, 4, 80).tolist() == [32, 48]
+    assert load_script("benchmarks/seams.py").edges_of(axis, 4, 80).tolist() == [32, 48]
 
 
 def test_failures_lays_each_case_beside_its_truth(
-    scripts: Callable[[str], ModuleType],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    failures = scripts("failures")
+    failures = load_script("benchmarks/failures.py")
     monkeypatch.setattr(sys, "argv", ["failures.py", "--out", str(tmp_path / "o.png")])
     assert failures.main() == 0
     page = np.asarray(Image.open(tmp_path / "o.png"))

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
+from resshift.config import DataConfig
 from resshift.degradation import imresize, realesrgan_x4
 from resshift.devices import use_one_thread
+from tests.scripts import load_script
 
 ROOT = Path(__file__).parents[2]
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", ROOT / "benchmarks" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -41,7 +32,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_thread")
 def test_the_plain_pair_follows_the_official_statistics() -> None:
-    plain = load("plain_pair")
+    plain = load_script("benchmarks/plain_pair.py")
     with np.load(ROOT / "tests" / "parity" / "degradation_statistics.npz") as arrays:
         hq_u8, official = arrays["image_u8"], arrays["train_x4"]
     reference = imresize(hq_u8 / 255, 0.25)
@@ -54,7 +45,7 @@ def test_the_plain_pair_follows_the_official_statistics() -> None:
 
 
 def test_the_plain_crop_is_a_square_of_the_photo() -> None:
-    plain, photos = load("plain_pair"), load("synthetic_photos")
+    plain, photos = load_script("benchmarks/plain_pair.py"), load_script("benchmarks/synthetic_photos.py")
     hq, lq = plain.plain_pair(photos.synthetic_photo(0), 256, realesrgan_x4(), np.random.default_rng(0))
     assert (hq.shape, lq.shape, hq.dtype, lq.dtype) == ((256, 256, 3), (64, 64, 3), np.uint8, np.uint8)
     shrunk = cv2.resize(hq, (64, 64), interpolation=cv2.INTER_AREA)
@@ -62,7 +53,7 @@ def test_the_plain_crop_is_a_square_of_the_photo() -> None:
 
 
 def test_synthetic_photos_are_stable_and_as_heavy_as_real_ones() -> None:
-    photos = load("synthetic_photos")
+    photos = load_script("benchmarks/synthetic_photos.py")
     made = [photos.synthetic_photo(i) for i in range(6)]
     assert made[0] == photos.synthetic_photo(0)
     assert len(set(made)) == 6
@@ -70,31 +61,38 @@ def test_synthetic_photos_are_stable_and_as_heavy_as_real_ones() -> None:
     assert 2 < bits_per_pixel < 3
 
 
-@pytest.mark.slow
-def test_pairs_prints_a_table_and_ends_with_one_json_object() -> None:
-    command = [
-        sys.executable,
-        str(ROOT / "benchmarks" / "pairs.py"),
-        "--count",
-        "8",
-        "--seconds",
-        "0.5",
-        "--quick",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    last = json.loads(done.stdout.splitlines()[-1])
+@pytest.mark.usefixtures("one_thread")
+def test_the_function_is_a_table_and_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = load_script("benchmarks/pairs.py")
+    assert pairs.main(["--count", "4", "--seconds", "0", "--quick", "--no-ray"]) == 0
+    printed = capsys.readouterr().out
+    last = json.loads(printed.splitlines()[-1])
     assert last["benchmark"] == "pairs"
     assert last["file"] is None
     assert last["pairs_per_s_core"] > 0
     assert last["ratio_to_plain"] == pytest.approx(
         last["pairs_per_s_core"] / last["plain_pairs_per_s_core"], rel=1e-2
     )
-    assert "decode + crop" in done.stdout
+    assert "decode + crop" in printed
+
+
+def test_the_pipeline_has_a_rate_and_an_overhead(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the cluster of the run, from the first pair on."""
+    del ray_cluster
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))  # processes of the benchmark import it by name
+    module = importlib.import_module("pairs_on_ray")
+    cluster = SimpleNamespace(init=lambda **_: None, shutdown=lambda: None)
+    monkeypatch.setattr(module, "ray", cluster)
+    monkeypatch.setattr(module, "_START_S", 0.0)
+    monkeypatch.setattr(module, "rows_per_task", lambda *_: 0)
+    photo = load_script("benchmarks/synthetic_photos.py").synthetic_photo(0)
+    crop = DataConfig(crop="random", crop_px=32)
+    figures = module.measure_pipeline([("a", photo), ("b", photo)], crop, 0.1, {2: 1})
+    assert figures["ray_pairs_per_s_2"] > 0
+    assert figures["bare_pairs_per_s_2"] > 0
+    assert figures["ray_overhead"] == 1 - figures["ray_pairs_per_s_2"] / figures["bare_pairs_per_s_2"]
 
 
 def test_a_folder_without_photos_is_an_error(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "pairs.py"), "--photos", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 1
-    assert "no .jpg or .jpeg file" in done.stderr
+    with pytest.raises(SystemExit, match=r"no \.jpg or \.jpeg file"):
+        load_script("benchmarks/pairs.py").main(["--photos", str(tmp_path), "--no-ray"])

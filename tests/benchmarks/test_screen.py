@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-Measure = Callable[[np.ndarray, int], float]
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from tests.scripts import load_script
 
-
-@pytest.fixture(scope="module")
-def screen() -> Measure:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        spec = importlib.util.spec_from_file_location("benchmarks_screen", BENCHMARKS / "screen.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return module.screen_db
+screen_db = load_script("benchmarks/screen.py").screen_db
 
 
 def noise(sigma: float = 20.0, side: int = 256) -> np.ndarray:
@@ -37,19 +19,19 @@ def as_u8(picture: np.ndarray) -> np.ndarray:
     return picture.clip(0, 255).round().astype(np.uint8)
 
 
-def test_noise_has_none_and_a_pattern_is_found(screen: Measure) -> None:
+def test_noise_has_none_and_a_pattern_is_found() -> None:
     dots = np.tile(np.random.default_rng(1).normal(0, 1, (4, 4)), (64, 64))[..., None]
-    clean, faint, strong = (screen(as_u8(noise() + amount * dots), 4) for amount in (0, 16, 32))
+    clean, faint, strong = (screen_db(as_u8(noise() + amount * dots), 4) for amount in (0, 16, 32))
     assert abs(clean) < 2.5
     assert faint > clean + 10
     assert strong == pytest.approx(faint + 20 * np.log10(2), abs=1)  # power grows with the square
 
 
-def test_a_pattern_of_another_period_is_not_meant(screen: Measure) -> None:
+def test_a_pattern_of_another_period_is_not_meant() -> None:
     dots = np.tile(np.random.default_rng(1).normal(0, 8, (7, 7)), (37, 37))[:256, :256, None]
-    assert abs(screen(as_u8(noise() + dots), 4)) < 3
+    assert abs(screen_db(as_u8(noise() + dots), 4)) < 3
 
 
-def test_small_pictures_are_refused(screen: Measure) -> None:
+def test_small_pictures_are_refused() -> None:
     with pytest.raises(ValueError, match="31x256, both sides must be at least 32"):
-        screen(np.zeros((256, 31, 3), np.uint8), 4)
+        screen_db(np.zeros((256, 31, 3), np.uint8), 4)

@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from resshift.training.step import DiffusionLearner
+from tests.scripts import load_script
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def train_step() -> ModuleType:
-    sys.path.insert(0, str(BENCHMARKS))  # its neighbours are imported by name, as when it is run as a script
-    try:
-        spec = importlib.util.spec_from_file_location("benchmarks_train_step", BENCHMARKS / "train_step.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+train_step = load_script("benchmarks/train_step.py")
 
 
-def test_plain_loop_does_the_same_arithmetic_and_learns(train_step: ModuleType) -> None:
+def test_plain_loop_does_the_same_arithmetic_and_learns() -> None:
     config = train_step.config_of(CPU, "test-x4", 4)
     network, objective = train_step.build(config, CPU)
     batch = train_step.random_batch(config, CPU)
@@ -52,7 +39,7 @@ def test_plain_loop_does_the_same_arithmetic_and_learns(train_step: ModuleType) 
     assert plain.losses[-1] != plain.losses[0]
 
 
-def test_parts_leave_no_gradients_behind(train_step: ModuleType) -> None:
+def test_parts_leave_no_gradients_behind() -> None:
     config = replace(train_step.config_of(CPU, "test-x4", 2))
     learner = DiffusionLearner(config, *train_step.build(config, CPU))
     parts = train_step.parts_of(learner, train_step.random_batch(config, CPU))
@@ -62,7 +49,7 @@ def test_parts_leave_no_gradients_behind(train_step: ModuleType) -> None:
     assert all(parameter.grad is None for parameter in learner.state.network.parameters())
 
 
-def test_last_line_is_the_figures(train_step: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_last_line_is_the_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         train_step.main(["--quick", "--cpu", "--preset", "test-x4", "--micro-batch", "2", "--no-data"]) == 0
     )

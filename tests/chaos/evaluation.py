@@ -15,10 +15,8 @@ import time
 from pathlib import Path
 
 import cv2
-import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent))
 import harness
+import numpy as np
 
 from pipelines.evaluation.evaluate import bicubic_resized
 

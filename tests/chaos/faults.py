@@ -31,8 +31,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent))
-import servers
+from tests import servers
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = (
@@ -462,46 +461,43 @@ def preempt(work: Path) -> None:
 
 def kill_upload(work: Path, num_kills: int = 20) -> None:
     """Twenty processes that upload a checkpoint to S3 are killed at twenty moments."""
-    server, environment = s3_server()
-    os.environ.update(environment)
-    import s3fs
+    with servers.moto(work / "moto.log") as port, servers.using_store(f"http://127.0.0.1:{port}"):
+        kill_uploads(work, num_kills)
 
+
+def kill_uploads(work: Path, num_kills: int) -> None:
     from pipelines.training import checkpoints
     from pipelines.training.checkpoints import Keeping
     from resshift import storage
+    from resshift.storage import s3
 
-    try:
-        s3fs.S3FileSystem(endpoint_url=environment["AWS_ENDPOINT_URL"]).mkdir("kills")
-        out, outcomes = "s3://kills/run", Counter[str]()
-        manifests = write_checkpoints(work, range(1, num_kills + 2))
-        started_at = time.monotonic()
-        assert Upload(work, out, manifests[0]).wait() == 0
-        duration_s = time.monotonic() - started_at
-        for i, manifest in enumerate(manifests[1:]):
-            process = Upload(work, out, manifest)
-            time.sleep(duration_s * (i + 0.5) / num_kills)
-            process.kill()
-            process.wait()
-            half = [found.step for found in checkpoints.stored(out) if not found.complete]
-            with tempfile.TemporaryDirectory() as directory:
-                found = checkpoints.fetch_latest(out, Path(directory))  # verifies every byte
-            assert found is not None, "no checkpoint can be read"
-            outcomes[
-                "published" if found == manifest["step"] else "half-written" if half else "nothing written"
-            ] += 1
-            if i % 5 == 4:
-                checkpoints.clear(out, Keeping(3))
-                assert all(item.complete for item in checkpoints.stored(out)), "an orphan is left"
-        checkpoints.clear(out, Keeping(1))
-        left = [entry.key for entry in storage.list_entries(out)]
-        assert len(left) == 6, left
-        print(
-            f"{num_kills} kills: {dict(outcomes)}; the latest was readable every time; after clearing one "
-            "checkpoint is left, no orphan"
-        )
-    finally:
-        server.terminate()
-        server.wait(10)
+    s3.call(s3.DEFAULT, "create_bucket", Bucket="kills")
+    out, outcomes = "s3://kills/run", Counter[str]()
+    manifests = write_checkpoints(work, range(1, num_kills + 2))
+    started_at = time.monotonic()
+    assert Upload(work, out, manifests[0]).wait() == 0
+    duration_s = time.monotonic() - started_at
+    for i, manifest in enumerate(manifests[1:]):
+        process = Upload(work, out, manifest)
+        time.sleep(duration_s * (i + 0.5) / num_kills)
+        process.kill()
+        process.wait()
+        half = [found.step for found in checkpoints.stored(out) if not found.complete]
+        with tempfile.TemporaryDirectory() as directory:
+            found = checkpoints.fetch_latest(out, Path(directory))  # verifies every byte
+        assert found is not None, "no checkpoint can be read"
+        is_published = found == manifest["step"]
+        outcomes["published" if is_published else "half-written" if half else "nothing written"] += 1
+        if i % 5 == 4:
+            checkpoints.clear(out, Keeping(3))
+            assert all(item.complete for item in checkpoints.stored(out)), "an orphan is left"
+    checkpoints.clear(out, Keeping(1))
+    left = [entry.key for entry in storage.list_entries(out)]
+    assert len(left) == 6, left
+    print(
+        f"{num_kills} kills: {dict(outcomes)}; the latest was readable every time; after clearing one "
+        "checkpoint is left, no orphan"
+    )
 
 
 def write_checkpoints(work: Path, steps: Sequence[int]) -> list[dict[str, Any]]:
@@ -541,29 +537,6 @@ class Upload:
 
     def wait(self) -> int:
         return os.waitpid(self.pid, 0)[1]
-
-
-def s3_server() -> tuple[subprocess.Popen[bytes], dict[str, str]]:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(300):
-        try:
-            socket.create_connection(("127.0.0.1", port), 0.2).close()
-            break
-        except OSError:
-            time.sleep(0.1)
-    keys = {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    return server, keys | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
 
 
 SCENARIOS: dict[str, tuple[Callable[[Path], None], bool]] = {

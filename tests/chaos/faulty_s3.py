@@ -15,12 +15,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
 import harness
-import servers
 
 from resshift import images, storage
 from resshift.storage import s3
+from tests import servers
 
 DENIED = "00/00003.png"
 
@@ -37,8 +36,10 @@ def main() -> int:
     cut = 0.02 if chosen.quick else 0.005
     with tempfile.TemporaryDirectory(prefix="faults-") as temporary:
         work = Path(temporary)
-        with servers.moto(work / "moto.log") as upstream:
-            servers.use_store(f"http://127.0.0.1:{upstream}")
+        with (
+            servers.moto(work / "moto.log") as upstream,
+            servers.using_store(f"http://127.0.0.1:{upstream}"),
+        ):
             s3.call(s3.DEFAULT, "create_bucket", Bucket="faulty")
             harness.make_pictures("s3://faulty/in", count)
             port = servers.free_port()

@@ -4,6 +4,7 @@ behind.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,15 +13,18 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import yaml
 
 from pipelines.cluster import ray_internals
 from pipelines.ledger import ledger
 from resshift import storage
+from tests.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
@@ -171,3 +175,38 @@ def report(result: dict[str, Any], claims: dict[str, bool]) -> int:
         print(f"{'ok  ' if holds else 'FAIL'} {name}")
     print(json.dumps(result | {"passed": all(claims.values())}))
     return 0 if all(claims.values()) else 1
+
+
+@contextlib.contextmanager
+def endpoint(
+    work: Path, change: Callable[[Any], None], *arguments: str
+) -> Generator[tuple[subprocess.Popen[bytes], int, Any]]:
+    """Run an endpoint in a session of its own while the block lasts; it has been started when the block
+    begins, and may not be ready.
+
+    Args:
+        work: Folder for its configuration and log.
+        change: Function that changes the configuration which `python -m serve --print-config` gives for the
+            arguments.
+        arguments: Arguments of `python -m serve`.
+
+    Yields:
+        The process, the port, and the configuration.
+    """
+    port = free_port()
+    command = [sys.executable, "-m", "serve", *arguments, "--port", str(port), "--print-config"]
+    config: Any = yaml.safe_load(
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    )
+    change(config)
+    (work / "serve.yaml").write_text(yaml.safe_dump(config))
+    with (work / "serve.log").open("wb") as log:
+        command = [sys.executable, "-m", "serve", "--config", str(work / "serve.yaml")]
+        environment = os.environ | ENVIRONMENT
+        server = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        yield server, port, config
+    finally:
+        end(server)

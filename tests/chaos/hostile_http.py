@@ -13,7 +13,6 @@ are figures of docs/security.md.
 from __future__ import annotations
 
 import argparse
-import io
 import socket
 import subprocess
 import sys
@@ -27,17 +26,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx2
-import numpy as np
-from malformed import expected_files, own_archive
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parent))
 import harness
-import servers
+import httpx2
+from malformed import expected_files, own_archive
 
 from serve.http.keys import digest, new_key
+from tests.pictures import encoded
 
+PICTURE = encoded(height=16, width=16)
 REFUSED = {400, 413, 415, 422}
 ALLOWED = {
     "decode": {200},
@@ -75,13 +71,6 @@ class Tally:
         self.statuses[kind][status] += 1
         if status not in allowed:
             self.wrong.append(f"{kind} {name}: {status}, allowed {sorted(allowed)}")
-
-
-def png(side: int = 16) -> bytes:
-    """Return a good picture."""
-    out = io.BytesIO()
-    Image.fromarray(np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)).save(out, "PNG")
-    return out.getvalue()
 
 
 def endless(sent: list[int]) -> Iterator[bytes]:
@@ -211,14 +200,14 @@ def attack(
             "headers": {"content-type": "multipart/form-data; boundary=b"},
         },
         "no end": {
-            "content": b'--b\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\n' + png(),
+            "content": b'--b\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\n' + PICTURE,
             "headers": {"content-type": "multipart/form-data; boundary=b"},
         },
-        "two images": {"files": [("image", ("a", png())), ("image", ("b", png()))]},
-        "no image": {"files": {"other": ("a", png())}},
-        "thousand fields": {"data": {f"f{i}": "x" for i in range(1000)}, "files": {"image": ("a", png())}},
-        "unknown field": {"data": {"stepps": "4"}, "files": {"image": ("a", png())}},
-        "long name": {"files": {"image": ("n" * 100_000, png())}},
+        "two images": {"files": [("image", ("a", PICTURE)), ("image", ("b", PICTURE))]},
+        "no image": {"files": {"other": ("a", PICTURE)}},
+        "thousand fields": {"data": {f"f{i}": "x" for i in range(1000)}, "files": {"image": ("a", PICTURE)}},
+        "unknown field": {"data": {"stepps": "4"}, "files": {"image": ("a", PICTURE)}},
+        "long name": {"files": {"image": ("n" * 100_000, PICTURE)}},
     }
     for name, request in forms.items():
         tally.note("multipart", name, REFUSED | ({200} if name == "long name" else set()), status(**request))
@@ -247,7 +236,7 @@ def attack(
             "places",
             f"?url={place!r}",
             REFUSED,
-            lambda place=place: client.post(post, params={"url": place}, content=png()).status_code,
+            lambda place=place: client.post(post, params={"url": place}, content=PICTURE).status_code,
         )
 
     odd = {
@@ -291,7 +280,7 @@ def attack(
     holders = [socket.create_connection(("127.0.0.1", port)) for _ in range(200)]  # headers that never end
     for holder in holders:
         holder.sendall(b"POST /v1/upscale HTTP/1.1\r\nHost: x\r\nX-A: ")
-    tally.note("slow", "beside 200 unfinished headers", {200}, status(content=png()))
+    tally.note("slow", "beside 200 unfinished headers", {200}, status(content=PICTURE))
     for holder in holders:
         holder.close()
     return endings
@@ -319,7 +308,7 @@ def main() -> int:
             args["keys"] = [{"name": "chaos", "sha256": digest(KEY)}]
 
         tally = Tally()
-        with servers.endpoint(
+        with harness.endpoint(
             work, change, "--model", "nearest-x4", "--jobs", f"{work}/jobs:{work}/jobs"
         ) as (server, port, _):
             base = f"http://127.0.0.1:{port}"
@@ -333,7 +322,7 @@ def main() -> int:
                 "key_holders": flood(port, head_of(port) + f"X-API-Key: {KEY}\r\n" + endless_head, raw),
             }
             last = httpx2.post(
-                f"{base}/v1/upscale", content=png(), headers={"x-api-key": KEY}, timeout=60
+                f"{base}/v1/upscale", content=PICTURE, headers={"x-api-key": KEY}, timeout=60
             ).status_code
             is_ready = httpx2.get(f"{base}/readyz", timeout=30).status_code
     for kind, statuses in sorted(tally.statuses.items()):

@@ -17,14 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx2
-
-sys.path.insert(0, str(Path(__file__).parent))
 import harness
-import servers
+import httpx2
 
 from resshift import images, storage
 from resshift.storage import s3
+from tests import servers
 
 SOURCE, TARGET = "s3://pictures/in", "s3://pictures/out/x4"
 
@@ -102,7 +100,8 @@ def main() -> int:
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="http-jobs-") as temporary, contextlib.ExitStack() as stack:
         work = Path(temporary)
-        servers.use_store(f"http://127.0.0.1:{stack.enter_context(servers.moto(work / 'moto.log'))}")
+        port = stack.enter_context(servers.moto(work / "moto.log"))
+        stack.enter_context(servers.using_store(f"http://127.0.0.1:{port}"))
         s3.call(s3.DEFAULT, "create_bucket", Bucket="pictures")
         harness.make_pictures(SOURCE, chosen.pictures)
         places = {"sources": [SOURCE], "targets": ["s3://pictures/out"], "state": "s3://pictures/state"}
@@ -110,7 +109,7 @@ def main() -> int:
         def change(config: Any) -> None:
             config["applications"][1]["args"]["jobs"] |= places
 
-        _, port, _ = stack.enter_context(servers.endpoint(work, change, "--model", "nearest-x4@24"))
+        _, port, _ = stack.enter_context(harness.endpoint(work, change, "--model", "nearest-x4@24"))
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             until(lambda: {"status": _status(client)}, lambda one: one["status"] == 200)
             result, claims = use(client, chosen.pictures // 4)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import io
 import os
 import sys
 import tempfile
@@ -21,14 +20,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlparse
 
-import numpy as np
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parent))
 import harness
-import servers
+import numpy as np
 
 from pipelines.ledger import ledger
+from tests.pictures import file_of
+from tests.servers import using_store
 
 PER_PREFIX = 1000
 
@@ -123,14 +120,14 @@ def main() -> int:
     )
     options.add_argument("--keys", type=int, default=1_000_000)
     chosen = options.parse_args()
-    encoded = io.BytesIO()
-    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(encoded, "PNG")
-    Bucket.num_keys, Bucket.picture = chosen.keys, encoded.getvalue()
+    Bucket.num_keys, Bucket.picture = chosen.keys, file_of(np.zeros((64, 64, 3), np.uint8))
     server = ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    servers.use_store(f"http://127.0.0.1:{server.server_address[1]}")
     arguments = ["--model", "nearest-x4", "--engine", "actors", "--replicas", "1:1"]
-    with tempfile.TemporaryDirectory(prefix="listing-") as temporary:
+    with (
+        tempfile.TemporaryDirectory(prefix="listing-") as temporary,
+        using_store(f"http://127.0.0.1:{server.server_address[1]}"),
+    ):
         work = Path(temporary)
         fresh = work / "fresh"
         started = time.monotonic()

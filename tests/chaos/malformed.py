@@ -21,11 +21,9 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+import harness
 import numpy as np
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parent))
-import harness
 
 REFUSALS = {
     "empty",

@@ -16,12 +16,11 @@ import uuid
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
 import harness
-import servers
 
 from resshift import images, storage
 from resshift.storage import s3
+from tests import servers
 
 
 def main() -> int:
@@ -44,7 +43,7 @@ def main() -> int:
                 )
             )
             endpoint = f"http://127.0.0.1:{port}"
-            servers.use_store(endpoint, "test:tester", "testing")
+            stack.enter_context(servers.using_store(endpoint, "test:tester", "testing"))
             time.sleep(2)  # the proxy listens a moment before the servers behind it
         else:
             os.environ["AWS_ENDPOINT_URL"] = endpoint

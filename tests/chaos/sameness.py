@@ -12,7 +12,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
 import harness
 
 TIMES = {"seconds", "model_seconds", "written_at", "run", "attempts"}

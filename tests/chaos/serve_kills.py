@@ -11,7 +11,6 @@ for every deployment, as a release does it.
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import re
 import subprocess
@@ -25,14 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx2
-import numpy as np
-import yaml
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parent))
 import harness
-import servers
+import httpx2
+import yaml
+
+from tests.pictures import encoded
 
 # Deploys a configuration on the cluster of $RAY_ADDRESS, as `serve deploy` would.
 DEPLOY = """
@@ -80,13 +76,6 @@ class Clients:
         return sum(count for told, count in self.statuses[phase].items() if told != "200")
 
 
-def png() -> bytes:
-    """Return the picture that everybody sends."""
-    out = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(out, "PNG")
-    return out.getvalue()
-
-
 def until(condition: Callable[[], bool], what: str, timeout_s: float = 120) -> float:
     """Wait; return the seconds it took.
 
@@ -130,7 +119,7 @@ def main() -> int:
             config["applications"][0]["args"]["num_cpus"] = 0.5
             config["applications"][1]["args"]["jobs"]["state"] = str(work / "state")
 
-        with servers.endpoint(work, change, "--model", "nearest-x4@24", "--replicas", "2:2") as (
+        with harness.endpoint(work, change, "--model", "nearest-x4@24", "--replicas", "2:2") as (
             server,
             port,
             config,
@@ -148,7 +137,7 @@ def disturb(
     """Do everything to the endpoint; returns figures and claims."""
     ready = f"{base}/readyz"
     until(lambda: status_of(ready) == 200, "the endpoint is ready", 240)
-    data = png()
+    data = encoded(height=64, width=64)
     clients = Clients(base, data, httpx2.post(f"{base}/v1/upscale", content=data, timeout=60).content)
     threads = [threading.Thread(target=clients.run) for _ in range(4)]
     for thread in threads:

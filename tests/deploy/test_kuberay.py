@@ -7,19 +7,19 @@ and not here. Pod templates are held against the Kubernetes schemas when `kubern
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
+
+from tests.scripts import load_script
 
 ROOT = Path(__file__).parents[2]
 KUBERAY = ROOT / "deploy" / "kuberay"
@@ -34,16 +34,7 @@ def manifest(name: str) -> Manifest:
 
 
 def render_service(serve_config: str) -> Manifest:
-    return module().rayservice(manifest("raycluster.yaml"), serve_config)
-
-
-def module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("resshift_rayservice", KUBERAY / "rayservice.py")
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+    return load_script("deploy/kuberay/rayservice.py").rayservice(manifest("raycluster.yaml"), serve_config)
 
 
 def rendered_service() -> Manifest:
@@ -326,12 +317,8 @@ def test_entry_points_are_jobs_and_their_flags_exist(name: str) -> None:
     assert spec["clusterSelector"] == {"ray.io/cluster": manifest("raycluster.yaml")["metadata"]["name"]}
     program, script, *arguments = shlex.split(spec["entrypoint"])
     assert program == "python"
-    path = ROOT / Path(script).relative_to("/app")
-    loaded = importlib.util.module_from_spec(found := importlib.util.spec_from_file_location(path.stem, path))  # type: ignore[arg-type]
-    assert found is not None
-    assert found.loader is not None
-    found.loader.exec_module(loaded)
-    assert loaded.arguments().parse_args(arguments)
+    job = load_script(str(Path(script).relative_to("/app")))
+    assert job.arguments().parse_args(arguments)
     assert isinstance(yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"], dict)
 
 
@@ -365,7 +352,7 @@ def test_a_configuration_that_serve_refuses_is_refused(
     config: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "config.yaml").write_text(config)
-    assert module().main([str(tmp_path / "config.yaml")]) == 2
+    assert load_script("deploy/kuberay/rayservice.py").main([str(tmp_path / "config.yaml")]) == 2
     assert message in capsys.readouterr().err
 
 

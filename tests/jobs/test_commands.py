@@ -4,16 +4,16 @@ written when nothing was done.
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+
+from tests.scripts import load_script
 
 ROOT = Path(__file__).parents[2]
 Job = Callable[..., int]
@@ -77,19 +77,10 @@ FLAGS = {
 }
 
 
-def module(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"resshift_command_{name}", ROOT / "jobs" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
 @pytest.mark.parametrize("name", FLAGS)
 def test_flags_are_frozen(name: str) -> None:
     """A new knob belongs in a configuration, for `--set`; a flag is a promise."""
-    actions = module(name).arguments()._actions
+    actions = load_script(f"jobs/{name}.py").arguments()._actions
     assert {flag for action in actions for flag in action.option_strings if flag.startswith("--")} == FLAGS[
         name
     ]
@@ -113,7 +104,7 @@ def test_help_shows_examples_and_exit_codes(name: str) -> None:
 @pytest.mark.parametrize("name", FLAGS)
 def test_unknown_flag_is_usage(name: str) -> None:
     with pytest.raises(SystemExit) as stop:
-        module(name).main(["--no-such-flag"])
+        load_script(f"jobs/{name}.py").main(["--no-such-flag"])
     assert stop.value.code == 2
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 from starlette.testclient import TestClient
 
 from pipelines.bulk.nearest import Nearest
@@ -23,6 +20,7 @@ from serve.jobs import JobKeeper
 from serve.pictures import PictureService
 from serve.services import Services
 from serve.settings import ServeSettings, parse
+from tests.pictures import encoded
 
 
 class LocalModel:
@@ -95,42 +93,12 @@ def endpoint(start_endpoint: Callable[..., Endpoint]) -> Iterator[Endpoint]:
         yield made
 
 
-def picture(seed: int = 0, height: int = 20, width: int = 24, format: str = "PNG", **options: Any) -> bytes:
-    """Return an encoded picture of random pixels."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, format, **options)
-    return out.getvalue()
-
-
-def decoded(data: bytes) -> np.ndarray:
-    """Return the pixels of an encoded picture."""
-    return np.asarray(Image.open(io.BytesIO(data)))
-
-
-def enlarged(data: bytes) -> np.ndarray:
-    """Return what `nearest-x4` makes of an encoded picture."""
-    return decoded(data).repeat(4, axis=0).repeat(4, axis=1)
-
-
-@pytest.fixture
-def make() -> Any:
-    """Return the functions of this module: tests cannot import it."""
-
-    class Make:
-        picture = staticmethod(picture)
-        decoded = staticmethod(decoded)
-        enlarged = staticmethod(enlarged)
-
-    return Make
-
-
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Return a folder of three pictures and a broken one."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for i in range(3):
-        (folder / f"{i}.png").write_bytes(picture(i))
-    (folder / "broken.png").write_bytes(picture(4)[:90])
+        (folder / f"{i}.png").write_bytes(encoded(i, 20, 24))
+    (folder / "broken.png").write_bytes(encoded(4, 20, 24)[:90])
     return folder

@@ -28,6 +28,7 @@ from serve.http.metrics import Metrics
 from serve.http.problems import KINDS, Problem
 from serve.models import Readiness
 from serve.settings import LimitSettings
+from tests.pictures import decoded, encoded, enlarged
 
 
 def bomb(width: int = 65_000, height: int = 65_000) -> bytes:
@@ -46,12 +47,12 @@ def bomb(width: int = 65_000, height: int = 65_000) -> bytes:
 
 
 class TestPicture:
-    def test_raw_body_gives_the_known_pixels(self, endpoint: Any, make: Any) -> None:
-        data = make.picture()
+    def test_raw_body_gives_the_known_pixels(self, endpoint: Any) -> None:
+        data = encoded(0, 20, 24)
         answer = endpoint.post(data)
         assert answer.status_code == 200, answer.text
         assert answer.headers["content-type"] == "image/png"
-        assert np.array_equal(make.decoded(answer.content), make.enlarged(data))
+        assert np.array_equal(decoded(answer.content), enlarged(data))
         phases = [part.split(";dur=") for part in answer.headers["server-timing"].split(", ")]
         assert [name for name, _ in phases] == ["queue", "decode", "model", "encode"]
         assert all(float(ms) >= 0 for _, ms in phases)
@@ -59,45 +60,45 @@ class TestPicture:
         assert (answer.headers["x-model"], answer.headers["x-model-identity"]) == ("nearest-x4", "nearest-x4")
         assert answer.headers["x-content-type-options"] == "nosniff"
 
-    def test_multipart_with_options_in_fields(self, endpoint: Any, make: Any) -> None:
-        data = make.picture(1)
+    def test_multipart_with_options_in_fields(self, endpoint: Any) -> None:
+        data = encoded(1, 20, 24)
         form = {"files": {"image": ("größe.png", data, "image/png")}, "data": {"format": "tiff", "seed": "5"}}
         answer = endpoint.client.post("/v1/upscale?format=jpeg", **form)
         assert answer.status_code == 200, answer.text
         assert answer.headers["content-type"] == "image/tiff"  # a field wins over the query
-        assert np.array_equal(make.decoded(answer.content), make.enlarged(data))
+        assert np.array_equal(decoded(answer.content), enlarged(data))
         assert answer.headers["content-disposition"] == "inline; filename*=UTF-8''gr%C3%B6%C3%9Fe_x4.tiff"
 
-    def test_options_as_a_json_field(self, endpoint: Any, make: Any) -> None:
+    def test_options_as_a_json_field(self, endpoint: Any) -> None:
         form = {
-            "files": {"image": make.picture()},
+            "files": {"image": encoded(0, 20, 24)},
             "data": {"options": json.dumps({"format": "webp", "quality": 40})},
         }
         assert endpoint.client.post("/v1/upscale", **form).headers["content-type"] == "image/webp"
 
     @pytest.mark.parametrize("format", ["PNG", "BMP", "GIF", "TIFF", "WEBP"])
-    def test_formats_are_told_by_content(self, format: str, endpoint: Any, make: Any) -> None:
-        data = make.picture(2, format=format, **({"lossless": True} if format == "WEBP" else {}))
+    def test_formats_are_told_by_content(self, format: str, endpoint: Any) -> None:
+        data = encoded(2, 20, 24, format=format, **({"lossless": True} if format == "WEBP" else {}))
         answer = endpoint.post(data, headers={"Content-Type": "text/plain"})
         assert answer.status_code == 200, answer.text
         with Image.open(io.BytesIO(data)) as image:
             expected = np.asarray(image.convert("RGB")).repeat(4, axis=0).repeat(4, axis=1)
-        assert np.array_equal(make.decoded(answer.content), expected)
+        assert np.array_equal(decoded(answer.content), expected)
 
-    def test_one_pixel(self, endpoint: Any, make: Any) -> None:
-        data = make.picture(3, 1, 1)
+    def test_one_pixel(self, endpoint: Any) -> None:
+        data = encoded(3, 1, 1)
         answer = endpoint.post(data)
-        assert np.array_equal(make.decoded(answer.content), make.enlarged(data))
+        assert np.array_equal(decoded(answer.content), enlarged(data))
 
-    def test_accept_chooses_the_type(self, endpoint: Any, make: Any) -> None:
-        answer = endpoint.post(make.picture(), headers={"Accept": "image/jpeg"})
+    def test_accept_chooses_the_type(self, endpoint: Any) -> None:
+        answer = endpoint.post(encoded(0, 20, 24), headers={"Accept": "image/jpeg"})
         assert Image.open(io.BytesIO(answer.content)).format == "JPEG"
-        assert endpoint.post(make.picture(), headers={"Accept": "application/json"}).status_code == 406
+        assert endpoint.post(encoded(0, 20, 24), headers={"Accept": "application/json"}).status_code == 406
 
-    def test_metadata_is_kept_or_stripped(self, endpoint: Any, make: Any) -> None:
+    def test_metadata_is_kept_or_stripped(self, endpoint: Any) -> None:
         exif = Image.Exif()
         exif[0x010E] = "a bridge"  # ImageDescription
-        data = make.picture(4, format="JPEG", exif=exif)
+        data = encoded(4, 20, 24, format="JPEG", exif=exif)
         kept = Image.open(io.BytesIO(endpoint.post(data, "/v1/upscale?format=jpeg").content))
         bare = Image.open(io.BytesIO(endpoint.post(data, "/v1/upscale?format=jpeg&metadata=strip").content))
         assert kept.getexif().get(0x010E) == "a bridge"
@@ -139,12 +140,14 @@ class TestRefusals:
         assert endpoint.client.get(body["type"]).json()["status"] == status  # the type can be opened
         assert endpoint.model.num_begun == begun
 
-    def test_a_truncated_picture(self, endpoint: Any, make: Any) -> None:
-        answer = endpoint.post(make.picture(0, 100, 100)[:4000])
+    def test_a_truncated_picture(self, endpoint: Any) -> None:
+        answer = endpoint.post(encoded(0, 100, 100)[:4000])
         assert (answer.status_code, answer.json()["reason"]) == (422, "truncated")
 
-    def test_a_result_that_would_be_too_large(self, start_endpoint: Callable[..., Any], make: Any) -> None:
-        answer = start_endpoint(limits={"output_megapixels": 0.007}).post(make.picture())  # 96 x 80 = 7680
+    def test_a_result_that_would_be_too_large(self, start_endpoint: Callable[..., Any]) -> None:
+        answer = start_endpoint(limits={"output_megapixels": 0.007}).post(
+            encoded(0, 20, 24)
+        )  # 96 x 80 = 7680
         assert answer.status_code == 413
         assert "96x80" in answer.json()["detail"]
 
@@ -165,18 +168,16 @@ class TestRefusals:
             ("metadata=some", "metadata"),
         ],
     )
-    def test_bad_options_are_named(self, query: str, option: str, endpoint: Any, make: Any) -> None:
-        answer = endpoint.post(make.picture(), f"/v1/upscale?{query}")
+    def test_bad_options_are_named(self, query: str, option: str, endpoint: Any) -> None:
+        answer = endpoint.post(encoded(0, 20, 24), f"/v1/upscale?{query}")
         assert answer.status_code == 422
         assert [one["option"].removeprefix("query.") for one in answer.json()["errors"]] == [option]
-        form = {"files": {"image": make.picture()}, "data": dict([query.split("=", 1)])}
+        form = {"files": {"image": encoded(0, 20, 24)}, "data": dict([query.split("=", 1)])}
         assert endpoint.client.post("/v1/upscale", **form).status_code == 422
 
     @pytest.mark.parametrize("query", ["model=unknown", "outscale=2", "steps=2"])
-    def test_what_the_model_cannot_do_is_refused_before_it_is_asked(
-        self, query: str, endpoint: Any, make: Any
-    ) -> None:
-        answer = endpoint.post(make.picture(), f"/v1/upscale?{query}")
+    def test_what_the_model_cannot_do_is_refused_before_it_is_asked(self, query: str, endpoint: Any) -> None:
+        answer = endpoint.post(encoded(0, 20, 24), f"/v1/upscale?{query}")
         assert (answer.status_code, answer.json()["type"]) == (422, "/problems/bad_option")
 
     @pytest.mark.parametrize(
@@ -215,8 +216,8 @@ class TestRefusals:
         answer = endpoint.post(body, headers={"Content-Type": content_type})
         assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
 
-    def test_compressed_bodies_are_refused(self, endpoint: Any, make: Any) -> None:
-        assert endpoint.post(make.picture(), headers={"Content-Encoding": "gzip"}).status_code == 415
+    def test_compressed_bodies_are_refused(self, endpoint: Any) -> None:
+        assert endpoint.post(encoded(0, 20, 24), headers={"Content-Encoding": "gzip"}).status_code == 415
 
     def test_a_body_in_pieces_is_counted_as_it_arrives(self, endpoint: Any) -> None:
         sent = 0
@@ -243,14 +244,14 @@ class TestRefusals:
                 "application/problem+json",
             )
 
-    def test_a_mistake_of_ours_tells_nothing(self, start_endpoint: Callable[..., Any], make: Any) -> None:
+    def test_a_mistake_of_ours_tells_nothing(self, start_endpoint: Callable[..., Any]) -> None:
         broken = start_endpoint()
 
         async def fail(*_: object, **__: object) -> None:
             raise RuntimeError("secret")
 
         broken.model.upscale = fail
-        answer = broken.post(make.picture())
+        answer = broken.post(encoded(0, 20, 24))
         assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
         assert "secret" not in answer.text
 
@@ -331,13 +332,13 @@ def test_an_answer_before_the_end_of_a_body_closes_the_connection(
 
 class TestOverload:
     def test_the_line_is_bounded_and_refusals_say_when_to_come_again(
-        self, start_endpoint: Callable[..., Any], make: Any
+        self, start_endpoint: Callable[..., Any]
     ) -> None:
         """Ten requests for one slot and a line of two: three are answered, seven are refused at once."""
         import httpx2
 
         crowded = start_endpoint(limits={"in_flight": 1, "queue": 2})
-        data = make.picture()
+        data = encoded(0, 20, 24)
 
         async def play() -> list[Any]:
             transport = httpx2.ASGITransport(crowded.app)
@@ -355,16 +356,16 @@ class TestOverload:
             if answer.status_code == 503:
                 assert int(answer.headers["retry-after"]) >= 1
             else:
-                assert np.array_equal(make.decoded(answer.content), make.enlarged(data))
+                assert np.array_equal(decoded(answer.content), enlarged(data))
         assert crowded.model.num_begun == 3
 
     def test_a_deadline_ends_the_wait_before_the_model_is_asked(
-        self, start_endpoint: Callable[..., Any], make: Any
+        self, start_endpoint: Callable[..., Any]
     ) -> None:
         import httpx2
 
         crowded = start_endpoint(limits={"in_flight": 1, "queue": 5})
-        data = make.picture()
+        data = encoded(0, 20, 24)
 
         async def play() -> tuple[int, int]:
             transport = httpx2.ASGITransport(crowded.app)
@@ -380,21 +381,17 @@ class TestOverload:
         assert asyncio.run(play()) == (200, 503)
         assert crowded.model.num_begun == 1
 
-    def test_a_deadline_that_passes_at_work_is_504(
-        self, start_endpoint: Callable[..., Any], make: Any
-    ) -> None:
+    def test_a_deadline_that_passes_at_work_is_504(self, start_endpoint: Callable[..., Any]) -> None:
         crowded = start_endpoint()
         crowded.model.is_held = True
-        answer = crowded.post(make.picture(), headers={"X-Request-Timeout": "3"})
+        answer = crowded.post(encoded(0, 20, 24), headers={"X-Request-Timeout": "3"})
         assert answer.status_code == 504
         assert crowded.pictures.admission.num_working == 0
 
-    def test_work_of_a_client_that_left_is_dropped(
-        self, start_endpoint: Callable[..., Any], make: Any
-    ) -> None:
+    def test_work_of_a_client_that_left_is_dropped(self, start_endpoint: Callable[..., Any]) -> None:
         crowded = start_endpoint()
         crowded.model.is_held = True
-        data, sent = make.picture(), list[Any]()
+        data, sent = encoded(0, 20, 24), list[Any]()
 
         async def play() -> None:
             messages = [{"type": "http.request", "body": data, "more_body": False}]
@@ -428,7 +425,7 @@ class TestOverload:
 
 
 class TestKeys:
-    def test_a_key_is_needed_and_has_its_quota(self, start_endpoint: Callable[..., Any], make: Any) -> None:
+    def test_a_key_is_needed_and_has_its_quota(self, start_endpoint: Callable[..., Any]) -> None:
         key = new_key()
         entry = {
             "name": "alice",
@@ -437,7 +434,7 @@ class TestKeys:
             "megapixels_per_minute": 0.0009,
         }
         guarded = start_endpoint(keys=[entry])
-        data, headers = make.picture(), {"Authorization": f"Bearer {key}"}
+        data, headers = encoded(0, 20, 24), {"Authorization": f"Bearer {key}"}
         assert guarded.post(data).status_code == 401
         assert guarded.post(data, headers=headers).status_code == 200
         used_up = guarded.post(data, headers=headers)  # 480 pixels twice are more than 900
@@ -572,11 +569,11 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 
 class TestDescription:
-    def test_models_and_metrics(self, endpoint: Any, make: Any) -> None:
+    def test_models_and_metrics(self, endpoint: Any) -> None:
         listed = endpoint.client.get("/v1/models").json()["models"]
         assert [(one["name"], one["scale"], one["outscale"]) for one in listed] == [("nearest-x4", 4, [4])]
         before = figure(endpoint, 'resshift_megapixels_total{side="out"}')
-        endpoint.post(make.picture(0, 100, 100))
+        endpoint.post(encoded(0, 100, 100))
         assert figure(endpoint, 'resshift_megapixels_total{side="out"}') == pytest.approx(before + 0.16)
         assert figure(endpoint, 'resshift_http_requests_total{route="/v1/upscale",status="200"}') >= 1
         assert figure(endpoint, "resshift_body_bytes") == 0

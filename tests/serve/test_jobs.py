@@ -13,6 +13,7 @@ import pytest
 
 from pipelines.ledger import lease
 from serve.http.keys import digest, new_key
+from tests.pictures import decoded, encoded, enlarged
 
 LATER = {"Prefer": "respond-async"}
 
@@ -26,8 +27,8 @@ def ended(endpoint: Any, path: str, **options: Any) -> dict[str, Any]:
     return view
 
 
-def test_a_picture_is_answered_later(endpoint: Any, make: Any) -> None:
-    data = make.picture(5)
+def test_a_picture_is_answered_later(endpoint: Any) -> None:
+    data = encoded(5, 20, 24)
     taken = endpoint.post(data, "/v1/upscale?format=tiff", headers=LATER)
     assert (taken.status_code, taken.headers["preference-applied"]) == (202, "respond-async")
     where = taken.headers["location"]
@@ -39,7 +40,7 @@ def test_a_picture_is_answered_later(endpoint: Any, make: Any) -> None:
     )
     answer = endpoint.client.get(f"{where}/result")
     assert answer.headers["content-type"] == "image/tiff"
-    assert np.array_equal(make.decoded(answer.content), make.enlarged(data))
+    assert np.array_equal(decoded(answer.content), enlarged(data))
     assert endpoint.client.get(f"{where}/report").status_code == 404
     assert view["id"] in [job["id"] for job in endpoint.client.get("/v1/jobs").json()["jobs"]]
     assert endpoint.client.delete(where).status_code == 204
@@ -50,27 +51,27 @@ def test_what_is_wrong_with_the_header_is_said_at_once(endpoint: Any) -> None:
     assert endpoint.post(b"hello", headers=LATER).status_code == 415
 
 
-def test_a_broken_picture_is_a_failed_job(endpoint: Any, make: Any) -> None:
-    where = endpoint.post(make.picture(0, 100, 100)[:4000], headers=LATER).headers["location"]
+def test_a_broken_picture_is_a_failed_job(endpoint: Any) -> None:
+    where = endpoint.post(encoded(0, 100, 100)[:4000], headers=LATER).headers["location"]
     view = ended(endpoint, where)
     assert view["state"] == "failed"
     assert "truncated" in view["message"]
     assert endpoint.client.get(f"{where}/result").status_code == 409
 
 
-def test_the_same_idempotency_key_is_the_same_job(endpoint: Any, make: Any) -> None:
+def test_the_same_idempotency_key_is_the_same_job(endpoint: Any) -> None:
     headers = LATER | {"Idempotency-Key": "monday"}
-    first = endpoint.post(make.picture(), headers=headers).json()["id"]
-    assert endpoint.post(make.picture(), headers=headers).json()["id"] == first
-    other = endpoint.post(make.picture(), "/v1/upscale?seed=2", headers=headers)
+    first = endpoint.post(encoded(0, 20, 24), headers=headers).json()["id"]
+    assert endpoint.post(encoded(0, 20, 24), headers=headers).json()["id"] == first
+    other = endpoint.post(encoded(0, 20, 24), "/v1/upscale?seed=2", headers=headers)
     assert (other.status_code, other.json()["type"]) == (422, "/problems/reused_key")
 
 
-def test_a_job_is_cancelled(start_endpoint: Callable[..., Any], make: Any) -> None:
+def test_a_job_is_cancelled(start_endpoint: Callable[..., Any]) -> None:
     made = start_endpoint()
     with made.client as client:
         made.model.is_held = True
-        where = made.post(make.picture(), headers=LATER).headers["location"]
+        where = made.post(encoded(0, 20, 24), headers=LATER).headers["location"]
         waiting = client.get(f"{where}/result")
         assert (waiting.status_code, waiting.headers["retry-after"]) == (409, "2")
         assert client.delete(where).json()["state"] == "cancelled"
@@ -80,11 +81,11 @@ def test_a_job_is_cancelled(start_endpoint: Callable[..., Any], make: Any) -> No
 
 
 def test_a_new_keeper_continues_what_had_not_ended(
-    start_endpoint: Callable[..., Any], make: Any, tmp_path: Path
+    start_endpoint: Callable[..., Any], tmp_path: Path
 ) -> None:
     """No job is lost: the first endpoint goes down with one that runs and one that waits."""
     jobs = {"state": str(tmp_path / "state"), "running": 1}
-    data = [make.picture(6), make.picture(7)]
+    data = [encoded(6, 20, 24), encoded(7, 20, 24)]
     before = start_endpoint(jobs=jobs)
     with before.client:
         before.model.is_held = True
@@ -93,15 +94,15 @@ def test_a_new_keeper_continues_what_had_not_ended(
     with after.client as client:
         for place, one in zip(places, data, strict=True):
             assert ended(after, place)["state"] == "complete"
-            assert np.array_equal(make.decoded(client.get(f"{place}/result").content), make.enlarged(one))
+            assert np.array_equal(decoded(client.get(f"{place}/result").content), enlarged(one))
 
 
-def test_jobs_are_their_owners(start_endpoint: Callable[..., Any], make: Any) -> None:
+def test_jobs_are_their_owners(start_endpoint: Callable[..., Any]) -> None:
     keys = {name: new_key() for name in ("alice", "bob")}
     made = start_endpoint(keys=[{"name": name, "sha256": digest(key)} for name, key in keys.items()])
     alice, bob = ({"X-API-Key": key} for key in keys.values())
     with made.client as client:
-        where = made.post(make.picture(), headers=LATER | alice).headers["location"]
+        where = made.post(encoded(0, 20, 24), headers=LATER | alice).headers["location"]
         assert ended(made, where, headers=alice)["state"] == "complete"
         for path in (where, f"{where}/result", f"{where}/report"):
             assert client.get(path, headers=bob).status_code == 404
@@ -110,10 +111,10 @@ def test_jobs_are_their_owners(start_endpoint: Callable[..., Any], make: Any) ->
         assert client.get(f"{where}/result", headers=alice).status_code == 200
 
 
-def test_old_jobs_are_forgotten(start_endpoint: Callable[..., Any], make: Any, tmp_path: Path) -> None:
+def test_old_jobs_are_forgotten(start_endpoint: Callable[..., Any], tmp_path: Path) -> None:
     made = start_endpoint(jobs={"state": str(tmp_path / "state"), "keep_hours": 1})
     with made.client as client:
-        where = made.post(make.picture(), headers=LATER).headers["location"]
+        where = made.post(encoded(0, 20, 24), headers=LATER).headers["location"]
         ended(made, where)
         keeper: Any = made.services.jobs
         client.portal.call(keeper.forget_old)

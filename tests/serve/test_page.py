@@ -20,6 +20,8 @@ import pytest
 import uvicorn
 from websockets.sync.client import ClientConnection, connect
 
+from tests.pictures import decoded, encoded, enlarged
+
 WAIT_S = 120
 DROP = """
 (async () => {
@@ -176,17 +178,17 @@ def drop(browser: Browser, data: bytes, name: str = "bridge.png") -> None:
 
 
 @pytest.mark.timeout(400)
-def test_drop_compare_and_download(browser: Browser, address: str, make: Any, tmp_path: Path) -> None:
+def test_drop_compare_and_download(browser: Browser, address: str, tmp_path: Path) -> None:
     downloads = tmp_path / "downloads"
     downloads.mkdir()
     open_page(browser, address, downloads)
-    data = make.picture(11, 60, 80)
+    data = encoded(11, 60, 80)
     drop(browser, data)
     browser.wait("document.querySelector('#result').dataset.done === '1'")
-    expected = make.enlarged(data)
+    expected = enlarged(data)
     # What is on the two canvases: ours, pixel by pixel, and bicubic, as Pillow has it.
     assert browser.run(PIXEL % ("#after", 101, 77)) == expected[77, 101].tolist()
-    bicubic = bicubic_pixels(make.decoded(data), 320, 240)
+    bicubic = bicubic_pixels(decoded(data), 320, 240)
     assert (
         np.abs(np.subtract(browser.run(PIXEL % ("#before", 101, 77)), bicubic[77, 101], dtype=int)).max() <= 1
     )
@@ -218,7 +220,7 @@ def test_drop_compare_and_download(browser: Browser, address: str, make: Any, tm
     # Pixels in the place of bicubic.
     browser.run("document.querySelector('[name=against][value=pixels]').click()")
     browser.wait("document.querySelector('#tag-before').textContent === 'pixels'")
-    assert browser.run(PIXEL % ("#before", 25, 19)) == make.decoded(data)[19, 25].tolist()
+    assert browser.run(PIXEL % ("#before", 25, 19)) == decoded(data)[19, 25].tolist()
     # The download is the file that the server made.
     browser.run("document.querySelector('#download').click()")
     saved = downloads / "bridge_x4.png"
@@ -226,7 +228,7 @@ def test_drop_compare_and_download(browser: Browser, address: str, make: Any, tm
     while not saved.exists():
         assert time.monotonic() < deadline, list(downloads.iterdir())
         time.sleep(0.1)
-    assert np.array_equal(make.decoded(saved.read_bytes()), expected)
+    assert np.array_equal(decoded(saved.read_bytes()), expected)
     assert "80 × 60 → 320 × 240" in browser.run("document.querySelector('#facts').innerText")
     assert browser.complaints == []
 
@@ -242,14 +244,12 @@ def scale_of(transform: str) -> float:
 
 
 @pytest.mark.timeout(400)
-def test_errors_are_told_and_a_phone_is_wide_enough(
-    browser: Browser, address: str, make: Any, tmp_path: Path
-) -> None:
+def test_errors_are_told_and_a_phone_is_wide_enough(browser: Browser, address: str, tmp_path: Path) -> None:
     open_page(browser, address, tmp_path, 390, 844)
     drop(browser, b"no picture at all", "notes.txt")
     browser.wait("!document.querySelector('#error').hidden")
     assert "none of the accepted types" in browser.run("document.querySelector('#error').textContent")
-    drop(browser, make.picture(12))
+    drop(browser, encoded(12, 20, 24))
     browser.wait("document.querySelector('#result').dataset.done === '1'")
     assert browser.run("document.querySelector('#error').hidden")
     assert browser.run("document.documentElement.scrollWidth") <= 390

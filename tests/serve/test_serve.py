@@ -27,6 +27,8 @@ from resshift.tiles.batching import Work
 from serve.__main__ import arguments, configuration, start
 from serve.replica import ReplicaSettings
 from serve.settings import parse
+from tests.pictures import decoded, encoded, enlarged
+from tests.servers import free_port
 
 OPTIONS = ReplicaOptions(model="nearest-x4", identity="nearest-x4")
 
@@ -59,12 +61,6 @@ def test_a_picture_without_a_key_has_the_noise_of_its_seed() -> None:
     assert isinstance(answers[0], Started)
     assert seen[0] == 7
     assert seen[1] != 7
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -121,14 +117,14 @@ def replica_pids() -> list[int]:
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 class TestOnServe:
-    def test_a_picture(self, address: str, make: Any) -> None:
+    def test_a_picture(self, address: str) -> None:
         wait_for(lambda: is_ready(address))
-        data = make.picture()
+        data = encoded(0, 20, 24)
         answer = httpx2.post(f"{address}/v1/upscale", content=data, timeout=120)
         assert answer.status_code == 200, answer.text
-        assert np.array_equal(make.decoded(answer.content), make.enlarged(data))
+        assert np.array_equal(decoded(answer.content), enlarged(data))
 
-    def test_the_curl_examples_of_the_readme(self, address: str, make: Any, tmp_path: Path) -> None:
+    def test_the_curl_examples_of_the_readme(self, address: str, tmp_path: Path) -> None:
         """They are run as they stand there, with another port."""
         import re
         import shutil
@@ -139,7 +135,7 @@ class TestOnServe:
         text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
         commands = re.findall(r"^curl .*$", text, re.MULTILINE)
         assert len(commands) >= 3
-        data = make.picture(0, 30, 40, "JPEG")
+        data = encoded(0, 30, 40, "JPEG")
         (tmp_path / "photo.jpg").write_bytes(data)
         for command in commands:
             shown = command.split("  #")[0].replace("http://127.0.0.1:8000", address)
@@ -151,9 +147,9 @@ class TestOnServe:
                 check=False,
             )
             assert done.returncode == 0, (shown, done.stdout, done.stderr)
-        assert np.array_equal(make.decoded((tmp_path / "photo_x4.png").read_bytes()), make.enlarged(data))
+        assert np.array_equal(decoded((tmp_path / "photo_x4.png").read_bytes()), enlarged(data))
 
-    def test_the_python_example_of_the_docs(self, address: str, make: Any, tmp_path: Path) -> None:
+    def test_the_python_example_of_the_docs(self, address: str, tmp_path: Path) -> None:
         import re
         import subprocess
         import sys
@@ -162,7 +158,7 @@ class TestOnServe:
         example = re.search(r"```python\n(.*?)```", text, re.DOTALL)
         assert example is not None
         assert len(example[1].splitlines()) <= 40
-        data = make.picture(8)
+        data = encoded(8, 20, 24)
         (tmp_path / "photo.png").write_bytes(data)
         (tmp_path / "client.py").write_text(
             example[1].replace("http://127.0.0.1:8000", address), encoding="utf-8"
@@ -170,16 +166,14 @@ class TestOnServe:
         subprocess.run(
             [sys.executable, "client.py", "photo.png", "big.png"], cwd=tmp_path, check=True, timeout=120
         )
-        assert np.array_equal(make.decoded((tmp_path / "big.png").read_bytes()), make.enlarged(data))
+        assert np.array_equal(decoded((tmp_path / "big.png").read_bytes()), enlarged(data))
 
-    def test_a_bulk_job_is_watched_cancelled_and_continued(
-        self, address: str, make: Any, tmp_path: Path
-    ) -> None:
+    def test_a_bulk_job_is_watched_cancelled_and_continued(self, address: str, tmp_path: Path) -> None:
         source, target = tmp_path / "in", tmp_path / "out"
         source.mkdir()
         for i in range(12):
-            (source / f"{i:02}.png").write_bytes(make.picture(i, 200, 250))  # 1.5 s each
-        (source / "broken.png").write_bytes(make.picture(9)[:90])
+            (source / f"{i:02}.png").write_bytes(encoded(i, 200, 250))  # 1.5 s each
+        (source / "broken.png").write_bytes(encoded(9, 20, 24)[:90])
         asked = {"source": str(source), "target": str(target)}
         headers = {"Idempotency-Key": "first"}
         taken = httpx2.post(f"{address}/v1/jobs", json=asked, headers=headers, timeout=60)
@@ -212,18 +206,18 @@ class TestOnServe:
         )
         assert 1 <= done_before <= 12
         for i in range(12):
-            expected = make.enlarged((source / f"{i:02}.png").read_bytes())
-            assert np.array_equal(make.decoded((target / f"{i:02}_x4.png").read_bytes()), expected)
+            expected = enlarged((source / f"{i:02}.png").read_bytes())
+            assert np.array_equal(decoded((target / f"{i:02}_x4.png").read_bytes()), expected)
         report = httpx2.get(f"{where}/report", timeout=60).json()
         assert report["counts"]["ok"] == 12
         assert "truncated" in httpx2.get(f"{where}/report?format=csv", timeout=60).text
 
-    def test_clients_that_leave_free_their_places(self, address: str, make: Any) -> None:
+    def test_clients_that_leave_free_their_places(self, address: str) -> None:
         """Three pictures of 9 s each; the clients of the second and third leave, and the fourth is answered
         after the first.
         """
-        large = make.picture(0, 500, 600)
-        small = make.picture(1)
+        large = encoded(0, 500, 600)
+        small = encoded(1, 20, 24)
 
         def leave() -> None:
             with pytest.raises(httpx2.TimeoutException):
@@ -249,8 +243,8 @@ class TestOnServe:
             before + 0.3 + 0.00048
         )
 
-    def test_a_replica_that_dies_takes_no_request_with_it(self, address: str, make: Any) -> None:
-        data = make.picture(3, 200, 300)  # 1.8 s each
+    def test_a_replica_that_dies_takes_no_request_with_it(self, address: str) -> None:
+        data = encoded(3, 200, 300)  # 1.8 s each
         answers: list[httpx2.Response] = []
 
         def send() -> None:
@@ -267,7 +261,7 @@ class TestOnServe:
         for thread in threads:
             thread.join()
         assert [answer.status_code for answer in answers] == [200] * 4
-        assert all(np.array_equal(make.decoded(answer.content), make.enlarged(data)) for answer in answers)
+        assert all(np.array_equal(decoded(answer.content), enlarged(data)) for answer in answers)
         wait_for(lambda: is_ready(address))
 
     def test_a_body_that_is_too_large_is_refused_while_it_arrives(self, address: str) -> None:

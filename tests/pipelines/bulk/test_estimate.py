@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,8 @@ from pipelines.bulk.selection import Selection, Worklist
 from pipelines.bulk.stages import StageOptions, UpscaleOptions
 from pipelines.ledger.digests import DigestSet, OwnerMap
 from pipelines.ledger.ledger import Known
+from tests.pictures import encoded
 
-Encode = Callable[..., bytes]
 JOB = UpscaleOptions(model="nearest-x4", identity="nearest-x4", scale=4)
 
 
@@ -24,12 +23,12 @@ def worklist(source: Path) -> Worklist:
     return Worklist(entries(str(source), Selection()), known, JOB.output_key, JOB.scale)
 
 
-def test_the_estimate_reads_headers_and_tells_hours_and_cost(tmp_path: Path, encode: Encode) -> None:
+def test_the_estimate_reads_headers_and_tells_hours_and_cost(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for i in range(4):
-        (tmp_path / "in" / f"{i}.png").write_bytes(encode(i, 500, 1000))
+        (tmp_path / "in" / f"{i}.png").write_bytes(encoded(i, 500, 1000))
     (tmp_path / "in" / "0.jpg").write_bytes(
-        encode(0, 500, 1000, "JPEG")
+        encoded(0, 500, 1000, "JPEG")
     )  # sorts before 0.png and takes its name
     (tmp_path / "in" / "bad.png").write_bytes(b"bad")
     work = worklist(tmp_path / "in")
@@ -45,9 +44,9 @@ def test_the_estimate_reads_headers_and_tells_hours_and_cost(tmp_path: Path, enc
     assert not (tmp_path / "out").exists()
 
 
-def test_a_sample_stands_for_the_rest(tmp_path: Path, encode: Encode) -> None:
+def test_a_sample_stands_for_the_rest(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    data = encode(0, 100, 200)
+    data = encoded(0, 100, 200)
     for i in range(300):
         (tmp_path / "in" / f"{i}.png").write_bytes(data)
     work = worklist(tmp_path / "in")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -45,10 +46,10 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Work], Non
 
         monkeypatch.setattr(job_module, "_capacity", lambda: {"num_cpus": 1, "object_store_bytes": 1})
         monkeypatch.setattr(job_module, "BulkRun", scheduler)
-        progress: Any = SimpleNamespace(count=lambda row: None, show=lambda: None)
+        progress: Any = mock.Mock()
         engine: Any = NoEngine()
         worklist = Worklist([], Known(DigestSet(), OwnerMap(), Counter()), OPTIONS.output_key, 4)
-        job = Job(source="/photos", stages=StageOptions(job=OPTIONS, target=str(tmp_path)))
+        job = Job(source="/photos", stages=StageOptions(outputs=OPTIONS, target=str(tmp_path)))
         try:
             run_job(job, worklist, engine, progress)
         finally:

@@ -6,7 +6,6 @@ import hashlib
 import os
 import signal
 import zlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,8 @@ from resshift.images import ImageLimits, Picture
 from resshift.images.animation import Frames
 from resshift.images.sandbox import DecoderDied, DecoderLimits, DecoderTimeout
 from resshift.models import WeightsError
+from tests.pictures import encoded
 
-Encode = Callable[..., bytes]
 JOB = UpscaleOptions(model="nearest-x4", identity="nearest-x4", scale=4)
 
 
@@ -52,9 +51,9 @@ def through(paths: list[Path], stage_options: StageOptions) -> list[Row]:
     return rows
 
 
-def test_good_picture_is_written_and_recorded(tmp_path: Path, encode: Encode) -> None:
+def test_good_picture_is_written_and_recorded(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
-    path.write_bytes(encode(1, 5, 7))
+    path.write_bytes(encoded(1, 5, 7))
     (row,) = through([path], options(tmp_path / "out"))
     data = (tmp_path / "out" / "a_x4.png").read_bytes()
     expected = images.decode(path.read_bytes()).pixels.repeat(4, axis=0).repeat(4, axis=1)
@@ -78,13 +77,11 @@ def test_good_picture_is_written_and_recorded(tmp_path: Path, encode: Encode) ->
         (None, "missing"),
     ],
 )
-def test_bad_input_is_a_row_and_writes_nothing(
-    data: bytes | str | None, reason: str, tmp_path: Path, encode: Encode
-) -> None:
-    huge = bytearray(encode())
+def test_bad_input_is_a_row_and_writes_nothing(data: bytes | str | None, reason: str, tmp_path: Path) -> None:
+    huge = bytearray(encoded())
     huge[16:24] = (60_000).to_bytes(4, "big") * 2
     huge[29:33] = zlib.crc32(huge[12:29]).to_bytes(4, "big")
-    content = {"cut": encode()[:-200], "huge": bytes(huge)}.get(str(data), data)
+    content = {"cut": encoded()[:-200], "huge": bytes(huge)}.get(str(data), data)
     if isinstance(content, bytes):
         (tmp_path / "x.png").write_bytes(content)
     (row,) = through([tmp_path / "x.png"], options(tmp_path / "out"))
@@ -93,10 +90,10 @@ def test_bad_input_is_a_row_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_bad_inputs_leave_their_neighbours_alone(tmp_path: Path, encode: Encode) -> None:
+def test_bad_inputs_leave_their_neighbours_alone(tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.png" for i in range(4)]
     for i, path in enumerate(paths):
-        path.write_bytes(encode(i, 6, 6) if i % 2 else b"junk")
+        path.write_bytes(encoded(i, 6, 6) if i % 2 else b"junk")
     assert [row["status"] for row in through(paths, options(tmp_path / "out"))] == [
         "failed",
         "ok",
@@ -105,16 +102,16 @@ def test_bad_inputs_leave_their_neighbours_alone(tmp_path: Path, encode: Encode)
     ]
 
 
-def test_destination_that_cannot_be_written_is_a_row(tmp_path: Path, encode: Encode) -> None:
-    (tmp_path / "x.png").write_bytes(encode(0, 5, 5))
+def test_destination_that_cannot_be_written_is_a_row(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(encoded(0, 5, 5))
     (tmp_path / "out" / "x_x4.png").mkdir(parents=True)
     (row,) = through([tmp_path / "x.png"], options(tmp_path / "out"))
     assert row["status"] == "failed"
     assert row["reason"] in {"irregular", "invalid", "denied", "unavailable"}
 
 
-def test_result_that_would_not_fit_is_refused_before_the_work(tmp_path: Path, encode: Encode) -> None:
-    (tmp_path / "x.png").write_bytes(encode(0, 64, 64))
+def test_result_that_would_not_fit_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(encoded(0, 64, 64))
     (row,), (frames,) = prepare(
         [item(tmp_path / "x.png")], options(tmp_path, outputs=replace(JOB, scale=1000))
     )
@@ -128,9 +125,9 @@ def test_result_that_would_not_fit_is_refused_before_the_work(tmp_path: Path, en
     [(DecoderDied("SIGSEGV"), "killed_worker", 2), (DecoderTimeout("60 s"), "timeout", 1)],
 )
 def test_a_picture_that_ends_its_decoder_is_tried_twice(
-    error: Exception, reason: str, calls: int, tmp_path: Path, encode: Encode, monkeypatch: pytest.MonkeyPatch
+    error: Exception, reason: str, calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "x.png").write_bytes(encode())
+    (tmp_path / "x.png").write_bytes(encoded())
     made: list[int] = []
 
     class Fatal:
@@ -148,8 +145,8 @@ def test_a_picture_that_ends_its_decoder_is_tried_twice(
     assert (row["status"], row["reason"], len(made)) == ("failed", reason, calls)
 
 
-def test_a_killed_decoder_is_replaced(tmp_path: Path, encode: Encode) -> None:
-    (tmp_path / "x.png").write_bytes(encode())
+def test_a_killed_decoder_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(encoded())
     stage_options = options(tmp_path / "out")
     assert through([tmp_path / "x.png"], stage_options)[0]["status"] == "ok"
     pid = stages._decoder(stage_options.limits).pid  # pyright: ignore[reportPrivateUsage]
@@ -159,16 +156,16 @@ def test_a_killed_decoder_is_replaced(tmp_path: Path, encode: Encode) -> None:
 
 
 @pytest.mark.parametrize("choice", ["skip", "verify"])
-def test_outputs_that_are_there_can_be_left_alone(choice: str, tmp_path: Path, encode: Encode) -> None:
+def test_outputs_that_are_there_can_be_left_alone(choice: str, tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("whole.png", "damaged.png", "absent.png")]
     for i, path in enumerate(paths):
-        path.write_bytes(encode(i, 5, 6))
+        path.write_bytes(encoded(i, 5, 6))
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "whole_x4.png").write_bytes(encode(9, 20, 24))
-    (tmp_path / "out" / "damaged_x4.png").write_bytes(encode(9, 20, 24)[:-30])
+    (tmp_path / "out" / "whole_x4.png").write_bytes(encoded(9, 20, 24))
+    (tmp_path / "out" / "damaged_x4.png").write_bytes(encoded(9, 20, 24)[:-30])
     statuses = [row["status"] for row in through(paths, options(tmp_path / "out", if_exists=choice))]
     assert statuses == (["skipped", "skipped", "ok"] if choice == "skip" else ["skipped", "ok", "ok"])
-    assert (tmp_path / "out" / "whole_x4.png").read_bytes() == encode(9, 20, 24)
+    assert (tmp_path / "out" / "whole_x4.png").read_bytes() == encoded(9, 20, 24)
 
 
 class Thirteen(Nearest):
@@ -214,8 +211,8 @@ def test_the_stand_in_is_asked_for_by_name() -> None:
         slow.upscale(Picture(pixels=np.zeros((1, 1, 3), np.uint8)), Sampling(outscale=2))
 
 
-def test_limits_reach_the_decoder(tmp_path: Path, encode: Encode) -> None:
-    (tmp_path / "x.png").write_bytes(encode(0, 100, 100))
+def test_limits_reach_the_decoder(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(encoded(0, 100, 100))
     limits = DecoderLimits(images=ImageLimits(max_pixels=9_999))
     assert (
         prepare([item(tmp_path / "x.png")], options(tmp_path, limits=limits))[0][0]["reason"] == "too_large"

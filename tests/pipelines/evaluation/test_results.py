@@ -17,8 +17,8 @@ from pipelines.evaluation import results
 from pipelines.evaluation.figures import FIGURES, Judge, against_truth
 from pipelines.evaluation.protocols import PROTOCOLS, Anchor, Protocol, reproduced
 from pipelines.evaluation.results import Interval, Record, bootstrap
+from tests.pictures import encoded
 
-Encode = Callable[..., bytes]
 NAMES = {"bicubic": "bicubic", "ours": "mine", "against": "theirs"}
 
 
@@ -199,8 +199,8 @@ def test_who_is_not_on_the_page_of_some_pictures_is_not_on_that_of_more() -> Non
     assert {row["key"] for row, _ in results.on_the_page(rows)} <= held
 
 
-def test_a_gallery_keeps_the_pictures_of_the_page_and_no_others(encode: Encode) -> None:
-    png = encode(0, 4, 4)
+def test_a_gallery_keeps_the_pictures_of_the_page_and_no_others() -> None:
+    png = encoded(0, 4, 4)
     gallery = results.Gallery()
     for i in range(200):
         pictures = {"lq": png, "bicubic": png, "ours": png, "gt": b""}
@@ -264,8 +264,8 @@ def test_histograms_are_of_the_differences() -> None:
     assert results.histograms(rows[:1], NAMES) == []
 
 
-def test_card_shows_both_figures(encode: Encode) -> None:
-    pictures = {"lq": encode(0, 5, 5), "bicubic": encode(1, 20, 20), "ours": encode(2, 20, 20), "gt": b""}
+def test_card_shows_both_figures() -> None:
+    pictures = {"lq": encoded(0, 5, 5), "bicubic": encoded(1, 20, 20), "ours": encoded(2, 20, 20), "gt": b""}
     made = results.card(RECORDS[1], pictures, NAMES, "number 1 of the worst")
     assert made.figures == {"PSNR-Y": ("20.00 dB", "22.00 dB"), "SSIM-Y": ("0.5000", "0.7500")}
     assert (made.name, made.before_name, made.gt, made.note) == (
@@ -275,6 +275,6 @@ def test_card_shows_both_figures(encode: Encode) -> None:
         "1.0 s · number 1 of the worst",
     )
     other = results.card(
-        record("a", 22.0, against={"psnr_y": 21.0}), pictures | {"against": encode(3, 20, 20)}, NAMES
+        record("a", 22.0, against={"psnr_y": 21.0}), pictures | {"against": encoded(3, 20, 20)}, NAMES
     )
     assert (other.before_name, other.figures["PSNR-Y"]) == ("theirs", ("21.00 dB", "22.00 dB"))

@@ -25,8 +25,8 @@ from pipelines.evaluation.testset import (
 from pipelines.shards.sources import Item, list_inputs
 from resshift import degradation, images
 from resshift.degradation import DegradationParams
+from tests.pictures import encoded
 
-Encode = Callable[..., bytes]
 Job = Callable[..., int]
 
 
@@ -54,8 +54,8 @@ def test_central_square_keeps_the_middle(height: int, width: int) -> None:
         np.testing.assert_array_equal(square, rgb[top : top + 256, left : left + 256])
 
 
-def test_a_pair_is_its_parameters(encode: Encode) -> None:
-    entry = make_pair(encode(1, 300, 280), "a/b.png", imagenet_test())
+def test_a_pair_is_its_parameters() -> None:
+    entry = make_pair(encoded(1, 300, 280), "a/b.png", imagenet_test())
     files = entry["files"]
     gt, lq = (images.decode(files[name]).pixels for name in ("gt", "lq"))
     assert (gt.shape, lq.shape, entry["width"], entry["height"]) == ((256, 256, 3), (64, 64, 3), 256, 256)
@@ -66,8 +66,8 @@ def test_a_pair_is_its_parameters(encode: Encode) -> None:
         assert entry[f"sha256_{name}"] == hashlib.sha256(png).hexdigest()
 
 
-def test_bicubic_is_matlabs(encode: Encode) -> None:
-    data = encode(1, 256, 256)
+def test_bicubic_is_matlabs() -> None:
+    data = encoded(1, 256, 256)
     entry = make_pair(data, "a.png", bicubic_test())
     np.testing.assert_array_equal(images.decode(entry["files"]["gt"]).pixels, images.decode(data).pixels)
     expected = degradation.imresize(images.decode(data).pixels.astype(np.float64), 0.25)
@@ -75,24 +75,24 @@ def test_bicubic_is_matlabs(encode: Encode) -> None:
     assert np.abs(difference).max() <= 0.501
 
 
-def test_whole_pictures_are_cut_to_the_scale(encode: Encode) -> None:
-    entry = make_pair(encode(1, 43, 50), "a.png", folder_test("realesrgan-x4"))
+def test_whole_pictures_are_cut_to_the_scale() -> None:
+    entry = make_pair(encoded(1, 43, 50), "a.png", folder_test("realesrgan-x4"))
     gt = images.decode(entry["files"]["gt"]).pixels
     assert gt.shape == (40, 48, 3)
-    np.testing.assert_array_equal(gt, images.decode(encode(1, 43, 50)).pixels[:40, :48])
-    small = make_pair(encode(1, 3, 50), "a.png", folder_test("realesrgan-x4"))
+    np.testing.assert_array_equal(gt, images.decode(encoded(1, 43, 50)).pixels[:40, :48])
+    small = make_pair(encoded(1, 3, 50), "a.png", folder_test("realesrgan-x4"))
     assert (small["status"], small["reason"]) == ("skipped", "too_small")
 
 
-def test_holes_have_a_mask(encode: Encode) -> None:
-    entry = make_pair(encode(1, 64, 64), "a.png", folder_test("inpainting"))
+def test_holes_have_a_mask() -> None:
+    entry = make_pair(encoded(1, 64, 64), "a.png", folder_test("inpainting"))
     mask, lq = (images.decode(entry["files"][name]).pixels for name in ("mask", "lq"))
     assert set(np.unique(mask)) == {0, 255}
     assert not lq[mask[..., 0] == 255].any()
 
 
-def test_degradation_depends_on_seed_and_key_alone(encode: Encode) -> None:
-    data = encode(1, 64, 64)
+def test_degradation_depends_on_seed_and_key_alone() -> None:
+    data = encoded(1, 64, 64)
     protocol = replace(folder_test("realesrgan-x4"))
 
     def made(key: str, seed: int) -> str:
@@ -112,9 +112,9 @@ def test_order_is_not_moved_by_other_files() -> None:
     assert choose(items, 1) != order
 
 
-def test_bad_pictures_have_an_entry(tmp_path: Path, encode: Encode) -> None:
+def test_bad_pictures_have_an_entry(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    for name, data in {"good.png": encode(1, 64, 64), "cut.png": encode()[:90]}.items():
+    for name, data in {"good.png": encoded(1, 64, 64), "cut.png": encoded()[:90]}.items():
         (tmp_path / "in" / name).write_bytes(data)
     items = [one for one in list_inputs(str(tmp_path / "in")) if isinstance(one, Item)]
     absent = Item("gone.png", str(tmp_path / "in/gone.png"), "", 0)
@@ -151,12 +151,12 @@ def tree_hashes(root: Path) -> dict[str, str]:
 @pytest.mark.timeout(600)  # Ray workers take minutes to start on a busy machine
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_test_set_comes_out_the_same_again(
-    tmp_path: Path, encode: Encode, job: Job, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, job: Job, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     for i in range(40):
-        (photos / f"{i:02d}.png").write_bytes(encode(i, 40 + i, 60))
+        (photos / f"{i:02d}.png").write_bytes(encoded(i, 40 + i, 60))
     (photos / "07.jpg").write_bytes(
         cv2.imencode(".jpg", np.zeros((50, 50, 3), np.uint8))[1].tobytes()
     )  # 07.png has that name

@@ -39,8 +39,8 @@ from resshift.images import ImageError
 from resshift.pairs.training_pair import make_pair
 from resshift.presets import test_x4 as toy_preset
 from resshift.storage import StorageError, StorageReason
+from tests.pictures import encoded
 
-Encode = Callable[..., bytes]
 CROP = DataConfig(crop="random", crop_px=32)
 RECIPE = replace(degradation.realesrgan_x4(), bicubic_share=0.3)
 
@@ -109,8 +109,8 @@ def test_groups_hold_the_rows_that_the_plan_names(shards: str) -> None:
     assert sorted(keys) == sorted(f"class{i % 2}/{i}.png" for i in range(10))
 
 
-def test_a_broken_picture_moves_no_neighbour(tmp_path: Path, encode: Encode) -> None:
-    photos = [encode(i) for i in range(8)]
+def test_a_broken_picture_moves_no_neighbour(tmp_path: Path) -> None:
+    photos = [encoded(i) for i in range(8)]
     good = rotten(str(tmp_path / "good"), photos)
     bad = rotten(str(tmp_path / "bad"), [b"broken" if i in (2, 3) else data for i, data in enumerate(photos)])
     whole = pieces_of(good, 0, 16)

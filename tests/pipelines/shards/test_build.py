@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,8 @@ from pipelines.shards.sources import Item, list_inputs
 from pipelines.shards.status import status_of, summaries_of
 from resshift import images
 from resshift.storage import StorageError, StorageReason
+from tests.pictures import encoded
 
-Encode = Callable[..., bytes]
 OPTIONS = ShardOptions(row_group_rows=4)
 
 
@@ -83,8 +82,8 @@ def test_row_groups_end_by_rows_and_by_bytes(tree: Path, tmp_path: Path) -> None
     )  # a picture each, and the broken one with its neighbour
 
 
-def test_good_picture_keeps_its_bytes(encode: Encode) -> None:
-    data = encode()
+def test_good_picture_keeps_its_bytes() -> None:
+    data = encoded()
     found = row("class0/0.png", data)
     assert found["bytes"] == data
     assert (found["status"], found["width"], found["height"], found["mode"], found["size_bytes"]) == (
@@ -107,9 +106,9 @@ def test_good_picture_keeps_its_bytes(encode: Encode) -> None:
         ("away", "unavailable"),
     ],
 )
-def test_bad_inputs_become_rows_with_a_reason(data: bytes | str, reason: str, encode: Encode) -> None:
+def test_bad_inputs_become_rows_with_a_reason(data: bytes | str, reason: str) -> None:
     away = StorageError("x.png", StorageReason.UNAVAILABLE, "try again")
-    content: Any = {"cut": encode()[:200], "small": encode(0, 8, 90), "away": away}.get(str(data), data)
+    content: Any = {"cut": encoded()[:200], "small": encoded(0, 8, 90), "away": away}.get(str(data), data)
     found = row("x.png", content)
     assert (found["status"], found["reason"], found["bytes"]) == (
         "skipped" if reason == "too_small" else "failed",
@@ -141,7 +140,7 @@ def test_what_imagenet_is_known_for_is_used_and_named() -> None:
         assert note in found["message"]
 
 
-def test_larger_pictures_are_shrunk_and_none_is_enlarged(encode: Encode) -> None:
+def test_larger_pictures_are_shrunk_and_none_is_enlarged() -> None:
     options = replace(OPTIONS, short_side_px=64)
     ramp = np.broadcast_to(np.linspace(0, 255, 300, dtype=np.float32)[None, :, None], (200, 300, 3)).astype(
         np.uint8
@@ -163,7 +162,7 @@ def test_larger_pictures_are_shrunk_and_none_is_enlarged(encode: Encode) -> None
     expected = cv2.resize(ramp, (96, 64), interpolation=cv2.INTER_AREA)
     assert np.abs(picture.pixels.astype(int) - expected).max() <= 2  # JPEG of quality 95
     assert Image.open(io.BytesIO(found["bytes"])).layer[1][1:3] == (1, 1)  # type: ignore[attr-defined] # colour is not subsampled
-    small = encode(0, 64, 80)
+    small = encoded(0, 64, 80)
     assert row("x.png", small, options)["bytes"] == small
     grey = row("x.png", cv2.imencode(".png", ramp[..., 0])[1].tobytes(), options)
     assert (grey["mode"], images.decode(grey["bytes"]).pixels.shape) == ("L", (64, 96, 1))
@@ -175,9 +174,7 @@ def test_impossible_options_are_said(name: str, value: int) -> None:
         ShardOptions(**{name: value})
 
 
-def test_shard_is_written_once_and_again_when_an_input_changes(
-    tree: Path, tmp_path: Path, encode: Encode
-) -> None:
+def test_shard_is_written_once_and_again_when_an_input_changes(tree: Path, tmp_path: Path) -> None:
     root = str(tmp_path / "shards")
 
     def build() -> list[Shard]:
@@ -190,7 +187,7 @@ def test_shard_is_written_once_and_again_when_an_input_changes(
     assert again.status == first.status
     shard = tmp_path / "shards" / "shard-00000.parquet"
     assert (again.size_bytes, first.size_bytes) == (shard.stat().st_size, shard.stat().st_size)
-    (tree / "class0/0.png").write_bytes(encode(50, 64, 64))
+    (tree / "class0/0.png").write_bytes(encoded(50, 64, 64))
     assert not build()[0].reused
     data = bytearray(shard.read_bytes())
     data[-200:-8] = bytes(192)  # the footer, between intact markers

@@ -16,9 +16,9 @@ from rich.console import Console
 from pipelines.shards.parquet import STATUS_SCHEMA, read_manifest, read_pictures, row_groups
 from pipelines.shards.status import report
 from resshift import storage
+from tests.pictures import encoded
 
 Job = Callable[..., int]
-Encode = Callable[..., bytes]
 
 
 def pictures(root: str) -> list[dict[str, object]]:
@@ -47,10 +47,10 @@ def as_class_tars(tree: Path) -> bytes:
 @pytest.mark.timeout(600)  # Ray workers take minutes to start on a busy machine
 @pytest.mark.usefixtures("ray_cluster")
 def test_folder_tar_and_bucket_give_the_same_data_set(
-    tree: Path, tmp_path: Path, bucket: str, job: Job, encode: Encode, capsys: pytest.CaptureFixture[str]
+    tree: Path, tmp_path: Path, bucket: str, job: Job, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tree / "broken.png").unlink()
-    (tree / "class1" / "cut.png").write_bytes(encode(20)[:100])
+    (tree / "class1" / "cut.png").write_bytes(encoded(20)[:100])
     (tree / "class0" / "again.png").write_bytes((tree / "class0" / "8.png").read_bytes())
     for path in tree.rglob("*.png"):
         storage.write_bytes(f"{bucket}/photos/{path.relative_to(tree)}", path.read_bytes())

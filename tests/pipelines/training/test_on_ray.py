@@ -4,7 +4,6 @@ tests/chaos/faults.py.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -18,23 +17,14 @@ from pipelines.training.trainer import Workers, run_training
 from resshift import storage
 from resshift.config import ConfigError
 from resshift.training.step import TrainingDiverged
+from tests.scripts import load_script
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-def load_faults() -> Any:
-    spec = importlib.util.spec_from_file_location("resshift_faults", ROOT / "chaos" / "faults.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    ray.cloudpickle.register_pickle_by_value(module)  # workers cannot import it
-    return module
-
-
-faults = load_faults()
+faults = load_script("tests/chaos/faults.py")
+ray.cloudpickle.register_pickle_by_value(faults)  # workers cannot import it
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ them can read.
 from __future__ import annotations
 
 import json
-import socket
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,10 @@ from resshift.training import checkpoint
 from resshift.training.losses import Objective
 from resshift.training.slots import Slots
 from resshift.training.step import DiffusionLearner, build_network
+from tests.servers import free_port
 
 STEPS = 3
+WAYS = ("ddp", "fsdp")
 
 
 def config_of(parallel: str) -> RunConfig:
@@ -55,14 +56,21 @@ def run(learner: DiffusionLearner, steps: range) -> list[dict[str, float]]:
     return lines
 
 
-def work(rank: int, port: int, parallel: str, directory: str) -> None:
-    """Three steps by two workers, and two more after a round trip through a checkpoint; what one process must
-    reproduce is written down.
-    """
+def work(rank: int, port: int, root: str) -> None:
+    """Be one of two workers, with each way of sharing in turn."""
     torch.set_num_threads(1)
     store = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
-    config, out = config_of(parallel), Path(directory)
+    for parallel in WAYS:
+        take_steps(rank, parallel, Path(root) / parallel)
+    dist.destroy_process_group()
+
+
+def take_steps(rank: int, parallel: str, out: Path) -> None:
+    """Three steps by two workers, and two more after a round trip through a checkpoint; what one process must
+    reproduce is written down.
+    """
+    config = config_of(parallel)
     learner = start(config, rank, 2)
     lines = run(learner, range(STEPS))
     snapshot = checkpoint.take(learner.state)
@@ -95,7 +103,6 @@ def work(rank: int, port: int, parallel: str, directory: str) -> None:
         }
         (out / "facts.json").write_text(json.dumps(facts))
         torch.save(rendered, out / "rendered.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -104,15 +111,19 @@ def alone() -> tuple[DiffusionLearner, list[dict[str, float]]]:
     return learner, run(learner, range(STEPS))
 
 
-@pytest.fixture(scope="module", params=["ddp", "fsdp"])
-def pair(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[str, Path, dict[str, Any]]:
-    directory = tmp_path_factory.mktemp(request.param)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(work, (port, request.param, str(directory)), nprocs=2)  # type: ignore[attr-defined]
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run two processes, which is what takes the time, and return the folder of their results."""
+    root = tmp_path_factory.mktemp("workers")
+    for parallel in WAYS:
+        (root / parallel).mkdir()
+    mp.spawn(work, (free_port(), str(root)), nprocs=2)  # type: ignore[attr-defined]
+    return root
+
+
+@pytest.fixture(params=WAYS)
+def pair(request: pytest.FixtureRequest, root: Path) -> tuple[str, Path, dict[str, Any]]:
+    directory = root / request.param
     return request.param, directory, json.loads((directory / "facts.json").read_text())
 
 
