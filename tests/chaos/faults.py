@@ -1,11 +1,11 @@
 """Faults of a training run, on purpose: kills, lost nodes, preemption notices, workers that come and go.
 
-    .venv/bin/python tests/chaos/faults.py kill-worker      one worker is killed at step 17 of 40: bit for bit the uninterrupted run
-    .venv/bin/python tests/chaos/faults.py kill-pair        the same with two workers: no sample twice or missed, loss within 1e-6
-    .venv/bin/python tests/chaos/faults.py kill-driver      the command is killed and run again
-    .venv/bin/python tests/chaos/faults.py lose-node        2 -> 1 -> 2 workers as a node of a simulated cluster dies and another comes
-    .venv/bin/python tests/chaos/faults.py preempt          a notice: a checkpoint at once, then the node goes
-    .venv/bin/python tests/chaos/faults.py kill-upload      20 kills while a checkpoint goes to S3: the latest can be read every time
+    faults.py kill-worker one worker is killed at step 17 of 40: bit for bit the uninterrupted run
+    faults.py kill-pair   the same with two workers: no sample twice or missed, loss within 1e-6
+    faults.py kill-driver the command is killed and run again
+    faults.py lose-node   2 -> 1 -> 2 workers as a node of a simulated cluster dies and another comes
+    faults.py preempt     a notice: a checkpoint at once, then the node goes
+    faults.py kill-upload 20 kills while a checkpoint goes to S3: the latest can be read every time
 
 Each prints what it found and ends with exit code 1 when a promise is broken. They take a minute or a few;
 what fits into the test suite is in tests/pipelines/training/test_on_ray.py and uses the functions here.

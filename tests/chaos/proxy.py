@@ -1,6 +1,7 @@
 """A proxy that does to S3 traffic what networks and busy stores do, with known shares.
 
-    python tests/chaos/proxy.py PORT UPSTREAM_PORT [--slow-down 0.05] [--reset 0.01] [--cut 0.001] [--deny KEY_PART] [--counts FILE]
+    python tests/chaos/proxy.py PORT UPSTREAM_PORT [--slow-down 0.05] [--reset 0.01] [--cut 0.001]
+        [--deny KEY_PART] [--counts FILE]
 
 One thread a connection, one request a connection. What happens to a request is drawn from a seeded generator.
 At the end (SIGTERM) the counts are written as JSON.

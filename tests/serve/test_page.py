@@ -28,7 +28,8 @@ DROP = """
   const bytes = Uint8Array.from(atob(%(data)s), (c) => c.charCodeAt(0));
   const carried = new DataTransfer();
   carried.items.add(new File([bytes], %(name)s, { type: "image/png" }));
-  document.querySelector("#drop").dispatchEvent(new DragEvent("drop", { dataTransfer: carried, bubbles: true, cancelable: true }));
+  document.querySelector("#drop").dispatchEvent(
+    new DragEvent("drop", { dataTransfer: carried, bubbles: true, cancelable: true }));
 })()
 """
 # The pixel of a canvas, as it is in its memory.

@@ -94,7 +94,7 @@ def test_metadata_inline_chooses_the_fetcher(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     module = loaded_again("ray.data._internal.execution.metadata_fetcher")
-    told = "METADATA_INLINE no longer chooses how metadata are fetched: workers wait 0.1 s longer from task to task"
+    told = "METADATA_INLINE no longer has an effect: workers wait 0.1 s longer between tasks"
     assert type(module.make_metadata_fetcher()).__name__ == fetcher, told
 
 
@@ -215,7 +215,7 @@ def test_serve_host_asks_the_controller_for_its_http_config() -> None:
     from ray.serve._private.controller import ServeController
     from ray.serve.config import HTTPOptions
 
-    told = "serve_host cannot tell whether Serve listens beyond this machine, which endpoints without keys refuse"
+    told = "serve_host cannot tell whether Serve listens beyond this machine"
     assert isinstance(SERVE_CONTROLLER_NAME, str), told
     assert isinstance(SERVE_NAMESPACE, str), told
     assert list(inspect.signature(ServeController.get_http_config).parameters) == ["self"], told
@@ -257,7 +257,7 @@ def test_quick_health_checks_are_flags_of_ray() -> None:
     from ray._raylet import Config  # pyright: ignore[reportAttributeAccessIssue] - compiled
 
     flags = [name.removeprefix("RAY_") for name in ray_internals.QUICK_HEALTH_CHECKS]
-    told = "QUICK_HEALTH_CHECKS names flags that Ray no longer has: benchmarks wait half a minute for a lost node"
+    told = "QUICK_HEALTH_CHECKS names flags that Ray no longer has: a lost node costs half a minute"
     assert [name for name in flags if not hasattr(Config, name)] == [], told
 
 

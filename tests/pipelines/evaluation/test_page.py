@@ -311,13 +311,16 @@ addEventListener("DOMContentLoaded", () => setTimeout(() => {
   const box = stage.getBoundingClientRect();
   const corner = () => views.querySelector("img").style.transform;
   const pointer = (type, x, y) => stage.dispatchEvent(new PointerEvent(type, {
-    bubbles: true, button: 0, pointerId: 1, clientX: box.left + x * box.width, clientY: box.top + y * box.height }));
-  const settled = () => stage.style.getPropertyValue("--position") + " " + slider.getAttribute("aria-valuetext");
+    bubbles: true, button: 0, pointerId: 1,
+    clientX: box.left + x * box.width, clientY: box.top + y * box.height }));
+  const settled = () =>
+    stage.style.getPropertyValue("--position") + " " + slider.getAttribute("aria-valuetext");
 
   seen.start = settled();
   slider.value = 25; slider.dispatchEvent(new Event("input", { bubbles: true }));
   seen.input = settled();
-  pointer("pointerdown", 0.3, 0.5); pointer("pointermove", 0.6, 0.5); pointer("pointermove", 0.75, 0.5); pointer("pointerup", 0.75, 0.5);
+  pointer("pointerdown", 0.3, 0.5); pointer("pointermove", 0.6, 0.5);
+  pointer("pointermove", 0.75, 0.5); pointer("pointerup", 0.75, 0.5);
   seen.drag = settled();
   pointer("pointerdown", 0, 0); pointer("pointerup", 0, 0);
   seen.click = settled() + " " + corner();

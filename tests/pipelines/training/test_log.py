@@ -15,8 +15,10 @@ from resshift import storage
 from resshift.config import LogConfig
 
 LINE = {
-    "step": 100, "loss": 0.5, "mse": 0.25, "lpips": 0.125, "grad_norm": 1.5, "skipped": 0, "lr": 5e-5, "it_per_s": 2.0,
-    "images_per_s": 32.0, "images_per_s_worker": 16.0, "data_wait": 0.03, "memory_gib": 1.25, "workers": 2, "window": 100,
+    "step": 100, "loss": 0.5, "mse": 0.25, "lpips": 0.125, "grad_norm": 1.5, "skipped": 0, "lr": 5e-5,
+    "it_per_s": 2.0,
+    "images_per_s": 32.0, "images_per_s_worker": 16.0, "data_wait": 0.03, "memory_gib": 1.25,
+    "workers": 2, "window": 100,
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The loop of a worker without Ray: a notice that its node is about to be taken away leads to a checkpoint."""
+"""The loop of a worker without Ray: a preemption notice leads to a checkpoint."""
 
 from __future__ import annotations
 

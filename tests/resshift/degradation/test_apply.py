@@ -138,9 +138,8 @@ def test_statistics_against_official(name: str, parity: Load) -> None:
     ours = np.array(
         [statistics(degrade(hq_u8, params), reference) for params in draws(RECIPES[name], 200, "statistics")]
     )
-    for i in range(
-        3
-    ):  # the real codec smooths chroma: on this picture std and laplacian std are lower (README-degradation.md)
+    # The real codec smooths chroma: on this picture std and laplacian std are lower (README-degradation.md).
+    for i in range(3):
         assert_same_distribution(ours[:, i], official[:, i], f"{name} {COLUMNS[i]}")
 
 

@@ -101,10 +101,13 @@ def test_metadata_of_the_photo_travels_and_that_of_the_file_does_not(out_format:
 
 XMP = (
     b'<?xpacket begin="\xef\xbb\xbf" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
-    b'<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" tiff:Orientation="6" '
-    b"xmpNote:HasExtendedXMP='0123' xmlns:tiff=\"http://ns.adobe.com/tiff/1.0/\"><dc:rights>\xc2\xa9 Owner</dc:rights>"
+    b'<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description rdf:about="" tiff:Orientation="6" '
+    b"xmpNote:HasExtendedXMP='0123' xmlns:tiff=\"http://ns.adobe.com/tiff/1.0/\">"
+    b"<dc:rights>\xc2\xa9 Owner</dc:rights>"
     b"<exif:PixelXDimension>24</exif:PixelXDimension><tiff:ImageLength>16</tiff:ImageLength>"
-    b'<xmp:Thumbnails><rdf:Alt>AAAA</rdf:Alt></xmp:Thumbnails></rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
+    b"<xmp:Thumbnails><rdf:Alt>AAAA</rdf:Alt></xmp:Thumbnails>"
+    b'</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
 )
 
 
