@@ -100,7 +100,7 @@ def prior_sample(y0: Tensor, noise: Tensor, schedule: ShiftSchedule) -> Tensor:
 def scale_input(x_t: Tensor, t: Tensor, schedule: ShiftSchedule, latent: bool = True) -> Tensor:
     """Scale x_t to about unit size for the network. The low-quality condition is not scaled.
 
-        latent:  x_t / sqrt(1 + kappa^2 eta_t)     (standard deviation of a unit latent and the noise)
+        latent:  x_t / sqrt(1 + kappa^2 eta_t)     (standard deviation of a unit-variance latent and noise)
         pixels:  x_t / (1 + 3 kappa sqrt(eta_t))   ([-1, 1] and three standard deviations of the noise)
 
     Args:

@@ -25,4 +25,4 @@ def test_the_callback_of_before_can_be_called_and_says_that_it_does_nothing(
     module, _, name = variables["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"].partition(":")
     with caplog.at_level(logging.WARNING):
         assert getattr(importlib.import_module(module), name)() == []
-    assert "does nothing any more: delete controller_options" in caplog.text
+    assert "no longer does anything: delete controller_options" in caplog.text
