@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup demo test lint lock licences wheel clean
+.PHONY: help setup demo test test-fast lint lock licences wheel clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 setup: $(VENV)/.installed ## create .venv and install everything
 
@@ -25,6 +25,9 @@ demo: setup ## upscale a few photos and write demo/index.html
 test: setup ## the whole suite: lint, types, tests
 	$(MAKE) --no-print-directory lint
 	$(RUN) -m pytest -q
+
+test-fast: setup ## the tests that need no Ray and little time, in two processes
+	$(RUN) -m pytest -q --numprocesses 2 -m "not ray and not slow"
 
 lint: setup ## ruff and pyright
 	$(VENV)/bin/ruff check .

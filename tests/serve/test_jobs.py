@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -116,6 +117,9 @@ def test_old_jobs_are_forgotten(start_endpoint: Callable[..., Any], tmp_path: Pa
     with made.client as client:
         where = made.post(encoded(0, 20, 24), headers=LATER).headers["location"]
         ended(made, where)
+        (file,) = (tmp_path / "state" / "jobs").iterdir()
+        while json.loads(file.read_text())["ended"] is None:  # the end is told before it is written
+            time.sleep(0.01)
         keeper: Any = made.services.jobs
         client.portal.call(keeper.forget_old)
         assert client.get(where).status_code == 200

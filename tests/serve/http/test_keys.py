@@ -94,7 +94,9 @@ def test_loopback(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
 
 
-@pytest.mark.parametrize("sha256", ["", "abc", digest(KEY).upper(), KEY], ids=["empty", "short", "upper", "key"])
+@pytest.mark.parametrize(
+    "sha256", ["", "abc", digest(KEY).upper(), KEY], ids=["empty", "short", "upper", "raw"]
+)
 def test_configuration_takes_digests_only(sha256: str) -> None:
     with pytest.raises(ValueError, match="64 hexadecimal digits"):
         KeySettings(name="alice", sha256=sha256)
