@@ -162,8 +162,8 @@ MAKES_PICTURES = (
 
 @pytest.fixture(scope="module")
 def loaded() -> dict[str, set[str]]:
-    """Return the modules that one process has loaded after it has imported each of those above, in turn. What
-    is not there at last was loaded by none of them.
+    """Return the modules that a process has loaded after it has imported each of those above, in turn. What is
+    not there at last was loaded by none of them. Pairs have a process of their own.
     """
     program = (
         "import importlib, sys\n"
@@ -171,10 +171,12 @@ def loaded() -> dict[str, set[str]]:
         "    importlib.import_module(name)\n"
         "    print(name, *sys.modules)"
     )
-    names = dict.fromkeys((*COMPUTES_NOTHING, MAKES_PAIRS, *MAKES_PICTURES))
-    command = [sys.executable, "-c", program, *names]
-    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    return {line.split()[0]: set(line.split()[1:]) for line in told.splitlines()}
+    found: dict[str, set[str]] = {}
+    for names in (dict.fromkeys((*COMPUTES_NOTHING, *MAKES_PICTURES)), (MAKES_PAIRS,)):
+        command = [sys.executable, "-c", program, *names]
+        told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+        found |= {line.split()[0]: set(line.split()[1:]) for line in told.splitlines()}
+    return found
 
 
 @pytest.mark.parametrize("module", COMPUTES_NOTHING)
