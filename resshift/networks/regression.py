@@ -1,0 +1,124 @@
+"""Regression network: a small network that estimates the high-quality picture, trained for PSNR.
+
+It is blind: one set of weights for bicubic, mild and heavy degradation. Most layers work at the size of the
+low-quality picture. A branch at half that size has twice the channels: a 3x3 convolution there costs as many
+multiplications, has four times the parameters and sees twice as far, which noise and JPEG blocks need. The
+output is bicubic interpolation plus a correction, computed at the size of the input and brought to the size
+of the output by pixel shuffle.
+
+There is no normalisation and no statistic of the whole picture. An output pixel depends only on the input
+within `RegressionConfig.reach_px`, so tiles that overlap by that much give the same result as the whole
+picture.
+"""
+
+from __future__ import annotations
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+HALVING = 2  # side of a feature map at full size / side of one at half size
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
+class RegressionConfig:
+    """Shape of the network.
+
+    Args:
+        channels: number of channels at the size of the low-quality picture.
+        half_channels: number of channels at half that size.
+        blocks_before: number of residual blocks at full size before the branch at half size.
+        half_blocks: number of residual blocks at half size.
+        blocks_after: number of residual blocks at full size after the sum of both branches.
+        scale: side of the output divided by the side of the input.
+    """
+
+    channels: int = 48
+    half_channels: int = 96
+    blocks_before: int = 2
+    half_blocks: int = 3
+    blocks_after: int = 6
+    scale: int = 4
+
+    def __post_init__(self) -> None:
+        if min(self.channels, self.half_channels, self.scale) < 1:
+            raise ValueError(
+                f"channels {self.channels}, half_channels {self.half_channels}, scale {self.scale}: "
+                "must be at least 1"
+            )
+        if min(self.blocks_before, self.half_blocks, self.blocks_after) < 0:
+            raise ValueError("blocks_before, half_blocks and blocks_after must not be negative")
+
+    @property
+    def reach_px(self) -> int:
+        """Distance in low-quality pixels beyond which an input pixel has no influence on an output pixel.
+
+        Each 3x3 convolution adds one pixel of its map, halving adds the other pixel of a pair; bicubic
+        interpolation alone needs two.
+        """
+        full = 2 + 2 * (self.blocks_before + self.blocks_after)
+        return max(2, full + HALVING * 2 * self.half_blocks + HALVING - 1)
+
+    @property
+    def macs_per_lq_px(self) -> float:
+        """Number of multiplications per low-quality pixel in the convolutions, for even sides."""
+        full = 2 * (self.blocks_before + self.blocks_after) * self.channels**2
+        half = 2 * self.half_blocks * self.half_channels**2 / HALVING**2
+        ends = 3 * self.channels + self.channels * 3 * self.scale**2
+        between = 2 * self.channels * self.half_channels
+        return 9 * (full + half + ends) + between
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(SiLU(conv(x))), 3x3."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> the same."""
+        return x + self.second(F.silu(self.first(x)))
+
+
+class RegressionNet(nn.Module):
+    """Regression network. Its last layer starts at zero, so an untrained network is bicubic interpolation."""
+
+    def __init__(self, config: RegressionConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, half_width = config.channels, config.half_channels
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.before = nn.Sequential(*(ResidualBlock(width) for _ in range(config.blocks_before)))
+        self.shrink = nn.Conv2d(width, half_width, HALVING, stride=HALVING)
+        self.coarse = nn.Sequential(*(ResidualBlock(half_width) for _ in range(config.half_blocks)))
+        self.enlarge = nn.Conv2d(half_width, width * HALVING**2, 1)
+        self.after = nn.Sequential(*(ResidualBlock(width) for _ in range(config.blocks_after)))
+        self.head = nn.Conv2d(width, 3 * config.scale**2, 3, padding=1)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Conv2d):
+                # Each layer keeps the variance of its input, and a residual block starts near the identity.
+                gain = {"head": 0.0, "second": 0.2}.get(name.rpartition(".")[2], 1.0)
+                fan_in = module.weight[0].numel()
+                nn.init.normal_(module.weight, std=gain * fan_in**-0.5)
+                nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]  # it has one
+
+    def forward(self, lq: Tensor) -> Tensor:
+        """Return the enlarged picture.
+
+        Args:
+            lq: (B, 3, h, w) in [-1, 1], of any size; an odd side is extended by its last row or column.
+
+        Returns:
+            (B, 3, scale h, scale w), nominally in [-1, 1], not clamped.
+        """
+        height, width = lq.shape[-2:]
+        even = F.pad(lq, (0, width % HALVING, 0, height % HALVING), mode="replicate")
+        fine = self.before(self.stem(even))
+        coarse = self.coarse(self.shrink(fine))
+        features = self.after(fine + F.pixel_shuffle(self.enlarge(coarse), HALVING))
+        scale = self.config.scale
+        detail = F.pixel_shuffle(self.head(features), scale)[..., : scale * height, : scale * width]
+        return F.interpolate(lq, scale_factor=scale, mode="bicubic") + detail
