@@ -1,0 +1,149 @@
+"""Training of the regression network: samples by number, calls that add up to one, files that are left."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from resshift.networks.regression import RegressionConfig
+from resshift.seeds import philox
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "benchmarks" / "gpu_train.py"
+CPU = torch.device("cpu")
+SMALL = RegressionConfig(channels=8, half_channels=8, blocks_before=1, half_blocks=1, blocks_after=1)
+
+
+@pytest.fixture(scope="module")
+def gpu_train() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPT.parent)  # for the workers too, which import it by its name
+        yield importlib.import_module(SCRIPT.stem)
+
+
+def picture(number: int, side: int = 96) -> np.ndarray:
+    """Smooth noise, (side, side, 3) uint8."""
+    coarse = philox("gpu_train picture", number).integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8)
+    return cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(3):
+        cv2.imwrite(str(folder / f"{i}.png"), picture(i))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def packed(gpu_train: ModuleType, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("packed") / "photos.zip"
+    assert gpu_train.pack([photos], file, 1.0, frozenset()) == 3
+    return file
+
+
+def test_pack_keeps_to_its_budget_and_leaves_out(gpu_train: ModuleType, photos: Path, tmp_path: Path) -> None:
+    assert gpu_train.pack([photos], tmp_path / "two.zip", 1.0, frozenset({"1.png"})) == 2
+    one = len(gpu_train._centre((photos / "0.png").read_bytes()))
+    assert gpu_train.pack([photos], tmp_path / "one.zip", 1.5 * one / 1e6, frozenset()) == 1
+
+
+def test_a_sample_is_the_same_whoever_makes_it_and_a_pass_holds_every_photo(
+    gpu_train: ModuleType, packed: Path
+) -> None:
+    stage = gpu_train.Stage(batch=2, crop_px=32, learning_rate=1e-3)
+    made_here = [next(gpu_train.batches(packed, stage, 0, first, 0)) for first in (4, 6)]
+    source = gpu_train.batches(packed, stage, 0, 4, 1)
+    for expected, made in zip(made_here, source, strict=False):
+        assert expected[0].shape == (2, 3, 32, 32)
+        assert expected[1].shape == (2, 3, 8, 8)
+        assert all(torch.equal(a, b) for a, b in zip(expected, made, strict=True))
+    pairs = gpu_train.Pairs(packed, stage, 0)
+    _ = pairs[3]
+    assert sorted(pairs.order) == [0, 1, 2]
+
+
+def test_two_calls_are_one(gpu_train: ModuleType, packed: Path, tmp_path: Path) -> None:
+    """Weights, average, moments and position after a stop equal those without the stop, bit for bit."""
+    stage = gpu_train.Stage(batch=2, crop_px=32, learning_rate=1e-3)
+
+    def steps(trainer: ModuleType, count: int) -> None:
+        source = gpu_train.batches(packed, stage, trainer.seed, trainer.samples, 0)
+        for _ in range(count):
+            trainer.train(next(source), 1e-3, 0.1)
+
+    whole = gpu_train.Trainer(SMALL, CPU, 5)
+    steps(whole, 5)
+    first = gpu_train.Trainer(SMALL, CPU, 5)
+    steps(first, 3)
+    first.save(tmp_path)
+    second = gpu_train.Trainer(SMALL, CPU, 0)
+    assert second.load(tmp_path)
+    steps(second, 2)
+    states: list[dict[str, torch.Tensor]] = []
+    for trainer in (whole, second):
+        trainer.save(tmp_path)
+        states.append(load_file(tmp_path / "state.safetensors"))
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert (second.step, second.samples, second.updates, second.seed) == (5, 10, 5, 5)
+
+    (tmp_path / "state.safetensors").unlink()
+    third = gpu_train.Trainer(SMALL, CPU, 0)
+    assert third.load(tmp_path)
+    assert (third.samples, third.updates) == (10, 0)
+    assert not gpu_train.Trainer(SMALL, CPU, 0).load(tmp_path / "nothing")
+
+
+def test_stages_follow_each_other(gpu_train: ModuleType) -> None:
+    plan = gpu_train.PLANS["quick"]
+    assert [gpu_train.stage_at(plan, step) for step in (0, 1, 2)] == [
+        (plan[0], 2),
+        (plan[0], 2),
+        (plan[1], None),
+    ]
+    for plan in gpu_train.PLANS.values():
+        assert plan[-1].steps is None
+
+
+def test_quick_run_and_its_continuation(packed: Path, tmp_path: Path) -> None:
+    for folder, side in (("lq", 16), ("gt", 64)):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "a.png"), picture(9, side))
+    command = [
+        sys.executable,
+        SCRIPT,
+        "--data",
+        packed,
+        "--out",
+        tmp_path,
+        "--quick",
+        "--val",
+        f"made={tmp_path}/lq:{tmp_path}/gt",
+    ]
+    for _ in range(2):
+        subprocess.run(command, check=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""}, timeout=200)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    events = [line for line in lines if "event" in line]
+    assert [line["event"] for line in events] == [
+        "started",
+        "saved",
+        "decayed",
+        "resumed",
+        "saved",
+        "decayed",
+    ]
+    assert events[3]["samples"] == events[1]["samples"] > 0  # the branch was left behind
+    assert events[5]["figures"]["made"]["psnr_y"] > 5
+    assert sum(value.numel() for value in load_file(tmp_path / "model.safetensors").values()) == 890_064
