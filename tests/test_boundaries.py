@@ -117,6 +117,7 @@ def test_private_names_of_ray_stand_in_one_module() -> None:
     assert found == []
 
 
+@pytest.mark.slow
 def test_the_method_works_with_ray_out_of_reach() -> None:
     """Importing every module of the library in a process where `import ray` fails."""
     modules = [
@@ -162,8 +163,8 @@ MAKES_PICTURES = (
 
 @pytest.fixture(scope="module")
 def loaded() -> dict[str, set[str]]:
-    """Return the modules that a process has loaded after it has imported each of those above, in turn. What is
-    not there at last was loaded by none of them. Pairs have a process of their own.
+    """Return the modules that a process has loaded after it has imported each of those above, in turn. What
+    is not there at last was loaded by none of them. Pairs have a process of their own.
     """
     program = (
         "import importlib, sys\n"

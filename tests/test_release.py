@@ -72,6 +72,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert {"train", "serve", "demo"} <= set(about.get_all("Provides-Extra") or [])
 
 
+@pytest.mark.slow
 def test_the_installed_wheel_upscales_outside_the_repository(wheel: Path, tmp_path: Path) -> None:
     """Unpacked into a folder of its own, first on the path of an interpreter that sees the dependencies and
     not the repository.

@@ -168,6 +168,7 @@ def test_unknown_section_is_a_usage_error(capsys: pytest.CaptureFixture[str]) ->
     assert "unknown section speed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_last_line_is_one_json_object_and_parity_holds(capsys: pytest.CaptureFixture[str]) -> None:
     assert load_script("benchmarks/gpu.py").main(["--device", "cpu", "--quick", "--sections", "parity"]) == 0
     printed = capsys.readouterr().out
@@ -212,6 +213,7 @@ def test_edges_are_where_tiles_begin_or_end() -> None:
     assert load_script("benchmarks/seams.py").edges_of(axis, 4, 80).tolist() == [32, 48]
 
 
+@pytest.mark.slow
 def test_failures_lays_each_case_beside_its_truth(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

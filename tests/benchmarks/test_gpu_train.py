@@ -117,6 +117,7 @@ def test_stages_follow_each_other(gpu_train: ModuleType) -> None:
         assert plan[-1].steps is None
 
 
+@pytest.mark.slow
 def test_quick_run_and_its_continuation(packed: Path, tmp_path: Path) -> None:
     for folder, side in (("lq", 16), ("gt", 64)):
         (tmp_path / folder).mkdir()

@@ -30,6 +30,7 @@ def one_thread() -> Iterator[None]:
     cv2.setNumThreads(num_threads)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_the_plain_pair_follows_the_official_statistics() -> None:
     plain = load_script("benchmarks/plain_pair.py")
@@ -61,6 +62,7 @@ def test_synthetic_photos_are_stable_and_as_heavy_as_real_ones() -> None:
     assert 2 < bits_per_pixel < 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_the_function_is_a_table_and_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
     pairs = load_script("benchmarks/pairs.py")

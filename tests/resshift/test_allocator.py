@@ -74,6 +74,7 @@ def held_mb() -> dict[str, float]:
     return dict(zip(BOUNDS, map(float, told.split()), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have their own ways")
 @pytest.mark.parametrize("choice", BOUNDS)
 def test_freed_pages_are_kept_when_asked(choice: str, held_mb: dict[str, float]) -> None:

@@ -159,6 +159,7 @@ def official_resized(
     return np.ascontiguousarray(out[0].permute(1, 2, 0).numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_statistics_without_the_two_deviations_against_official(
     name: str, parity: Load, monkeypatch: pytest.MonkeyPatch

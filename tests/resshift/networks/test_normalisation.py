@@ -89,6 +89,7 @@ def test_gradients_flow() -> None:
     assert x.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("threads")
 def test_the_shipped_network_gives_the_same_bytes_with_one_two_and_four_threads() -> None:
     model = preset("tiny-x4").model

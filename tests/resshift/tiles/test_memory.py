@@ -113,6 +113,7 @@ class Cramped(torch.nn.Module):
         return self.network(x, t, lq, mask)
 
 
+@pytest.mark.slow
 def test_smaller_tiles_are_tried_noted_and_remembered() -> None:
     image = np.random.default_rng(1).integers(0, 256, (50, 50, 3), np.uint8)
     up = toy()

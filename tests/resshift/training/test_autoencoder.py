@@ -149,6 +149,7 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path) ->
         assert all(torch.equal(ours.weights[name][key], value) for key, value in weights.items())
 
 
+@pytest.mark.slow
 def test_loss_falls() -> None:
     learner = start(toy("loss.adversarial_start=30"))
     losses = [float(learner.step(smooth()).terms["l1"]) for _ in range(40)]

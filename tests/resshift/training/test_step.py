@@ -301,6 +301,7 @@ def test_activations_are_recomputed_when_asked() -> None:
         assert calls == expected
 
 
+@pytest.mark.slow
 def test_loss_falls_on_pictures_it_has_seen() -> None:
     config = toy("train.micro_batch=8", "train.batch_size=4", "optim.lr=0.005")
     learner = start(config)
