@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+import ray
 from scipy.stats import ks_2samp
 
 from resshift.config import DataConfig
@@ -83,7 +84,12 @@ def test_the_pipeline_has_a_rate_and_an_overhead(ray_cluster: None, monkeypatch:
     del ray_cluster
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))  # processes of the benchmark import it by name
     module = importlib.import_module("pairs_on_ray")
-    cluster = SimpleNamespace(init=lambda **_: None, shutdown=lambda: None)
+    cluster = SimpleNamespace(
+        init=lambda **_: None,
+        shutdown=lambda: None,
+        cluster_resources=ray.cluster_resources,
+        available_resources=ray.available_resources,
+    )
     monkeypatch.setattr(module, "ray", cluster)
     monkeypatch.setattr(module, "_START_S", 0.0)
     monkeypatch.setattr(module, "rows_per_task", lambda *_: 0)
