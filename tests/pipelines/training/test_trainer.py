@@ -1,5 +1,5 @@
 """Who trains, and whether a run may be continued; the loop itself is tested end to end in
-test_train_loop.py.
+test_on_ray.py.
 """
 
 from __future__ import annotations
