@@ -218,7 +218,9 @@ def test_serve_host_asks_the_controller_for_its_http_config() -> None:
     told = "serve_host cannot tell whether Serve listens beyond this machine"
     assert isinstance(SERVE_CONTROLLER_NAME, str), told
     assert isinstance(SERVE_NAMESPACE, str), told
-    assert list(inspect.signature(ServeController.get_http_config).parameters) == ["self"], told
+    # A process that has started Serve finds an argument of Ray's tracing on every method of an actor.
+    parameters = inspect.signature(ServeController.get_http_config).parameters
+    assert [name for name in parameters if name != "_ray_trace_ctx"] == ["self"], told
     assert inspect.signature(ServeController.get_http_config).return_annotation in (
         HTTPOptions,
         "HTTPOptions",
