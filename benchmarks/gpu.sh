@@ -15,7 +15,7 @@ fi
 
 missing="$("$python" -c '
 from importlib.util import find_spec
-print(*(name for name in ("torch", "numpy", "einops", "timm", "pydantic", "cv2") if find_spec(name) is None))')"
+print(*(name for name in ("torch", "numpy", "einops", "pydantic", "cv2") if find_spec(name) is None))')"
 if [ -n "$missing" ]; then
   echo "gpu.sh: $python cannot import: $missing. Run 'make setup', or install them for that Python" >&2
   exit 2

@@ -17,7 +17,7 @@ call continues from the state before the branch. Sample n of a run does not depe
 of workers or the number of calls. Its photo follows from a permutation for each pass over the data; crop and
 degradation are those of `make_pair`; then it is rotated and flipped.
 
-Requirements: torch, numpy, opencv, pillow, pydantic, einops, timm, safetensors, and this repository on
+Requirements: torch, numpy, opencv, pillow, pydantic, einops, safetensors, and this repository on
 PYTHONPATH. On a machine with many cores, set `--workers` to their number.
 """
 

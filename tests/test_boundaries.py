@@ -180,26 +180,30 @@ def loaded() -> dict[str, set[str]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", COMPUTES_NOTHING)
 def test_what_computes_nothing_does_not_import_torch(module: str, loaded: dict[str, set[str]]) -> None:
     """It would take half a gigabyte and three seconds."""
-    assert loaded[module] & {"torch", "timm", "torchvision"} == set()
+    assert loaded[module] & {"torch", "torchvision"} == set()
 
 
+@pytest.mark.slow
 def test_making_pairs_needs_no_library_of_networks(loaded: dict[str, set[str]]) -> None:
-    """timm brings torchvision and the compiler of torch: six seconds of every process that only reads and
-    degrades photos.
+    """torchvision brings the compiler of torch: seconds of every process that only reads and degrades
+    photos.
     """
     assert "torch" in loaded[MAKES_PAIRS]
-    assert loaded[MAKES_PAIRS] & {"timm", "torchvision", "torch._dynamo", "lpips"} == set()
+    assert loaded[MAKES_PAIRS] & {"torchvision", "torch._dynamo", "lpips"} == set()
 
 
+@pytest.mark.slow
 def test_making_pictures_imports_nothing_that_trains(loaded: dict[str, set[str]]) -> None:
     """A replica, a demo and a notebook need no optimiser, loss or sharding."""
     found = loaded[MAKES_PICTURES[-1]]
     assert len(MAKES_PICTURES) > 10
     assert "resshift.tiles.chain" in found
     assert [name for name in found if name.startswith("resshift.training")] == []
+    assert found & {"torchvision", "torch._dynamo", "lpips"} == set(), "two seconds of every command"
 
 
 def test_a_bulk_job_runs_without_torch_in_its_driver(tmp_path: Path) -> None:
@@ -208,7 +212,7 @@ def test_a_bulk_job_runs_without_torch_in_its_driver(tmp_path: Path) -> None:
     (tmp_path / "in" / "a.png").write_bytes(b"no picture")
     program = (
         "import runpy, sys; sys.argv[0] = 'upscale.py'; job = runpy.run_path('jobs/upscale.py')['main']; "
-        "code = job(sys.argv[1:]); print(code, [m for m in ('torch', 'timm', 'torchvision') if m in "
+        "code = job(sys.argv[1:]); print(code, [m for m in ('torch', 'torchvision') if m in "
         "sys.modules])"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "in"), str(tmp_path / "out"), "--plan"]
@@ -262,7 +266,6 @@ def test_jobs_shadow_no_installed_module() -> None:
         "pydantic",
         "s3fs",
         "fsspec",
-        "timm",
         "einops",
         "lpips",
     }

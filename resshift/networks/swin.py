@@ -15,9 +15,6 @@ from functools import lru_cache
 
 import torch
 from einops import rearrange
-from timm.layers.mlp import Mlp
-from timm.layers.pos_embed_rel import gen_relative_position_index
-from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -73,6 +70,15 @@ def _region_of_each_position(length: int, window: int, shift: int) -> Tensor:
     return (position >= length - window).long() + (position >= length - shift).long()
 
 
+def relative_position_index(window: int) -> Tensor:
+    """Return the row of the table of biases for each pair of tokens of a window, (N, N) int64: 2 window - 1
+    times the difference of their rows plus that of their columns, both counted from 1 - window.
+    """
+    row, column = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+    rows, columns = row.flatten(), column.flatten()
+    return (rows[:, None] - rows + window - 1) * (2 * window - 1) + columns[:, None] - columns + window - 1
+
+
 class WindowAttention(nn.Module):
     """Multi-head self-attention inside windows, with a learned bias for each relative position.
 
@@ -90,10 +96,10 @@ class WindowAttention(nn.Module):
         self.window = window
         self._kept: tuple[tuple[object, ...], Tensor | None, Tensor] | None = None
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, num_heads))
-        self.register_buffer("relative_position_index", gen_relative_position_index((window, window)))
+        self.register_buffer("relative_position_index", relative_position_index(window))
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
-        trunc_normal_(self.relative_position_bias_table, std=0.02)
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def position_bias(self) -> Tensor:
         """Return the bias of every pair of tokens, (k, N, N)."""
@@ -172,7 +178,7 @@ class SwinBlock(nn.Module):
         self.norm1 = GroupNorm32(32, dim)
         self.attn = WindowAttention(dim, window, num_heads)
         self.norm2 = GroupNorm32(32, dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=nn.GELU, drop=dropout, use_conv=True)
+        self.mlp = _Mlp(dim, int(dim * mlp_ratio), dropout)
         if shift:
             self.register_buffer(
                 "attn_mask", shifted_window_mask(mask_size, mask_size, window, shift, mask_rule).clone()
@@ -189,13 +195,26 @@ class SwinBlock(nn.Module):
             )
         h = self.attn(h, mask)
         x = x + (torch.roll(h, (self.shift, self.shift), dims=(1, 2)) if self.shift else h)
-        h = self.mlp.drop1(self.mlp.act(pointwise(self.mlp.fc1, _normalised(self.norm2, x))))
-        return x + self.mlp.drop2(pointwise(self.mlp.fc2, h))
+        return x + self.mlp(_normalised(self.norm2, x))
 
 
 def _normalised(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     """Apply a GroupNorm to (B, H, W, C)."""
     return norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class _Mlp(nn.Module):
+    """Two 1x1 convolutions with a GELU between them on (B, H, W, C), named as in released checkpoints."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(dim, hidden, 1)
+        self.fc2 = nn.Conv2d(hidden, dim, 1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.dropout(F.gelu(pointwise(self.fc1, x)))
+        return self.dropout(pointwise(self.fc2, h))
 
 
 class _ChannelProjection(nn.Module):
