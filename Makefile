@@ -27,7 +27,7 @@ test: setup ## the whole suite: lint, types, tests
 	$(RUN) -m pytest -q
 
 test-fast: setup ## the tests that need no Ray and little time, in two processes
-	$(RUN) -m pytest -q --numprocesses 2 -m "not ray and not slow"
+	$(RUN) -m pytest -q --numprocesses 2 --dist worksteal -m "not ray and not slow"
 
 lint: setup ## ruff and pyright
 	$(VENV)/bin/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 
@@ -51,12 +52,10 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 @pytest.fixture
 def bucket(s3: dict[str, str]) -> str:
     """Return the URI of a fresh, empty bucket."""
-    import s3fs
-
-    s3fs.S3FileSystem.clear_instance_cache()
     name = f"b-{uuid.uuid4().hex[:12]}"
-    s3fs.S3FileSystem(endpoint_url=s3["AWS_ENDPOINT_URL"]).mkdir(name)
-    return f"s3://{name}"
+    request = urllib.request.Request(f"{s3['AWS_ENDPOINT_URL']}/{name}", method="PUT")
+    with urllib.request.urlopen(request):
+        return f"s3://{name}"
 
 
 @pytest.fixture(scope="session")

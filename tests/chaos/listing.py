@@ -122,7 +122,7 @@ def main() -> int:
     chosen = options.parse_args()
     Bucket.num_keys, Bucket.picture = chosen.keys, file_of(np.zeros((64, 64, 3), np.uint8))
     server = ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     arguments = ["--model", "nearest-x4", "--engine", "actors", "--replicas", "1:1"]
     with (
         tempfile.TemporaryDirectory(prefix="listing-") as temporary,

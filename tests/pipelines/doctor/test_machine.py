@@ -221,7 +221,7 @@ class _Forward(BaseHTTPRequestHandler):
 @pytest.fixture
 def store(s3: dict[str, str]) -> Iterator[Forwarder]:
     server = Forwarder(s3["AWS_ENDPOINT_URL"])
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield server
     server.shutdown()
