@@ -50,7 +50,8 @@ from resshift.degradation import realesrgan_x4
 from resshift.devices import on_device, use_one_thread
 from resshift.images import ImageError
 from resshift.metrics.psnr_ssim import luma, psnr
-from resshift.networks.regression import RegressionConfig, RegressionNet
+from resshift.networks.config import RegressionConfig
+from resshift.networks.regression import RegressionNet
 from resshift.pairs.jpeg import decode_photo
 from resshift.pairs.training_pair import make_pair
 from resshift.training.muon import Muon

@@ -83,7 +83,7 @@ def demo(options: argparse.Namespace) -> Exit:
         cards.append(results.card(record, encoded, METHODS, name=name.replace("_", " ")))
 
     model = locate_model(options.model)
-    steps = model.config.schedule.steps
+    steps = model.config.steps
     page = comparison_page(
         title="Residual shifting, four times larger",
         lead=f"Photos that come with scikit-image, shrunk {SCALE}x and upscaled again by {model.name} in "

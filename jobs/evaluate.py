@@ -133,7 +133,7 @@ def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
             f"--border must not be negative and --replicas at least 1, got {border} and {options.replicas}"
         )
     sampling = Sampling(seed=options.seed, steps=options.steps, tile_px=options.tile)
-    sampling.check_for(model.name, model.config.schedule.steps, model.config.smallest_tile_px)
+    sampling.check_for(model.name, model.config.steps, model.config.smallest_tile_px)
     if other is not None and other.config.scale != model.config.scale:
         raise UsageError(
             f"{options.against} enlarges {other.config.scale} times, {options.model} {model.config.scale} "

@@ -100,6 +100,11 @@ class ModelConfig:
         """Side of the smallest tile that the network can compute, in input pixels."""
         return self.unet.size_multiple * self.unet.lq_ratio
 
+    @property
+    def steps(self) -> int:
+        """Number of steps of the chain that the model was trained with."""
+        return self.schedule.steps
+
 
 class OptionError(ValueError):
     """A value that an option cannot have. Interfaces to users name the option as their users know it.

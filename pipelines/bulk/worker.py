@@ -100,7 +100,7 @@ def describe_model(name: str) -> ModelFacts:
         files.identity(),
         config.scale,
         config.smallest_tile_px,
-        config.schedule.steps,
+        config.steps,
     )
 
 

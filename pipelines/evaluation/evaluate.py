@@ -73,7 +73,7 @@ def facts_of(options: EvaluateOptions, model: ModelFiles, other: ModelFiles | No
             "name": model.name,
             "identity": model.identity(),
             "scale": model.config.scale,
-            "steps": model.config.schedule.steps,
+            "steps": model.config.steps,
         },
         "against": {"name": other.name, "identity": other.identity()} if other else None,
         "names": names,

@@ -9,6 +9,10 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 MaskRule = Literal["released", "swin"]
+HALVING = 2  # side of a feature map at full size / side of one at half size
+# Sides of tiles for networks whose reach is not known, in pixels: the smallest shows hardly more than its
+# edges, and beyond the longest tiles save little work and cost memory.
+_LEAST_TILE_PX, _LONGEST_TILE_PX, _LONGEST_DISCOURAGED_PX = 16, 256, 512
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
@@ -174,3 +178,121 @@ class FirstStageConfig:
     def channels(self) -> int:
         """Z: number of latent channels."""
         return self.vq.embed_dim if self.kind == "vq" else 3 * self.unshuffle_factor**2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
+class RegressionConfig:
+    """Shape of the network.
+
+    Args:
+        channels: number of channels at the size of the low-quality picture.
+        half_channels: number of channels at half that size.
+        blocks_before: number of residual blocks at full size before the branch at half size.
+        half_blocks: number of residual blocks at half size.
+        blocks_after: number of residual blocks at full size after the sum of both branches.
+        scale: side of the output divided by the side of the input.
+    """
+
+    channels: int = 48
+    half_channels: int = 96
+    blocks_before: int = 2
+    half_blocks: int = 3
+    blocks_after: int = 6
+    scale: int = 4
+
+    def __post_init__(self) -> None:
+        if min(self.channels, self.half_channels, self.scale) < 1:
+            raise ValueError(
+                f"channels {self.channels}, half_channels {self.half_channels}, scale {self.scale}: "
+                "must be at least 1"
+            )
+        if min(self.blocks_before, self.half_blocks, self.blocks_after) < 0:
+            raise ValueError("blocks_before, half_blocks and blocks_after must not be negative")
+
+    @property
+    def reach_px(self) -> int:
+        """Distance in low-quality pixels beyond which an input pixel has no influence on an output pixel.
+
+        Each 3x3 convolution adds one pixel of its map, halving adds the other pixel of a pair; bicubic
+        interpolation alone needs two.
+        """
+        full = 2 + 2 * (self.blocks_before + self.blocks_after)
+        return max(2, full + HALVING * 2 * self.half_blocks + HALVING - 1)
+
+    @property
+    def size_multiple(self) -> int:
+        """Number that corners of tiles are multiples of, so that all tiles halve the picture on one grid."""
+        return HALVING
+
+    @property
+    def smallest_tile_px(self) -> int:
+        """Side of the smallest tile, in input pixels. Tiles share twice the reach with each neighbour, so all
+        of this one is shared; smaller ones would compute little but context.
+        """
+        return 4 * self.reach_px // HALVING * HALVING
+
+    @property
+    def longest_tile_px(self) -> int:
+        """Longest side of a tile unless told otherwise, in input pixels: an eighth is shared."""
+        return 16 * self.reach_px // HALVING * HALVING
+
+    @property
+    def steps(self) -> int:
+        """Number of steps that options may ask for: this network is called once."""
+        return 1
+
+    @property
+    def macs_per_lq_px(self) -> float:
+        """Number of multiplications per low-quality pixel in the convolutions, for even sides."""
+        full = 2 * (self.blocks_before + self.blocks_after) * self.channels**2
+        half = 2 * self.half_blocks * self.half_channels**2 / HALVING**2
+        ends = 3 * self.channels + self.channels * 3 * self.scale**2
+        between = 2 * self.channels * self.half_channels
+        return 9 * (full + half + ends) + between
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
+class ForeignConfig:
+    """What must be known of a network that another package reads (`resshift.networks.foreign`).
+
+    Args:
+        architecture: Name of the architecture as spandrel has it, for example "ESRGAN".
+        scale: side of the output divided by the side of the input; 1 for restoration.
+        size_multiple: number that the sides of its input are multiples of, in pixels.
+        smallest_px: smallest side of its input, in pixels; a multiple of `size_multiple`.
+        tiling: whether it may see a picture in tiles, or should see as much of it as memory allows.
+        supports_half: whether it computes in float16.
+        supports_bfloat16: whether it computes in bfloat16.
+    """
+
+    architecture: str
+    scale: int
+    size_multiple: int = 1
+    smallest_px: int = 0
+    tiling: Literal["supported", "discouraged"] = "supported"
+    supports_half: bool = False
+    supports_bfloat16: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.scale, self.size_multiple) < 1 or self.smallest_px < 0:
+            raise ValueError(
+                f"scale {self.scale} and size_multiple {self.size_multiple} must be at least 1 and "
+                f"smallest_px {self.smallest_px} not negative"
+            )
+
+    @property
+    def smallest_tile_px(self) -> int:
+        """Side of the smallest tile that the network can compute, in input pixels."""
+        multiple = self.size_multiple
+        return -(-max(self.smallest_px, _LEAST_TILE_PX) // multiple) * multiple
+
+    @property
+    def longest_tile_px(self) -> int:
+        """Longest side of a tile unless told otherwise, in input pixels."""
+        longest = _LONGEST_TILE_PX if self.tiling == "supported" else _LONGEST_DISCOURAGED_PX
+        return max(self.smallest_tile_px, longest // self.size_multiple * self.size_multiple)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps that options may ask for: this network is called once."""
+        return 1

@@ -7,67 +7,16 @@ output is bicubic interpolation plus a correction, computed at the size of the i
 of the output by pixel shuffle.
 
 There is no normalisation and no statistic of the whole picture. An output pixel depends only on the input
-within `RegressionConfig.reach_px`, so tiles that overlap by that much give the same result as the whole
+within `RegressionConfig.reach_px`, so tiles that overlap by twice as much give the same result as the whole
 picture.
 """
 
 from __future__ import annotations
 
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-HALVING = 2  # side of a feature map at full size / side of one at half size
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
-class RegressionConfig:
-    """Shape of the network.
-
-    Args:
-        channels: number of channels at the size of the low-quality picture.
-        half_channels: number of channels at half that size.
-        blocks_before: number of residual blocks at full size before the branch at half size.
-        half_blocks: number of residual blocks at half size.
-        blocks_after: number of residual blocks at full size after the sum of both branches.
-        scale: side of the output divided by the side of the input.
-    """
-
-    channels: int = 48
-    half_channels: int = 96
-    blocks_before: int = 2
-    half_blocks: int = 3
-    blocks_after: int = 6
-    scale: int = 4
-
-    def __post_init__(self) -> None:
-        if min(self.channels, self.half_channels, self.scale) < 1:
-            raise ValueError(
-                f"channels {self.channels}, half_channels {self.half_channels}, scale {self.scale}: "
-                "must be at least 1"
-            )
-        if min(self.blocks_before, self.half_blocks, self.blocks_after) < 0:
-            raise ValueError("blocks_before, half_blocks and blocks_after must not be negative")
-
-    @property
-    def reach_px(self) -> int:
-        """Distance in low-quality pixels beyond which an input pixel has no influence on an output pixel.
-
-        Each 3x3 convolution adds one pixel of its map, halving adds the other pixel of a pair; bicubic
-        interpolation alone needs two.
-        """
-        full = 2 + 2 * (self.blocks_before + self.blocks_after)
-        return max(2, full + HALVING * 2 * self.half_blocks + HALVING - 1)
-
-    @property
-    def macs_per_lq_px(self) -> float:
-        """Number of multiplications per low-quality pixel in the convolutions, for even sides."""
-        full = 2 * (self.blocks_before + self.blocks_after) * self.channels**2
-        half = 2 * self.half_blocks * self.half_channels**2 / HALVING**2
-        ends = 3 * self.channels + self.channels * 3 * self.scale**2
-        between = 2 * self.channels * self.half_channels
-        return 9 * (full + half + ends) + between
+from resshift.networks.config import HALVING, RegressionConfig
 
 
 class ResidualBlock(nn.Module):

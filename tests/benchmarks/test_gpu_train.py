@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from resshift.networks.regression import RegressionConfig
+from resshift.networks.config import RegressionConfig
 from resshift.seeds import philox
 
 ROOT = Path(__file__).parents[2]

@@ -20,6 +20,7 @@ from resshift.config import (
     to_dict,
     with_settings,
 )
+from resshift.networks.config import ForeignConfig, RegressionConfig
 from resshift.presets import PRESETS, preset
 from resshift.schedule import ShiftSchedule
 
@@ -231,3 +232,27 @@ def test_sampling_names_what_a_model_cannot_do() -> None:
         Sampling(steps=0).check_for("tiny", steps=4, smallest_tile_px=8)
     with pytest.raises(ValueError, match=r"^tile_px must be at least 8 for tiny, got 7$"):
         Sampling(tile_px=7).check_for("tiny", steps=4, smallest_tile_px=8)
+
+
+@pytest.mark.parametrize(
+    ("config", "smallest", "longest"),
+    [
+        (RegressionConfig(), 4 * 31, 16 * 31),
+        (ForeignConfig(architecture="ESRGAN", scale=4), 16, 256),
+        (ForeignConfig(architecture="ESRGAN", scale=2, size_multiple=12), 24, 252),
+        (ForeignConfig(architecture="SCUNet", scale=1, smallest_px=40, tiling="discouraged"), 40, 512),
+        (ForeignConfig(architecture="IPT", scale=2, size_multiple=8, smallest_px=600), 600, 600),
+    ],
+)
+def test_networks_without_a_chain_say_what_tiles_they_take(
+    config: RegressionConfig | ForeignConfig, smallest: int, longest: int
+) -> None:
+    assert (config.smallest_tile_px, config.longest_tile_px, config.steps) == (smallest, longest, 1)
+    assert (
+        config.smallest_tile_px % config.size_multiple == config.longest_tile_px % config.size_multiple == 0
+    )
+    assert from_dict(type(config), to_dict(config)) == config
+
+
+def test_the_steps_of_a_model_are_those_of_its_schedule() -> None:
+    assert [preset(name).model.steps for name in ("tiny-x4", "realsr-x4-s15")] == [1, 15]

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from resshift.networks.regression import RegressionConfig, RegressionNet
+from resshift.networks.config import RegressionConfig
+from resshift.networks.regression import RegressionNet
 from resshift.training.losses import upsample
 
 SMALL = RegressionConfig(channels=8, half_channels=12, blocks_before=1, half_blocks=1, blocks_after=1)
