@@ -211,10 +211,10 @@ class VectorQuantizer(nn.Module):
         codes = self.embedding.weight.float()
         flat = rearrange(z, "b c h w -> (b h w) c").float()
         with torch.autocast(z.device.type, enabled=False):
-            # |z|^2 is the same for every code, so it is left out.
-            nearest = [
-                (codes.square().sum(1) - 2 * part @ codes.T).argmin(1) for part in flat.split(self.chunk)
-            ]
+            # |z|^2 is the same for every code, so it is left out. A traced graph holds no loop whose length
+            # depends on the size of the picture.
+            parts = (flat,) if torch.compiler.is_compiling() else flat.split(self.chunk)
+            nearest = [(codes.square().sum(1) - 2 * part @ codes.T).argmin(1) for part in parts]
         return torch.cat(nearest).reshape(z.shape[0], *z.shape[2:])
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:

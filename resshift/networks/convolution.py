@@ -17,7 +17,8 @@ Errors are about ten times those of the direct sum (6e-5 instead of 1e-5 for out
 are computed in float64 and applied in float32.
 
 Only modules that `prepare` was called on use it, in float32, on a CPU, without gradients. Elsewhere the
-direct convolution of cuDNN or oneDNN, which is as fast or faster (with AMX or tensor cores), is used.
+direct convolution of cuDNN or oneDNN, which is as fast or faster (with AMX or tensor cores), is used; so it
+is in a graph that is being traced, which other tools have kernels for.
 
 Shapes: B batch, C and K channels in and out, H W the map, n tiles of 4x4 in a band.
 """
@@ -137,6 +138,7 @@ def _usable(conv: Conv3x3, x: Tensor) -> bool:
         and x.dtype == torch.float32
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
     )
 
 

@@ -127,12 +127,11 @@ class WindowAttention(nn.Module):
 
     def _bias(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Return position bias plus mask, (1, k, N, N) or (1, n k, N, N). Without gradients it is kept for
-        the next call with the same arguments.
+        the next call with the same arguments, but not by a graph that is being traced, which it would break.
         """
         table = self.relative_position_bias_table
-        keeps = (
-            not torch.is_grad_enabled() and not table.is_inference()
-        )  # an inference tensor has no version counter
+        keeps = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or table.is_inference())
+        # An inference tensor has no version counter.
         key = (dtype, table.device, table.data_ptr(), table._version) if keeps else None
         if key is not None and self._kept is not None and self._kept[0] == key and self._kept[1] is mask:
             return self._kept[2]
@@ -190,9 +189,11 @@ class SwinBlock(nn.Module):
         mask = None
         if self.shift:
             h = torch.roll(h, (-self.shift, -self.shift), dims=(1, 2))
-            mask = shifted_window_mask(
-                x.shape[1], x.shape[2], self.window, self.shift, self.mask_rule, x.device
+            # In a graph that is being traced the sizes may be symbols, which no cache can hold.
+            of_size = (
+                shifted_window_mask.__wrapped__ if torch.compiler.is_compiling() else shifted_window_mask
             )
+            mask = of_size(x.shape[1], x.shape[2], self.window, self.shift, self.mask_rule, x.device)
         h = self.attn(h, mask)
         x = x + (torch.roll(h, (self.shift, self.shift), dims=(1, 2)) if self.shift else h)
         return x + self.mlp(_normalised(self.norm2, x))

@@ -4,11 +4,14 @@ test_parity.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.nn import functional as F
 
 from resshift.config import ModelConfig
@@ -82,6 +85,27 @@ def test_behind_the_shuffle_every_pixel_has_the_same_weights() -> None:
         texture = torch.randn((1, 1, 1024, 1024))
         made = F.pixel_shuffle(head(F.pixel_unshuffle(texture, 4), torch.zeros(1, 48, 256, 256)), 4)
     assert float(unevenness(made / made.abs().max(), 4)) < 1e-3
+
+
+@pytest.mark.slow
+def test_a_traced_network_is_one_graph_with_the_same_result() -> None:
+    """Keeping biases and masks between calls would break the graph at every attention."""
+    torch.manual_seed(0)
+    network, graphs = UNetSwin(small(8)).eval().requires_grad_(False), list[GraphModule]()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.05)  # new residual blocks add nothing
+
+    def keep(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(network, backend=keep)
+    with torch.inference_mode():
+        expected = network(*inputs())
+        result = compiled(*inputs())
+    assert len(graphs) == 1
+    assert float(expected.std()) > 0.01
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("channels", [-1, 8])
