@@ -406,9 +406,17 @@ class RunConfig:
                 )
 
 
+# Fields that were added when identities and fingerprints without them had been stored: left out while None.
+_ABSENT_WHEN_NONE = frozenset({"trained_steps"})
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Return a configuration as plain values that can be written as JSON."""
-    return json.loads(json.dumps(asdict(config)))
+
+    def plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {key: value for key, value in pairs if value is not None or key not in _ABSENT_WHEN_NONE}
+
+    return json.loads(json.dumps(asdict(config, dict_factory=plain)))
 
 
 def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:

@@ -67,6 +67,15 @@ def realsr_x4_s4() -> RunConfig:
     )
 
 
+def sinsr_x4_s1() -> RunConfig:
+    """Real-world x4 in one step: the U-Net of realsr-x4-s15 after SinSR's distillation (CVPR 2024), asked
+    only at the end of its 15 steps. The training here is that of realsr-x4-s15, not the distillation.
+    """
+    base = realsr_x4_s15()
+    schedule = replace(base.model.schedule, steps=1, trained_steps=15)
+    return replace(base, preset="sinsr-x4-s1", model=replace(base.model, schedule=schedule))
+
+
 def realsr_x2_s4() -> RunConfig:
     """Real-world x2 in 4 steps: as realsr-x4-s4, with a condition of 128 pixels that a strided extractor
     reduces.
@@ -241,6 +250,7 @@ def test_x4() -> RunConfig:
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     "realsr-x4-s15": realsr_x4_s15,
     "realsr-x4-s4": realsr_x4_s4,
+    "sinsr-x4-s1": sinsr_x4_s1,
     "realsr-x2-s4": realsr_x2_s4,
     "bicubic-x4-s4": bicubic_x4_s4,
     "inpaint-imagenet-s4": inpaint_imagenet_s4,

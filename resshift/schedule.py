@@ -47,7 +47,9 @@ class Target(StrEnum):
 class ScheduleConfig:
     """Parameters of the shifting sequence of a model.
 
-    Only the released form uses `min_noise` and `sqrt_eta_end`.
+    Only the released form uses `min_noise` and `sqrt_eta_end`. `trained_steps` is the length of the sequence
+    that the network was trained with if the chain has fewer `steps` (`ShiftSchedule.shortened`), as for a
+    one-step student of a chain of 15; None if it has as many.
     """
 
     form: Literal["released", "paper"] = "released"
@@ -56,10 +58,16 @@ class ScheduleConfig:
     power: float = 0.3
     min_noise: float = 0.2
     sqrt_eta_end: float = 0.99
+    trained_steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"schedule.steps must be at least 1, got {self.steps}")
+        if self.trained_steps is not None and self.trained_steps < self.steps:
+            raise ValueError(
+                f"schedule.trained_steps must be at least schedule.steps = {self.steps}, got "
+                f"{self.trained_steps}"
+            )
         for name in ("kappa", "power", "min_noise"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"schedule.{name} must be positive, got {getattr(self, name)}")
@@ -117,9 +125,13 @@ class ShiftSchedule:
     @classmethod
     def from_config(cls, config: ScheduleConfig) -> ShiftSchedule:
         """Return the sequence of a configuration."""
-        if config.form == "paper":
-            return cls.paper(config.steps, config.kappa, config.power)
-        return cls.released(config.steps, config.kappa, config.min_noise, config.power, config.sqrt_eta_end)
+        steps = config.trained_steps or config.steps
+        trained = (
+            cls.paper(steps, config.kappa, config.power)
+            if config.form == "paper"
+            else cls.released(steps, config.kappa, config.min_noise, config.power, config.sqrt_eta_end)
+        )
+        return trained.shortened(config.steps)
 
     def shortened(self, steps: int) -> ShiftSchedule:
         """Return a chain of fewer steps through some of these etas, for the same network.

@@ -112,13 +112,13 @@ class Upscaler:
 
         Args:
             source: Name of a model that ships ("tiny-x4") or whose weights are published ("realsr-x4-s4"); or
-                a model or checkpoint directory; or a weight file: our `.safetensors`, or a released `.pth`.
+                a model directory, checkpoint, run or weight file, as a path, file://, s3:// or hf://
+                (`resshift.models.locate`).
             device: Device of the networks, see the class.
             dtype: Precision, see the class; unless it is "auto" it replaces what `source` asks for
                 (`tiny-x4@bfloat16`).
-            preset_name: Preset that a bare weight file belongs to; known for files with their released names.
-            first_stage: Weights of the autoencoder of a bare file; default: `autoencoder_vq_f4.pth` beside
-                it.
+            preset_name: Preset of a bare weight file, if the shapes of its tensors leave several.
+            first_stage: Weights of the autoencoder of a bare file; default: the released file beside it.
             accept_licence: Whether you agree to the licence of published weights, so that they may be
                 downloaded (or set RESSHIFT_ACCEPT_LICENCE=1).
 
@@ -129,15 +129,18 @@ class Upscaler:
             source, preset_name=preset_name, first_stage=first_stage, accept_licence=accept_licence
         )
         found = found if dtype == "auto" else replace(found, dtype=dtype)
-        unet = UNetSwin(found.config.unet)
+        config = found.config
+        if not isinstance(config, ModelConfig):
+            raise WeightsError(f"{source} is a network without a chain, which cannot be used yet")
+        unet = UNetSwin(config.unet)
         weights.load_into(unet, weights.read_state_dict(found.unet))
-        stage = build_first_stage(found.config.first_stage)
+        stage = build_first_stage(config.first_stage)
         if not isinstance(stage, PixelUnshuffle):
             if found.first_stage is None:
                 raise WeightsError(f"{source} needs the weights of its autoencoder: first_stage=FILE")
             weights.load_into(stage, weights.read_state_dict(found.first_stage))
         return cls(
-            found.config,
+            config,
             unet,
             stage,
             name=found.name,

@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from resshift.config import ModelConfig, to_dict
-from resshift.models import METADATA_KEY, WeightsError, write_model_config
+from resshift.config import ModelConfig
+from resshift.models.files import METADATA_KEY, WeightsError, described, write_model_config
+from resshift.models.locations import local_file
 
 # Buffers that are computed from shapes. Released checkpoints contain them; their values in files are ignored.
 _DERIVED = ("attn_mask", "relative_position_index")
@@ -31,7 +32,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     begin with "module." (DDP) and "_orig_mod." (torch.compile) in any order. Derived buffers are dropped.
 
     Args:
-        path: `.safetensors` file, or any file that `torch.load` reads.
+        path: `.safetensors` file, or any file that `torch.load` reads; a path, file://, s3:// or
+            hf://OWNER/NAME/FILE.
 
     Returns:
         Tensors on the CPU, with the dtype of the file.
@@ -39,7 +41,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: The file does not hold tensors, or would execute code.
     """
-    path = Path(path)
+    path = local_file(path)
     if not path.is_file():
         raise WeightsError(f"no weight file at {path}")
     try:
@@ -164,4 +166,4 @@ def save_model(
 
 def model_metadata(name: str, config: ModelConfig) -> dict[str, str]:
     """Return the safetensors metadata with which a weight file can be used without a `config.json`."""
-    return {METADATA_KEY: json.dumps({"name": name, "model": to_dict(config)})}
+    return {METADATA_KEY: json.dumps(described(name, config))}

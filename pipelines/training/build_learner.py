@@ -10,6 +10,7 @@ from resshift import weights
 from resshift.config import ConfigError, RunConfig, from_dict
 from resshift.devices import on_device
 from resshift.metrics.lpips import Lpips
+from resshift.models import first_stage_file
 from resshift.networks.autoencoder import build_first_stage
 from resshift.training.autoencoder import (
     AnyRunConfig,
@@ -75,7 +76,9 @@ def build_objective(config: RunConfig, lpips: Lpips | None, device: torch.device
                 "train.first_stage_weights=FILE "
                 "(or train one: jobs/train_autoencoder.py)"
             )
-        weights.load_into(first_stage, weights.read_state_dict(config.train.first_stage_weights))
+        weights.load_into(
+            first_stage, weights.read_state_dict(first_stage_file(config.train.first_stage_weights))
+        )
     first_stage = on_device(first_stage.eval().requires_grad_(False), device, config.train.channels_last)
     objective = Objective(config.model, config.loss, first_stage, lpips)
     if config.train.compile != "off":

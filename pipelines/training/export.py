@@ -18,6 +18,7 @@ from pipelines.training.checkpoints import read_best
 from pipelines.training.log import read_lines
 from resshift import storage
 from resshift.config import ConfigError, RunConfig, to_dict
+from resshift.models import first_stage_file
 from resshift.training.autoencoder import AnyRunConfig
 from resshift.training.checkpoint import description
 from resshift.weights import read_state_dict, save_safetensors
@@ -40,7 +41,7 @@ def publish_model(checkpoint_directory: Path, out: str, config: AnyRunConfig) ->
     ):
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "first_stage.safetensors"
-            save_safetensors(read_state_dict(config.train.first_stage_weights), path)
+            save_safetensors(read_state_dict(first_stage_file(config.train.first_stage_weights)), path)
             storage.write_bytes(storage.join(target, path.name), path.read_bytes())
     storage.write_bytes(
         storage.join(target, "config.json"), (json.dumps(description(config), indent=2) + "\n").encode()

@@ -24,6 +24,7 @@ from pipelines.training.log import read_lines
 from pipelines.training.worker import FATAL, Assignment, train_worker
 from resshift import storage
 from resshift.config import ConfigError
+from resshift.models import is_elsewhere, is_weight_file, local_path
 from resshift.training import checkpoint
 from resshift.training.autoencoder import AnyRunConfig
 
@@ -90,8 +91,15 @@ def begin_run(config: AnyRunConfig, data: str, out: str) -> None:
 
 
 def absolute(uri: str) -> str:
-    """Return a local path that is the same in every process; s3:// URIs unchanged."""
-    return uri if storage.is_s3(uri) else os.path.abspath(uri.removeprefix("file://"))
+    """Return a local path that is the same in every process; s3:// and hf:// unchanged."""
+    return uri if is_elsewhere(uri) else os.path.abspath(local_path(uri))
+
+
+def absolute_model(source: str) -> str:
+    """Return the source of weights so that it means the same in every process: paths are made absolute, names
+    stay.
+    """
+    return absolute(source) if is_weight_file(source) or local_path(source).exists() else source
 
 
 def with_absolute_files(config: AnyRunConfig) -> AnyRunConfig:
@@ -99,9 +107,9 @@ def with_absolute_files(config: AnyRunConfig) -> AnyRunConfig:
     directory than the command.
     """
     trunk, stage = config.loss.lpips_trunk, config.train.first_stage_weights
-    loss: Any = replace(config.loss, lpips_trunk=trunk and absolute(trunk))
+    loss: Any = replace(config.loss, lpips_trunk=trunk and absolute_model(trunk))
     return replace(
-        config, loss=loss, train=replace(config.train, first_stage_weights=stage and absolute(stage))
+        config, loss=loss, train=replace(config.train, first_stage_weights=stage and absolute_model(stage))
     )
 
 
@@ -158,7 +166,7 @@ def run_training(
         data=data,
         out=out,
         held_cpus=workers.most * workers.cpus,
-        init=init and absolute(init),
+        init=init and absolute_model(init),
         val=val and ":".join(map(absolute, folders_of(val))),
     )
     parent, _, name = out.rstrip("/").rpartition("/")

@@ -34,7 +34,7 @@ from resshift import storage, weights
 from resshift.allocator import keep_freed_pages
 from resshift.config import ConfigError, to_dict
 from resshift.devices import PRECISIONS, is_emulated
-from resshift.models import WeightsError
+from resshift.models import WeightsError, unet_file
 from resshift.training import checkpoint
 from resshift.training.autoencoder import AnyRunConfig
 from resshift.training.optimizer import learning_rate
@@ -144,9 +144,7 @@ class TrainLoop:
             step = self._chosen_step(directory)
             if step is None:
                 if self.assignment.init is not None:
-                    start_from(
-                        self.learner, weights.read_state_dict(local_copy(self.assignment.init, directory))
-                    )
+                    start_from(self.learner, weights.read_state_dict(unet_file(self.assignment.init)))
                 return
             if self.rank:
                 checkpoints.fetch(out, step, directory)
@@ -346,12 +344,3 @@ def on_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:
                 tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
             )
     return tensors
-
-
-def local_copy(uri: str, directory: Path) -> Path:
-    """Return a local file with the content of `uri`; the suffix decides how it is read, so the name stays."""
-    if not storage.is_s3(uri):
-        return Path(uri.removeprefix("file://"))
-    path = directory / ("init-" + uri.rsplit("/", 1)[-1])
-    path.write_bytes(storage.read_bytes(uri))
-    return path

@@ -11,13 +11,16 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
+from resshift.models import local_file
+
 
 class Lpips(nn.Module):
     """Learned perceptual distance with frozen weights, always in float32.
 
     Args:
         net: Trunk, "vgg" (training loss of the papers), "alex" (metric of the papers) or "squeeze" (small).
-        trunk: File with the torchvision state dict of the trunk; None downloads it with torchvision.
+        trunk: File with the torchvision state dict of the trunk (a path, file://, s3:// or
+            hf://OWNER/NAME/FILE); None downloads it with torchvision.
 
     Raises:
         FileNotFoundError: `trunk` does not exist.
@@ -33,17 +36,18 @@ class Lpips(nn.Module):
             raise ImportError(
                 "the LPIPS term needs the package lpips: pip install 'resshift[metrics]'"
             ) from error
-        if trunk is not None and not Path(trunk).is_file():
+        path = None if trunk is None else local_file(trunk)
+        if path is not None and not path.is_file():
             raise FileNotFoundError(f"no LPIPS trunk at {trunk}")
         try:
-            self.distance = lpips.LPIPS(net=net, pnet_rand=trunk is not None, verbose=False)
+            self.distance = lpips.LPIPS(net=net, pnet_rand=path is not None, verbose=False)
         except (URLError, OSError) as error:
             raise ConnectionError(
                 f"the {net} trunk of LPIPS could not be downloaded ({error}). Give a file with its weights "
                 "(loss.lpips_trunk or --lpips-trunk), or train without the term (loss.lpips=0)"
             ) from error
-        if trunk is not None:
-            self._load_trunk(Path(trunk))
+        if path is not None:
+            self._load_trunk(path)
         self.eval().requires_grad_(False)
 
     def _load_trunk(self, path: Path) -> None:

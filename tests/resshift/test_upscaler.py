@@ -216,7 +216,7 @@ def test_identity_changes_with_whatever_changes_pixels(
     identities = [Upscaler.from_pretrained(tmp_path / name, device="cpu").identity for name in "abcd"]
     assert len(set(identities)) == 3
     assert identities[0] == identities[3]
-    monkeypatch.setattr("resshift.models.PIXELS", PIXELS + 1)  # another version of the code
+    monkeypatch.setattr("resshift.models.files.PIXELS", PIXELS + 1)  # another version of the code
     assert Upscaler.from_pretrained(tmp_path / "a", device="cpu").identity != identities[0]
 
 
@@ -256,7 +256,7 @@ def test_published_weights_need_their_licence(tmp_path: Path, monkeypatch: pytes
 def test_bare_weight_file_must_say_what_it_is(tmp_path: Path) -> None:
     path = tmp_path / "mine.pth"
     torch.save({"out.0.weight": torch.zeros(3)}, path)
-    with pytest.raises(WeightsError, match="give preset_name"):
+    with pytest.raises(WeightsError, match="none that is known"):
         Upscaler.from_pretrained(path)
     with pytest.raises(WeightsError, match="do not fit"):
         Upscaler.from_pretrained(path, preset_name="tiny-x4")

@@ -1,19 +1,15 @@
-"""Weights in every wrapping, strict loading, and downloads from a real server on loopback."""
+"""Weights in every wrapping, and strict loading."""
 
 from __future__ import annotations
 
-import hashlib
 import pickle
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from resshift.models import RemoteFile, WeightsError, fetch, read_model_config
+from resshift.models import WeightsError, read_model_config
 from resshift.presets import test_x4 as toy_preset
 from resshift.training.step import build_network
 from resshift.weights import load_into, read_state_dict, save_model, save_safetensors, state_to_store
@@ -135,113 +131,3 @@ def test_model_directory_is_written_with_its_configuration(tmp_path: Path) -> No
     assert {value.dtype for value in read_state_dict(tmp_path / "model.safetensors").values()} == {
         torch.float16
     }
-
-
-DATA = bytes(range(256)) * 100
-
-
-class Server(ThreadingHTTPServer):
-    requests = 0
-
-
-class _Handler(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        server = self.server
-        assert isinstance(server, Server)
-        server.requests += 1
-        if self.path == "/absent":
-            self.send_error(404)
-            return
-        if self.path == "/chunked":  # a proxy that dies in the middle: no length was promised
-            self.send_response(200)
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            self.wfile.write(b"1000\r\n" + DATA[:100])
-            return
-        if self.path == "/nonsense":
-            self.wfile.write(b"SSH-2.0-OpenSSH\r\n")
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(DATA)))
-        self.end_headers()
-        self.wfile.write(DATA[:100] if self.path == "/cut" else DATA)
-
-    protocol_version = "HTTP/1.1"
-
-    def handle(self) -> None:
-        """Answer one request and hang up."""
-        self.handle_one_request()
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    http = Server(("127.0.0.1", 0), _Handler)
-    thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield http
-    http.shutdown()
-    http.server_close()
-
-
-def remote(server: Server, path: str = "/w.pth", sha256: str | None = None) -> RemoteFile:
-    return RemoteFile("w.pth", f"http://127.0.0.1:{server.server_port}{path}", "Some Licence", sha256)
-
-
-def test_download_is_checked_and_made_once(server: Server, tmp_path: Path) -> None:
-    file = remote(server, sha256=hashlib.sha256(DATA).hexdigest())
-    for _ in range(2):
-        assert fetch(file, accept_licence=True, cache=tmp_path).read_bytes() == DATA
-    assert server.requests == 1
-    assert fetch(file, accept_licence=False, cache=tmp_path).exists()  # it is here already
-
-
-def test_licence_comes_before_the_download(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"Some Licence.*RESSHIFT_ACCEPT_LICENCE=1"):
-        fetch(remote(server), accept_licence=False, cache=tmp_path)
-    assert server.requests == 0
-
-
-@pytest.mark.parametrize(
-    ("path", "sha256"),
-    [
-        ("/w.pth", "0" * 64),
-        ("/absent", None),
-        ("/cut", hashlib.sha256(DATA).hexdigest()),
-        ("/chunked", None),
-        ("/nonsense", None),
-    ],
-)
-def test_failed_download_leaves_nothing(
-    path: str, sha256: str | None, server: Server, tmp_path: Path
-) -> None:
-    with pytest.raises(WeightsError):
-        fetch(remote(server, path, sha256), accept_licence=True, cache=tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_truncated_download_without_a_known_checksum_leaves_nothing(server: Server, tmp_path: Path) -> None:
-    """Nothing to compare with, but the server said how long the file is."""
-    with pytest.raises(WeightsError):
-        fetch(remote(server, "/cut"), accept_licence=True, cache=tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_first_seen_checksum_is_remembered(server: Server, tmp_path: Path) -> None:
-    path = fetch(remote(server), accept_licence=True, cache=tmp_path)
-    path.write_bytes(b"changed behind our back")
-    with pytest.raises(WeightsError, match=rf"has sha256.*delete {path} and"):
-        fetch(remote(server), accept_licence=True, cache=tmp_path)
-    path.unlink()
-    (tmp_path / "w.pth.sha256").write_text("0" * 64)  # as if the publisher had put another file there since
-    with pytest.raises(WeightsError, match=r"expected 0+: if you trust the source, delete \S+\.sha256 and"):
-        fetch(remote(server), accept_licence=True, cache=tmp_path)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["w.pth.sha256"]
-
-
-def test_download_can_be_read_by_others(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "plain").touch()
-    path = fetch(remote(server), accept_licence=True, cache=tmp_path)
-    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -1,0 +1,133 @@
+"""Files and configurations of models.
+
+A model directory holds `config.json` (name and configuration), `model.safetensors` (the U-Net, or the one
+network of a model without a chain) and, if the first stage has parameters, `first_stage.safetensors`. A
+weight file that this package wrote also holds name and configuration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError, safe_open
+
+from resshift.config import ConfigError, ModelConfig, from_dict, to_dict
+from resshift.networks.config import ForeignConfig, RegressionConfig
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+PRETRAINED = Path(__file__).parents[1] / "pretrained"
+METADATA_KEY = "resshift.model"
+# Increase this with every change that gives other pixels for the same weights (including defaults such as the
+# colour fix). It is part of a model's identity, so a bulk job that began before such a change is refused
+# instead of continued with other pixels.
+PIXELS = 5
+
+
+AnyModelConfig = ModelConfig | RegressionConfig | ForeignConfig
+# Key of the configuration in config.json -> its type.
+_KINDS: dict[str, type[AnyModelConfig]] = {
+    "model": ModelConfig,
+    "regression": RegressionConfig,
+    "foreign": ForeignConfig,
+}
+
+
+class WeightsError(ValueError):
+    """A weight file that cannot be used; the message gives the reason."""
+
+
+def write_model_config(directory: Path, name: str, config: AnyModelConfig) -> None:
+    """Write `config.json` of a model directory."""
+    (directory / "config.json").write_text(json.dumps(described(name, config), indent=2) + "\n")
+
+
+def read_model_config(directory: Path) -> tuple[str, AnyModelConfig]:
+    """Return the name and the configuration of a model directory.
+
+    Raises:
+        WeightsError: `config.json` is absent or not valid.
+    """
+    path = directory / "config.json"
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        raise WeightsError(f"{directory} is not a model directory: it has no config.json") from None
+    return config_of(text, str(path))
+
+
+def config_of(text: str, origin: str) -> tuple[str, AnyModelConfig]:
+    """Return the name and the configuration that the text of a `config.json` holds.
+
+    Args:
+        text: Text of the file.
+        origin: Address of the file, for messages.
+
+    Raises:
+        WeightsError: The text is no configuration of a model.
+    """
+    try:
+        values: Any = json.loads(text)
+        for key, kind in _KINDS.items():
+            if key in values:
+                return str(values["name"]), from_dict(kind, values[key])
+        told = (
+            "it describes an autoencoder, a part of a model" if "first_stage" in values else "it has no model"
+        )
+        raise WeightsError(f"{origin} is not a model configuration: {told}")
+    except (json.JSONDecodeError, KeyError, TypeError, ConfigError) as error:
+        raise WeightsError(f"{origin} is not a model configuration: {error}") from error
+
+
+def describes_autoencoder(text: str) -> bool:
+    """Tell whether the text of a `config.json` is that of a trained autoencoder."""
+    try:
+        values: Any = json.loads(text)
+    except json.JSONDecodeError:
+        return False
+    return isinstance(values, dict) and "first_stage" in values
+
+
+def described(name: str, config: AnyModelConfig) -> dict[str, Any]:
+    """Return what `config.json` of a model holds."""
+    kind = next(key for key, kind in _KINDS.items() if isinstance(config, kind))
+    return {"name": name, kind: to_dict(config)}
+
+
+def embedded_model_config(path: Path) -> tuple[str, AnyModelConfig] | None:
+    """Return the name and the configuration in a safetensors file, or None if it holds none."""
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, framework="np") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} cannot be read as weights: {error}") from error
+    return None if text is None else config_of(text, str(path))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """Name, configuration and files of a model, and the precision in which its networks compute."""
+
+    name: str
+    config: AnyModelConfig
+    unet: Path
+    first_stage: Path | None
+    dtype: Dtype = "auto"
+
+    def identity(self) -> str:
+        """Return 16 hexadecimal digits that change with any weight or setting of the model, with a chosen
+        precision, and with `PIXELS`.
+        """
+        asked = [] if self.dtype == "auto" else [self.dtype]
+        digest = hashlib.sha256(json.dumps([PIXELS, to_dict(self.config), *asked], sort_keys=True).encode())
+        for path in (self.unet, self.first_stage):
+            if path is not None:
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:16]
