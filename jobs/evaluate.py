@@ -26,7 +26,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipelines.command import Exit, UsageError, connect_to_ray, parser, quiet_ray_data, run
+from pipelines.command import Exit, UsageError, add_model, connect_to_ray, model_of, parser, run
 
 if TYPE_CHECKING:
     from pipelines.evaluation.protocols import Protocol
@@ -36,65 +36,39 @@ if TYPE_CHECKING:
 def arguments() -> argparse.ArgumentParser:
     """Return the command line."""
     options = parser(__doc__ or "")
-    options.add_argument("--model", help="name, model directory or weight file")
-    options.add_argument(
+    add = options.add_argument
+    add_model(options)
+    add(
         "--against",
         metavar="MODEL",
-        help="compare with this model instead of bicubic, on the same pictures and noise",
+        help="compare with it instead of bicubic, on the same pictures and noise",
     )
-    options.add_argument(
-        "--data",
-        action="append",
-        default=[],
-        metavar="[NAME=]LQ_DIR[:GT_DIR]",
-        help="test set; may be repeated. Pictures are matched by name without extension",
-    )
-    options.add_argument("--out", required=True, metavar="REPORT_DIR")
-    options.add_argument(
-        "--merge", nargs="+", metavar="REPORT_DIR", help="merge reports of parts instead of evaluating"
-    )
-    options.add_argument("--protocol", help="imagenet-test, realsr or bicubic-x4 (default: none, border 0)")
-    options.add_argument("--seed", type=int, default=0)
-    options.add_argument(
-        "--steps", type=int, metavar="S", help="number of steps of the chain (default: as in training)"
-    )
-    options.add_argument(
-        "--tile", type=int, metavar="PX", help="side of a tile in input pixels (default: chosen, up to 256)"
-    )
-    options.add_argument(
-        "--border",
-        type=int,
-        metavar="PX",
-        help="pixels cut from the outputs before measuring (default: the protocol's, or 0)",
-    )
-    options.add_argument(
-        "--lpips-net",
-        choices=["alex", "vgg", "squeeze"],
-        help="also measure LPIPS (default: the protocol's; squeeze when a trunk is given)",
-    )
-    options.add_argument(
+    told = "test set; may be repeated. Pictures are matched by name without extension"
+    add("--data", action="append", default=[], metavar="[NAME=]LQ_DIR[:GT_DIR]", help=told)
+    add("--out", required=True, metavar="REPORT_DIR")
+    add("--merge", nargs="+", metavar="REPORT_DIR", help="merge reports of parts instead of evaluating")
+    add("--protocol", help="imagenet-test, realsr or bicubic-x4 (default: none, border 0)")
+    add("--seed", type=int, default=0)
+    add("--steps", type=int, metavar="S", help="steps of the chain (default: as in training)")
+    add("--tile", type=int, metavar="PX", help="side of a tile in input pixels (default: chosen, up to 256)")
+    told = "pixels cut from the outputs before measuring (default: the protocol's, or 0)"
+    add("--border", type=int, metavar="PX", help=told)
+    told = "also measure LPIPS (default: the protocol's; squeeze when a trunk is given)"
+    add("--lpips-net", choices=["alex", "vgg", "squeeze"], help=told)
+    add(
         "--lpips-trunk",
         metavar="FILE",
         help="weights of the LPIPS trunk (default: downloaded by torchvision)",
     )
-    options.add_argument(
-        "--niqe",
-        metavar="FILE",
-        help="also measure NIQE, with the parameters in this file (niqe_pris_params.npz)",
-    )
-    options.add_argument(
-        "--iqa",
-        action="append",
-        default=[],
-        choices=["clipiqa", "musiq"],
-        help="also measure this figure; needs pyiqa",
-    )
-    options.add_argument(
+    add("--niqe", metavar="FILE", help="also measure NIQE, with these parameters (niqe_pris_params.npz)")
+    told = "also measure this figure; needs pyiqa"
+    add("--iqa", action="append", default=[], choices=["clipiqa", "musiq"], help=told)
+    add(
         "--replicas",
         type=int,
         help="replicas of the model (default: one per GPU, else one per CPU, at most 8)",
     )
-    options.add_argument("--dry-run", action="store_true", help="match the pictures and write nothing")
+    add("--dry-run", action="store_true", help="match the pictures and write nothing")
     return options
 
 
@@ -116,13 +90,15 @@ def evaluate(options: argparse.Namespace) -> Exit:
 
 def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
     """Evaluate the model and write the report."""
+    from pipelines.command import quiet_ray_data
     from pipelines.evaluation import evaluate as evaluation
     from pipelines.evaluation import results
     from pipelines.progress import Progress, shown
     from resshift.config import Sampling
     from resshift.models import locate_model
 
-    model = locate_model(options.model)
+    name = model_of(options.model, options)
+    model = locate_model(name)
     other = locate_model(options.against) if options.against else None
     border = options.border if options.border is not None else protocol.border if protocol else 0
     net = options.lpips_net or (
@@ -140,7 +116,7 @@ def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
             "times"
         )
     settings = evaluation.EvaluateOptions(
-        model=options.model,
+        model=name,
         against=options.against,
         sampling=sampling,
         border=border,

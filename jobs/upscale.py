@@ -30,7 +30,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipelines.command import Exit, UsageError, connect_to_ray, min_max, parser, run
+from pipelines.command import Exit, UsageError, add_model, connect_to_ray, min_max, model_of, parser, run
 
 if TYPE_CHECKING:
     from pipelines.bulk.job import Job
@@ -44,7 +44,7 @@ def arguments() -> argparse.ArgumentParser:
     add = options.add_argument
     add("source", metavar="SRC", help="folder or s3:// prefix")
     add("target", metavar="DST", help="folder or s3:// prefix for outputs and ledger, not inside SRC")
-    add("--model", default="tiny-x4", help="name, directory or weight file; @bfloat16 may follow (tiny-x4)")
+    add_model(options, default="tiny-x4")
     add("--outscale", type=float, help="scale of the result (default: the model's)")
     add("--steps", type=int, help="steps of the chain; fewer cost less (default: the model's)")
     add("--format", default="png", choices=["keep", "png", "jpeg", "webp", "tiff"], help="keep: as the input")
@@ -80,7 +80,7 @@ def request_of(flags: argparse.Namespace) -> BulkRequest:
     return BulkRequest(
         source=flags.source,
         target=flags.target,
-        model=flags.model,
+        model=model_of(flags.model, flags),
         sampling=Sampling(seed=flags.seed, outscale=flags.outscale, steps=flags.steps, tile_px=flags.tile),
         format=flags.format,
         quality=flags.quality,

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from enum import IntEnum
+from typing import Any
 
 _POSITIONAL = {"source": "SRC", "target": "DST"}
 
@@ -50,6 +51,28 @@ def parser(doc: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+
+
+def add_model(options: argparse.ArgumentParser, **how: Any) -> None:
+    """Add `--model`, and the flags for what bare weights do not say themselves.
+
+    Args:
+        options: Command line.
+        how: Arguments of `add_argument` for `--model`.
+    """
+    told = "name, path, s3:// or hf://OWNER/NAME; @bfloat16 may follow"
+    options.add_argument("--model", help=told + (" (tiny-x4)" if how else ""), **how)
+    options.add_argument("--preset", help="preset of a bare weight file, if its shapes fit several")
+    options.add_argument(
+        "--first-stage", metavar="FILE", help="autoencoder of a bare weight file (beside it)"
+    )
+
+
+def model_of(model: str, flags: argparse.Namespace) -> str:
+    """Return a model with the flags of `add_model`, as one text that every process understands."""
+    from resshift.models import model_with
+
+    return model_with(model, flags.preset, flags.first_stage)
 
 
 def min_max(flag: str, text: str, least: int = 1) -> tuple[int, int]:

@@ -24,18 +24,13 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.command import Exit, UsageError, connect_to_ray, min_max, parser, run
+from pipelines.command import Exit, UsageError, add_model, connect_to_ray, min_max, model_of, parser, run
 
 
 def arguments() -> argparse.ArgumentParser:
     """Return the command line."""
     options = parser(__doc__ or "")
-    options.add_argument(
-        "--model",
-        action="append",
-        metavar="NAME",
-        help="name or path, once or several times (default tiny-x4)",
-    )
+    add_model(options, action="append")
     options.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1; another needs keys)"
     )
@@ -75,6 +70,9 @@ def configuration(options: argparse.Namespace) -> dict[str, Any]:
 
     low, high = min_max("--replicas", options.replicas, least=0)
     models: list[str] = options.model or ["tiny-x4"]
+    if len(models) > 1 and (options.preset or options.first_stage):
+        raise UsageError("--preset and --first-stage are of one --model: write MODEL#preset=NAME for several")
+    models = [model_of(name, options) for name in models]
     if options.ongoing < 1:
         raise UsageError(f"--ongoing must be at least 1, got {options.ongoing}")
     if not 1 <= options.port <= 65535:

@@ -41,6 +41,8 @@ FLAGS = {
         *(
             "--help",
             "--model",
+            "--preset",
+            "--first-stage",
             "--outscale",
             "--steps",
             "--format",
@@ -58,6 +60,8 @@ FLAGS = {
         *(
             "--help",
             "--model",
+            "--preset",
+            "--first-stage",
             "--data",
             "--out",
             "--seed",
