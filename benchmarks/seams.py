@@ -104,7 +104,7 @@ def measure(up: Upscaler, name: str, pixels: np.ndarray, tile_px: int, whole: np
         up(pixels, tile_px=tile_px),
         up.plan(pixels.shape[0], pixels.shape[1], Sampling(tile_px=tile_px)),
     )
-    scale = up.scale * up.config.unet.lq_ratio
+    scale = up.scale * up.renderer.ratio
     axes = enumerate((plan.rows, plan.columns))
     ratios = [edge_ratio(tiled, whole, edges_of(lines, scale, tiled.shape[i]), i, scale) for i, lines in axes]
     return {

@@ -230,7 +230,7 @@ def main() -> int:
         row["figures_of_averages"] = {
             str(rate): figures_of(average, truths, judge) for rate, average in averages.items()
         }
-        if up.schedule.steps > 1:
+        if up.config.steps > 1:
             row["figures_of_one_step"] = figures_of(up, truths, judge, steps=1)
         rows.append(row)
         print(record.json_line(row), flush=True)

@@ -98,7 +98,7 @@ def load(name: str, device: torch.device, dtype: Dtype, *, optimise: bool = True
     config = preset(name)
     unet: nn.Module = build_network(config)
     if name == "tiny-x4":
-        unet = Upscaler.from_pretrained(name, device="cpu").unet
+        unet = Upscaler.from_pretrained(name, device="cpu").chain.unet
         plain.make_plain(unet)
     else:
         randomise(unet)
@@ -134,10 +134,8 @@ def compare(
     fast, slow = load(name, device, dtype), load(name, device, "float32", optimise=False)
     pixels = picture_of(side)
     lq = images.to_tensor(pixels).to(device)
-    ratio = slow.config.unet.lq_ratio
-    plan = plain.fixed_plan(
-        -(-side // ratio), -(-side // ratio), PLAIN_TILE_PX // ratio, slow.config.unet.size_multiple
-    )
+    ratio = slow.chain.ratio
+    plan = plain.fixed_plan(-(-side // ratio), -(-side // ratio), PLAIN_TILE_PX // ratio, slow.chain.smallest)
     stopwatch, stages = (
         cpu_stopwatch if busy else stopwatch_for(device),
         Stages(time.process_time if busy else time.perf_counter),
@@ -145,13 +143,13 @@ def compare(
     results: dict[str, Tensor] = {}
 
     def run_plain() -> None:
-        results["plain"] = plain.upscale(slow.networks(), lq, plan, 0)
+        results["plain"] = plain.upscale(slow.chain.networks(), lq, plan, 0)
 
     def run_fast() -> None:
         results["fast"] = fast.upscale_tensor(lq)
 
     seconds: dict[str, list[float]] = {"plain": [], "fast": []}
-    warm = slice(0, min(side, slow.config.unet.size_multiple * ratio))
+    warm = slice(0, min(side, slow.chain.smallest * ratio))
     fast.upscale_tensor(lq[..., warm, warm])
     for _ in range(rounds):
         seconds["plain"].append(stopwatch(run_plain))

@@ -174,7 +174,7 @@ class Sampling:
         Args:
             model: Name of the model, for the message.
             steps: Number of steps that the model was trained with.
-            smallest_tile_px: Side of its smallest tile, from `ModelConfig.smallest_tile_px`.
+            smallest_tile_px: Side of its smallest tile, from the model's configuration.
 
         Raises:
             OptionError: A value is not allowed for the model.

@@ -1,9 +1,12 @@
-"""Picture in, picture out: the composition of first stage, chain, network, tiles and noise that bulk jobs,
-serving, evaluation and notebooks all use.
+"""Picture in, picture out: the composition of networks, tiles and noise that bulk jobs, serving, evaluation
+and notebooks all use.
 
     lq -> reflect to whole tiles -> bicubic -> encode -> y0
     y0 -> chain; at every step the prediction of x0 is made tile by tile and blended -> x0
     x0 -> decode -> crop -> colour fix -> resize
+
+Between reflection and crop stands the model (`resshift.tiles.rows.Renderer`): the chain of ResShift as above,
+or one network from picture to picture, ours or one that spandrel reads.
 
 The noise is a function of (seed, step, absolute latent position), tiles are a function of the picture's size
 and the options, and no tile's result depends on what is computed beside it: the same picture, options and
@@ -29,25 +32,27 @@ from torch import Tensor, nn
 
 from resshift import images, weights
 from resshift.config import ModelConfig, Sampling
-from resshift.devices import on_device, resolve_device, resolve_dtype
+from resshift.devices import Module, on_device, resolve_device, resolve_dtype
 from resshift.images import Picture, scaled
 from resshift.images.alpha import fill_transparent
-from resshift.models import Dtype, WeightsError, locate_model
+from resshift.models import AnyModelConfig, Dtype, ModelFiles, WeightsError, locate_model
 from resshift.networks import convolution
 from resshift.networks.autoencoder import PixelUnshuffle, VQAutoencoder, build_first_stage
+from resshift.networks.config import ForeignConfig, RegressionConfig
+from resshift.networks.foreign import ForeignNet
+from resshift.networks.foreign import load as load_foreign
+from resshift.networks.regression import RegressionNet
 from resshift.networks.unet import UNetSwin
-from resshift.schedule import ShiftSchedule
 from resshift.tiles.batching import Work, alone
-from resshift.tiles.chain import Emit, Networks, ReadRows, row_chain, window_bytes
-from resshift.tiles.memory import Backoff, is_out_of_memory, place_windows, tiles_per_call
-from resshift.tiles.noise import LatentNoise, NoiseField, cut_from_whole
+from resshift.tiles.chain import Chain
+from resshift.tiles.direct import Direct
+from resshift.tiles.memory import is_out_of_memory
+from resshift.tiles.noise import cut_from_whole
 from resshift.tiles.output import RowOutput, resize_alpha
-from resshift.tiles.plan import TilePlan, choose_tiles
+from resshift.tiles.plan import TilePlan
+from resshift.tiles.rows import Renderer
 
 Pixels = TypeVar("Pixels", Image.Image, NDArray[Any])
-
-# A VQ tile of this many latent positions (245 x 245) spends as much in its attention as in everything else.
-_VQ_ATTENTION_POSITIONS = 60_000
 
 
 class Upscaler:
@@ -59,21 +64,23 @@ class Upscaler:
 
     Args:
         config: Configuration of the model.
-        unet: Network of the chain, with its weights.
-        first_stage: Autoencoder or pixel rearrangement, with its weights; default: as `config` says.
+        network: Network of the model with its weights: the U-Net of a chain, or the one network that maps
+            (n, 3, h, w) to (n, 3, h scale, w scale), both in [-1, 1].
+        first_stage: Autoencoder or pixel rearrangement of a chain, with its weights; default: as `config`
+            says.
         name: Name in reports.
         identity: Text that changes with any weight or setting of the model; part of a job's fingerprint.
         device: Device of the networks; "auto" takes CUDA, then Apple's MPS, then the CPU.
-        dtype: Precision of the networks' arithmetic; "auto" is bfloat16 on CUDA cards that have it, else
-            float32. The chain is float32 always.
+        dtype: Precision of the networks' arithmetic; "auto" is bfloat16 on CUDA cards that have it, for
+            networks that support it, else float32. The chain is float32 always.
         optimise: Use the faster forms of the networks' layers (`resshift.networks.convolution`); they round
             differently.
     """
 
     def __init__(
         self,
-        config: ModelConfig,
-        unet: nn.Module,
+        config: AnyModelConfig,
+        network: nn.Module,
         first_stage: VQAutoencoder | PixelUnshuffle | None = None,
         *,
         name: str = "custom",
@@ -87,15 +94,22 @@ class Upscaler:
         self.identity = identity
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
-        stage = first_stage if first_stage is not None else build_first_stage(config.first_stage)
-        self.first_stage = on_device(stage.eval().requires_grad_(False), self.device)
-        self.unet = on_device(unet.eval().requires_grad_(False), self.device)
-        self.schedule = ShiftSchedule.from_config(config.schedule)
-        if optimise and self.device.type == "cpu" and self.dtype == torch.float32:
-            for network in (self.unet, self.first_stage):
-                convolution.prepare(network)
-        self._networks: dict[int, Networks] = {}
-        self._backoff = Backoff()
+        if dtype == "auto" and isinstance(config, ForeignConfig) and not config.supports_bfloat16:
+            self.dtype = torch.float32
+
+        def ready(module: Module) -> Module:
+            channels_last = not isinstance(module, ForeignNet) or module.allows_channels_last
+            module = on_device(module.eval().requires_grad_(False), self.device, channels_last)
+            if optimise and self.device.type == "cpu" and self.dtype == torch.float32:
+                convolution.prepare(module)
+            return module
+
+        self.renderer: Renderer
+        if isinstance(config, ModelConfig):
+            stage = build_first_stage(config.first_stage) if first_stage is None else first_stage
+            self.renderer = Chain(config, ready(network), ready(stage), self.device, self.dtype)
+        else:
+            self.renderer = Direct(config, ready(network), self.device, self.dtype)
 
     @classmethod
     def from_pretrained(
@@ -128,20 +142,15 @@ class Upscaler:
         found = locate_model(
             source, preset_name=preset_name, first_stage=first_stage, accept_licence=accept_licence
         )
-        found = found if dtype == "auto" else replace(found, dtype=dtype)
-        config = found.config
-        if not isinstance(config, ModelConfig):
-            raise WeightsError(f"{source} is a network without a chain, which cannot be used yet")
-        unet = UNetSwin(config.unet)
-        weights.load_into(unet, weights.read_state_dict(found.unet))
-        stage = build_first_stage(config.first_stage)
-        if not isinstance(stage, PixelUnshuffle):
-            if found.first_stage is None:
-                raise WeightsError(f"{source} needs the weights of its autoencoder: first_stage=FILE")
-            weights.load_into(stage, weights.read_state_dict(found.first_stage))
+        return cls.from_files(found if dtype == "auto" else replace(found, dtype=dtype), device=device)
+
+    @classmethod
+    def from_files(cls, found: ModelFiles, *, device: str | torch.device = "auto") -> Upscaler:
+        """Load a model whose files have been found; errors as in `from_pretrained`."""
+        network, stage = _loaded(found)
         return cls(
-            config,
-            unet,
+            found.config,
+            network,
             stage,
             name=found.name,
             identity=found.identity(),
@@ -159,6 +168,17 @@ class Upscaler:
         """Whether tiles of several pictures are computed together; a CPU computes them one by one."""
         return self.device.type != "cpu"
 
+    @property
+    def chain(self) -> Chain:
+        """The chain with its networks.
+
+        Raises:
+            ValueError: The model is one call of one network.
+        """
+        if not isinstance(self.renderer, Chain):
+            raise ValueError(f"{self.name} has no chain")
+        return self.renderer
+
     def __call__(
         self,
         image: Pixels,
@@ -174,7 +194,7 @@ class Upscaler:
         Args:
             image: PIL image of any common mode, or array (H, W), (H, W, 1 | 3 | 4), uint8 or uint16, RGB
                 order, fourth channel alpha.
-            seed: Seed of the noise; the same seed gives the same pixels.
+            seed: Seed of the noise; the same seed gives the same pixels. Without a chain there is no noise.
             outscale: Sides of the result over sides of the input, in (0, 16]; default: the model's own scale.
             steps: Steps of the chain, see `Sampling`.
             tile_px: Longest side of a tile in input pixels, see `Sampling`.
@@ -210,19 +230,20 @@ class Upscaler:
         height, width = scaled(picture.height, factor), scaled(picture.width, factor)
         dtype: Any = picture.pixels.dtype.type
         pixels = np.empty((height, width, picture.pixels.shape[2]), dtype)
+        backoff = self.renderer.backoff
         while True:
-            plan, longest = self.plan(picture.height, picture.width, sampling), self._backoff.longest
+            plan, longest = self.plan(picture.height, picture.width, sampling), backoff.longest
             try:
                 yield from self._fill(pixels, picture.pixels, plan, sampling)
                 break
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                if not self._backoff.shrink(plan, self.config.unet.size_multiple, self.device):
+                if not backoff.shrink(plan, self.renderer.smallest, self.device):
                     raise
-        notes = picture.notes
+        notes = picture.notes + self.renderer.notes(plan)
         if longest is not None:
-            notes += (f"tiles of at most {longest * self.config.unet.lq_ratio} px: memory ran out",)
+            notes += (f"tiles of at most {longest * self.renderer.ratio} px: memory ran out",)
         if factor > self.scale:
             notes += (f"x{factor:g} is the model's x{self.scale} enlarged by bicubic interpolation",)
         alpha = None if picture.alpha is None else resize_alpha(picture.alpha, height, width)
@@ -241,8 +262,8 @@ class Upscaler:
         Args:
             lq: low-quality picture on the device of the model.
             sampling: How pixels are made; `outscale` must be None.
-            noise: Function that replaces the noise field in parity tests: `noise(step)` of the shape of the
-                padded latent, for steps T ... 1.
+            noise: Function that replaces the noise field of a chain in parity tests: `noise(step)` of the
+                shape of the padded latent, for steps T ... 1.
 
         Raises:
             ValueError: Wrong shape, or an option is not usable.
@@ -255,87 +276,64 @@ class Upscaler:
             raise ValueError(f"lq must be (1, 3, h, w) with h and w at least 1, got {tuple(lq.shape)}")
         height, width = lq.shape[2:]
         bands: list[Tensor] = []
-        chain = self._chain(
+        work = self.renderer.work(
             self.plan(height, width, sampling),
             (height, width),
             sampling,
             read=lambda top, bottom: lq[0, :, top:bottom],
             emit=lambda rows: bands.append(rows.clone()),
-            noise=self._noise_of(sampling) if noise is None else cut_from_whole(noise),
+            noise=None if noise is None else cut_from_whole(noise),
+            batch=self._batch(sampling),
         )
-        alone(chain)
+        alone(work)
         result = torch.cat(bands, 1)[None, :, : height * self.scale, : width * self.scale]
         return result.to(self.device).clamp(-1, 1)
 
     def plan(self, height: int, width: int, sampling: Sampling = Sampling()) -> TilePlan:
-        """Return the tiles of a picture of this size, in latent positions.
+        """Return the tiles of a picture of this size, in positions of `renderer.ratio` pixels.
 
         Raises:
             ValueError: The model cannot do what `sampling` says.
         """
-        sampling.check_for("this model", self.schedule.steps, self.config.smallest_tile_px)
-        ratio = self.config.unet.lq_ratio
-        asked = None if sampling.tile_px is None else sampling.tile_px // ratio
-        limits = [side for side in (self._backoff.longest, asked) if side is not None]
-        has_attention = not isinstance(self.first_stage, PixelUnshuffle)
-        return choose_tiles(
-            -(-height // ratio),
-            -(-width // ratio),
-            self.config.unet.size_multiple,
-            longest=min(limits, default=None),
-            attention_positions=_VQ_ATTENTION_POSITIONS if has_attention else float("inf"),
-        )
-
-    def networks(self, steps: int | None = None) -> Networks:
-        """Return what a chain of `steps` (default: all) computes with.
-
-        Raises:
-            ValueError: The model was trained with fewer steps.
-        """
-        # Kept: tables on the device are cached by schedule, and pictures share the calls of one object.
-        steps = self.schedule.steps if steps is None else steps
-        if steps not in self._networks:
-            self._networks[steps] = Networks(
-                self.config,
-                self.unet,
-                self.first_stage,
-                self.schedule.shortened(steps),
-                self.device,
-                self.dtype,
-                self._backoff,
-            )
-        return self._networks[steps]
+        sampling.check_for("this model", self.config.steps, self.config.smallest_tile_px)
+        asked = None if sampling.tile_px is None else sampling.tile_px // self.renderer.ratio
+        limits = [side for side in (self.renderer.backoff.longest, asked) if side is not None]
+        return self.renderer.plan(height, width, min(limits, default=None))
 
     def _fill(
         self, pixels: NDArray[Any], source: NDArray[Any], plan: TilePlan, sampling: Sampling
     ) -> Work[None]:
         """Upscale `source`, (h, w, channels), to the size of `pixels`, (H, W, channels), which is written."""
-        output = RowOutput(source, pixels, self.scale)
-        yield from self._chain(
+        output = RowOutput(source, pixels, self.scale, self.renderer.fixes_colour)
+        yield from self.renderer.work(
             plan,
             (source.shape[0], source.shape[1]),
             sampling,
             read=lambda top, bottom: images.to_tensor(source[top:bottom])[0].to(self.device),
             emit=output.push,
-            noise=self._noise_of(sampling),
+            batch=self._batch(sampling),
         )
 
-    def _chain(
-        self,
-        plan: TilePlan,
-        size: tuple[int, int],
-        sampling: Sampling,
-        *,
-        read: ReadRows,
-        emit: Emit,
-        noise: LatentNoise,
-    ) -> Work[None]:
-        networks = self.networks(sampling.steps)
-        batch = (sampling.tile_batch or tiles_per_call(plan.tile_area)) if self.shares_calls else 1
-        allocate = place_windows(window_bytes(networks, plan), self.device)
-        yield from row_chain(
-            networks, plan, size, read=read, noise=noise, emit=emit, allocate=allocate, batch=batch
-        )
+    def _batch(self, sampling: Sampling) -> int | None:
+        """Return the number of tiles in a call; None is enough to keep a GPU busy."""
+        return sampling.tile_batch if self.shares_calls else 1
 
-    def _noise_of(self, sampling: Sampling) -> LatentNoise:
-        return NoiseField(int(sampling.seed), "upscale", channels=self.first_stage.channels).window
+
+def _loaded(found: ModelFiles) -> tuple[nn.Module, VQAutoencoder | PixelUnshuffle | None]:
+    """Build the networks of a model and read their weights."""
+    config = found.config
+    if isinstance(config, ForeignConfig):
+        return load_foreign(found.unet, config), None
+    if isinstance(config, RegressionConfig):
+        return _filled(RegressionNet(config), found.unet), None
+    stage = build_first_stage(config.first_stage)
+    if not isinstance(stage, PixelUnshuffle):
+        if found.first_stage is None:
+            raise WeightsError(f"{found.name} needs the weights of its autoencoder: first_stage=FILE")
+        _filled(stage, found.first_stage)
+    return _filled(UNetSwin(config.unet), found.unet), stage
+
+
+def _filled(network: Module, path: Path) -> Module:
+    weights.load_into(network, weights.read_state_dict(path))
+    return network

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,33 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from resshift.config import ModelConfig
-from resshift.models.files import METADATA_KEY, WeightsError, described, write_model_config
+from resshift.models.files import (
+    METADATA_KEY,
+    AnyModelConfig,
+    WeightsError,
+    described,
+    write_model_config,
+)
 from resshift.models.locations import local_file
 
 # Buffers that are computed from shapes. Released checkpoints contain them; their values in files are ignored.
 _DERIVED = ("attn_mask", "relative_position_index")
 _WRAPPERS = ("module.", "_orig_mod.")
+# Where training checkpoints of the field keep the weights, the first that is there; averages before the rest.
+_SECTIONS = ("params_ema", "params", "model_state_dict", "state_dict", "model", "net")
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read weights from safetensors or from a pickle in any of the released wrappings.
+    """Read the weights of a network of ours; as `read_tensors`, without derived buffers."""
+    return {key: value for key, value in read_tensors(path).items() if not is_derived(key)}
 
-    Accepted are a raw dict of tensors, a training checkpoint with the dict under "state_dict", and keys that
-    begin with "module." (DDP) and "_orig_mod." (torch.compile) in any order. Derived buffers are dropped.
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Read weights from safetensors or from a pickle in any of the released wrappings. No code of a pickle is
+    run.
+
+    Accepted are a raw dict of tensors, a training checkpoint with the dict under a name such as "state_dict"
+    or "params_ema", and keys that begin with "module." (DDP) and "_orig_mod." (torch.compile) in any order.
 
     Args:
         path: `.safetensors` file, or any file that `torch.load` reads; a path, file://, s3:// or
@@ -50,22 +64,28 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"{path} cannot be read as weights: {error}") from error
-    except Exception as error:
-        # torch.load(weights_only=True) raises pickle.UnpicklingError and, for damaged files, almost any
-        # error.
-        raise WeightsError(
-            f"{path} is not a plain file of tensors ({type(error).__name__}: {error})"
-        ) from error
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
+    except Exception as error:  # torch.load raises almost any error for damaged files
+        raise WeightsError(f"{path} cannot be read as weights: {_reason(error)}") from error
+    if isinstance(loaded, Mapping):
+        loaded = next((loaded[name] for name in _SECTIONS if isinstance(loaded.get(name), Mapping)), loaded)
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise WeightsError(f"{path} does not hold a dict of tensors")
     state = {_unwrapped(str(key)): value for key, value in loaded.items()}
     if len(state) != len(loaded):
         raise WeightsError(f"{path} holds the same key with and without a wrapper prefix")
-    return {key: value for key, value in state.items() if not is_derived(key)}
+    return state
+
+
+def _reason(error: Exception) -> str:
+    """Return one line. The texts of torch are pages, and advise to run the code."""
+    text = str(error)
+    if code := re.search(r"GLOBAL (\S+)", text):
+        return f"it asks to run code ({code[1]}), which is not done; a file of weights holds tensors only"
+    if "TorchScript" in text:
+        return "it is a TorchScript archive; save the state_dict of its module instead"
+    if isinstance(error, SafetensorError | PermissionError):
+        return text
+    return f"it is damaged, incomplete or no file of weights ({type(error).__name__})"
 
 
 def _unwrapped(key: str) -> str:
@@ -139,7 +159,7 @@ def save_safetensors(
 def save_model(
     directory: str | Path,
     name: str,
-    config: ModelConfig,
+    config: AnyModelConfig,
     unet: nn.Module,
     first_stage: nn.Module | None = None,
     dtype: torch.dtype | None = None,
@@ -150,7 +170,7 @@ def save_model(
         directory: Directory of the model, which is created if it is absent.
         name: Name of the model in reports.
         config: Configuration of the model.
-        unet: U-Net, stored as model.safetensors.
+        unet: U-Net, or the one network of a model without a chain, stored as model.safetensors.
         first_stage: First stage, stored as first_stage.safetensors if it has parameters.
         dtype: Dtype of the stored weights, for example torch.float16 for half the size; None keeps theirs.
     """
@@ -164,6 +184,6 @@ def save_model(
     write_model_config(directory, name, config)
 
 
-def model_metadata(name: str, config: ModelConfig) -> dict[str, str]:
+def model_metadata(name: str, config: AnyModelConfig) -> dict[str, str]:
     """Return the safetensors metadata with which a weight file can be used without a `config.json`."""
     return {METADATA_KEY: json.dumps(described(name, config))}

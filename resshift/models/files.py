@@ -120,6 +120,13 @@ class ModelFiles:
     first_stage: Path | None
     dtype: Dtype = "auto"
 
+    def __post_init__(self) -> None:
+        if isinstance(self.config, ForeignConfig) and self.dtype not in ("auto", *self.config.precisions):
+            raise WeightsError(
+                f"{self.name} ({self.config.architecture}) computes in {', '.join(self.config.precisions)}, "
+                f"got {self.dtype}"
+            )
+
     def identity(self) -> str:
         """Return 16 hexadecimal digits that change with any weight or setting of the model, with a chosen
         precision, and with `PIXELS`.

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import parse_qsl, urlencode
 
-from resshift.config import ModelConfig, to_dict
+from resshift.config import ModelConfig, from_dict, to_dict
 from resshift.models.files import (
     PRETRAINED,
     Dtype,
@@ -42,6 +42,7 @@ from resshift.models.locations import (
     local_path,
 )
 from resshift.models.published import FIRST_STAGES, FOREIGN, RELEASED, fetch
+from resshift.networks.config import ForeignConfig
 from resshift.presets import PRESETS, preset
 from resshift.storage import printable
 
@@ -229,7 +230,11 @@ def _in_file(path: Path, address: str, preset_name: str | None, stage: Path | No
         beside = path.parent / "config.json"
         if beside.is_file():
             return ModelFiles(*config_of(beside.read_text(), str(beside)), path, stage)
-        preset_name = _preset_of(_inspected(path, address), address)
+        found = _inspected(path, address)
+        if "foreign" in found:
+            stem = address.rsplit("/", 1)[-1].rpartition(".")[0]
+            return ModelFiles(stem, from_dict(ForeignConfig, found["foreign"]), path, None)
+        preset_name = _preset_of(found, address)
     config: ModelConfig = preset(preset_name).model
     if stage is None and config.first_stage.kind == "vq":
         stage = _stage_beside(path, preset_name, address)

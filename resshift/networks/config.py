@@ -225,6 +225,11 @@ class RegressionConfig:
         return HALVING
 
     @property
+    def wants_whole(self) -> bool:
+        """Whether tiles change what the network makes of a picture: beyond its reach it sees nothing."""
+        return False
+
+    @property
     def smallest_tile_px(self) -> int:
         """Side of the smallest tile, in input pixels. Tiles share twice the reach with each neighbour, so all
         of this one is shared; smaller ones would compute little but context.
@@ -260,7 +265,7 @@ class ForeignConfig:
         scale: side of the output divided by the side of the input; 1 for restoration.
         size_multiple: number that the sides of its input are multiples of, in pixels.
         smallest_px: smallest side of its input, in pixels; a multiple of `size_multiple`.
-        tiling: whether it may see a picture in tiles, or should see as much of it as memory allows.
+        tiling: "discouraged" where it uses statistics of the whole picture, so that tiles may differ visibly.
         supports_half: whether it computes in float16.
         supports_bfloat16: whether it computes in bfloat16.
     """
@@ -291,6 +296,22 @@ class ForeignConfig:
         """Longest side of a tile unless told otherwise, in input pixels."""
         longest = _LONGEST_TILE_PX if self.tiling == "supported" else _LONGEST_DISCOURAGED_PX
         return max(self.smallest_tile_px, longest // self.size_multiple * self.size_multiple)
+
+    @property
+    def reach_px(self) -> int | None:
+        """Distance beyond which an input pixel has no influence; not known of networks of others."""
+        return None
+
+    @property
+    def wants_whole(self) -> bool:
+        """Whether the network uses statistics of the whole picture, so that tiles may differ visibly."""
+        return self.tiling == "discouraged"
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Precisions in which the network computes."""
+        supported = {"bfloat16": self.supports_bfloat16, "float16": self.supports_half}
+        return ("float32", *(name for name, does in supported.items() if does))
 
     @property
     def steps(self) -> int:

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
+from resshift.config import to_dict
 from resshift.models.files import WeightsError
+from resshift.networks import foreign
 from resshift.networks.autoencoder import VQAutoencoder, build_first_stage
 from resshift.networks.config import UNetConfig
 from resshift.networks.unet import UNetSwin
@@ -30,8 +32,8 @@ def inspect(path: Path) -> dict[str, Any]:
     """Say which model a weight file is.
 
     Returns:
-        {"presets": names of the presets whose U-Net has these shapes}, or {"error": line that says why the
-        file is no model}.
+        {"presets": names of the presets whose U-Net has these shapes}, or {"foreign": configuration of a
+        network of another package}, or {"error": line that says why the file is no model}.
     """
     try:
         state = read_state_dict(path)
@@ -42,9 +44,7 @@ def inspect(path: Path) -> dict[str, Any]:
             return {
                 "error": f"{path} is an autoencoder ({stage}), a part of a model: give it as --first-stage"
             }
-        return {
-            "error": f"{path} does not say which model it is, and its tensors are those of none that is known"
-        }
+        return {"foreign": to_dict(foreign.describe(path))}
     except WeightsError as error:
         return {"error": str(error)}
 

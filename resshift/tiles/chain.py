@@ -2,8 +2,9 @@
 
     read -> lq -> enlarge, encode -> y0, x_T -> step T -> x_{T-1} -> ... -> step 1 -> x_0 -> decode -> emit
 
-`row_chain` composes it from the stages of `resshift.tiles.stages`, each with the windows that it reads and
-the output that takes its rows. Values are float32 between stages, whatever the networks compute in.
+`Chain` is a model of this kind. `row_chain` composes its work from the stages of `resshift.tiles.stages`,
+each with the windows that it reads and the output that takes its rows. Values are float32 between stages,
+whatever the networks compute in.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from resshift.config import ModelConfig
+from resshift.config import ModelConfig, Sampling
 from resshift.devices import autocast
 from resshift.diffusion import prior_sample
 from resshift.networks.autoencoder import FirstStage, PixelUnshuffle
@@ -23,21 +24,17 @@ from resshift.resize.bicubic import upsample
 from resshift.sampler import network_denoiser, reverse_step
 from resshift.schedule import ShiftSchedule
 from resshift.tiles.batching import Work
-from resshift.tiles.memory import Backoff
-from resshift.tiles.noise import LatentNoise
-from resshift.tiles.plan import TilePlan, reflected
+from resshift.tiles.memory import Backoff, place_windows, tiles_per_call
+from resshift.tiles.noise import LatentNoise, NoiseField
+from resshift.tiles.plan import TilePlan, choose_tiles, reflected
+from resshift.tiles.rows import BAND_VALUES, Emit, ReadRows, RowEmitter, RowReader
 from resshift.tiles.stages import Input, Output, Stage, TileStage, capacity, column_parts, drive
 from resshift.tiles.window import Allocate, RowBuffer, in_memory
 
 # Bicubic interpolation reads two rows and columns beyond.
 _HALO = 2
-# Values of a band of the result that is handed on: 4 MiB in float32.
-_BAND_VALUES = 2**20
-
-ReadRows = Callable[
-    [int, int], Tensor
-]  # rows [top, bottom) of the input -> (3, bottom - top, width) in [-1, 1]
-Emit = Callable[[Tensor], None]  # takes the next rows of the result, (3, n, width scale)
+# A VQ tile of this many latent positions (245 x 245) spends as much in its attention as in everything else.
+_VQ_ATTENTION_POSITIONS = 60_000
 
 
 @dataclass(frozen=True)
@@ -112,38 +109,6 @@ class _Enlarged(Input):
         return enlarged[:, down : down + height, across : across + width]
 
 
-@dataclass(kw_only=True)
-class _ReadRows:
-    """Read the rows of the picture that the next row of tiles needs, extended by reflection."""
-
-    plan: TilePlan
-    lq: RowBuffer
-    ratio: int
-    rows: Tensor  # of the picture, for each row of `lq`
-    columns: Tensor
-    read: ReadRows
-    i_row: int = field(default=0, init=False)
-
-    def needs(self) -> list[tuple[RowBuffer, int]]:
-        return []
-
-    def is_ready(self) -> bool:
-        return self.lq.bottom < self.lq.height
-
-    def run(self) -> Work[None]:
-        bottom = self.plan.rows.starts[self.i_row] + self.plan.rows.tile
-        end = min(self.lq.height, bottom * self.ratio + _HALO)
-        step = max(1, _BAND_VALUES // (3 * self.lq.width))
-        for first in range(self.lq.bottom, end, step):
-            wanted = self.rows[first : min(end, first + step)]
-            begin = int(wanted.min())
-            rows = self.read(begin, int(wanted.max()) + 1)[:, wanted - begin][:, :, self.columns]
-            self.lq.extend(first + len(wanted))
-            self.lq.write(first, 0, rows)
-        self.i_row += 1
-        yield from ()  # reading needs no network
-
-
 @dataclass(frozen=True, slots=True)
 class _Prior:
     """Take y0, and draw the prior x_T from it."""
@@ -199,23 +164,9 @@ class _DecodeRows:
     emit: Emit
 
     def take(self, blended: RowBuffer, top: int, bottom: int) -> None:
-        step = max(1, _BAND_VALUES // (self.networks.first_stage.channels * blended.width))
+        step = max(1, BAND_VALUES // (self.networks.first_stage.channels * blended.width))
         for first in range(top, bottom, step):
             self.emit(self.networks.decode(blended.read(first, min(bottom, first + step))[None])[0])
-
-
-@dataclass(frozen=True, slots=True)
-class _EmitRows:
-    """Take decoded rows, `factor` for each latent row, and emit them."""
-
-    factor: int
-    emit: Emit
-
-    def take(self, blended: RowBuffer, top: int, bottom: int) -> None:
-        factor = self.factor
-        step = max(1, _BAND_VALUES // (3 * blended.width * factor)) * factor
-        for first in range(top * factor, bottom * factor, step):
-            self.emit(blended.read(first, min(bottom * factor, first + step)))
 
 
 @dataclass(kw_only=True)
@@ -332,7 +283,7 @@ def row_chain(
         return tiles(function=networks.predict_x0, inputs=inputs, blended=blended, output=output, i_step=i)
 
     stages: list[Stage] = [
-        _ReadRows(plan=plan, lq=windows.lq, ratio=ratio, rows=rows, columns=columns, read=read)
+        RowReader(plan=plan, lq=windows.lq, ratio=ratio, rows=rows, columns=columns, read=read, halo=_HALO)
     ]
     if networks.unshuffles:
         stages.append(_EncodeRows(plan=plan, networks=networks, enlarged=enlarged, prior=prior))
@@ -352,8 +303,101 @@ def row_chain(
                 function=networks.decode,
                 inputs=[Input(window=windows.x0)],
                 blended=windows.decoded,
-                output=_EmitRows(factor, emit),
+                output=RowEmitter(factor, emit),
                 scale=factor,
             )
         )
     return drive(stages)
+
+
+@dataclass(eq=False)
+class Chain:
+    """A model that predicts x0 at every step of a chain; see `resshift.tiles.rows.Renderer`.
+
+    A position of its plans is a position of the latent.
+    """
+
+    config: ModelConfig
+    unet: nn.Module
+    first_stage: FirstStage
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    backoff: Backoff = field(default_factory=Backoff)
+    _networks: dict[int, Networks] = field(default_factory=dict[int, Networks], init=False)
+
+    def __post_init__(self) -> None:
+        self.schedule = ShiftSchedule.from_config(self.config.schedule)
+
+    @property
+    def ratio(self) -> int:
+        return self.config.unet.lq_ratio
+
+    @property
+    def smallest(self) -> int:
+        return self.config.unet.size_multiple
+
+    @property
+    def fixes_colour(self) -> bool:
+        """Noise leaves the low band a little off (`resshift.tiles.colour_fix`)."""
+        return True
+
+    def networks(self, steps: int | None = None) -> Networks:
+        """Return what a chain of `steps` (default: all) computes with.
+
+        Raises:
+            ValueError: The model was trained with fewer steps.
+        """
+        # Kept: tables on the device are cached by schedule, and pictures share the calls of one object.
+        steps = self.schedule.steps if steps is None else steps
+        if steps not in self._networks:
+            self._networks[steps] = Networks(
+                self.config,
+                self.unet,
+                self.first_stage,
+                self.schedule.shortened(steps),
+                self.device,
+                self.dtype,
+                self.backoff,
+            )
+        return self._networks[steps]
+
+    def plan(self, height: int, width: int, longest: int | None) -> TilePlan:
+        """Return the tiles of a picture of height x width pixels."""
+        has_attention = not isinstance(self.first_stage, PixelUnshuffle)
+        return choose_tiles(
+            -(-height // self.ratio),
+            -(-width // self.ratio),
+            self.smallest,
+            longest=longest,
+            attention_positions=_VQ_ATTENTION_POSITIONS if has_attention else float("inf"),
+        )
+
+    def notes(self, plan: TilePlan) -> tuple[str, ...]:
+        """Tiles are blended at every step: there is nothing to say."""
+        return ()
+
+    def work(
+        self,
+        plan: TilePlan,
+        size: tuple[int, int],
+        sampling: Sampling,
+        *,
+        read: ReadRows,
+        emit: Emit,
+        noise: LatentNoise | None = None,
+        batch: int | None = None,
+    ) -> Work[None]:
+        """Compute a picture, once."""
+        networks = self.networks(sampling.steps)
+        if noise is None:
+            noise = NoiseField(int(sampling.seed), "upscale", channels=self.first_stage.channels).window
+        yield from row_chain(
+            networks,
+            plan,
+            size,
+            read=read,
+            noise=noise,
+            emit=emit,
+            allocate=place_windows(window_bytes(networks, plan), self.device),
+            batch=batch or tiles_per_call(plan.tile_area),
+        )

@@ -1,4 +1,4 @@
-"""From the chain's result to a caller's pixels, row by row: crop, colour fix, resize, quantise."""
+"""From a model's result to a caller's pixels, row by row: crop, colour fix, resize, quantise."""
 
 from __future__ import annotations
 
@@ -18,33 +18,38 @@ _BAND_ROWS = 64
 
 
 class RowOutput:
-    """The way from the chain's result to rows of integers; neither is ever held whole in float32.
+    """The way from a model's result to rows of integers; neither is ever held whole in float32.
 
     Args:
         source: Input, (h, w, 1 or 3) uint8 or uint16.
         pixels: Array that the result is written to, (H, W, 1 or 3) of the same dtype.
         scale: Scale of the model.
+        fixes_colour: Whether the low band becomes that of the input.
     """
 
-    def __init__(self, source: NDArray[Any], pixels: NDArray[Any], scale: int) -> None:
+    def __init__(
+        self, source: NDArray[Any], pixels: NDArray[Any], scale: int, fixes_colour: bool = True
+    ) -> None:
         self.source, self.pixels, self.scale = source, pixels, scale
         self.height, self.width, channels = source.shape
         self.is_grey = channels == 1
         self.row = 0  # rows of the result that have come, not more than belong to the picture
         self.filled = 0  # rows of `pixels`
-        self.wavelet = WaveletFix(self.height, scale)
+        self.wavelet = WaveletFix(self.height, scale) if fixes_colour else None
         self.resampler = RowResampler(
             self.height * scale, self.width * scale, pixels.shape[0], pixels.shape[1]
         )
 
     def push(self, rows: Tensor) -> None:
-        """Take the next rows of the chain's result, (3, n, padded width)."""
+        """Take the next rows of the model's result, (3, n, padded width)."""
         rows = rows[:, : self.height * self.scale - self.row, : self.width * self.scale].float()
         if not rows.shape[1]:
             return
         first, self.row = self.row, self.row + rows.shape[1]
-        lq = images.to_tensor(self.source[first // self.scale : self.row // self.scale])[0].to(rows.device)
-        rows = self.wavelet.push(rows, lq).clamp(-1, 1)
+        if self.wavelet is not None:
+            source = self.source[first // self.scale : self.row // self.scale]
+            rows = self.wavelet.push(rows, images.to_tensor(source)[0].to(rows.device))
+        rows = rows.clamp(-1, 1)
         rows = self.resampler.push((rows.mean(0, keepdim=True) if self.is_grey else rows).cpu())
         if rows.shape[1]:
             done, self.filled = self.filled, self.filled + rows.shape[1]

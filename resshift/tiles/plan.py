@@ -18,7 +18,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-# Longest side of a tile unless told otherwise: beyond, tiles save little work and cost memory.
+# Longest side of a tile of a latent unless told otherwise: beyond, tiles save little work and cost memory.
 _LONGEST = 256
 # Neighbours share an eighth of a tile: the shared context hides the seam.
 _OVERLAP_SHARE = 8
@@ -28,11 +28,15 @@ _WORTH = 1.2
 
 @dataclass(frozen=True, slots=True)
 class AxisTiles:
-    """Tiles along one axis: all of length `tile`, starting at `starts`; together they cover [0, length)."""
+    """Tiles along one axis: all of length `tile`, starting at `starts`; together they cover [0, length).
+
+    The results of a tile within `margin` of an edge that has a neighbour are not used.
+    """
 
     length: int
     tile: int
     starts: tuple[int, ...]
+    margin: int = 0
 
     def weights(self, i_tile: int, scale: int = 1) -> Tensor:
         """Return the blending weight of each position of a tile, float64 (tile * scale,). Over all tiles they
@@ -68,17 +72,17 @@ def _normalised(axis: AxisTiles, scale: int) -> list[Tensor]:
 
 def _ramp(axis: AxisTiles, i_tile: int, scale: int) -> Tensor:
     position = torch.arange(axis.tile * scale, dtype=torch.float64) + 0.5
-    ramp = torch.ones_like(position)
+    ramp, margin = torch.ones_like(position), axis.margin * scale
     if i_tile > 0:
         overlap = scale * (axis.starts[i_tile - 1] + axis.tile - axis.starts[i_tile])
-        ramp = torch.minimum(ramp, position / max(overlap, 1))
+        ramp = torch.minimum(ramp, (position - margin) / max(overlap - 2 * margin, 1))
     if i_tile < len(axis.starts) - 1:
         overlap = scale * (axis.starts[i_tile] + axis.tile - axis.starts[i_tile + 1])
-        ramp = torch.minimum(ramp, (axis.tile * scale - position) / max(overlap, 1))
-    return torch.sin(ramp * (torch.pi / 2)) ** 2
+        ramp = torch.minimum(ramp, (axis.tile * scale - position - margin) / max(overlap - 2 * margin, 1))
+    return torch.sin(ramp.clamp(min=0) * (torch.pi / 2)) ** 2
 
 
-def cut_axis(length: int, tile: int, overlap: int, multiple: int = 1) -> AxisTiles:
+def cut_axis(length: int, tile: int, overlap: int, multiple: int = 1, margin: int = 0) -> AxisTiles:
     """Cover an axis with as few tiles as overlap by at least `overlap`, as short as then possible, and evenly
     spread.
 
@@ -88,22 +92,24 @@ def cut_axis(length: int, tile: int, overlap: int, multiple: int = 1) -> AxisTil
         tile: Length of the longest tile, a multiple of `multiple`.
         overlap: Least number of positions that neighbours share, in [0, tile).
         multiple: Number that lengths of tiles are multiples of.
+        margin: See `AxisTiles`; at most half of `overlap`.
 
     Raises:
         ValueError: A size is out of range.
     """
-    if length < 1 or tile < 1 or not 0 <= overlap < tile or multiple < 1 or tile % multiple:
+    if length < 1 or tile < 1 or not 2 * margin <= overlap < tile or multiple < 1 or tile % multiple:
         raise ValueError(
-            f"tiles need length >= 1, 0 <= overlap < tile and a tile that is a multiple of {multiple}, "
-            f"got length {length}, tile {tile}, overlap {overlap}"
+            f"tiles need length >= 1, {2 * margin} <= overlap < tile and a tile that is a multiple of "
+            f"{multiple}, got length {length}, tile {tile}, overlap {overlap}"
         )
     if length <= tile:
         extended = -(-length // multiple) * multiple
-        return AxisTiles(extended, extended, (0,))
+        return AxisTiles(extended, extended, (0,), margin)
     count = -(-(length - overlap) // (tile - overlap))
     shortest = -(-(length + (count - 1) * overlap) // count)
     side = -(-shortest // multiple) * multiple
-    return AxisTiles(length, side, tuple(round(i * (length - side) / (count - 1)) for i in range(count)))
+    starts = tuple(round(i * (length - side) / (count - 1)) for i in range(count))
+    return AxisTiles(length, side, starts, margin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,42 +130,55 @@ class TilePlan:
         return self.rows.tile * self.columns.tile
 
 
-def plan_tiles(height: int, width: int, tile: int, overlap: int, multiple: int = 1) -> TilePlan:
+def plan_tiles(
+    height: int, width: int, tile: int, overlap: int, multiple: int = 1, margin: int = 0
+) -> TilePlan:
     """Return the tiles of an H x W plane; see `cut_axis`."""
-    return TilePlan(cut_axis(height, tile, overlap, multiple), cut_axis(width, tile, overlap, multiple))
+    rows, columns = (cut_axis(length, tile, overlap, multiple, margin) for length in (height, width))
+    return TilePlan(rows, columns)
 
 
 def choose_tiles(
     height: int,
     width: int,
-    multiple: int,
+    multiple: int = 1,
     *,
+    smallest: int | None = None,
     longest: int | None = None,
+    limit: int = _LONGEST,
+    reach: int | None = None,
     attention_positions: float = float("inf"),
 ) -> TilePlan:
-    """Choose the tiles of a latent plane.
+    """Choose the tiles of a plane.
 
     The cost of a plan is the positions that it computes, overlap and extension included, times 1 + area /
-    attention_positions. Of all sides up to 256 positions the largest is taken that costs at most a fifth more
-    than the cheapest.
+    attention_positions. Of all sides up to `limit` the largest is taken that costs at most a fifth more than
+    the cheapest.
 
     Args:
         height: Height of the plane.
         width: Width of the plane.
         multiple: Sides of tiles are multiples of this.
-        longest: Longest side of a tile, at least `multiple`; None: what the cost says.
+        smallest: Side of the smallest tile, a multiple of `multiple`; None: `multiple`.
+        longest: Longest side of a tile, at least `smallest`; None: what the cost says.
+        limit: Longest side that the cost may choose; `smallest` if that is larger.
+        reach: Distance beyond which nothing has an influence on a position. Neighbours share twice as much,
+            and each position is taken from tiles that see all of its reach. None: not known; neighbours share
+            an eighth of a tile.
         attention_positions: Area at which global attention costs as much as everything else.
     """
+    first = multiple if smallest is None else smallest
 
     def plan_of(side: int) -> TilePlan:
-        return plan_tiles(height, width, side, side // _OVERLAP_SHARE, multiple)
+        overlap, margin = (side // _OVERLAP_SHARE, 0) if reach is None else (2 * reach, reach)
+        return plan_tiles(height, width, side, overlap, multiple, margin)
 
     def cost_of(plan: TilePlan) -> float:
         return plan.num_tiles * plan.tile_area * (1 + plan.tile_area / attention_positions)
 
     if longest is not None:
         return plan_of(longest // multiple * multiple)
-    plans = [plan_of(side) for side in range(multiple, max(_LONGEST, multiple) + 1, multiple)]
+    plans = [plan_of(side) for side in range(first, max(limit, first) + 1, multiple)]
     allowed = _WORTH * min(map(cost_of, plans))
     return max((plan for plan in plans if cost_of(plan) <= allowed), key=lambda plan: plan.tile_area)
 

@@ -188,7 +188,7 @@ def test_plain_and_fast_loop_make_the_same_picture() -> None:
     fast = upscale.load("test-x4", torch.device("cpu"), "float32")
     slow = upscale.load("test-x4", torch.device("cpu"), "float32", optimise=False)
     lq = torch.rand((1, 3, 40, 24), generator=torch.Generator().manual_seed(0)) * 2 - 1
-    expected = plain.upscale(slow.networks(), lq, fast.plan(40, 24, Sampling(tile_px=16)), 0)
+    expected = plain.upscale(slow.chain.networks(), lq, fast.plan(40, 24, Sampling(tile_px=16)), 0)
     torch.testing.assert_close(fast.upscale_tensor(lq, Sampling(tile_px=16)), expected, atol=2e-4, rtol=0)
 
 

@@ -116,7 +116,7 @@ def test_seed_decides_the_pixels(toy: Upscaler) -> None:
 def test_steps_shorten_the_chain(toy: Upscaler) -> None:
     image = rgb(20, 24)
     seen: list[int] = []
-    hook = toy.unet.register_forward_pre_hook(lambda _, inputs: seen.append(int(inputs[1][0])))
+    hook = toy.chain.unet.register_forward_pre_hook(lambda _, inputs: seen.append(int(inputs[1][0])))
     try:
         results = {steps: toy(image, steps=steps) for steps in (None, 4, 2, 1)}
     finally:
@@ -187,7 +187,7 @@ def test_whole_composition_against_official(parity: Load, recipe_weights: Fill, 
 
 
 def test_model_directory_round_trip(tmp_path: Path, toy: Upscaler) -> None:
-    weights.save_model(tmp_path / "model", "toy", toy.config, toy.unet)
+    weights.save_model(tmp_path / "model", "toy", toy.chain.config, toy.chain.unet)
     image = rgb(10, 10)
     for source in (tmp_path / "model", tmp_path / "model" / "model.safetensors"):
         loaded = Upscaler.from_pretrained(source, device="cpu")
@@ -196,21 +196,21 @@ def test_model_directory_round_trip(tmp_path: Path, toy: Upscaler) -> None:
 
 
 def test_a_weight_file_is_complete_in_itself(tmp_path: Path, toy: Upscaler) -> None:
-    weights.save_model(tmp_path / "model", "toy", toy.config, toy.unet)
+    weights.save_model(tmp_path / "model", "toy", toy.chain.config, toy.chain.unet)
     alone = (tmp_path / "model" / "model.safetensors").rename(tmp_path / "alone.safetensors")
-    assert Upscaler.from_pretrained(alone, device="cpu").config == toy.config
+    assert Upscaler.from_pretrained(alone, device="cpu").config == toy.chain.config
 
 
 def test_identity_changes_with_whatever_changes_pixels(
     tmp_path: Path, toy: Upscaler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = build_network(replace(toy_preset(), train=replace(toy_preset().train, seed=1)))
-    slower = replace(toy.config, schedule=replace(toy.config.schedule, steps=3))
+    slower = replace(toy.chain.config, schedule=replace(toy.chain.config.schedule, steps=3))
     for name, config, unet in (
-        ("a", toy.config, toy.unet),
-        ("b", toy.config, other),
-        ("c", slower, toy.unet),
-        ("d", toy.config, toy.unet),
+        ("a", toy.chain.config, toy.chain.unet),
+        ("b", toy.chain.config, other),
+        ("c", slower, toy.chain.unet),
+        ("d", toy.chain.config, toy.chain.unet),
     ):
         weights.save_model(tmp_path / name, "toy", config, unet)
     identities = [Upscaler.from_pretrained(tmp_path / name, device="cpu").identity for name in "abcd"]
@@ -221,7 +221,7 @@ def test_identity_changes_with_whatever_changes_pixels(
 
 
 def test_a_model_may_be_named_with_the_precision_it_computes_in(tmp_path: Path, toy: Upscaler) -> None:
-    weights.save_model(tmp_path / "a", "toy", toy.config, toy.unet)
+    weights.save_model(tmp_path / "a", "toy", toy.chain.config, toy.chain.unet)
     plain, half = (
         Upscaler.from_pretrained(f"{tmp_path}/a{suffix}", device="cpu") for suffix in ("", "@bfloat16")
     )
@@ -236,7 +236,7 @@ def test_a_model_may_be_named_with_the_precision_it_computes_in(tmp_path: Path, 
     with pytest.raises(WeightsError, match="no model"):
         Upscaler.from_pretrained(f"{tmp_path}/a@float8", device="cpu")
     weights.save_model(
-        tmp_path / "a@float16", "toy", toy.config, toy.unet
+        tmp_path / "a@float16", "toy", toy.chain.config, toy.chain.unet
     )  # a path that is there is that path
     assert Upscaler.from_pretrained(tmp_path / "a@float16", device="cpu").dtype == torch.float32
 

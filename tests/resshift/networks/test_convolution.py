@@ -141,7 +141,9 @@ def test_optimised_chain_against_official(parity: Load, recipe_weights: Fill, se
     vq = recipe_weights(VQAutoencoder(stage.vq))
     assert isinstance(vq, VQAutoencoder)
     up = Upscaler(config, recipe_weights(UNetSwin(config.unet)), vq, device="cpu", dtype="float32")
-    assert any(isinstance(layer, Conv3x3) and layer.transformed is not None for layer in up.unet.modules())
+    assert any(
+        isinstance(layer, Conv3x3) and layer.transformed is not None for layer in up.chain.unet.modules()
+    )
     settle_ties(vq.quantize, arrays["idx"])
     noise = torch.Generator().manual_seed(700)
     out = up.upscale_tensor(

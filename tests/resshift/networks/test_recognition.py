@@ -103,7 +103,7 @@ def test_shapes_that_several_presets_share_need_a_name(
 def test_what_is_no_model_is_told(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     torch.save({"a.weight": torch.zeros(2)}, path)
-    assert "none that is known" in inspect(path)["error"]
+    assert "no architecture that spandrel knows; its keys look like a.weight" in inspect(path)["error"]
     path.write_bytes(b"no weights")
     assert str(path) in inspect(path)["error"]
     with pytest.raises(WeightsError, match=r"w\.pth"):

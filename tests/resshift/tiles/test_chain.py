@@ -109,7 +109,7 @@ def on_whole_planes(up: Upscaler, lq: Tensor, plan: TilePlan, seed: int) -> Tens
     """Encode, sample and decode with every latent whole in memory."""
     size = lq.shape[-2:]
     lq = lq[..., reflected(size[0], plan.rows.length)[:, None], reflected(size[1], plan.columns.length)]
-    networks = up.networks()
+    networks = up.chain.networks()
     large = upsample(lq, 4)
     y0 = networks.encode(large) if networks.unshuffles else blended(networks.encode, [large], plan)
     noise = NoiseField(seed, "upscale", channels=y0.shape[1]).for_latent(y0.shape[2], y0.shape[3])
@@ -117,12 +117,17 @@ def on_whole_planes(up: Upscaler, lq: Tensor, plan: TilePlan, seed: int) -> Tens
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
         def tile(x_tile: Tensor, y_tile: Tensor, lq_tile: Tensor) -> Tensor:
             return network_denoiser(
-                up.unet, lq_tile, y_tile, up.schedule, up.config.target, latent=up.config.latent_scaling
+                up.chain.unet,
+                lq_tile,
+                y_tile,
+                up.chain.schedule,
+                up.chain.config.target,
+                latent=up.chain.config.latent_scaling,
             )(x_tile, t)
 
         return blended(tile, [x_t, y0, lq], plan)
 
-    latent = sample(denoise, y0, up.schedule, noise)
+    latent = sample(denoise, y0, up.chain.schedule, noise)
     out = networks.decode(latent) if networks.unshuffles else blended(networks.decode, [latent], plan, 4)
     return out[..., : size[0] * 4, : size[1] * 4].clamp(-1, 1)
 
@@ -146,11 +151,11 @@ def result_of(up: Upscaler, lq: Tensor, seed: int, allocate: Allocate) -> Tensor
     with torch.inference_mode():
         alone(
             row_chain(
-                up.networks(),
+                up.chain.networks(),
                 up.plan(height, width, Sampling(tile_px=16)),
                 (height, width),
                 read=lambda top, bottom: lq[0, :, top:bottom],
-                noise=NoiseField(seed, "upscale", channels=up.first_stage.channels).window,
+                noise=NoiseField(seed, "upscale", channels=up.chain.first_stage.channels).window,
                 emit=lambda rows: bands.append(rows.clone()),
                 allocate=allocate,
                 batch=1,
@@ -183,7 +188,7 @@ def test_a_picture_is_the_chain_with_the_colours_of_the_input_resized(
 
 def test_a_tall_picture_needs_no_more_windows() -> None:
     up = toy()
-    networks = up.networks()
+    networks = up.chain.networks()
     sizes = [window_bytes(networks, up.plan(height, 60, Sampling(tile_px=16))) for height in (400, 4000)]
     assert sizes[0] == sizes[1]
 
@@ -201,11 +206,11 @@ def test_windows_go_when_a_run_ends_without_the_garbage_collector(
         alive.append(weakref.ref(values))
         return values, None
 
-    lq, noise = tensor_of(picture(20, 12))[0], NoiseField(0, channels=up.first_stage.channels).window
+    lq, noise = tensor_of(picture(20, 12))[0], NoiseField(0, channels=up.chain.first_stage.channels).window
     gc.disable()
     try:
         work = row_chain(
-            up.networks(),
+            up.chain.networks(),
             up.plan(20, 12, Sampling(tile_px=16)),
             (20, 12),
             read=lambda top, bottom: lq[:, top:bottom],

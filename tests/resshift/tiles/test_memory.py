@@ -117,7 +117,7 @@ class Cramped(torch.nn.Module):
 def test_smaller_tiles_are_tried_noted_and_remembered() -> None:
     image = np.random.default_rng(1).integers(0, 256, (50, 50, 3), np.uint8)
     up = toy()
-    up.unet = Cramped(up.unet)
+    up.chain.unet = Cramped(up.chain.unet)
     result = up.upscale(Picture(pixels=image))
     assert result.notes == ("tiles of at most 8 px: memory ran out",)
     assert np.array_equal(result.pixels, toy()(image, tile_px=8))
