@@ -3,6 +3,7 @@
     python benchmarks/upscale.py                   minutes on two cores; writes a file to benchmarks/results
     python benchmarks/upscale.py --quick           under a minute; nothing written
     python benchmarks/upscale.py --dtype bfloat16  for CPUs with AMX: gain in speed and change of the picture
+    python benchmarks/upscale.py --model FILE      any model that Upscaler takes, alone; nothing written
 
 The file is upscale-DATE-MACHINE.json. Models are tiny-x4 and realsr-x4-s4 (full width, random weights, whose
 arithmetic costs the same as with trained ones). In each case the plain loop (`benchmarks/plain.py`) and the
@@ -49,7 +50,7 @@ from resshift.config import Sampling
 from resshift.images import Picture
 from resshift.models import Dtype
 from resshift.networks.autoencoder import build_first_stage
-from resshift.presets import preset
+from resshift.presets import PRESETS, preset
 from resshift.tiles.chain import Networks
 from resshift.training.step import build_network
 from resshift.upscaler import Upscaler
@@ -92,8 +93,8 @@ class Stages:
 
 
 def load(name: str, device: torch.device, dtype: Dtype, *, optimise: bool = True) -> Upscaler:
-    """Return a model: tiny-x4 with its shipped weights, others with random weights."""
-    if name == "tiny-x4" and optimise:
+    """Return a model: presets other than tiny-x4 with random weights, what is no preset as it is stored."""
+    if name not in PRESETS or (name == "tiny-x4" and optimise):
         return Upscaler.from_pretrained(name, device=device, dtype=dtype)
     config = preset(name)
     unet: nn.Module = build_network(config)
@@ -179,6 +180,28 @@ def compare(
         "codec_s": codec_s,
         "mean_levels": float(difference.mean()),
         "max_levels": float(difference.max()),
+        "all_seconds": seconds,
+    }
+
+
+def measure_alone(
+    name: str, side: int, rounds: int, device: torch.device, dtype: Dtype, busy: bool = False
+) -> dict[str, Any]:
+    """Time a model on one picture. There is no plain loop for a network of other people."""
+    up = Upscaler.from_pretrained(name, device=device, dtype=dtype)
+    lq = images.to_tensor(picture_of(side)).to(device)
+    stopwatch = cpu_stopwatch if busy else stopwatch_for(device)
+    warm = min(side, up.config.smallest_tile_px)
+    up.upscale_tensor(lq[..., :warm, :warm])
+    seconds = [stopwatch(lambda: up.upscale_tensor(lq)) for _ in range(rounds)]
+    megapixels, plan = (side * up.scale) ** 2 / 1e6, up.plan(side, side)
+    return {
+        "model": up.name,
+        "dtype": str(up.dtype).removeprefix("torch."),
+        "input_px": side,
+        "tile": f"{plan.num_tiles} of {plan.rows.tile * up.renderer.ratio}",
+        "clock": "CPU seconds, one thread" if busy else "wall",
+        "s_per_mp": statistics.median(seconds) / megapixels,
         "all_seconds": seconds,
     }
 
@@ -287,6 +310,7 @@ COLUMNS = (
     ("mean level", "mean_levels"),
     ("max level", "max_levels"),
 )
+ALONE_COLUMNS = ("model", "dtype", "input_px", "tile", "clock", "s_per_mp")
 MEMORY_COLUMNS = ("model", "input_px", "tiles", "peak_mb", "seconds")
 
 
@@ -316,6 +340,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--busy", action="store_true", help="one thread and CPU seconds: for a shared machine"
     )
+    parser.add_argument("--model", help="a model to measure alone, as Upscaler.from_pretrained takes it")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     device = torch.device(options.device)
@@ -326,6 +351,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.busy:
         torch.set_num_threads(1)
     how = (device, options.dtype, options.busy)
+    if options.model:
+        sides, rounds = ((96,), 1) if options.quick else ((128, 300), options.rounds)
+        rows = [measure_alone(options.model, side, rounds, *how) for side in sides]
+        print(record.table(ALONE_COLUMNS, [[row[key] for key in ALONE_COLUMNS] for row in rows]))
+        figures = {"s_per_mp": rows[-1]["s_per_mp"], "mp_per_s": 1 / rows[-1]["s_per_mp"]}
+        if device.type == "cpu":
+            figures["peak_mb"] = memory_in_child(options.model, sides[-1])["peak_mb"]
+        print(record.json_line(figures))
+        return 0
     if options.quick:
         rows = [compare("tiny-x4", 160, 1, *how)]
         memory = [memory_in_child("test-x4", 200)] if device.type == "cpu" else []

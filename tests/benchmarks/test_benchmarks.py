@@ -13,7 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from resshift import weights
 from resshift.config import Sampling
+from resshift.networks.config import RegressionConfig
+from resshift.networks.regression import RegressionNet
 from resshift.tiles.plan import cut_axis
 from tests.scripts import load_script
 
@@ -190,6 +193,16 @@ def test_plain_and_fast_loop_make_the_same_picture() -> None:
     lq = torch.rand((1, 3, 40, 24), generator=torch.Generator().manual_seed(0)) * 2 - 1
     expected = plain.upscale(slow.chain.networks(), lq, fast.plan(40, 24, Sampling(tile_px=16)), 0)
     torch.testing.assert_close(fast.upscale_tensor(lq, Sampling(tile_px=16)), expected, atol=2e-4, rtol=0)
+
+
+def test_a_model_of_any_kind_is_measured_alone(tmp_path: Path) -> None:
+    config = RegressionConfig(channels=4, half_channels=4, blocks_before=0, half_blocks=0, blocks_after=0)
+    weights.save_model(tmp_path / "model", "ours", config, RegressionNet(config))
+    upscale = load_script("benchmarks/upscale.py")
+    row = upscale.measure_alone(str(tmp_path / "model"), 60, 2, torch.device("cpu"), "auto", busy=True)
+    assert (row["model"], row["dtype"], row["tile"]) == ("ours", "float32", "4 of 34")
+    assert len(row["all_seconds"]) == 2
+    assert row["s_per_mp"] > 0
 
 
 def test_a_seam_shows_in_the_ratio_and_a_clean_picture_gives_one() -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from spandrel.architectures.Compact import Compact
 
 from pipelines.bulk import stages
 from pipelines.bulk.nearest import Nearest, nearest_model
@@ -25,6 +27,7 @@ from resshift.images import ImageLimits, Picture
 from resshift.images.animation import Frames
 from resshift.images.sandbox import DecoderDied, DecoderLimits, DecoderTimeout
 from resshift.models import WeightsError
+from resshift.upscaler import Upscaler
 from tests.pictures import encoded
 
 JOB = UpscaleOptions(model="nearest-x4", identity="nearest-x4", scale=4)
@@ -197,6 +200,19 @@ def test_a_replica_announces_every_picture_after_its_pixels() -> None:
 def test_a_replica_refuses_another_model() -> None:
     with pytest.raises(RuntimeError, match="another nearest-x4: nearest-x4 instead of 0123"):
         Replica("nearest-x4", "0123", 1)
+
+
+def test_a_replica_runs_the_network_of_a_file_of_other_people(tmp_path: Path) -> None:
+    path = tmp_path / "compact.pth"
+    torch.save({"params": Compact(num_feat=4, num_conv=1, upscale=2).state_dict()}, path)
+    facts = describe_model(str(path))
+    assert (facts.scale, facts.steps, facts.smallest_tile_px) == (2, 1, 16)
+    picture = Picture(pixels=np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+    replica = Replica(str(path), facts.identity, 1)
+    options = ReplicaOptions(model=str(path), identity=facts.identity)
+    results = [one for one in replica.upscale(options, ["a.png"], Frames((picture,))) if type(one) is Frames]
+    expected = Upscaler.from_pretrained(path, device="cpu").upscale(picture)
+    assert np.array_equal(results[0].pictures[0].pixels, expected.pixels)
 
 
 def test_the_stand_in_is_asked_for_by_name() -> None:
