@@ -100,6 +100,8 @@ def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
     name = model_of(options.model, options)
     model = locate_model(name)
     other = locate_model(options.against) if options.against else None
+    for files in filter(None, (model, other)):
+        files.check_usable()
     border = options.border if options.border is not None else protocol.border if protocol else 0
     net = options.lpips_net or (
         protocol.lpips_net if protocol else "squeeze" if options.lpips_trunk else None

@@ -36,6 +36,7 @@ from resshift.devices import Module, on_device, resolve_device, resolve_dtype
 from resshift.images import Picture, scaled
 from resshift.images.alpha import fill_transparent
 from resshift.models import AnyModelConfig, Dtype, ModelFiles, WeightsError, locate_model
+from resshift.models.files import machine_bytes
 from resshift.networks import convolution
 from resshift.networks.autoencoder import PixelUnshuffle, VQAutoencoder, build_first_stage
 from resshift.networks.config import ForeignConfig, RegressionConfig
@@ -147,6 +148,9 @@ class Upscaler:
     @classmethod
     def from_files(cls, found: ModelFiles, *, device: str | torch.device = "auto") -> Upscaler:
         """Load a model whose files have been found; errors as in `from_pretrained`."""
+        found.check_usable()
+        if (memory := machine_bytes()) is not None:
+            found.check_memory(memory, "this machine")
         network, stage = _loaded(found)
         return cls(
             found.config,

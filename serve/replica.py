@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 from ray import serve
 from ray.serve.schema import ApplicationStatusOverview
 
-from pipelines.bulk.engine import UNITS_PER_REPLICA, EngineOptions, replica_resources
+from pipelines.bulk.engine import UNITS_PER_REPLICA, EngineOptions, check_memory, replica_resources
 from pipelines.bulk.worker import Replica, ReplicaOptions, Started, Upscaled, describe_model
 from resshift.images.animation import Frames
 
@@ -127,9 +127,10 @@ def application(args: dict[str, Any]) -> serve.Application:
         args: Fields of `ReplicaSettings`.
 
     Raises:
-        WeightsError: No such model.
+        WeightsError: No such model, or no node has the memory for its weights.
     """
     asked = TypeAdapter(ReplicaSettings).validate_python(args)
+    check_memory(asked.model)
     num_gpus, num_threads = replica_resources(asked.num_gpus, asked.high)
     return model_app(
         EngineOptions(

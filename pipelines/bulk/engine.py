@@ -17,8 +17,10 @@ from typing import Protocol
 
 import ray
 
+from pipelines.bulk.nearest import nearest_model
 from pipelines.bulk.worker import ReplicaOptions
-from pipelines.cluster.capacity import has_gpus
+from pipelines.cluster.capacity import has_gpus, promised
+from resshift.models import locate_model
 
 UNITS_PER_REPLICA = 2
 
@@ -63,6 +65,21 @@ def replica_resources(num_gpus: float | None, most_replicas: int) -> tuple[float
     """
     gpus = float(has_gpus()) if num_gpus is None else num_gpus
     return gpus, 1 if gpus else max(1, (os.cpu_count() or 1) // most_replicas)
+
+
+def check_memory(model: str) -> None:
+    """Refuse a model whose weights fit into no node of the connected cluster, before a replica is started for
+    it. A cluster that grows may get larger nodes: there the replicas find out.
+
+    Raises:
+        WeightsError: No node has the memory.
+    """
+    if nearest_model(model) is not None or promised():
+        return
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    # Of the memory that was free when Ray started, a part belongs to the object store.
+    largest = max(sum(node.get(name, 0.0) for name in ("memory", "object_store_memory")) for node in alive)
+    locate_model(model).check_memory(int(largest), "the largest node of the cluster")
 
 
 class Engine(Protocol):

@@ -21,7 +21,7 @@ from typing import Any
 
 import ray
 
-from pipelines.bulk.engine import Engine, EngineOptions, replica_resources
+from pipelines.bulk.engine import Engine, EngineOptions, check_memory, replica_resources
 from pipelines.bulk.progress import JobProgress
 from pipelines.bulk.scheduler import BulkOptions, BulkRun, busy_share
 from pipelines.bulk.selection import Selection, Worklist, listed_keys
@@ -73,7 +73,11 @@ def entries(
 def engine_options(job: UpscaleOptions, replicas: tuple[int, int], settings: EngineSettings) -> EngineOptions:
     """Return what replicas are started with on the connected cluster: a GPU each where there are any, else a
     share of a machine's cores.
+
+    Raises:
+        WeightsError: No node has the memory for the weights of the model.
     """
+    check_memory(job.model)
     num_gpus, num_threads = replica_resources(settings.num_gpus, replicas[1])
     return EngineOptions(
         model=job.model,

@@ -94,6 +94,7 @@ def describe_model(name: str) -> ModelFacts:
             name, model.identity, model.scale, model.smallest_tile_px, steps=1, has_one_scale=True
         )
     files = locate_model(name)
+    files.check_usable()
     config = files.config
     return ModelFacts(
         name,

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -110,6 +112,37 @@ def embedded_model_config(path: Path) -> tuple[str, AnyModelConfig] | None:
     return None if text is None else config_of(text, str(path))
 
 
+def float32_bytes(path: Path) -> int:
+    """Return the memory that the weights of a file need in float32; that of a pickle, which only torch can
+    read, is taken to be its size.
+
+    Raises:
+        WeightsError: The file cannot be read.
+    """
+    if path.suffix != ".safetensors":
+        return path.stat().st_size
+    try:
+        with safe_open(path, framework="np") as file:
+            return 4 * sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} cannot be read as weights: {error}") from error
+
+
+def machine_bytes() -> int | None:
+    """Return the memory of this machine, or of this process's control group if that has less; None where it
+    cannot be found out.
+    """
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError):
+        return None
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:  # no control group
+        return total
+    return min(total, int(limit)) if limit.isdecimal() else total
+
+
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
     """Name, configuration and files of a model, and the precision in which its networks compute."""
@@ -125,6 +158,35 @@ class ModelFiles:
             raise WeightsError(
                 f"{self.name} ({self.config.architecture}) computes in {', '.join(self.config.precisions)}, "
                 f"got {self.dtype}"
+            )
+
+    def check_usable(self) -> None:
+        """Refuse a model that cannot upscale a picture.
+
+        Raises:
+            WeightsError: It fills holes, and nothing takes masks yet.
+        """
+        if isinstance(self.config, ModelConfig) and self.config.unet.cond_mask:
+            raise WeightsError(
+                f"{self.name} fills holes in pictures and needs masks, which are not supported yet"
+            )
+
+    def check_memory(self, num_bytes: int, where: str) -> None:
+        """Refuse a model whose weights alone do not fit into memory. Files may hold float16; networks hold
+        float32.
+
+        Args:
+            num_bytes: Memory that there is.
+            where: What has this memory, for the message.
+
+        Raises:
+            WeightsError: The weights need more.
+        """
+        needed = sum(float32_bytes(path) for path in (self.unet, self.first_stage) if path is not None)
+        if needed > num_bytes:
+            raise WeightsError(
+                f"the weights of {self.name} need {needed / 1e9:.1f} GB of memory, and {where} has "
+                f"{num_bytes / 1e9:.1f} GB"
             )
 
     def identity(self) -> str:

@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import parse_qsl, urlencode
@@ -276,16 +277,22 @@ def _inspected(path: Path, address: str) -> dict[str, Any]:
     Raises:
         WeightsError: The file holds no weights, or nobody knows them.
     """
-    if "torch" in sys.modules:
-        from resshift.networks.recognition import inspect
-
-        found = inspect(path)
-    else:
-        command = [sys.executable, "-m", "resshift.networks.recognition", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise WeightsError(f"{address} cannot be inspected: {done.stderr.strip()[-300:]}")
-        found = json.loads(done.stdout)
+    facts = path.stat()
+    found = json.loads(_inspection(path, facts.st_mtime_ns, facts.st_size))
     if "error" in found:
         raise WeightsError(str(found["error"]).replace(str(path), address))
     return found
+
+
+@lru_cache(maxsize=8)
+def _inspection(path: Path, *version: int) -> str:
+    """Return what is said of a version of a file, as JSON."""
+    if "torch" in sys.modules:
+        from resshift.networks.recognition import inspect
+
+        return json.dumps(inspect(path))
+    command = [sys.executable, "-m", "resshift.networks.recognition", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise WeightsError(f"{path} cannot be inspected: {done.stderr.strip()[-300:]}")
+    return done.stdout

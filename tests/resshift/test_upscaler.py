@@ -256,7 +256,7 @@ def test_published_weights_need_their_licence(tmp_path: Path, monkeypatch: pytes
 def test_bare_weight_file_must_say_what_it_is(tmp_path: Path) -> None:
     path = tmp_path / "mine.pth"
     torch.save({"out.0.weight": torch.zeros(3)}, path)
-    with pytest.raises(WeightsError, match="none that is known"):
+    with pytest.raises(WeightsError, match="no architecture that spandrel knows"):
         Upscaler.from_pretrained(path)
     with pytest.raises(WeightsError, match="do not fit"):
         Upscaler.from_pretrained(path, preset_name="tiny-x4")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipelines.bulk.worker import describe_model
 from resshift import storage
 from resshift.models import (
     WeightsError,
@@ -23,7 +24,10 @@ from resshift.models import (
     model_with,
     published,
     unet_file,
+    write_model_config,
 )
+from resshift.models.files import float32_bytes
+from resshift.presets import preset
 from resshift.presets import test_x4 as toy_preset
 from resshift.storage import StorageError, StorageReason
 from resshift.training.step import build_network
@@ -179,6 +183,36 @@ def test_an_unknown_name_lists_the_names() -> None:
         WeightsError, match=r"no model 'tiny-x5': give one of .*realesrgan-x4plus.*tiny-x4.*s3://"
     ):
         locate_model("tiny-x5")
+
+
+def test_weights_that_do_not_fit_into_memory_are_refused(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from resshift import Upscaler
+
+    found = locate_model(toy)
+    weights = read_state_dict(found.unet)
+    needed = sum(4 * tensor.numel() for tensor in weights.values())
+    found.check_memory(needed, "this machine")
+    told = r"^the weights of toy need 0\.0 GB of memory, and the largest node has 0\.0 GB$"
+    with pytest.raises(WeightsError, match=told):
+        found.check_memory(needed - 1, "the largest node")
+    monkeypatch.setattr("resshift.upscaler.machine_bytes", lambda: needed - 1)
+    with pytest.raises(WeightsError, match="and this machine has"):
+        Upscaler.from_pretrained(toy, device="cpu")
+
+
+def test_float16_weights_count_as_float32(toy: Path, tmp_path: Path) -> None:
+    half = {key: value.half() for key, value in read_state_dict(toy / "model.safetensors").items()}
+    save_safetensors(half, tmp_path / "half.safetensors")
+    assert float32_bytes(tmp_path / "half.safetensors") == float32_bytes(toy / "model.safetensors")
+
+
+def test_a_model_that_needs_masks_is_refused_before_any_picture(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    write_model_config(tmp_path, "holes", preset("inpaint-imagenet-s4").model)
+    with pytest.raises(WeightsError, match="holes fills holes in pictures and needs masks"):
+        locate_model(tmp_path).check_usable()
+    with pytest.raises(WeightsError, match="holes fills holes"):
+        describe_model(str(tmp_path))
 
 
 # --- Hugging Face
