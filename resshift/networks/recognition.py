@@ -1,6 +1,8 @@
 """Which model a weight file is, by the names and shapes of its tensors.
 
-python -m resshift.networks.recognition FILE     the answer of `inspect` as JSON
+    python -m resshift.networks.recognition FILE
+
+prints the answer of `inspect` as JSON, for processes that do not load torch.
 """
 
 from __future__ import annotations
