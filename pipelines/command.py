@@ -1,4 +1,6 @@
-"""What all commands share: exit codes, one-line errors, and the connection to Ray."""
+"""What the commands on Ray share: ranges and places, logging, and the connection to Ray. Exit codes, parsers
+and one-line errors are those of `resshift.command`.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +8,13 @@ import argparse
 import logging
 import os
 import re
-import sys
 from collections.abc import Callable, Sequence
-from enum import IntEnum
 from typing import Any
 
-_POSITIONAL = {"source": "SRC", "target": "DST"}
-
-
-class Exit(IntEnum):
-    """Exit codes of every command."""
-
-    COMPLETE = 0
-    FAILED = 1
-    USAGE = 2
-    FINISHED_WITH_FAILED_ITEMS = 3
-
-
-class UsageError(ValueError):
-    """The command cannot do what it was asked; the message is one line for the user."""
+from resshift.command import Exit as Exit
+from resshift.command import UsageError as UsageError
+from resshift.command import exit_code
+from resshift.command import parser as parser
 
 
 def check_places(source: str, target: str, made: str) -> None:
@@ -44,13 +34,6 @@ def check_places(source: str, target: str, made: str) -> None:
     if storage.is_inside(target, source):
         message = f"must not lie inside {source}, got {target}: {made} would become inputs of the next run"
         raise OptionError("target", message)
-
-
-def parser(doc: str) -> argparse.ArgumentParser:
-    """Return a parser whose help is the module docstring of the command, examples included."""
-    return argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
 
 
 def add_model(options: argparse.ArgumentParser, **how: Any) -> None:
@@ -104,24 +87,7 @@ def run(
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", datefmt="%H:%M:%S"
     )
-    # Imported here so that --help waits for nothing; none of them brings torch, which the driver of a bulk
-    # job never needs.
-    from resshift.config import ConfigError, OptionError
-    from resshift.models import WeightsError
-    from resshift.storage import StorageError
-
-    try:
-        return int(command(options))
-    except OptionError as error:
-        flag = _POSITIONAL.get(error.option) or f"--{error.option.replace('_', '-')}"
-        sys.stderr.write(f"error: {flag} {error.message}\n")
-        return int(Exit.USAGE)
-    except (UsageError, ConfigError, WeightsError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return int(Exit.USAGE)
-    except StorageError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return int(Exit.FAILED)
+    return exit_code(command, options)
 
 
 def connect_to_ray(num_cpus: int | None = None) -> None:

@@ -33,12 +33,18 @@ def _table(schedule: ShiftSchedule, name: str, dtype: torch.dtype, device: torch
     return torch.from_numpy(getattr(schedule, name).copy()).to(dtype).to(device)
 
 
+def _array(schedule: ShiftSchedule, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    # While a graph is traced tensors have no values, and none may stay in the cache.
+    table = _table.__wrapped__ if torch.compiler.is_compiling() else _table
+    return table(schedule, name, dtype, device)
+
+
 def trained_step(schedule: ShiftSchedule, t: Tensor) -> Tensor:
     """Return the step indices that the network was trained with for the steps `t`, int64 (B,): `t` itself
     unless the schedule was shortened.
     """
     return (
-        t if schedule.trained_steps is None else _table(schedule, "trained_steps", torch.int64, t.device)[t]
+        t if schedule.trained_steps is None else _array(schedule, "trained_steps", torch.int64, t.device)[t]
     )
 
 
@@ -51,7 +57,7 @@ def at_step(schedule: ShiftSchedule, name: str, t: Tensor, like: Tensor) -> Tens
         t: Step indices in [0, T), int64 (B,). Index i is the paper's t = i + 1.
         like: Tensor that gives device, dtype and number of axes, (B, ...).
     """
-    return _table(schedule, name, like.dtype, like.device)[t].reshape(-1, *(1,) * (like.ndim - 1))
+    return _array(schedule, name, like.dtype, like.device)[t].reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def q_sample(x0: Tensor, y0: Tensor, t: Tensor, noise: Tensor, schedule: ShiftSchedule) -> Tensor:

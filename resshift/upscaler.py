@@ -151,7 +151,7 @@ class Upscaler:
         found.check_usable()
         if (memory := machine_bytes()) is not None:
             found.check_memory(memory, "this machine")
-        network, stage = _loaded(found)
+        network, stage = load_networks(found)
         return cls(
             found.config,
             network,
@@ -323,8 +323,13 @@ class Upscaler:
         return sampling.tile_batch if self.shares_calls else 1
 
 
-def _loaded(found: ModelFiles) -> tuple[nn.Module, VQAutoencoder | PixelUnshuffle | None]:
-    """Build the networks of a model and read their weights."""
+def load_networks(found: ModelFiles) -> tuple[nn.Module, VQAutoencoder | PixelUnshuffle | None]:
+    """Build the networks of a model on the CPU and read their weights: its network, and the first stage of a
+    chain.
+
+    Raises:
+        WeightsError: The weights do not fit, or those of an autoencoder are missing.
+    """
     config = found.config
     if isinstance(config, ForeignConfig):
         return load_foreign(found.unet, config), None

@@ -8,22 +8,20 @@ the run and nothing else: scores of a benchmark are the owner's to measure (`job
 
 from __future__ import annotations
 
-import importlib
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from pipelines.training.checkpoints import read_best
 from pipelines.training.log import read_lines
 from resshift import storage
-from resshift.config import ConfigError, RunConfig, to_dict
+from resshift.config import RunConfig, to_dict
+from resshift.export.card import header
+from resshift.export.hub import HUB, push, repository_of
 from resshift.models import first_stage_file
 from resshift.training.autoencoder import AnyRunConfig
 from resshift.training.checkpoint import description
 from resshift.weights import read_state_dict, save_safetensors
-
-HUB = "hf://"
 
 
 def publish_model(checkpoint_directory: Path, out: str, config: AnyRunConfig) -> None:
@@ -60,7 +58,11 @@ def export(out: str, config: AnyRunConfig, step: int, target: str) -> str:
     }
     files["README.md"] = model_card(out, config, step).encode()
     if target.startswith(HUB):
-        return _push(files, target.removeprefix(HUB).strip("/"))
+        repository = repository_of(target)
+        with tempfile.TemporaryDirectory() as directory:
+            for name, data in files.items():
+                (Path(directory) / name).write_bytes(data)
+            return push(Path(directory), repository)
     for name in sorted(files, key=lambda name: name == "config.json"):
         storage.write_bytes(storage.join(target, name), files[name])
     return target
@@ -86,6 +88,7 @@ def model_card(out: str, config: AnyRunConfig, step: int) -> str:
         ("Software", ", ".join(f"{name} {version}" for name, version in record["versions"].items())),
     ]
     lines = [
+        header(config.model, "unknown") if isinstance(config, RunConfig) else "",
         f"# Model card: {config.preset}",
         "",
         "| | |",
@@ -108,23 +111,3 @@ def model_card(out: str, config: AnyRunConfig, step: int) -> str:
     )
     lines += ["## Limits", "", limits, ""]
     return "\n".join([*lines, "## Configuration", "", "```json", json.dumps(values, indent=2), "```", ""])
-
-
-def _push(files: dict[str, bytes], repository: str) -> str:
-    if repository.count("/") != 1:
-        raise ConfigError(f"--export {HUB}OWNER/NAME names a repository of a hub, got {repository!r}")
-    try:
-        hub: Any = importlib.import_module("huggingface_hub")
-    except ImportError as error:
-        raise ConfigError(
-            "pushing to a hub needs the package huggingface_hub: pip install huggingface_hub"
-        ) from error
-    with tempfile.TemporaryDirectory() as directory:
-        for name, data in files.items():
-            (Path(directory) / name).write_bytes(data)
-        hub.create_repo(repository, exist_ok=True)
-        return str(
-            hub.upload_folder(
-                repo_id=repository, folder_path=directory, commit_message="Export from resshift"
-            )
-        )

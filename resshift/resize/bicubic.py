@@ -24,7 +24,8 @@ def upsample(lq: Tensor, scale: int) -> Tensor:
     """Enlarge (B, 3, h, w) to the output size as the released models expect: bicubic with a = -0.75, aligned
     by pixel areas, not clamped.
     """
-    return lq if scale == 1 else F.interpolate(lq, scale_factor=scale, mode="bicubic")
+    size = (lq.shape[2] * scale, lq.shape[3] * scale)
+    return lq if scale == 1 else F.interpolate(lq, size=size, mode="bicubic")
 
 
 class RowResampler:

@@ -56,6 +56,7 @@ def test_exported_directory_is_a_model_with_a_card(out: str, tmp_path: Path) -> 
     result = Upscaler.from_pretrained(target, device="cpu")(np.zeros((32, 32, 3), np.uint8))
     assert result.shape == (128, 128, 3)
     card = Path(target, "README.md").read_text()
+    assert card.startswith("---\nlicense: unknown\nlibrary_name: resshift\npipeline_tag: image-to-image\n")
     for fact in (
         "# Model card: test-x4",
         "20 steps of 8 samples = 160, fp32, seed 0",
@@ -80,7 +81,7 @@ def test_push_is_made_when_asked(out: str, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ConfigError, match="hf://OWNER/NAME"):
         export(out, CONFIG, 20, "hf://name")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ConfigError, match="pip install huggingface_hub"):
+    with pytest.raises(ConfigError, match=r"pip install 'resshift\[models\]'"):
         export(out, CONFIG, 20, "hf://owner/name")
 
 
