@@ -1,5 +1,5 @@
-"""Every released weight file, as far as it can be tried without the file: random weights of its shapes, under a
-neutral name and in the wrappings that releases have, are recognised and make a picture.
+"""Every released weight file, as far as it can be tried without the file: random weights of its shapes, under
+a neutral name and in the wrappings that releases have, are recognised and make a picture.
 
     python benchmarks/released_files.py [--only NAME ...]
 

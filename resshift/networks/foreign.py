@@ -100,7 +100,7 @@ def _descriptor(path: Path) -> Any:
             f"{path} may be a model of another package, which needs spandrel: pip install 'resshift[models]'"
         ) from error
     state = canonicalize_state_dict(dict(state))
-    _check_indices(path, state)
+    _check_sizes(path, state)
     known = MAIN_REGISTRY.architectures("detection")
     support = next((one for one in known if one.detect(state)), None)
     if support is None:
@@ -129,10 +129,14 @@ def _descriptor(path: Path) -> Any:
     return found
 
 
-def _check_indices(path: Path, state: Mapping[str, Tensor]) -> None:
+def _check_sizes(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Refuse a small file that asks for a huge network, by a key or by a tensor that repeats one number."""
     for key in state:
         if any(int(part) > _LARGEST_INDEX for part in re.findall(r"\d{1,18}", key)):
             raise WeightsError(f"{path} is no model: it has a key {key[:80]!r}")
+    num_values, size_bytes = sum(tensor.numel() for tensor in state.values()), path.stat().st_size
+    if num_values > size_bytes:
+        raise WeightsError(f"{path} is no model: its tensors have {num_values} values in {size_bytes} bytes")
 
 
 def _keys(state: Mapping[str, Tensor]) -> str:

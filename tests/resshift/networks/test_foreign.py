@@ -235,6 +235,10 @@ SPECIAL: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: torch.save(COMPACT | {"body.999999999.weight": torch.zeros(1)}, path),
         r"is no model: it has a key 'body\.999999999\.weight'",
     ),
+    "inflated.pth": (
+        lambda path: torch.save(COMPACT | {"body.0.weight": torch.zeros(1).expand(10**9, 3, 3, 3)}, path),
+        r"is no model: its tensors have 270\d+ values in \d{4,5} bytes",
+    ),
     "grey.pth": (
         lambda path: stored(path, state_of(lambda: compact(1, 1))),
         r"\(RealESRGAN Compact\) maps 1 channels to 1: a model must map 3 to 3",
