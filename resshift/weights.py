@@ -17,14 +17,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from resshift.config import ModelConfig
 from resshift.models.files import (
     METADATA_KEY,
     AnyModelConfig,
+    ModelFiles,
     WeightsError,
     described,
     write_model_config,
 )
 from resshift.models.locations import local_file
+from resshift.networks.config import RegressionConfig
 
 # Buffers that are computed from shapes. Released checkpoints contain them; their values in files are ignored.
 _DERIVED = ("attn_mask", "relative_position_index")
@@ -182,6 +185,34 @@ def save_model(
     if first_stage is not None and any(True for _ in first_stage.parameters()):
         save_safetensors(state_to_store(first_stage, dtype), directory / "first_stage.safetensors")
     write_model_config(directory, name, config)
+
+
+def copy_model(found: ModelFiles, directory: Path) -> ModelFiles:
+    """Write the files of a model as a model directory: its tensors in the precision that they have.
+
+    Args:
+        found: Model.
+        directory: Directory of the copy, which is created if it is absent.
+
+    Returns:
+        The copy.
+
+    Raises:
+        WeightsError: The files cannot be read.
+    """
+    name = found.name.partition("@")[0]  # a precision is chosen by who uses the model
+    read = read_state_dict if isinstance(found.config, ModelConfig | RegressionConfig) else read_tensors
+    states = {"model": read(found.unet)}
+    if found.first_stage is not None:
+        states["first_stage"] = read_state_dict(found.first_stage)
+    directory.mkdir(parents=True, exist_ok=True)
+    for part, state in states.items():
+        metadata = model_metadata(name, found.config) if part == "model" else {}
+        state = {key: value.contiguous() for key, value in state.items()}
+        save_safetensors(state, directory / f"{part}.safetensors", metadata)
+    write_model_config(directory, name, found.config)
+    stage = directory / "first_stage.safetensors" if "first_stage" in states else None
+    return ModelFiles(name, found.config, directory / "model.safetensors", stage)
 
 
 def model_metadata(name: str, config: AnyModelConfig) -> dict[str, str]:

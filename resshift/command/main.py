@@ -1,5 +1,6 @@
 """Models from and to other tools.
 
+    resshift convert weights.pth --to mine --preset realsr-x4-s4
     resshift export tiny-x4 --to onnx
 
 `resshift COMMAND --help` has the options and more examples.
@@ -9,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from resshift.command import exit_code, export, parser
+from resshift.command import convert, exit_code, export, parser
 
 # A sub-command is a module of this package: the first line of its docstring is its help, `add_arguments` adds
 # its arguments to a parser, `run` does the work. It imports torch in `run` only, so that --help waits for
 # nothing.
-COMMANDS = {"export": export}
+COMMANDS = {"convert": convert, "export": export}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

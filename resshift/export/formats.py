@@ -20,7 +20,7 @@ from resshift.export.card import model_card
 from resshift.export.graphs import Graph, graphs_of
 from resshift.export.parity import CHECKED, TRACED, Parity, Run, check
 from resshift.export.schedule import chain_description
-from resshift.models import ModelFiles, write_model_config
+from resshift.models import ModelFiles
 from resshift.upscaler import load_networks
 
 _SUFFIX: dict[Format, str] = {"onnx": ".onnx", "torch-export": ".pt2"}
@@ -134,16 +134,7 @@ def onnx_runtime(path: Path, output: str) -> Run:
 
 def _to_safetensors(found: ModelFiles, graphs: tuple[Graph, ...], directory: Path) -> Iterator[Parity]:
     """Write the tensors in the precision of their files."""
-    name = model_name(found)
-    metadata = weights.model_metadata(name, found.config)
-    weights.save_safetensors(weights.read_state_dict(found.unet), directory / "model.safetensors", metadata)
-    copy = ModelFiles(name, found.config, directory / "model.safetensors", None)
-    if found.first_stage is not None:
-        copy = ModelFiles(name, found.config, copy.unet, directory / "first_stage.safetensors")
-        weights.save_safetensors(
-            weights.read_state_dict(found.first_stage), directory / "first_stage.safetensors"
-        )
-    write_model_config(directory, name, found.config)
+    copy = weights.copy_model(found, directory)
     for graph, again in zip(graphs, model_graphs(copy), strict=True):
         module = again.module
         with torch.inference_mode():

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from spandrel.architectures.Compact import Compact
 
 from resshift import Upscaler
 from resshift.command.main import main
+from resshift.models import locate_model
+from resshift.presets import test_x4 as toy_preset
+from resshift.training.step import build_network
 
 
 def test_export_prints_the_comparison_and_the_files(
@@ -44,3 +51,58 @@ def test_bad_input_is_one_line(arguments: list[str], line: str, capsys: pytest.C
     error = capsys.readouterr().err
     assert error.startswith(f"error: {line}")
     assert error.count("\n") == 1
+
+
+def test_convert_makes_a_directory_that_says_what_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = build_network(toy_preset())
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "bare.pth")
+    assert main(["convert", str(tmp_path / "bare.pth"), "--to", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "test-x4: x4, 4 steps"
+    photo = np.random.default_rng(0).integers(0, 256, (9, 8, 3), np.uint8)
+    bare, converted = (
+        Upscaler.from_pretrained(tmp_path / name, device="cpu") for name in ("bare.pth", "out")
+    )
+    assert (converted(photo) == bare(photo)).all()
+    shutil.copy(tmp_path / "out" / "model.safetensors", tmp_path / "alone.safetensors")
+    assert locate_model(tmp_path / "alone.safetensors").config == toy_preset().model
+
+
+def test_convert_takes_networks_of_spandrel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    network = Compact(num_feat=8, num_conv=2, upscale=2)
+    torch.save({"params_ema": network.state_dict()}, tmp_path / "general.pth")
+    assert main(["convert", str(tmp_path / "general.pth"), "--to", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "general: x2, 1 steps"
+    photo = np.random.default_rng(0).integers(0, 256, (9, 8, 3), np.uint8)
+    bare, converted = (
+        Upscaler.from_pretrained(tmp_path / name, device="cpu") for name in ("general.pth", "out")
+    )
+    assert (converted(photo) == bare(photo)).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["absent.pth", "--to", "out"], "no model 'absent.pth': give one of "),
+        (["tiny-x4", "--to", "."], "an export needs a new or empty directory, got ."),
+        (["tiny-x4", "--to", "out", "--preset", "no"], "unknown preset 'no'; allowed: "),
+    ],
+)
+def test_what_cannot_be_converted_is_one_line(
+    arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", *arguments]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {line}")
+    assert not Path("out").exists()
+
+
+def test_weights_that_do_not_fit_are_not_converted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(build_network(toy_preset()).state_dict(), tmp_path / "bare.pth")
+    told = ["convert", str(tmp_path / "bare.pth"), "--to", str(tmp_path / "out"), "--preset", "tiny-x4"]
+    assert main(told) == 2
+    assert "the weights do not fit the network" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
