@@ -94,7 +94,8 @@ def _to_torch_export(graph: Graph, path: Path) -> Iterator[Parity]:
         yield from check(graph, lambda values: module(**values))
 
 
-def _to_onnx(graph: Graph, path: Path) -> Iterator[Parity]:
+def write_onnx(graph: Graph, path: Path) -> None:
+    """Write a graph as an ONNX file whose batch, height and width are free."""
     inputs = _traced_inputs(graph)
     axis_names = {0: "batch", 2: "height", 3: "width"}
     first = next(iter(inputs))
@@ -118,6 +119,10 @@ def _to_onnx(graph: Graph, path: Path) -> Iterator[Parity]:
         )
     assert program is not None
     program.save(path)
+
+
+def _to_onnx(graph: Graph, path: Path) -> Iterator[Parity]:
+    write_onnx(graph, path)
     yield from check(graph, onnx_runtime(path, graph.output), ((1, 1, 1), *CHECKED))
 
 
