@@ -3,6 +3,8 @@
     python benchmarks/cpu_engines.py            minutes; writes a file to benchmarks/results
     python benchmarks/cpu_engines.py --quick    a few rounds, one size; nothing written
 
+It needs `pip install openvino` beside the extra `export`.
+
 Today's path (PyTorch with `resshift.networks.convolution`), plain PyTorch, ONNX Runtime and OpenVINO compute
 the same tile in turn, round by round, in one process, so that a busy machine is busy for all. `ratio` is the
 median over the rounds of the time of today's path by that of the engine, `cpu_ratio` the same of CPU time,
