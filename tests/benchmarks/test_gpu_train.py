@@ -59,6 +59,7 @@ def test_pack_keeps_to_its_budget_and_leaves_out(gpu_train: ModuleType, photos: 
     assert gpu_train.pack([photos], tmp_path / "one.zip", 1.5 * one / 1e6, frozenset()) == 1
 
 
+@pytest.mark.slow
 def test_a_sample_is_the_same_whoever_makes_it_and_a_pass_holds_every_photo(
     gpu_train: ModuleType, packed: Path
 ) -> None:

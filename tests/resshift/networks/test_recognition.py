@@ -59,6 +59,7 @@ def test_released_autoencoders(name: str, num_keys: int, told: str) -> None:
     assert first_stage_of(shapes | {"one.more": (1,)}) is None
 
 
+@pytest.mark.slow
 def test_a_bare_file_is_its_preset(tmp_path: Path) -> None:
     """In this process, in one without torch, and with the answer given."""
     path = tmp_path / "anything.pth"
@@ -76,6 +77,9 @@ def test_a_bare_file_is_its_preset(tmp_path: Path) -> None:
     )
     assert done.stdout.strip() == found.identity()
     assert locate_model(model_with(str(path), "test-x4")) == found
+    command = [sys.executable, "-m", "resshift.networks.recognition", str(tmp_path / "absent.pth")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == inspect(tmp_path / "absent.pth")
 
 
 def test_shapes_that_several_presets_share_need_a_name(
@@ -108,10 +112,3 @@ def test_what_is_no_model_is_told(tmp_path: Path) -> None:
     assert str(path) in inspect(path)["error"]
     with pytest.raises(WeightsError, match=r"w\.pth"):
         locate_model(path)
-    done = subprocess.run(
-        [sys.executable, "-m", "resshift.networks.recognition", str(path)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert json.loads(done.stdout) == inspect(path)

@@ -132,6 +132,7 @@ def on_whole_planes(up: Upscaler, lq: Tensor, plan: TilePlan, seed: int) -> Tens
     return out[..., : size[0] * 4, : size[1] * 4].clamp(-1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [toy, toy_vq])
 @pytest.mark.parametrize("size", SIZES)
 def test_rows_of_tiles_equal_whole_planes(make: Callable[[], Upscaler], size: tuple[int, int]) -> None:
