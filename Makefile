@@ -24,7 +24,8 @@ demo: setup ## upscale a few photos and write demo/index.html
 
 test: setup ## the whole suite: lint, types, tests
 	$(MAKE) --no-print-directory lint
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q --numprocesses 2 --dist worksteal -m "not ray"
+	$(RUN) -m pytest -q -m ray
 
 test-fast: setup ## the tests that need no Ray and little time, in two processes
 	$(RUN) -m pytest -q --numprocesses 2 --dist worksteal -m "not ray and not slow"
