@@ -206,6 +206,14 @@ def test_making_pictures_imports_nothing_that_trains(loaded: dict[str, set[str]]
     assert found & {"torchvision", "torch._dynamo", "lpips"} == set(), "two seconds of every command"
 
 
+@pytest.mark.slow
+def test_making_pictures_brings_no_client_of_buckets() -> None:
+    """In a process of its own: what computes nothing may have one. It takes half a second."""
+    program = "import sys; from resshift import Upscaler; assert Upscaler; print('s3fs' in sys.modules)"
+    command = [sys.executable, "-c", program]
+    assert subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout == "False\n"
+
+
 def test_a_bulk_job_runs_without_torch_in_its_driver(tmp_path: Path) -> None:
     """Not only what it imports at first: what it does, up to where Ray begins."""
     (tmp_path / "in").mkdir()

@@ -45,7 +45,6 @@ from resshift.models.locations import (
 from resshift.models.published import FIRST_STAGES, FOREIGN, RELEASED, fetch
 from resshift.networks.config import ForeignConfig
 from resshift.presets import PRESETS, preset
-from resshift.storage import printable
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _OPTIONS = ("preset", "first-stage")
@@ -96,7 +95,7 @@ def locate_model(
     if path.is_dir() or (is_elsewhere(text) and not is_weight_file(text)):
         return _in_folder(folder_of(text), preset_name, stage)
     if path.is_file() or is_elsewhere(text):
-        return _in_file(local_file(text), printable(text), preset_name, stage)
+        return _in_file(local_file(text), text, preset_name, stage)
     if text in RELEASED:
         released = RELEASED[text]
         unet = fetch(released.unet, accept_licence=accept_licence)

@@ -14,13 +14,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from resshift import storage
 from resshift.models.cache import Cache, Origin
 from resshift.models.files import WeightsError
-from resshift.storage import Entry, StorageError, StorageReason
 
+if TYPE_CHECKING:
+    from resshift.storage import Entry, StorageError
+
+# `resshift.storage` brings s3fs, half a second of every process: it is imported where a bucket is read.
+BUCKET = "s3://"
 HUB = "hf://"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -61,7 +64,7 @@ class Folder(Protocol):
 
 def is_elsewhere(source: str) -> bool:
     """Tell whether a source has to be fetched: s3:// or hf://."""
-    return storage.is_s3(source) or source.startswith(HUB)
+    return source.startswith((BUCKET, HUB))
 
 
 def is_weight_file(source: str) -> bool:
@@ -87,7 +90,7 @@ def local_file(source: str | Path) -> Path:
         if not name:
             raise WeightsError(f"{text} names a repository; a file in it is {HUB}{repository}/FILE")
         return _found(hub_folder(text.removesuffix(f"/{name}")).file(name), text)
-    if storage.is_s3(text):
+    if text.startswith(BUCKET):
         root, _, name = text.rpartition("/")
         return _found(BucketFolder(root).file(name), text)
     return local_path(source)
@@ -95,6 +98,8 @@ def local_file(source: str | Path) -> Path:
 
 def _found(path: Path | None, address: str) -> Path:
     if path is None:
+        from resshift import storage
+
         raise WeightsError(f"no model at {storage.printable(address)}: there is no such file")
     return path
 
@@ -103,8 +108,8 @@ def folder_of(source: str) -> Folder:
     """Return the directory at a source."""
     if source.startswith(HUB):
         return hub_folder(source)
-    if storage.is_s3(source):
-        return BucketFolder("s3://" + source.removeprefix("s3://").rstrip("/"))
+    if source.startswith(BUCKET):
+        return BucketFolder(BUCKET + source.removeprefix(BUCKET).rstrip("/"))
     return LocalFolder(local_path(source))
 
 
@@ -141,25 +146,33 @@ class BucketFolder:
     uri: str
 
     def __str__(self) -> str:
+        from resshift import storage
+
         return storage.printable(self.uri)
 
     def names(self) -> list[str]:
+        from resshift import storage
+
         try:
             return [entry.key for entry in storage.list_entries(self.uri)]
-        except StorageError as error:
+        except storage.StorageError as error:
             raise _unreachable(error) from error
 
     def text(self, name: str) -> str | None:
+        from resshift import storage
+
         try:
             return storage.read_bytes(storage.join(self.uri, name), max_bytes=1 << 20).decode()
-        except StorageError as error:
-            if error.reason is StorageReason.MISSING:
+        except storage.StorageError as error:
+            if error.reason is storage.StorageReason.MISSING:
                 return None
             raise _unreachable(error) from error
         except UnicodeError as error:
             raise WeightsError(f"{self}/{name} is not text: {error}") from error
 
     def file(self, name: str) -> Path | None:
+        from resshift import storage
+
         try:
             entry = storage.find_entry(self.uri, name)
             return Cache().get(
@@ -171,8 +184,8 @@ class BucketFolder:
                     chunks=partial(_parts, entry),
                 )
             )
-        except StorageError as error:
-            if error.reason is StorageReason.MISSING:
+        except storage.StorageError as error:
+            if error.reason is storage.StorageReason.MISSING:
                 return None
             raise _unreachable(error) from error
         except OSError as error:
@@ -180,11 +193,15 @@ class BucketFolder:
 
 
 def _parts(entry: Entry) -> Iterator[bytes]:
+    from resshift import storage
+
     for offset in range(0, entry.size_bytes, _PART):
         yield storage.read_range(entry.uri, offset, min(_PART, entry.size_bytes - offset))
 
 
 def _unreachable(error: StorageError) -> WeightsError:
+    from resshift import storage
+
     return WeightsError(f"no model at {storage.printable(error.uri)}: {error.reason}: {error.detail}")
 
 
