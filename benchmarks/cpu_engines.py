@@ -1,7 +1,9 @@
-"""Measure other engines than PyTorch on a CPU: one step of tiny-x4 on one tile.
+"""Measure other engines than PyTorch on a CPU: one step of a chain, or one call of another network, on one
+tile.
 
-    python benchmarks/cpu_engines.py            minutes; writes a file to benchmarks/results
-    python benchmarks/cpu_engines.py --quick    a few rounds, one size; nothing written
+    python benchmarks/cpu_engines.py                    minutes; writes a file to benchmarks/results
+    python benchmarks/cpu_engines.py --model x4plus     a network of 16.7 M: minutes, too
+    python benchmarks/cpu_engines.py --quick            a few rounds, one size; nothing written
 
 It needs `pip install openvino` beside the extra `export`.
 
@@ -12,7 +14,7 @@ which other processes disturb less. Beside them: the largest difference to today
 are the same when the call is repeated, for one and two threads, and for every place in a batch of three.
 Memory is the growth of the process from before the engine is loaded to after its first calls.
 
-The file is cpu_engines-DATE-MACHINE.json, the last line its figures.
+The file is cpu_engines-MODEL-DATE-MACHINE.json, the last line its figures.
 """
 
 from __future__ import annotations
@@ -33,9 +35,13 @@ import record
 import torch
 from torch import Tensor
 
+from resshift.config import ModelConfig
+from resshift.devices import on_device
 from resshift.export.formats import model_graphs, write_onnx
-from resshift.models import locate_model
+from resshift.export.graphs import Graph
+from resshift.models import ModelFiles, locate_model
 from resshift.networks import convolution
+from resshift.upscaler import load_networks
 
 Call = Callable[[dict[str, Tensor]], Tensor]
 THREADS = (1, 2)
@@ -133,6 +139,24 @@ def same_bytes(engine: Engine, batch: dict[str, Tensor], other: dict[str, Tensor
     }
 
 
+def measured_graph(found: ModelFiles) -> Graph:
+    """Return what is measured of a model: the step of a chain, or the whole network of another model."""
+    if isinstance(found.config, ModelConfig):
+        *_, step = model_graphs(found)
+        return step
+    network, _ = load_networks(found)
+    network.eval().requires_grad_(False)
+
+    def examples(batch: int, rows: int, columns: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        return {"lq": 2 * torch.rand(batch, 3, rows, columns, generator=generator) - 1}
+
+    smallest = found.config.smallest_tile_px
+    return Graph(
+        name="network", module=network, output="hq", multiple=smallest, window=smallest, examples=examples
+    )
+
+
 def main() -> int:
     """Measure, print a table, write the figures."""
     parser = argparse.ArgumentParser(
@@ -140,11 +164,11 @@ def main() -> int:
     )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--model", default="tiny-x4")
     chosen = parser.parse_args()
     sizes, rounds = ((64,), 3) if chosen.quick else ((64, 128), chosen.rounds)
-    found = locate_model("tiny-x4")
-    *_, step = model_graphs(found)
-    *_, ours = model_graphs(found)
+    found = locate_model(chosen.model)
+    step, ours = measured_graph(found), measured_graph(found)
     inputs = {px: step.examples(3, px, px) for px in sizes}
     first = {px: {name: value[:1].contiguous() for name, value in inputs[px].items()} for px in sizes}
     rows: list[dict[str, Any]] = []
@@ -153,8 +177,9 @@ def main() -> int:
         write_onnx(step, path)
 
         def today() -> Engine:
-            convolution.prepare(ours.module)
-            return torch_engine("today", ours.module)
+            module = on_device(ours.module, torch.device("cpu"))
+            convolution.prepare(module)
+            return torch_engine("today", module)
 
         largest = first[max(sizes)]
         engines = [
@@ -218,7 +243,9 @@ def main() -> int:
         print(record.table(list(table[0]), [list(row.values()) for row in table]))
     figures = {"machine": where, "rounds": rounds, "rows": rows, "costs": costs}
     if not chosen.quick:
-        record.write(record.RESULTS / record.file_name("cpu_engines", where), figures)
+        record.write(
+            record.RESULTS / record.file_name(f"cpu_engines-{Path(chosen.model).stem}", where), figures
+        )
     print(record.json_line(figures))
     return 0
 
