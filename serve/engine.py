@@ -123,7 +123,7 @@ class ServeEngine:
             raise self._error
 
     async def upscale(
-        self, options: ReplicaOptions, keys: Sequence[str], inputs: Sequence[ray.ObjectRef]
+        self, options: ReplicaOptions, keys: Sequence[str], inputs: Sequence[ray.ObjectRef], *, alone: bool
     ) -> AsyncGenerator[ray.ObjectRef]:
         await self.wait_for_slot()
         self._in_flight += 1
@@ -132,7 +132,7 @@ class ServeEngine:
                 self._handle = await asyncio.to_thread(
                     lambda: serve.get_app_handle(self._name).options(stream=True)
                 )
-            response = self._handle.upscale.remote(options, keys, *inputs)
+            response = self._handle.upscale.remote(options, keys, *inputs, alone=alone)
             async for ref in await ray_internals.object_refs(response):
                 yield ref
         finally:

@@ -35,12 +35,14 @@ class ModelReplica:
         self._threads = ThreadPoolExecutor(2 * ongoing + 1, thread_name_prefix="upscale")
 
     async def upscale(
-        self, options: ReplicaOptions, keys: Sequence[str], *inputs: Frames
+        self, options: ReplicaOptions, keys: Sequence[str], *inputs: Frames, alone: bool = False
     ) -> AsyncGenerator[Started | Frames | Upscaled]:
         """Upscale a work unit; see `Replica.upscale`."""
         loop = asyncio.get_running_loop()
         is_over = threading.Event()
-        results = self._replica.upscale(options, keys, *inputs, is_wanted=lambda: not is_over.is_set())
+        results = self._replica.upscale(
+            options, keys, *inputs, alone=alone, is_wanted=lambda: not is_over.is_set()
+        )
         try:
             while (result := await loop.run_in_executor(self._threads, next, results, None)) is not None:
                 yield result

@@ -115,7 +115,7 @@ class ActorEngine:
                 self._starved_since = None
 
     async def upscale(
-        self, options: ReplicaOptions, keys: Sequence[str], inputs: Sequence[ray.ObjectRef]
+        self, options: ReplicaOptions, keys: Sequence[str], inputs: Sequence[ray.ObjectRef], *, alone: bool
     ) -> AsyncGenerator[ray.ObjectRef]:
         await self.wait_for_slot()
         member = self._free()
@@ -123,7 +123,7 @@ class ActorEngine:
         member.in_flight += 1
         try:
             async for ref in member.actor.upscale.options(num_returns="streaming").remote(
-                options, keys, *inputs
+                options, keys, *inputs, alone=alone
             ):
                 yield ref
         finally:

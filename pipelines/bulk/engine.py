@@ -108,7 +108,7 @@ class Engine(Protocol):
         ...
 
     def upscale(
-        self, options: ReplicaOptions, keys: Sequence[str], inputs: Sequence[ray.ObjectRef]
+        self, options: ReplicaOptions, keys: Sequence[str], inputs: Sequence[ray.ObjectRef], *, alone: bool
     ) -> AsyncGenerator[ray.ObjectRef]:
         """Upscale a unit; yield references to what `Replica.upscale` yields."""
         ...

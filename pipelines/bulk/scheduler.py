@@ -8,8 +8,8 @@ work is done.
 
 Nothing is lost: every input gets exactly one row, in `_finish`; work that was interrupted is repeated and
 gives the same bytes. When a worker or replica ends, the unfinished items of its unit go back to the queue.
-The item that it was working on is a suspect: it is tried alone, and after `max_deaths` workers that ended
-with it alone it becomes a row with reason killed_worker. Its neighbours are never charged.
+The item that it was working on is a suspect: it is tried alone at its replica, and after `max_deaths` workers
+that ended with it alone it becomes a row with reason killed_worker. Its neighbours are never charged.
 """
 
 from __future__ import annotations
@@ -163,7 +163,6 @@ class BulkRun:
         self._num_open = 0
         self._is_listed = False
         self._changed = asyncio.Condition()
-        self._quarantine = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
         self._listing = ThreadPoolExecutor(1, thread_name_prefix="listing")
@@ -339,26 +338,20 @@ class BulkRun:
             await self.engine.wait_for_slot()
             if self._has_unit():
                 unit = self._take_unit()
-                if unit[0].item.is_suspect:
-                    self._spawn(self._upscale_alone(unit))
-                else:
-                    self._spawn(self._upscale(unit))
+                self._spawn(self._upscale(unit))
                 await self._notify()
                 await asyncio.sleep(0)  # the unit takes its slot before the next one asks for one
-
-    async def _upscale_alone(self, unit: list[_Ready]) -> None:
-        """Upscale one suspect at a time in the whole job: of two at one replica, nobody could tell which
-        ended it.
-        """
-        async with self._quarantine:
-            await self._upscale(unit)
 
     async def _upscale(self, unit: list[_Ready]) -> None:
         answered: list[tuple[_Ready, Upscaled, ray.ObjectRef]] = []
         num_handed_on, handed_on_at = 0, time.monotonic()
         started: Started | None = None
         keys = [entry.item.key for entry in unit]
-        stream = self.engine.upscale(self._replica_options, keys, [entry.frames for entry in unit])
+        # A suspect is alone at its replica, so that its death says who it was. A unit that happens to have
+        # one picture has neighbours there and is not charged.
+        is_alone = unit[0].item.is_suspect
+        inputs = [entry.frames for entry in unit]
+        stream = self.engine.upscale(self._replica_options, keys, inputs, alone=is_alone)
         try:
             async with contextlib.aclosing(stream):
                 started = await (await anext(stream))
@@ -385,7 +378,7 @@ class BulkRun:
                 [entry.item for entry in left],
                 error,
                 suspects=[entry.item for entry in left[: 0 if started is None else started.ahead]],
-                alone=len(unit) == 1,
+                alone=is_alone,
             )
         await self._hand_on(answered[num_handed_on:])
         await self._notify()
@@ -416,7 +409,7 @@ class BulkRun:
             )
         except RayError as error:
             items = [entry.item for entry, _, _ in results]
-            self._cut_off(items, error, suspects=items, alone=len(items) == 1)
+            self._cut_off(items, error, suspects=items)
         else:
             for row in finished:
                 self._finish(row)

@@ -14,12 +14,13 @@ one thread.
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
@@ -155,11 +156,41 @@ class Upscaled:
     at: float
 
 
+class Room:
+    """A replica as a room for units: many at a time, or one that wants to be alone."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._num_inside = 0
+        self._num_wanting_it_alone = 0
+
+    @contextlib.contextmanager
+    def entered(self, *, alone: bool) -> Generator[None]:
+        """Wait for a place. A unit that wants to be alone waits for the room to be empty, and others wait for
+        it from the moment that it asks: it comes to its turn however many there are.
+        """
+        with self._changed:
+            if alone:
+                self._num_wanting_it_alone += 1
+                self._changed.wait_for(lambda: not self._num_inside)
+            else:
+                self._changed.wait_for(lambda: not self._num_wanting_it_alone)
+            self._num_inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._num_inside -= 1
+                self._num_wanting_it_alone -= alone
+                self._changed.notify_all()
+
+
 class Replica:
     """Loads the model once, then upscales unit after unit.
 
     It takes several units at a time: results of one are stored while another is computed, and small pictures
-    of all of them go through the networks together.
+    of all of them go through the networks together. A unit that is suspected of ending replicas is alone
+    here, whoever else sends work.
 
     Args:
         model: Name or path of the model.
@@ -180,6 +211,7 @@ class Replica:
         if identity and self.model.identity != identity:
             raise RuntimeError(f"this node has another {model}: {self.model.identity} instead of {identity}")
         self._batcher = Batcher()
+        self._room = Room()
         # Number of a unit's pictures in line at a time. Without shared calls it is one, so that a death is
         # charged to the right picture.
         self._ahead = MOST_OPEN if self.model.shares_calls else 1
@@ -204,6 +236,7 @@ class Replica:
         options: ReplicaOptions,
         keys: Sequence[str],
         *inputs: Frames,
+        alone: bool = False,
         is_wanted: Callable[[], bool] = lambda: True,
     ) -> Iterator[Started | Frames | Upscaled]:
         """Upscale the inputs of a unit in order; see the module for what is yielded.
@@ -213,23 +246,25 @@ class Replica:
             keys: Keys of the inputs; the noise of a picture depends on its key. An empty key stands for a
                 picture without a name: its noise depends on the seed alone, as in a call of `Upscaler`.
             inputs: The decoded inputs.
+            alone: Whether to begin when nothing else is under way here, and to keep others waiting.
             is_wanted: Function that is asked before the model begins a picture; the unit ends when it is
                 false.
         """
-        yield Started(os.getpid(), time.time(), self._ahead)
-        waiting = iter(zip(keys, inputs, strict=True))
-        line: collections.deque[Future[Done[Frames]]] = collections.deque()
-        while True:
-            for key, frames in itertools.islice(waiting, self._ahead - len(line)):
-                line.append(self._batcher.submit(self._work(options, key, frames), is_wanted))
-            if not line:
-                return
-            try:
-                result, done = _answer(line.popleft())
-            except CancelledError:  # no longer wanted
-                return
-            yield result
-            yield done
+        with self._room.entered(alone=alone):
+            yield Started(os.getpid(), time.time(), self._ahead)
+            waiting = iter(zip(keys, inputs, strict=True))
+            line: collections.deque[Future[Done[Frames]]] = collections.deque()
+            while True:
+                for key, frames in itertools.islice(waiting, self._ahead - len(line)):
+                    line.append(self._batcher.submit(self._work(options, key, frames), is_wanted))
+                if not line:
+                    return
+                try:
+                    result, done = _answer(line.popleft())
+                except CancelledError:  # no longer wanted
+                    return
+                yield result
+                yield done
 
     def _work(self, options: ReplicaOptions, key: str, frames: Frames) -> Work[Frames]:
         """Upscale every frame of one input."""

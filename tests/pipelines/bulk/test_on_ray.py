@@ -104,12 +104,12 @@ def test_replicas_come_when_work_waits_and_every_input_has_its_own_pixels(
 def test_a_picture_that_kills_replicas_is_charged_and_its_neighbours_are_not(
     tree: Path, tmp_path: Path
 ) -> None:
-    """Three replicas: one is killed in company, one alone, one does the rest."""
+    """One replica is killed in company, one alone, and a third one does what may be left by then."""
     engine = PoisonedEngine(engine_options(), "class1/3.png")
     options = BulkOptions(unit_pictures=4, fetch_pictures=4, max_deaths=1)
     rows, times = run_bulk(tree, tmp_path / "out", engine, options)
     assert len(rows) == 11
-    assert len(times) == 3
+    assert len(times) in (2, 3)
     assert (rows["class1/3.png"]["status"], rows["class1/3.png"]["reason"]) == ("failed", "killed_worker")
     assert sum(row["status"] == "ok" for row in rows.values()) == 9
 
@@ -133,8 +133,10 @@ class PoisonedEngine(ActorEngine):
         super().__init__(options)
         self._poison = poison
 
-    async def upscale(self, options: Any, keys: Sequence[str], inputs: Sequence[Any]) -> AsyncGenerator[Any]:
-        stream = super().upscale(options, keys, inputs)
+    async def upscale(
+        self, options: Any, keys: Sequence[str], inputs: Sequence[Any], *, alone: bool
+    ) -> AsyncGenerator[Any]:
+        stream = super().upscale(options, keys, inputs, alone=alone)
         replica = number = 0
         async for ref in stream:
             if number == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import threading
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -195,6 +196,37 @@ def test_a_replica_announces_every_picture_after_its_pixels() -> None:
     )
     sizes = [[picture.width for picture in one.pictures] for one in told if isinstance(one, Frames)]
     assert sizes == [[28], [], [20]]
+
+
+def test_a_suspect_has_its_replica_for_itself() -> None:
+    """It waits for what is under way, and what comes after it waits for it, even before it has begun."""
+    replica = Replica("nearest-x4", "nearest-x4", 1)
+    options = ReplicaOptions(model="nearest-x4", identity="nearest-x4")
+    frames = Frames((Picture(pixels=np.zeros((2, 2, 3), np.uint8)),))
+    told: list[str] = []
+
+    def upscale(key: str, alone: bool) -> threading.Thread:
+        def work() -> None:
+            for one in replica.upscale(options, [key], frames, alone=alone):
+                told.extend([key] if isinstance(one, Started) else [])
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join(0.2)
+        return thread
+
+    first = replica.upscale(options, ["first"], frames)
+    next(first)
+    suspect = upscale("suspect", alone=True)
+    later = upscale("later", alone=False)
+    assert not told
+    list(first)
+    for thread in (suspect, later):
+        thread.join(10)
+    assert told == ["suspect", "later"]
+    beside = replica.upscale(options, ["beside"], frames)
+    next(beside)
+    assert not upscale("another", alone=False).is_alive()
 
 
 def test_a_replica_refuses_another_model() -> None:
