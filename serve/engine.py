@@ -18,7 +18,7 @@ import ray
 from ray import serve
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
-from pipelines.bulk.engine import UNITS_PER_REPLICA, EngineError, EngineOptions
+from pipelines.bulk.engine import UNITS_PER_REPLICA, EngineError, EngineOptions, cause
 from pipelines.bulk.worker import ReplicaOptions
 from pipelines.cluster import ray_internals
 from serve.replica import app_name, model_app, num_running
@@ -89,12 +89,12 @@ class ServeEngine:
         running = serve.status().applications.get(self._name)
         if running is None:
             return 0, "it is gone"
-        told = " ".join(
+        told = "\n".join(
             [running.message, *(deployment.message for deployment in running.deployments.values())]
         )
         number = num_running(running)
         is_failed = running.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
-        return number, " ".join(told.split())[-600:] if is_failed and not number else ""
+        return number, cause(told)[-600:] if is_failed and not number else ""
 
     async def _watch(self) -> None:
         failed_since: float | None = None

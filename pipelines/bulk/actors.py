@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from pipelines.bulk.engine import UNITS_PER_REPLICA, EngineError, EngineOptions
+from pipelines.bulk.engine import UNITS_PER_REPLICA, EngineError, EngineOptions, cause
 from pipelines.bulk.worker import Replica, ReplicaOptions
 
 _MAX_FAILED_STARTS = 5
@@ -78,7 +78,7 @@ class ActorEngine:
             self._failed_starts += 1
             if self._failed_starts >= _MAX_FAILED_STARTS:
                 self._error = EngineError(
-                    f"{self._failed_starts} replicas in a row could not start: {str(error).strip()}"
+                    f"{self._failed_starts} replicas in a row could not start: {cause(str(error))}"
                 )
             await self._remove(member)
             return

@@ -11,6 +11,7 @@ the previous one are stored.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,6 +28,14 @@ UNITS_PER_REPLICA = 2
 
 class EngineError(RuntimeError):
     """No replica can be started; the message says why."""
+
+
+def cause(told: str) -> str:
+    """Return what Ray or Serve tells of a process that did not start, without the traceback: the message of
+    the last error in it, in one line.
+    """
+    errors = re.findall(r"^\s*[\w.]*(?:Error|Exception): (.+)", told, re.MULTILINE)
+    return errors[-1].strip() if errors else " ".join(told.split())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -107,12 +107,20 @@ def describe_model(name: str) -> ModelFacts:
 
 
 def load_model(name: str) -> Model:
-    """Load a model: the stand-in, or whatever `Upscaler.from_pretrained` takes."""
+    """Load a model: the stand-in, or whatever `Upscaler.from_pretrained` takes, on the device that Ray
+    granted.
+
+    Raises:
+        DeviceError: A GPU was granted and cannot be used.
+        WeightsError: The model cannot be loaded.
+    """
     if (model := nearest_model(name)) is not None:
         return model
+    # Imported here: they load torch, which the driver does not need.
+    from pipelines.cluster.granted import granted_device
     from resshift.upscaler import Upscaler
 
-    return Upscaler.from_pretrained(name)
+    return Upscaler.from_pretrained(name, device=granted_device())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -26,6 +26,7 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from pipelines.cluster.capacity import has_gpus, reachable
+from pipelines.cluster.granted import granted_device
 from pipelines.evaluation.figures import Image, Judge
 from pipelines.evaluation.results import METHODS, Method, Record, versions
 from resshift import images, seeds, storage
@@ -197,8 +198,9 @@ class EvaluateStage:
     def __init__(self, options: EvaluateOptions) -> None:
         torch.set_num_threads(1)  # another number sums in another order
         self.options = options
-        self.upscaler = Upscaler.from_pretrained(options.model)
-        self.other = Upscaler.from_pretrained(options.against) if options.against else None
+        device = granted_device()
+        self.upscaler = Upscaler.from_pretrained(options.model, device=device)
+        self.other = Upscaler.from_pretrained(options.against, device=device) if options.against else None
         self.judge = options.judge()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:

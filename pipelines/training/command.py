@@ -41,7 +41,7 @@ def add_arguments(
         "--gpus-per-worker",
         type=float,
         default=None,
-        help="default: 1 when the cluster has a GPU for each worker, else 0",
+        help="0 trains on CPUs; below 1, workers share a GPU (default: 1 where the cluster has GPUs, else 0)",
     )
     options.add_argument(
         "--init", metavar="WEIGHTS", help="begin with these weights: ours (.safetensors) or a released .pth"

@@ -15,11 +15,12 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from pipelines.cluster import ray_internals
 from pipelines.evaluation.evaluate import folders_of
 from pipelines.training.checkpoints import read_best, stored
+from pipelines.training.collectives import Collectives
 from pipelines.training.log import read_lines
 from pipelines.training.worker import FATAL, Assignment, train_worker
 from resshift import storage
@@ -49,18 +50,22 @@ def plan_workers(
     Args:
         least: Smallest number of workers; with fewer the run waits.
         most: Largest number of workers, to which the run grows.
-        gpus_per_worker: None takes one GPU each when the cluster has enough for the least number, else the
-            CPU.
+        gpus_per_worker: GPUs of each, in [0, 1]; None takes one each when the cluster has any, else the CPU.
         cluster: `pipelines.cluster.capacity.reachable()`.
 
     Raises:
         ConfigError: The cluster cannot hold the workers, or would have no CPU left for data.
     """
     have_gpus, have_cpus = cluster.get("GPU", 0.0), cluster.get("CPU", 0.0)
-    gpus = gpus_per_worker if gpus_per_worker is not None else (1.0 if have_gpus >= least else 0.0)
+    gpus = gpus_per_worker if gpus_per_worker is not None else float(have_gpus > 0)
+    if not 0 <= gpus <= 1:
+        raise ConfigError(
+            f"--gpus-per-worker must lie in [0, 1], because a worker computes on one GPU, got {gpus:g}"
+        )
     if gpus * least > have_gpus:
         raise ConfigError(
-            f"{least} workers with {gpus:g} GPUs each need {gpus * least:g}, the cluster has {have_gpus:g}"
+            f"{least} workers with {gpus:g} GPUs each need {gpus * least:g}, the cluster has {have_gpus:g}: "
+            "ask for fewer workers, or for CPUs with --gpus-per-worker 0"
         )
     if have_cpus < 2:
         raise ConfigError(
@@ -174,7 +179,7 @@ def run_training(
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"assignment": assignment.to_json()},
-        torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
+        torch_config=Collectives(gpus=workers.gpus),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(workers.least, workers.most) if elastic else workers.most,
             use_gpu=workers.gpus > 0,

@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipelines.cluster.granted import DeviceError, granted_device
 from pipelines.pairs.dataset import Batch, fair_share, rank_batches
 from pipelines.training import checkpoints
 from pipelines.training.build_learner import build_learner, lpips_of, run_from_dict
@@ -43,7 +44,7 @@ from resshift.training.step import Learner, TrainingDiverged, start_from
 
 logger = logging.getLogger(__name__)
 # Errors that another attempt would only repeat. Every worker ends with the same one.
-FATAL = (ConfigError, WeightsError, TrainingDiverged)
+FATAL = (ConfigError, WeightsError, TrainingDiverged, DeviceError)
 # Asking costs a few milliseconds and all workers wait for each other; a notice comes two minutes before the
 # node is lost.
 _PREEMPTION_EVERY = 5
@@ -88,11 +89,10 @@ def train_worker(settings: Mapping[str, str]) -> dict[str, Any]:
     """
     context = ray.train.get_context()
     rank, num_ranks = context.get_world_rank(), context.get_world_size()
-    device = (
-        torch.device("cuda", torch.cuda.current_device())
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
+    try:
+        device = common_device(num_ranks)
+    except DeviceError as error:
+        return fatal(error)
     if device.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
         # A mask's -100 leaves exp(-100) behind softmax: a denormal, with which a matrix product takes ten
@@ -105,8 +105,32 @@ def train_worker(settings: Mapping[str, str]) -> dict[str, Any]:
         ) as loop:
             return loop.run()
     except FATAL as error:
-        # Returned, not raised: Ray would restart the workers, which would fail in the same way.
-        return {"fatal": str(error), "kind": type(error).__name__}
+        return fatal(error)
+
+
+def fatal(error: Exception) -> dict[str, str]:
+    """Return an error of `FATAL` as the summary of a run. It is not raised: Ray would restart the workers,
+    which would fail in the same way.
+    """
+    return {"fatal": str(error), "kind": type(error).__name__}
+
+
+def common_device(num_ranks: int) -> torch.device:
+    """Return the device that Ray granted to this worker; the same error on all workers where one of them
+    cannot use its own. A collective operation.
+    """
+    device, problem = torch.device("cpu"), None
+    try:
+        device = granted_device()
+    except DeviceError as error:
+        problem = str(error)
+    problems: list[Any] = [problem]
+    if num_ranks > 1:
+        problems = [None] * num_ranks
+        dist.all_gather_object(problems, problem)
+    if told := next(filter(None, problems), None):
+        raise DeviceError(told)
+    return device
 
 
 class TrainLoop:

@@ -97,15 +97,18 @@ def dying(marker: str, step: int, rank: int = 0) -> Callable[[Mapping[str, str]]
 
 def slow(seconds: float, marker: str = "") -> Callable[[Mapping[str, str]], dict[str, Any]]:
     """Return a worker function whose steps take longer, so that something can happen between them; the first
-    leaves a file `marker`.
+    leaves a file `marker`. It computes on the CPU, also where a simulated node grants a GPU.
     """
 
     def worker(settings: Mapping[str, str]) -> dict[str, Any]:
         import time
 
+        import torch
+
         from pipelines.training import worker
         from resshift.training.step import DiffusionLearner
 
+        worker.granted_device = lambda: torch.device("cpu")
         original = DiffusionLearner.step
 
         def slow_step(self: Any, batch: Any) -> Any:
@@ -411,19 +414,18 @@ def lose_node(work: Path) -> None:
 
 
 def train_on_gpus(config: Any, data: str, out: str, worker: Any) -> None:
-    """One worker a node: nodes have one logical GPU each, which nobody uses, and gloo instead of NCCL."""
-    from ray.train.torch import TorchConfig
-
+    """One worker a node: nodes have one logical GPU each, which nobody uses (`slow`), and without CUDA
+    workers take gloo.
+    """
     from pipelines.training import trainer
 
-    original, trainer.TorchConfig = trainer.TorchConfig, lambda backend: TorchConfig(backend="gloo")  # type: ignore[assignment, misc]
     trainer.train_worker, kept = worker, trainer.train_worker
     try:
         trainer.run_training(
             config, data, out, trainer.Workers(least=1, most=2, gpus=1.0, cpus=0.5), check_resize_s=3.0
         )
     finally:
-        trainer.train_worker, trainer.TorchConfig = kept, original
+        trainer.train_worker = kept
 
 
 def preempt(work: Path) -> None:

@@ -23,7 +23,7 @@ from resshift.training.checkpoint import ResumeRefused
     [
         (1, None, {"CPU": 8.0}, Workers(gpus=0, cpus=1)),
         (4, None, {"CPU": 16.0, "GPU": 4.0}, Workers(least=4, most=4, gpus=1, cpus=1)),
-        (4, None, {"CPU": 16.0, "GPU": 2.0}, Workers(least=4, most=4, gpus=0, cpus=1)),
+        (4, 0.0, {"CPU": 16.0, "GPU": 2.0}, Workers(least=4, most=4, gpus=0, cpus=1)),
         (4, 0.5, {"CPU": 16.0, "GPU": 2.0}, Workers(least=4, most=4, gpus=0.5, cpus=1)),
         (1, None, {"CPU": 2.0}, Workers(gpus=0, cpus=0.5)),
         (2, None, {"CPU": 2.0}, Workers(least=2, most=2, gpus=0, cpus=0.25)),
@@ -46,6 +46,9 @@ def test_elastic_run_needs_its_least_workers_only() -> None:
     ("num", "gpus", "cluster", "message"),
     [
         (4, 1.0, {"CPU": 8.0, "GPU": 2.0}, "need 4, the cluster has 2"),
+        (8, None, {"CPU": 64.0, "GPU": 4.0}, "need 8, the cluster has 4.*--gpus-per-worker 0"),
+        (1, 2.0, {"CPU": 8.0, "GPU": 2.0}, r"must lie in \[0, 1\].*got 2"),
+        (1, float("nan"), {"CPU": 8.0}, r"must lie in \[0, 1\].*got nan"),
         (1, None, {"CPU": 1.0}, "at least 2 logical CPUs.*has 1"),
     ],
 )
