@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,3 +45,21 @@ def decoded(data: bytes) -> NDArray[np.uint8]:
 def enlarged(data: bytes) -> NDArray[np.uint8]:
     """Return what `nearest-x4` makes of a file."""
     return decoded(data).repeat(4, axis=0).repeat(4, axis=1)
+
+
+def tiff_of(pages: Sequence[tuple[NDArray[np.uint8], Mapping[int, int]]]) -> bytes:
+    """Return a TIFF of uncompressed (H, W, 3) pages, each with further tags, or other values of its own."""
+    data = bytearray(b"II*\0\0\0\0\0")
+    pointer = 4  # where the offset of the next directory belongs
+    for pixels, tags in pages:
+        height, width = pixels.shape[:2]
+        known = {256: width, 257: height, 258: 8, 259: 1, 262: 2, 273: len(data), 277: 3, 278: height}
+        directory = {**known, 279: pixels.size, **tags}
+        data += pixels.tobytes() + bytes(pixels.size % 2)
+        data[pointer : pointer + 4] = struct.pack("<I", len(data))
+        data += struct.pack("<H", len(directory))
+        for tag in sorted(directory):
+            data += struct.pack("<HHII", tag, 4, 1, directory[tag])
+        pointer = len(data)
+        data += bytes(4)
+    return bytes(data)

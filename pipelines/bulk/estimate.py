@@ -8,20 +8,22 @@ read whole.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from pipelines.bulk.selection import WorkItem, Worklist
+from pipelines.bulk.selection import Batch, WorkItem, Worklist
 from pipelines.bulk.stages import StageOptions
-from pipelines.ledger.ledger import Row
+from pipelines.ledger.ledger import Row, failed
 from resshift import images, seeds, storage
 from resshift.images import ImageError, ImageReason
 from resshift.storage import StorageError
 
 _FIRST_BYTES = 64 << 10
 _MAX_SHOWN = 20
+_READERS = 16
 
 
 @dataclass(slots=True)
@@ -63,7 +65,7 @@ def estimate(worklist: Worklist, options: StageOptions, num_samples: int = 200) 
     found = Estimate()
     sample: list[WorkItem] = []
     rng = seeds.philox("plan")
-    for items, refused in worklist.batches():
+    for items, refused in itertools.chain(worklist.batches(), _contested(worklist, options)):
         found.num_refused += len(refused)
         found.refused += refused[: max(0, _MAX_SHOWN - len(found.refused))]
         for item in items:
@@ -73,7 +75,7 @@ def estimate(worklist: Worklist, options: StageOptions, num_samples: int = 200) 
                 sample.append(item)
             elif (place := int(rng.integers(found.pending))) < num_samples:
                 sample[place] = item
-    with ThreadPoolExecutor(16) as pool:
+    with ThreadPoolExecutor(_READERS) as pool:
         for item, (num_pixels, reason, message) in zip(
             sample, pool.map(lambda item: _probe(item, options), sample), strict=True
         ):
@@ -84,6 +86,17 @@ def estimate(worklist: Worklist, options: StageOptions, num_samples: int = 200) 
                 found.readable += 1
                 found.sampled_pixels += num_pixels
     return found
+
+
+def _contested(worklist: Worklist, options: StageOptions) -> Iterator[Batch]:
+    """Yield what becomes of inputs that wait for a name, as far as the headers of those that have it tell."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        while items := worklist.contested():
+            for item, (_, reason, message) in zip(
+                items, pool.map(lambda item: _probe(item, options), items), strict=True
+            ):
+                row = item.row(options.outputs.identity)
+                yield worklist.settle(failed(row, reason, message) if reason else row)
 
 
 def _probe(item: WorkItem, options: StageOptions) -> tuple[int, str, str]:

@@ -147,7 +147,9 @@ async def run_job_in_loop(job: Job, worklist: Worklist, engine: Engine, progress
         progress.count(row)
         writer.add({**row, "run": run})
 
-    bulk = BulkRun(worklist.batches(), job.stages, engine, job.bulk, finished, **_capacity())
+    bulk = BulkRun(
+        worklist.batches(), job.stages, engine, job.bulk, finished, settle=worklist.settle, **_capacity()
+    )
     replica_seconds = 0.0
 
     async def watch() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -14,7 +15,9 @@ from pipelines.bulk.worker import describe_model
 from pipelines.command import UsageError, check_places
 from pipelines.ledger import ledger
 from pipelines.ledger.names import OutputFormat
+from resshift import storage
 from resshift.config import OptionError, Sampling
+from resshift.images.identify import HEAD_BYTES
 from resshift.storage import Entry
 
 
@@ -137,12 +140,13 @@ class BulkRequest:
         known = ledger.load_known(
             self.target, retry_failed=self.retry_failed, again=again, s3_options=self.settings.target
         )
-        return Worklist(inputs, known, job.outputs.output_key, job.outputs.scale)
+        look = functools.partial(storage.read_first_bytes, num_bytes=HEAD_BYTES, options=self.settings.source)
+        return Worklist(inputs, known, job.outputs.output_key, job.outputs.scale, look)
 
 
 def _lines(path: str) -> Iterator[str]:
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
             yield from file
     except OSError as error:
         raise OptionError("keys", f"{path}: {error.strerror}") from None

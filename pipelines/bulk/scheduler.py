@@ -27,7 +27,7 @@ import ray
 from ray.exceptions import NodeDiedError, ObjectLostError, RayError, RayTaskError
 
 from pipelines.bulk.engine import Engine
-from pipelines.bulk.selection import WorkItem
+from pipelines.bulk.selection import Batch, WorkItem
 from pipelines.bulk.stages import StageOptions, prepare, store
 from pipelines.bulk.worker import ReplicaOptions, Started, Upscaled
 from pipelines.ledger.ledger import Row, failed
@@ -131,13 +131,14 @@ class BulkRun:
         engine: The GPU stage, started.
         options: How the work is cut.
         finished: Function that is called once for every input with its ledger row, in the loop's thread.
+        settle: `Worklist.settle`: which inputs follow from the row of an item.
         num_cpus: CPUs of the cluster, the number of tasks that are submitted at a time.
         object_store_bytes: Size of the cluster's object store.
     """
 
     def __init__(
         self,
-        batches: Iterator[tuple[list[WorkItem], list[Row]]],
+        batches: Iterator[Batch],
         stages: StageOptions,
         engine: Engine,
         options: BulkOptions,
@@ -145,10 +146,11 @@ class BulkRun:
         *,
         num_cpus: int,
         object_store_bytes: int,
+        settle: Callable[[Row], Batch] = lambda row: ([], []),
     ) -> None:
         self.stages, self.engine, self.options = stages, engine, options
         self.replica_times: dict[int, ReplicaTime] = {}
-        self._batches, self._finished = batches, finished
+        self._batches, self._finished, self._settle = batches, finished, settle
         outputs = stages.outputs
         self._replica_options = ReplicaOptions(
             model=outputs.model, identity=outputs.identity, sampling=outputs.sampling
@@ -238,6 +240,9 @@ class BulkRun:
             self._is_listed = True
             await self._notify()
             return
+        self._take(batch)
+
+    def _take(self, batch: Batch) -> None:
         items, refused = batch
         self._num_open += len(items)
         self._queue.extend(items)
@@ -419,6 +424,7 @@ class BulkRun:
     def _finish(self, row: Row) -> None:
         self._num_open -= 1
         self._finished(row)
+        self._take(self._settle(row))
 
     def _cut_off(
         self,

@@ -1,7 +1,10 @@
 """Which objects are inputs, and which of them still need work: the filtered listing minus the ledger, never
 held in memory.
 
-    listing -> selected -> (done? name taken? unreadable?) -> WorkItem | refused row
+    listing -> selected -> (done? a picture? name taken? unreadable?) -> WorkItem | refused row
+
+A name of an output is held by a picture, and given back when no output came of it. Files whose names are not
+those of pictures are looked into: most are sidecars, videos and notes, and become rows without being fetched.
 
 Everything streams in batches: memory is a few bytes a key (`pipelines.ledger.digests`), and the first batch
 comes after the first page of the listing.
@@ -13,6 +16,7 @@ import fnmatch
 import itertools
 import posixpath
 import re
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,12 +27,21 @@ from pipelines.ledger import ledger
 from pipelines.ledger.digests import DigestSet, digests
 from pipelines.ledger.ledger import Known, Row
 from resshift import storage
+from resshift.images import ImageError, ImageReason
+from resshift.images.identify import identify
 from resshift.storage import Entry, StorageError, StorageReason, s3
 from resshift.storage.s3 import S3Options
 
 _BATCH = 256
 _REMEMBERED = 10_000
 _MAX_AHEAD = 100  # batches of refusals alone that are kept while looking for work
+_MAX_WAITING = 10_000  # inputs that wait for names; more are refused at once
+_PICTURE_EXTENSIONS = frozenset(
+    [
+        *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "tif", "tiff", "gif", "bmp"),
+        *("heic", "heif", "hif", "avif", "jxl"),
+    ]
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,30 +173,52 @@ class ListingCounts:
 
 
 @dataclass(slots=True)
+class _Claim:
+    """A name of an output, from the time its input is given out until it is finished.
+
+    Fields:
+        item: The input that has the name.
+        waiting: Inputs that would have it too, in the order of the listing.
+    """
+
+    item: WorkItem
+    waiting: deque[WorkItem] = field(default_factory=deque)
+
+
+@dataclass(slots=True)
 class Worklist:
     """Divides a listing into work and refusals.
 
-    An output name belongs to the input that has written it, else to the first one in listing order; others
-    that map to it are refused with reason name_collision, before any work on them.
+    An output name belongs to the input that has written it, else to the first one in listing order of which
+    an output can be made. Others that map to it wait while that is not known; then they are refused with
+    reason name_collision, without any work on them, or take their turn. `settle` is told what became of an
+    input.
 
     Args:
         entries: The selected entries of the listing.
         known: What the ledger says; its map of owners grows with the listing.
         output: Function from the key of an input to the key of its output.
         scale: Sides of an output over sides of its input.
+        first_bytes: Function from a URI to the first bytes of the object; None: names tell what is a picture.
     """
 
     entries: Iterable[Entry]
     known: Known
     output: Callable[[str], str]
     scale: float
+    first_bytes: Callable[[str], bytes] | None = None
     counts: ListingCounts = field(default_factory=ListingCounts)
-    _entries: Iterator[Entry] = field(init=False)
+    _divided: Iterator[Batch] = field(init=False)
     _ahead: deque[Batch] = field(default_factory=deque)
     _recent: OrderedDict[str, str] = field(default_factory=OrderedDict)
+    _claims: dict[str, _Claim] = field(default_factory=dict[str, _Claim])
+    _num_waiting: int = 0
+    _neighbours: dict[str, str] = field(default_factory=dict[str, str])
+    _unread: list[Row] = field(default_factory=list[Row])
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self._entries = iter(self.entries)
+        self._divided = self._divide_all(iter(self.entries))
 
     def batches(self) -> Iterator[Batch]:
         """Yield (items to do, rows of refused inputs) for a few hundred entries at a time, beginning with
@@ -191,20 +226,53 @@ class Worklist:
         """
         while self._ahead:
             yield self._ahead.popleft()
-        while batch := list(itertools.islice(self._entries, _BATCH)):
-            yield self._divide(batch)
+        yield from self._divided
 
     def has_work(self) -> bool:
         """Read ahead to the first input that needs work; return False when there is none. A job without work
         needs no cluster.
         """
-        while batch := list(itertools.islice(self._entries, _BATCH)):
-            items, refused = self._divide(batch)
+        for items, refused in self._divided:
             if items or refused:
                 self._ahead.append((items, refused))
             if items or len(self._ahead) > _MAX_AHEAD:
                 return True
         return False
+
+    def contested(self) -> list[WorkItem]:
+        """Return the unfinished inputs for whose names others wait."""
+        with self._lock:
+            return [claim.item for claim in self._claims.values() if claim.waiting]
+
+    def settle(self, row: Row) -> Batch:
+        """Take note of what became of an item; return what follows for inputs that waited for its name: the
+        first of them as an item where the name is free, all as refusals where it is taken.
+        """
+        output = self.output(row["key"])
+        with self._lock:
+            claim = self._claims.pop(output)
+            if row["status"] == "failed" and claim.waiting:
+                item = claim.waiting.popleft()
+                self._num_waiting -= 1
+                self._claims[output] = _Claim(item, claim.waiting)
+                self.known.owners.release(digests([output]))
+                self.known.owners.claim(digests([output]), digests([item.key]))
+                self._remember(output, item.key)
+                self.counts.pending += 1
+                return [item], []
+            if row["status"] == "failed":
+                self.known.owners.release(digests([output]))
+                return [], []
+            self._num_waiting -= len(claim.waiting)
+            self.counts.refused += len(claim.waiting)
+            return [], [self._collision(item.key, item.etag, item.size, output) for item in claim.waiting]
+
+    def _divide_all(self, entries: Iterator[Entry]) -> Iterator[Batch]:
+        while batch := list(itertools.islice(entries, _BATCH)):
+            yield self._divide(batch)
+        if self._unread:
+            self.counts.refused += len(self._unread)
+            yield [], self._unread
 
     def _divide(self, batch: Sequence[Entry]) -> Batch:
         keys = [storage.printable(entry.key) for entry in batch]
@@ -215,35 +283,89 @@ class Worklist:
         unusable = [
             unnameable.get(i) if entry.irregular is None else entry.irregular for i, entry in enumerate(batch)
         ]
-        wants = [i for i, why in enumerate(unusable) if why is None and not is_done[i]]
-        key_digests = digests(keys)
-        has_name = dict.fromkeys(range(len(batch)), True)
-        if wants:
-            granted = self.known.owners.claim(digests([outputs[i] for i in wants]), key_digests[wants])
-            has_name |= dict(zip(wants, granted.tolist(), strict=True))
+        tried = [i for i, why in enumerate(unusable) if why is None and not is_done[i]]
+        no_pictures = self._no_pictures([(i, batch[i]) for i in tried])
+        wants = [i for i in tried if i not in no_pictures]
         items: list[WorkItem] = []
-        refused: list[Row] = []
-        for i, entry in enumerate(batch):
-            self.counts.listed += 1
-            self.counts.listed_bytes += entry.size_bytes
-            if is_done[i]:
-                self.counts.done += 1
-            elif (why := unusable[i]) is not None:
-                refused.append(self._refused(entry, keys[i], _reason(why), why))
-            elif not has_name[i]:
-                first = self._recent.get(outputs[i], "another input")
-                message = (
-                    f"{first} is written to {outputs[i]} already; --name '{{dir}}/{{name}}.{{ext}}' would "
-                    "keep them apart"
-                )
-                refused.append(self._refused(entry, keys[i], "name_collision", message))
-            else:
-                items.append(WorkItem(keys[i], entry.uri, entry.etag, entry.size_bytes, outputs[i]))
-            if unusable[i] is None and has_name[i]:
-                self._remember(outputs[i], keys[i])
-        self.counts.pending += len(items)
-        self.counts.refused += len(refused)
+        refused = self._unsupported(keys, no_pictures)
+        with self._lock:
+            has_name = self._claim([keys[i] for i in wants], [outputs[i] for i in wants])
+            for i, is_granted in zip(wants, has_name, strict=True):
+                entry, output = batch[i], outputs[i]
+                item = WorkItem(keys[i], entry.uri, entry.etag, entry.size_bytes, output)
+                claim = self._claims.get(output)
+                if is_granted:
+                    items.append(item)
+                    self._claims[output] = _Claim(item)
+                    self._remember(output, item.key)
+                elif claim is not None and self._num_waiting < _MAX_WAITING:
+                    claim.waiting.append(item)
+                    self._num_waiting += 1
+                else:
+                    refused.append(self._collision(item.key, item.etag, item.size, output))
+            for i, entry in enumerate(batch):
+                self.counts.listed += 1
+                self.counts.listed_bytes += entry.size_bytes
+                if is_done[i]:
+                    self.counts.done += 1
+                    if unusable[i] is None:
+                        self._remember(outputs[i], keys[i])
+                elif (why := unusable[i]) is not None:
+                    refused.append(self._refused(entry, keys[i], _reason(why), why))
+            self.counts.pending += len(items)
+            self.counts.refused += len(refused)
         return items, refused
+
+    def _claim(self, keys: Sequence[str], outputs: Sequence[str]) -> list[bool]:
+        """Claim names; return which inputs have theirs now."""
+        if not keys:
+            return []
+        return self.known.owners.claim(digests(outputs), digests(keys)).tolist()
+
+    def _no_pictures(self, tried: Sequence[tuple[int, Entry]]) -> dict[int, Row]:
+        """Look into files that are not named as pictures; return the rows of those that are none."""
+        first_bytes = self.first_bytes
+        if first_bytes is None:
+            return {}
+
+        def look(entry: Entry) -> Row | None:
+            try:
+                identify(first_bytes(entry.uri) if entry.size_bytes else b"")
+            except ImageError as error:
+                row = self._refused(entry, storage.printable(entry.key), str(error.reason), str(error))
+                is_picture = error.reason is ImageReason.UNSUPPORTED_FORMAT
+                return row if is_picture else ledger.skipped(row, ImageReason.NOT_AN_IMAGE, str(error))
+            except StorageError:
+                return None  # whoever fetches it will say so
+            return None
+
+        unknown = [(i, entry) for i, entry in tried if not _is_named_as_picture(entry.key)]
+        if not unknown:
+            return {}
+        with ThreadPoolExecutor(min(16, len(unknown))) as pool:
+            rows = pool.map(look, [entry for _, entry in unknown])
+            return {i: row for (i, _), row in zip(unknown, rows, strict=True) if row is not None}
+
+    def _unsupported(self, keys: Sequence[str], no_pictures: dict[int, Row]) -> list[Row]:
+        """Return the rows of inputs that are no pictures and whose rows are certain. A camera raw file beside
+        a picture of the same name is skipped, and without one it failed: the picture may be in the next
+        batch, as a listing is sorted.
+        """
+        before, self._neighbours = (
+            self._neighbours,
+            {_stem(key): key for key in keys if _is_named_as_picture(key)},
+        )
+        stems = before | self._neighbours
+        rows = [row for row in no_pictures.values() if row["status"] == "skipped"]
+        unread = [row for row in no_pictures.values() if row["status"] == "failed"]
+        for row in (*self._unread, *unread):
+            if (beside := stems.get(_stem(row["key"]))) is not None:
+                message = f"{row['message']}; {beside} beside it is upscaled"
+                rows.append(ledger.skipped(row, row["reason"], message))
+        certain = {row["key"] for row in rows}
+        rows += [row for row in self._unread if row["key"] not in certain]
+        self._unread = [row for row in unread if row["key"] not in certain]
+        return rows
 
     def _names(self, keys: Sequence[str]) -> tuple[list[str], dict[int, str]]:
         """Return the output of every key, and why some have none: an object may be called "../x", an output
@@ -259,6 +381,13 @@ class Worklist:
                 unnameable[i] = f"{StorageReason.INVALID}: the name {error}"
         return outputs, unnameable
 
+    def _collision(self, key: str, etag: str, size: int, output: str) -> Row:
+        first = self._recent.get(output, "another input")
+        message = (
+            f"{first} is written to {output} already; --name '{{dir}}/{{name}}.{{ext}}' would keep them apart"
+        )
+        return ledger.failed(ledger.row(key, etag, "failed", size=size), "name_collision", message)
+
     @staticmethod
     def _refused(entry: Entry, key: str, reason: str, message: str) -> Row:
         row = ledger.row(key, entry.etag, "failed", size=entry.size_bytes)
@@ -269,6 +398,16 @@ class Worklist:
         self._recent[output] = key
         if len(self._recent) > _REMEMBERED:
             self._recent.popitem(last=False)
+
+
+def _is_named_as_picture(key: str) -> bool:
+    name = posixpath.basename(key)
+    # "._photo.jpg" is what macOS leaves beside photo.jpg on foreign file systems.
+    return not name.startswith("._") and posixpath.splitext(name)[1][1:].lower() in _PICTURE_EXTENSIONS
+
+
+def _stem(key: str) -> str:
+    return posixpath.splitext(key)[0]
 
 
 def _reason(why: str) -> str:

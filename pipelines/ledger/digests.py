@@ -70,6 +70,9 @@ class DigestSet:
         return found
 
 
+_NOBODY = np.uint32(0)  # owner of a name that was given back
+
+
 class OwnerMap:
     """Which key owns an output name, 12 bytes a name: 64 bits of the name, 32 of the key."""
 
@@ -93,13 +96,16 @@ class OwnerMap:
         Returns:
             (n,) whether the key has the name now.
         """
-        names, owners = outputs[:, 0], keys[:, 0].astype(np.uint32)
+        names, owners = outputs[:, 0], _owners(keys)
         granted = np.ones(len(names), dtype=bool)
         is_new = np.ones(len(names), dtype=bool)
         for level_names, level_owners in self._levels:
             place = np.minimum(np.searchsorted(level_names, names), len(level_names) - 1)
             known = level_names[place] == names
             is_new &= ~known
+            for i in np.flatnonzero(known & (level_owners[place] == _NOBODY)):
+                if level_owners[place[i]] == _NOBODY:  # the first of the batch takes what was given back
+                    level_owners[place[i]] = owners[i]
             granted &= ~known | (level_owners[place] == owners)
         # Within the batch the first one wins.
         unique, first, inverse = np.unique(names, return_index=True, return_inverse=True)
@@ -109,12 +115,24 @@ class OwnerMap:
             self._append(unique[fresh], owners[first[fresh]])
         return granted
 
+    def release(self, output: Keys) -> None:
+        """Take a name, the digest of which is (1, 2), from its owner; the next claim gets it."""
+        for names, owners in self._levels:
+            place = min(int(np.searchsorted(names, output[0, 0])), len(names) - 1)
+            if names[place] == output[0, 0]:
+                owners[place] = _NOBODY
+
     def _append(self, names: NDArray[np.uint64], owners: NDArray[np.uint32]) -> None:
         while self._levels and len(self._levels[-1][0]) < 2 * len(names):
             more_names, more_owners = self._levels.pop()
             names, owners = np.concatenate([more_names, names]), np.concatenate([more_owners, owners])
         order = np.argsort(names, kind="stable")
         self._levels.append((names[order], owners[order]))
+
+
+def _owners(keys: Keys) -> NDArray[np.uint32]:
+    """Return 32 bits of each digest, none of which is `_NOBODY`."""
+    return np.maximum(keys[:, 0].astype(np.uint32), np.uint32(1))
 
 
 @dataclass(frozen=True, slots=True)

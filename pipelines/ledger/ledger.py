@@ -126,6 +126,11 @@ def failed(row: Row, reason: str, message: str) -> Row:
     return {**row, "status": "failed", "reason": reason, "message": message}
 
 
+def skipped(row: Row, reason: str, message: str) -> Row:
+    """Return the row of an input that needs no output."""
+    return {**row, "status": "skipped", "reason": reason, "message": message}
+
+
 def _parts_root(root: str) -> str:
     return storage.join(root, f"{DIRECTORY}/ledger")
 

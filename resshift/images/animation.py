@@ -22,7 +22,8 @@ from PIL import Image
 
 from resshift.images.decoding import decode, from_pil
 from resshift.images.encoding import encode, fit_format, to_pil
-from resshift.images.header import identify, probe, read_header, refusals
+from resshift.images.header import probe, read_header, refusals
+from resshift.images.identify import identify, pages
 from resshift.images.types import Format, ImageError, ImageLimits, ImageReason, Picture
 
 _PAGE_MS = 1000  # pages of a document have no duration: in an animation each is shown for a second
@@ -99,7 +100,7 @@ def decode_frames(data: bytes, limits: ImageLimits | None = None, choice: FrameC
     durations: list[int] = []
     name = identify(data)
     with refusals(f"{name} frames"):
-        for i_frame in range(num_frames):
+        for i_frame in pages(data) if name == "TIFF" else range(num_frames):
             image.seek(i_frame)
             image.load()
             limits.check_size(*image.size)

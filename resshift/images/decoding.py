@@ -20,8 +20,9 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 
 from resshift.images.exif import descriptive_exif, read_orientation, upright
-from resshift.images.header import count_frames, identify, read_header, refusals, sample_bits
+from resshift.images.header import count_frames, read_header, refusals, sample_bits
 from resshift.images.icc import to_srgb
+from resshift.images.identify import identify, pages
 from resshift.images.png import essential_png
 from resshift.images.samples import swap_red_blue
 from resshift.images.types import Array, ImageError, ImageLimits, ImageReason, Picture
@@ -47,6 +48,10 @@ def decode(data: bytes, limits: ImageLimits | None = None) -> Picture:
         limits.check_size(*image.size)  # a frame of a GIF may be larger than its header says
         num_frames, is_exact = count_frames(data)
         notes = (f"first of {'' if is_exact else 'at least '}{num_frames} frames",) if num_frames > 1 else ()
+        if name == "JPEG" and (num_more := int(getattr(image, "n_frames", 1)) - 1):
+            notes += (
+                f"further pictures in the file left out (gain map, preview or second view): {num_more}",
+            )
         if orientation != 1:
             notes += (f"orientation {orientation} applied",)
         picture = _from_loaded(image, _sixteen_bit_colour(image, data))
@@ -109,8 +114,10 @@ def _sixteen_bit_colour(image: Image.Image, data: bytes) -> Array | None:
         or sample_bits(image, data) != 16
     ):
         return None
-    clean = essential_png(data) if image.format == "PNG" else data
-    decoded = cv2.imdecode(np.frombuffer(clean, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    clean = np.frombuffer(essential_png(data) if image.format == "PNG" else data, dtype=np.uint8)
+    page = pages(data)[0] if image.format == "TIFF" else 0
+    _, read = cv2.imdecodemulti(clean, cv2.IMREAD_UNCHANGED, range=(page, page + 1))
+    decoded = read[0] if read else None
     if (
         decoded is None
         or decoded.dtype != np.uint16

@@ -1,8 +1,7 @@
-"""Identify an encoded picture and read its header, without decoding a pixel.
+"""Read the header of an encoded picture, without decoding a pixel.
 
-The format of a file is decided by its first bytes, never by its name. The allow-list is JPEG, PNG, WebP,
-TIFF, GIF and BMP: Pillow's other plugins never see a user's bytes. Only `refusals` turns exceptions of a
-decoder into an `ImageError`.
+Pillow's plugins for other formats than those of `identify.FORMATS` never see a user's bytes. Only `refusals`
+turns exceptions of a decoder into an `ImageError`.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from resshift.images.identify import MAX_PAGES, identify, pages
 from resshift.images.types import ImageError, ImageHeader, ImageLimits, ImageReason
 
 _FACTORIES: dict[str, Callable[[io.BytesIO], Image.Image]] = {
@@ -35,23 +35,7 @@ _FACTORIES: dict[str, Callable[[io.BytesIO], Image.Image]] = {
     "GIF": lambda fp: GifImagePlugin.GifImageFile(fp, ""),
     "BMP": lambda fp: BmpImagePlugin.BmpImageFile(fp, ""),
 }
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_FOREIGN_MAGIC = {
-    b"\0\0\x01\0": "ICO",
-    b"8BPS": "PSD",
-    b"qoif": "QOI",
-    b"%PDF": "PDF",
-    b"P4": "PPM",
-    b"P5": "PPM",
-    b"P6": "PPM",
-    b"v/1\x01": "EXR",
-    b"\xff\x0a": "JPEG XL",
-    b"\0\0\0\x0cJXL ": "JPEG XL",
-    b"\xff\x4f\xff\x51": "JPEG 2000",
-    b"\0\0\0\x0cjP  ": "JPEG 2000",
-}
-_MAX_COUNTED_PAGES = 1000  # Pillow takes quadratic time to walk along the pages of a TIFF
-_MAX_COUNTED_BYTES = 8 << 20  # and up to 0.2 s per megabyte to walk along the frames of a GIF
+_MAX_COUNTED_BYTES = 8 << 20  # Pillow takes up to 0.2 s per megabyte to walk along the frames of a GIF
 
 # All exceptions that Pillow 13 and OpenCV 5 were seen to raise on hostile bytes, or can raise according to
 # their code.
@@ -99,33 +83,6 @@ def _reason(error: BaseException, text: str) -> ImageReason:
     return ImageReason.CORRUPT
 
 
-def identify(data: bytes) -> str:
-    """Return the format of encoded bytes by their first bytes."""
-    if not data:
-        raise ImageError(ImageReason.EMPTY, "the file has 0 bytes")
-    head = data[:16]
-    if head.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WEBP"
-    if head.startswith(_TIFF_MAGIC):
-        return "TIFF"
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
-    if head.startswith(b"BM"):
-        return "BMP"
-    allowed = ", ".join(_FACTORIES)
-    name = next(
-        (name for magic, name in _FOREIGN_MAGIC.items() if head.startswith(magic)),
-        "AVIF or HEIF" if head[4:8] == b"ftyp" else None,
-    )
-    if name is not None:
-        raise ImageError(ImageReason.UNSUPPORTED_FORMAT, f"the file is {name}, allowed are {allowed}")
-    raise ImageError(ImageReason.NOT_AN_IMAGE, f"the file starts with {head!r}, which is none of {allowed}")
-
-
 def read_header(data: bytes, limits: ImageLimits) -> Image.Image:
     """Read the header only, and check the sizes against the limits."""
     if len(data) > limits.max_bytes:
@@ -137,6 +94,8 @@ def read_header(data: bytes, limits: ImageLimits) -> Image.Image:
         # The plugin is called directly: Image.open applies the process-wide MAX_IMAGE_PIXELS, whereas these
         # limits are an argument.
         image = _FACTORIES[name](io.BytesIO(data))
+        if name == "TIFF" and (page := pages(data)[0]):
+            image.seek(page)
     limits.check_size(*image.size)
     return image
 
@@ -146,26 +105,18 @@ def count_frames(data: bytes) -> tuple[int, bool]:
     take long to count.
     """
     name = identify(data)
+    if name == "JPEG":
+        return 1, True  # what follows a photo in its file is a gain map, a preview or a second view
+    if name == "TIFF":
+        num_pages = len(pages(data))
+        return num_pages, num_pages < MAX_PAGES
     try:
         image: Any = _FACTORIES[name](io.BytesIO(data))  # opened again, as counting moves along the file
         if name == "GIF" and len(data) > _MAX_COUNTED_BYTES:
             return (2, False) if image.is_animated else (1, True)
-        if name == "TIFF":
-            num_pages = next(
-                (i for i in range(1, _MAX_COUNTED_PAGES) if not _has_page(image, i)), _MAX_COUNTED_PAGES
-            )
-            return num_pages, num_pages < _MAX_COUNTED_PAGES
         return int(getattr(image, "n_frames", 1)), True
     except _DECODER_ERRORS:
         return 1, True  # a damaged later frame is no reason to refuse the first
-
-
-def _has_page(image: Image.Image, i_page: int) -> bool:
-    try:
-        image.seek(i_page)
-    except EOFError:
-        return False
-    return True
 
 
 def sample_bits(image: Image.Image, data: bytes) -> int:

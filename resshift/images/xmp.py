@@ -15,6 +15,9 @@ from PIL import Image
 
 _MAX_BYTES = 1 << 20
 _THUMBNAILS = re.compile(rb"<(xmp|xap):Thumbnails\b.*?</\1:Thumbnails>", re.DOTALL)
+# Parts of the file behind the photo, which are not in the new one: gain maps and the videos of motion photos.
+_FOLLOWING = re.compile(rb"<(Container:Directory|GContainer:Directory)\b.*?</\1\s*>", re.DOTALL)
+_OF_FOLLOWING = rb"(?:hdrgm:\w+|G?Camera:(?:MotionPhoto|MicroVideo)\w*)"
 _WIDTHS, _HEIGHTS = (
     (b"tiff:ImageWidth", b"exif:PixelXDimension"),
     (b"tiff:ImageLength", b"exif:PixelYDimension"),
@@ -34,7 +37,8 @@ def descriptive_xmp(image: Image.Image) -> tuple[bytes | None, tuple[str, ...]]:
     if problem:
         return None, (f"XMP dropped, {problem}",)
     packet = _THUMBNAILS.sub(b"", packet.rstrip(b"\0"))
-    packet = _without(packet, b"xmpNote:HasExtendedXMP")
+    packet = _FOLLOWING.sub(b"", packet)
+    packet = _without(packet, rb"(?:xmpNote:HasExtendedXMP|" + _OF_FOLLOWING + b")")
     return _with_value(packet, b"tiff:Orientation", 1), ()
 
 
@@ -67,7 +71,7 @@ def _with_value(packet: bytes, name: bytes, value: int) -> bytes:
     )
 
 
-def _without(packet: bytes, name: bytes) -> bytes:
-    """Remove a simple property."""
-    packet = re.sub(rb"\s\b" + name + rb"\s*=\s*(\"[^\"<]*\"|'[^'<]*')", b"", packet)
-    return re.sub(rb"<" + name + rb"\s*>[^<]*</" + name + rb"\s*>", b"", packet)
+def _without(packet: bytes, names: bytes) -> bytes:
+    """Remove simple properties, whose names are given as a pattern."""
+    packet = re.sub(rb"\s\b" + names + rb"\s*=\s*(\"[^\"<]*\"|'[^'<]*')", b"", packet)
+    return re.sub(rb"<(" + names + rb")\s*>[^<]*</\1\s*>", b"", packet)

@@ -44,6 +44,14 @@ def test_the_estimate_reads_headers_and_tells_hours_and_cost(tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
+def test_the_estimate_gives_a_name_to_what_is_a_picture(tmp_path: Path) -> None:
+    for name, data in {"a.gif": b"cut", "a.jpg": encoded(0), "a.png": encoded(1)}.items():
+        (tmp_path / name).write_bytes(data)
+    found = estimate(worklist(tmp_path), StageOptions(outputs=JOB, target="/out"))
+    assert [(row["key"], row["reason"]) for row in found.refused] == [("a.png", "name_collision")]
+    assert (found.pending, found.readable, [key for key, *_ in found.unreadable]) == (2, 1, ["a.gif"])
+
+
 def test_a_sample_stands_for_the_rest(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     data = encoded(0, 100, 200)

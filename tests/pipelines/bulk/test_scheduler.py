@@ -26,10 +26,10 @@ from pipelines.bulk import scheduler
 from pipelines.bulk.actors import ActorEngine
 from pipelines.bulk.engine import EngineOptions
 from pipelines.bulk.scheduler import Budget, BulkOptions, BulkRun, ReplicaTime, busy_share
-from pipelines.bulk.selection import WorkItem
+from pipelines.bulk.selection import Batch, WorkItem
 from pipelines.bulk.stages import StageOptions, UpscaleOptions
 from pipelines.bulk.worker import Started, Upscaled
-from pipelines.ledger.ledger import Row
+from pipelines.ledger.ledger import Row, failed
 
 Fault = Callable[[str], BaseException | None]
 JOB = UpscaleOptions(model="nearest-x4", identity="nearest-x4", scale=4)
@@ -113,9 +113,13 @@ class Stages:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Row]]:
-    """Return a function that runs a job over one-letter keys, `run(stages, "abc")`, and returns its rows."""
+    """Return a function that runs a job over one-letter keys, `run(stages, "abc")`, and returns its rows.
+    `more` are the keys that follow from rows.
+    """
 
-    def run(stages: Stages, keys: str, options: BulkOptions | None = None) -> dict[str, Row]:
+    def run(
+        stages: Stages, keys: str, options: BulkOptions | None = None, more: str = "", **settle: Any
+    ) -> dict[str, Row]:
         for name, call in (("_prepare", stages.prepare), ("_store", stages.store)):
             task = SimpleNamespace(remote=call)
             task.options = lambda task=task, **_: task
@@ -133,12 +137,13 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[s
                 rows.append,
                 num_cpus=2,
                 object_store_bytes=1_000_000,
+                **settle,
             )
             await asyncio.wait_for(bulk.run(), 20)
             assert bulk.budget.used == 0
 
         asyncio.run(play())
-        assert sorted(row["key"] for row in rows) == sorted(keys)
+        assert sorted(row["key"] for row in rows) == sorted(keys + more)
         return {row["key"]: row for row in rows}
 
     return run
@@ -316,3 +321,24 @@ def test_a_run_works_with_what_the_cluster_has_become(
 def test_busy_share_is_model_time_over_wall_clock() -> None:
     assert busy_share([ReplicaTime(0.0, 10.0, 9.0), ReplicaTime(5.0, 10.0, 4.5)]) == pytest.approx(0.9)
     assert busy_share([]) is None
+
+
+class Refusing(Stages):
+    """Writes no output of "b"."""
+
+    def store(self, rows: Sequence[Row], options: StageOptions, *results: Ref) -> Ref:
+        stored = super().store(rows, options, *results).value
+        return Ref([failed(row, "corrupt", "") if row["key"] == "b" else row for row in stored])
+
+
+def test_inputs_that_follow_from_a_row_are_done_in_the_same_run(run: Callable[..., dict[str, Row]]) -> None:
+    """ "z" waits for the name of "b", and "C" for that of "c"."""
+
+    def settle(row: Row) -> Batch:
+        after_b = [WorkItem("z", "/z", "e", 300, "b_x4")] if row["key"] == "b" else []
+        after_c = [failed({**row, "key": "C"}, "name_collision", "")] if row["key"] == "c" else []
+        return after_b, after_c
+
+    rows = run(Refusing(no_fault), "abc", settle=settle, more="zC")
+    expected = {"a": "ok", "b": "failed", "z": "ok", "c": "ok", "C": "failed"}
+    assert {key: row["status"] for key, row in rows.items()} == expected

@@ -6,18 +6,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipelines.bulk.selection import Selection, Worklist, listed_keys
+from pipelines.bulk.selection import Selection, WorkItem, Worklist, listed_keys
 from pipelines.bulk.stages import UpscaleOptions
 from pipelines.ledger import names
 from pipelines.ledger.digests import DigestSet, OwnerMap, digests
-from pipelines.ledger.ledger import Known
+from pipelines.ledger.ledger import Known, Row, failed
+from resshift import storage
 from resshift.storage import Entry
+from tests.pictures import encoded, noise, tiff_of
 
 OPTIONS = UpscaleOptions(model="nearest-x4", identity="0123", scale=4)
 
@@ -35,12 +38,43 @@ def known(done: dict[str, str] | None = None, outputs: dict[str, str] | None = N
 
 
 def divided(
-    entries: list[Entry], what: Known | None = None
+    entries: list[Entry], what: Known | None = None, failing: Collection[str] = ()
 ) -> tuple[list[str], dict[str, tuple[str, str]], Worklist]:
-    worklist = Worklist(entries, what or known(), OPTIONS.output_key, OPTIONS.scale)
-    items, refused = zip(*worklist.batches(), strict=True)
-    rows = {row["key"]: (row["reason"], row["message"]) for batch in refused for row in batch}
-    return [item.key for batch in items for item in batch], rows, worklist
+    """Return the keys to do in their order, (reason, message) of the rest, and the worklist. Files are looked
+    into where they exist; the outputs of `failing` cannot be made.
+    """
+    worklist = Worklist(entries, what or known(), OPTIONS.output_key, OPTIONS.scale, first_bytes)
+    items, rows = work_of(worklist, failing)
+    return (
+        [item.key for item in items],
+        {row["key"]: (row["reason"], row["message"]) for row in rows},
+        worklist,
+    )
+
+
+def work_of(worklist: Worklist, failing: Collection[str] = ()) -> tuple[list[WorkItem], list[Row]]:
+    done: list[WorkItem] = []
+    rows: list[Row] = []
+    batches = list(worklist.batches())
+    while batches:
+        items, refused = batches.pop(0)
+        done += items
+        rows += refused
+        for item in items:
+            row = item.row("nearest-x4")
+            batches.append(worklist.settle(failed(row, "corrupt", "") if item.key in failing else row))
+    return done, rows
+
+
+def first_bytes(uri: str) -> bytes:
+    return storage.read_first_bytes(uri, 1 << 16)
+
+
+def folder_of(root: Path, files: Mapping[str, bytes]) -> list[Entry]:
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return list(storage.list_entries(str(root)))
 
 
 @pytest.mark.parametrize(
@@ -97,6 +131,7 @@ def test_work_is_the_listing_minus_the_ledger() -> None:
     assert (worklist.counts.listed, worklist.counts.done, worklist.counts.refused) == (5, 1, 2)
     assert refused["c.jpg"][0] == "name_collision"
     assert "c.png is written to c_x4.png" in refused["c.jpg"][1]
+    assert worklist.contested() == []
     assert refused["pipe"] == ("irregular", "FIFO")
 
 
@@ -117,6 +152,97 @@ def test_a_thousand_names_collide_once_each_across_batches() -> None:
     pending, refused, _ = divided(entries)
     assert pending == [f"{i}.jpg" for i in range(1000)]
     assert list(refused) == [f"{i}.png" for i in range(1000)]
+
+
+AAE, BOX = b'<?xml version="1.0"?><plist/>', b"\0\0\0\x14ftypqt  \0\0\0\0qt  "
+RAW = tiff_of([(noise(0, 8, 12), {254: 1, 330: 0, 50706: 1})])
+
+
+def test_a_file_that_is_no_picture_owns_no_name(tmp_path: Path) -> None:
+    files = {
+        **{"DCIM/IMG_1.AAE": AAE, "DCIM/IMG_1.HEIC": b"photo", "DCIM/IMG_1.MOV": BOX},
+        **{"set/cap.json": b"{}", "set/cap.png": b"photo", "set/cap.txt": b"a cat", "set/cap.cls": b"5"},
+        **{"mac/._p.jpg": b"\0\5\x16\7" + bytes(80), "mac/.DS_Store": b"\0\0\0\1Bud1", "mac/p.jpg": b"photo"},
+        **{
+            "android/.nomedia": b"",
+            "android/v.3gp": BOX.replace(b"qt  ", b"3gp4"),
+            "android/v.jpg": b"photo",
+        },
+        **{
+            "notes/BMW service.txt": b"BMW service book",
+            "notes/P5.md": b"P5 is a page",
+            "notes/x.pdf": b"%PDF",
+        },
+    }
+    worklist = Worklist(folder_of(tmp_path, files), known(), OPTIONS.output_key, 4, first_bytes)
+    items, rows = work_of(worklist)
+    assert {item.key for item in items} == {key for key, data in files.items() if data == b"photo"}
+    assert {row["key"] for row in rows} == {key for key, data in files.items() if data != b"photo"}
+    assert {(row["status"], row["reason"], row["output"]) for row in rows} == {
+        ("skipped", "not_an_image", "")
+    }
+
+
+def test_a_picture_is_one_whatever_its_name(tmp_path: Path) -> None:
+    files = {
+        "noext": encoded(0),
+        "upload.dat": encoded(1, format="JPEG"),
+        "photo.2019": encoded(2, format="GIF"),
+    }
+    assert sorted(divided(folder_of(tmp_path, files))[0]) == sorted(files)
+
+
+def test_a_name_is_given_back_by_an_input_that_cannot_be_made() -> None:
+    entries = [entry(f"a.{extension}") for extension in ("gif", "heic", "jpg", "png", "webp")]
+    pending, refused, worklist = divided(entries, failing=("a.gif", "a.heic"))
+    assert pending == ["a.gif", "a.heic", "a.jpg"]
+    assert list(refused) == ["a.png", "a.webp"]
+    assert refused["a.png"][1].startswith("a.jpg is written to a_x4.png already")
+    assert (worklist.counts.listed, worklist.counts.pending, worklist.counts.refused) == (5, 3, 2)
+
+
+def test_a_name_that_was_given_back_is_free_for_later_inputs() -> None:
+    late = iter([entry("a.jpg"), *(entry(f"{i}.png") for i in range(300)), entry("a.png")])
+    worklist = Worklist(late, known(), OPTIONS.output_key, 4)
+    batches = worklist.batches()
+    (first, *_), _ = next(batches)
+    worklist.settle(failed(first.row("nearest-x4"), "corrupt", ""))
+    assert next(batches)[0][-1].key == "a.png"
+
+
+def test_owner_maps_give_names_back() -> None:
+    owners = OwnerMap()
+    names, keys = digests(["x", "y", "x"]), digests(["a", "b", "c"])
+    assert owners.claim(names, keys).tolist() == [True, True, False]
+    owners.release(names[:1])
+    assert owners.claim(digests(["x", "x", "y"]), digests(["c", "a", "c"])).tolist() == [True, False, False]
+
+
+def test_camera_raw_beside_its_picture_is_skipped_and_alone_it_failed(tmp_path: Path) -> None:
+    files = {
+        "a.DNG": RAW,
+        "a.JPG": b"photo",
+        "b.heic": b"photo",
+        "b.nef": RAW,
+        "c.dng": RAW,
+        "d.tif": b"photo",
+    }
+    listing = folder_of(tmp_path, files)
+    worklist = Worklist(listing, known(), OPTIONS.output_key, 4, first_bytes)
+    items, rows = work_of(worklist)
+    assert [item.key for item in items] == ["a.JPG", "b.heic", "d.tif"]
+    told = {row["key"]: (row["status"], row["reason"]) for row in rows}
+    assert told == {
+        "a.DNG": ("skipped", "unsupported_format"),
+        "b.nef": ("skipped", "unsupported_format"),
+        "c.dng": ("failed", "unsupported_format"),
+    }
+    assert "the file is camera raw" in rows[-1]["message"]
+    # The picture may be the first of the next 256 entries, or there may be none.
+    many = [entry(f"0/{i:03d}.png") for i in range(255)]
+    for rest, expected in ((listing[:2], ["skipped"]), (listing[4:5], ["failed"])):
+        worklist = Worklist([*many, *rest], known(), OPTIONS.output_key, 4, first_bytes)
+        assert [row["status"] for row in work_of(worklist)[1]] == expected
 
 
 def test_globs_and_sizes_select() -> None:

@@ -1,0 +1,149 @@
+"""Which format a file has, by its first bytes and never by its name.
+
+The allow-list is `FORMATS`. What is refused is told apart: `unsupported_format` is a picture of another kind,
+camera raw among them, and `not_an_image` is anything else (a video, a document, a sidecar of an editor).
+
+A TIFF is opened far enough to see what its directories hold. Camera raw files are TIFFs (or look like them)
+whose first directory is a small preview, and so are scans with the thumbnail first: the picture must not be
+taken from there.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+
+from resshift.images.types import ImageError, ImageReason
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")
+MAX_PAGES = 1000  # directories of a TIFF that are looked at
+HEAD_BYTES = 64 << 10  # enough of a file for `identify`
+_MAX_ENTRIES = 4096
+_FOREIGN = {
+    b"\0\0\x01\0": "ICO",
+    b"8BPS": "PSD",
+    b"qoif": "QOI",
+    b"v/1\x01": "EXR",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    **dict.fromkeys(
+        (b"FUJIFILMCCD-RAW", b"IIU\0", b"IIRO", b"IIRS", b"MMOR", b"FOVb", b"\0MRM"), "camera raw"
+    ),
+}
+_PNM = re.compile(rb"P[1-6]\s+[#\d]|P7\nWIDTH|P[Ff]\s+\d")
+_BMP_HEADER_BYTES = (12, 16, 40, 52, 56, 64, 108, 124)
+_HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
+_AVIF_BRANDS = frozenset((b"avif", b"avis"))
+# TIFF 6.0, and DNG 1.7 section 4.
+_NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _PHOTOMETRIC, _SUB_IFDS, _DNG_VERSION = 254, 255, 262, 330, 50706
+_COLOUR_FILTER_ARRAY, _LINEAR_RAW = 32803, 34892
+
+
+def identify(data: bytes) -> str:
+    """Return the format of encoded bytes, one of `FORMATS`.
+
+    Args:
+        data: Content of the file, or its first `HEAD_BYTES` bytes.
+
+    Raises:
+        ImageError: empty, not_an_image, or unsupported_format; the message says what the file is.
+    """
+    if not data:
+        raise ImageError(ImageReason.EMPTY, "the file has 0 bytes")
+    name = _name(data)
+    if name is None:
+        raise ImageError(
+            ImageReason.NOT_AN_IMAGE,
+            f"the file starts with {data[:16]!r}, which is none of {', '.join(FORMATS)}",
+        )
+    if name not in FORMATS:
+        raise ImageError(
+            ImageReason.UNSUPPORTED_FORMAT, f"the file is {name}, allowed are {', '.join(FORMATS)}"
+        )
+    return name
+
+
+def _name(data: bytes) -> str | None:
+    """Return the name of a kind of picture, None for anything else."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADER_BYTES:
+        return "BMP"
+    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return "camera raw" if _is_raw(data) else "TIFF"
+    if data[4:8] == b"ftyp":
+        brands = _brands(data)
+        for name, known in (("AVIF", _AVIF_BRANDS), ("HEIF", _HEIF_BRANDS), ("camera raw", {b"crx "})):
+            if brands & known:
+                return name
+        return None  # a video
+    if _PNM.match(data):
+        return "PPM"
+    return next((name for magic, name in _FOREIGN.items() if data.startswith(magic)), None)
+
+
+def _brands(data: bytes) -> set[bytes]:
+    """Return the brands of an ISO media file (ISO/IEC 14496-12, section 4.3)."""
+    end = min(int.from_bytes(data[:4]), len(data), 1024)
+    return {data[8:12], *(data[at : at + 4] for at in range(16, end - 3, 4))}
+
+
+def _is_raw(data: bytes) -> bool:
+    if data[8:11] == b"CR\x02":  # Canon's mark behind the header of a TIFF
+        return True
+    first = next(tiff_directories(data), {})
+    return (
+        _DNG_VERSION in first
+        or first.get(_PHOTOMETRIC) in (_COLOUR_FILTER_ARRAY, _LINEAR_RAW)
+        or (_is_reduced(first) and _SUB_IFDS in first)
+    )
+
+
+def pages(data: bytes) -> range:
+    """Return the numbers of the pages of a TIFF. Thumbnails and masks in front of the first picture are none;
+    if all pages claim to be such, all count.
+    """
+    directories = list(tiff_directories(data))
+    first = next((i for i, tags in enumerate(directories) if not _is_reduced(tags)), 0)
+    return range(first, max(1, len(directories)))
+
+
+def _is_reduced(tags: dict[int, int]) -> bool:
+    return bool(tags.get(_NEW_SUBFILE_TYPE, 0) & 0b101) or tags.get(_SUBFILE_TYPE) == 2
+
+
+def tiff_directories(data: bytes) -> Iterator[dict[int, int]]:
+    """Yield the tags of one directory after the other, at most `MAX_PAGES`, each with its first value where
+    that is an integer beside it. It ends where the bytes end.
+    """
+    order = "<" if data[:2] == b"II" else ">"
+    is_big = data[2:4] in (b"+\0", b"\0+")
+    count, entry, pointer = (
+        order + text for text in (("Q", "HHQ8s", "Q") if is_big else ("H", "HHI4s", "I"))
+    )
+    integers = {1: order + "B", 3: order + "H", 4: order + "I", 16: order + "Q"}
+    seen: set[int] = set()
+    try:
+        (at,) = struct.unpack_from(pointer, data, 8 if is_big else 4)
+        while at and at not in seen and len(seen) < MAX_PAGES:
+            seen.add(at)
+            (num_entries,) = struct.unpack_from(count, data, at)
+            at += struct.calcsize(count)
+            tags: dict[int, int] = {}
+            for _ in range(min(num_entries, _MAX_ENTRIES)):
+                tag, kind, _, value = struct.unpack_from(entry, data, at)
+                tags[tag] = struct.unpack_from(integers[kind], value)[0] if kind in integers else 0
+                at += struct.calcsize(entry)
+            yield tags
+            (at,) = struct.unpack_from(pointer, data, at)
+    except struct.error:
+        return

@@ -1,0 +1,136 @@
+"""What a file is: pictures that are read, pictures of other kinds, and everything else."""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.bulk.nearest import Nearest
+from resshift import images
+from resshift.images import ImageError, ImageReason
+from resshift.images.animation import decode_frames
+from resshift.images.identify import MAX_PAGES, identify, pages
+from tests.pictures import encoded, noise, tiff_of
+
+SMALL, LARGE, OTHER = noise(0, 6, 8), noise(1, 24, 32), noise(2, 10, 10)
+
+
+def media(*brands: bytes) -> bytes:
+    return struct.pack(">I", 16 + 4 * len(brands)) + b"ftyp" + brands[0] + bytes(4) + b"".join(brands)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        tiff_of([(SMALL, {254: 1, 330: 0})]),  # NEF, ARW, SRW: a preview, and the rest in a sub-directory
+        tiff_of([(SMALL, {50706: 0x0401})]),  # DNG
+        tiff_of([(SMALL, {254: 1, 50706: 0x0401}), (LARGE, {})]),
+        tiff_of([(SMALL, {262: 32803})]),
+        b"II*\0\x10\0\0\0CR\x02\0" + bytes(50),
+        b"FUJIFILMCCD-RAW 0201" + bytes(50),
+        b"IIU\0\x08\0\0\0" + bytes(50),
+        b"IIRO\x08\0\0\0" + bytes(50),
+        media(b"crx ", b"isom"),
+    ],
+)
+def test_camera_raw_is_not_taken_for_its_preview(data: bytes) -> None:
+    with pytest.raises(ImageError, match="the file is camera raw, allowed are JPEG") as caught:
+        images.decode(data)
+    assert caught.value.reason is ImageReason.UNSUPPORTED_FORMAT
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(media(brand, b"isom") for brand in (b"qt  ", b"mp42", b"3gp4", b"M4A ")),
+        b"\0\0\0\x08wide\0\0\x10\0mdat",  # QuickTime before it had brands
+        *(b"BM of the week", b"BMW service book", b"P5 is a page", b"%PDF-1.7", b"<svg/>", b"\0\5\x16\7"),
+        b"\xef\xbb\xbftext",
+    ],
+)
+def test_what_is_no_picture_is_called_so(data: bytes) -> None:
+    with pytest.raises(ImageError) as caught:
+        identify(data + bytes(40))
+    assert caught.value.reason is ImageReason.NOT_AN_IMAGE
+
+
+@pytest.mark.parametrize("data", [b"P5\n3 3\n255\n", b"8BPS\0\1", b"\0\0\1\0\1\0", b"\0\0\0\x0cjP  \r\n"])
+def test_other_pictures_are_of_an_unsupported_format(data: bytes) -> None:
+    with pytest.raises(ImageError) as caught:
+        identify(data + bytes(40))
+    assert caught.value.reason is ImageReason.UNSUPPORTED_FORMAT
+
+
+@pytest.mark.parametrize("flag", [{254: 1}, {254: 4}, {255: 2}, {254: 5}])
+def test_a_thumbnail_before_the_picture_is_not_the_picture(flag: dict[int, int]) -> None:
+    data = tiff_of([(SMALL, flag), (LARGE, {})])
+    assert (images.probe(data).width, images.probe(data).num_frames) == (32, 1)
+    np.testing.assert_array_equal(images.decode(data).pixels, LARGE)
+    assert len(decode_frames(data, None, "all").pictures) == 1
+
+
+def test_pages_behind_the_picture_are_pages() -> None:
+    for flag in ({}, {254: 1}):
+        data = tiff_of([(LARGE, {}), (SMALL, flag)])
+        assert [one.pixels.shape for one in decode_frames(data, None, "all").pictures] == [
+            LARGE.shape,
+            SMALL.shape,
+        ]
+        assert images.decode(data).notes == ("first of 2 frames",)
+    alone = tiff_of([(SMALL, {254: 1}), (OTHER, {254: 1})])  # somebody's flag is wrong
+    np.testing.assert_array_equal(images.decode(alone).pixels, SMALL)
+
+
+def test_a_deep_picture_behind_a_thumbnail_keeps_its_bits() -> None:
+    deep = np.random.default_rng(0).integers(0, 65536, (12, 10, 3), np.uint16)
+    wide = deep.astype("<u2").view(np.uint8).reshape(12, 10, 6)
+    data = tiff_of([(SMALL, {254: 1}), (wide, {256: 10, 258: 16})])
+    np.testing.assert_array_equal(images.decode(data).pixels, deep)
+
+
+def test_directories_without_an_end_are_left_at_the_limit() -> None:
+    data = bytearray(tiff_of([(SMALL, {}), (SMALL, {})]))
+    (first,) = struct.unpack_from("<I", data, 4)
+    data[-4:] = struct.pack("<I", first)  # the last one points to the first
+    assert pages(bytes(data)) == range(2)
+    assert pages(tiff_of([(OTHER[:1, :1], {})] * 1200)) == range(MAX_PAGES)
+    assert pages(b"II*\0\xff\xff\xff\xff") == range(1)
+
+
+def photo_with(second: np.ndarray) -> bytes:
+    """Return a JPEG with a second picture in the way of phones and stereo cameras."""
+    out = io.BytesIO()
+    Image.fromarray(LARGE).save(
+        out, "MPO", save_all=True, append_images=[Image.fromarray(second)], quality=100, subsampling=0
+    )
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("second", [noise(3, 12, 16)[..., 0], noise(4, 24, 32), noise(5, 3, 4)])
+@pytest.mark.parametrize("choice", ["first", "all", "fail"])
+def test_a_gain_map_is_no_second_frame(second: np.ndarray, choice: str) -> None:
+    frames = decode_frames(photo_with(second), None, choice)  # pyright: ignore[reportArgumentType]
+    assert (len(frames.pictures), frames.durations_ms) == (1, ())
+    assert frames.pictures[0].notes == (
+        "further pictures in the file left out (gain map, preview or second view): 1",
+    )
+    assert np.abs(frames.pictures[0].pixels.astype(int) - LARGE).mean() < 3
+    assert images.probe(photo_with(second)).num_frames == 1
+
+
+def test_the_packet_of_a_photo_does_not_promise_its_gain_map_or_video() -> None:
+    packet = (
+        b'<x:xmpmeta><rdf:RDF><rdf:Description hdrgm:Version="1.0" GCamera:MotionPhoto="1" dc:title="Sea" '
+        b"GCamera:MicroVideoOffset='99'><Container:Directory><rdf:Seq><rdf:li>GainMap</rdf:li></rdf:Seq>"
+        b"</Container:Directory><Camera:MotionPhoto>1</Camera:MotionPhoto></rdf:Description></rdf:RDF></x:xmpmeta>"
+    )
+    picture = images.decode(encoded(0, format="JPEG", xmp=packet))
+    expected = b'<x:xmpmeta><rdf:RDF><rdf:Description dc:title="Sea"></rdf:Description></rdf:RDF></x:xmpmeta>'
+    assert picture.xmp == expected
+    grown = Nearest().upscale(replace(picture, xmp=picture.xmp))
+    assert images.decode(images.encode(grown, "jpeg")).xmp == expected
