@@ -93,7 +93,9 @@ def prepare(options: argparse.Namespace) -> Exit:
         f"ok {counts['ok']}, skipped {counts['skipped']}, failed {counts['failed']}, shards reused "
         f"{num_reused}"
     )
-    return Exit.FINISHED_WITH_FAILED_ITEMS if counts["failed"] else Exit.COMPLETE
+    if not counts["ok"]:
+        print(f"nothing usable came out: {options.target} cannot be trained on")
+    return Exit.COMPLETE if counts["ok"] and not counts["failed"] else Exit.FINISHED_WITH_FAILED_ITEMS
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -158,7 +158,7 @@ class PictureService:
         except OptionError as error:
             raise option_problem(error) from None
         header = await self.decoding.header(data)
-        self._check_output(header, options.outscale or model.facts.scale)
+        self._check_output(header, options.outscale or model.facts.scale, format)
         if charge is not None:
             charge(header.width * header.height)
         seconds: dict[str, float] = {}
@@ -201,8 +201,12 @@ class PictureService:
         finally:
             readiness.end(is_good)
 
-    def _check_output(self, header: ImageHeader, factor: float) -> None:
+    def _check_output(self, header: ImageHeader, factor: float, format: Format) -> None:
         width, height = scaled(header.width, factor), scaled(header.height, factor)
+        try:
+            images.check_sizes([(width, height)], format)
+        except ImageError as error:
+            raise picture_problem(error.reason, str(error)) from None
         if width * height > self.limits.output_megapixels * 1e6:
             message = (
                 f"the result would be {width}x{height}, at most {self.limits.output_megapixels:g} megapixels "
@@ -226,16 +230,24 @@ def encode_result(picture: Picture, format: Format, options: PictureOptions) -> 
     """Return the encoded result, and the picture as the format holds it.
 
     Raises:
-        Problem: the result does not fit into the format.
+        Problem: the result does not fit into the format, or its encoder fails.
     """
+    try:
+        return _encode_result(picture, format, options)
+    except ImageError as error:
+        raise picture_problem(error.reason, str(error)) from None
+    except Exception as error:
+        # The boundary of the stage: whatever an encoder raises is due to this picture.
+        message = f"the result cannot be written as {format}: {type(error).__name__}: {error}"
+        raise picture_problem("encode_error", message) from error
+
+
+def _encode_result(picture: Picture, format: Format, options: PictureOptions) -> tuple[bytes, Picture]:
     if options.metadata == "keep":
         picture = images.in_own_profile(picture)
     else:
-        # A 16-bit picture's samples mean nothing without its profile; 8-bit ones are sRGB here.
-        is_deep = picture.pixels.dtype.itemsize > 1
-        picture = replace(picture, exif=None, xmp=None, source_icc=None, icc=picture.icc if is_deep else None)
-    try:
-        fitted = fit_frames(Frames((picture,)), format)
-        return encode_frames(fitted, format, options.quality), fitted.pictures[0]
-    except ImageError as error:
-        raise picture_problem(error.reason, str(error)) from None
+        # Samples outside sRGB mean nothing without their profile.
+        icc = None if images.is_srgb(picture) else picture.icc
+        picture = replace(picture, exif=None, xmp=None, source_icc=None, icc=icc)
+    fitted = fit_frames(Frames((picture,)), format)
+    return encode_frames(fitted, format, options.quality), fitted.pictures[0]

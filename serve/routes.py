@@ -278,6 +278,7 @@ async def result(request: Request, asking: Asking, id: str) -> Response:
     return Response(data, headers={"Content-Type": content_type})
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="Does the gateway run?")
 async def healthz() -> dict[str, str]:
     """Answer that the process runs and its event loop turns."""
@@ -285,6 +286,7 @@ async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz", summary="Can pictures be upscaled?", responses={503: {"description": "not at the moment"}}
 )
@@ -308,6 +310,7 @@ async def readyz(request: Request) -> Response:
     return JSONResponse(body, 200 if body["ready"] else 503, {} if body["ready"] else {"Retry-After": "2"})
 
 
+@router.head("/metrics", include_in_schema=False)
 @router.get("/metrics", summary="Figures for Prometheus", response_class=Response)
 async def metrics(request: Request) -> Response:
     """Return the figures of this gateway."""

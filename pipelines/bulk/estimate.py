@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from pipelines.bulk.selection import Batch, WorkItem, Worklist
-from pipelines.bulk.stages import StageOptions
+from pipelines.bulk.stages import StageOptions, check_frames
 from pipelines.ledger.ledger import Row, failed
 from resshift import images, seeds, storage
 from resshift.images import ImageError, ImageReason
@@ -115,13 +115,13 @@ def _probe(item: WorkItem, options: StageOptions) -> tuple[int, str, str]:
             ):
                 raise
             header = images.probe(storage.read_bytes(item.uri, limits.max_bytes, options.source_s3), limits)
+        num_frames = header.num_frames if options.outputs.frames == "all" else 1
+        scale = options.outputs.scale
+        size = (images.scaled(header.width, scale), images.scaled(header.height, scale))
+        check_frames([size] * min(num_frames, 2), item.key, options.outputs)
     except (ImageError, StorageError) as error:
         return 0, str(error.reason), str(error)
-    return (
-        header.width * header.height * (header.num_frames if options.outputs.frames == "all" else 1),
-        "",
-        "",
-    )
+    return header.width * header.height * num_frames, "", ""
 
 
 def describe(

@@ -141,7 +141,14 @@ class BulkRequest:
             self.target, retry_failed=self.retry_failed, again=again, s3_options=self.settings.target
         )
         look = functools.partial(storage.read_first_bytes, num_bytes=HEAD_BYTES, options=self.settings.source)
-        return Worklist(inputs, known, job.outputs.output_key, job.outputs.scale, look)
+
+        def output(key: str) -> str:
+            name = job.outputs.output_key(key)
+            if (problem := storage.name_problem(self.target, name)) is not None:
+                raise ValueError(problem)
+            return name
+
+        return Worklist(inputs, known, output, job.outputs.scale, look)
 
 
 def _lines(path: str) -> Iterator[str]:

@@ -32,6 +32,7 @@ from pipelines.bulk.stages import StageOptions, prepare, store
 from pipelines.bulk.worker import ReplicaOptions, Started, Upscaled
 from pipelines.ledger.ledger import Row, failed
 from resshift.images.animation import Frames
+from resshift.storage import StorageError
 
 _HAND_ON_S = 5.0  # results of a unit are stored that often, and at its end
 # Attempts at one item, whatever cut them off: on a cluster that keeps losing work it must not be retried
@@ -185,7 +186,7 @@ class BulkRun:
 
         Raises:
             EngineError: No replica can be started.
-            StorageError: The listing failed.
+            StorageError: The listing failed, or the destination cannot be written.
         """
         ticking = asyncio.get_running_loop().create_task(self._tick())
         try:
@@ -437,11 +438,12 @@ class BulkRun:
         """Put unfinished items back into the queue, and charge a death to the one that was alone.
 
         Raises:
+            StorageError: The destination cannot be written.
             RayTaskError: The cause is no death but an error in this code; retrying cannot help.
         """
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(error, RayTaskError) and not isinstance(cause, RayError):
-            raise error
+            raise cause if isinstance(cause, StorageError) else error
         is_alone = len(items) == 1 if alone is None else alone
         # A lost node takes objects and CPU tasks with it, which says nothing about a picture. Nor does a
         # machine that was taken back. A replica that ends with its node is charged: a picture may bring a

@@ -28,7 +28,7 @@ from pipelines.ledger.digests import DigestSet, digests
 from pipelines.ledger.ledger import Known, Row
 from resshift import storage
 from resshift.images import ImageError, ImageReason
-from resshift.images.identify import identify
+from resshift.images.identify import identify, is_named_as_picture
 from resshift.storage import Entry, StorageError, StorageReason, s3
 from resshift.storage.s3 import S3Options
 
@@ -36,12 +36,6 @@ _BATCH = 256
 _REMEMBERED = 10_000
 _MAX_AHEAD = 100  # batches of refusals alone that are kept while looking for work
 _MAX_WAITING = 10_000  # inputs that wait for names; more are refused at once
-_PICTURE_EXTENSIONS = frozenset(
-    [
-        *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "tif", "tiff", "gif", "bmp"),
-        *("heic", "heif", "hif", "avif", "jxl"),
-    ]
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -339,7 +333,7 @@ class Worklist:
                 return None  # whoever fetches it will say so
             return None
 
-        unknown = [(i, entry) for i, entry in tried if not _is_named_as_picture(entry.key)]
+        unknown = [(i, entry) for i, entry in tried if not is_named_as_picture(entry.key)]
         if not unknown:
             return {}
         with ThreadPoolExecutor(min(16, len(unknown))) as pool:
@@ -353,7 +347,7 @@ class Worklist:
         """
         before, self._neighbours = (
             self._neighbours,
-            {_stem(key): key for key in keys if _is_named_as_picture(key)},
+            {_stem(key): key for key in keys if is_named_as_picture(key)},
         )
         stems = before | self._neighbours
         rows = [row for row in no_pictures.values() if row["status"] == "skipped"]
@@ -398,12 +392,6 @@ class Worklist:
         self._recent[output] = key
         if len(self._recent) > _REMEMBERED:
             self._recent.popitem(last=False)
-
-
-def _is_named_as_picture(key: str) -> bool:
-    name = posixpath.basename(key)
-    # "._photo.jpg" is what macOS leaves beside photo.jpg on foreign file systems.
-    return not name.startswith("._") and posixpath.splitext(name)[1][1:].lower() in _PICTURE_EXTENSIONS
 
 
 def _stem(key: str) -> str:

@@ -12,20 +12,21 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
+import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from pipelines.bulk.selection import WorkItem
-from pipelines.ledger.ledger import Row, failed
+from pipelines.ledger.ledger import DIRECTORY, Row, failed
 from pipelines.ledger.names import CONTENT_TYPES, OutputFormat, output_format, output_key
 from resshift import images, storage
 from resshift.config import Sampling
 from resshift.images import ImageError, ImageLimits
 from resshift.images.animation import FrameChoice, Frames, encode_frames, fit_frames
 from resshift.images.sandbox import Decoder, DecoderDied, DecoderLimits, DecoderTimeout
-from resshift.storage import StorageError, s3
+from resshift.storage import StorageError, StorageReason, s3
 from resshift.storage.s3 import S3Options
 
 IfExists = Literal["skip", "verify", "overwrite"]
@@ -180,6 +181,10 @@ def _decode(item: WorkItem, row: Row, data: bytes, options: StageOptions) -> tup
                 return failed(row, "killed_worker", f"{error}, twice"), Frames(())
     else:
         raise AssertionError("unreachable")
+    try:
+        check_frames(frames.sizes(options.outputs.scale), item.key, options.outputs)
+    except ImageError as error:
+        return failed(row, str(error.reason), str(error)), Frames(())
     first = frames.pictures[0]
     # Sizes are those after the EXIF orientation; seconds do not count waiting between stages.
     row = {**row, "width_in": first.width, "height_in": first.height, "frames": len(frames.pictures)}
@@ -193,8 +198,21 @@ def _decode(item: WorkItem, row: Row, data: bytes, options: StageOptions) -> tup
     return {**row, "seconds": (row["seconds"] or 0.0) + time.monotonic() - started}, frames
 
 
+def check_frames(sizes: Sequence[tuple[int, int]], key: str, outputs: UpscaleOptions) -> None:
+    """Refuse frames, given by (width, height) of their results, that the format of the output cannot hold.
+
+    Raises:
+        ImageError: See `images.check_sizes`.
+    """
+    images.check_sizes(sizes, output_format(key, outputs.format)[0])
+
+
 def store(rows: Sequence[Row], results: Sequence[Frames], options: StageOptions) -> list[Row]:
-    """Encode and write results; return the finished rows."""
+    """Encode and write results; return the finished rows.
+
+    Raises:
+        StorageError: The destination is full or cannot be written, which is no fault of a picture.
+    """
     with ThreadPoolExecutor(min(_THREADS, len(rows))) as pool:
         return list(pool.map(lambda row, frames: _store(row, frames, options), rows, results))
 
@@ -205,10 +223,17 @@ def _store(row: Row, frames: Frames, options: StageOptions) -> Row:
         format, _ = output_format(row["key"], options.outputs.format)
         fitted = fit_frames(frames.map(images.in_own_profile), format)
         data = encode_frames(fitted, format, options.outputs.quality)
+    except ImageError as error:
+        return failed(row, str(error.reason), str(error))
+    except Exception:
+        # The boundary of the stage, as for the model: what an encoder raises is the row of its picture.
+        return failed(row, "encode_error", traceback.format_exc(limit=-4))
+    try:
         storage.write_bytes(
             storage.join(options.target, row["output"]), data, options.target_s3, CONTENT_TYPES[format]
         )
-    except (ImageError, StorageError) as error:
+    except StorageError as error:
+        _check_target(error, options)
         return failed(row, str(error.reason), str(error))
     first = fitted.pictures[0]
     return {
@@ -220,3 +245,15 @@ def _store(row: Row, frames: Frames, options: StageOptions) -> Row:
         "notes": "; ".join(first.notes),
         "seconds": (row["seconds"] or 0.0) + time.monotonic() - started,
     }
+
+
+def _check_target(error: StorageError, options: StageOptions) -> None:
+    """Tell a name that cannot be written from a destination that cannot.
+
+    Raises:
+        StorageError: The destination is full, or nothing can be written there.
+    """
+    if error.reason is StorageReason.FULL:
+        raise error
+    if error.reason in (StorageReason.DENIED, StorageReason.UNAVAILABLE, StorageReason.MISSING):
+        storage.write_bytes(storage.join(options.target, f"{DIRECTORY}/writable"), b"", options.target_s3)

@@ -10,6 +10,7 @@ them being lost on the way.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import posixpath
 import re
@@ -32,11 +33,13 @@ from pipelines.evaluation.results import METHODS, Method, Record, versions
 from resshift import images, seeds, storage
 from resshift.config import Sampling
 from resshift.degradation import imresize
-from resshift.images import ImageError, Picture
+from resshift.images import ImageError, ImageReason, Picture
+from resshift.images.identify import HEAD_BYTES, identify, is_named_as_picture
 from resshift.models import ModelFiles
-from resshift.storage import StorageError
+from resshift.storage import Entry, StorageError
 from resshift.upscaler import Upscaler
 
+_logger = logging.getLogger(__name__)
 _MOST_REPLICAS_ON_CPUS = 8  # each holds the models and torch: 1 GB
 
 
@@ -169,11 +172,22 @@ def pair_up(lq_root: str, gt_root: str | None) -> list[Pair]:
 def _by_stem(root: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for entry in storage.list_entries(root):
+        if not is_named_as_picture(entry.key) and not _is_picture(entry):
+            _logger.info("left out of %s, as it is no picture: %s", root, storage.printable(entry.key))
+            continue
         stem = posixpath.splitext(storage.printable(entry.key))[0]
         if stem in found:
             raise ValueError(f"{found[stem]} and {entry.uri} have the same name without extension")
         found[stem] = entry.uri
     return found
+
+
+def _is_picture(entry: Entry) -> bool:
+    try:
+        identify(storage.read_first_bytes(entry.uri, HEAD_BYTES))
+    except ImageError as error:
+        return error.reason is ImageReason.UNSUPPORTED_FORMAT
+    return True
 
 
 def bicubic_resized(rgb: Image, scale: float) -> Image:

@@ -27,6 +27,7 @@ import numpy as np
 from pipelines.evaluation.figures import FIGURES
 from pipelines.evaluation.page import Card, Histogram, comparison_page
 from pipelines.evaluation.protocols import Protocol, reproduced
+from pipelines.spreadsheet import cell
 from resshift import seeds, storage
 
 Method = Literal["bicubic", "against", "ours"]
@@ -356,7 +357,7 @@ def to_csv(records: Sequence[Record]) -> str:
         flat = {
             f"{name}_{method}": value for method in METHODS for name, value in record.get(method, {}).items()
         }
-        writer.writerow(dict(record) | flat)
+        writer.writerow({name: cell(value) for name, value in (dict(record) | flat).items()})
     return out.getvalue()
 
 

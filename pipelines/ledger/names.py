@@ -18,6 +18,8 @@ CONTENT_TYPES: dict[Format, str] = {
     "tiff": "image/tiff",
 }
 _EXTENSIONS: dict[Format, str] = {"png": "png", "jpeg": "jpg", "webp": "webp", "tiff": "tif"}
+# Parts of keys of a bucket that no directory can be called: other names keep their outputs apart.
+_PARTS = {"": "(empty)", ".": "(dot)", "..": "(dot-dot)"}
 _KEPT: dict[str, Format] = {
     "png": "png",
     "jpg": "jpeg",
@@ -46,8 +48,8 @@ def output_key(key: str, template: str, format: OutputFormat, scale: float) -> s
 
     Args:
         key: Key of the input, relative to SRC.
-        template: Name with {dir}, {name} (the last part of the key), {stem} (the same without extension),
-            {ext} and {scale} in it.
+        template: Name with {dir} (the key up to its last part), {name} (the last part of the key), {stem}
+            (the same without extension), {ext} and {scale} in it.
         format: Format of the output.
         scale: Sides of the output over sides of the input.
 
@@ -55,10 +57,10 @@ def output_key(key: str, template: str, format: OutputFormat, scale: float) -> s
         ValueError: The template uses an unknown field, or leads out of DST or into the job's own records. The
             message begins with the template.
     """
-    directory, name = posixpath.split(key)
+    *directories, name = key.split("/")
     stem = posixpath.splitext(name)[0] or name
     fields = {
-        "dir": directory or ".",
+        "dir": "/".join(_PARTS.get(part, part) for part in directories) or ".",
         "name": name,
         "stem": stem,
         "ext": output_format(key, format)[1],

@@ -25,6 +25,7 @@ import pyarrow.compute
 from pipelines.ledger import ledger
 from pipelines.ledger.ledger import DIRECTORY
 from pipelines.pages import render
+from pipelines.spreadsheet import cell
 from resshift import storage
 from resshift.storage import StorageError, StorageReason, s3
 from resshift.storage.s3 import S3Options
@@ -281,7 +282,7 @@ def to_csv(others: pa.Table) -> bytes:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(others.column_names)
         for batch in others.to_batches(max_chunksize=_ROWS_AT_ONCE):
-            writer.writerows(row.values() for row in batch.to_pylist())
+            writer.writerows(map(cell, row.values()) for row in batch.to_pylist())
         return data.getvalue()
 
 

@@ -10,7 +10,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from pipelines.command import Exit, connect_to_ray, min_max, quiet_ray_data
+from pipelines.command import Exit, UsageError, connect_to_ray, min_max, quiet_ray_data
 
 if TYPE_CHECKING:
     from pipelines.training.trainer import Summary
@@ -68,6 +68,11 @@ def train_from(options: argparse.Namespace, config: AnyRunConfig) -> Exit:
 
     least, most = min_max("--workers", options.workers)
     shards = read_manifest(options.data)
+    if not sum(shard.num_ok for shard in shards):
+        raise UsageError(
+            f"{options.data} holds no usable picture: {options.data.rstrip('/')}/status.parquet says why, "
+            "and what jobs/prepare.py printed"
+        )
     _say(
         f"{sum(s.num_ok for s in shards)} pictures in {len(shards)} shards, {config.train.steps} steps of "
         f"{config.train.batch_size}"

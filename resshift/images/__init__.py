@@ -6,7 +6,7 @@ writes one; `to_tensor` and `from_tensor` convert pixels to tensors and back. An
 """
 
 from resshift.images.decoding import decode, from_pil
-from resshift.images.encoding import encode, fit_format, in_own_profile, to_pil
+from resshift.images.encoding import check_sizes, encode, fit_format, in_own_profile, is_srgb, to_pil
 from resshift.images.header import probe
 from resshift.images.samples import from_array, from_tensor, rgb_u8, swap_red_blue, to_array, to_tensor
 from resshift.images.types import (
@@ -28,6 +28,7 @@ __all__ = [
     "ImageLimits",
     "ImageReason",
     "Picture",
+    "check_sizes",
     "decode",
     "encode",
     "fit_format",
@@ -35,6 +36,7 @@ __all__ = [
     "from_pil",
     "from_tensor",
     "in_own_profile",
+    "is_srgb",
     "probe",
     "rgb_u8",
     "scaled",

@@ -21,10 +21,10 @@ from typing import Any, Literal
 from PIL import Image
 
 from resshift.images.decoding import decode, from_pil
-from resshift.images.encoding import encode, fit_format, to_pil
+from resshift.images.encoding import check_sizes, encode, fit_format, to_pil
 from resshift.images.header import probe, read_header, refusals
 from resshift.images.identify import identify, pages
-from resshift.images.types import Format, ImageError, ImageLimits, ImageReason, Picture
+from resshift.images.types import Format, ImageError, ImageLimits, ImageReason, Picture, scaled
 
 _PAGE_MS = 1000  # pages of a document have no duration: in an animation each is shown for a second
 FrameChoice = Literal["first", "all", "fail"]
@@ -47,6 +47,10 @@ class Frames:
     def map(self, change: Callable[[Picture], Picture]) -> Frames:
         """Return the frames with `change` applied to every picture."""
         return replace(self, pictures=tuple(change(picture) for picture in self.pictures))
+
+    def sizes(self, factor: float = 1) -> list[tuple[int, int]]:
+        """Return (width, height) of every frame after scaling."""
+        return [(scaled(one.width, factor), scaled(one.height, factor)) for one in self.pictures]
 
     @property
     def num_pixels(self) -> int:
@@ -115,15 +119,9 @@ def fit_frames(frames: Frames, format: Format) -> Frames:
     """Return the frames as `format` can hold them, with notes on the first frame; see `images.fit_format`.
 
     Raises:
-        ImageError: Animated, if there are several frames and the format holds one; too_large, if a side is
-            too long.
+        ImageError: See `images.check_sizes`.
     """
-    if len(frames.pictures) > 1 and format == "jpeg":
-        raise ImageError(
-            ImageReason.ANIMATED,
-            f"{len(frames.pictures)} frames do not fit into a jpeg; choose png, webp or tiff, or "
-            "frames=first",
-        )
+    check_sizes(frames.sizes(), format)
     return frames.map(lambda picture: fit_format(picture, format))
 
 

@@ -21,7 +21,7 @@ from PIL import Image, TiffImagePlugin
 
 from resshift.images.exif import descriptive_exif, read_orientation, upright
 from resshift.images.header import count_frames, read_header, refusals, sample_bits
-from resshift.images.icc import to_srgb
+from resshift.images.icc import to_working
 from resshift.images.identify import identify, pages
 from resshift.images.png import essential_png
 from resshift.images.samples import swap_red_blue
@@ -219,13 +219,13 @@ def _eight_bit(image: Image.Image, icc: bytes | None) -> Picture:
         raise ImageError(ImageReason.UNSUPPORTED_MODE, f"pixel mode {image.mode!r}, allowed are {allowed}")
     alpha = np.array(image.getchannel("A")) if has_alpha else None
     image = image.convert(image.mode[:-1]) if has_alpha else image
-    space, profile = image.mode, icc
-    image, icc, colour_notes = to_srgb(image, profile)
-    source = (
-        profile
-        if profile and icc is None and space != "CMYK" and colour_notes[0].startswith("converted from")
-        else None
-    )
-    pixels = np.array(image)
+    working = to_working(image, icc)
+    pixels = np.array(working.image)
     pixels = pixels if pixels.ndim == 3 else pixels[..., None]
-    return Picture(pixels=pixels, alpha=alpha, icc=icc, source_icc=source, notes=notes + colour_notes)
+    return Picture(
+        pixels=pixels,
+        alpha=alpha,
+        icc=working.icc,
+        source_icc=working.source_icc,
+        notes=notes + working.notes,
+    )

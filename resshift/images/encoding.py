@@ -7,6 +7,7 @@ The same picture gives the same bytes. Properties that a format cannot hold are 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import get_args
 
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from resshift.images.exif import resize_exif
-from resshift.images.icc import from_srgb
+from resshift.images.icc import from_working, means_srgb
 from resshift.images.png import encode_png
 from resshift.images.samples import to_eight_bit
 from resshift.images.tiff import encode_tiff
@@ -61,12 +62,7 @@ def fit_format(picture: Picture, format: Format) -> Picture:
     """
     if format not in get_args(Format):
         raise ValueError(f"format must be one of {', '.join(get_args(Format))}, got {format!r}")
-    allowed_px = _MAX_SIDE_PX.get(format)
-    if allowed_px is not None and max(picture.width, picture.height) > allowed_px:
-        size = f"{picture.width}x{picture.height}"
-        raise ImageError(
-            ImageReason.TOO_LARGE, f"the picture is {size}, {format} holds at most {allowed_px} px a side"
-        )
+    check_sizes([(picture.width, picture.height)], format)
     if format in ("jpeg", "webp"):
         picture = _reduced(picture, f"16 bit reduced to 8 for {format}")
     if (
@@ -99,15 +95,51 @@ def fit_format(picture: Picture, format: Format) -> Picture:
     return picture
 
 
+def check_sizes(sizes: Sequence[tuple[int, int]], format: Format) -> None:
+    """Refuse frames that a format cannot hold: this is known before they are made.
+
+    Args:
+        sizes: (width, height) of every frame.
+        format: File format.
+
+    Raises:
+        ImageError: too_large, if a side is too long; animated, if the format holds one frame, or frames of
+            one size.
+    """
+    allowed_px = _MAX_SIDE_PX.get(format)
+    for width, height in sizes:
+        if allowed_px is not None and max(width, height) > allowed_px:
+            raise ImageError(
+                ImageReason.TOO_LARGE,
+                f"the picture is {width}x{height}, {format} holds at most {allowed_px} px a side",
+            )
+    if len(sizes) > 1 and format == "jpeg":
+        raise ImageError(
+            ImageReason.ANIMATED,
+            f"{len(sizes)} frames do not fit into a jpeg; choose png, webp or tiff, or frames=first",
+        )
+    if len(set(sizes)) > 1 and format != "tiff":
+        told = ", ".join(f"{width}x{height}" for width, height in dict.fromkeys(sizes[:20]))
+        raise ImageError(
+            ImageReason.ANIMATED,
+            f"frames of unlike sizes ({told}) do not fit into a {format}; choose tiff, or frames=first",
+        )
+
+
 def in_own_profile(picture: Picture) -> Picture:
-    """Convert a picture that was converted to sRGB for the network back to the profile of its file, and embed
-    the profile; return any other picture as it is.
+    """Convert a picture that was converted for the network back to the profile of its file, and embed the
+    profile; return any other picture as it is.
     """
     if picture.source_icc is None or picture.pixels.dtype != np.uint8:
         return picture
-    pixels = from_srgb(picture.pixels, picture.source_icc)
+    pixels = from_working(picture.pixels, picture.icc, picture.source_icc)
     notes = tuple(f"{note} and back" if note.startswith("converted from") else note for note in picture.notes)
     return replace(picture, pixels=pixels, icc=picture.source_icc, source_icc=None, notes=notes)
+
+
+def is_srgb(picture: Picture) -> bool:
+    """Return whether the picture needs no profile."""
+    return means_srgb(picture.icc, "L" if picture.pixels.shape[2] == 1 else "RGB")
 
 
 def to_pil(picture: Picture) -> Image.Image:

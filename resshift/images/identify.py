@@ -19,6 +19,12 @@ from resshift.images.types import ImageError, ImageReason
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")
 MAX_PAGES = 1000  # directories of a TIFF that are looked at
 HEAD_BYTES = 64 << 10  # enough of a file for `identify`
+_EXTENSIONS = frozenset(
+    [
+        *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "tif", "tiff", "gif", "bmp"),
+        *("heic", "heif", "hif", "avif", "jxl"),
+    ]
+)
 _MAX_ENTRIES = 4096
 _FOREIGN = {
     b"\0\0\x01\0": "ICO",
@@ -40,6 +46,13 @@ _AVIF_BRANDS = frozenset((b"avif", b"avis"))
 # TIFF 6.0, and DNG 1.7 section 4.
 _NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _PHOTOMETRIC, _SUB_IFDS, _DNG_VERSION = 254, 255, 262, 330, 50706
 _COLOUR_FILTER_ARRAY, _LINEAR_RAW = 32803, 34892
+
+
+def is_named_as_picture(name: str) -> bool:
+    """Return whether a name promises a picture; content alone tells whether a file is one."""
+    name = name.rpartition("/")[2]
+    # "._photo.jpg" is what macOS leaves beside photo.jpg on foreign file systems.
+    return not name.startswith("._") and name.rpartition(".")[2].lower() in _EXTENSIONS
 
 
 def identify(data: bytes) -> str:

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from resshift.images.icc import to_srgb
 from resshift.images.types import Array, Picture, check_pixels
 
 if TYPE_CHECKING:
@@ -30,8 +31,9 @@ def to_eight_bit(samples: Array) -> NDArray[np.uint8]:
 
 
 def rgb_u8(picture: Picture) -> NDArray[np.uint8]:
-    """Return the pixels as (H, W, 3) uint8: 16 bit rounded, grey repeated, alpha dropped."""
+    """Return the pixels as (H, W, 3) uint8 in sRGB: 16 bit rounded, grey repeated, alpha dropped."""
     pixels = picture.pixels if picture.pixels.dtype == np.uint8 else to_eight_bit(picture.pixels)
+    pixels = to_srgb(pixels, picture.icc)
     return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
 
 

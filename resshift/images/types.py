@@ -110,9 +110,9 @@ class Picture:
     Fields:
         pixels: (H, W, 1) grey or (H, W, 3) RGB, uint8 or uint16.
         alpha: (H, W) of the same dtype, not premultiplied, or None.
-        icc: Profile to embed; None means sRGB.
-        source_icc: RGB or grey profile of the file from which the 8-bit pixels were converted to sRGB;
-            `images.in_own_profile` converts them back. None if they were not converted.
+        icc: Profile of the pixels, to embed; None means sRGB.
+        source_icc: RGB or grey profile of the file, from which 8-bit pixels were converted for the network;
+            `images.in_own_profile` converts them back. None if they were not converted, or cannot be.
         exif: Block of descriptive tags that starts with `Exif\\0\\0`, with the orientation applied; or None.
         xmp: XMP packet, with the orientation applied; or None.
         format: Format of the file, JPEG, PNG, WEBP, TIFF, GIF or BMP; empty for other sources.

@@ -55,6 +55,20 @@ def find_entry(root: str, key: str, options: S3Options = s3.DEFAULT) -> Entry:
     return s3.find_entry(uri, key, options) if is_s3(uri) else local.find_entry(uri, key)
 
 
+def name_problem(root: str, key: str) -> str | None:
+    """Return why nothing can be written below a root under a key because of its length; None if it can."""
+    if is_s3(root):
+        part, most_bytes = join(root, key).split("/", 3)[-1], 1024
+    else:
+        part, most_bytes = max(key.split("/"), key=lambda one: len(os.fsencode(one))), 255
+    num_bytes = len(os.fsencode(part))
+    return (
+        f"{part!r} has {num_bytes} bytes, at most {most_bytes} are allowed"
+        if num_bytes > most_bytes
+        else None
+    )
+
+
 def read_bytes(uri: str, max_bytes: int | None = None, options: S3Options = s3.DEFAULT) -> bytes:
     """Read a whole file or object. A file that is not regular is refused without being opened.
 

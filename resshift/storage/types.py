@@ -21,7 +21,17 @@ class StorageReason(StrEnum):
     IRREGULAR = "irregular"
     TOO_LARGE = "too_large"
     INVALID = "invalid"
+    FULL = "full"
     UNAVAILABLE = "unavailable"
+
+
+_REASONS = {
+    errno.ENAMETOOLONG: StorageReason.INVALID,
+    errno.ELOOP: StorageReason.INVALID,
+    errno.ENOSPC: StorageReason.FULL,
+    errno.EDQUOT: StorageReason.FULL,
+    errno.EROFS: StorageReason.DENIED,
+}
 
 
 class StorageError(OSError):
@@ -104,10 +114,8 @@ def _failure(uri: str, error: BaseException) -> StorageError:
     if isinstance(error, NotADirectoryError | FileExistsError):
         return StorageError(uri, StorageReason.INVALID, "a file is where a directory is needed")
     if isinstance(error, OSError) and error.strerror:
-        invalid = error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
-        return StorageError(
-            uri, StorageReason.INVALID if invalid else StorageReason.UNAVAILABLE, error.strerror
-        )
+        reason = _REASONS.get(error.errno or 0, StorageReason.UNAVAILABLE)
+        return StorageError(uri, reason, error.strerror)
     if isinstance(error, UnicodeError):
         return StorageError(uri, StorageReason.INVALID, "the key is not valid UTF-8")
     return StorageError(uri, StorageReason.UNAVAILABLE, detail)

@@ -56,6 +56,7 @@ KINDS: dict[str, Kind] = {
     "unsupported_format": Kind(415, "The body is none of the accepted types"),
     "bad_option": Kind(422, "An option cannot be used"),
     "unreadable": Kind(422, "The picture cannot be decoded"),
+    "unwritable": Kind(422, "The result cannot be written in this format"),
     "reused_key": Kind(422, "The idempotency key was used for another request"),
     "rate_limited": Kind(429, "This API key has used up its share for now"),
     "closed": Kind(499, "The client went away"),
@@ -77,6 +78,7 @@ _KIND_BY_REASON: dict[str, str] = {
     "timeout": "unreadable",
     "killed_worker": "unreadable",
     "out_of_memory": "too_large",
+    "encode_error": "unwritable",
     "upscale_error": "failed",
 }
 

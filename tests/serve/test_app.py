@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
+from resshift.images.profiles import PRIMARIES, colorants, matrix_profile
+from serve import pictures
 from serve.app import Answering
 from serve.http.body import Reader
 from serve.http.keys import digest, new_key
@@ -104,17 +106,51 @@ class TestPicture:
         assert kept.getexif().get(0x010E) == "a bridge"
         assert not bare.getexif()
 
+    def test_wide_colours_keep_their_profile_and_srgb_needs_none(self, endpoint: Any) -> None:
+        wide = matrix_profile(colorants(PRIMARIES[12]), None, "Display P3")
+        srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        for icc, expected in ((wide, wide), (srgb, None)):
+            data = encoded(4, 20, 24, icc_profile=icc)
+            answer = endpoint.post(data, "/v1/upscale?metadata=strip")
+            assert Image.open(io.BytesIO(answer.content)).info.get("icc_profile") == expected
+            assert np.array_equal(decoded(answer.content), enlarged(data))
+
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class TestRefusals:
+    @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
+    def test_probes_answer_head_without_a_body(self, endpoint: Any, path: str) -> None:
+        answer = endpoint.client.head(path)
+        assert (answer.status_code, answer.content) == (endpoint.client.get(path).status_code, b"")
+
+    def test_a_result_that_its_format_cannot_hold_is_refused_before_the_work(self, endpoint: Any) -> None:
+        answer = endpoint.post(encoded(0, 1, 5000), "/v1/upscale?format=webp")
+        assert (answer.status_code, answer.json()["reason"]) == (413, "too_large")
+        assert "webp holds at most 16383 px a side" in answer.json()["detail"]
+
+    def test_whatever_an_encoder_raises_is_no_mistake_of_the_server(
+        self, endpoint: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def encode_frames(*arguments: Any) -> bytes:
+            raise RuntimeError("ERROR adding frame")
+
+        monkeypatch.setattr(pictures, "encode_frames", encode_frames)
+        answer = endpoint.post(encoded())
+        assert (answer.status_code, answer.json()["type"]) == (422, "/problems/unwritable")
+        assert answer.json()["reason"] == "encode_error"
+        assert (
+            "the result cannot be written as png: RuntimeError: ERROR adding frame" in answer.json()["detail"]
+        )
+
     @pytest.mark.parametrize(
         ("data", "status", "reason"),
         [
             (b"", 400, None),
             (b"hello", 415, "not_an_image"),
-            (b"%PDF-1.7 ...", 415, "unsupported_format"),
+            (b"%PDF-1.7 ...", 415, "not_an_image"),
+            (b"8BPS\0\1......", 415, "unsupported_format"),
             (PNG, 422, None),
             (bomb(), 413, "too_large"),
             (

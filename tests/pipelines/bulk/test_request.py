@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipelines.bulk.job import Job
 from pipelines.bulk.request import BulkRequest
-from pipelines.ledger.ledger import JobMismatch, begin_job
+from pipelines.bulk.stages import StageOptions, UpscaleOptions
+from pipelines.ledger import ledger
+from pipelines.ledger.digests import DigestSet, OwnerMap
+from pipelines.ledger.ledger import JobMismatch, Known, begin_job
 from resshift.config import OptionError, Sampling
+from resshift.storage import EPOCH, Entry
+
+OUTPUTS = UpscaleOptions(model="nearest-x4", identity="nearest-x4", scale=4)
 
 
 def request(tmp_path: Path, **values: Any) -> BulkRequest:
@@ -79,3 +88,18 @@ def test_a_request_becomes_the_job_that_it_asks_for(tmp_path: Path) -> None:
     begin_job(made.target, job.record())
     with pytest.raises(JobMismatch, match="seed: 7 -> 8"):
         request(tmp_path, sampling=Sampling(seed=8, tile_px=64), format="jpeg", quality=90).job()
+
+
+@pytest.mark.parametrize(("target", "longest"), [("out", 255), ("s3://bucket/out", 1020)])
+def test_a_name_that_is_too_long_for_the_target_is_a_row_before_the_work(
+    target: str, longest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "load_known", lambda *_, **__: Known(DigestSet(), OwnerMap(), Counter()))
+    made = request(tmp_path, target=target, name="{name}.png")
+    keys = ["e" * (longest - 4), "f" * (longest - 3), "\u00e9" * (longest // 2)]
+    listed = iter([Entry(key, f"/in/{key}", 1, "e", EPOCH) for key in keys])
+    job = Job(source="in", stages=StageOptions(outputs=replace(OUTPUTS, name="{name}.png"), target=target))
+    (items, refused), *_ = made.worklist(job, listed).batches()
+    assert [item.key for item in items] == keys[:1]
+    assert [(row["key"], row["reason"]) for row in refused] == [(key, "invalid") for key in keys[1:]]
+    assert f"bytes, at most {255 if longest == 255 else 1024} are allowed" in refused[0]["message"]

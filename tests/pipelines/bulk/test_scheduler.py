@@ -30,6 +30,7 @@ from pipelines.bulk.selection import Batch, WorkItem
 from pipelines.bulk.stages import StageOptions, UpscaleOptions
 from pipelines.bulk.worker import Started, Upscaled
 from pipelines.ledger.ledger import Row, failed
+from resshift.storage import StorageError, StorageReason
 
 Fault = Callable[[str], BaseException | None]
 JOB = UpscaleOptions(model="nearest-x4", identity="nearest-x4", scale=4)
@@ -342,3 +343,13 @@ def test_inputs_that_follow_from_a_row_are_done_in_the_same_run(run: Callable[..
     rows = run(Refusing(no_fault), "abc", settle=settle, more="zC")
     expected = {"a": "ok", "b": "failed", "z": "ok", "c": "ok", "C": "failed"}
     assert {key: row["status"] for key, row in rows.items()} == expected
+
+
+def test_a_destination_that_cannot_be_written_ends_the_run_without_a_row(
+    run: Callable[..., dict[str, Row]],
+) -> None:
+    full = StorageError("/out/c_x4.png", StorageReason.FULL, "No space left on device")
+    stages = Stages(times(1, "store", RayTaskError("_store", "traceback", full)))
+    with pytest.raises(StorageError, match=r"/out/c_x4.png: full: No space left on device$"):
+        run(stages, "abc")
+    assert len(stages.units("store")) == 1

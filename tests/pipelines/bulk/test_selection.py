@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.bulk.request import BulkRequest
 from pipelines.bulk.selection import Selection, WorkItem, Worklist, listed_keys
 from pipelines.bulk.stages import UpscaleOptions
 from pipelines.ledger import names
@@ -269,6 +270,15 @@ def test_a_list_of_keys_is_looked_up_once_each(tmp_path: Path) -> None:
     assert divided(found)[1]["gone.png"][0] == "missing"
 
 
+@pytest.mark.parametrize("text", ["\ufeffa.png\r\nb.png\r\n", "\ufeffa.png\n\nb.png", "a.png\nb.png\n"])
+def test_a_list_of_keys_may_come_from_any_editor(text: str, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"photo")
+    (tmp_path / "keys.txt").write_text(text, encoding="utf-8", newline="")
+    listed = BulkRequest(source=str(tmp_path), target="/out", keys=str(tmp_path / "keys.txt")).inputs()
+    assert [(one.key, one.irregular) for one in listed] == [("a.png", None), ("b.png", None)]
+
+
 def test_digest_sets_equal_python_sets() -> None:
     rng = np.random.default_rng(0)
     compact, plain = DigestSet(), set[str]()
@@ -295,13 +305,25 @@ def test_owner_maps_equal_python_dicts() -> None:
     assert compact.num_bytes == 12 * len(plain)
 
 
-def test_a_key_that_leads_out_of_the_destination_is_a_row() -> None:
-    pending, refused, _ = divided([entry("../up.png"), entry("a.png"), entry("_resshift/../../b.png")])
-    assert pending == ["a.png"]
-    assert {key: reason for key, (reason, _) in refused.items()} == {
-        "../up.png": "invalid",
-        "_resshift/../../b.png": "invalid",
+def test_keys_that_are_no_paths_have_outputs_of_their_own() -> None:
+    """Keys of a bucket are any text; those of outputs are paths inside the target."""
+    outputs = {
+        "a/b.png": "a/b_x4.png",
+        "a//b.png": "a/(empty)/b_x4.png",
+        "/lead.png": "(empty)/lead_x4.png",
+        "//lead.png": "(empty)/(empty)/lead_x4.png",
+        "./b.png": "(dot)/b_x4.png",
+        "a/../b.png": "a/(dot-dot)/b_x4.png",
+        "../up.png": "(dot-dot)/up_x4.png",
     }
+    assert {key: OPTIONS.output_key(key) for key in outputs} == outputs
+    pending, refused, _ = divided([entry(key) for key in outputs])
+    assert (pending, refused) == (list(outputs), {})
+
+
+def test_a_key_that_leads_into_the_records_of_the_job_is_a_row() -> None:
+    pending, refused, _ = divided([entry("_resshift/a.png"), entry("a.png")])
+    assert (pending, refused["_resshift/a.png"][0]) == (["a.png"], "invalid")
 
 
 def test_reading_ahead_loses_nothing() -> None:

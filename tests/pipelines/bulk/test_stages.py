@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
 import threading
 import zlib
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,19 +19,22 @@ import torch
 from spandrel.architectures.Compact import Compact
 
 from pipelines.bulk import stages
+from pipelines.bulk.estimate import estimate
 from pipelines.bulk.nearest import Nearest, nearest_model
-from pipelines.bulk.selection import WorkItem
+from pipelines.bulk.selection import WorkItem, Worklist
 from pipelines.bulk.stages import StageOptions, UpscaleOptions, prepare, store
 from pipelines.bulk.worker import Replica, ReplicaOptions, Started, Upscaled, describe_model
-from pipelines.ledger.ledger import Row
-from resshift import images
+from pipelines.ledger.digests import DigestSet, OwnerMap
+from pipelines.ledger.ledger import Known, Row
+from resshift import images, storage
 from resshift.config import Sampling
-from resshift.images import ImageLimits, Picture
+from resshift.images import ImageLimits, Picture, animation
 from resshift.images.animation import Frames
 from resshift.images.sandbox import DecoderDied, DecoderLimits, DecoderTimeout
 from resshift.models import WeightsError
+from resshift.storage import StorageError, StorageReason
 from resshift.upscaler import Upscaler
-from tests.pictures import encoded
+from tests.pictures import encoded, noise, tiff_of
 
 JOB = UpscaleOptions(model="nearest-x4", identity="nearest-x4", scale=4)
 
@@ -112,6 +117,109 @@ def test_destination_that_cannot_be_written_is_a_row(tmp_path: Path) -> None:
     (row,) = through([tmp_path / "x.png"], options(tmp_path / "out"))
     assert row["status"] == "failed"
     assert row["reason"] in {"irregular", "invalid", "denied", "unavailable"}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("ERROR adding frame"), MemoryError(), KeyError("icc")])
+def test_whatever_an_encoder_raises_is_the_row_of_its_picture(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode_frames(frames: Frames, *arguments: Any) -> bytes:
+        if frames.pictures[0].width == 4 * 13:
+            raise error
+        return animation.encode_frames(frames, *arguments)
+
+    monkeypatch.setattr(stages, "encode_frames", encode_frames)
+    for width in (12, 13, 14):
+        (tmp_path / f"{width}.png").write_bytes(encoded(width, 5, width))
+    rows = through([tmp_path / f"{width}.png" for width in (12, 13, 14)], options(tmp_path / "out"))
+    assert [(row["status"], row["reason"]) for row in rows] == [
+        ("ok", ""),
+        ("failed", "encode_error"),
+        ("ok", ""),
+    ]
+    assert type(error).__name__ in rows[1]["message"]
+
+
+PROBE = "_resshift/writable"
+
+
+@pytest.mark.parametrize(
+    ("written", "told", "reason"),
+    [
+        (errno.ENOSPC, 0, StorageReason.FULL),
+        (errno.EDQUOT, 0, StorageReason.FULL),
+        (errno.EACCES, errno.EACCES, StorageReason.DENIED),
+        (errno.EROFS, errno.EROFS, StorageReason.DENIED),
+        (errno.EIO, errno.EIO, StorageReason.UNAVAILABLE),
+        (errno.EACCES, 0, None),  # this name alone, as other writes succeed
+        (errno.EIO, 0, None),
+        (errno.ENAMETOOLONG, 0, None),
+    ],
+)
+def test_a_destination_that_cannot_be_written_is_no_fault_of_a_picture(
+    written: int, told: int, reason: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replace(source: str, target: str) -> None:
+        error = told if target.endswith(PROBE) else written
+        if error:
+            raise OSError(error, os.strerror(error), target)
+        os.rename(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    (tmp_path / "x.png").write_bytes(encoded())
+    if reason is None:
+        (row,) = through([tmp_path / "x.png"], options(tmp_path / "out"))
+        assert (row["status"], row["key"]) == ("failed", "x.png")
+        return
+    with pytest.raises(StorageError) as caught:
+        through([tmp_path / "x.png"], options(tmp_path / "out"))
+    assert caught.value.reason == reason
+    assert os.strerror(written) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("format", "frames", "size", "reason"),
+    [
+        ("webp", "first", (5000, 9), "too_large"),
+        ("jpeg", "first", (9, 16380), "too_large"),
+        ("png", "first", (16380, 9), ""),
+        ("jpeg", "all", (9, 9), "animated"),
+        ("keep", "all", (9, 9), ""),
+    ],
+)
+def test_what_a_format_cannot_hold_is_known_before_the_work(
+    format: Any, frames: Any, size: tuple[int, int], reason: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.tif"
+    page = np.zeros((size[1], size[0], 3), np.uint8)
+    path.write_bytes(tiff_of([(page, {}), (page, {})]))
+    outputs = replace(JOB, format=format, frames=frames)
+    stage_options = options(tmp_path / "out", outputs=outputs)
+    (row,), (result,) = prepare([item(path)], stage_options)
+    assert (row["status"], row["reason"]) == (("failed", reason) if reason else ("ok", ""))
+    assert bool(result.pictures) != bool(reason)
+    known = Known(DigestSet(), OwnerMap(), Counter())
+    worklist = Worklist(storage.list_entries(str(tmp_path)), known, outputs.output_key, 4)
+    assert [why for _, why, _ in estimate(worklist, stage_options).unreadable] == [reason] * bool(reason)
+
+
+@pytest.mark.parametrize("format", ["png", "webp", "jpeg", "tiff"])
+@pytest.mark.parametrize("sizes", [[(12, 16), (6, 8)], [(5, 5), (5, 5), (5, 6)], [(3, 9), (9, 3)]])
+def test_pages_of_unlike_sizes_are_written_as_they_are_or_refused(
+    format: Any, sizes: list[tuple[int, int]], tmp_path: Path
+) -> None:
+    (tmp_path / "doc.tif").write_bytes(tiff_of([(noise(i, *size), {}) for i, size in enumerate(sizes)]))
+    (tmp_path / "z.png").write_bytes(encoded())
+    outputs = replace(JOB, format=format, frames="all")
+    doc, other = through(
+        [tmp_path / "doc.tif", tmp_path / "z.png"], options(tmp_path / "out", outputs=outputs)
+    )
+    assert other["status"] == "ok"
+    if format != "tiff":
+        assert (doc["status"], doc["reason"]) == ("failed", "animated")
+        return
+    written = animation.decode_frames((tmp_path / "out" / doc["output"]).read_bytes(), None, "all")
+    assert [(one.height, one.width) for one in written.pictures] == [(4 * h, 4 * w) for h, w in sizes]
 
 
 def test_result_that_would_not_fit_is_refused_before_the_work(tmp_path: Path) -> None:

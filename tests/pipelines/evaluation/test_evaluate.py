@@ -20,6 +20,7 @@ from pipelines.evaluation.evaluate import (
     pairs_of,
 )
 from resshift import images
+from tests.pictures import encoded
 
 
 def write(folder: Path, *names: str) -> str:
@@ -48,6 +49,18 @@ def test_what_cannot_be_matched_is_named(tmp_path: Path) -> None:
     write(tmp_path / "lq", "a.png")
     with pytest.raises(ValueError, match="same name without extension"):
         pair_up(lq, None)
+
+
+def test_what_is_no_picture_is_left_out_with_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stray = (".DS_Store", "._a.png", "notes.txt", "Thumbs.db")
+    lq = write(tmp_path / "lq", "a.png", *stray)
+    gt = write(tmp_path / "gt", "a.png", "desktop.ini")
+    (tmp_path / "lq" / "b").write_bytes(encoded())
+    (tmp_path / "gt" / "b.dat").write_bytes(encoded())
+    with caplog.at_level("INFO"):
+        assert [pair.key for pair in pair_up(lq, gt)] == ["a", "b"]
+    told = [record.getMessage().rpartition(": ")[2] for record in caplog.records]
+    assert told == [*sorted(stray), "desktop.ini"]
 
 
 @pytest.mark.parametrize(

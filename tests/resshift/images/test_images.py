@@ -30,10 +30,14 @@ from resshift.images import (
     fit_format,
     from_pil,
     in_own_profile,
+    is_srgb,
     probe,
+    rgb_u8,
     swap_red_blue,
     to_pil,
 )
+from resshift.images.profiles import PRIMARIES, coded_profile, colorants
+from resshift.images.profiles import matrix_profile as profile_of_matrix
 from resshift.seeds import philox
 
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -310,31 +314,109 @@ def test_srgb_profile_survives_untouched(format: Format) -> None:
     assert decode(encode(picture, format)).icc == SRGB
 
 
-def test_display_p3_is_converted_to_srgb() -> None:
+def matrix(name: str, gamma: float | None, coded: int = 12) -> bytes:
+    return profile_of_matrix(colorants(PRIMARIES[coded]), gamma, name)
+
+
+def lut(device_class: bytes, gamma: float = 2.2) -> bytes:
+    """Return an RGB profile of a scanner: a table to Lab, of a grey axis with a gamma, and none back."""
+    levels = np.linspace(0, 1, 3)
+    red, green, blue = np.meshgrid(levels, levels, levels, indexing="ij")
+    luminance = 0.22 * red**gamma + 0.72 * green**gamma + 0.06 * blue**gamma
+    lightness = np.where(luminance > 0.008856, 116 * np.cbrt(luminance) - 16, 903.3 * luminance)
+    lab = [lightness / 100 * 255, 128 + 60 * (red - green), 128 + 60 * (green - blue)]
+    table = np.stack(lab, axis=3).clip(0, 255).astype(np.uint8).tobytes()
+    identity = bytes(range(256)) * 3
+    a2b0 = (
+        b"mft1\0\0\0\0" + bytes([3, 3, 3, 0]) + struct.pack(">9i", *(np.eye(3).ravel() * 65536).astype(int))
+    )
+    a2b0 += identity + table + identity
+    text = b"desc\0\0\0\0" + struct.pack(">I", 8) + b"scanner\0" + bytes(78)
+    white = b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061)
+    parts = {b"desc": text, b"cprt": b"text\0\0\0\0none\0", b"wtpt": white, b"A2B0": a2b0}
+    body, entries = b"", b""
+    for tag, data in parts.items():
+        entries += tag + struct.pack(">II", 132 + 12 * len(parts) + len(body), len(data))
+        body += data + bytes(-len(data) % 4)
+    size = 132 + len(entries) + len(body)
+    header = struct.pack(">I4xI4s4s4s12x4s28x", size, 0x02400000, device_class, b"RGB ", b"Lab ", b"acsp")
+    header += struct.pack(">3i", 63190, 65536, 54061)
+    return header.ljust(128, b"\0") + struct.pack(">I", len(parts)) + entries + body
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(
+    "icc", [DISPLAY_P3, matrix("Adobe RGB", 2.2), matrix("BT.2020", None, 9), matrix("ProPhoto", 1.8, 9)]
+)
+def test_a_wide_gamut_keeps_its_colours(icc: bytes, format: Format) -> None:
+    pixels = np.array([[[0, 255, 0], [255, 0, 0], [3, 250, 17], [128, 128, 128]]], np.uint8).repeat(9, 1)
+    picture = decode(saved(Image.fromarray(pixels.repeat(9, 0)), "PNG", icc_profile=icc))
+    np.testing.assert_array_equal(picture.pixels[0], pixels[0])  # what the network sees
+    assert (picture.icc, picture.source_icc) == (icc, None)
+    assert picture.notes[0].startswith("in the colours of ")
+    back = decode(encode(in_own_profile(picture), format))
+    assert back.icc == icc
+    assert np.abs(back.pixels[4, 4::9].astype(int) - pixels[0, 4::9]).max() <= (
+        0 if format in ("png", "tiff") else 24
+    )
+
+
+def test_grey_of_another_gamma_keeps_its_numbers() -> None:
+    assert decode(saved(Image.fromarray(smooth()), "PNG", icc_profile=matrix("P3", None))).icc is not None
+    grey = smooth()[..., 0]
+    linear_rgb = matrix("linear", 1.0)
+    assert decode(saved(Image.fromarray(grey), "PNG", icc_profile=linear_rgb)).icc is None  # not for grey
+
+
+@pytest.mark.parametrize("coded", [1, 12, 9])
+def test_linear_light_is_seen_by_the_curve_of_srgb_and_comes_back(coded: int) -> None:
+    icc = matrix("Linear", 1.0, coded)
+    pixels = np.array([[[0, 255, 0], [55, 55, 55], [200, 55, 20]]], np.uint8)
+    picture = decode(saved(Image.fromarray(pixels), "PNG", icc_profile=icc))
+    # Linear 55 / 255 = 0.2157 is 0.5022 on the curve of sRGB, in whatever primaries.
+    assert np.abs(picture.pixels[0, :2].astype(int) - [[0, 255, 0], [128, 128, 128]]).max() <= 1
+    assert picture.notes == ("converted from Linear to the curve of sRGB",)
+    back = in_own_profile(picture)
+    assert np.abs(back.pixels.astype(int) - pixels).max() <= 1
+    assert (back.icc, back.source_icc) == (icc, None)
+    assert back.notes == ("converted from Linear to the curve of sRGB and back",)
+
+
+@pytest.mark.parametrize("device_class", [b"scnr", b"prtr", b"mntr"])
+def test_a_profile_that_can_only_be_read_gives_srgb_with_a_note(device_class: bytes) -> None:
+    picture = decode(saved(Image.fromarray(smooth()), "JPEG", icc_profile=lut(device_class)))
+    assert (picture.icc, picture.source_icc) == (None, None)
+    assert picture.notes == ("converted from scanner to sRGB, as the profile can only be read",)
+    assert in_own_profile(picture) is picture
+
+
+def test_srgb_for_those_who_ask_for_pixels() -> None:
     pixels = np.array([[[128, 128, 128], [200, 100, 100], [255, 0, 0]]], dtype=np.uint8)
-    picture = decode(saved(Image.fromarray(pixels), "PNG", icc_profile=DISPLAY_P3))
-    assert picture.icc is None
-    assert picture.notes == ("converted from Test P3 to sRGB",)
-    grey, pink, red = picture.pixels[0].astype(int)
+    grey, pink, red = rgb_u8(decode(saved(Image.fromarray(pixels), "PNG", icc_profile=DISPLAY_P3)))[0].astype(
+        int
+    )
     # The linear P3 to sRGB matrix applied by hand: (0.586, 0.127, 0.127) linear becomes (0.689, 0.108,
     # 0.118); red is out of gamut.
     assert np.abs(grey - 128).max() <= 2
     assert np.abs(pink - (216, 93, 97)).max() <= 2
     assert tuple(red) == (255, 0, 0)
+    assert rgb_u8(Picture(pixels=pixels, icc=b"no profile")) is pixels
 
 
-def test_display_p3_is_converted_back_and_its_profile_kept() -> None:
-    pixels = smooth() // 4 + 96  # inside sRGB
-    picture = decode(saved(Image.fromarray(pixels), "PNG", icc_profile=DISPLAY_P3))
-    assert np.abs(picture.pixels.astype(int) - pixels).max() > 8  # what the network sees is sRGB
-    back = in_own_profile(picture)
-    assert np.abs(back.pixels.astype(int) - pixels).max() <= 2
-    assert (back.icc, back.notes) == (DISPLAY_P3, ("converted from Test P3 to sRGB and back",))
-    for untouched in (
-        decode(saved(Image.fromarray(pixels), "PNG", icc_profile=SRGB)),
-        decode(saved(Image.fromarray(pixels), "PNG")),
-    ):
-        assert in_own_profile(untouched) is untouched
+def test_profiles_of_numbers_equal_those_of_others() -> None:
+    """LittleCMS' own sRGB, and the matrix of Display P3 that Apple publishes."""
+    for ours, theirs in ((matrix("sRGB", None, 1), SRGB), (matrix("P3", None), DISPLAY_P3)):
+        for name in ("red", "green", "blue"):
+            pair = [
+                getattr(ImageCms.ImageCmsProfile(io.BytesIO(icc)).profile, f"{name}_colorant")[0]
+                for icc in (ours, theirs)
+            ]
+            np.testing.assert_allclose(pair[0], pair[1], atol=5e-4)
+    assert is_srgb(Picture(pixels=smooth(), icc=matrix("sRGB", None, 1)))
+    assert not is_srgb(Picture(pixels=smooth(), icc=DISPLAY_P3))
+    assert (coded_profile(1, 13), coded_profile(2, 2)) == (None, None)
+    with pytest.raises(ValueError, match="triangle"):
+        colorants([(0.3, 0.3), (0.1, 0.1), (0.2, 0.2), (0.3, 0.3)])
 
 
 def test_sixteen_bit_keeps_its_profile() -> None:
