@@ -127,6 +127,24 @@ def test_dashboard_is_on_loopback_and_every_ray_asks_for_the_token(cluster: Clus
     assert cluster["file_mounts"]["/home/ubuntu/.ray/auth_token"] == "~/.ray/auth_token"
 
 
+@pytest.mark.parametrize("overlay", [None, *OVERLAYS], ids=lambda path: path.stem if path else "none")
+def test_every_worker_watches_for_spot_notices(overlay: Path | None) -> None:
+    """By the file that is copied to it, with the token; Ray starts first."""
+    cluster: Cluster = laid_over(overlay) if overlay else yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    *_, start, watch = cluster["worker_start_ray_commands"]
+    assert "ray start" in start
+    words = watch.split()
+    assert words[0] == "RAY_AUTH_MODE=token"
+    assert words[-1] == "&", "ray up waits for a command that stays in front"
+    assert words[words.index("nohup") + 1 : words.index(">>")] == [
+        *("flock", "-n", "/tmp/resshift-notices.lock"),
+        *("~/venv/bin/python", "~/resshift/notices.py"),
+    ]
+    assert "/dev/null" in words
+    copied = cluster["file_mounts"]["/home/ubuntu/resshift/notices.py"]
+    assert (ROOT / copied).is_file()
+
+
 def test_the_head_runs_no_work(cluster: Cluster) -> None:
     head = filled(cluster)["available_node_types"]["head"]
     assert head["resources"]["CPU"] == 0

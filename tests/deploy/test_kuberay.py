@@ -392,3 +392,15 @@ def test_pod_templates_and_policy_against_the_schemas_of_kubernetes() -> None:
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": {"containers": [container]}}
     validate.validate(pod, "1.31", strict=True)
     validate.validate(manifest("networkpolicy.yaml"), "1.31", strict=True)
+
+
+def test_every_worker_tells_ray_before_its_pod_ends() -> None:
+    for name, group in groups(manifest("raycluster.yaml")):
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        if name == "head":
+            assert "lifecycle" not in container
+            continue
+        command = container["lifecycle"]["preStop"]["exec"]["command"]
+        assert command[:4] == ["python", "-m", "pipelines.cluster.notices", "--leave"]
+        assert int(command[4]) <= pod.get("terminationGracePeriodSeconds", 30) - 10
