@@ -90,6 +90,13 @@ def run(
     return exit_code(command, options)
 
 
+def on_a_cluster() -> bool:
+    """Tell whether this command has a cluster to join; else it starts one on this machine."""
+    import ray
+
+    return bool(os.environ.get("RAY_ADDRESS")) or ray.is_initialized()
+
+
 def connect_to_ray(num_cpus: int | None = None) -> None:
     """Join the cluster that started this job (RAY_ADDRESS), or start one on this machine.
 

@@ -34,10 +34,13 @@ MUTABLE_FIELDS = frozenset(
     {
         "train.steps",
         "train.checkpoint_every",
+        "train.checkpoint_every_s",
         "train.log_every",
         "train.keep_last",
         "train.milestone_every",
         "train.max_failures",
+        "train.failure_window_s",
+        "train.step_timeout_s",
         "train.micro_batch",
         "train.parallel",
         "train.compile",
@@ -288,10 +291,16 @@ class TrainConfig:
         channels_last: whether convolutions use the channels-last memory layout.
 
     Fields of files and failures:
-        checkpoint_every, keep_last, milestone_every: steps between checkpoints; the last `keep_last`
-            checkpoints are kept, the best one, and those whose step is a multiple of `milestone_every`.
+        checkpoint_every, checkpoint_every_s: steps and seconds between checkpoints, whichever is over first;
+            `checkpoint_every_s` may be None.
+        keep_last, milestone_every: the last `keep_last` checkpoints are kept, the best one, and those whose
+            step is a multiple of `milestone_every`.
         log_every: steps between log lines.
-        max_failures: number of restarts after failures before the run stops; preemptions do not count.
+        max_failures, failure_window_s: the run stops after more than `max_failures` failures within
+            `failure_window_s` seconds; nodes that were taken away with notice do not count.
+        step_timeout_s: seconds after which a step, with the wait for its data, or a round of a validation is
+            taken for hung: its worker ends, and all start again from the last checkpoint. Starting and
+            saving may take four times as long.
         first_stage_weights: file with the weights of the VQ autoencoder, for presets that have one.
     """
 
@@ -306,11 +315,14 @@ class TrainConfig:
     channels_last: bool = True
     ema_decay: float = 0.999
     checkpoint_every: int = 5000
+    checkpoint_every_s: float | None = 900.0
     keep_last: int = 3
     milestone_every: int | None = None
     log_every: int = 100
     max_skipped_steps: int = 10
     max_failures: int = 30
+    failure_window_s: float = 3600.0
+    step_timeout_s: float = 900.0
     first_stage_weights: str | None = None
 
     def __post_init__(self) -> None:
@@ -327,6 +339,10 @@ class TrainConfig:
                 raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
         if self.max_failures < 0:
             raise ValueError(f"train.max_failures must not be negative, got {self.max_failures}")
+        for name in ("checkpoint_every_s", "failure_window_s", "step_timeout_s"):
+            seconds = getattr(self, name)
+            if seconds is not None and seconds <= 0:
+                raise ValueError(f"train.{name} must be positive, got {seconds}")
         if self.milestone_every is not None and self.milestone_every < 1:
             raise ValueError(
                 f"train.milestone_every must be at least 1, or null for none, got {self.milestone_every}"

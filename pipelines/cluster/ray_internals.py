@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import ray
     from ray.data import DataContext
+    from ray.train import TrainingFailedError
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 STEP_S = 0.05  # half of what the loop itself waits for tasks (0.1 s)
 
@@ -79,10 +81,32 @@ def pace(context: DataContext) -> None:
     context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, paced]
 
 
+# Seconds that Ray Train's controller waits for a group of workers to leave its process group when it ends
+# them. One that waits for a lost worker does not leave; the default is 30 s. Read in the controller.
+LEAVE_GROUP = {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "3"}
+
+
+def detect_nccl_hangs(after_s: float) -> None:
+    """Switch on Ray Train's detector of hung NCCL communicators for the trainers of this process; what the
+    user has set stays.
+
+    It asks NCCL every 15 s whether its communicators move, by the program `ncclras`, and fails the attempt
+    with the stacks of all workers when they do not; without the program it says so and does nothing. There is
+    no setting but these variables, which the driver reads.
+    """
+    wanted = {
+        "RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR": "1",
+        "RAY_TRAIN_NCCL_RAS_ACTION": "fail",
+        "RAY_TRAIN_NCCL_RAS_CONFIRM_DURATION_S": str(after_s),
+    }
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+
+
 @contextmanager
 def ray_train_asks_this_cluster() -> Generator[None]:
-    """Tell the actors that Ray Train starts meanwhile which cluster is theirs; an address that the user has
-    set stays.
+    """Tell the actors that Ray Train starts meanwhile which cluster is theirs, and `LEAVE_GROUP`; what the
+    user has set stays.
 
     Beside a run, Ray Train keeps an actor that removes the run's placement group when its controller is gone.
     It asks the state API, and that of the cluster it finds first: unless told otherwise, the one that was
@@ -94,16 +118,38 @@ def ray_train_asks_this_cluster() -> Generator[None]:
     import ray
     from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
-    if CLUSTER_VARIABLE in os.environ:
-        yield
-        return
-    os.environ[CLUSTER_VARIABLE] = ray.get_runtime_context().gcs_address
-    ENV_VARS_TO_PROPAGATE.add(CLUSTER_VARIABLE)
+    wanted = {CLUSTER_VARIABLE: ray.get_runtime_context().gcs_address, **LEAVE_GROUP}
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
+    ENV_VARS_TO_PROPAGATE.update(added)
     try:
         yield
     finally:
-        ENV_VARS_TO_PROPAGATE.discard(CLUSTER_VARIABLE)
-        del os.environ[CLUSTER_VARIABLE]
+        ENV_VARS_TO_PROPAGATE.difference_update(added)
+        for name in added:
+            del os.environ[name]
+
+
+def ask_before_restarts(trainer: DataParallelTrainer, allow: Callable[[TrainingFailedError], bool]) -> None:
+    """Let `allow` decide, in Ray Train's controller, whether the workers are started again after a failure.
+
+    Ray Train counts failures over the whole run and cannot tell a mistake that every attempt repeats from a
+    lost machine; its `FailureConfig` takes numbers only.
+
+    Args:
+        trainer: Trainer that has not been started.
+        allow: Function or bound method; it is pickled, and its state then lives in the controller.
+    """
+    from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
+
+    class Policy(FailurePolicy):
+        def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+            return FailureDecision.RETRY if allow(training_failed_error) else FailureDecision.RAISE
+
+    private: Any = trainer
+    start = private._initialize_and_run_controller
+    policy = Policy(private.run_config.failure_config)
+    private._initialize_and_run_controller = lambda **given: start(**{**given, "failure_policy": policy})
 
 
 def serve_host() -> str | None:

@@ -64,6 +64,15 @@ def stored(out: str) -> list[Stored]:
     return [found[step] for step in sorted(found, reverse=True)]
 
 
+def newest_step(out: str) -> int:
+    """Return the step of the newest complete checkpoint, 0 without one.
+
+    Raises:
+        StorageError: The run directory cannot be listed.
+    """
+    return max((found.step for found in stored(out) if found.complete), default=0)
+
+
 def publish(directory: Path, out: str, manifest: dict[str, Any]) -> None:
     """Upload what `checkpoint.write` made. A checkpoint of the same step that is already there is
     replaced.

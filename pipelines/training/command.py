@@ -10,7 +10,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from pipelines.command import Exit, UsageError, connect_to_ray, min_max, quiet_ray_data
+from pipelines.command import Exit, connect_to_ray, min_max, on_a_cluster, quiet_ray_data
 
 if TYPE_CHECKING:
     from pipelines.training.trainer import Summary
@@ -62,36 +62,44 @@ def add_arguments(
 
 def train_from(options: argparse.Namespace, config: AnyRunConfig) -> Exit:
     """Check the configuration against the data and the run directory, train, export, print the summary."""
+    from pipelines.ledger.lease import held
     from pipelines.shards.parquet import read_manifest
-    from pipelines.training.validation import held_out
+    from pipelines.training.preflight import check_run, local_workers
     from resshift.config import to_dict
 
     least, most = min_max("--workers", options.workers)
+    if not on_a_cluster():
+        most = local_workers(least, most)
     shards = read_manifest(options.data)
-    if not sum(shard.num_ok for shard in shards):
-        raise UsageError(
-            f"{options.data} holds no usable picture: {options.data.rstrip('/')}/status.parquet says why, "
-            "and what jobs/prepare.py printed"
-        )
+    num_pictures = sum(s.num_ok for s in shards)
     _say(
-        f"{sum(s.num_ok for s in shards)} pictures in {len(shards)} shards, {config.train.steps} steps of "
+        f"{num_pictures} pictures in {len(shards)} shards, {config.train.steps} steps of "
         f"{config.train.batch_size}"
     )
-    if options.val is not None:
-        # Workers read it too, but they would retry a wrong path again and again.
-        held_out(options.val, 1, config.train.seed, config.data, config.degradation)
+    check_run(config, options.data, num_pictures, most=most, init=options.init, val=options.val)
     if options.dry_run:
         _say(json.dumps(to_dict(config), indent=2))
         return Exit.COMPLETE
+    with held(options.out):
+        return _train(options, config, least, most)
+
+
+def _train(options: argparse.Namespace, config: AnyRunConfig, least: int, most: int) -> Exit:
+    from pipelines.cluster.capacity import reachable
+    from pipelines.cluster.granted import DeviceError
+    from pipelines.training.export import export
+    from pipelines.training.failures import TrainingStopped
+    from pipelines.training.trainer import plan_workers, run_training
+    from resshift.training.step import TrainingDiverged
 
     connect_to_ray(num_cpus=most + 3)
-    from pipelines.cluster.capacity import reachable
-    from pipelines.training.export import export
-    from pipelines.training.trainer import plan_workers, run_training
-
     quiet_ray_data()
     workers = plan_workers(least, most, options.gpus_per_worker, reachable())
-    summary = run_training(config, options.data, options.out, workers, init=options.init, val=options.val)
+    try:
+        summary = run_training(config, options.data, options.out, workers, init=options.init, val=options.val)
+    except (TrainingStopped, TrainingDiverged, DeviceError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return Exit.FAILED
     _say(_ended(summary, options.out.rstrip("/")))
     if options.export:
         _say(f"exported to {export(options.out, config, summary.step, options.export)}")

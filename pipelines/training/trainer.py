@@ -8,26 +8,35 @@ same from a new driver.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import ray
 import ray.train
+from ray.train import TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 from pipelines.cluster import ray_internals
 from pipelines.evaluation.evaluate import folders_of
-from pipelines.training.checkpoints import read_best, stored
+from pipelines.training.checkpoints import newest_step, read_best
 from pipelines.training.collectives import Collectives
+from pipelines.training.failures import Restarts, told
 from pipelines.training.log import read_lines
-from pipelines.training.worker import FATAL, Assignment, train_worker
+from pipelines.training.preflight import check_share
+from pipelines.training.worker import Assignment, train_worker
 from resshift import storage
-from resshift.config import ConfigError
+from resshift.config import ConfigError, differing_fields, to_dict
 from resshift.models import is_elsewhere, is_weight_file, local_path
 from resshift.training import checkpoint
 from resshift.training.autoencoder import AnyRunConfig
+
+logger = logging.getLogger(__name__)
+# Of an attempt that is begun anew; lines and pictures of metrics are removed by `TrainLog`.
+_LEFT_BEHIND = ("seen/", "skipped/")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +87,10 @@ def plan_workers(
 
 
 def begin_run(config: AnyRunConfig, data: str, out: str) -> None:
-    """Write `run.json` into a new run directory, or check that an existing one is this run.
+    """Write `run.json` into a new run directory, or check that an existing one is this run. A run that ended
+    before its first checkpoint has nothing to lose: its directory takes another configuration.
+
+    Nobody else may be training there.
 
     Raises:
         ResumeRefused: The directory holds another run.
@@ -86,13 +98,27 @@ def begin_run(config: AnyRunConfig, data: str, out: str) -> None:
     """
     record_uri = storage.join(out, "run.json")
     if storage.exists(record_uri):
-        checkpoint.check_same_run(config, json.loads(storage.read_bytes(record_uri)), out)
-        reached = max((one.step for one in stored(out) if one.complete), default=0)
-        if reached > config.train.steps:
-            raise ConfigError(f"{out} is at step {reached} already, beyond train.steps={config.train.steps}")
-        return
+        reached = newest_step(out)
+        record = json.loads(storage.read_bytes(record_uri))
+        differing = differing_fields(to_dict(config), record["config"])
+        if reached or not differing:
+            checkpoint.check_same_run(config, record, out)
+            if reached > config.train.steps:
+                raise ConfigError(
+                    f"{out} is at step {reached} already, beyond train.steps={config.train.steps}"
+                )
+            return
+        logger.warning("%s has no checkpoint and is begun anew with %s", out, "; ".join(differing))
+        _forget_attempt(out)
     record = checkpoint.run_record(config, data=storage.printable(data), ray=ray.__version__)
     storage.write_bytes(record_uri, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def _forget_attempt(out: str) -> None:
+    """Remove what the attempt before has noted of its samples."""
+    for entry in list(storage.list_entries(out)):
+        if entry.key.startswith(_LEFT_BEHIND):
+            storage.remove(entry.uri)
 
 
 def absolute(uri: str) -> str:
@@ -155,15 +181,13 @@ def run_training(
             restart.
 
     Raises:
-        ConfigError: The batch cannot be shared by the workers.
+        ConfigError: The batch cannot be shared by the workers, or a worker found another mistake.
         ResumeRefused: `out` holds another run.
-        TrainingFailedError: Ray gave up restarting.
+        WeightsError: Weights or a checkpoint cannot be used.
+        TrainingDiverged: The gradients of too many steps were not finite.
+        TrainingStopped: It failed too often, or in a way that another attempt would repeat.
     """
-    if config.train.batch_size < workers.most:
-        raise ConfigError(
-            f"train.batch_size ({config.train.batch_size}) must be at least the number of workers "
-            f"({workers.most})"
-        )
+    check_share(config.train.batch_size, workers.most)
     data, out = absolute(data), absolute(out)
     begin_run(config, data, out)
     assignment = Assignment(
@@ -176,10 +200,12 @@ def run_training(
     )
     parent, _, name = out.rstrip("/").rpartition("/")
     elastic = workers.least < workers.most
+    train = config.train
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"assignment": assignment.to_json()},
-        torch_config=Collectives(gpus=workers.gpus),
+        # Workers that start wait for the one that reads the checkpoint.
+        torch_config=Collectives(gpus=workers.gpus, timeout_s=max(60, round(4 * train.step_timeout_s))),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(workers.least, workers.most) if elastic else workers.most,
             use_gpu=workers.gpus > 0,
@@ -190,17 +216,17 @@ def run_training(
             name=name,
             storage_path=parent or "/",
             worker_runtime_env={"env_vars": ray_internals.METADATA_INLINE},
-            # Kills, lost nodes and bugs count alike; errors that a restart cannot cure are returned (FATAL).
-            failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
         ),
     )
-    with ray_internals.ray_train_asks_this_cluster():
-        result = trainer.fit()
-    if result.error is not None:
-        raise result.error
-    ended: Any = result.return_value
-    if "fatal" in ended:
-        raise next(kind for kind in FATAL if kind.__name__ == ended["kind"])(ended["fatal"])
+    restarts = Restarts(train.max_failures, train.failure_window_s, partial(newest_step, out))
+    ray_internals.ask_before_restarts(trainer, restarts.allow)
+    if workers.gpus:
+        ray_internals.detect_nccl_hangs(train.step_timeout_s)
+    try:
+        with ray_internals.ray_train_asks_this_cluster():
+            trainer.fit()
+    except TrainingFailedError as error:
+        raise told(error) from error
     lines, validations = read_lines(out), read_lines(out, "validation")
     return Summary(
         step=int(lines[-1]["step"]) if lines else config.train.steps,

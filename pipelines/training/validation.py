@@ -9,7 +9,7 @@ alone and the number of workers changes nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -152,6 +152,7 @@ class Validator:
         rank: Rank of this worker.
         num_ranks: Number of workers.
         micro_batch: Number of pictures at a time.
+        before_round: Function that is called before each round of pictures.
     """
 
     def __init__(
@@ -163,6 +164,7 @@ class Validator:
         rank: int,
         num_ranks: int,
         micro_batch: int,
+        before_round: Callable[[], None] = lambda: None,
     ) -> None:
         if config.best == "lpips" and lpips is None:
             raise ConfigError("validation.best=lpips needs an LPIPS network: loss.lpips must not be 0")
@@ -173,6 +175,7 @@ class Validator:
         self.rank = rank
         self.num_ranks = num_ranks
         self.micro_batch = micro_batch
+        self.before_round = before_round
 
     @property
     def higher_is_better(self) -> bool:
@@ -185,6 +188,7 @@ class Validator:
         rounds = -(-len(self.pictures) // (self.num_ranks * self.micro_batch))
         own: list[tuple[int, dict[str, float], Image | None]] = []
         for i_round in range(rounds):
+            self.before_round()
             first = (i_round * self.num_ranks + self.rank) * self.micro_batch
             indices = [i for i in range(first, first + self.micro_batch) if i < len(self.pictures)]
             chosen = indices or [len(self.pictures) - 1]

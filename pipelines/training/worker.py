@@ -19,21 +19,24 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+import ray.train.collective
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipelines.cluster.granted import DeviceError, granted_device
+from pipelines.cluster.granted import granted_device
 from pipelines.pairs.dataset import Batch, fair_share, rank_batches
 from pipelines.training import checkpoints
+from pipelines.training.agreement import NOTICE, Decision, SaveAgreement
 from pipelines.training.build_learner import build_learner, lpips_of, run_from_dict
 from pipelines.training.checkpoints import CheckpointWriter, Keeping
 from pipelines.training.export import publish_model
 from pipelines.training.log import Clock, TrainLog, memory_gib
 from pipelines.training.validation import Renderer, Validator, held_out
+from pipelines.training.watchdog import Watchdog
 from resshift import storage, weights
 from resshift.allocator import keep_freed_pages
-from resshift.config import ConfigError, to_dict
+from resshift.config import to_dict
 from resshift.devices import PRECISIONS, is_emulated
 from resshift.models import WeightsError, unet_file
 from resshift.training import checkpoint
@@ -43,11 +46,6 @@ from resshift.training.slots import Slots
 from resshift.training.step import Learner, TrainingDiverged, start_from
 
 logger = logging.getLogger(__name__)
-# Errors that another attempt would only repeat. Every worker ends with the same one.
-FATAL = (ConfigError, WeightsError, TrainingDiverged, DeviceError)
-# Asking costs a few milliseconds and all workers wait for each other; a notice comes two minutes before the
-# node is lost.
-_PREEMPTION_EVERY = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,57 +84,36 @@ class Assignment:
 def train_worker(settings: Mapping[str, str]) -> dict[str, Any]:
     """Run the loop on one worker; Ray Train calls this in every worker process. Returns the summary of the
     run.
+
+    Raises:
+        Exception: The first error of any worker ends all of them: Ray Train's controller sees it within
+            seconds, and `pipelines.training.failures` decides whether they start again.
     """
     context = ray.train.get_context()
     rank, num_ranks = context.get_world_rank(), context.get_world_size()
-    try:
-        device = common_device(num_ranks)
-    except DeviceError as error:
-        return fatal(error)
+    device = granted_device()
     if device.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
         # A mask's -100 leaves exp(-100) behind softmax: a denormal, with which a matrix product takes ten
         # times as long.
         torch.set_flush_denormal(True)
         keep_freed_pages()  # 5 % of a step of tiny-x4 on one core
-    try:
-        with contextlib.closing(
-            TrainLoop(Assignment.from_json(settings["assignment"]), rank, num_ranks, device)
-        ) as loop:
-            return loop.run()
-    except FATAL as error:
-        return fatal(error)
-
-
-def fatal(error: Exception) -> dict[str, str]:
-    """Return an error of `FATAL` as the summary of a run. It is not raised: Ray would restart the workers,
-    which would fail in the same way.
-    """
-    return {"fatal": str(error), "kind": type(error).__name__}
-
-
-def common_device(num_ranks: int) -> torch.device:
-    """Return the device that Ray granted to this worker; the same error on all workers where one of them
-    cannot use its own. A collective operation.
-    """
-    device, problem = torch.device("cpu"), None
-    try:
-        device = granted_device()
-    except DeviceError as error:
-        problem = str(error)
-    problems: list[Any] = [problem]
-    if num_ranks > 1:
-        problems = [None] * num_ranks
-        dist.all_gather_object(problems, problem)
-    if told := next(filter(None, problems), None):
-        raise DeviceError(told)
-    return device
+    assignment = Assignment.from_json(settings["assignment"])
+    with (
+        contextlib.closing(Watchdog(assignment.config.train.step_timeout_s)) as watchdog,
+        contextlib.closing(TrainLoop(assignment, rank, num_ranks, device, watchdog)) as loop,
+    ):
+        return loop.run()
 
 
 class TrainLoop:
     """One worker's run from the latest checkpoint to the last step."""
 
-    def __init__(self, assignment: Assignment, rank: int, num_ranks: int, device: torch.device) -> None:
+    def __init__(
+        self, assignment: Assignment, rank: int, num_ranks: int, device: torch.device, watchdog: Watchdog
+    ) -> None:
+        self.watchdog = watchdog
+        watchdog.long()
         self.assignment, self.config, self.train = assignment, assignment.config, assignment.config.train
         self.rank, self.num_ranks, self.device = rank, num_ranks, device
         self.lpips = lpips_of(self.config, device)
@@ -157,7 +134,12 @@ class TrainLoop:
         self.clock = Clock()
         self.seen: list[dict[str, Any]] = []
         self.unchecked: list[tuple[int, list[str], Tensor]] = []
-        self.saved_for_preemption = False
+        self.agreement = SaveAgreement(
+            self.state.step,
+            self.train.checkpoint_every_s,
+            ray.train.get_preemption_info,
+            self._from_first,
+        )
         self.figure: float | None = None
 
     def _resume(self) -> None:
@@ -195,6 +177,13 @@ class TrainLoop:
             raise WeightsError(chosen[1])
         return chosen[0]
 
+    def _from_first(self, decision: Decision) -> Decision:
+        """Return what the first worker has decided."""
+        if self.num_ranks == 1:
+            return decision
+        # Plain values: the actor in between may run another process image.
+        return Decision(*ray.train.collective.broadcast_from_rank_zero((decision.save, decision.ask_at)))
+
     def _validator(self) -> Validator | None:
         if self.assignment.val is None:
             return None
@@ -203,7 +192,14 @@ class TrainLoop:
             self.assignment.val, config.pictures, self.train.seed, self.config.data, self.config.degradation
         )
         return Validator(
-            held, config, self.lpips, self.device, self.rank, self.num_ranks, self.train.micro_batch
+            held,
+            config,
+            self.lpips,
+            self.device,
+            self.rank,
+            self.num_ranks,
+            self.train.micro_batch,
+            before_round=self.watchdog.step,
         )
 
     def run(self) -> dict[str, Any]:
@@ -216,6 +212,9 @@ class TrainLoop:
             logger.warning(told, self.train.precision)
         for batch, waited_s in self._batches():
             result = self.learner.step(on_device(batch, self.device))
+            # Until the next step ends. What is saved after this one prolongs it, on all workers: they wait
+            # in the next step for the first one, which writes.
+            self.watchdog.step()
             self.state.means.add(*result)
             self.clock.step(waited_s)
             keys = [str(key) for key in batch["key"]]
@@ -223,6 +222,7 @@ class TrainLoop:
             if self.config.log.samples:
                 self.seen.append({"step": self.state.step, "rows": batch["row"].tolist(), "keys": keys})
             self._run_due_actions()
+        self.watchdog.long()
         return self._finish()
 
     def _batches(self) -> Iterator[tuple[Batch, float]]:
@@ -257,14 +257,10 @@ class TrainLoop:
         # A validated step is saved, so that the best one exists.
         if step % self.train.checkpoint_every == 0 or last or validated:
             self._save(wait=last)
-        elif (
-            not self.saved_for_preemption
-            and step % _PREEMPTION_EVERY == 0
-            and ray.train.get_preemption_info() is not None
-        ):
-            self.saved_for_preemption = True
-            logger.warning("step=%d a node is about to be taken away: saving", step)
-            self._save(wait=True)
+        elif reason := self.agreement.ask(step):
+            if reason == NOTICE:
+                logger.warning("step=%d %s: saving", step, reason)
+            self._save(wait=reason == NOTICE)
 
     def _log(self) -> None:
         """Log the means since the last line. The one place in the loop that waits for the device."""
@@ -317,6 +313,14 @@ class TrainLoop:
         """Save; all workers call this at the same step. The copy is taken now, written and uploaded beside
         the next steps.
         """
+        started = time.perf_counter()
+        self.watchdog.long()
+        self._save_step()
+        if wait and self.log is not None:
+            self.writer.wait()
+        self.agreement.saved(time.perf_counter() - started if wait else None)
+
+    def _save_step(self) -> None:
         step, out = self.state.step, self.assignment.out
         if self.seen:
             lines = "".join(json.dumps(line) + "\n" for line in self.seen)
@@ -335,8 +339,6 @@ class TrainLoop:
             name, higher = self.config.validation.best, self.validator.higher_is_better
             after.append(lambda: checkpoints.write_best(out, step, name, figure, higher))
         self.writer.submit(snapshot, before=[self.log.commit(step)], after=after)
-        if wait:
-            self.writer.wait()
 
     def _finish(self) -> dict[str, Any]:
         """Publish the model of the last step."""

@@ -173,6 +173,48 @@ def test_an_address_of_the_user_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ[CLUSTER_VARIABLE] == "http://10.0.0.1:8265"
 
 
+def test_ask_before_restarts_puts_its_rule_in_the_place_of_rays(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.train import WorkerGroupError
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.execution.failure_handling import FailureDecision
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(
+        DataParallelTrainer, "_initialize_and_run_controller", lambda _, **named: given.update(named)
+    )
+    trainer: Any = TorchTrainer(lambda: None)
+    ray_internals.ask_before_restarts(trainer, lambda error: "again" in str(error))
+    trainer._initialize_and_run_controller(failure_policy="that of Ray", callbacks=[])
+    assert given["callbacks"] == []
+    told = "Ray Train's controller is given its failure policy in another way: its own rule is in force again"
+    assert inspect.getsource(DataParallelTrainer.fit).count("failure_policy=") == 1, told
+    decide = given["failure_policy"].make_decision
+    assert decide(WorkerGroupError("again", {})) is FailureDecision.RETRY, told
+    assert decide(WorkerGroupError("no", {})) is FailureDecision.RAISE, told
+
+
+def test_detect_nccl_hangs_switches_rays_detector_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.nccl_ras import NCCLRASCallback
+
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    trainer: Any = TorchTrainer(lambda: None)
+    told = "hung NCCL communicators are not seen: what does Ray Train's detector ask for?"
+    ray_internals.detect_nccl_hangs(77.0)
+    found = [one for one in trainer._create_default_callbacks() if isinstance(one, NCCLRASCallback)]
+    assert len(found) == 1, told
+    detector: Any = found[0]
+    assert (detector._action, detector._confirm_duration_s) == ("fail", 77.0), told
+
+
+def test_leave_group_is_the_timeout_of_the_backend() -> None:
+    from ray.train.constants import TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S
+
+    told = "a group with a lost worker takes half a minute to end"
+    assert list(ray_internals.LEAVE_GROUP) == [TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S], told
+
+
 @ray.remote(num_cpus=0)
 def state_of(actor_id: str) -> str | None:
     """What an actor of Ray Train asks, in a process of its own."""

@@ -4,6 +4,7 @@ test_on_ray.py.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -63,8 +64,22 @@ def test_run_directory_belongs_to_one_configuration(tmp_path: Path) -> None:
     out = str(tmp_path / "run")
     begin_run(toy_preset(), "shards", out)
     begin_run(with_settings(toy_preset(), ["train.steps=77"]), "shards", out)
+    storage.write_bytes(checkpoints.uri_of(out, 6, "files.json"), b"")
     with pytest.raises(ResumeRefused, match=r"optim\.lr: 0\.0005 -> 0\.1"):
         begin_run(with_settings(toy_preset(), ["optim.lr=0.1"]), "shards", out)
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_is_begun_anew(tmp_path: Path) -> None:
+    """What a message advises, another setting, must not be refused as another run."""
+    out = str(tmp_path / "run")
+    begin_run(toy_preset(), "shards", out)
+    storage.write_bytes(checkpoints.uri_of(out, 6, "model.safetensors"), b"")  # an upload that was cut off
+    storage.write_bytes(f"{out}/skipped/step-00000003-rank-0.jsonl", b"{}")
+    changed = with_settings(toy_preset(), ["optim.lr=0.1"])
+    begin_run(changed, "shards", out)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["optim"]["lr"] == 0.1
+    assert not (tmp_path / "run" / "skipped").exists()
+    begin_run(changed, "shards", out)
 
 
 def test_a_run_does_not_go_back(tmp_path: Path) -> None:

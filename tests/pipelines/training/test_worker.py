@@ -12,12 +12,18 @@ import numpy as np
 import pytest
 import ray.train
 import torch
+from ray.train import PreemptionInfo
 
 from pipelines.pairs.dataset import Batch
-from pipelines.training import checkpoints, worker
+from pipelines.training import agreement, checkpoints, worker
+from pipelines.training.watchdog import Watchdog
 from pipelines.training.worker import Assignment, TrainLoop
 from resshift.config import with_settings
 from resshift.presets import test_x4 as toy_preset
+
+
+def notice() -> PreemptionInfo:
+    return PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"node": [0]})
 
 
 class Run:
@@ -25,18 +31,15 @@ class Run:
 
     Fields:
         notices: Answers of Ray to the question for a notice, in their order; afterwards the last one again.
-        asked_at: Steps after which the question was asked.
         saved: Steps of the checkpoints that were complete when a step began, by that step.
     """
 
     def __init__(self, out: Path, notices: Sequence[object | None]) -> None:
         self.out, self.notices = str(out), list(notices)
-        self.asked_at: list[int] = []
         self.saved: dict[int, list[int]] = {}
         self._step = 0
 
     def notice(self) -> object | None:
-        self.asked_at.append(self._step)
         return self.notices.pop(0) if len(self.notices) > 1 else self.notices[0]
 
     def batches(self, *_: Any, **__: Any) -> Iterator[Batch]:
@@ -62,6 +65,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
     def train(*notices: object | None, settings: Sequence[str] = ()) -> Run:
         made = Run(tmp_path, notices)
         monkeypatch.setattr(ray.train, "get_preemption_info", made.notice)
+        monkeypatch.setattr(agreement, "_ASK_EVERY_S", 1e-9)  # after every step
         monkeypatch.setattr(worker, "fair_share", lambda *_: None)
         monkeypatch.setattr(worker, "rank_batches", made.batches)
         publish = checkpoints.publish
@@ -74,7 +78,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
         sizes = ("train.steps=16", "train.batch_size=1", "train.micro_batch=1", "train.checkpoint_every=100")
         config = with_settings(toy_preset(), [*sizes, "log.tensorboard=false", *settings])
         assignment = Assignment(config=config, data="", out=str(tmp_path), held_cpus=1)
-        with contextlib.closing(TrainLoop(assignment, 0, 1, torch.device("cpu"))) as loop:
+        with (
+            contextlib.closing(Watchdog(600)) as watchdog,
+            contextlib.closing(TrainLoop(assignment, 0, 1, torch.device("cpu"), watchdog)) as loop,
+        ):
             loop.run()
         return made
 
@@ -86,20 +93,23 @@ def test_without_a_notice_only_regular_checkpoints_are_saved(run: Callable[..., 
     assert trained.steps_saved() == [12, 16]
 
 
-def test_a_notice_is_asked_for_every_five_steps(run: Callable[..., Run]) -> None:
-    """All workers wait for each other then. A regular checkpoint makes the question needless."""
-    assert run(None, settings=["train.checkpoint_every=10"]).asked_at == [5, 15]
-
-
 def test_a_notice_leads_to_a_checkpoint_before_the_next_step(run: Callable[..., Run]) -> None:
-    """Its upload is waited for: the node may be gone at any moment."""
-    trained = run(None, "notice")
-    assert trained.saved[10] == []
-    assert trained.saved[11] == [10]
-    assert trained.steps_saved() == [10, 16]
+    """Its upload is waited for: the node may be gone at any moment. A regular checkpoint makes the question
+    needless.
+    """
+    trained = run(None, None, notice(), settings=["train.checkpoint_every=2"])
+    assert trained.saved[6] == [2, 4, 5]
 
 
 def test_a_notice_that_stays_leads_to_one_checkpoint(run: Callable[..., Run]) -> None:
-    trained = run("notice")
+    trained = run(None, None, None, None, notice())
+    assert trained.saved[5] == []
+    assert trained.saved[6] == [5]
     assert trained.steps_saved() == [5, 16]
-    assert trained.asked_at == [5]
+
+
+def test_checkpoints_by_the_clock_come_beside_the_regular_ones(run: Callable[..., Run]) -> None:
+    """A step here takes some milliseconds."""
+    trained = run(None, settings=["train.checkpoint_every_s=0.001"])
+    assert len(trained.steps_saved()) == 3  # the last three are kept
+    assert any(trained.saved[step] for step in range(2, 16))

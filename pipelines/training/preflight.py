@@ -1,0 +1,104 @@
+"""What can be known to be wrong with a training run before Ray starts and before anything is written."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from pipelines.command import UsageError
+from pipelines.training.build_learner import build_objective, lpips_of
+from pipelines.training.validation import held_out
+from resshift import storage
+from resshift.config import ConfigError, RunConfig
+from resshift.models import unet_file
+from resshift.networks.unet import UNetSwin
+from resshift.training.autoencoder import AnyRunConfig, build_autoencoder
+from resshift.training.step import seeded
+from resshift.weights import load_into, read_state_dict
+
+
+def check_run(
+    config: AnyRunConfig, data: str, num_pictures: int, *, most: int, init: str | None, val: str | None
+) -> None:
+    """Check a run against its data and against the files that it names.
+
+    Args:
+        config: Configuration of the run.
+        data: Shards, for messages.
+        num_pictures: Number of pictures in them that can be used.
+        most: Largest number of workers.
+        init: Weights to start from.
+        val: Validation set.
+
+    Raises:
+        UsageError: There is nothing to train on.
+        ConfigError: The run cannot be trained like that; the message is one line.
+        WeightsError: Weights are missing or do not fit.
+        StorageError: A file cannot be read.
+    """
+    batch_size = config.train.batch_size
+    if num_pictures == 0:
+        where = storage.printable(data)
+        raise UsageError(
+            f"{where} holds no usable picture: {where.rstrip('/')}/status.parquet says why, and what "
+            "jobs/prepare.py printed"
+        )
+    if batch_size > num_pictures:
+        raise ConfigError(
+            f"train.batch_size must be at most {num_pictures}, the number of pictures in "
+            f"{storage.printable(data)}, got {batch_size}"
+        )
+    check_share(batch_size, most)
+    if config.validation.best == "lpips" and val is not None and not config.loss.lpips:
+        raise ConfigError("validation.best=lpips needs an LPIPS network: loss.lpips must not be 0")
+    check_weights(config, init)
+    if val is not None:
+        held_out(val, 1, config.train.seed, config.data, config.degradation)
+
+
+def check_share(batch_size: int, most: int) -> None:
+    """Check that every worker gets a sample of each batch.
+
+    Raises:
+        ConfigError: There are more workers than samples.
+    """
+    if batch_size < most:
+        raise ConfigError(f"train.batch_size ({batch_size}) must be at least the number of workers ({most})")
+
+
+def check_weights(config: AnyRunConfig, init: str | None) -> None:
+    """Load what every worker will load: the LPIPS trunk, the first stage and the weights to start from. A few
+    seconds, instead of the minutes until a cluster has started.
+
+    Raises:
+        ConfigError: The trunk or the first stage is missing.
+        WeightsError: Weights are missing or do not fit.
+    """
+    cpu = torch.device("cpu")
+    lpips = lpips_of(config, cpu)
+    if isinstance(config, RunConfig):
+        build_objective(config, lpips, cpu)
+    if init is not None:
+        network = (
+            seeded(UNetSwin, config.model.unet, config.train)
+            if isinstance(config, RunConfig)
+            else build_autoencoder(config, cpu)
+        )
+        load_into(network, read_state_dict(unet_file(init)))
+
+
+def local_workers(least: int, most: int) -> int:
+    """Return the largest number of workers of a run on this machine alone, which has no other nodes to grow
+    to.
+
+    Raises:
+        ConfigError: It cannot have the smallest number.
+    """
+    num_cores = max(os.cpu_count() or 1, 4)  # of small machines more: processes of tests share them
+    if least > num_cores:
+        raise ConfigError(
+            f"--workers must be at most {num_cores} on this machine, which has {os.cpu_count()} cores, got "
+            f"{least}; on a cluster submit the command as a job (docs/operate.md)"
+        )
+    return min(most, num_cores)
