@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from resshift.config import ModelConfig
@@ -154,8 +154,11 @@ def save_safetensors(
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    # save_file would make the file readable by its owner only.
-    temporary.write_bytes(save(dict(state), metadata=dict(metadata or {})))
+    # Streamed from the tensors; `save` would hold a second copy of all of them.
+    save_file(dict(state), temporary, metadata=dict(metadata or {}))
+    shown = os.umask(0)
+    os.umask(shown)
+    temporary.chmod(0o666 & ~shown)  # as any other file; save_file makes it readable by its owner only
     temporary.replace(path)
 
 

@@ -81,7 +81,7 @@ def publish(directory: Path, out: str, manifest: dict[str, Any]) -> None:
     # One manifest must never cover files of two attempts.
     storage.remove(uri_of(out, step, MANIFEST))
     for name in (*manifest["files"], MANIFEST):
-        storage.write_bytes(uri_of(out, step, name), (directory / name).read_bytes())
+        storage.write_file(uri_of(out, step, name), str(directory / name))
 
 
 def fetch(out: str, step: int, directory: Path) -> None:
@@ -96,7 +96,7 @@ def fetch(out: str, step: int, directory: Path) -> None:
         manifest: Any = json.loads(storage.read_bytes(uri_of(out, step, MANIFEST)))
         names += manifest["files"]
         for name in names:
-            (directory / name).write_bytes(storage.read_bytes(uri_of(out, step, name)))
+            storage.read_file(uri_of(out, step, name), str(directory / name))
     except StorageError as error:
         if error.reason is StorageReason.MISSING:
             raise WeightsError(str(error)) from error

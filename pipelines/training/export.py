@@ -29,8 +29,8 @@ def publish_model(checkpoint_directory: Path, out: str, config: AnyRunConfig) ->
     config.json comes last.
     """
     target = storage.join(out, "model")
-    storage.write_bytes(
-        storage.join(target, "model.safetensors"), (checkpoint_directory / "ema.safetensors").read_bytes()
+    storage.write_file(
+        storage.join(target, "model.safetensors"), str(checkpoint_directory / "ema.safetensors")
     )
     if (
         isinstance(config, RunConfig)
@@ -40,7 +40,7 @@ def publish_model(checkpoint_directory: Path, out: str, config: AnyRunConfig) ->
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "first_stage.safetensors"
             save_safetensors(read_state_dict(first_stage_file(config.train.first_stage_weights)), path)
-            storage.write_bytes(storage.join(target, path.name), path.read_bytes())
+            storage.write_file(storage.join(target, path.name), str(path))
     storage.write_bytes(
         storage.join(target, "config.json"), (json.dumps(description(config), indent=2) + "\n").encode()
     )

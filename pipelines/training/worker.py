@@ -330,9 +330,10 @@ class TrainLoop:
             )
             self.seen = []
         # Collective, so every worker has written its lines before the checkpoint exists.
-        snapshot = checkpoint.take(self.state)
         if self.log is None:
+            checkpoint.take_part(self.state)
             return
+        snapshot = checkpoint.take(self.state)
         figure, self.figure = self.figure, None
         after: list[Callable[[], None]] = []
         if figure is not None and self.validator is not None:

@@ -10,10 +10,12 @@ from resshift.storage.files import (
     name_problem,
     open_input,
     read_bytes,
+    read_file,
     read_first_bytes,
     read_range,
     remove,
     write_bytes,
+    write_file,
 )
 from resshift.storage.types import EPOCH, Entry, StorageError, StorageReason, printable
 
@@ -32,8 +34,10 @@ __all__ = [
     "open_input",
     "printable",
     "read_bytes",
+    "read_file",
     "read_first_bytes",
     "read_range",
     "remove",
     "write_bytes",
+    "write_file",
 ]

@@ -3,12 +3,12 @@
 Listings are streamed, one page of a bucket or one directory at a time, so ten million keys take no memory and
 work starts with the first page. Keys come in the order of their UTF-8 bytes from both kinds of storage.
 Writing is atomic: a reader sees either the whole new file or the previous one (local: temporary name, fsync,
-rename; S3: one PUT).
+rename; S3: one PUT, or parts that become an object together).
 
 Local files are in `resshift.storage.local`, objects in `resshift.storage.s3`. `S3Options` are the options of
 access to a bucket; local paths ignore them. Credentials come from the environment or a profile, never from a
-URI. URIs are taken literally: nothing is percent-decoded. What it does not do: other schemes, objects above
-5 GiB, deleting more than one file at a time.
+URI. URIs are taken literally: nothing is percent-decoded. What it does not do: other schemes, deleting more
+than one file at a time.
 """
 
 from __future__ import annotations
@@ -133,6 +133,44 @@ def write_bytes(
         s3.write_bytes(uri, data, options, content_type)
     else:
         local.write_bytes(uri, data)
+
+
+def write_file(
+    uri: str, source: str, options: S3Options = s3.DEFAULT, content_type: str | None = None
+) -> None:
+    """Write a whole file or object with the content of a local file, as `write_bytes` does, whatever its size
+    and without holding it in memory.
+
+    Args:
+        uri: URI of the file or object.
+        source: Path of the local file.
+        options: Options of access to a bucket, and of the new object.
+        content_type: Content type of an object; a local file has none.
+
+    Raises:
+        StorageError: The file cannot be written; nothing was changed.
+    """
+    if is_s3(uri):
+        s3.write_file(uri, source, options, content_type)
+    else:
+        local.write_file(uri, source)
+
+
+def read_file(uri: str, target: str, options: S3Options = s3.DEFAULT) -> None:
+    """Copy a file or object into a local file, whatever its size and without holding it in memory.
+
+    Args:
+        uri: URI of the file or object.
+        target: Path of the local file, which is overwritten.
+        options: Options of access to a bucket.
+
+    Raises:
+        StorageError: The file cannot be read.
+    """
+    if is_s3(uri):
+        s3.read_file(uri, target, options)
+    else:
+        local.read_file(uri, target)
 
 
 def remove(uri: str, options: S3Options = s3.DEFAULT) -> None:

@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from typing import IO
 
 from resshift.storage.types import EPOCH, Entry, StorageError, StorageReason, accessing
 
+_COPY_BYTES = 1 << 24
 _TEMPORARY = re.compile(r"\.resshift-[0-9a-f]{16}\.partial")
 
 
@@ -170,7 +172,20 @@ def write_bytes(uri: str, data: bytes) -> None:
         _write(path, data)
 
 
-def _write(path: str, data: bytes) -> None:
+def write_file(uri: str, source: str) -> None:
+    """Write a whole file with the content of another; its directory is created."""
+    path = path_of(uri)
+    with accessing(uri), open(source, "rb") as content:
+        _write(path, content)
+
+
+def read_file(uri: str, target: str) -> None:
+    """Copy a regular file."""
+    with accessing(uri), open(_open_regular(uri), "rb") as content, open(target, "wb") as file:
+        shutil.copyfileobj(content, file, _COPY_BYTES)
+
+
+def _write(path: str, data: bytes | IO[bytes]) -> None:
     directory = os.path.dirname(path) or "."
     if os.path.isdir(path):
         raise IsADirectoryError(path)
@@ -178,7 +193,10 @@ def _write(path: str, data: bytes) -> None:
     temporary = os.path.join(directory, f".resshift-{secrets.token_hex(8)}.partial")
     try:
         with open(temporary, "xb") as file:
-            file.write(data)
+            if isinstance(data, bytes):
+                file.write(data)
+            else:
+                shutil.copyfileobj(data, file, _COPY_BYTES)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

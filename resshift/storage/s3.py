@@ -16,11 +16,13 @@ records.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import posixpath
 import re
 import secrets
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, Literal, TypeAlias, cast
 
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
@@ -35,6 +37,9 @@ from resshift.storage.types import Entry, StorageError, StorageReason, accessing
 # The inferred types of the synchronous methods of S3FileSystem are wrong: they return the response, not None.
 Client: TypeAlias = Any
 _BAD_CONNECTIONS = 5  # largest number of successive bad connections from a pool
+PART_BYTES = 64 << 20  # of a large object that is written or read at once
+_MOST_PARTS = 10_000  # of an object; one PUT takes 5 GiB at most
+_PARTS_AT_A_TIME = 4
 _ACCESS_ERRORS = (BotoCoreError, ClientError, *S3_RETRYABLE_ERRORS)
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
@@ -257,6 +262,62 @@ def write_bytes(uri: str, data: bytes, options: S3Options, content_type: str | N
     request(
         uri, options, "put_object", Bucket=bucket, Key=key, Body=data, **options.for_writing(content_type)
     )
+
+
+def write_file(uri: str, source: str, options: S3Options, content_type: str | None) -> None:
+    """Write a whole object with the content of a file; a large one in parts, which become an object together.
+
+    A process that is killed leaves parts without an object, which the bucket has to be told to remove
+    (AbortIncompleteMultipartUpload).
+    """
+    with accessing(uri):
+        size_bytes = os.path.getsize(source)
+    part_bytes = max(PART_BYTES, -(-size_bytes // _MOST_PARTS))
+    if size_bytes <= part_bytes:
+        with accessing(uri), open(source, "rb") as file:
+            data = file.read()
+        write_bytes(uri, data, options, content_type)
+        return
+    bucket, key = _split_object(uri)
+    there = {"Bucket": bucket, "Key": key}
+    begun = request(uri, options, "create_multipart_upload", **there, **options.for_writing(content_type))
+    there["UploadId"] = begun["UploadId"]
+
+    def send(number: int) -> dict[str, Any]:
+        with accessing(uri), open(source, "rb") as file:
+            file.seek((number - 1) * part_bytes)
+            data = file.read(part_bytes)
+        sent = request(
+            uri, options, "upload_part", **there, PartNumber=number, Body=data, **options.for_reading()
+        )
+        return {"PartNumber": number, "ETag": sent["ETag"]}
+
+    try:
+        with ThreadPoolExecutor(_PARTS_AT_A_TIME) as pool:
+            parts = list(pool.map(send, range(1, -(-size_bytes // part_bytes) + 1)))
+        ended = {"MultipartUpload": {"Parts": parts}}
+        request(uri, options, "complete_multipart_upload", **there, **ended, **options.for_reading())
+    except BaseException:
+        with contextlib.suppress(StorageError):  # the first error is the one to tell
+            request(uri, options, "abort_multipart_upload", **there, **options.for_reading())
+        raise
+
+
+def read_file(uri: str, target: str, options: S3Options) -> None:
+    """Copy an object into a file, several parts at a time."""
+    size_bytes = find_entry(uri, "", options).size_bytes
+    with accessing(uri), open(target, "wb") as file:
+        file.truncate(size_bytes)
+        descriptor = file.fileno()
+
+        def receive(offset: int) -> None:
+            data = read_part(uri, offset, min(PART_BYTES, size_bytes - offset), options)
+            if len(data) != min(PART_BYTES, size_bytes - offset):
+                raise StorageError(uri, StorageReason.UNAVAILABLE, "it has changed while it was read")
+            os.pwrite(descriptor, data, offset)
+
+        with ThreadPoolExecutor(_PARTS_AT_A_TIME) as pool:
+            list(pool.map(receive, range(0, size_bytes, PART_BYTES)))
 
 
 def remove(uri: str, options: S3Options) -> None:

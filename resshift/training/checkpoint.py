@@ -83,6 +83,12 @@ def take(state: TrainState) -> Snapshot:
     return Snapshot(state.step, state.weights(), state.state_dict())
 
 
+def take_part(state: TrainState) -> None:
+    """Do what `take` needs of the other workers, on one that does not write: nothing is copied."""
+    state.weights(keep=False)
+    state.state_dict(keep=False)
+
+
 def description(config: AnyRunConfig) -> dict[str, Any]:
     """Return the content of `config.json`: the name, and the configuration that inference needs."""
     model = (

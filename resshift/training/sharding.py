@@ -41,18 +41,24 @@ def synchronise_gradients(network: nn.Module, wanted: bool) -> None:
         network.set_requires_gradient_sync(wanted)
 
 
-def whole(value: Any) -> Any:
+def whole(value: Any, keep: bool = True) -> Any:
     """Copy a state dict to the CPU with all shards gathered. The result shares no memory with the
     original.
+
+    Args:
+        value: State dict, or a part of one.
+        keep: Whether this worker needs the copy; the others help to gather shards, one tensor at a time, and
+            hold nothing: they get None in place of each tensor.
     """
     if isinstance(value, DTensor):
-        return value.full_tensor().detach().to("cpu", copy=True)
+        full = value.full_tensor()
+        return full.detach().to("cpu", copy=True) if keep else None
     if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
+        return value.detach().to("cpu", copy=True) if keep else None
     if isinstance(value, Mapping):
-        return {key: whole(item) for key, item in cast(Mapping[Any, Any], value).items()}
+        return {key: whole(item, keep) for key, item in cast(Mapping[Any, Any], value).items()}
     if isinstance(value, list | tuple):
-        return type(value)(whole(item) for item in cast(list[Any], value))
+        return type(value)(whole(item, keep) for item in cast(list[Any], value))
     return value
 
 

@@ -109,27 +109,32 @@ class TrainState:
         """The optimiser of the first network."""
         return next(iter(self.optimizers.values()))
 
-    def weights(self) -> dict[str, dict[str, Tensor]]:
+    def weights(self, keep: bool = True) -> dict[str, dict[str, Tensor]]:
         """Return {"model": ..., "ema": ...}, whole and on the CPU, without derived buffers. A collective
-        operation if the networks are sharded.
+        operation if the networks are sharded; without `keep` this worker only takes part in it.
         """
         modules = {name: unwrapped(network) for name, network in self.networks.items()} | {
             "ema": self.ema.module
         }
-        return {
+        found = {
             name: {
-                key: whole(value).contiguous()
-                for key, value in module.state_dict().items()
-                if not is_derived(key)
+                key: whole(value, keep) for key, value in module.state_dict().items() if not is_derived(key)
             }
             for name, module in modules.items()
         }
+        if not keep:
+            return {}
+        return {
+            name: {key: value.contiguous() for key, value in state.items()} for name, state in found.items()
+        }
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state except for the weights, whole and on the CPU. A collective operation."""
+    def state_dict(self, keep: bool = True) -> dict[str, Any]:
+        """Return the state except for the weights, whole and on the CPU. A collective operation; without
+        `keep` this worker only takes part in it, and gets no moments.
+        """
         return {
             "optimizers": {
-                name: whole(optimizer.state_dict()) for name, optimizer in self.optimizers.items()
+                name: whole(optimizer.state_dict(), keep) for name, optimizer in self.optimizers.items()
             },
             "scaler": self.scaler.state_dict(),
             "tally": self.means.state_dict(),

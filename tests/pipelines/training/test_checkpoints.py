@@ -68,16 +68,16 @@ def test_upload_that_dies_after_any_file_is_never_the_latest(
 ) -> None:
     publish(snapshot, out, 5, tmp_path)
     calls = 0
-    write = storage.write_bytes
+    write = storage.write_file
 
-    def dying(uri: str, data: bytes) -> None:
+    def dying(uri: str, source: str) -> None:
         nonlocal calls
         if calls == written:
             raise KeyboardInterrupt
         calls += 1
-        write(uri, data)
+        write(uri, source)
 
-    monkeypatch.setattr(storage, "write_bytes", dying)
+    monkeypatch.setattr(storage, "write_file", dying)
     with pytest.raises(KeyboardInterrupt):
         publish(snapshot, out, 10, tmp_path)
     monkeypatch.undo()
@@ -93,14 +93,14 @@ def test_publishing_a_step_again_never_mixes_two_attempts(
 ) -> None:
     for step in (5, 10):
         publish(snapshot, out, step, tmp_path)
-    write = storage.write_bytes
+    write = storage.write_file
 
-    def dying(uri: str, data: bytes) -> None:
+    def dying(uri: str, source: str) -> None:
         if uri.endswith("model.safetensors"):
             raise KeyboardInterrupt
-        write(uri, data)
+        write(uri, source)
 
-    monkeypatch.setattr(storage, "write_bytes", dying)
+    monkeypatch.setattr(storage, "write_file", dying)
     with pytest.raises(KeyboardInterrupt):
         publish(snapshot, out, 10, tmp_path)
     monkeypatch.undo()
@@ -140,14 +140,14 @@ def test_store_that_is_away_is_not_a_damaged_checkpoint(
     out = str(tmp_path / "run")
     for step in (5, 10):
         publish(snapshot, out, step, tmp_path)
-    read = storage.read_bytes
+    read = storage.read_file
 
-    def away(uri: str, max_bytes: int | None = None) -> bytes:
+    def away(uri: str, target: str) -> None:
         if "step-00000010/state" in uri:
             raise StorageError(uri, StorageReason.UNAVAILABLE, "try later")
-        return read(uri, max_bytes)
+        read(uri, target)
 
-    monkeypatch.setattr(storage, "read_bytes", away)
+    monkeypatch.setattr(storage, "read_file", away)
     with pytest.raises(StorageError, match="unavailable"):
         fetch_latest(out, tmp_path / "got")
 
@@ -198,10 +198,10 @@ def test_writer_publishes_in_order_and_clears(out: str, snapshot: Snapshot, tmp_
 def test_failed_upload_is_raised_at_the_next_one(
     snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(uri: str, data: bytes) -> None:
+    def refuse(uri: str, source: str) -> None:
         raise StorageError(uri, StorageReason.DENIED, "no")
 
-    monkeypatch.setattr(storage, "write_bytes", refuse)
+    monkeypatch.setattr(storage, "write_file", refuse)
     writer = CheckpointWriter(str(tmp_path / "run"), CONFIG, Keeping(2))
     writer.submit(snapshot)
     with pytest.raises(StorageError, match="denied"):
