@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ import ray
 from ray import serve
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
-from pipelines.bulk.engine import UNITS_PER_REPLICA, EngineError, EngineOptions, cause
+from pipelines.bulk.engine import UNITS_PER_REPLICA, EngineError, EngineOptions, admitted, cause
 from pipelines.bulk.worker import ReplicaOptions
 from pipelines.cluster import ray_internals
 from serve.replica import app_name, model_app, num_running
@@ -52,6 +53,7 @@ class ServeEngine:
         self._error: EngineError | None = None
         self._changed = asyncio.Condition()
         self._watching: asyncio.Task[None] | None = None
+        self._ended = threading.Event()
 
     @property
     def num_replicas(self) -> int:
@@ -76,6 +78,7 @@ class ServeEngine:
         running = status.applications.get(self._name)
         # An application that is starting, or replaces a replica, belongs to whoever deployed it.
         if self._may_deploy and (running is None or running.status not in _IN_USE):
+            self.options = admitted(self.options, self._pause)
             self._is_ours = True
             app = serve.RunTarget(target=model_app(self.options), name=self._name, route_prefix=None)
             # Do not wait: a replica that dies while others start is no failure of the application, although
@@ -83,6 +86,11 @@ class ServeEngine:
             serve.run_many([app], wait_for_applications_running=False)
         if self._may_deploy or running is not None:
             self._handle = serve.get_app_handle(self._name).options(stream=True)
+
+    def _pause(self, seconds: float) -> None:
+        """Wait for room; `close` ends it."""
+        if self._ended.wait(seconds):
+            raise EngineError("stopped before there was room for a replica")
 
     def _look(self) -> tuple[int, str]:
         """Return the number of replicas that run, and, when there is none, what Serve says of it."""
@@ -141,6 +149,7 @@ class ServeEngine:
                 self._changed.notify_all()
 
     async def close(self) -> None:
+        self._ended.set()
         if self._watching is not None:
             self._watching.cancel()
         await asyncio.to_thread(self._undeploy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from pipelines.bulk.engine import UNITS_PER_REPLICA, EngineError, EngineOptions, cause
+from pipelines.bulk.engine import UNITS_PER_REPLICA, EngineError, EngineOptions, admitted, cause
 from pipelines.bulk.worker import Replica, ReplicaOptions
 
 _MAX_FAILED_STARTS = 5
@@ -38,6 +39,7 @@ class ActorEngine:
         self._failed_starts = 0
         self._error: EngineError | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ended = threading.Event()
 
     @property
     def num_replicas(self) -> int:
@@ -48,9 +50,15 @@ class ActorEngine:
         return any(member.is_ready and not member.in_flight for member in self._members)
 
     async def start(self) -> None:
+        self.options = await asyncio.to_thread(admitted, self.options, self._pause)
         for _ in range(self.options.low):
             self._add()
         self._spawn(self._scale())
+
+    def _pause(self, seconds: float) -> None:
+        """Wait for room; `close` ends it."""
+        if self._ended.wait(seconds):
+            raise EngineError("stopped before there was room for a replica")
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -165,6 +173,7 @@ class ActorEngine:
                 ray.kill(idle[0].actor)
 
     async def close(self) -> None:
+        self._ended.set()
         for task in tuple(self._tasks):
             task.cancel()
         for member in self._members:

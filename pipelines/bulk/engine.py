@@ -10,20 +10,25 @@ the previous one are stored.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import ray
 
 from pipelines.bulk.nearest import nearest_model
 from pipelines.bulk.worker import ReplicaOptions
-from pipelines.cluster.capacity import has_gpus, promised
+from pipelines.cluster.admission import wait_for_room
+from pipelines.cluster.capacity import has_gpus, promised, reachable
 from resshift.models import locate_model
 
 UNITS_PER_REPLICA = 2
+
+logger = logging.getLogger(__name__)
 
 
 class EngineError(RuntimeError):
@@ -89,6 +94,40 @@ def check_memory(model: str) -> None:
     # Of the memory that was free when Ray started, a part belongs to the object store.
     largest = max(sum(node.get(name, 0.0) for name in ("memory", "object_store_memory")) for node in alive)
     locate_model(model).check_memory(int(largest), "the largest node of the cluster")
+
+
+def admitted(options: EngineOptions, sleep: Callable[[float], None] = time.sleep) -> EngineOptions:
+    """Return the options with as many replicas as the connected cluster has room for beside one CPU, which
+    fetches, decodes and stores; waits until the smallest number has room, and says for what.
+
+    Args:
+        options: What was asked for.
+        sleep: Function that waits; what it raises ends the wait.
+
+    Raises:
+        EngineError: The cluster can never have the smallest number.
+    """
+    held = {"CPU": options.num_cpus, "GPU": options.num_gpus}
+    fits = _most_replicas(held, reachable())
+    if fits < options.low:
+        raise EngineError(
+            f"{options.low} replicas need {options.low * options.num_cpus:g} CPUs and "
+            f"{options.low * options.num_gpus:g} GPUs, and their tasks one CPU; the cluster has room for "
+            f"{fits}: ask for fewer (--replicas)"
+        )
+    needed = {name: options.low * number for name, number in held.items()}
+    needed["CPU"] += 1
+    most = min(options.high, _most_replicas(held, wait_for_room("the bulk job", needed, sleep=sleep)))
+    if most < options.high:
+        logger.warning("replicas=%d:%d instead of %d: no room for more", options.low, most, options.high)
+    return replace(options, high=max(most, options.low))
+
+
+def _most_replicas(held: Mapping[str, float], has: Mapping[str, float]) -> int:
+    """Return how many replicas fit beside one CPU for tasks."""
+    rooms = {"CPU": has.get("CPU", 0.0) - 1, "GPU": has.get("GPU", 0.0)}
+    fits = [int(max(0.0, rooms[name]) / number + 1e-6) for name, number in held.items() if number]
+    return min(fits, default=1 << 30)
 
 
 class Engine(Protocol):

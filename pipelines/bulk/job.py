@@ -27,6 +27,7 @@ from pipelines.bulk.scheduler import BulkOptions, BulkRun, busy_share
 from pipelines.bulk.selection import Selection, Worklist, listed_keys
 from pipelines.bulk.settings import EngineSettings
 from pipelines.bulk.stages import StageOptions, UpscaleOptions
+from pipelines.cluster.admission import Patience
 from pipelines.cluster.capacity import reachable
 from pipelines.ledger import ledger
 from pipelines.ledger.ledger import LedgerWriter, Row
@@ -143,7 +144,11 @@ async def run_job_in_loop(job: Job, worklist: Worklist, engine: Engine, progress
 
     writer = LedgerWriter(write)
 
+    patience = Patience("no picture has been finished")
+    patience.waits()
+
     def finished(row: Row) -> None:
+        patience.waits()
         progress.count(row)
         writer.add({**row, "run": run})
 
@@ -176,6 +181,7 @@ async def run_job_in_loop(job: Job, worklist: Worklist, engine: Engine, progress
         await engine.start()
         await bulk.run()
     finally:
+        patience.close()
         watching.cancel()
         progress.is_listed = bulk.is_listed
         await asyncio.shield(asyncio.to_thread(writer.close))

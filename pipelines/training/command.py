@@ -85,6 +85,7 @@ def train_from(options: argparse.Namespace, config: AnyRunConfig) -> Exit:
 
 
 def _train(options: argparse.Namespace, config: AnyRunConfig, least: int, most: int) -> Exit:
+    from pipelines.cluster.admission import wait_for_room
     from pipelines.cluster.capacity import reachable
     from pipelines.cluster.granted import DeviceError
     from pipelines.training.export import export
@@ -94,7 +95,11 @@ def _train(options: argparse.Namespace, config: AnyRunConfig, least: int, most: 
 
     connect_to_ray(num_cpus=most + 3)
     quiet_ray_data()
-    workers = plan_workers(least, most, options.gpus_per_worker, reachable())
+    have = reachable()
+    workers = plan_workers(least, most, options.gpus_per_worker, have)
+    # What is free, not what there is: other jobs hold the rest for as long as they run.
+    room = wait_for_room("training", {"CPU": 2.0, "GPU": least * workers.gpus})
+    workers = plan_workers(least, most, workers.gpus, {**have, "CPU": room["CPU"]})
     try:
         summary = run_training(config, options.data, options.out, workers, init=options.init, val=options.val)
     except (TrainingStopped, TrainingDiverged, DeviceError) as error:

@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipelines.cluster.admission import Patience
 from pipelines.cluster.granted import granted_device
 from pipelines.pairs.dataset import Batch, fair_share, rank_batches
 from pipelines.training import checkpoints
@@ -239,12 +240,16 @@ class TrainLoop:
             num_ranks=self.num_ranks,
             share=share,
         )
+        patience = Patience(f"worker {self.rank} has been waiting for training pairs")
         try:
             while self.state.step < self.train.steps:
                 started = time.perf_counter()
+                patience.waits()
                 batch = next(source)
+                patience.works()
                 yield batch, time.perf_counter() - started
         finally:
+            patience.close()
             source.close()
 
     def _run_due_actions(self) -> None:

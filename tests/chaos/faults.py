@@ -2,17 +2,23 @@
 
     faults.py kill-worker one worker is killed at step 17 of 40: bit for bit the uninterrupted run
     faults.py kill-pair   the same with two workers: no sample twice or missed, loss within 1e-6
+    faults.py hang        one of two workers waits for ever in a step
+    faults.py mistake     one of two workers finds a mistake, or a bug at every attempt
     faults.py kill-driver the command is killed and run again
+    faults.py two-trainers a second command on one --out, while the first lives and after it was killed
     faults.py lose-node   2 -> 1 -> 2 workers as a node of a simulated cluster dies and another comes
-    faults.py preempt     a notice: a checkpoint at once, then the node goes
+    faults.py notice      AWS announces an interruption: checkpoints, then the node goes
+    faults.py shared      training and a bulk job on one cluster of four CPUs
     faults.py kill-upload 20 kills while a checkpoint goes to S3: the latest can be read every time
 
-Each prints what it found and ends with exit code 1 when a promise is broken. They take a minute or a few;
+Each prints what it found, last as one line of JSON: the steps that were lost and the seconds until the next
+one; the exit code is 1 when a promise is broken. They take a minute or a few;
 what fits into the test suite is in tests/pipelines/training/test_on_ray.py and uses the functions here.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -32,8 +38,10 @@ import torch
 from PIL import Image
 
 from tests import servers
+from tests.metadata_server import metadata_server
 
 ROOT = Path(__file__).resolve().parents[2]
+Found = dict[str, Any]  # what a scenario measured
 SETTINGS = (
     "optim.warmup_steps=0",
     "train.log_every=1",
@@ -62,68 +70,81 @@ def toy(*settings: str) -> Any:
     return with_settings(test_x4(), [*SETTINGS, *settings])
 
 
-def dying(marker: str, step: int, rank: int = 0) -> Callable[[Mapping[str, str]], dict[str, Any]]:
-    """Return a worker function that kills its own process, once, before it takes the step after `step`."""
+def hurt(
+    trace: str, step: int = -1, rank: int = 0, how: str = "", pause_s: float = 0.0
+) -> Callable[[Mapping[str, str]], dict[str, Any]]:
+    """Return a worker function that hurts itself before it takes the step after `step`. It computes on the
+    CPU, also where a simulated node grants a GPU.
+
+    Args:
+        trace: File to which the first worker adds "TIME STEP" before every step; `trace`.hurt exists when it
+            has happened.
+        step: Step.
+        rank: Worker that is hurt.
+        how: "kill", "hang" (both once), "mistake" or "bug" (at every attempt).
+        pause_s: Seconds that every step takes longer, so that something can happen between them.
+    """
 
     def worker(settings: Mapping[str, str]) -> dict[str, Any]:
         import os
         import signal
-
-        import ray.train
-
-        from pipelines.training import worker
-        from resshift.training.step import DiffusionLearner
-
-        original = DiffusionLearner.step
-
-        def step_or_die(self: Any, batch: Any) -> Any:
-            if (
-                self.state.step == step
-                and ray.train.get_context().get_world_rank() == rank
-                and not os.path.exists(marker)
-            ):
-                open(marker, "w").close()
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(self, batch)
-
-        DiffusionLearner.step = step_or_die  # type: ignore[method-assign]
-        try:
-            return worker.train_worker(settings)
-        finally:
-            DiffusionLearner.step = original  # type: ignore[method-assign]
-
-    return worker
-
-
-def slow(seconds: float, marker: str = "") -> Callable[[Mapping[str, str]], dict[str, Any]]:
-    """Return a worker function whose steps take longer, so that something can happen between them; the first
-    leaves a file `marker`. It computes on the CPU, also where a simulated node grants a GPU.
-    """
-
-    def worker(settings: Mapping[str, str]) -> dict[str, Any]:
         import time
 
+        import ray.train
         import torch
 
         from pipelines.training import worker
+        from resshift.config import ConfigError
         from resshift.training.step import DiffusionLearner
 
         worker.granted_device = lambda: torch.device("cpu")
         original = DiffusionLearner.step
 
-        def slow_step(self: Any, batch: Any) -> Any:
-            time.sleep(seconds)
-            if marker:
-                open(marker, "w").close()
+        def step_or_hurt(self: Any, batch: Any) -> Any:
+            time.sleep(pause_s)
+            own = ray.train.get_context().get_world_rank()
+            if own == 0:
+                with open(trace, "a") as file:
+                    file.write(f"{time.time()} {self.state.step}\n")
+            if self.state.step == step and own == rank:
+                has_been = os.path.exists(f"{trace}.hurt")
+                open(f"{trace}.hurt", "w").close()
+                if how == "mistake":
+                    raise ConfigError("a setting that only this worker finds wrong")
+                if how == "bug":
+                    raise ValueError("a bug at this step")
+                if how == "hang" and not has_been:
+                    time.sleep(10_000)
+                if how == "kill" and not has_been:
+                    os.kill(os.getpid(), signal.SIGKILL)
             return original(self, batch)
 
-        DiffusionLearner.step = slow_step  # type: ignore[method-assign]
+        DiffusionLearner.step = step_or_hurt  # type: ignore[method-assign]
         try:
             return worker.train_worker(settings)
         finally:
             DiffusionLearner.step = original  # type: ignore[method-assign]
 
     return worker
+
+
+def dying(marker: str, step: int, rank: int = 0) -> Callable[[Mapping[str, str]], dict[str, Any]]:
+    """Return a worker function that kills its own process, once, before it takes the step after `step`."""
+    return hurt(marker, step, rank, "kill")
+
+
+def slow(seconds: float, trace: str) -> Callable[[Mapping[str, str]], dict[str, Any]]:
+    """Return a worker function whose steps take longer."""
+    return hurt(trace, pause_s=seconds)
+
+
+def recovery(trace: Path) -> dict[str, float]:
+    """Return the steps that were taken again and the seconds without a step, around the longest of them."""
+    lines = [line.split() for line in trace.read_text().splitlines()]
+    steps = [(float(at), int(step)) for at, step in lines]
+    gaps = [later[0] - earlier[0] for earlier, later in itertools.pairwise(steps)]
+    i = gaps.index(max(gaps))
+    return {"lost_steps": steps[i][1] + 1 - steps[i + 1][1], "recover_s": round(gaps[i], 1)}
 
 
 def train(
@@ -231,15 +252,16 @@ def start_ray() -> None:
     )
 
 
-def kill_worker(work: Path, num_steps: int = 40, kill_at: int = 17) -> None:
+def kill_worker(work: Path, num_steps: int = 40, kill_at: int = 17) -> Found:
     data = make_shards(work)
     config = toy(f"train.steps={num_steps}")
     whole, cut = str(work / "whole"), str(work / "cut")
     train(config, data, whole)
     train(config, data, cut, worker=dying(str(work / "marker"), kill_at))
-    assert (work / "marker").exists()
+    assert (work / "marker.hurt").exists()
     check_killed(whole, cut, num_steps, tolerance=0.0)
     check_samples(cut, num_steps, 8, 50)
+    return recovery(work / "marker")
 
 
 def check_killed(whole: str, cut: str, num_steps: int, tolerance: float) -> None:
@@ -256,51 +278,123 @@ def check_killed(whole: str, cut: str, num_steps: int, tolerance: float) -> None
     assert tolerance or all(torch.equal(a[key], b[key]) for key in a)
 
 
-def kill_pair(work: Path, num_steps: int = 40, kill_at: int = 17) -> None:
+def kill_pair(work: Path, num_steps: int = 40, kill_at: int = 17) -> Found:
     data = make_shards(work)
     config = toy(f"train.steps={num_steps}")
     whole, cut = str(work / "whole"), str(work / "cut")
     train(config, data, whole, workers=(2, 2))
     train(config, data, cut, workers=(2, 2), worker=dying(str(work / "marker"), kill_at, rank=1))
-    assert (work / "marker").exists()
+    assert (work / "marker.hurt").exists()
     check_killed(whole, cut, num_steps, tolerance=1e-6)
     check_samples(cut, num_steps, 8, 50)
+    return recovery(work / "marker")
 
 
-def kill_driver(work: Path) -> None:
-    data, out = make_shards(work), str(work / "run")
-    command = [
-        sys.executable,
-        "jobs/train.py",
-        "--preset",
-        "test-x4",
-        "--data",
-        data,
-        "--out",
-        out,
-        "--workers",
-        "2",
-    ]
-    for setting in (*SETTINGS, "train.steps=400"):
+def hang(work: Path, hung_at: int = 17) -> Found:
+    """One of two workers waits for ever in step 18: it ends itself, and both go on from step 16."""
+    data, out, trace = make_shards(work), str(work / "run"), work / "trace"
+    config = toy("train.steps=24", "train.step_timeout_s=6")
+    train(config, data, out, (2, 2), hurt(str(trace), hung_at, 1, "hang"))
+    check_samples(out, 24, 8, 50)
+    found = recovery(trace)
+    assert found["lost_steps"] == hung_at + 1 - 16
+    return found | {"step_timeout_s": 6}
+
+
+def mistake(work: Path) -> Found:
+    """What one of two workers cannot do ends both, at once or, where another attempt might help, at the
+    third; the other worker waits for it in a collective operation.
+    """
+    from pipelines.training.failures import TrainingStopped
+    from resshift.config import ConfigError
+
+    data, seconds = make_shards(work), dict[str, float]()
+    for how, kind, text in (
+        ("mistake", ConfigError, "a setting that only this worker finds wrong"),
+        ("bug", TrainingStopped, "3 attempts after step 8 ended with the same error: ValueError on worker 1"),
+    ):
+        out, trace = str(work / how), work / f"trace-{how}"
+        problem: Exception | None = None
+        try:
+            train(toy("train.steps=24"), data, out, (2, 2), hurt(str(trace), 11, 1, how))
+        except kind as error:
+            problem = error
+        assert str(problem).startswith(text), f"{how}: {problem}"
+        last = float(trace.read_text().splitlines()[-1].split()[0])
+        seconds[f"{how}_told_after_s"] = round(time.time() - last, 1)
+    return seconds
+
+
+def train_command(data: str, out: str, *settings: str, workers: str = "1") -> list[str]:
+    """Return the training job as a command line."""
+    command = [sys.executable, "jobs/train.py", "--preset", "test-x4", "--data", data, "--out", out]
+    command += ["--workers", workers]
+    for setting in (*SETTINGS, *settings):
         command += ["--set", setting]
-    kills = 0
-    while kills < 3:
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    return command
+
+
+def started(command: list[str], log: Path, **environment: str) -> subprocess.Popen[bytes]:
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
         )
-        before = latest(out)
-        while latest(out) <= before + 8 and process.poll() is None:
-            time.sleep(0.2)
-        assert process.poll() is None, f"ended with {process.returncode}"
-        os.killpg(process.pid, signal.SIGKILL)  # the driver and, with it, its whole cluster
-        kills += 1
+
+
+def kill_driver(work: Path, num_kills: int = 3) -> Found:
+    """The command, and with it its whole local cluster, is killed and run again."""
+    data, out = make_shards(work), str(work / "run")
+    seconds: list[float] = []
+    for _ in range(num_kills):
+        process = started(train_command(data, out, "train.steps=4000", workers="2"), work / "log")
+        before, began = latest(out), time.monotonic()
+        while latest(out) <= before and process.poll() is None:
+            time.sleep(0.1)
+        assert process.poll() is None, (work / "log").read_text()[-2000:]
+        seconds.append(round(time.monotonic() - began, 1))
+        while latest(out) <= before + 8:
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGKILL)
         print(f"driver killed; latest checkpoint: step {latest(out)}")
-    command[-1] = f"train.steps={latest(out) + 10}"
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    last = train_command(data, out, f"train.steps={latest(out) + 10}", workers="2")
+    done = subprocess.run(last, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    final = latest(out)
     losses(out)
-    check_samples(out, final, 8, 50)
+    check_samples(out, latest(out), 8, 50)
+    # With the start of Ray and of the workers, to the first checkpoint, eight steps later.
+    return {"lost_steps": "those since the last checkpoint", "to_next_checkpoint_s": seconds[1:]}
+
+
+def two_trainers(work: Path) -> Found:
+    """A second command on the same --out is refused while the first one lives; when it is killed, the next
+    goes on.
+    """
+    data, out, log = make_shards(work), str(work / "run"), work / "log"
+    first = started(train_command(data, out, "train.steps=4000"), log)
+    while latest(out) < 8:
+        assert first.poll() is None, log.read_text()[-2000:]
+        time.sleep(0.2)
+    began = time.monotonic()
+    command = train_command(data, out, "train.steps=4000")
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    refused_s = time.monotonic() - began
+    errors = [line for line in second.stderr.splitlines() if line.startswith("error: ")]
+    assert second.returncode == 2, second.stderr[-2000:]
+    assert len(errors) == 1
+    assert "another run works at" in errors[0]
+    assert first.poll() is None
+    os.killpg(first.pid, signal.SIGKILL)
+    third = train_command(data, out, f"train.steps={latest(out) + 8}")
+    began = time.monotonic()
+    done = subprocess.run(third, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    check_samples(out, latest(out), 8, 50)
+    return {"refused_s": round(refused_s, 1), "next_run_s": round(time.monotonic() - began, 1)}
 
 
 def latest(out: str) -> int:
@@ -309,13 +403,8 @@ def latest(out: str) -> int:
     return max((found.step for found in stored(out) if found.complete), default=0)
 
 
-def simulated_cluster(num_nodes: int) -> tuple[Any, list[Any]]:
-    """Start a head and nodes with room for one worker each, as processes of this machine; a lost node is
-    noticed within seconds.
-    """
-    import ray
-    from ray.cluster_utils import Cluster
-
+def ray_environment() -> None:
+    """Make Ray notice a lost node within seconds."""
     os.environ.update(
         RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",
         RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="0.5",
@@ -327,6 +416,16 @@ def simulated_cluster(num_nodes: int) -> tuple[Any, list[Any]]:
         RAY_AUTH_MODE="disabled",
         RAY_USAGE_STATS_ENABLED="0",
     )
+
+
+def simulated_cluster(num_nodes: int) -> tuple[Any, list[Any]]:
+    """Start a head and nodes with room for one worker each, as processes of this machine; a lost node is
+    noticed within seconds.
+    """
+    import ray
+    from ray.cluster_utils import Cluster
+
+    ray_environment()
     head = {
         "num_cpus": 3,
         "num_gpus": 0,
@@ -389,17 +488,19 @@ def elastic_run(work: Path, num_steps: int, checkpoint_every: int) -> tuple[Any,
     return toy(f"train.steps={num_steps}", f"train.checkpoint_every={checkpoint_every}"), data, out
 
 
-def lose_node(work: Path) -> None:
-    """A node dies with no notice at two workers, one goes on alone, a new node comes, two finish."""
+def lose_node(work: Path) -> Found:
+    """A node is killed with no notice at two workers, one goes on alone, a new node comes, two finish."""
     import ray
 
     cluster, nodes = simulated_cluster(2)
     config, data, out = elastic_run(work, num_steps=80, checkpoint_every=8)
-    thread, problems = in_background(lambda: train_on_gpus(config, data, out, slow(0.5)))
+    trace = work / "trace"
+    thread, problems = in_background(lambda: train_on_gpus(config, data, out, slow(0.5, str(trace))))
     until(lambda: worker_counts(out) == [2] and latest(out) >= 8, problems, "a checkpoint by two workers")
     cluster.remove_node(nodes[1], allow_graceful=False)
     print(f"node killed; latest checkpoint: step {latest(out)}")
     until(lambda: worker_counts(out) == [2, 1], problems, "a checkpoint by one worker")
+    found = recovery(trace)
     add_node(cluster)
     print(f"node added; latest checkpoint: step {latest(out)}")
     thread.join(600)
@@ -407,14 +508,16 @@ def lose_node(work: Path) -> None:
         raise problems[0]
     print(f"workers over the run: {worker_counts(out)}")
     assert worker_counts(out) == [2, 1, 2]
+    assert found["lost_steps"] <= 8
     losses(out)
     check_samples(out, 80, 8, 50)
     ray.shutdown()
     cluster.shutdown()
+    return found
 
 
 def train_on_gpus(config: Any, data: str, out: str, worker: Any) -> None:
-    """One worker a node: nodes have one logical GPU each, which nobody uses (`slow`), and without CUDA
+    """One worker a node: nodes have one logical GPU each, which nobody uses (`hurt`), and without CUDA
     workers take gloo.
     """
     from pipelines.training import trainer
@@ -428,43 +531,101 @@ def train_on_gpus(config: Any, data: str, out: str, worker: Any) -> None:
         trainer.train_worker = kept
 
 
-def preempt(work: Path) -> None:
-    """A notice of eight seconds: the next check saves, the node goes, one worker goes on from that step."""
+def notice(work: Path, deadline_s: float = 30) -> Found:
+    """AWS announces an interruption to the watcher of a node: Ray is told, training saves at once and again
+    shortly before the node goes, and one worker goes on from there.
+    """
     import ray
-    from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue] - compiled
-    from ray.core.generated import autoscaler_pb2
 
     cluster, nodes = simulated_cluster(2)
-    config, data, out = elastic_run(work, num_steps=60, checkpoint_every=50)
-    first_step = work / "first-step"
-    thread, problems = in_background(lambda: train_on_gpus(config, data, out, slow(0.4, str(first_step))))
-    until(first_step.exists, problems, "the first step")
-    time.sleep(2)
-    messages: Any = autoscaler_pb2
-    reason = messages.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    GcsClient(address=cluster.address).drain_node(
-        nodes[1].node_id, reason, "spot reclaim", int((time.time() + 8) * 1000)
-    )
-    until(lambda: latest(out) > 0, problems, "a checkpoint after the notice", 60)
-    saved = latest(out)
-    print(f"notice given; checkpoint at step {saved}, the next regular one would be step 50")
-    time.sleep(8)
+    config, data, out = elastic_run(work, num_steps=150, checkpoint_every=1000)
+    trace = work / "trace"
+    with metadata_server() as aws:
+        watcher = started(
+            [
+                *(sys.executable, str(ROOT / "pipelines" / "cluster" / "notices.py")),
+                *("--metadata", aws.url, "--every-s", "1"),
+                *("--address", cluster.address, "--node-id", nodes[1].node_id),
+            ],
+            work / "log",
+        )
+        thread, problems = in_background(lambda: train_on_gpus(config, data, out, slow(0.4, str(trace))))
+        until(trace.exists, problems, "the first step")
+        time.sleep(2)
+        given = time.time()
+        aws.interrupt(deadline_s)
+        until(lambda: latest(out) > 0, problems, "a checkpoint after the notice", 60)
+        found: Found = {"notice_to_checkpoint_s": round(time.time() - given, 1)}
+        assert watcher.wait(60) == 0, (work / "log").read_text()
+    print(f"notice given; checkpoint at step {latest(out)}, the next regular one would be step 1000")
+    until(lambda: time.time() > given + deadline_s, problems, "the deadline")
     cluster.remove_node(nodes[1], allow_graceful=False)
+    last = latest(out)
     thread.join(600)
     if problems:
         raise problems[0]
-    assert 0 < saved < 50
     losses(out)
-    check_samples(out, 60, 8, 50)
-    print(f"workers over the run: {worker_counts(out)}")
+    check_samples(out, 150, 8, 50)
+    print(f"checkpoints before the node went: the last at step {last}; workers: {worker_counts(out)}")
     ray.shutdown()
     cluster.shutdown()
+    return found | recovery(trace)
 
 
-def kill_upload(work: Path, num_kills: int = 20) -> None:
+def shared(work: Path, num_pictures: int = 400) -> Found:
+    """A bulk job that may grow and a training run with two workers on one cluster of four CPUs: both come to
+    their end. Replicas that leave no CPU for their tasks are refused.
+    """
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from tests.chaos import harness
+
+    ray_environment()
+    head = {
+        "num_cpus": 4,
+        "object_store_memory": 300 << 20,
+        "include_dashboard": True,
+        "dashboard_port": servers.free_port(),
+    }
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    data, out = make_shards(work), str(work / "run")
+    harness.make_pictures(str(work / "in"), num_pictures)
+    bulk = [sys.executable, "jobs/upscale.py", str(work / "in"), str(work / "out"), "--model", "nearest-x4"]
+    began = time.monotonic()
+    log = {name: work / f"{name}.log" for name in ("bulk", "train", "greedy")}
+    jobs = {
+        "bulk": started([*bulk, "--replicas", "1:3"], log["bulk"], RAY_ADDRESS=cluster.address),
+        "train": started(
+            train_command(data, out, "train.steps=48", workers="2"), log["train"], RAY_ADDRESS=cluster.address
+        ),
+    }
+    ended: dict[str, float] = {}
+    while len(ended) < len(jobs):
+        for name, process in jobs.items():
+            if process.poll() is not None and name not in ended:
+                ended[name] = round(time.monotonic() - began, 1)
+                assert process.returncode == 0, f"{name}: {log[name].read_text()[-2000:]}"
+        assert time.monotonic() - began < 300, "".join(path.read_text()[-2000:] for path in log.values())
+        time.sleep(0.2)
+    assert latest(out) == 48
+    bulk[3] = str(work / "out2")
+    greedy = started([*bulk, "--replicas", "4:4"], log["greedy"], RAY_ADDRESS=cluster.address)
+    assert greedy.wait(120) == 1
+    (line,) = [one for one in log["greedy"].read_text().splitlines() if one.startswith("error: ")]
+    assert line.startswith("error: 4 replicas need 4 CPUs"), line
+    waits = [line for path in log.values() for line in path.read_text().splitlines() if " waits for " in line]
+    print(*waits, line, sep="\n")
+    ray.shutdown()
+    cluster.shutdown()
+    return {f"{name}_s": seconds for name, seconds in ended.items()} | {"refused": line}
+
+
+def kill_upload(work: Path, num_kills: int = 20) -> Found:
     """Twenty processes that upload a checkpoint to S3 are killed at twenty moments."""
     with servers.moto(work / "moto.log") as port, servers.using_store(f"http://127.0.0.1:{port}"):
         kill_uploads(work, num_kills)
+    return {"kills": num_kills, "unreadable": 0}
 
 
 def kill_uploads(work: Path, num_kills: int) -> None:
@@ -541,12 +702,16 @@ class Upload:
         return os.waitpid(self.pid, 0)[1]
 
 
-SCENARIOS: dict[str, tuple[Callable[[Path], None], bool]] = {
+SCENARIOS: dict[str, tuple[Callable[[Path], Found], bool]] = {
     "kill-worker": (kill_worker, True),
     "kill-pair": (kill_pair, True),
+    "hang": (hang, True),
+    "mistake": (mistake, True),
     "kill-driver": (kill_driver, False),
+    "two-trainers": (two_trainers, False),
     "lose-node": (lose_node, False),
-    "preempt": (preempt, False),
+    "notice": (notice, False),
+    "shared": (shared, False),
     "kill-upload": (kill_upload, False),
 }
 
@@ -561,11 +726,11 @@ def main() -> int:
         start_ray()
     with tempfile.TemporaryDirectory(prefix="resshift-chaos-") as work:
         try:
-            scenario(Path(work))
+            found = scenario(Path(work))
         except AssertionError as error:
             print(f"{name}: broken: {error}")
             return 1
-    print(f"{name}: held")
+    print(json.dumps({"scenario": name, **found, "passed": True}))
     return 0
 
 

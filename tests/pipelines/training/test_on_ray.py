@@ -40,7 +40,7 @@ def test_killed_worker_leaves_no_trace_in_the_run(data: str, tmp_path: Path) -> 
     whole, cut = str(tmp_path / "whole"), str(tmp_path / "cut")
     faults.train(config, data, whole)
     faults.train(config, data, cut, worker=faults.dying(str(tmp_path / "marker"), 11))
-    assert (tmp_path / "marker").exists()
+    assert (tmp_path / "marker.hurt").exists()
     faults.check_killed(whole, cut, 16, tolerance=0.0)
     faults.check_samples(cut, 16, 8, 50)
 
@@ -57,7 +57,7 @@ def test_killed_worker_of_several_and_another_number_after(data: str, tmp_path: 
         (2, 2),
         faults.dying(str(tmp_path / "marker"), 5, rank=1),
     )
-    assert (tmp_path / "marker").exists()
+    assert (tmp_path / "marker.hurt").exists()
     faults.train(faults.toy("train.steps=12", "train.checkpoint_every=4"), data, out, (3, 3))
     faults.check_samples(out, 12, 8, 50)
     assert list(faults.losses(out)) == list(range(1, 13))
