@@ -145,7 +145,6 @@ class TrainLoop:
 
     def _resume(self) -> None:
         """Load the newest checkpoint that verifies; the first worker decides which, for all."""
-        out = self.assignment.out
         with tempfile.TemporaryDirectory(prefix="resshift-resume-") as temporary:
             directory = Path(temporary)
             step = self._chosen_step(directory)
@@ -153,13 +152,27 @@ class TrainLoop:
                 if self.assignment.init is not None:
                     start_from(self.learner, weights.read_state_dict(unet_file(self.assignment.init)))
                 return
-            if self.rank:
-                checkpoints.fetch(out, step, directory)
-            checkpoint.load(directory, self.state, self.config, self.rank)
+            checkpoint.load(self._on_this_node(step, directory), self.state, self.config, self.rank)
+            if self.num_ranks > 1:
+                ray.train.collective.barrier()  # before the directory goes that others read
             if self.rank == 0:
                 logger.info(
                     "resumed step=%d rows=%d workers=%d", step, step * self.train.batch_size, self.num_ranks
                 )
+
+    def _on_this_node(self, step: int, directory: Path) -> Path:
+        """Return where the workers of this machine find the checkpoint: the first of them has it in
+        `directory`, which it has downloaded if it is not the first of all.
+        """
+        if self.num_ranks == 1:
+            return directory
+        context = ray.train.get_context()
+        is_first_here = context.get_local_rank() == 0
+        if is_first_here and self.rank:
+            checkpoints.fetch(self.assignment.out, step, directory)
+        places: list[Any] = [None] * self.num_ranks
+        dist.all_gather_object(places, (context.get_node_rank(), str(directory) if is_first_here else ""))
+        return Path(next(path for node, path in places if node == context.get_node_rank() and path))
 
     def _chosen_step(self, directory: Path) -> int | None:
         """Return the step to continue from, the same on all workers; the first then has it in `directory`."""

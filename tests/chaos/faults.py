@@ -589,15 +589,16 @@ def shared(work: Path, num_pictures: int = 400) -> Found:
         "dashboard_port": servers.free_port(),
     }
     cluster = Cluster(initialize_head=True, head_node_args=head)
+    address = str(cluster.address)
     data, out = make_shards(work), str(work / "run")
     harness.make_pictures(str(work / "in"), num_pictures)
     bulk = [sys.executable, "jobs/upscale.py", str(work / "in"), str(work / "out"), "--model", "nearest-x4"]
     began = time.monotonic()
     log = {name: work / f"{name}.log" for name in ("bulk", "train", "greedy")}
     jobs = {
-        "bulk": started([*bulk, "--replicas", "1:3"], log["bulk"], RAY_ADDRESS=cluster.address),
+        "bulk": started([*bulk, "--replicas", "1:3"], log["bulk"], RAY_ADDRESS=address),
         "train": started(
-            train_command(data, out, "train.steps=48", workers="2"), log["train"], RAY_ADDRESS=cluster.address
+            train_command(data, out, "train.steps=48", workers="2"), log["train"], RAY_ADDRESS=address
         ),
     }
     ended: dict[str, float] = {}
@@ -610,7 +611,7 @@ def shared(work: Path, num_pictures: int = 400) -> Found:
         time.sleep(0.2)
     assert latest(out) == 48
     bulk[3] = str(work / "out2")
-    greedy = started([*bulk, "--replicas", "4:4"], log["greedy"], RAY_ADDRESS=cluster.address)
+    greedy = started([*bulk, "--replicas", "4:4"], log["greedy"], RAY_ADDRESS=address)
     assert greedy.wait(120) == 1
     (line,) = [one for one in log["greedy"].read_text().splitlines() if one.startswith("error: ")]
     assert line.startswith("error: 4 replicas need 4 CPUs"), line
