@@ -290,15 +290,15 @@ def kill_pair(work: Path, num_steps: int = 40, kill_at: int = 17) -> Found:
     return recovery(work / "marker")
 
 
-def hang(work: Path, hung_at: int = 17) -> Found:
+def hang(work: Path, hung_at: int = 17, limit_s: float = 40) -> Found:
     """One of two workers waits for ever in step 18: it ends itself, and both go on from step 16."""
     data, out, trace = make_shards(work), str(work / "run"), work / "trace"
-    config = toy("train.steps=24", "train.step_timeout_s=6")
+    config = toy("train.steps=24", f"train.step_timeout_s={limit_s}")
     train(config, data, out, (2, 2), hurt(str(trace), hung_at, 1, "hang"))
     check_samples(out, 24, 8, 50)
     found = recovery(trace)
     assert found["lost_steps"] == hung_at + 1 - 16
-    return found | {"step_timeout_s": 6}
+    return found | {"step_timeout_s": limit_s}
 
 
 def mistake(work: Path) -> Found:

@@ -122,10 +122,12 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """A data set of no pictures, enough for what is checked before training."""
-    from pipelines.shards.parquet import write_manifest
+    """The manifest of sixteen pictures, enough for what is checked before training."""
+    from pipelines.shards.parquet import ShardSummary, write_manifest
 
-    write_manifest(str(tmp_path / "shards"), "nowhere", [])
+    write_manifest(
+        str(tmp_path / "shards"), "nowhere", [ShardSummary("a.parquet", "f", ((16, 16),), 1, {"": 16})]
+    )
     return tmp_path / "shards"
 
 
