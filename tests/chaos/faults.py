@@ -38,6 +38,7 @@ import torch
 from PIL import Image
 
 from tests import servers
+from tests.chaos import harness
 from tests.metadata_server import metadata_server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -240,9 +241,7 @@ def check_samples(out: str, num_steps: int, batch_size: int, num_photos: int) ->
 def start_ray() -> None:
     import ray
 
-    os.environ.update(
-        RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2", RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled"
-    )
+    os.environ.update(RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2")
     ray.init(
         address="local",
         num_cpus=5,
@@ -413,8 +412,6 @@ def ray_environment() -> None:
         RAY_health_check_timeout_ms="1000",
         RAY_health_check_failure_threshold="3",
         RAY_health_check_initial_delay_ms="1000",
-        RAY_AUTH_MODE="disabled",
-        RAY_USAGE_STATS_ENABLED="0",
     )
 
 
@@ -579,8 +576,6 @@ def shared(work: Path, num_pictures: int = 400) -> Found:
     import ray
     from ray.cluster_utils import Cluster
 
-    from tests.chaos import harness
-
     ray_environment()
     head = {
         "num_cpus": 4,
@@ -723,6 +718,7 @@ def main() -> int:
         print(__doc__)
         return 2
     scenario, needs_ray = SCENARIOS[name]
+    os.environ.update(harness.ENVIRONMENT)
     if needs_ray:
         start_ray()
     with tempfile.TemporaryDirectory(prefix="resshift-chaos-") as work:
