@@ -1,10 +1,15 @@
-"""Train the regression network in plain PyTorch: one process, on one CUDA device or on the CPU, without Ray.
+"""Train the shipped networks in plain PyTorch: one process, on one CUDA device or on the CPU, without Ray.
 
     python benchmarks/gpu_train.py --data photos.zip --pack PHOTOS --skip names.txt       photos into one file
     python benchmarks/gpu_train.py --data photos.zip --out run --minutes 9 --decay 2 --val set5=LQ:GT
     python benchmarks/gpu_train.py --data photos.zip --out run --quick                    a few small steps
+    python benchmarks/gpu_train.py --data photos.zip --out detail --prior run/model.safetensors \\
+        --lpips-trunk squeezenet1_1.pth --efficientnet efficientnet-lite0.pth --minutes 9
 
-The second command starts a run or continues it, on any machine. `--out` holds
+The second command starts a run of the regression network g or continues it, on any machine. With `--prior`,
+which is g, the run is of the U-Net that starts from y0 = g(lq) and predicts the residual y0 - x0 in one step.
+Its objective has LPIPS, the distance of features of EfficientNet-Lite0, and an adversary on them beside the
+distance of g (`Stage`). `--out` holds
 
     state.safetensors    weights, their average, moments of the optimisers, position in the order of samples
     weights.safetensors  the same without the moments: half the size, and enough to continue
@@ -30,7 +35,7 @@ import signal
 import sys
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +47,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from resshift import seeds
@@ -49,13 +55,23 @@ from resshift.config import DataConfig, to_dict
 from resshift.degradation import realesrgan_x4
 from resshift.devices import on_device, use_one_thread
 from resshift.images import ImageError
+from resshift.metrics.lpips import Lpips
 from resshift.metrics.psnr_ssim import luma, psnr
-from resshift.networks.config import RegressionConfig
+from resshift.networks.autoencoder import PixelUnshuffle
+from resshift.networks.config import ConvUNetConfig, RegressionConfig
+from resshift.networks.conv_unet import ConvUNet
 from resshift.networks.regression import RegressionNet
 from resshift.pairs.jpeg import decode_photo
 from resshift.pairs.training_pair import make_pair
+from resshift.training.adversary import (
+    AdversaryHeads,
+    adversary_loss,
+    feature_distance,
+    generator_loss,
+)
+from resshift.training.efficientnet import EfficientNetLite0
 from resshift.training.muon import Muon
-from resshift.weights import load_into, save_safetensors, state_to_store
+from resshift.weights import load_into, read_tensors, save_safetensors, state_to_store
 
 Image = NDArray[np.uint8]
 Batch = tuple[Tensor, Tensor]
@@ -68,6 +84,7 @@ MUON_FACTOR = 10.0  # learning rate of Muon / learning rate of AdamW
 AVERAGE_RATE = 0.999
 BRANCH_AVERAGE_RATE = 0.99  # older weights come from a higher learning rate
 CLIP_NORM = 1.0
+ADVERSARY_RATE = 4e-4
 QUICK_STEPS = 8
 CHARBONNIER_EPSILON = 1e-3  # pixels are in [-1, 1]
 
@@ -83,6 +100,9 @@ class Stage:
         learning_rate: learning rate of AdamW, which trains the first and the last layer and the biases. The
             learning rate of Muon, which trains the rest, is `MUON_FACTOR` times as large.
         fourier: weight of the distance between spectra, added to the Charbonnier distance between pixels.
+        lpips: weight of LPIPS.
+        features: weight of the distance between features of EfficientNet-Lite0.
+        adversary: gradient of the adversary's term at the output picture / that of all other terms, by norms.
         bicubic: share of samples with bicubic degradation.
         mild: share of samples with mild degradation. The others have heavy degradation.
     """
@@ -92,6 +112,9 @@ class Stage:
     crop_px: int
     learning_rate: float
     fourier: float = 0.1
+    lpips: float = 0.0
+    features: float = 0.0
+    adversary: float = 0.0
     bicubic: float = 0.5
     mild: float = 0.25
 
@@ -105,6 +128,32 @@ PLANS: dict[str, tuple[Stage, ...]] = {
     "cuda": (
         Stage(steps=2_000, batch=32, crop_px=192, learning_rate=1e-3),
         Stage(batch=64, crop_px=256, learning_rate=7e-4),
+    ),
+    "detail": (
+        Stage(
+            steps=2_000,
+            batch=8,
+            crop_px=128,
+            learning_rate=1e-3,
+            lpips=0.2,
+            features=0.1,
+            bicubic=0.25,
+            mild=0.3,
+        ),
+        Stage(
+            batch=8,
+            crop_px=128,
+            learning_rate=3e-4,
+            lpips=0.2,
+            features=0.1,
+            adversary=0.5,
+            bicubic=0.25,
+            mild=0.3,
+        ),
+    ),
+    "quick-detail": (
+        Stage(steps=2, batch=2, crop_px=32, learning_rate=1e-3, lpips=0.2, features=0.1),
+        Stage(batch=2, crop_px=64, learning_rate=5e-4, lpips=0.2, features=0.1, adversary=0.5),
     ),
     "quick": (
         Stage(steps=2, batch=2, crop_px=32, learning_rate=1e-3),
@@ -239,14 +288,115 @@ def loss_of(output: Tensor, hq: Tensor, fourier: float) -> Tensor:
     return pixels + fourier * torch.fft.rfft2(difference, norm="ortho").abs().mean() if fourier else pixels
 
 
+class Regression:
+    """g: low-quality picture -> estimate of the high-quality picture, judged pixel by pixel."""
+
+    def __init__(self, config: RegressionConfig, device: torch.device) -> None:
+        self.network: nn.Module = on_device(RegressionNet(config), device)
+        self.adversaries = nn.ModuleList()
+        self.norms = (0.0, 0.0)
+        self.metadata = {"regression": json.dumps(to_dict(config))}
+
+    def estimate(self, network: nn.Module, lq: Tensor) -> Tensor:
+        """(B, 3, h, w) -> (B, 3, 4 h, 4 w), with a gradient for the network."""
+        return network(lq)
+
+    def backward(
+        self, network: nn.Module, hq: Tensor, lq: Tensor, stage: Stage, step: int
+    ) -> dict[str, Tensor]:
+        """Add the gradient of the loss to the network, and return terms for the log."""
+        del step
+        loss = loss_of(self.estimate(network, lq).float(), hq, stage.fourier)
+        loss.backward()
+        return {"loss": loss.detach()}
+
+
+class Detail:
+    """U-Net that starts from y0 = g(lq) and predicts the residual y0 - x0 in one step.
+
+    The adversary's term is scaled by norms of gradients at the picture, which is where all terms meet.
+    """
+
+    def __init__(self, device: torch.device, prior: Path, lpips_trunk: Path, efficientnet: Path) -> None:
+        config = ConvUNetConfig()
+        self.network: nn.Module = on_device(ConvUNet(config), device)
+        self.adversaries = nn.ModuleList([AdversaryHeads().to(device)])
+        self.metadata = {"conv_unet": json.dumps(to_dict(config)), "prior": prior.name}
+        self.latent = PixelUnshuffle(SCALE)
+        self.multiple = config.size_multiple
+        g = RegressionNet(RegressionConfig())
+        load_into(g, {key: value.float() for key, value in read_tensors(prior).items()})
+        self.g = on_device(g.eval().requires_grad_(False), device)
+        self.trunk = on_device(EfficientNetLite0.from_file(efficientnet), device)
+        self.lpips = Lpips("squeeze", lpips_trunk).to(device)
+        self.norms = (0.0, 0.0)
+        self.optimiser = torch.optim.AdamW(
+            self.adversaries.parameters(), lr=ADVERSARY_RATE, betas=(0.0, 0.99), weight_decay=0.0
+        )
+
+    def estimate(self, network: nn.Module, lq: Tensor) -> Tensor:
+        """(B, 3, h, w) -> (B, 3, 4 h, 4 w), with a gradient for the network."""
+        return self._estimates(network, lq)[1]
+
+    def _estimates(self, network: nn.Module, lq: Tensor) -> tuple[Tensor, Tensor]:
+        height, width = lq.shape[2:]
+        padding = (0, -width % self.multiple, 0, -height % self.multiple)
+        whole = F.pad(lq, padding, mode="reflect") if any(padding) else lq
+        with torch.no_grad():
+            start = self.g(whole)
+        y0 = self.latent.encode(start)
+        t = torch.zeros(len(lq), dtype=torch.int64, device=lq.device)
+        x0 = self.latent.decode(y0 - network(y0, t, whole))
+        return start, x0[..., : SCALE * height, : SCALE * width]
+
+    def backward(
+        self, network: nn.Module, hq: Tensor, lq: Tensor, stage: Stage, step: int
+    ) -> dict[str, Tensor]:
+        """Add the gradient of the loss to the network, take a step of the adversary, and return terms for the
+        log.
+        """
+        start, estimate = self._estimates(network, lq)
+        picture = estimate.float().detach().requires_grad_()
+        with torch.no_grad():
+            of_start, of_truth = self.trunk(start.float()), self.trunk(hq)
+        of_estimate = self.trunk(picture)
+        corner = seeds.philox("corner", step).integers(0, 4, 2)
+        cut = (slice(None), slice(None), slice(corner[0], None), slice(corner[1], None))
+        terms = {
+            "loss": loss_of(picture, hq, stage.fourier),
+            "lpips": self.lpips(picture[cut].clamp(-1, 1), hq[cut]).mean(),
+            "features": feature_distance(of_estimate, of_truth),
+        }
+        total = terms["loss"] + stage.lpips * terms["lpips"] + stage.features * terms["features"]
+        (gradient,) = torch.autograd.grad(total, picture, retain_graph=bool(stage.adversary))
+        if stage.adversary:
+            (heads,) = self.adversaries
+            heads.requires_grad_(False)
+            terms["fooled"] = generator_loss(heads(of_estimate, of_start))
+            (pull,) = torch.autograd.grad(terms["fooled"], picture)
+            heads.requires_grad_(True)
+            norms = float(gradient.norm()), float(pull.norm())
+            old = self.norms if any(self.norms) else norms
+            self.norms = (0.95 * old[0] + 0.05 * norms[0], 0.95 * old[1] + 0.05 * norms[1])
+            gradient = gradient + stage.adversary * self.norms[0] / max(self.norms[1], 1e-12) * pull
+            detached = [part.detach() for part in of_estimate]
+            seen = adversary_loss(heads(of_truth, of_start), heads(detached, of_start))
+            self.optimiser.zero_grad()
+            seen.backward()
+            self.optimiser.step()
+            terms["seen"] = seen
+        estimate.backward(gradient.to(estimate.dtype))
+        return {name: value.detach() for name, value in terms.items()}
+
+
 class Trainer:
     """Network, its average, optimisers, and position of the run."""
 
-    def __init__(self, config: RegressionConfig, device: torch.device, seed: int) -> None:
-        torch.manual_seed(seeds.derive(seed, "network") % 2**63)
+    def __init__(self, model: Regression | Detail, device: torch.device, seed: int) -> None:
         self.device = device
         self.seed = seed
-        self.network = on_device(RegressionNet(config), device)
+        self.model = model
+        self.network = model.network
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         inner = [
             value
@@ -254,7 +404,7 @@ class Trainer:
             if value.ndim == 4 and not key.startswith(("stem", "head"))
         ]
         outer = [value for value in self.network.parameters() if all(value is not other for other in inner)]
-        self.optimisers = (
+        self.optimisers: tuple[torch.optim.Optimizer, ...] = (
             Muon(inner),
             torch.optim.AdamW(outer, betas=(0.9, 0.99), weight_decay=0.0, fused=True),
         )
@@ -263,15 +413,16 @@ class Trainer:
         self.updates = 0  # number of updates of the moments, for the warm-up
 
     def train(
-        self, batch: Batch, learning_rate: float, fourier: float, average_rate: float = AVERAGE_RATE
-    ) -> Tensor:
-        """Take a step and return the loss, on the device. A gradient that is not finite is not applied."""
+        self, batch: Batch, learning_rate: float, stage: Stage, average_rate: float = AVERAGE_RATE
+    ) -> dict[str, Tensor]:
+        """Take a step and return terms of the loss, on the device. A gradient that is not finite is not
+        applied.
+        """
         hq, lq = (part.to(self.device, non_blocking=True).float().div_(127.5).sub_(1) for part in batch)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            output = self.network(lq.contiguous(memory_format=torch.channels_last))
-        loss = loss_of(output.float(), hq, fourier)
         self.network.zero_grad()
-        loss.backward()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            lq = lq.contiguous(memory_format=torch.channels_last)
+            terms = self.model.backward(self.network, hq, lq, stage, self.step)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), CLIP_NORM)
         if torch.isfinite(norm):
             warm = min(1.0, (self.updates + 1) / WARMUP_STEPS)
@@ -287,33 +438,45 @@ class Trainer:
             self.updates += 1
         self.step += 1
         self.samples += len(hq)
-        return loss.detach()
+        return terms
+
+    @property
+    def _trained(self) -> dict[str, nn.Module]:
+        return {"network": self.network, "average": self.average, "adversaries": self.model.adversaries}
+
+    @property
+    def _all_optimisers(self) -> tuple[torch.optim.Optimizer, ...]:
+        own = (self.model.optimiser,) if isinstance(self.model, Detail) else ()
+        return *self.optimisers, *own
 
     def save(self, folder: Path) -> None:
         """Save the state, and the weights without the moments."""
         weights = {
             f"{part}.{key}": value
-            for part, network in (("network", self.network), ("average", self.average))
+            for part, network in self._trained.items()
             for key, value in state_to_store(network).items()
         }
         moments = {
             f"moment.{i_optimiser}.{i}.{key}": value.cpu().contiguous()
-            for i_optimiser, optimiser in enumerate(self.optimisers)
+            for i_optimiser, optimiser in enumerate(self._all_optimisers)
             for i, values in optimiser.state_dict()["state"].items()
             for key, value in values.items()
         }
-        position = {"step": self.step, "samples": self.samples, "updates": self.updates, "seed": self.seed}
-        metadata = self._metadata | {"position": json.dumps(position)}
+        position = {
+            "step": self.step,
+            "samples": self.samples,
+            "updates": self.updates,
+            "seed": self.seed,
+            "norms": self.model.norms,
+        }
+        metadata = self.model.metadata | {"position": json.dumps(position)}
         save_safetensors(weights | moments, folder / "state.safetensors", metadata)
         save_safetensors(weights, folder / "weights.safetensors", metadata)
 
     def save_model(self, file: Path) -> None:
         """Save the average."""
-        save_safetensors(state_to_store(self.average), file, self._metadata | {"samples": str(self.samples)})
-
-    @property
-    def _metadata(self) -> dict[str, str]:
-        return {"regression": json.dumps(to_dict(self.network.config))}
+        metadata = self.model.metadata | {"samples": str(self.samples)}
+        save_safetensors(state_to_store(self.average), file, metadata)
 
     def load(self, folder: Path) -> bool:
         """Restore what `save` wrote; return False if there is nothing to restore."""
@@ -323,16 +486,17 @@ class Trainer:
         if not found:
             return False
         with safe_open(found[0], "pt") as file:
-            position: dict[str, int] = json.loads(file.metadata()["position"])
+            position: dict[str, Any] = json.loads(file.metadata()["position"])
             keys: list[str] = file.keys()
             tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in keys}
-        load_into(self.network, _below("network", tensors))
-        load_into(self.average, _below("average", tensors))
+        for part, network in self._trained.items():
+            load_into(network, _below(part, tensors))
         moments = _below("moment", tensors)
-        for i_optimiser, optimiser in enumerate(self.optimisers):
+        for i_optimiser, optimiser in enumerate(self._all_optimisers):
             _restore_moments(optimiser, _below(str(i_optimiser), moments))
         self.step, self.samples, self.seed = position["step"], position["samples"], position["seed"]
         self.updates = position["updates"] if moments else 0
+        self.model.norms = tuple(position.get("norms", self.model.norms))
         return True
 
 
@@ -362,11 +526,13 @@ def read_rgb(file: Path) -> Image:
 
 
 @torch.no_grad()
-def psnr_of(network: nn.Module, sets: Sequence[str], device: torch.device) -> dict[str, dict[str, float]]:
+def psnr_of(
+    network: Callable[[Tensor], Tensor], sets: Sequence[str], device: torch.device
+) -> dict[str, dict[str, float]]:
     """Return the mean PSNR-Y by name of set, of whole pictures and without a border of 4 pixels.
 
     Args:
-        network: network to judge.
+        network: function (1, 3, h, w) -> (1, 3, 4 h, 4 w).
         sets: test sets as NAME=LQ:GT, two folders with pictures of equal names.
         device: device of the network.
     """
@@ -393,16 +559,25 @@ class Run:
     def __init__(self, chosen: argparse.Namespace) -> None:
         self.chosen = chosen
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.plan = PLANS["quick" if chosen.quick else chosen.plan or self.device.type]
+        plan = "quick" if chosen.quick else chosen.plan or self.device.type
+        if chosen.prior:
+            plan = "quick-detail" if chosen.quick else chosen.plan or "detail"
+        self.plan = PLANS[plan]
         if chosen.learning_rate is not None:
             self.plan = tuple(replace(stage, learning_rate=chosen.learning_rate) for stage in self.plan)
         self.folder: Path = chosen.out
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.trainer = Trainer(RegressionConfig(), self.device, chosen.seed)
+        torch.manual_seed(seeds.derive(chosen.seed, "network") % 2**63)
+        model = (
+            Detail(self.device, chosen.prior, chosen.lpips_trunk, chosen.efficientnet)
+            if chosen.prior
+            else Regression(RegressionConfig(), self.device)
+        )
+        self.trainer = Trainer(model, self.device, chosen.seed)
         self.clock = (lambda: float(self.trainer.step)) if chosen.quick else time.monotonic
         self.started = self.saved = self.logged = self.judged = time.monotonic()
         self.stopped = False
-        self.recent: list[Tensor] = []
+        self.recent: list[dict[str, Tensor]] = []
 
     def __call__(self) -> None:
         """Train with the constant learning rate, then along the branch."""
@@ -442,7 +617,10 @@ class Run:
         self.stopped = True
 
     def _judged(self) -> dict[str, Any]:
-        figures = psnr_of(self.trainer.average, self.chosen.val, self.device)
+        trainer = self.trainer
+        figures = psnr_of(
+            lambda lq: trainer.model.estimate(trainer.average, lq), self.chosen.val, self.device
+        )
         self.judged = time.monotonic()
         return {"figures": figures} if figures else {}
 
@@ -459,7 +637,7 @@ class Run:
                     break
                 rate = stage.learning_rate * (left / decay if decay else 1.0)
                 average_rate = BRANCH_AVERAGE_RATE if decay else AVERAGE_RATE
-                self.recent.append(self.trainer.train(batch, rate, stage.fourier, average_rate))
+                self.recent.append(self.trainer.train(batch, rate, stage, average_rate))
                 self._keep(rate, branch=decay > 0)
 
     def _keep(self, rate: float, branch: bool) -> None:
@@ -468,7 +646,9 @@ class Run:
         if now - self.logged < self.chosen.log_every:
             return
         values: dict[str, Any] = {
-            "loss": round(float(torch.stack(self.recent).mean()), 5),
+            name: round(float(torch.stack([terms[name] for terms in self.recent if name in terms]).mean()), 5)
+            for name in self.recent[-1]
+        } | {
             "rate": float(f"{rate:.3g}"),
             "steps_per_s": round(len(self.recent) / (now - self.logged), 2),
         }
@@ -503,6 +683,11 @@ def main() -> int:
         help="file with names of photos that --pack leaves out, one per line",
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder of the run")
+    parser.add_argument("--prior", type=Path, metavar="FILE", help="weights of g: train the U-Net after it")
+    parser.add_argument("--lpips-trunk", type=Path, metavar="FILE", help="SqueezeNet 1.1 of torchvision")
+    parser.add_argument(
+        "--efficientnet", type=Path, metavar="FILE", help="EfficientNet-Lite0, see the module"
+    )
     parser.add_argument("--minutes", type=float, default=10.0, help="duration of this call")
     parser.add_argument(
         "--decay", type=float, default=0.0, metavar="MINUTES", help="duration of the branch, within --minutes"
@@ -530,6 +715,8 @@ def main() -> int:
         return 0
     if chosen.out is None:
         parser.error("--out is needed to train")
+    if chosen.prior and not (chosen.lpips_trunk and chosen.efficientnet):
+        parser.error("--prior needs --lpips-trunk and --efficientnet")
     torch.set_num_threads(chosen.threads)
     cv2.setNumThreads(0)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True

@@ -257,6 +257,56 @@ class RegressionConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
+class ConvUNetConfig:
+    """Shape of the U-Net of convolutions (`resshift.networks.conv_unet`); the defaults are tiny-x4.
+
+    Fields:
+        in_channels, out_channels: Channels of the latent, 3 f^2.
+        cond_channels: Channels of the condition: 3 of the low-quality picture.
+        channels: Channels of each level; a level has half the sides of the one before.
+        blocks_before: Number of residual blocks of each level on the way down.
+        blocks_after: The same on the way up, for every level but the last.
+        steps: Number of times that the network tells apart.
+    """
+
+    in_channels: int = 48
+    out_channels: int = 48
+    cond_channels: int = 3
+    channels: tuple[int, ...] = (48, 112, 192)
+    blocks_before: tuple[int, ...] = (3, 3, 3)
+    blocks_after: tuple[int, ...] = (5, 3)
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        levels = len(self.channels)
+        if not levels or len(self.blocks_before) != levels or len(self.blocks_after) != levels - 1:
+            raise ValueError(
+                "model.network needs blocks_before for each level and blocks_after for all but the last, got "
+                f"channels {self.channels}, blocks_before {self.blocks_before} and blocks_after "
+                f"{self.blocks_after}"
+            )
+        if min(*self.channels, self.steps, self.in_channels, self.out_channels) < 1:
+            raise ValueError("model.network: channels and steps must be at least 1")
+
+    @property
+    def size_multiple(self) -> int:
+        """Number that the sides of the latent must be multiples of."""
+        return HALVING ** (len(self.channels) - 1)
+
+    @property
+    def macs_per_position(self) -> float:
+        """Number of multiplications per position of the latent in the convolutions."""
+        ends = 9 * self.channels[0] * (self.in_channels + self.cond_channels + self.out_channels)
+        total = float(ends)
+        for i, width in enumerate(self.channels):
+            blocks = self.blocks_before[i] + (*self.blocks_after, 0)[i]
+            total += 18 * blocks * width**2 / HALVING ** (2 * i)
+        for i, (fine, coarse) in enumerate(zip(self.channels, self.channels[1:], strict=False)):
+            total += 2 * fine * coarse / HALVING ** (2 * i)
+        return total
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
 class ForeignConfig:
     """What must be known of a network that another package reads (`resshift.networks.foreign`).
 

@@ -32,6 +32,18 @@ class ResidualBlock(nn.Module):
         return x + self.second(F.silu(self.first(x)))
 
 
+def keep_variance(network: nn.Module) -> None:
+    """Initialise convolutions so that each keeps the variance of its input. A residual block starts near the
+    identity, and a last layer that is called `head` at zero.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            gain = {"head": 0.0, "second": 0.2}.get(name.rpartition(".")[2], 1.0)
+            fan_in = module.weight[0].numel()
+            nn.init.normal_(module.weight, std=gain * fan_in**-0.5)
+            nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]  # it has one
+
+
 class RegressionNet(nn.Module):
     """Regression network. Its last layer starts at zero, so an untrained network is bicubic interpolation."""
 
@@ -46,13 +58,7 @@ class RegressionNet(nn.Module):
         self.enlarge = nn.Conv2d(half_width, width * HALVING**2, 1)
         self.after = nn.Sequential(*(ResidualBlock(width) for _ in range(config.blocks_after)))
         self.head = nn.Conv2d(width, 3 * config.scale**2, 3, padding=1)
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Conv2d):
-                # Each layer keeps the variance of its input, and a residual block starts near the identity.
-                gain = {"head": 0.0, "second": 0.2}.get(name.rpartition(".")[2], 1.0)
-                fan_in = module.weight[0].numel()
-                nn.init.normal_(module.weight, std=gain * fan_in**-0.5)
-                nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]  # it has one
+        keep_variance(self)
 
     def forward(self, lq: Tensor) -> Tensor:
         """Return the enlarged picture.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import subprocess
@@ -9,15 +10,19 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torchvision.models import squeezenet1_1
 
 from resshift.networks.config import RegressionConfig
+from resshift.networks.regression import RegressionNet
 from resshift.seeds import philox
+from tests.resshift.training.test_adversary import published
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu_train.py"
@@ -79,32 +84,36 @@ def test_two_calls_are_one(gpu_train: ModuleType, packed: Path, tmp_path: Path) 
     """Weights, average, moments and position after a stop equal those without the stop, bit for bit."""
     stage = gpu_train.Stage(batch=2, crop_px=32, learning_rate=1e-3)
 
-    def steps(trainer: ModuleType, count: int) -> None:
+    def trainer(seed: int) -> Any:
+        torch.manual_seed(seed)
+        return gpu_train.Trainer(gpu_train.Regression(SMALL, CPU), CPU, seed)
+
+    def steps(trainer: Any, count: int) -> None:
         source = gpu_train.batches(packed, stage, trainer.seed, trainer.samples, 0)
         for _ in range(count):
-            trainer.train(next(source), 1e-3, 0.1)
+            trainer.train(next(source), 1e-3, stage)
 
-    whole = gpu_train.Trainer(SMALL, CPU, 5)
+    whole = trainer(5)
     steps(whole, 5)
-    first = gpu_train.Trainer(SMALL, CPU, 5)
+    first = trainer(5)
     steps(first, 3)
     first.save(tmp_path)
-    second = gpu_train.Trainer(SMALL, CPU, 0)
+    second = trainer(0)
     assert second.load(tmp_path)
     steps(second, 2)
     states: list[dict[str, torch.Tensor]] = []
-    for trainer in (whole, second):
-        trainer.save(tmp_path)
+    for one in (whole, second):
+        one.save(tmp_path)
         states.append(load_file(tmp_path / "state.safetensors"))
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert (second.step, second.samples, second.updates, second.seed) == (5, 10, 5, 5)
 
     (tmp_path / "state.safetensors").unlink()
-    third = gpu_train.Trainer(SMALL, CPU, 0)
+    third = trainer(0)
     assert third.load(tmp_path)
     assert (third.samples, third.updates) == (10, 0)
-    assert not gpu_train.Trainer(SMALL, CPU, 0).load(tmp_path / "nothing")
+    assert not trainer(0).load(tmp_path / "nothing")
 
 
 def test_stages_follow_each_other(gpu_train: ModuleType) -> None:
@@ -116,6 +125,51 @@ def test_stages_follow_each_other(gpu_train: ModuleType) -> None:
     ]
     for plan in gpu_train.PLANS.values():
         assert plan[-1].steps is None
+
+
+@pytest.mark.slow
+def test_the_adversary_and_the_network_after_g_are_continued_exactly(
+    gpu_train: ModuleType, packed: Path, tmp_path: Path
+) -> None:
+    """A stop between two steps changes nothing: the heads and their moments belong to the state."""
+    torch.manual_seed(0)
+    save_file(RegressionNet(RegressionConfig()).state_dict(), tmp_path / "g.safetensors")
+    save_file(published(torch.Generator().manual_seed(0)), tmp_path / "trunk.safetensors")
+    state = {
+        f"features.{key}": value for key, value in squeezenet1_1(weights=None).features.state_dict().items()
+    }
+    torch.save(state, tmp_path / "squeeze.pth")
+    stage = gpu_train.Stage(batch=2, crop_px=32, learning_rate=1e-3, lpips=0.2, features=0.1, adversary=0.5)
+
+    def trainer() -> Any:
+        torch.manual_seed(0)
+        files = (tmp_path / name for name in ("g.safetensors", "squeeze.pth", "trunk.safetensors"))
+        return gpu_train.Trainer(gpu_train.Detail(CPU, *files), CPU, 5)
+
+    def steps(trainer: Any, count: int) -> dict[str, torch.Tensor]:
+        source = gpu_train.batches(packed, stage, trainer.seed, trainer.samples, 0)
+        terms: dict[str, torch.Tensor] = {}
+        for _ in range(count):
+            terms = trainer.train(next(source), 1e-3, stage)
+        return terms
+
+    whole = trainer()
+    terms = steps(whole, 3)
+    assert set(terms) == {"loss", "lpips", "features", "fooled", "seen"}
+    first = trainer()
+    before = copy.deepcopy(first.model.adversaries.state_dict())
+    steps(first, 2)
+    after = first.model.adversaries.state_dict()
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+    first.save(tmp_path)
+    second = trainer()
+    assert second.load(tmp_path)
+    steps(second, 1)
+    states: list[dict[str, torch.Tensor]] = []
+    for one in (whole, second):
+        one.save(tmp_path)
+        states.append(load_file(tmp_path / "state.safetensors"))
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
 @pytest.mark.slow

@@ -1,0 +1,71 @@
+"""U-Net of convolutions for chains whose latent is an unshuffled picture.
+
+Levels work at the size of the latent, at half of it, and so on; there is neither normalisation nor attention.
+So an output depends only on its neighbourhood, whatever the rest of the picture holds, and tiles that overlap
+agree. Statistics of a whole picture, as group normalisation takes them, differ from tile to tile.
+
+The last layer starts at zero. With `Target.RESIDUAL` an untrained network therefore predicts x0 = y0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resshift.networks.config import HALVING, ConvUNetConfig
+from resshift.networks.regression import ResidualBlock, keep_variance
+
+
+def _blocks(channels: int, number: int) -> nn.Sequential:
+    return nn.Sequential(*(ResidualBlock(channels) for _ in range(number)))
+
+
+class ConvUNet(nn.Module):
+    """U-Net of convolutions, see the module."""
+
+    def __init__(self, config: ConvUNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths, outer = config.channels, config.channels[:-1]
+        self.stem = nn.Conv2d(config.in_channels + config.cond_channels, widths[0], 3, padding=1)
+        self.times = nn.Embedding(config.steps, widths[0]) if config.steps > 1 else None
+        self.before = nn.ModuleList(map(_blocks, widths, config.blocks_before))
+        self.shrink = nn.ModuleList(
+            nn.Conv2d(fine, coarse, HALVING, stride=HALVING)
+            for fine, coarse in zip(outer, widths[1:], strict=True)
+        )
+        self.enlarge = nn.ModuleList(
+            nn.Conv2d(coarse, fine * HALVING**2, 1) for fine, coarse in zip(outer, widths[1:], strict=True)
+        )
+        self.after = nn.ModuleList(map(_blocks, outer, config.blocks_after))
+        self.head = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+        keep_variance(self)
+        if self.times is not None:
+            nn.init.zeros_(self.times.weight)
+
+    def forward(self, x: Tensor, t: Tensor, lq: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the target of the chain.
+
+        Args:
+            x: Scaled x_t, (B, in_channels, h, w); sides are multiples of `config.size_multiple`.
+            t: Step indices in [0, steps), int64 (B,).
+            lq: Condition at the size of the latent, (B, cond_channels, h, w).
+            mask: Not supported.
+
+        Returns:
+            (B, out_channels, h, w).
+        """
+        if mask is not None:
+            raise ValueError("ConvUNet takes no mask")
+        features = self.stem(torch.cat((x, lq), dim=1))
+        if self.times is not None:
+            features = features + self.times(t)[:, :, None, None]
+        skips: list[Tensor] = []
+        for blocks, shrink in zip(self.before, self.shrink, strict=False):
+            skips.append(blocks(features))
+            features = shrink(skips[-1])
+        features = self.before[-1](features)
+        for enlarge, blocks in zip(reversed(self.enlarge), reversed(self.after), strict=True):
+            features = blocks(skips.pop() + F.pixel_shuffle(enlarge(features), HALVING))
+        return self.head(features)
