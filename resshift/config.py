@@ -10,16 +10,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from numbers import Integral
-from typing import Any, Literal, TypeVar, cast, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Discriminator, Tag, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from resshift.degradation import DegradationRecipe
-from resshift.networks.config import FirstStageConfig, UNetConfig
+from resshift.networks.config import ConvUNetConfig, FirstStageConfig, UNetConfig
 from resshift.schedule import ScheduleConfig, Target
 
 # NaN passes every range check and equals nothing, so a run with NaN could never be resumed.
@@ -65,6 +65,22 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message is one line for the user."""
 
 
+# Members of a union by tag; tags are not part of the path of a setting.
+_SWIN, _CONVOLUTIONS = "<swin>", "<convolutions>"
+
+
+def _kind_of_unet(value: object) -> str:
+    """Tell the two shapes of a U-Net apart: only that of convolutions lists the channels of its levels."""
+    has_channels = "channels" in value if isinstance(value, Mapping) else isinstance(value, ConvUNetConfig)
+    return _CONVOLUTIONS if has_channels else _SWIN
+
+
+UNetShape = Annotated[
+    Annotated[UNetConfig, Tag(_SWIN)] | Annotated[ConvUNetConfig, Tag(_CONVOLUTIONS)],
+    Discriminator(_kind_of_unet),
+]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class ModelConfig:
     """Configuration that inference needs; it is stored beside the weights.
@@ -76,7 +92,7 @@ class ModelConfig:
     scale: int = 4
     target: Target = Target.X0
     latent_scaling: bool = True
-    unet: UNetConfig = UNetConfig()
+    unet: UNetShape = UNetConfig()
     first_stage: FirstStageConfig = FirstStageConfig()
     schedule: ScheduleConfig = ScheduleConfig()
 
@@ -87,6 +103,19 @@ class ModelConfig:
                 f"model.unet channels ({unet.in_channels} in, {unet.out_channels} out) must equal the "
                 f"latent's {self.first_stage.channels}"
             )
+        if isinstance(unet, ConvUNetConfig):
+            if self.scale != factor or unet.steps not in (1, self.schedule.steps):
+                raise ValueError(
+                    "model.unet with channels needs positions of model.scale pixels and steps = 1 or "
+                    f"schedule.steps, got {factor} with scale {self.scale}, and {unet.steps} with "
+                    f"{self.schedule.steps} steps"
+                )
+            if unet.regression is not None and unet.regression.scale != self.scale:
+                raise ValueError(
+                    f"model.unet.regression.scale must be model.scale = {self.scale}, got "
+                    f"{unet.regression.scale}"
+                )
+            return
         if unet.pixel_head_channels and self.first_stage.kind != "pixel_unshuffle":
             raise ValueError(
                 "model.unet.pixel_head_channels needs first_stage.kind=pixel_unshuffle, got "
@@ -101,7 +130,7 @@ class ModelConfig:
     @property
     def smallest_tile_px(self) -> int:
         """Side of the smallest tile that the network can compute, in input pixels."""
-        return self.unet.size_multiple * self.unet.lq_ratio
+        return self.unet.smallest_tile * self.unet.lq_ratio
 
     @property
     def steps(self) -> int:
@@ -413,6 +442,8 @@ class RunConfig:
             raise ValueError(
                 f"data.crop_px must be a multiple of {multiple} for this network, got {self.data.crop_px}"
             )
+        if isinstance(self.model.unet, ConvUNetConfig) and self.train.parallel == "fsdp":
+            raise ValueError("train.parallel=fsdp is for the Swin U-Net; a U-Net of convolutions needs ddp")
         if self.loss.lattice:
             factor = self.model.first_stage.factor
             if factor < 2 or self.data.crop_px < LATTICE_POSITIONS * factor:
@@ -449,17 +480,21 @@ def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
 
 
 def _one_line(kind: type[Any], detail: Any) -> str:
-    path = ".".join(str(part) for part in detail["loc"])
+    tags = [part for part in detail["loc"] if part in (_SWIN, _CONVOLUTIONS)]
+    path = ".".join(str(part) for part in detail["loc"] if part not in tags)
     if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"unknown setting {path!r}; allowed here: {', '.join(_siblings(kind, path))}"
+        return f"unknown setting {path!r}; allowed here: {', '.join(_siblings(kind, path, tags))}"
     message = detail["msg"].removeprefix("Value error, ")
     return message if detail["type"] == "value_error" else f"{path}: {message}, got {detail['input']!r}"
 
 
-def _siblings(kind: type[Any], path: str) -> list[str]:
+def _siblings(kind: type[Any], path: str, tags: Sequence[str]) -> list[str]:
     names: object = kind
     for part in path.split(".")[:-1]:
         names = get_type_hints(names).get(part)
+        # A union is that of `UNetShape`, or one with None.
+        if members := [member for member in get_args(names) if is_dataclass(member)]:
+            names = members[-1 if _CONVOLUTIONS in tags else 0]
         if not is_dataclass(names):
             return []
     return sorted(field.name for field in fields(cast(Any, names)))

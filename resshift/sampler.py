@@ -97,6 +97,7 @@ def network_denoiser(
     target: Target | str = Target.X0,
     mask: Tensor | None = None,
     latent: bool = True,
+    sees_y0: bool = False,
 ) -> Denoise:
     """Wrap a network that sees the scaled x_t and the low-quality picture into a `Denoise`.
 
@@ -109,10 +110,13 @@ def network_denoiser(
         target: Meaning of the network's output.
         mask: Mask for inpainting, 1 in a hole and -1 where the picture is kept, (B, 1, h_lq, w_lq).
         latent: Whether `scale_input` uses the rule for latents.
+        sees_y0: Whether the network sees y0 beside lq, which then has the size of the latent.
     """
 
+    condition = torch.cat((lq, y0), dim=1) if sees_y0 else lq
+
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        output = network(scale_input(x_t, t, schedule, latent), trained_step(schedule, t), lq, mask)
+        output = network(scale_input(x_t, t, schedule, latent), trained_step(schedule, t), condition, mask)
         return predict_x0(output, x_t, y0, t, schedule, target)
 
     return denoise

@@ -40,10 +40,10 @@ from resshift.models.files import machine_bytes
 from resshift.networks import convolution
 from resshift.networks.autoencoder import PixelUnshuffle, VQAutoencoder, build_first_stage
 from resshift.networks.config import ForeignConfig, RegressionConfig
+from resshift.networks.conv_unet import build_unet
 from resshift.networks.foreign import ForeignNet
 from resshift.networks.foreign import load as load_foreign
 from resshift.networks.regression import RegressionNet
-from resshift.networks.unet import UNetSwin
 from resshift.tiles.batching import Work, alone
 from resshift.tiles.chain import Chain
 from resshift.tiles.direct import Direct
@@ -340,7 +340,7 @@ def load_networks(found: ModelFiles) -> tuple[nn.Module, VQAutoencoder | PixelUn
         if found.first_stage is None:
             raise WeightsError(f"{found.name} needs the weights of its autoencoder: first_stage=FILE")
         _filled(stage, found.first_stage)
-    return _filled(UNetSwin(config.unet), found.unet), stage
+    return _filled(build_unet(config.unet), found.unet), stage
 
 
 def _filled(network: Module, path: Path) -> Module:

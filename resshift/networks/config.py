@@ -113,6 +113,16 @@ class UNetConfig:
         return multiple
 
     @property
+    def smallest_tile(self) -> int:
+        """Side of the smallest tile, in positions of the latent."""
+        return self.size_multiple
+
+    @property
+    def sees_y0(self) -> bool:
+        """Whether y0 is a part of the condition."""
+        return False
+
+    @property
     def unshuffle_factor(self) -> int:
         """f, if the latent is a picture of three channels that was unshuffled by f."""
         return math.isqrt(self.out_channels // 3)
@@ -262,31 +272,33 @@ class ConvUNetConfig:
 
     Fields:
         in_channels, out_channels: Channels of the latent, 3 f^2.
-        cond_channels: Channels of the condition: 3 of the low-quality picture.
         channels: Channels of each level; a level has half the sides of the one before.
         blocks_before: Number of residual blocks of each level on the way down.
         blocks_after: The same on the way up, for every level but the last.
         steps: Number of times that the network tells apart.
+        regression: Shape of the regression network g whose estimate the chain starts from, y0 =
+            encode(g(lq)), instead of bicubic interpolation. Its weights are the tensors `regression.*` of the
+            U-Net, and they are frozen. With more than one step the U-Net sees y0 beside x_t.
     """
 
     in_channels: int = 48
     out_channels: int = 48
-    cond_channels: int = 3
     channels: tuple[int, ...] = (48, 112, 192)
     blocks_before: tuple[int, ...] = (3, 3, 3)
     blocks_after: tuple[int, ...] = (5, 3)
     steps: int = 1
+    regression: RegressionConfig | None = None
 
     def __post_init__(self) -> None:
         levels = len(self.channels)
         if not levels or len(self.blocks_before) != levels or len(self.blocks_after) != levels - 1:
             raise ValueError(
-                "model.network needs blocks_before for each level and blocks_after for all but the last, got "
+                "model.unet needs blocks_before for each level and blocks_after for all but the last, got "
                 f"channels {self.channels}, blocks_before {self.blocks_before} and blocks_after "
                 f"{self.blocks_after}"
             )
         if min(*self.channels, self.steps, self.in_channels, self.out_channels) < 1:
-            raise ValueError("model.network: channels and steps must be at least 1")
+            raise ValueError("model.unet: channels and steps must be at least 1")
 
     @property
     def size_multiple(self) -> int:
@@ -294,8 +306,33 @@ class ConvUNetConfig:
         return HALVING ** (len(self.channels) - 1)
 
     @property
+    def smallest_tile(self) -> int:
+        """Side of the smallest tile, in positions of the latent: smaller ones show hardly more than edges."""
+        return 8 * self.size_multiple
+
+    @property
+    def lq_ratio(self) -> int:
+        """Side of the low-quality picture divided by the side of the latent."""
+        return 1
+
+    @property
+    def cond_mask(self) -> bool:
+        """Whether the network sees masks."""
+        return False
+
+    @property
+    def sees_y0(self) -> bool:
+        """Whether y0 is a part of the condition; with one step x_T is y0, except for its noise."""
+        return self.steps > 1
+
+    @property
+    def cond_channels(self) -> int:
+        """Number of channels of the condition."""
+        return 3 + (self.in_channels if self.sees_y0 else 0)
+
+    @property
     def macs_per_position(self) -> float:
-        """Number of multiplications per position of the latent in the convolutions."""
+        """Number of multiplications per position of the latent in the convolutions of the U-Net."""
         ends = 9 * self.channels[0] * (self.in_channels + self.cond_channels + self.out_channels)
         total = float(ends)
         for i, width in enumerate(self.channels):

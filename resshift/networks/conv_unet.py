@@ -4,6 +4,10 @@ Levels work at the size of the latent, at half of it, and so on; there is neithe
 So an output depends only on its neighbourhood, whatever the rest of the picture holds, and tiles that overlap
 agree. Statistics of a whole picture, as group normalisation takes them, differ from tile to tile.
 
+With `ConvUNetConfig.regression` the chain starts from y0 = encode(g(lq)), the estimate of a regression
+network, instead of bicubic interpolation (as in UPSR, CVPR 2025), and the U-Net adds what g cannot know. g is
+the part `regression` of the network, frozen.
+
 The last layer starts at zero. With `Target.RESIDUAL` an untrained network therefore predicts x0 = y0.
 """
 
@@ -12,9 +16,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from resshift.networks.config import HALVING, ConvUNetConfig
-from resshift.networks.regression import ResidualBlock, keep_variance
+from resshift.networks.config import HALVING, ConvUNetConfig, UNetConfig
+from resshift.networks.regression import RegressionNet, ResidualBlock, keep_variance
+from resshift.networks.unet import UNetSwin
 
 
 def _blocks(channels: int, number: int) -> nn.Sequential:
@@ -27,6 +33,8 @@ class ConvUNet(nn.Module):
     def __init__(self, config: ConvUNetConfig) -> None:
         super().__init__()
         self.config = config
+        # True: the backward pass computes the activations of each level again instead of keeping them.
+        self.checkpoint_activations = False
         widths, outer = config.channels, config.channels[:-1]
         self.stem = nn.Conv2d(config.in_channels + config.cond_channels, widths[0], 3, padding=1)
         self.times = nn.Embedding(config.steps, widths[0]) if config.steps > 1 else None
@@ -41,6 +49,9 @@ class ConvUNet(nn.Module):
         self.after = nn.ModuleList(map(_blocks, outer, config.blocks_after))
         self.head = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
         keep_variance(self)
+        self.regression = None if config.regression is None else RegressionNet(config.regression)
+        if self.regression is not None:
+            self.regression.requires_grad_(False)
         if self.times is not None:
             nn.init.zeros_(self.times.weight)
 
@@ -50,7 +61,8 @@ class ConvUNet(nn.Module):
         Args:
             x: Scaled x_t, (B, in_channels, h, w); sides are multiples of `config.size_multiple`.
             t: Step indices in [0, steps), int64 (B,).
-            lq: Condition at the size of the latent, (B, cond_channels, h, w).
+            lq: Condition, (B, cond_channels, h, w): the low-quality picture in [-1, 1], and y0 after it if
+                `config.sees_y0`.
             mask: Not supported.
 
         Returns:
@@ -63,9 +75,19 @@ class ConvUNet(nn.Module):
             features = features + self.times(t)[:, :, None, None]
         skips: list[Tensor] = []
         for blocks, shrink in zip(self.before, self.shrink, strict=False):
-            skips.append(blocks(features))
+            skips.append(self._run(blocks, features))
             features = shrink(skips[-1])
-        features = self.before[-1](features)
+        features = self._run(self.before[-1], features)
         for enlarge, blocks in zip(reversed(self.enlarge), reversed(self.after), strict=True):
-            features = blocks(skips.pop() + F.pixel_shuffle(enlarge(features), HALVING))
+            features = self._run(blocks, skips.pop() + F.pixel_shuffle(enlarge(features), HALVING))
         return self.head(features)
+
+    def _run(self, blocks: nn.Module, x: Tensor) -> Tensor:
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            return checkpoint(blocks, x, use_reentrant=False)
+        return blocks(x)
+
+
+def build_unet(config: UNetConfig | ConvUNetConfig) -> UNetSwin | ConvUNet:
+    """Return the U-Net of a model, with its initial weights."""
+    return ConvUNet(config) if isinstance(config, ConvUNetConfig) else UNetSwin(config)

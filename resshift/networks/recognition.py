@@ -20,8 +20,8 @@ from resshift.config import to_dict
 from resshift.models.files import WeightsError
 from resshift.networks import foreign
 from resshift.networks.autoencoder import VQAutoencoder, build_first_stage
-from resshift.networks.config import UNetConfig
-from resshift.networks.unet import UNetSwin
+from resshift.networks.config import ConvUNetConfig, UNetConfig
+from resshift.networks.conv_unet import build_unet
 from resshift.presets import PRESETS, preset
 from resshift.weights import is_derived, read_state_dict
 
@@ -53,16 +53,16 @@ def inspect(path: Path) -> dict[str, Any]:
 
 def presets_of(shapes: Shapes) -> list[str]:
     """Return the presets whose U-Net has exactly these tensors, derived buffers apart."""
-    if "input_blocks.0.0.weight" not in shapes:
+    if "input_blocks.0.0.weight" not in shapes and "stem.weight" not in shapes:
         return []
     given = {key: shape for key, shape in shapes.items() if not is_derived(key)}
     return [name for name in PRESETS if _unet_shapes(preset(name).model.unet) == given]
 
 
 @lru_cache(maxsize=16)
-def _unet_shapes(config: UNetConfig) -> Shapes:
+def _unet_shapes(config: UNetConfig | ConvUNetConfig) -> Shapes:
     with torch.device("meta"):
-        return _shapes(UNetSwin(config))
+        return _shapes(build_unet(config))
 
 
 def first_stage_of(shapes: Shapes) -> str | None:

@@ -1,4 +1,4 @@
-"""The method on a picture of any size, row of tiles by row of tiles: bicubic, encode, T steps, decode.
+"""The method on a picture of any size, row of tiles by row of tiles: bicubic or g, encode, T steps, decode.
 
     read -> lq -> enlarge, encode -> y0, x_T -> step T -> x_{T-1} -> ... -> step 1 -> x_0 -> decode -> emit
 
@@ -56,6 +56,17 @@ class Networks:
         """The first stage looks at no neighbour: no tiles needed."""
         return isinstance(self.first_stage, PixelUnshuffle)
 
+    @property
+    def regression(self) -> Callable[[Tensor], Tensor] | None:
+        """g, if y0 = encode(g(lq))."""
+        return getattr(self.unet, "regression", None)
+
+    def estimate(self, lq: Tensor) -> Tensor:
+        """(n, 3, h, w) -> y0 = encode(g(lq)), float32."""
+        assert self.regression is not None
+        with autocast(self.device, self.dtype):
+            return self.encode(self.backoff.call(self.regression, lq))
+
     def encode(self, upsampled: Tensor) -> Tensor:
         """(n, 3, H, W) -> latents, float32."""
         with autocast(self.device, self.dtype):
@@ -72,7 +83,13 @@ class Networks:
 
         def predict(x_t: Tensor, y0: Tensor, lq: Tensor, t: Tensor) -> Tensor:
             return network_denoiser(
-                self.unet, lq, y0, self.schedule, config.target, latent=config.latent_scaling
+                self.unet,
+                lq,
+                y0,
+                self.schedule,
+                config.target,
+                latent=config.latent_scaling,
+                sees_y0=config.unet.sees_y0,
             )(x_t, t)
 
         with autocast(self.device, self.dtype):
@@ -225,8 +242,10 @@ class Windows:
         self.y0 = latent(steps + 1)
         self.x = [latent(1) for _ in range(steps)]  # x[i] is the input of the step of index i
         self.x0_pred = [latent(0) for _ in range(steps)]
+        if not networks.unshuffles or networks.regression is not None:
+            self.encoded = latent(0)
         if not networks.unshuffles:
-            self.encoded, self.x0 = latent(0), latent(1)
+            self.x0 = latent(1)
             self.decoded = window(3, stage.factor, capacity(plan.rows, 0) * stage.factor)
 
     @property
@@ -285,7 +304,9 @@ def row_chain(
     stages: list[Stage] = [
         RowReader(plan=plan, lq=windows.lq, ratio=ratio, rows=rows, columns=columns, read=read, halo=_HALO)
     ]
-    if networks.unshuffles:
+    if networks.regression is not None:
+        stages.append(tiles(function=networks.estimate, inputs=[lq], blended=windows.encoded, output=prior))
+    elif networks.unshuffles:
         stages.append(_EncodeRows(plan=plan, networks=networks, enlarged=enlarged, prior=prior))
     else:
         stages.append(
@@ -334,7 +355,7 @@ class Chain:
 
     @property
     def smallest(self) -> int:
-        return self.config.unet.size_multiple
+        return self.config.unet.smallest_tile
 
     @property
     def fixes_colour(self) -> bool:
@@ -367,7 +388,8 @@ class Chain:
         return choose_tiles(
             -(-height // self.ratio),
             -(-width // self.ratio),
-            self.smallest,
+            self.config.unet.size_multiple,
+            smallest=self.smallest,
             longest=longest,
             attention_positions=_VQ_ATTENTION_POSITIONS if has_attention else float("inf"),
         )

@@ -108,6 +108,13 @@ class Objective:
         """Compile the first stage with torch.compile."""
         self._encode, self._decode = (torch.compile(call, mode=mode) for call in (self._encode, self._decode))
 
+    def start(self, network: nn.Module, lq: Tensor) -> Tensor:
+        """Return the picture that the chain starts from, (B, 3, H, W): the estimate of the regression network
+        that is a part of the U-Net, or bicubic interpolation.
+        """
+        regression = getattr(getattr(network, "module", network), "regression", None)
+        return upsample(lq, self.model.scale) if regression is None else regression(lq).float()
+
     def __call__(
         self,
         network: nn.Module,
@@ -134,10 +141,12 @@ class Objective:
         with torch.no_grad():
             # One pass for both pictures. With autocast the encoder gives half precision; the chain is
             # float32.
-            x0, y0 = self._encode(torch.cat([hq, upsample(lq, self.model.scale)])).float().chunk(2)
+            x0, y0 = self._encode(torch.cat([hq, self.start(network, lq)])).float().chunk(2)
             x_t = q_sample(x0, y0, t, noise, self.schedule)
             wanted = target_of(x0, y0, noise, t, self.schedule, self.model.target)
-        output = network(scale_input(x_t, t, self.schedule, self.model.latent_scaling), t, lq, mask).float()
+        condition = torch.cat((lq, y0), dim=1) if self.model.unet.sees_y0 else lq
+        x_scaled = scale_input(x_t, t, self.schedule, self.model.latent_scaling)
+        output = network(x_scaled, t, condition, mask).float()
         mse = mse_per_sample(
             output, wanted, t, self.schedule, self.model.target, self.loss.mse_weighting == "weighted"
         ).mean()

@@ -49,7 +49,11 @@ def learning_rate(step: int, optim: OptimConfig, num_steps: int) -> float:
 def adamw(network: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
     """Return the optimiser of a network that is already on its device and, if it is to be, sharded."""
     return torch.optim.AdamW(
-        network.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
+        [parameter for parameter in network.parameters() if parameter.requires_grad],
+        lr=optim.lr,
+        betas=optim.betas,
+        weight_decay=optim.weight_decay,
+        fused=True,
     )
 
 

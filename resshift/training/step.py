@@ -25,8 +25,8 @@ from resshift import seeds
 from resshift.config import ModelConfig, OptimConfig, RunConfig, TrainConfig
 from resshift.devices import PRECISIONS, autocast
 from resshift.models import WeightsError
+from resshift.networks.conv_unet import ConvUNet, build_unet
 from resshift.networks.unet import UNetSwin
-from resshift.resize.bicubic import upsample
 from resshift.sampler import network_denoiser, sample
 from resshift.training.losses import Objective
 from resshift.training.optimizer import Outcome, adamw, guarded_step, learning_rate, set_learning_rate
@@ -186,9 +186,9 @@ def seeded(build: type[Module], config: Any, train: TrainConfig, name: str = "in
         return build(config)
 
 
-def build_network(config: RunConfig) -> UNetSwin:
+def build_network(config: RunConfig) -> UNetSwin | ConvUNet:
     """Return the U-Net with its initial weights."""
-    network = seeded(UNetSwin, config.model.unet, config.train)
+    network = seeded(build_unet, config.model.unet, config.train)
     network.checkpoint_activations = config.train.activation_checkpointing
     return network
 
@@ -358,10 +358,13 @@ class DiffusionLearner:
                 return self.state.ema.module(*inputs).float()
 
         with autocast(lq.device, dtype):
-            y0 = self.objective.first_stage.encode(upsample(lq, model.scale)).float()
+            start = self.objective.start(self.state.ema, lq)
+            y0 = self.objective.first_stage.encode(start).float()
         schedule = self.objective.schedule
         x0 = sample(
-            network_denoiser(network, lq, y0, schedule, model.target, mask, model.latent_scaling),
+            network_denoiser(
+                network, lq, y0, schedule, model.target, mask, model.latent_scaling, model.unet.sees_y0
+            ),
             y0,
             schedule,
             noise,

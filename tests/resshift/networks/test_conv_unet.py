@@ -83,5 +83,5 @@ def test_masks_are_refused() -> None:
     "change", [{"channels": ()}, {"blocks_before": (1, 1)}, {"blocks_after": (1,)}, {"steps": 0}]
 )
 def test_shapes_that_cannot_be_are_refused(change: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"model\.network"):
+    with pytest.raises(ValueError, match=r"model\.unet"):
         ConvUNetConfig(**change)  # pyright: ignore[reportArgumentType]
