@@ -133,6 +133,11 @@ class ModelConfig:
         return self.unet.smallest_tile * self.unet.lq_ratio
 
     @property
+    def size_multiple_px(self) -> int:
+        """Number that the sides of a tile are multiples of, in input pixels."""
+        return self.unet.size_multiple * self.unet.lq_ratio
+
+    @property
     def steps(self) -> int:
         """Number of steps of the chain that the model was trained with."""
         return self.schedule.steps

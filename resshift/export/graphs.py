@@ -1,9 +1,10 @@
 """The parts of a model as modules that can be traced, each with the sizes that it works at.
 
-    step      x_t, t, lq [, y0] [, mask] -> x0_pred   one step of the chain: scaled input, network, prediction
-    encoder   picture -> z                            VQ models: latent before quantisation
-    decoder   z -> picture                            VQ models: quantises first
-    picture   lq -> hq                                models of one step whose latent is an unshuffled picture
+    step        x_t, t, lq [, y0] [, mask] -> x0_pred   a step of the chain: scaled input, network, prediction
+    regression  lq -> picture       models whose chain starts from y0 = encode(regression(lq))
+    encoder     picture -> z        VQ models: latent before quantisation
+    decoder     z -> picture        VQ models: quantises first
+    picture     lq -> hq            models of one step whose latent is an unshuffled picture
 
 `picture` is the whole model for pictures in [0, 1] of any size: reflection to whole windows, bicubic
 enlargement, the prior without noise (x_T = y0), the step, the rearrangement of pixels, crop and clamp. Unlike
@@ -82,6 +83,7 @@ class Step(nn.Module):
             config.target,
             mask=mask,
             latent=config.latent_scaling,
+            sees_y0=config.unet.sees_y0,
         )
         return denoise(x_t, t)
 
@@ -122,8 +124,12 @@ class WholePicture(nn.Module):
         """(B, 3, h_lq, w_lq) -> (B, 3, h_lq scale, w_lq scale)."""
         config = self.step.config
         height, width = lq.shape[2:]
-        padded = _reflected(_reflected(2 * lq - 1, 2, config.smallest_tile_px), 3, config.smallest_tile_px)
-        y0 = self.stage.encode(upsample(padded, config.scale))
+        padded = 2 * lq - 1
+        for axis in (2, 3):
+            padded = _reflected(padded, axis, config.size_multiple_px)
+        regression = getattr(self.step.unet, "regression", None)
+        start = upsample(padded, config.scale) if regression is None else regression(padded)
+        y0 = self.stage.encode(start)
         t = torch.zeros(lq.shape[0], dtype=torch.int64, device=lq.device)
         hq = self.stage.decode(self.step(y0, t, padded, y0))
         # Not slices: those would fix whether a size is a multiple of the window.
@@ -155,7 +161,7 @@ def graphs_of(
         latent, (rows, columns) = (batch, channels, height, width), (height * ratio, width * ratio)
         inputs = {"x_t": draw(latent), "t": torch.arange(batch) % step.schedule.steps}
         inputs["lq"] = draw((batch, 3, rows, columns)).clamp(-1, 1)
-        if config.target != Target.X0:
+        if config.target != Target.X0 or config.unet.sees_y0:
             inputs["y0"] = draw(latent)
         if config.unet.cond_mask:
             inputs["mask"] = draw((batch, 1, rows, columns)).sign()
@@ -171,6 +177,17 @@ def graphs_of(
             examples=step_examples,
         )
     ]
+    if (regression := getattr(unet, "regression", None)) is not None:
+        graphs.append(
+            Graph(
+                name="regression",
+                module=regression,
+                output="picture",
+                multiple=multiple,
+                window=multiple,
+                examples=lambda batch, height, width: {"lq": 2 * _uniform((batch, 3, height, width)) - 1},
+            )
+        )
     if isinstance(stage, VQAutoencoder):
         return (*graphs, *_vq_graphs(stage))
     if step.schedule.steps == 1 and not config.unet.cond_mask:
@@ -179,7 +196,7 @@ def graphs_of(
             module=WholePicture(step, stage).eval(),
             output="hq",
             multiple=1,
-            window=config.smallest_tile_px,
+            window=config.size_multiple_px,
             examples=lambda batch, height, width: {"lq": _uniform((batch, 3, height, width))},
         )
         graphs.insert(0, picture)

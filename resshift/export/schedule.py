@@ -17,6 +17,9 @@ def chain_description(name: str, config: ModelConfig, graphs: tuple[Graph, ...])
     stage = config.first_stage
     rearranges = stage.kind == "pixel_unshuffle"
     encoded = f"pixel_unshuffle(., {stage.factor})" if rearranges else "encoder(.)"
+    start = f"bicubic(lq, {config.scale}, a = -0.75, half-pixel centres)"
+    if any(graph.name == "regression" for graph in graphs):
+        start = "regression(lq)"
     return {
         "name": name,
         "scale": config.scale,
@@ -28,8 +31,8 @@ def chain_description(name: str, config: ModelConfig, graphs: tuple[Graph, ...])
         "kappa": schedule.kappa,
         **{array: getattr(schedule, array).tolist() for array in _ARRAYS},
         "chain": [
-            f"lq: picture in [-1, 1], sides extended to multiples of {config.smallest_tile_px} by reflection",
-            f"y0 = {encoded.replace('.', f'bicubic(lq, {config.scale}, a = -0.75, half-pixel centres)')}",
+            f"lq: picture in [-1, 1], sides extended to multiples of {config.size_multiple_px} by reflection",
+            f"y0 = {encoded.replace('.', start)}",
             "x_t = y0 + noise_std[T - 1] * normal()",
             "for t = T - 1 ... 0:",
             f"    x0_pred = step({', '.join(_inputs(graphs))})",

@@ -24,7 +24,8 @@ from resshift.export.parity import ParityError, check
 from resshift.export.schedule import chain_description
 from resshift.models import ModelFiles, locate_model
 from resshift.networks.autoencoder import PixelUnshuffle, VQAutoencoder, build_first_stage
-from resshift.networks.config import FirstStageConfig, VQConfig
+from resshift.networks.config import ConvUNetConfig, FirstStageConfig, RegressionConfig, VQConfig
+from resshift.networks.conv_unet import build_unet
 from resshift.networks.unet import UNetSwin
 from resshift.presets import test_x4 as toy_preset
 from resshift.sampler import reverse_step
@@ -46,6 +47,20 @@ VQ = replace(
 )
 
 
+# The construction of a chain that starts from the estimate of a regression network.
+AFTER_REGRESSION = replace(
+    ONE_STEP,
+    unet=ConvUNetConfig(
+        channels=(8, 8),
+        blocks_before=(1, 1),
+        blocks_after=(1,),
+        regression=RegressionConfig(
+            channels=8, half_channels=8, blocks_before=1, half_blocks=1, blocks_after=1
+        ),
+    ),
+)
+
+
 @pytest.fixture(autouse=True)
 def without_traces(monkeypatch: pytest.MonkeyPatch) -> None:
     """pytest collects every record of torch's structured trace, which takes most of the time of a test."""
@@ -55,7 +70,7 @@ def without_traces(monkeypatch: pytest.MonkeyPatch) -> None:
 def write(directory: Path, config: ModelConfig) -> ModelFiles:
     """Write a model with random weights that all matter."""
     torch.manual_seed(0)
-    unet, stage = UNetSwin(config.unet), build_first_stage(config.first_stage)
+    unet, stage = build_unet(config.unet), build_first_stage(config.first_stage)
     for parameter in unet.parameters():
         nn.init.normal_(parameter, std=0.05)
     if isinstance(stage, VQAutoencoder):
@@ -76,6 +91,11 @@ def one_step(tmp_path: Path) -> ModelFiles:
         (ONE_STEP, "onnx", ["picture.onnx", "schedule.json", "step.onnx"]),
         (VQ, "onnx", ["decoder.onnx", "encoder.onnx", "schedule.json", "step.onnx"]),
         (ONE_STEP, "torch-export", ["picture.pt2", "schedule.json", "step.pt2"]),
+        (
+            AFTER_REGRESSION,
+            "onnx",
+            ["picture.onnx", "regression.onnx", "schedule.json", "step.onnx"],
+        ),
     ],
 )
 def test_graphs_agree_with_the_model_at_sizes_that_were_not_traced(
@@ -112,17 +132,20 @@ def test_weight_files_load_as_the_same_model(to: Format, dtype: torch.dtype, tmp
     np.testing.assert_array_equal(after(photo), before(photo))
 
 
+@pytest.mark.parametrize("config", [ONE_STEP, AFTER_REGRESSION], ids=["bicubic", "regression"])
 @pytest.mark.parametrize("size", [(5, 7), (16, 16), (33, 20)])
 def test_the_picture_graph_is_the_upscaler_without_noise_and_colour_fix(
-    size: tuple[int, int], one_step: ModelFiles
+    size: tuple[int, int], config: ModelConfig, tmp_path: Path
 ) -> None:
-    up = Upscaler.from_pretrained(one_step.unet.parent, device="cpu")
-    graph = model_graphs(one_step)[0]
+    found = write(tmp_path / "model", config)
+    up = Upscaler.from_pretrained(found.unet.parent, device="cpu")
+    graph = model_graphs(found)[0]
     assert isinstance(graph.module, WholePicture)
     lq = torch.rand((1, 3, *size), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         hq = graph.module(lq)
-    rows, columns = (-(-side // 8) * 8 for side in size)
+    multiple = config.size_multiple_px
+    rows, columns = (-(-side // multiple) * multiple for side in size)
     expected = up.upscale_tensor(2 * lq - 1, noise=lambda step: torch.zeros(1, 48, rows, columns))
     torch.testing.assert_close(2 * hq - 1, expected, rtol=0, atol=2e-5)
 
