@@ -61,8 +61,8 @@ def arguments() -> argparse.ArgumentParser:
         help="weights of the LPIPS trunk (default: downloaded by torchvision)",
     )
     add("--niqe", metavar="FILE", help="also measure NIQE, with these parameters (niqe_pris_params.npz)")
-    told = "also measure this figure; needs pyiqa"
-    add("--iqa", action="append", default=[], choices=["clipiqa", "musiq"], help=told)
+    told = "also measure this figure; st_lpips needs stlpips-pytorch, the others pyiqa"
+    add("--iqa", action="append", default=[], choices=["st_lpips", "clipiqa", "musiq"], help=told)
     add(
         "--replicas",
         type=int,

@@ -1,9 +1,10 @@
 """What is measured of a picture: against the truth where there is one, and by itself.
 
 PSNR and SSIM are those of `resshift.metrics.psnr_ssim`, on 8-bit pictures; LPIPS is measured with the trunk
-that the caller names, and values of different trunks cannot be compared. NIQE needs its parameters. CLIP-IQA
-and MUSIQ are those of the package pyiqa when the user has installed it: its licence (PolyForm Noncommercial)
-keeps it out of everything that is installed with this one.
+that the caller names, and values of different trunks cannot be compared. NIQE needs its parameters. ST-LPIPS
+(shift-tolerant LPIPS, AlexNet; Ghildyal and Liu, ECCV 2022) is that of the package stlpips-pytorch when the
+user has installed it; no model here is trained with it. CLIP-IQA and MUSIQ are those of pyiqa: its licence
+(PolyForm Noncommercial) keeps it out of everything that is installed with this package.
 """
 
 from __future__ import annotations
@@ -47,22 +48,23 @@ FIGURES = {
     "psnr_rgb": Figure("PSNR-RGB", "{:.2f} dB", True),
     "ssim_rgb": Figure("SSIM-RGB", "{:.4f}", True),
     "lpips": Figure("LPIPS", "{:.4f}", False),
+    "st_lpips": Figure("ST-LPIPS", "{:.4f}", False),
     "niqe": Figure("NIQE", "{:.2f}", False),
     "clipiqa": Figure("CLIPIQA", "{:.4f}", True),
     "musiq": Figure("MUSIQ", "{:.2f}", True),
 }
-USER_INSTALLED = ("clipiqa", "musiq")
+USER_INSTALLED = ("st_lpips", "clipiqa", "musiq")
 
 
 class Judge:
     """Measures pictures; loads what it needs once.
 
     Args:
-        border: Number of pixels cut from all sides before anything but LPIPS, CLIP-IQA and MUSIQ is measured.
+        border: Number of pixels cut from all sides before PSNR, SSIM and NIQE are measured.
         lpips_net: Trunk of LPIPS; None leaves LPIPS out.
         lpips_trunk: File with the weights of the trunk.
         niqe_parameters: File of `resshift.metrics.niqe`; None leaves NIQE out.
-        user_installed: Figures that pyiqa measures: some of "clipiqa" and "musiq".
+        user_installed: Figures that packages of the user measure: some of `USER_INSTALLED`.
 
     Raises:
         ImportError: A package is missing; the message names it and its licence.
@@ -79,7 +81,8 @@ class Judge:
         self.border = border
         self.lpips = Lpips(lpips_net, lpips_trunk) if lpips_net else None
         self.niqe = Niqe(niqe_parameters) if niqe_parameters else None
-        self.user_installed = {name: _from_pyiqa(name) for name in user_installed}
+        self.st_lpips = _st_lpips() if "st_lpips" in user_installed else None
+        self.from_pyiqa = {name: _from_pyiqa(name) for name in user_installed if name != "st_lpips"}
 
     def __call__(self, result: Image, gt: Image | None) -> dict[str, float]:
         """Return the figures of a picture, (H, W, 3) uint8; those that need the truth are left out without
@@ -93,12 +96,13 @@ class Judge:
         figures: dict[str, float] = {}
         if gt is not None:
             figures |= against_truth(result, gt, self.border)
-            if self.lpips is not None:
-                with torch.inference_mode():
-                    figures["lpips"] = float(self.lpips(images.to_tensor(result), images.to_tensor(gt)))
+            for name, distance in (("lpips", self.lpips), ("st_lpips", self.st_lpips)):
+                if distance is not None:
+                    with torch.inference_mode():
+                        figures[name] = float(distance(images.to_tensor(result), images.to_tensor(gt)))
         if self.niqe is not None and (distance := self.niqe(result, self.border)) is not None:
             figures["niqe"] = distance
-        return figures | {name: call(result) for name, call in self.user_installed.items()}
+        return figures | {name: call(result) for name, call in self.from_pyiqa.items()}
 
 
 def against_truth(result: Image, gt: Image, border: int = 0) -> dict[str, float]:
@@ -114,6 +118,18 @@ def against_truth(result: Image, gt: Image, border: int = 0) -> dict[str, float]
         "psnr_rgb": psnr_ssim.psnr(result, gt, border),
         "ssim_rgb": psnr_ssim.ssim(result, gt, border),
     }
+
+
+def _st_lpips() -> torch.nn.Module:
+    try:
+        from stlpips_pytorch import stlpips  # pyright: ignore[reportMissingImports]  # the user's
+    except ImportError as error:
+        raise ImportError(
+            f"st_lpips needs the package stlpips-pytorch and what it imports ({error}): pip install "
+            "stlpips-pytorch torchsummary ipython"
+        ) from error
+    network: Any = stlpips.LPIPS(net="alex", variant="shift_tolerant", verbose=False)
+    return network.eval().requires_grad_(False)
 
 
 def _from_pyiqa(name: str) -> Callable[[Image], float]:

@@ -12,7 +12,7 @@ Nothing in a step waits for the device; means are computed there (`resshift.trai
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -177,7 +177,7 @@ def load_whole(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     )
 
 
-def seeded(build: type[Module], config: Any, train: TrainConfig, name: str = "init") -> Module:
+def seeded(build: Callable[[Any], Module], config: Any, train: TrainConfig, name: str = "init") -> Module:
     """Build a module with initial weights that are a function of the run's seed alone, and so are the same on
     every worker.
     """

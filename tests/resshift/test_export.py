@@ -26,7 +26,6 @@ from resshift.models import ModelFiles, locate_model
 from resshift.networks.autoencoder import PixelUnshuffle, VQAutoencoder, build_first_stage
 from resshift.networks.config import ConvUNetConfig, FirstStageConfig, RegressionConfig, VQConfig
 from resshift.networks.conv_unet import build_unet
-from resshift.networks.unet import UNetSwin
 from resshift.presets import test_x4 as toy_preset
 from resshift.sampler import reverse_step
 from resshift.schedule import ShiftSchedule, Target
@@ -152,7 +151,7 @@ def test_the_picture_graph_is_the_upscaler_without_noise_and_colour_fix(
 
 def test_the_description_runs_the_chain(tmp_path: Path) -> None:
     """A loop over the numbers of schedule.json and `step` alone ends where the library's own ends."""
-    (step,) = graphs_of(TOY, UNetSwin(TOY.unet), PixelUnshuffle(4))
+    (step,) = graphs_of(TOY, build_unet(TOY.unet), PixelUnshuffle(4))
     plan = json.loads(json.dumps(chain_description("toy", TOY, (step,))))
     assert plan["graphs"]["step"]["inputs"] == {
         "x_t": ["B", 48, "h", "w"],
@@ -178,7 +177,7 @@ def test_the_description_runs_the_chain(tmp_path: Path) -> None:
 
 
 def test_an_export_that_computes_something_else_is_refused(one_step: ModelFiles) -> None:
-    graph = graphs_of(ONE_STEP, UNetSwin(ONE_STEP.unet), PixelUnshuffle(4))[0]
+    graph = graphs_of(ONE_STEP, build_unet(ONE_STEP.unet), PixelUnshuffle(4))[0]
     with pytest.raises(ParityError, match=r"picture 1x3x16x16: largest difference 0.01 of 1"):
         list(check(graph, lambda values: graph.module(**values) + 0.01))
 

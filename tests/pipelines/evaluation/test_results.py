@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -87,6 +87,30 @@ def test_without_pyiqa_its_licence_is_told(monkeypatch: pytest.MonkeyPatch) -> N
         ImportError, match="clipiqa needs the package pyiqa, whose licence forbids commercial use"
     ):
         Judge(user_installed=("clipiqa",))
+
+
+def test_st_lpips_is_that_of_the_users_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+
+    class Distance(torch.nn.Module):
+        def __init__(self, **options: object) -> None:
+            super().__init__()
+            asked.append(options)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return (x - y).abs().mean().reshape(1, 1, 1, 1)
+
+    package = ModuleType("stlpips_pytorch")
+    package.stlpips = SimpleNamespace(LPIPS=Distance)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "stlpips_pytorch", package)
+    judge = Judge(user_installed=("st_lpips",))
+    black, white = np.zeros((16, 16, 3), np.uint8), np.full((16, 16, 3), 255, np.uint8)
+    assert judge(black, white)["st_lpips"] == 2
+    assert "st_lpips" not in judge(black, None)
+    assert asked == [{"net": "alex", "variant": "shift_tolerant", "verbose": False}]
+    monkeypatch.setitem(sys.modules, "stlpips_pytorch", None)
+    with pytest.raises(ImportError, match="pip install stlpips-pytorch torchsummary ipython"):
+        Judge(user_installed=("st_lpips",))
 
 
 def test_interval_is_that_of_the_normal_distribution() -> None:
