@@ -24,7 +24,9 @@ import ray
 
 from pipelines.cluster import ray_internals
 from pipelines.command import quiet_ray_data
-from pipelines.pairs.dataset import fair_share, rank_batches, rows_per_task, task_sizes
+from pipelines.pairs.dataset import rows_per_task, task_sizes
+from pipelines.pairs.ranks import PairStream, rank_batches
+from pipelines.pairs.share import left_by_workers
 from pipelines.shards.build import ShardOptions
 from pipelines.shards.prepare import prepare_here
 from resshift.config import DataConfig
@@ -128,8 +130,8 @@ def ray_rate(root: str, crop: DataConfig, num_cpus: int, seconds: float) -> tupl
     watcher = threading.Thread(target=peak.watch, args=(stop,))
     try:
         watcher.start()
-        share = fair_share(1, held_cpus=0)
-        batches = rank_batches(root, config, 0, share=share)
+        share = left_by_workers(0)
+        batches = rank_batches(PairStream(root=root, config=config, held_cpus=0), 0)
         # Until every worker has finished its imports and tasks have their full length.
         full = rows_per_task(config, share)
         rows = sum(itertools.takewhile(lambda size: size < full, task_sizes(config, share)))

@@ -32,7 +32,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipelines.evaluation.evaluate import PictureSet, bicubic_resized, pairs_of
 from pipelines.evaluation.figures import Judge
-from pipelines.pairs.dataset import read_groups
+from pipelines.pairs.photos import read_groups
 from pipelines.shards.parquet import read_manifest, row_groups
 from resshift import images, seeds, storage, weights
 from resshift.config import RunConfig, with_settings

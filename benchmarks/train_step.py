@@ -12,7 +12,7 @@ nothing is downloaded.
 
 The split times parts of a step separately, forward and backward if the step has both; they overlap in a real
 step, so their sum is not its time. `data_wait` is the share of time in which a learner fed by
-`pipelines.pairs.dataset.rank_batches` on this machine waits for its batch, over the steps after the first
+`pipelines.pairs.ranks.rank_batches` on this machine waits for its batch, over the steps after the first
 four. `share_of_peak` is the step's arithmetic over the matrix rate measured in the same run (CUDA only). The
 last line is a JSON object; its `ratio_to_plain` is the rate of our eager step over that of the plain loop.
 """
@@ -208,7 +208,7 @@ def measured_data_wait(learner: DiffusionLearner, device: torch.device, steps: i
 
     from pipelines.cluster import ray_internals
     from pipelines.command import connect_to_ray, quiet_ray_data
-    from pipelines.pairs.dataset import rank_batches
+    from pipelines.pairs.ranks import PairStream, rank_batches
     from pipelines.shards.prepare import prepare_here
     from pipelines.training.worker import on_device as to_device
 
@@ -225,7 +225,7 @@ def measured_data_wait(learner: DiffusionLearner, device: torch.device, steps: i
             )
         prepare_here(str(photos), shards)
         waited_s, total_s = 0.0, 0.0
-        with closing(rank_batches(shards, learner.config, 0)) as batches:
+        with closing(rank_batches(PairStream(root=shards, config=learner.config), 0)) as batches:
             for i in range(steps + 4):
                 started = time.perf_counter()
                 batch = next(batches)

@@ -7,8 +7,8 @@ step holds depends on (seed, step) alone, not on how many ranks there are, and a
 An epoch permutes the row groups of all shards and takes them `groups_per_window` at a time. The pictures of a
 window are permuted inside their row group, laid end to end, and filled into the window's part of the stream
 *slot by slot*: first slot 0 of all its batches, then slot 1, and so on. A batch thus takes its rows evenly
-from all row groups of the window, yet the rows of one rank are contiguous in that order. Of a
-window of G row groups, N ranks together read at most G + N - 1.
+from all row groups of the window, yet the rows of one rank are contiguous in that order. A window is
+read as a whole, for all ranks at once (`pipelines.pairs.dataset`): each of its row groups once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from pipelines.shards.parquet import RowGroup
 from resshift import seeds
-from resshift.training.slots import Slots
 
 GROUPS_PER_WINDOW = 16
 Rows = NDArray[np.int64]
@@ -45,7 +44,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece:
-    """The rows of one window that one rank owns, in stream order.
+    """Consecutive rows of the stream, all in one window.
 
     Fields:
         epoch: Epoch of all rows.
@@ -59,11 +58,13 @@ class Piece:
     sources: Rows
     rows: Rows
 
-    def cut(self, start: int, stop: int) -> Piece:
-        """Return its rows [start, stop), counted from the first, and the groups that hold them."""
-        return _with_used_groups(
-            Piece(self.epoch, self.groups, self.sources[start:stop], self.rows[start:stop])
-        )
+    def positions(self) -> tuple[Rows, Rows]:
+        """Return for each row the index of its group among `groups`, and its own among the group's good
+        rows.
+        """
+        starts = _starts(self.groups)
+        i_group = np.searchsorted(starts, self.sources, side="right") - 1
+        return i_group, self.sources - starts[i_group]
 
 
 def epoch_windows(
@@ -96,6 +97,55 @@ def window_order(window: Window, seed: int, batch_size: int) -> Rows:
     return order
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Rows [start, stop) of the stream, all in one window: what a task is told of them."""
+
+    window: Window
+    start: int
+    stop: int
+
+    @property
+    def num_rows(self) -> int:
+        return self.stop - self.start
+
+    def cut(self, num_rows: int) -> tuple[Span, Span]:
+        """Divide it after so many rows."""
+        middle = self.start + num_rows
+        return Span(self.window, self.start, middle), Span(self.window, middle, self.stop)
+
+    def piece(self, seed: int, batch_size: int) -> Piece:
+        """Return its rows and where their pictures are."""
+        first = self.window.first_row
+        order = window_order(self.window, seed, batch_size)[self.start - first : self.stop - first]
+        return _with_used_groups(
+            Piece(self.window.epoch, self.window.groups, order, np.arange(self.start, self.stop))
+        )
+
+
+def spans(
+    groups: Sequence[RowGroup],
+    seed: int,
+    start: int,
+    stop: int,
+    *,
+    groups_per_window: int = GROUPS_PER_WINDOW,
+) -> Iterator[Span]:
+    """Yield the windows that hold stream rows [start, stop), each with those of its rows.
+
+    Raises:
+        ValueError: There is no picture at all.
+    """
+    per_epoch = sum(group.num_ok for group in groups)
+    if not per_epoch:
+        raise ValueError("the shards hold no picture with status ok")
+    for epoch in range(start // per_epoch, -(-stop // per_epoch)):
+        for window in epoch_windows(groups, seed, epoch, groups_per_window):
+            first, last = max(start, window.first_row), min(stop, window.first_row + window.num_rows)
+            if first < last:
+                yield Span(window, first, last)
+
+
 def stream(
     groups: Sequence[RowGroup],
     seed: int,
@@ -103,50 +153,23 @@ def stream(
     start: int,
     stop: int,
     *,
-    rank: int = 0,
-    num_ranks: int = 1,
     groups_per_window: int = GROUPS_PER_WINDOW,
 ) -> Iterator[Piece]:
-    """Yield what one rank reads of stream rows [start, stop), a piece for each window that holds some of it.
+    """Yield stream rows [start, stop) in order, a piece for each window that holds some of them.
 
     Raises:
-        ValueError: There is no picture at all, or the batch cannot be shared by the ranks.
+        ValueError: There is no picture at all.
     """
-    per_epoch = sum(group.num_ok for group in groups)
-    if not per_epoch:
-        raise ValueError("the shards hold no picture with status ok")
-    if batch_size < num_ranks or not 0 <= rank < num_ranks:
-        raise ValueError(
-            f"batch_size ({batch_size}) must be at least the number of ranks ({num_ranks}), and rank "
-            f"({rank}) one of them"
-        )
-    for epoch in range(start // per_epoch, -(-stop // per_epoch)):
-        for window in epoch_windows(groups, seed, epoch, groups_per_window):
-            if window.first_row < stop and start < window.first_row + window.num_rows:
-                piece = _cut(
-                    window, window_order(window, seed, batch_size), batch_size, start, stop, rank, num_ranks
-                )
-                if len(piece.rows):
-                    yield piece
-
-
-def _cut(
-    window: Window, order: Rows, batch_size: int, start: int, stop: int, rank: int, num_ranks: int
-) -> Piece:
-    """Keep the rows in [start, stop) whose slot belongs to the rank, and the groups that hold them."""
-    rows = np.arange(window.first_row, window.first_row + len(order))
-    own, slots = Slots.of_rank(batch_size, rank, num_ranks), rows % batch_size
-    kept = (own.start <= slots) & (slots < own.stop) & (start <= rows) & (rows < stop)
-    return _with_used_groups(Piece(window.epoch, window.groups, order[kept], rows[kept]))
+    for span in spans(groups, seed, start, stop, groups_per_window=groups_per_window):
+        yield span.piece(seed, batch_size)
 
 
 def _with_used_groups(piece: Piece) -> Piece:
     """Drop the groups that hold no row of the piece."""
-    starts = _starts(piece.groups)
-    i_group = np.searchsorted(starts, piece.sources, side="right") - 1
+    i_group, i_row = piece.positions()
     used, i_used = np.unique(i_group, return_inverse=True)
     groups = tuple(piece.groups[i] for i in used)
-    return Piece(piece.epoch, groups, piece.sources - starts[i_group] + _starts(groups)[i_used], piece.rows)
+    return Piece(piece.epoch, groups, _starts(groups)[i_used] + i_row, piece.rows)
 
 
 def _starts(groups: Sequence[RowGroup]) -> Rows:

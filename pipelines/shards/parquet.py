@@ -23,6 +23,7 @@ what it names.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -294,13 +295,20 @@ def row_groups(shards: Sequence[ShardSummary]) -> list[RowGroup]:
     return found
 
 
+@functools.lru_cache(maxsize=256)  # about 20 MB of them
+def _kept_footer(uri: str) -> pq.FileMetaData:
+    """Return the metadata of a shard that is not written again while this process reads it."""
+    return _footer(uri)[0]
+
+
 def read_pictures(root: str, group: RowGroup) -> pa.Table:
-    """Read the pictures to use of a row group: key and bytes.
+    """Read the pictures to use of a row group: key and bytes. A process reads the end of each shard once.
 
     Raises:
         StorageError: The shard cannot be read.
     """
-    table = read_row_group(storage.join(root, group.shard), group.index, ("key", "status", "bytes"))
+    uri = storage.join(root, group.shard)
+    table = _read_group(uri, _kept_footer(uri), group.index, ("key", "status", "bytes"))
     used: NDArray[np.bool_] = table["status"].to_numpy() == "ok"
     used[list(group.duplicates)] = False
     table = table.drop_columns(["status"])

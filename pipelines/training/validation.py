@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.evaluation.evaluate import bicubic_resized, folders_of, pair_up
-from pipelines.pairs.dataset import read_groups
+from pipelines.pairs.photos import read_groups
 from pipelines.shards.parquet import read_manifest, row_groups
 from resshift import images, storage
 from resshift.config import ConfigError, DataConfig, ValidationConfig

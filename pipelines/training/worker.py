@@ -26,7 +26,9 @@ from torch import Tensor
 
 from pipelines.cluster.admission import Patience
 from pipelines.cluster.granted import granted_device
-from pipelines.pairs.dataset import Batch, fair_share, rank_batches
+from pipelines.pairs.parcels import Batch
+from pipelines.pairs.ranks import PairStream, rank_batches, start_dealer
+from pipelines.pairs.share import left_by_workers
 from pipelines.training import checkpoints
 from pipelines.training.agreement import NOTICE, Decision, SaveAgreement
 from pipelines.training.build_learner import build_learner, lpips_of, run_from_dict
@@ -243,16 +245,20 @@ class TrainLoop:
         """Yield this worker's batches and the seconds of waiting for each."""
         if self.state.step >= self.train.steps:
             return
-        start_row = self.state.step * self.train.batch_size
-        share = fair_share(self.num_ranks, self.assignment.held_cpus)
-        source = rank_batches(
-            self.assignment.data,
-            self.config,
-            start_row,
-            rank=self.rank,
+        stream = PairStream(
+            root=self.assignment.data,
+            config=self.config,
             num_ranks=self.num_ranks,
-            share=share,
+            held_cpus=self.assignment.held_cpus,
         )
+        left_by_workers(self.assignment.held_cpus)  # refused on all workers, not in the dealer of the first
+        dealer: list[Any] = [None]
+        if self.num_ranks > 1:
+            handle = start_dealer(stream) if self.rank == 0 else None  # kept: the dealer ends with it
+            dealer[0] = handle and handle[0]
+            dist.broadcast_object_list(dealer)
+        start_row = self.state.step * self.train.batch_size
+        source = rank_batches(stream, start_row, rank=self.rank, dealer=dealer[0])
         patience = Patience(f"worker {self.rank} has been waiting for training pairs")
         try:
             while self.state.step < self.train.steps:

@@ -25,7 +25,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from pipelines.cluster import ray_internals
 from pipelines.cluster.ray_internals import CLUSTER_VARIABLE, STEP_S, Paced
-from pipelines.pairs import dataset
+from pipelines.pairs import ranks
 from pipelines.shards.build import ShardOptions
 from pipelines.shards.prepare import prepare_here
 from resshift.presets import test_x4 as toy_preset
@@ -129,7 +129,7 @@ class TestTheLoopBehindThePairs:
                 ends.append(time.monotonic())
 
         monkeypatch.setattr(ray_internals, "Paced", Recorded)
-        batches = dataset.rank_batches(str(tmp_path / "s"), toy_preset(), 0)
+        batches = ranks.rank_batches(ranks.PairStream(root=str(tmp_path / "s"), config=toy_preset()), 0)
         next(batches)
         turns = len(ends)
         time.sleep(20 * STEP_S)

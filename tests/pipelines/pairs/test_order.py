@@ -1,4 +1,4 @@
-"""The order of training data is a function of seed and row number, and ranks share it without touching it."""
+"""The order of training data is a function of seed and row number."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pytest
 
-from pipelines.pairs.order import Piece, Window, epoch_windows, stream, window_order
+from pipelines.pairs.order import Piece, Window, epoch_windows, spans, stream, window_order
 from pipelines.shards.parquet import RowGroup
 
 GROUPS = [
@@ -58,46 +58,27 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2, 3, 4, 8])
-@pytest.mark.parametrize("groups", [GROUPS, many(60)])
-def test_ranks_together_make_the_batches_of_one_rank(num_ranks: int, groups: list[RowGroup]) -> None:
-    num_batches, share = 40, BATCH // num_ranks
-    whole = rows(stream(groups, 5, BATCH, 0, num_batches * BATCH))
-    ranks = [
-        rows(stream(groups, 5, BATCH, 0, num_batches * BATCH, rank=r, num_ranks=num_ranks))
-        for r in range(num_ranks)
-    ]
-    for i in range(num_batches):
-        together = [row for rank in ranks for row in rank[i * share : (i + 1) * share]]
-        assert together == whole[i * BATCH : (i + 1) * BATCH]
-
-
 @pytest.mark.parametrize("start", range(0, 2 * PER_EPOCH + 1, 3))
 @pytest.mark.parametrize("length", [1, 8, PER_EPOCH, 2 * PER_EPOCH + 3])
-@pytest.mark.parametrize("num_ranks", [1, 4])
-def test_resuming_anywhere_gives_the_rest_of_the_same_stream(start: int, length: int, num_ranks: int) -> None:
-    options = {"rank": num_ranks - 1, "num_ranks": num_ranks, "groups_per_window": 2}
-    whole = rows(stream(GROUPS, 3, 8, 0, 6 * PER_EPOCH, **options))
-    found = rows(stream(GROUPS, 3, 8, start, start + length, **options))
+def test_resuming_anywhere_gives_the_rest_of_the_same_stream(start: int, length: int) -> None:
+    whole = rows(stream(GROUPS, 3, 8, 0, 6 * PER_EPOCH, groups_per_window=2))
+    found = rows(stream(GROUPS, 3, 8, start, start + length, groups_per_window=2))
     assert found == [row for row in whole if start <= row[0] < start + length]
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2, 3, 8])
-def test_ranks_read_little_twice(num_ranks: int) -> None:
-    """A window of G row groups is cut at N - 1 places, each of which splits one row group at most."""
-    groups, num_read = many(160), 0
-    total = sum(g.num_ok for g in groups)
-    for rank in range(num_ranks):
-        for piece in stream(groups, 2, BATCH, 0, total, rank=rank, num_ranks=num_ranks):
-            assert len(set(piece.groups)) == len(piece.groups)
-            num_read += len(piece.groups)
-    assert len(groups) <= num_read <= len(groups) + (num_ranks - 1) * 10  # 160 groups are 10 windows
+def test_an_epoch_reads_each_row_group_once() -> None:
+    groups = many(160)
+    pieces = list(stream(groups, 2, BATCH, 0, sum(g.num_ok for g in groups)))
+    assert sorted((g for piece in pieces for g in piece.groups), key=repr) == sorted(groups, key=repr)
 
 
-def test_ranks_read_nothing_twice_when_row_groups_are_full() -> None:
-    groups = [RowGroup("s", i, 16) for i in range(32)]
-    pieces = [piece for rank in range(8) for piece in stream(groups, 0, 64, 0, 512, rank=rank, num_ranks=8)]
-    assert sorted(group.index for piece in pieces for group in piece.groups) == list(range(32))
+def test_a_part_of_a_span_has_the_groups_of_its_rows_and_no_others() -> None:
+    (whole,) = spans(many(16), 4, 10, 100)
+    first, rest = whole.cut(7)
+    assert [first.num_rows, rest.num_rows] == [7, 83]
+    assert rows([first.piece(4, 24), rest.piece(4, 24)]) == rows([whole.piece(4, 24)])
+    one = whole.cut(1)[0].piece(4, 24)
+    assert len(one.groups) == 1
 
 
 def test_a_batch_takes_its_rows_evenly_from_the_window() -> None:
@@ -120,18 +101,3 @@ def test_windows_follow_one_another() -> None:
 def test_no_picture_at_all_is_said() -> None:
     with pytest.raises(ValueError, match="no picture with status ok"):
         list(stream([], 0, 8, 0, 10))
-
-
-def test_a_batch_that_ranks_cannot_share_is_said() -> None:
-    with pytest.raises(ValueError, match=r"must be at least the number of ranks \(25\)"):
-        list(stream(GROUPS, 0, 24, 0, 10, num_ranks=25))
-
-
-@pytest.mark.parametrize("num_ranks", [3, 5, 7])
-def test_ranks_that_cannot_share_evenly_differ_by_one_row(num_ranks: int) -> None:
-    """A run that grows and shrinks passes through every number of ranks; 8 rows are 2 + 3 + 3."""
-    whole = rows(stream(GROUPS, 1, 8, 0, 40))
-    owned = [rows(stream(GROUPS, 1, 8, 0, 40, rank=rank, num_ranks=num_ranks)) for rank in range(num_ranks)]
-    assert sorted(row for part in owned for row in part) == sorted(whole)
-    for rank, part in enumerate(owned):
-        assert {row[0] % 8 for row in part} == set(range(rank * 8 // num_ranks, (rank + 1) * 8 // num_ranks))

@@ -14,7 +14,7 @@ import ray.train
 import torch
 from ray.train import PreemptionInfo
 
-from pipelines.pairs.dataset import Batch
+from pipelines.pairs.parcels import Batch
 from pipelines.training import agreement, checkpoints, worker
 from pipelines.training.watchdog import Watchdog
 from pipelines.training.worker import Assignment, TrainLoop
@@ -66,7 +66,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
         made = Run(tmp_path, notices)
         monkeypatch.setattr(ray.train, "get_preemption_info", made.notice)
         monkeypatch.setattr(agreement, "_ASK_EVERY_S", 1e-9)  # after every step
-        monkeypatch.setattr(worker, "fair_share", lambda *_: None)
+        monkeypatch.setattr(worker, "left_by_workers", lambda *_: None)
         monkeypatch.setattr(worker, "rank_batches", made.batches)
         publish = checkpoints.publish
 
