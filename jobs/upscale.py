@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from pipelines.bulk.selection import Worklist
 
 
+_FORMATS = ["keep", "png", "jpeg", "webp", "tiff", "avif", "jxl"]
+
+
 def arguments() -> argparse.ArgumentParser:
     """Return the command line."""
     options = parser(__doc__ or "")
@@ -47,8 +50,8 @@ def arguments() -> argparse.ArgumentParser:
     add_model(options, default="tiny-x4")
     add("--outscale", type=float, help="scale of the result (default: the model's)")
     add("--steps", type=int, help="steps of the chain; fewer cost less (default: the model's)")
-    add("--format", default="png", choices=["keep", "png", "jpeg", "webp", "tiff"], help="keep: as the input")
-    add("--quality", type=int, default=95, help="quality of jpeg and webp (default 95)")
+    add("--format", default="png", choices=_FORMATS, help="keep: as the input")
+    add("--quality", type=int, default=95, help="quality of jpeg, webp, avif, jxl (default 95)")
     add("--name", default="{dir}/{stem}_x{scale}.{ext}", help="template of output names")
     add("--seed", type=int, default=0, help="seed of the noise; same seed, same bytes (default 0)")
     add("--tile", type=int, metavar="PX", help="side of a tile in input pixels (default: chosen, up to 256)")

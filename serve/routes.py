@@ -37,8 +37,8 @@ _PICTURE = {"type": "string", "format": "binary"}
 _UPSCALE_DOC: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "The encoded picture (JPEG, PNG, WebP, TIFF, GIF or BMP: recognised by content), or "
-        "a form with it in the field `image` and options in the others.",
+        "description": "The encoded picture (JPEG, PNG, WebP, TIFF, GIF, BMP, HEIC, AVIF or JPEG XL: "
+        "recognised by content), or a form with it in the field `image` and options in the others.",
         "content": {
             "application/octet-stream": {"schema": _PICTURE},
             "image/*": {"schema": _PICTURE},

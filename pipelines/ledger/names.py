@@ -10,14 +10,23 @@ from typing import Literal
 from pipelines.ledger.ledger import DIRECTORY
 from resshift.images import Format
 
-OutputFormat = Literal["keep", "png", "jpeg", "webp", "tiff"]
+OutputFormat = Literal["keep", "png", "jpeg", "webp", "tiff", "avif", "jxl"]
 CONTENT_TYPES: dict[Format, str] = {
     "png": "image/png",
     "jpeg": "image/jpeg",
     "webp": "image/webp",
     "tiff": "image/tiff",
+    "avif": "image/avif",
+    "jxl": "image/jxl",
 }
-_EXTENSIONS: dict[Format, str] = {"png": "png", "jpeg": "jpg", "webp": "webp", "tiff": "tif"}
+_EXTENSIONS: dict[Format, str] = {
+    "png": "png",
+    "jpeg": "jpg",
+    "webp": "webp",
+    "tiff": "tif",
+    "avif": "avif",
+    "jxl": "jxl",
+}
 # Parts of keys of a bucket that no directory can be called: other names keep their outputs apart.
 _PARTS = {"": "(empty)", ".": "(dot)", "..": "(dot-dot)"}
 _KEPT: dict[str, Format] = {
@@ -27,6 +36,8 @@ _KEPT: dict[str, Format] = {
     "webp": "webp",
     "tif": "tiff",
     "tiff": "tiff",
+    "avif": "avif",
+    "jxl": "jxl",
 }
 
 
@@ -34,7 +45,7 @@ def output_format(key: str, format: OutputFormat) -> tuple[Format, str]:
     """Return the format of an output and its extension.
 
     "keep" takes both from the extension of the input, whatever its content: the name must be known before the
-    file is read. Inputs with another extension (GIF, BMP, none) become PNG.
+    file is read. Inputs with another extension (HEIC, GIF, BMP, none) become PNG.
     """
     if format != "keep":
         return format, _EXTENSIONS[format]

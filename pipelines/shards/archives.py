@@ -25,7 +25,7 @@ from resshift import storage
 from resshift.storage import StorageReason
 
 _BLOCK_BYTES = 1 << 14  # holds a header with long names; pictures between two headers are larger
-_PICTURES = ("jpg", "jpeg", "jpe", "png", "webp", "tif", "tiff", "gif", "bmp")
+_PICTURES = ("jpg", "jpeg", "jpe", "png", "webp", "tif", "tiff", "gif", "bmp", "heic", "avif", "jxl")
 _LABELS = ("cls", "json")
 _SIDECARS = (*_LABELS, "txt")
 

@@ -30,6 +30,7 @@ from pipelines.shards.sources import Item
 from resshift import seeds, storage
 from resshift.devices import use_one_thread
 from resshift.images import ImageError, ImageLimits, Picture, decode, encode, fit_format, probe
+from resshift.images.icc import to_srgb
 from resshift.storage import StorageError, StorageReason
 
 _READERS = 8  # requests to a bucket at a time
@@ -40,6 +41,9 @@ _NAMES = {
     "TIFF": ("tif", "tiff"),
     "GIF": ("gif",),
     "BMP": ("bmp",),
+    "HEIF": ("heic", "heif", "hif"),
+    "AVIF": ("avif",),
+    "JXL": ("jxl",),
 }
 
 
@@ -185,7 +189,9 @@ def shrunk(picture: Picture, short_side_px: int) -> tuple[bytes, Picture]:
     flat = fit_format(picture, "jpeg")
     ratio = short_side_px / min(flat.width, flat.height)
     size = (max(short_side_px, round(flat.width * ratio)), max(short_side_px, round(flat.height * ratio)))
-    pixels = cv2.resize(flat.pixels, size, interpolation=cv2.INTER_AREA).reshape(size[1], size[0], -1)
+    pixels = cv2.resize(to_srgb(flat.pixels, flat.icc), size, interpolation=cv2.INTER_AREA).reshape(
+        size[1], size[0], -1
+    )
     small = Picture(pixels=pixels, format="JPEG")
     return encode(small, "jpeg", 95), small
 

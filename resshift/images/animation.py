@@ -4,8 +4,8 @@
     data = encode_frames(frames, "webp")
 
 A still picture is one frame, so pictures are passed on as `Frames` everywhere. APNG, WebP and GIF give
-composed frames of the canvas size, TIFF gives its pages. Several frames are written as APNG, WebP or a TIFF
-of pages, in 8 bit, lossless except for WebP below quality 100.
+composed frames of the canvas size, so does AVIF, and TIFF gives its pages. Several frames are written as
+APNG, WebP, AVIF or a TIFF of pages, in 8 bit, lossless except for WebP below quality 100 and AVIF.
 
 What it does not do: GIF output (256 colours), a profile or EXIF for each frame (those of the first frame are
 written).
@@ -144,6 +144,7 @@ def encode_frames(frames: Frames, format: Format = "png", quality: int = 95) -> 
             "lossless": quality == 100,
             "method": 4,
         },
+        "avif": {"duration": durations, "quality": quality},
         "tiff": {"compression": "tiff_deflate"},
     }[format]
     out = io.BytesIO()

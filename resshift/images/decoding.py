@@ -4,7 +4,8 @@ A file's format is decided by its content, never by its name. Sizes are checked 
 anything is allocated. Whatever a hostile file makes Pillow or OpenCV raise becomes an `ImageError` with a
 reason from a closed vocabulary.
 
-Pillow reads everything but 16-bit colour, which it would reduce to 8 bit: that goes through OpenCV.
+Pillow reads everything but colour of more than 8 bit, which it would reduce to 8: that goes through OpenCV
+(PNG, TIFF, AVIF) or libheif. JPEG XL is read in 8 bit.
 
 What it does not do: animation (`resshift.images.animation`), floating-point colour, more than four bands
 (Pillow reads the first ones; a note says so).
@@ -19,11 +20,13 @@ import cv2
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
-from resshift.images.exif import descriptive_exif, read_orientation, upright
+from resshift.images.coded_colours import coded_colours
+from resshift.images.exif import ORIENTATION, descriptive_exif, read_orientation, upright
 from resshift.images.header import count_frames, read_header, refusals, sample_bits
 from resshift.images.icc import to_working
 from resshift.images.identify import identify, pages
-from resshift.images.png import essential_png
+from resshift.images.png import essential_png, read_text, scale_transparent_level
+from resshift.images.resolution import read_resolution
 from resshift.images.samples import swap_red_blue
 from resshift.images.types import Array, ImageError, ImageLimits, ImageReason, Picture
 from resshift.images.xmp import descriptive_xmp
@@ -44,18 +47,28 @@ def decode(data: bytes, limits: ImageLimits | None = None) -> Picture:
     name = identify(data)
     with refusals(f"{name} data"):
         orientation = read_orientation(image) if name == "TIFF" else 1  # Pillow rotates a TIFF as it loads it
+        num_in_file = int(getattr(image, "n_frames", 1)) if name in ("JPEG", "HEIF") else 1
         image.load()
+        if name in ("HEIF", "JXL"):
+            image.getexif()[ORIENTATION] = 1  # libheif and libjxl have applied theirs, and EXIF may repeat it
+        if name == "PNG":
+            scale_transparent_level(image, sample_bits(image, data))
+        icc, colour_notes = coded_colours(image, data)
         limits.check_size(*image.size)  # a frame of a GIF may be larger than its header says
         num_frames, is_exact = count_frames(data)
         notes = (f"first of {'' if is_exact else 'at least '}{num_frames} frames",) if num_frames > 1 else ()
-        if name == "JPEG" and (num_more := int(getattr(image, "n_frames", 1)) - 1):
+        if name in ("JPEG", "HEIF") and (num_more := num_in_file - 1):
             notes += (
                 f"further pictures in the file left out (gain map, preview or second view): {num_more}",
             )
         if orientation != 1:
             notes += (f"orientation {orientation} applied",)
-        picture = _from_loaded(image, _sixteen_bit_colour(image, data))
-        return replace(picture, format=name, notes=notes + picture.notes)
+        if getattr(image, "is_animated", False) and name == "JXL":
+            notes += ("first frame of an animation",)
+        picture = _from_loaded(image, icc, _deep_samples(image, data))
+        if sample_bits(image, data) > 8 and picture.pixels.dtype == np.uint8:
+            notes += (f"{sample_bits(image, data)} bit read as 8",)
+        return replace(picture, format=name, notes=notes + colour_notes + picture.notes)
 
 
 def from_pil(image: Image.Image) -> Picture:
@@ -67,15 +80,18 @@ def from_pil(image: Image.Image) -> Picture:
     """
     with refusals("Pillow image"):
         image.load()
-        return _from_loaded(image, None)
+        icc, notes = coded_colours(image)
+        picture = _from_loaded(image, icc, None)
+        return replace(picture, notes=notes + picture.notes)
 
 
-def _from_loaded(image: Image.Image, samples: Array | None) -> Picture:
+def _from_loaded(image: Image.Image, icc: bytes | None, samples: Array | None) -> Picture:
     """Build the picture of a loaded image; `samples` are its 16-bit values if Pillow has only 8 bits."""
     orientation = read_orientation(image)
     exif, exif_notes = descriptive_exif(image)
     xmp, xmp_notes = descriptive_xmp(image)
-    icc: bytes | None = image.info.get("icc_profile") or None
+    text, text_notes = read_text(image)
+    resolution = read_resolution(image)
     if samples is not None:
         has_alpha = samples.shape[2] in (2, 4)
         picture = Picture(
@@ -100,8 +116,40 @@ def _from_loaded(image: Image.Image, samples: Array | None) -> Picture:
         alpha=alpha,
         exif=exif,
         xmp=xmp,
-        notes=turn_notes + picture.notes + exif_notes + xmp_notes,
+        resolution=resolution if resolution is None or orientation < 5 else resolution[::-1],
+        text=text,
+        notes=turn_notes + picture.notes + exif_notes + xmp_notes + text_notes,
     )
+
+
+def _deep_samples(image: Image.Image, data: bytes) -> Array | None:
+    """Return the uint16 samples of a picture that Pillow reads in 8 bit; None for any other picture."""
+    bits = sample_bits(image, data)
+    if image.format not in ("HEIF", "AVIF") or bits <= 8:
+        return _sixteen_bit_colour(image, data)
+    samples = _heif_samples(data, bits) if image.format == "HEIF" else _avif_samples(data)
+    if samples is None or samples.shape[1::-1] != image.size:
+        return None
+    highest = (1 << bits) - 1
+    return ((samples.astype(np.uint32) * 65535 + highest // 2) // highest).astype(np.uint16)
+
+
+def _heif_samples(data: bytes, bits: int) -> Array:
+    from pi_heif import open_heif
+
+    file: Any = open_heif(data, convert_hdr_to_8bit=False)
+    shifted = np.asarray(file[file.primary_index])  # in the upper bits of 16
+    samples = shifted >> (16 - bits) if shifted.dtype == np.uint16 else shifted
+    return samples if samples.ndim == 3 else samples[..., None]
+
+
+def _avif_samples(data: bytes) -> Array | None:
+    decoded = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    if decoded is None or decoded.dtype != np.uint16:
+        return None
+    if decoded.ndim == 2:
+        return decoded[..., None]
+    return np.concatenate([swap_red_blue(np.ascontiguousarray(decoded[..., :3])), decoded[..., 3:]], axis=2)
 
 
 def _sixteen_bit_colour(image: Image.Image, data: bytes) -> Array | None:
@@ -209,6 +257,10 @@ def _eight_bit(image: Image.Image, icc: bytes | None) -> Picture:
         num_samples = int(image.tag_v2.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
         if num_samples > len(image.getbands()):
             notes = (f"{num_samples - len(image.getbands())} extra bands dropped",)
+    if image.mode == "1" and "transparency" in image.info:  # Pillow makes no alpha of one bit
+        level = image.info["transparency"]
+        image = image.convert("L")
+        image.info["transparency"] = level
     has_alpha = image.has_transparency_data
     if image.mode in ("1", "L", "LA", "La"):
         image = _in_mode(image, "LA" if has_alpha else "L")

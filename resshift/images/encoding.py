@@ -1,4 +1,4 @@
-"""Pictures -> encoded bytes: PNG, JPEG, WebP or TIFF, with profile, EXIF and XMP.
+"""Pictures -> encoded bytes: PNG, JPEG, WebP, TIFF, AVIF or JPEG XL, with profile, EXIF and XMP.
 
 The same picture gives the same bytes. Properties that a format cannot hold are dropped, with a note
 (`fit_format`).
@@ -16,13 +16,18 @@ from PIL import Image
 
 from resshift.images.exif import resize_exif
 from resshift.images.icc import from_working, means_srgb
-from resshift.images.png import encode_png
+from resshift.images.jxl import encode_jxl
+from resshift.images.png import encode_png, resolution_chunks, text_chunks
 from resshift.images.samples import to_eight_bit
 from resshift.images.tiff import encode_tiff
 from resshift.images.types import Format, ImageError, ImageReason, Picture
 from resshift.images.xmp import resize_xmp
 
-_MAX_SIDE_PX: dict[str, int] = {"jpeg": 65_500, "webp": 16_383}
+# The side of AVIF is what libavif, and with it every browser, decodes.
+_MAX_SIDE_PX: dict[str, int] = {"jpeg": 65_500, "webp": 16_383, "avif": 32_768}
+_AVIF_SPEED = 8  # photographs: the default, 6, takes five times as long for as many bytes
+_ONE_FRAME = ("jpeg", "jxl")
+_EIGHT_BIT = ("jpeg", "webp", "avif", "jxl")
 _MAX_JPEG_EXIF_BYTES = 65_000  # a segment holds 65 533 bytes
 _MAX_JPEG_XMP_BYTES = 65_400
 
@@ -33,22 +38,32 @@ def encode(picture: Picture, format: Format = "png", quality: int = 95) -> bytes
     Args:
         picture: Picture to encode. It is changed as by `fit_format`; call that first to get its notes.
         format: File format; png and tiff keep 16 bit and are lossless, jpeg has no alpha.
-        quality: Quality of jpeg and webp, 1-100. From 90 on, JPEG colour is not subsampled.
+        quality: Quality of jpeg, webp, avif and jxl, 1-100. From 90 on, colour of JPEG and AVIF is not
+            subsampled; 100 is lossless in jxl.
     """
     if not 1 <= quality <= 100:
         raise ValueError(f"quality must be 1 to 100, got {quality}")
     picture = fit_format(picture, format)
-    exif = resize_exif(picture.exif, picture.width, picture.height) if picture.exif else None
+    # JPEG, PNG and TIFF have a place of their own for it.
+    told = None if format in ("jpeg", "png", "tiff") else picture.resolution
+    exif = resize_exif(picture.exif, picture.width, picture.height, told) if picture.exif or told else None
     xmp = resize_xmp(picture.xmp, picture.width, picture.height) if picture.xmp else None
     if format == "tiff":
-        return encode_tiff(picture.pixels, picture.alpha, picture.icc, exif, xmp)
+        return encode_tiff(picture.pixels, picture.alpha, picture.icc, exif, xmp, picture.resolution)
     if format == "png":
-        return encode_png(picture.pixels, picture.alpha, picture.icc, exif, xmp)
+        chunks = (*resolution_chunks(picture.resolution), *text_chunks(picture.text))
+        return encode_png(picture.pixels, picture.alpha, picture.icc, exif, xmp, chunks)
+    if format == "jxl":
+        return encode_jxl(picture.pixels, picture.alpha, quality, picture.icc, exif, xmp)
     image = to_pil(picture)
     out = io.BytesIO()
     metadata = {"icc_profile": picture.icc or b"", "exif": exif or b"", "xmp": xmp or b""}
     if format == "jpeg":
-        image.save(out, "JPEG", quality=quality, subsampling=0 if quality >= 90 else 2, **metadata)
+        dpi = {"dpi": picture.resolution} if picture.resolution else {}
+        image.save(out, "JPEG", quality=quality, subsampling=0 if quality >= 90 else 2, **dpi, **metadata)
+    elif format == "avif":
+        chroma = "4:4:4" if quality >= 90 else "4:2:0"
+        image.save(out, "AVIF", quality=quality, subsampling=chroma, speed=_AVIF_SPEED, **metadata)
     else:
         image.save(out, "WEBP", quality=quality, method=4, **metadata)
     return out.getvalue()
@@ -63,7 +78,10 @@ def fit_format(picture: Picture, format: Format) -> Picture:
     if format not in get_args(Format):
         raise ValueError(f"format must be one of {', '.join(get_args(Format))}, got {format!r}")
     check_sizes([(picture.width, picture.height)], format)
-    if format in ("jpeg", "webp"):
+    if picture.text and format != "png":
+        names = ", ".join(dict.fromkeys(name for name, _ in picture.text))
+        picture = replace(picture, text=(), notes=(*picture.notes, f"text of the PNG dropped: {names[:200]}"))
+    if format in _EIGHT_BIT:
         picture = _reduced(picture, f"16 bit reduced to 8 for {format}")
     if (
         format == "tiff"
@@ -113,10 +131,10 @@ def check_sizes(sizes: Sequence[tuple[int, int]], format: Format) -> None:
                 ImageReason.TOO_LARGE,
                 f"the picture is {width}x{height}, {format} holds at most {allowed_px} px a side",
             )
-    if len(sizes) > 1 and format == "jpeg":
+    if len(sizes) > 1 and format in _ONE_FRAME:
         raise ImageError(
             ImageReason.ANIMATED,
-            f"{len(sizes)} frames do not fit into a jpeg; choose png, webp or tiff, or frames=first",
+            f"{len(sizes)} frames do not fit into a {format}; choose png, webp or tiff, or frames=first",
         )
     if len(set(sizes)) > 1 and format != "tiff":
         told = ", ".join(f"{width}x{height}" for width, height in dict.fromkeys(sizes[:20]))

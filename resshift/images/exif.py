@@ -2,7 +2,7 @@
 
 Descriptive tags (camera, lens, exposure, dates, author, GPS) are kept. Tags that describe the old file and
 would be wrong for the new one are dropped: strip offsets, thumbnails, sub-pictures, geographic pixel scales.
-The caller applies the orientation to the pixels once; it is then 1.
+The caller applies the orientation to the pixels once; a block without one says 1.
 
 Pillow serialises the blocks again, so maker notes that contain absolute offsets (some Canon cameras) keep
 their bytes but not their meaning.
@@ -11,15 +11,19 @@ their bytes but not their meaning.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from resshift.images.resolution import resolution_tags
 
 ORIENTATION = 0x0112
 _EXIF_IFD, _GPS_IFD = 0x8769, 0x8825
 _PIXEL_WIDTH, _PIXEL_HEIGHT = 0xA002, 0xA003
 _INTEROP_IFD = 0xA005
+_ASCII = 2  # type of a tag
 # TIFF 6.0 and Exif 3.0 section 4.6.5: text, resolution, date, rights; Windows rating and XP* comment fields.
 _KEPT_TAGS = (
     *(
@@ -99,20 +103,67 @@ def descriptive_exif(image: Image.Image) -> tuple[bytes | None, tuple[str, ...]]
                 new[pointer] = inner
         if not len(new):
             return None, ()
-        new[ORIENTATION] = 1
-        return new.tobytes(), ()
+        return with_text(new.tobytes(), new), ()
     except _EXIF_ERRORS as error:
         return None, (f"EXIF dropped, it is damaged: {str(error)[:120]}",)
 
 
-def resize_exif(exif: bytes, width: int, height: int) -> bytes:
-    """Return the block with its pixel-size tags set to the size of the picture that it is written into."""
+def resize_exif(
+    exif: bytes | None, width: int, height: int, resolution: tuple[float, float] | None = None
+) -> bytes:
+    """Return the block with its pixel-size tags set to the size of the picture that it is written into.
+
+    Args:
+        exif: Block, or None for an empty one.
+        width, height: Size in pixels.
+        resolution: Dots per inch to be set; None leaves them.
+    """
     old = Image.Exif()
-    old.load(exif)
+    if exif:
+        old.load(exif)
     new = Image.Exif()
     new.endian = old.endian
     for tag in old:
         new[tag] = old.get_ifd(tag) if tag in (_EXIF_IFD, _GPS_IFD) else old[tag]
     if _EXIF_IFD in new:
         new[_EXIF_IFD] = {**new[_EXIF_IFD], _PIXEL_WIDTH: width, _PIXEL_HEIGHT: height}
-    return new.tobytes()
+    for tag, value in resolution_tags(resolution).items() if resolution else ():
+        new[tag] = value
+    return with_text(new.tobytes(), new)
+
+
+def with_text(block: bytes, exif: Image.Exif) -> bytes:
+    """Return a block that Pillow has written, with the bytes of its texts as they were.
+
+    Pillow reads a text of type ASCII as Latin-1 and writes every character above 127 as a question mark. What
+    cameras and editors write there is mostly UTF-8. The lengths are equal, so bytes are put back in place.
+
+    Args:
+        block: EXIF block that starts with `Exif\\0\\0`, or TIFF.
+        exif: The tags that were written.
+    """
+    start = 6 if block.startswith(b"Exif\0\0") else 0
+    patched = bytearray(block)
+    order = "<" if block[start : start + 2] == b"II" else ">"
+    directories: list[tuple[int, Mapping[int, Any]]] = [
+        (struct.unpack_from(order + "I", block, start + 4)[0], exif)
+    ]
+    for at, tags in directories:
+        (count,) = struct.unpack_from(order + "H", block, start + at)
+        for entry in range(start + at + 2, start + at + 2 + 12 * count, 12):
+            tag, kind, length, offset = struct.unpack_from(order + "HHII", block, entry)
+            if tag in (_EXIF_IFD, _GPS_IFD):
+                inner = exif[tag]
+                directories.append((offset, inner if isinstance(inner, dict) else exif.get_ifd(tag)))
+                continue
+            text = tags.get(tag)
+            if kind != _ASCII or not isinstance(text, str) or text.isascii():
+                continue
+            try:
+                data = text.encode("latin-1") + b"\0"
+            except UnicodeEncodeError:  # set by a program, and no bytes of a file
+                continue
+            if len(data) == length:
+                place = entry + 8 if length <= 4 else start + offset
+                patched[place : place + length] = data
+    return bytes(patched)

@@ -15,6 +15,7 @@ from typing import Any
 
 import cv2
 from PIL import (
+    AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
     Image,
@@ -27,6 +28,19 @@ from PIL import (
 from resshift.images.identify import MAX_PAGES, identify, pages
 from resshift.images.types import ImageError, ImageHeader, ImageLimits, ImageReason
 
+
+def _heif(fp: io.BytesIO) -> Image.Image:
+    from pi_heif.as_plugin import HeifImageFile  # loaded by those who need it
+
+    return HeifImageFile(fp, "")
+
+
+def _jxl(fp: io.BytesIO) -> Image.Image:
+    from resshift.images.jxl import JxlImageFile
+
+    return JxlImageFile(fp, "")
+
+
 _FACTORIES: dict[str, Callable[[io.BytesIO], Image.Image]] = {
     "JPEG": lambda fp: JpegImagePlugin.jpeg_factory(fp, ""),
     "PNG": lambda fp: PngImagePlugin.PngImageFile(fp, ""),
@@ -34,7 +48,11 @@ _FACTORIES: dict[str, Callable[[io.BytesIO], Image.Image]] = {
     "TIFF": lambda fp: TiffImagePlugin.TiffImageFile(fp, ""),
     "GIF": lambda fp: GifImagePlugin.GifImageFile(fp, ""),
     "BMP": lambda fp: BmpImagePlugin.BmpImageFile(fp, ""),
+    "HEIF": _heif,
+    "AVIF": lambda fp: AvifImagePlugin.AvifImageFile(fp, ""),
+    "JXL": _jxl,
 }
+_MAX_META_BYTES = 1 << 20  # of an AVIF, in which its properties are looked for
 _MAX_COUNTED_BYTES = 8 << 20  # Pillow takes up to 0.2 s per megabyte to walk along the frames of a GIF
 
 # All exceptions that Pillow 13 and OpenCV 5 were seen to raise on hostile bytes, or can raise according to
@@ -105,7 +123,7 @@ def count_frames(data: bytes) -> tuple[int, bool]:
     take long to count.
     """
     name = identify(data)
-    if name == "JPEG":
+    if name in ("JPEG", "HEIF", "JXL"):
         return 1, True  # what follows a photo in its file is a gain map, a preview or a second view
     if name == "TIFF":
         num_pages = len(pages(data))
@@ -126,7 +144,20 @@ def sample_bits(image: Image.Image, data: bytes) -> int:
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         bits: tuple[int, ...] = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
         return max(bits)
-    return 8
+    if image.format == "AVIF":
+        return _av1_bits(data)
+    return int(getattr(image, "sample_bits", 0) or image.info.get("bit_depth") or 8)
+
+
+def _av1_bits(data: bytes) -> int:
+    """Return the bits of the deepest item of an AVIF (AV1-ISOBMFF, section 2.3.3)."""
+    bits = [8]
+    at = data.find(b"av1C", 0, _MAX_META_BYTES)
+    while 0 <= at <= len(data) - 7:
+        flags = data[at + 6]
+        bits.append(8 if not flags & 0x40 else 12 if flags & 0x20 else 10)
+        at = data.find(b"av1C", at + 4, _MAX_META_BYTES)
+    return max(bits)
 
 
 def probe(data: bytes, limits: ImageLimits | None = None) -> ImageHeader:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from resshift.images.types import ImageError, ImageReason
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "HEIF", "AVIF", "JXL")
 MAX_PAGES = 1000  # directories of a TIFF that are looked at
 HEAD_BYTES = 64 << 10  # enough of a file for `identify`
 _EXTENSIONS = frozenset(
@@ -31,8 +31,6 @@ _FOREIGN = {
     b"8BPS": "PSD",
     b"qoif": "QOI",
     b"v/1\x01": "EXR",
-    b"\xff\x0a": "JPEG XL",
-    b"\0\0\0\x0cJXL ": "JPEG XL",
     b"\xff\x4f\xff\x51": "JPEG 2000",
     b"\0\0\0\x0cjP  ": "JPEG 2000",
     **dict.fromkeys(
@@ -91,6 +89,8 @@ def _name(data: bytes) -> str | None:
         return "GIF"
     if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADER_BYTES:
         return "BMP"
+    if data.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")):
+        return "JXL"
     if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
         return "camera raw" if _is_raw(data) else "TIFF"
     if data[4:8] == b"ftyp":

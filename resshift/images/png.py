@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from resshift.images.samples import swap_red_blue
 from resshift.images.types import Array, ImageError, ImageReason
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER_END = len(_SIGNATURE) + 25  # IHDR: length, name, 13 bytes, CRC
+_MAX_TEXT = 1 << 20
 _ZLIB_LEVEL = 1  # photographs: level 6 is 10x slower for about 5 % fewer bytes
 # OpenCV's defaults may change with its version, so all options are set. These are the fastest for
 # photographs.
@@ -28,7 +31,12 @@ _PNG_OPTIONS = (
 
 
 def encode_png(
-    pixels: Array, alpha: Array | None, icc: bytes | None, exif: bytes | None, xmp: bytes | None
+    pixels: Array,
+    alpha: Array | None,
+    icc: bytes | None,
+    exif: bytes | None,
+    xmp: bytes | None,
+    chunks: Sequence[bytes] = (),
 ) -> bytes:
     """Return a PNG with its metadata.
 
@@ -38,11 +46,53 @@ def encode_png(
         icc: Profile to embed.
         exif: Block to embed, as in `Picture.exif`.
         xmp: Packet to embed.
+        chunks: Further chunks that may stand behind the header.
 
     Raises:
         ImageError: too_large, if OpenCV cannot write a picture of this size.
     """
-    return _insert_chunks(_pixel_chunks(pixels, alpha), icc, exif, xmp)
+    return _insert_chunks(_pixel_chunks(pixels, alpha), icc, exif, xmp, chunks)
+
+
+def resolution_chunks(resolution: tuple[float, float] | None) -> Sequence[bytes]:
+    """Return the pHYs chunk that says dots per inch."""
+    if resolution is None:
+        return ()
+    across, down = (round(dots / 0.0254) for dots in resolution)
+    return (_chunk(b"pHYs", struct.pack(">IIB", across, down, 1)),)
+
+
+def text_chunks(text: Sequence[tuple[str, str]]) -> Sequence[bytes]:
+    """Return a tEXt chunk for each (name, text), or iTXt where it is not Latin-1."""
+    chunks: list[bytes] = []
+    for name, value in text:
+        key = name.encode("latin-1", "replace")[:79]
+        try:
+            chunks.append(_chunk(b"tEXt", key + b"\0" + value.encode("latin-1")))
+        except UnicodeEncodeError:
+            chunks.append(_chunk(b"iTXt", key + b"\0\0\0\0\0" + value.encode("utf-8", "replace")))
+    return chunks
+
+
+def read_text(image: Image.Image) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
+    """Return the names and texts of a loaded PNG, and notes; XMP and raw profiles are none."""
+    found: dict[str, str] = getattr(image, "text", None) or {}
+    text = [
+        (name, str(value))
+        for name, value in found.items()
+        if name and name != "XML:com.adobe.xmp" and not name.startswith("Raw profile type")
+    ]
+    size = sum(len(value) for _, value in text)
+    if size > _MAX_TEXT:
+        return (), (f"text of the PNG dropped, it has {size} characters, {_MAX_TEXT} are carried",)
+    return tuple(text), ()
+
+
+def scale_transparent_level(image: Image.Image, bits: int) -> None:
+    """Bring the transparent level of grey of 2 or 4 bit to the 8 bit that Pillow gives the pixels."""
+    level = image.info.get("transparency")
+    if image.mode == "L" and bits < 8 and isinstance(level, int):
+        image.info["transparency"] = level * 255 // ((1 << bits) - 1)
 
 
 def _pixel_chunks(pixels: Array, alpha: Array | None) -> bytes:
@@ -77,7 +127,9 @@ def essential_png(png: bytes) -> bytes:
     return b"".join((*kept, _chunk(b"IEND", b"")))
 
 
-def _insert_chunks(png: bytes, icc: bytes | None, exif: bytes | None, xmp: bytes | None) -> bytes:
+def _insert_chunks(
+    png: bytes, icc: bytes | None, exif: bytes | None, xmp: bytes | None, chunks: Sequence[bytes]
+) -> bytes:
     """Return a PNG with iCCP, eXIf and iTXt (XMP) chunks inserted after IHDR, where all are allowed."""
     extra = b""
     if icc:
@@ -86,6 +138,7 @@ def _insert_chunks(png: bytes, icc: bytes | None, exif: bytes | None, xmp: bytes
         extra += _chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
     if xmp:
         extra += _chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
+    extra += b"".join(chunks)
     return png[:_HEADER_END] + extra + png[_HEADER_END:] if extra else png
 
 

@@ -76,16 +76,33 @@ def matrix_profile(columns: NDArray[np.float64], gamma: float | None, name: str)
         gamma: Exponent of the curve; None is the curve of sRGB.
         name: Description, ASCII.
     """
+    curve = _curve(gamma)
+    return _profile(
+        b"RGB ",
+        name,
+        {b"rXYZ": _xyz(columns[:, 0]), b"gXYZ": _xyz(columns[:, 1]), b"bXYZ": _xyz(columns[:, 2])}
+        | dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve),
+    )
+
+
+def grey_profile(gamma: float | None, name: str) -> bytes:
+    """Return a version 4 profile of grey; see `matrix_profile`."""
+    return _profile(b"GRAY", name, {b"kTRC": _curve(gamma)})
+
+
+def _curve(gamma: float | None) -> bytes:
+    values = (gamma,) if gamma is not None else _SRGB_CURVE
+    return b"para" + struct.pack(">IHH", 0, 3 if gamma is None else 0, 0) + b"".join(map(_fixed, values))
+
+
+def _profile(space: bytes, name: str, colours: dict[bytes, bytes]) -> bytes:
     text = name.encode("utf-16-be")
     localised = b"mluc" + struct.pack(">IIIIII", 0, 1, 12, 0x656E5553, len(text), 28) + text
-    values = (gamma,) if gamma is not None else _SRGB_CURVE
-    curve = b"para" + struct.pack(">IHH", 0, 3 if gamma is None else 0, 0) + b"".join(map(_fixed, values))
     tags = {
         b"desc": localised,
         b"cprt": localised,
         b"wtpt": _xyz(_D50),
-        **{name: _xyz(columns[:, i]) for i, name in enumerate((b"rXYZ", b"gXYZ", b"bXYZ"))},
-        **dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve),
+        **colours,
     }
     table, body, places = b"", b"", dict[bytes, int]()
     start = 128 + 4 + 12 * len(tags)
@@ -95,7 +112,7 @@ def matrix_profile(columns: NDArray[np.float64], gamma: float | None, name: str)
             body += data + bytes(-len(data) % 4)
         table += tag + struct.pack(">II", places[data], len(data))
     size = start + len(body)
-    header = struct.pack(">I4xI4s4s4s12x4s", size, 0x04300000, b"mntr", b"RGB ", b"XYZ ", b"acsp").ljust(
+    header = struct.pack(">I4xI4s4s4s12x4s", size, 0x04300000, b"mntr", space, b"XYZ ", b"acsp").ljust(
         68, b"\0"
     )
     header += b"".join(map(_fixed, _D50))

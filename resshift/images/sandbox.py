@@ -215,8 +215,12 @@ def _serve(channel: socket.socket) -> None:
 def main(arguments: list[str]) -> None:
     """Run the child: `python -m resshift.images.sandbox FD MEMORY_BYTES`."""
     import cv2
+    from pi_heif import options
+    from PIL import AvifImagePlugin
 
     cv2.setNumThreads(1)
+    # One thread each: others take stacks and arenas out of the memory of the limit.
+    AvifImagePlugin.DEFAULT_MAX_THREADS = options.DECODE_THREADS = 1
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which closes the connection
     if sys.platform == "linux":
         _limit_memory(int(arguments[1]))

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 Array = np.ndarray
-Format = Literal["png", "jpeg", "webp", "tiff"]
+Format = Literal["png", "jpeg", "webp", "tiff", "avif", "jxl"]
 SAMPLE_DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16))
 
 
@@ -87,8 +87,8 @@ class ImageHeader:
     """Content of a file's header.
 
     Fields:
-        format: JPEG, PNG, WEBP, TIFF, GIF or BMP.
-        width, height: Stored size, before the EXIF orientation is applied (TIFF: after it).
+        format: One of `identify.FORMATS`.
+        width, height: Stored size, before the EXIF orientation is applied (TIFF, HEIF, JXL: after it).
         mode: Pillow's name of the pixel mode.
         num_frames: Number of frames or pages; at most 1000 pages of a TIFF are counted, and 2 means "several"
             in a GIF above 8 MB.
@@ -115,7 +115,9 @@ class Picture:
             `images.in_own_profile` converts them back. None if they were not converted, or cannot be.
         exif: Block of descriptive tags that starts with `Exif\\0\\0`, with the orientation applied; or None.
         xmp: XMP packet, with the orientation applied; or None.
-        format: Format of the file, JPEG, PNG, WEBP, TIFF, GIF or BMP; empty for other sources.
+        resolution: Dots per inch across and down, as the file says; or None.
+        text: Names and texts of the tEXt, zTXt and iTXt chunks of a PNG, except what is EXIF or XMP.
+        format: Format of the file, one of `identify.FORMATS`; empty for other sources.
         notes: Messages for the user ("first of 12 frames", "orientation 6 applied", ...).
     """
 
@@ -125,6 +127,8 @@ class Picture:
     source_icc: bytes | None = None
     exif: bytes | None = None
     xmp: bytes | None = None
+    resolution: tuple[float, float] | None = None
+    text: tuple[tuple[str, str], ...] = ()
     format: str = ""
     notes: tuple[str, ...] = ()
 

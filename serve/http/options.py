@@ -37,10 +37,10 @@ class PictureOptions(BaseModel):
     format: Annotated[Format | None, Field(description="of the result; default: by `Accept`, else png")] = (
         None
     )
-    quality: Annotated[int, Field(ge=1, le=100, description="of jpeg and webp")] = 95
+    quality: Annotated[int, Field(ge=1, le=100, description="of jpeg, webp, avif and jxl")] = 95
     metadata: Annotated[
         Literal["keep", "strip"],
-        Field(description="strip: no EXIF, and sRGB without a profile (16-bit pictures keep theirs)"),
+        Field(description="strip: no EXIF, and sRGB without a profile (other colours keep theirs)"),
     ] = "keep"
 
     @property

@@ -201,7 +201,7 @@ function facts(sent, blob, seconds, isShown) {
 
 $("file").addEventListener("change", () => { take($("file").files[0]); $("file").value = ""; });
 $("options").addEventListener("submit", (event) => { event.preventDefault(); if (current) upscale(); });
-$("format").addEventListener("change", () => { $("quality-field").hidden = !["jpeg", "webp"].includes($("format").value); });
+$("format").addEventListener("change", () => { $("quality-field").hidden = !["jpeg", "webp", "avif", "jxl"].includes($("format").value); });
 $("key").addEventListener("change", learn);
 $("cancel").addEventListener("click", () => { request?.abort(); request = null; $("progress").hidden = true; });
 for (const radio of document.querySelectorAll("[name=against]")) radio.addEventListener("change", compare);

@@ -274,7 +274,7 @@ def test_invalid_orientation_is_ignored(orientation: int) -> None:
     np.testing.assert_array_equal(decode(saved(image, "PNG", exif=image.info["exif"])).pixels, CORNERS)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", [format for format in FORMATS if format != "jxl"])  # Pillow reads no JXL
 def test_exif_survives_with_the_new_size_and_no_thumbnail(format: Format) -> None:
     image = with_exif(smooth(), 3)
     thumbnail = b"\xff\xd8 thumbnail \xff\xd9"
@@ -354,7 +354,7 @@ def test_a_wide_gamut_keeps_its_colours(icc: bytes, format: Format) -> None:
     np.testing.assert_array_equal(picture.pixels[0], pixels[0])  # what the network sees
     assert (picture.icc, picture.source_icc) == (icc, None)
     assert picture.notes[0].startswith("in the colours of ")
-    back = decode(encode(in_own_profile(picture), format))
+    back = decode(encode(in_own_profile(picture), format, 100))
     assert back.icc == icc
     assert np.abs(back.pixels[4, 4::9].astype(int) - pixels[0, 4::9]).max() <= (
         0 if format in ("png", "tiff") else 24
@@ -584,7 +584,7 @@ def refusal(data: bytes, limits: ImageLimits | None = None) -> ImageReason:
         (b"<!DOCTYPE html><html>not found</html>", ImageReason.NOT_AN_IMAGE),
         (bytes(1000), ImageReason.NOT_AN_IMAGE),
         (b"\xff\xd8", ImageReason.NOT_AN_IMAGE),
-        (b"\0\0\0\x1cftypavif" + bytes(50), ImageReason.UNSUPPORTED_FORMAT),
+        (b"\0\0\0\x1cftypavif" + bytes(50), ImageReason.CORRUPT),
         (b"8BPS" + bytes(50), ImageReason.UNSUPPORTED_FORMAT),
         (b"\x89PNG\r\n\x1a\n", ImageReason.CORRUPT),
         (raw_png(0, 0, 8, 2, b""), ImageReason.CORRUPT),
@@ -739,8 +739,8 @@ def test_format_limits_and_arguments_are_checked() -> None:
     with pytest.raises(ImageError, match="webp holds at most 16383 px a side") as caught:
         encode(wide, "webp")
     assert caught.value.reason is ImageReason.TOO_LARGE
-    with pytest.raises(ValueError, match="format must be one of png, jpeg, webp, tiff, got 'avif'"):
-        encode(wide, "avif")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="format must be one of png, jpeg, webp, tiff, avif, jxl, got 'gif'"):
+        encode(wide, "gif")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="quality must be 1 to 100, got 0"):
         encode(wide, "jpeg", quality=0)
     with pytest.raises(ValueError, match="pixels must be"):

@@ -19,7 +19,7 @@ from serve.settings import parse
         ("image/webp", "webp"),
         ("text/html, image/*;q=0.8", "png"),
         ("image/png;q=0.5, image/jpeg", "jpeg"),
-        ("image/avif,image/webp,image/apng,*/*;q=0.8", "webp"),
+        ("image/avif,image/webp,image/apng,*/*;q=0.8", "avif"),
         ("IMAGE/TIFF", "tiff"),
     ],
 )
