@@ -38,19 +38,17 @@ if TYPE_CHECKING:
     from pipelines.bulk.selection import Worklist
 
 
-_FORMATS = ["keep", "png", "jpeg", "webp", "tiff", "avif", "jxl"]
-
-
 def arguments() -> argparse.ArgumentParser:
     """Return the command line."""
     options = parser(__doc__ or "")
     add = options.add_argument
+    formats = ["keep", "png", "jpeg", "webp", "tiff", "avif", "jxl"]
     add("source", metavar="SRC", help="folder or s3:// prefix")
     add("target", metavar="DST", help="folder or s3:// prefix for outputs and ledger, not inside SRC")
     add_model(options, default="tiny-x4")
     add("--outscale", type=float, help="scale of the result (default: the model's)")
     add("--steps", type=int, help="steps of the chain; fewer cost less (default: the model's)")
-    add("--format", default="png", choices=_FORMATS, help="keep: as the input")
+    add("--format", default="png", choices=formats, help="keep: as the input")
     add("--quality", type=int, default=95, help="quality of jpeg, webp, avif, jxl (default 95)")
     add("--name", default="{dir}/{stem}_x{scale}.{ext}", help="template of output names")
     add("--seed", type=int, default=0, help="seed of the noise; same seed, same bytes (default 0)")

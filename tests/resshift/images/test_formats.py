@@ -17,7 +17,7 @@ from resshift.images import Format, ImageError, ImageLimits, ImageReason, Pictur
 from resshift.images.animation import Frames, decode_frames, encode_frames
 from resshift.images.exif import upright
 from resshift.images.profiles import PRIMARIES, colorants, matrix_profile
-from resshift.images.sandbox import Decoder, DecoderDied, DecoderLimits
+from resshift.images.sandbox import Decoder, DecoderDied, DecoderLimits, DecoderTimeout
 from tests.pictures import encoded, noise
 
 _Y, _X = np.mgrid[0:48, 0:64]
@@ -211,6 +211,6 @@ def test_damage_is_an_image_error_or_a_picture_and_never_the_end_of_the_parent(n
                 damaged[at] = rng.integers(256)
             try:
                 decoder.decode(bytes(damaged))
-            except (ImageError, DecoderDied):
+            except (ImageError, DecoderDied, DecoderTimeout):
                 num_refused += 1
     assert num_refused > 10
