@@ -20,6 +20,7 @@ from resshift import images
 from resshift.config import OptionError
 from resshift.images import Format, ImageError, ImageHeader, Picture, scaled
 from resshift.images.animation import Frames, encode_frames, fit_frames
+from resshift.images.identify import identify
 from resshift.images.sandbox import Decoder, DecoderDied, DecoderLimits, DecoderTimeout
 from serve.http.limits import Admission, Deadline
 from serve.http.options import PictureOptions
@@ -53,6 +54,22 @@ class Result:
         return CONTENT_TYPES[self.format]
 
 
+_READ_BY_LIBRARIES = ("HEIF", "AVIF", "JXL")
+
+
+@contextmanager
+def _refusals() -> Generator[None]:
+    """Turn what a decoder raises into a Problem."""
+    try:
+        yield
+    except ImageError as error:
+        raise picture_problem(error.reason, str(error)) from None
+    except DecoderTimeout as error:
+        raise picture_problem("timeout", str(error)) from None
+    except DecoderDied as error:
+        raise picture_problem("killed_worker", str(error)) from None
+
+
 class Decoding:
     """A few threads with a decoder process each.
 
@@ -64,6 +81,8 @@ class Decoding:
     def __init__(self, limits: DecoderLimits, num_threads: int) -> None:
         self.limits = limits
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
+        # Headers that libraries read, and not Python, get a process as well; they do not wait for pixels.
+        self._header_pool = ThreadPoolExecutor(1, thread_name_prefix="header")
         self._own = threading.local()
         self._decoders: list[Decoder] = []
 
@@ -73,10 +92,11 @@ class Decoding:
         Raises:
             Problem: with the picture's reason.
         """
-        try:
+        with _refusals():
+            if await asyncio.to_thread(identify, data) in _READ_BY_LIBRARIES:
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self._header_pool, lambda: self._decoder().header(data))
             return await asyncio.to_thread(images.probe, data, self.limits.images)
-        except ImageError as error:
-            raise picture_problem(error.reason, str(error)) from None
 
     async def decode(self, data: bytes) -> Frames:
         """Decode the first frame.
@@ -84,25 +104,22 @@ class Decoding:
         Raises:
             Problem: with the picture's reason.
         """
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, self._decode, data)
-        except ImageError as error:
-            raise picture_problem(error.reason, str(error)) from None
-        except DecoderTimeout as error:
-            raise picture_problem("timeout", str(error)) from None
-        except DecoderDied as error:
-            raise picture_problem("killed_worker", str(error)) from None
+        with _refusals():
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._pool, lambda: self._decoder().decode(data, "first"))
 
-    def _decode(self, data: bytes) -> Frames:
+    def _decoder(self) -> Decoder:
+        """Return the decoder of this thread."""
         decoder: Decoder | None = getattr(self._own, "decoder", None)
         if decoder is None:
             decoder = self._own.decoder = Decoder(self.limits)
             self._decoders.append(decoder)
-        return decoder.decode(data, "first")
+        return decoder
 
     def close(self) -> None:
         """End the processes."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._header_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
         for decoder in self._decoders:
             decoder.close()
 

@@ -96,6 +96,8 @@ def _reason(error: BaseException, text: str) -> ImageReason:
         words in text for words in ("truncated", "not enough", "end of data")
     ):
         return ImageReason.TRUNCATED
+    if "out of memory" in text or "bad_alloc" in text:
+        return ImageReason.TOO_LARGE
     if "unknown pixel mode" in text or "unknown data organization" in text:
         return ImageReason.UNSUPPORTED_MODE
     return ImageReason.CORRUPT

@@ -27,9 +27,11 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Any
 
 from resshift.images.animation import FrameChoice, Frames, decode_frames
-from resshift.images.types import ImageError, ImageLimits, ImageReason
+from resshift.images.header import probe
+from resshift.images.types import ImageError, ImageHeader, ImageLimits, ImageReason
 
 _LENGTH = struct.Struct(">Q")
 
@@ -87,6 +89,18 @@ class Decoder:
             DecoderTimeout: Decoding took too long.
             DecoderDied: The process was killed, crashed, or ran out of memory.
         """
+        return self._ask(data, choice)
+
+    def header(self, data: bytes) -> ImageHeader:
+        """Read the header of one file.
+
+        Raises:
+            ImageError, DecoderTimeout, DecoderDied: As for `decode`.
+        """
+        return self._ask(data, None)
+
+    def _ask(self, data: bytes, choice: FrameChoice | None) -> Any:
+        """Return the frames of a file, or its header if no frames are chosen."""
         if self._channel is None:
             self._start()
         assert self._channel is not None
@@ -202,7 +216,8 @@ def _serve(channel: socket.socket) -> None:
             )
             return
         try:
-            answer = pickle.dumps(decode_frames(data, limits, choice), protocol=5)
+            result = probe(data, limits) if choice is None else decode_frames(data, limits, choice)
+            answer = pickle.dumps(result, protocol=5)
         except ImageError as error:
             answer = pickle.dumps(error)
         except MemoryError:

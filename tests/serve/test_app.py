@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from resshift import images
 from resshift.images.profiles import PRIMARIES, colorants, matrix_profile
 from serve import pictures
 from serve.app import Answering
@@ -30,7 +31,7 @@ from serve.http.metrics import Metrics
 from serve.http.problems import KINDS, Problem
 from serve.models import Readiness
 from serve.settings import LimitSettings
-from tests.pictures import decoded, encoded, enlarged
+from tests.pictures import decoded, encoded, enlarged, noise
 
 
 def bomb(width: int = 65_000, height: int = 65_000) -> bytes:
@@ -120,6 +121,17 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class TestRefusals:
+    @pytest.mark.parametrize("format", ["avif", "jxl"])
+    def test_headers_of_libraries_are_read_in_a_process(
+        self, format: Any, endpoint: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        data = images.encode(images.Picture(pixels=noise(0, 20, 24)), format, 100)
+        monkeypatch.setattr(images, "probe", lambda *_: pytest.fail("the gateway read it"))
+        answer = endpoint.post(data)
+        assert (answer.status_code, answer.headers["x-result-size"]) == (200, "96x80")
+        for damaged in (data[:40], data[:20] + bytes(50)):
+            assert endpoint.post(damaged).status_code == 422
+
     @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
     def test_probes_answer_head_without_a_body(self, endpoint: Any, path: str) -> None:
         answer = endpoint.client.head(path)
