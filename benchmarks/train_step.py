@@ -184,7 +184,7 @@ def parts_of(learner: DiffusionLearner, batch: Mapping[str, Tensor]) -> dict[str
         for parameter, gradient in zip(network.parameters(), gradients, strict=True):
             parameter.grad = gradient.clone()
         guarded_step(learner.state.optimizer, config.optim.clip_norm, learner.state.scaler)
-        learner.state.ema.update_parameters(unwrapped(network))
+        learner.state.ema.update(unwrapped(network))
 
     parts: dict[str, Callable[[], object]] = {"first_stage": first_stage, "unet": unet}
     if objective.lpips is not None:
@@ -210,7 +210,7 @@ def measured_data_wait(learner: DiffusionLearner, device: torch.device, steps: i
     from pipelines.command import connect_to_ray, quiet_ray_data
     from pipelines.pairs.ranks import PairStream, rank_batches
     from pipelines.shards.prepare import prepare_here
-    from pipelines.training.worker import on_device as to_device
+    from pipelines.training.feeding import feed
 
     os.environ.update(ray_internals.METADATA_INLINE)
     connect_to_ray()
@@ -225,16 +225,17 @@ def measured_data_wait(learner: DiffusionLearner, device: torch.device, steps: i
             )
         prepare_here(str(photos), shards)
         waited_s, total_s = 0.0, 0.0
-        with closing(rank_batches(PairStream(root=shards, config=learner.config), 0)) as batches:
-            for i in range(steps + 4):
-                started = time.perf_counter()
-                batch = next(batches)
-                waited = time.perf_counter() - started
-                learner.step(to_device(batch, device))
+        source = rank_batches(PairStream(root=shards, config=learner.config), 0)
+        with closing(feed(source, device, steps + 4)) as batches:
+            started = time.perf_counter()
+            for i, fed in enumerate(batches):
+                learner.step(fed.pictures)
                 if device.type == "cuda":
                     torch.cuda.synchronize()
+                ended = time.perf_counter()
                 if i >= 4:  # exclude the start of the pipeline
-                    waited_s, total_s = waited_s + waited, total_s + time.perf_counter() - started
+                    waited_s, total_s = waited_s + fed.waited_s, total_s + ended - started
+                started = ended
     return {
         "data_wait": waited_s / total_s,
         "fed_samples_per_s": steps * learner.config.train.batch_size / total_s,

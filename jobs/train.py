@@ -4,7 +4,8 @@
         --set train.steps=10000
     ray job submit --working-dir . -- python jobs/train.py --preset realsr-x4-s4 --workers 2:8 \\
         --data s3://bucket/shards --out s3://bucket/runs/realsr \\
-        --set train.first_stage_weights=/weights/autoencoder_vq_f4.pth
+        --set train.first_stage_weights=s3://bucket/weights/autoencoder_vq_f4.pth \\
+        --set loss.lpips_trunk=s3://bucket/weights/vgg16-397923af.pth
 
 To resume, run the same command again: the run continues from its latest checkpoint, with any number of
 workers. OUT holds run.json, checkpoints (step-*), metrics/, validation/, samples/, tensorboard/ and, at the

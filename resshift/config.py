@@ -43,6 +43,7 @@ MUTABLE_FIELDS = frozenset(
         "train.step_timeout_s",
         "train.micro_batch",
         "train.parallel",
+        "train.gradient_dtype",
         "train.compile",
         "train.activation_checkpointing",
         "train.channels_last",
@@ -256,10 +257,17 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class OptimConfig:
-    """AdamW with linear warm-up, then a constant or cosine learning rate."""
+    """AdamW with linear warm-up, then a constant or cosine learning rate.
+
+    `lr_batch` is the number of samples of a step that `lr` and `lr_end` are meant for: with another
+    `train.batch_size` both are multiplied by the square root of the ratio, or by the ratio if `lr_rule` is
+    linear. None takes them as they are.
+    """
 
     lr: float = 5e-5
     lr_end: float = 2e-5
+    lr_batch: int | None = None
+    lr_rule: Literal["sqrt", "linear"] = "sqrt"
     lr_schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 5000
     betas: tuple[float, float] = (0.9, 0.999)
@@ -274,6 +282,8 @@ class OptimConfig:
                 f"optim.lr must be positive and warmup_steps not negative, got {self.lr} and "
                 f"{self.warmup_steps}"
             )
+        if self.lr_batch is not None and self.lr_batch < 1:
+            raise ValueError(f"optim.lr_batch must be at least 1, got {self.lr_batch}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas must lie in [0, 1), got {self.betas}")
         if self.weight_decay < 0 or (self.clip_norm is not None and self.clip_norm <= 0):
@@ -281,6 +291,12 @@ class OptimConfig:
                 f"optim.clip_norm must be positive and weight_decay not negative, got {self.clip_norm} and "
                 f"{self.weight_decay}"
             )
+
+    def lr_factor(self, batch_size: int) -> float:
+        """Return the factor of the learning rate of a run with this batch size."""
+        if self.lr_batch is None:
+            return 1.0
+        return (batch_size / self.lr_batch) ** (0.5 if self.lr_rule == "sqrt" else 1.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
@@ -317,11 +333,12 @@ class TrainConfig:
     Fields that change the result by rounding only:
         micro_batch: number of samples that one worker computes at a time; gradients are summed over
             micro-batches and averaged over workers.
-        parallel: "ddp" keeps weights, averages and moments on every worker, "fsdp" shards them (PyTorch's
-            fully_shard).
+        parallel: "ddp" keeps weights, averages and moments on every worker, "fsdp" shards them over all
+            workers (PyTorch's fully_shard), "hsdp" over the workers of a node, with a copy on each node.
+        gradient_dtype: arithmetic in which gradients are averaged over workers; "bf16" halves what is sent.
         compile: mode of torch.compile for the network and the first stage.
-        activation_checkpointing: whether to compute activations again in the backward pass: a third more
-            arithmetic for a fraction of the memory.
+        activation_checkpointing: whether to compute activations of the U-Net and of the autoencoder's
+            decoder again in the backward pass: a third more arithmetic for a fraction of the memory.
         channels_last: whether convolutions use the channels-last memory layout.
 
     Fields of files and failures:
@@ -343,7 +360,8 @@ class TrainConfig:
     micro_batch: int = 16
     seed: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    parallel: Literal["ddp", "fsdp"] = "ddp"
+    parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    gradient_dtype: Literal["fp32", "bf16"] = "fp32"
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
     activation_checkpointing: bool = False
     channels_last: bool = True
@@ -383,9 +401,9 @@ class TrainConfig:
             )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"train.ema_decay must lie in [0, 1), got {self.ema_decay}")
-        if self.precision == "fp16" and self.parallel == "fsdp":
+        if self.precision == "fp16" and self.parallel != "ddp":
             # The scaler would check only the shard of its own worker for overflows.
-            raise ValueError("train.precision=fp16 needs train.parallel=ddp; with fsdp use bf16")
+            raise ValueError(f"train.precision=fp16 needs train.parallel=ddp; with {self.parallel} use bf16")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
@@ -458,15 +476,16 @@ class RunConfig:
                 )
 
 
-# Fields that were added when identities and fingerprints without them had been stored: left out while None.
-_ABSENT_WHEN_NONE = frozenset({"trained_steps"})
+# Fields that were added when identities and fingerprints without them had been stored: left out while they
+# have these values.
+_ABSENT_WHEN = {"trained_steps": None, "lr_batch": None, "lr_rule": "sqrt"}
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Return a configuration as plain values that can be written as JSON."""
 
     def plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        return {key: value for key, value in pairs if value is not None or key not in _ABSENT_WHEN_NONE}
+        return {key: value for key, value in pairs if key not in _ABSENT_WHEN or value != _ABSENT_WHEN[key]}
 
     return json.loads(json.dumps(asdict(config, dict_factory=plain)))
 

@@ -11,7 +11,7 @@ from resshift.config import ConfigError, RunConfig, from_dict
 from resshift.devices import on_device
 from resshift.metrics.lpips import Lpips
 from resshift.models import first_stage_file
-from resshift.networks.autoencoder import build_first_stage
+from resshift.networks.autoencoder import VQAutoencoder, build_first_stage
 from resshift.training.autoencoder import (
     AnyRunConfig,
     AutoencoderLearner,
@@ -79,6 +79,8 @@ def build_objective(config: RunConfig, lpips: Lpips | None, device: torch.device
         weights.load_into(
             first_stage, weights.read_state_dict(first_stage_file(config.train.first_stage_weights))
         )
+        if config.train.activation_checkpointing and isinstance(first_stage, VQAutoencoder):
+            first_stage.checkpoint_decoder()
     first_stage = on_device(first_stage.eval().requires_grad_(False), device, config.train.channels_last)
     objective = Objective(config.model, config.loss, first_stage, lpips)
     if config.train.compile != "off":

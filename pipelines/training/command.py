@@ -64,6 +64,7 @@ def train_from(options: argparse.Namespace, config: AnyRunConfig) -> Exit:
     """Check the configuration against the data and the run directory, train, export, print the summary."""
     from pipelines.ledger.lease import held
     from pipelines.shards.parquet import read_manifest
+    from pipelines.training.batch import sharing
     from pipelines.training.preflight import check_run, local_workers
     from resshift.config import to_dict
 
@@ -76,8 +77,10 @@ def train_from(options: argparse.Namespace, config: AnyRunConfig) -> Exit:
         f"{num_pictures} pictures in {len(shards)} shards, {config.train.steps} steps of "
         f"{config.train.batch_size}"
     )
-    check_run(config, options.data, num_pictures, most=most, init=options.init, val=options.val)
+    asked = options.gpus_per_worker or 0.0
+    check_run(config, options.data, num_pictures, most=most, gpus=asked, init=options.init, val=options.val)
     if options.dry_run:
+        _say(sharing(config, least, most))
         _say(json.dumps(to_dict(config), indent=2))
         return Exit.COMPLETE
     with held(options.out):
@@ -88,6 +91,7 @@ def _train(options: argparse.Namespace, config: AnyRunConfig, least: int, most: 
     from pipelines.cluster.admission import wait_for_room
     from pipelines.cluster.capacity import reachable
     from pipelines.cluster.granted import DeviceError
+    from pipelines.training.batch import check_batch, sharing
     from pipelines.training.export import export
     from pipelines.training.failures import TrainingStopped
     from pipelines.training.trainer import plan_workers, run_training
@@ -97,9 +101,11 @@ def _train(options: argparse.Namespace, config: AnyRunConfig, least: int, most: 
     quiet_ray_data()
     have = reachable()
     workers = plan_workers(least, most, options.gpus_per_worker, have)
+    check_batch(config, most, workers.gpus)
     # What is free, not what there is: other jobs hold the rest for as long as they run.
     room = wait_for_room("training", {"CPU": 2.0, "GPU": least * workers.gpus})
     workers = plan_workers(least, most, workers.gpus, {**have, "CPU": room["CPU"]})
+    _say(sharing(config, least, most))
     try:
         summary = run_training(config, options.data, options.out, workers, init=options.init, val=options.val)
     except (TrainingStopped, TrainingDiverged, DeviceError) as error:

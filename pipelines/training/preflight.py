@@ -7,6 +7,7 @@ import os
 import torch
 
 from pipelines.command import UsageError
+from pipelines.training.batch import check_batch
 from pipelines.training.build_learner import build_objective, lpips_of
 from pipelines.training.validation import held_out
 from resshift import storage
@@ -19,7 +20,14 @@ from resshift.weights import load_into, read_state_dict
 
 
 def check_run(
-    config: AnyRunConfig, data: str, num_pictures: int, *, most: int, init: str | None, val: str | None
+    config: AnyRunConfig,
+    data: str,
+    num_pictures: int,
+    *,
+    most: int,
+    gpus: float = 0.0,
+    init: str | None,
+    val: str | None,
 ) -> None:
     """Check a run against its data and against the files that it names.
 
@@ -28,6 +36,7 @@ def check_run(
         data: Shards, for messages.
         num_pictures: Number of pictures in them that can be used.
         most: Largest number of workers.
+        gpus: GPUs of each, if they were asked for.
         init: Weights to start from.
         val: Validation set.
 
@@ -49,22 +58,12 @@ def check_run(
             f"train.batch_size must be at most {num_pictures}, the number of pictures in "
             f"{storage.printable(data)}, got {batch_size}"
         )
-    check_share(batch_size, most)
+    check_batch(config, most, gpus)
     if config.validation.best == "lpips" and val is not None and not config.loss.lpips:
         raise ConfigError("validation.best=lpips needs an LPIPS network: loss.lpips must not be 0")
     check_weights(config, init)
     if val is not None:
         held_out(val, 1, config.train.seed, config.data, config.degradation)
-
-
-def check_share(batch_size: int, most: int) -> None:
-    """Check that every worker gets a sample of each batch.
-
-    Raises:
-        ConfigError: There are more workers than samples.
-    """
-    if batch_size < most:
-        raise ConfigError(f"train.batch_size ({batch_size}) must be at least the number of workers ({most})")
 
 
 def check_weights(config: AnyRunConfig, init: str | None) -> None:

@@ -22,11 +22,11 @@ from ray.train.torch import TorchTrainer
 
 from pipelines.cluster import ray_internals
 from pipelines.evaluation.evaluate import folders_of
+from pipelines.training.batch import check_batch
 from pipelines.training.checkpoints import newest_step, read_best
 from pipelines.training.collectives import Collectives
 from pipelines.training.failures import Restarts, told
 from pipelines.training.log import read_lines
-from pipelines.training.preflight import check_share
 from pipelines.training.worker import Assignment, train_worker
 from resshift import storage
 from resshift.config import ConfigError, differing_fields, to_dict
@@ -187,7 +187,7 @@ def run_training(
         TrainingDiverged: The gradients of too many steps were not finite.
         TrainingStopped: It failed too often, or in a way that another attempt would repeat.
     """
-    check_share(config.train.batch_size, workers.most)
+    check_batch(config, workers.most, workers.gpus)
     data, out = absolute(data), absolute(out)
     begin_run(config, data, out)
     assignment = Assignment(

@@ -13,7 +13,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from torch import Tensor
 
 from pipelines.cluster.admission import Patience
 from pipelines.cluster.granted import granted_device
-from pipelines.pairs.parcels import Batch
 from pipelines.pairs.ranks import PairStream, rank_batches, start_dealer
 from pipelines.pairs.share import left_by_workers
 from pipelines.training import checkpoints
@@ -34,6 +33,7 @@ from pipelines.training.agreement import NOTICE, Decision, SaveAgreement
 from pipelines.training.build_learner import build_learner, lpips_of, run_from_dict
 from pipelines.training.checkpoints import CheckpointWriter, Keeping
 from pipelines.training.export import publish_model
+from pipelines.training.feeding import Fed, feed
 from pipelines.training.log import Clock, TrainLog, memory_gib
 from pipelines.training.validation import Renderer, Validator, held_out
 from pipelines.training.watchdog import Watchdog
@@ -44,7 +44,7 @@ from resshift.devices import PRECISIONS, is_emulated
 from resshift.models import WeightsError, unet_file
 from resshift.training import checkpoint
 from resshift.training.autoencoder import AnyRunConfig
-from resshift.training.optimizer import learning_rate
+from resshift.training.optimizer import run_learning_rate
 from resshift.training.slots import Slots
 from resshift.training.step import Learner, TrainingDiverged, start_from
 
@@ -226,8 +226,8 @@ class TrainLoop:
                 "train.precision=fp32, from the first step on"
             )
             logger.warning(told, self.train.precision)
-        for batch, waited_s in self._batches():
-            result = self.learner.step(on_device(batch, self.device))
+        for batch, pictures, waited_s in self._batches():
+            result = self.learner.step(pictures)
             # Until the next step ends. What is saved after this one prolongs it, on all workers: they wait
             # in the next step for the first one, which writes.
             self.watchdog.step()
@@ -241,8 +241,8 @@ class TrainLoop:
         self.watchdog.long()
         return self._finish()
 
-    def _batches(self) -> Iterator[tuple[Batch, float]]:
-        """Yield this worker's batches and the seconds of waiting for each."""
+    def _batches(self) -> Generator[Fed]:
+        """Yield this worker's batches."""
         if self.state.step >= self.train.steps:
             return
         stream = PairStream(
@@ -259,17 +259,19 @@ class TrainLoop:
             dist.broadcast_object_list(dealer)
         start_row = self.state.step * self.train.batch_size
         source = rank_batches(stream, start_row, rank=self.rank, dealer=dealer[0])
+        fed = feed(source, self.device, self.train.steps - self.state.step)
         patience = Patience(f"worker {self.rank} has been waiting for training pairs")
         try:
-            while self.state.step < self.train.steps:
-                started = time.perf_counter()
+            while True:
                 patience.waits()
-                batch = next(source)
+                one = next(fed, None)
                 patience.works()
-                yield batch, time.perf_counter() - started
+                if one is None:
+                    return
+                yield one
         finally:
             patience.close()
-            source.close()
+            fed.close()
 
     def _run_due_actions(self) -> None:
         step, last = self.state.step, self.state.step == self.train.steps
@@ -300,7 +302,7 @@ class TrainLoop:
             )
         if self.log is not None:
             line: dict[str, float] = {"step": self.state.step, **means, "skipped": skipped}
-            line["lr"] = learning_rate(self.state.step - 1, self.config.optim, self.train.steps)
+            line["lr"] = run_learning_rate(self.state.step - 1, self.config.optim, self.train)
             line |= self.clock.read(self.train.batch_size, self.num_ranks)
             self.log.steps(
                 line | {"memory_gib": memory_gib(self.device), "workers": self.num_ranks, "window": window}
@@ -379,19 +381,3 @@ class TrainLoop:
     def close(self) -> None:
         if self.log is not None:
             self.log.close()
-
-
-def on_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    """Copy the pictures of a batch to the device; on CUDA the copy is queued there and the host does not
-    wait.
-    """
-    tensors: dict[str, Tensor] = {}
-    for name in ("hq", "lq", "mask"):
-        if name in batch:
-            # Copied: the arrays are in Ray's shared memory, which is read-only. Pinned memory is what an
-            # asynchronous copy needs.
-            tensor = torch.from_numpy(batch[name].copy())
-            tensors[name] = (
-                tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-            )
-    return tensors

@@ -10,12 +10,13 @@ Shapes: B batch, H W picture, Z latent channels, f the factor, h = H / f and w =
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from resshift.networks.config import FirstStageConfig, VQConfig
 from resshift.networks.convolution import Conv3x3, norm_silu_conv
@@ -117,14 +118,17 @@ class _Level(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, num_blocks: int) -> None:
         super().__init__()
+        # True: the backward pass computes the activations of each block again instead of keeping them.
+        self.checkpoint_activations = False
         self.downsample = self.upsample = None
         self.block = nn.ModuleList(
             _ResnetBlock(in_channels if i == 0 else out_channels, out_channels) for i in range(num_blocks)
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        recompute = self.checkpoint_activations and torch.is_grad_enabled()
         for block in self.block:
-            x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
         return x
 
 
@@ -263,6 +267,13 @@ class VQAutoencoder(nn.Module):
                 f"sides must be multiples of {self.factor}, got a {x.shape[-2]}x{x.shape[-1]} picture"
             )
         return self.quant_conv(self.encoder(x))
+
+    def checkpoint_decoder(self) -> None:
+        """Let the backward pass through `decode` compute activations again instead of keeping them: at the
+        size of the picture they are most of what a step with LPIPS holds.
+        """
+        for level in self.decoder.up:
+            cast(_Level, level).checkpoint_activations = True
 
     def decode(self, z: Tensor, quantize: bool = True) -> Tensor:
         """Return the picture of a latent.

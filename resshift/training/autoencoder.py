@@ -45,7 +45,7 @@ from resshift.networks.autoencoder import VQAutoencoder
 from resshift.networks.config import FirstStageConfig, VQConfig
 from resshift.networks.discriminator import DiscriminatorConfig, PatchDiscriminator, hinge_loss
 from resshift.presets import VQ_F8_FACE
-from resshift.training.optimizer import Outcome, guarded_step, learning_rate, set_learning_rate
+from resshift.training.optimizer import Outcome, guarded_step, run_learning_rate, set_learning_rate
 from resshift.training.sharding import synchronise_gradients
 from resshift.training.slots import Slots
 from resshift.training.step import (
@@ -257,7 +257,7 @@ class AutoencoderLearner:
         """
         state, train = self.state, self.config.train
         for optimizer in state.optimizers.values():
-            set_learning_rate(optimizer, learning_rate(state.step, self.config.optim, train.steps))
+            set_learning_rate(optimizer, run_learning_rate(state.step, self.config.optim, train))
         for network in state.networks.values():
             network.train()
         device = batch["hq"].device
@@ -274,7 +274,7 @@ class AutoencoderLearner:
             for name in state.networks
             if name == "model" or self.judged
         ]
-        state.ema.update_parameters(unwrapped(state.network))
+        state.ema.update(unwrapped(state.network))
         state.step += 1
         return StepResult(
             sums, Outcome(outcomes[0].grad_norm, torch.stack([outcome.finite for outcome in outcomes]).all())

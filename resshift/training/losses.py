@@ -21,6 +21,7 @@ periods. `corner` moves the corner (one of the transformations of E-LPIPS, Kettu
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -67,8 +68,16 @@ def mse_per_sample(
     if Target(target) is Target.EPSILON_SCALE:
         mse = mse / at_step(schedule, "noise_std", t, mse).square()
     if weighted:
-        mse = mse * torch.from_numpy(step_weights(schedule, target)).to(mse)[t]
+        mse = mse * step_weights_on(schedule, Target(target), mse.dtype, mse.device)[t]
     return mse
+
+
+@lru_cache(maxsize=64)
+def step_weights_on(
+    schedule: ShiftSchedule, target: Target, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Return w_t on a device, (T,). Kept there: a copy from the host at every step would make a GPU wait."""
+    return torch.from_numpy(step_weights(schedule, target)).to(device, dtype)
 
 
 class LossTerms(NamedTuple):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.distributed.tensor import DTensor
 
-from resshift.config import OptimConfig
+from resshift.config import OptimConfig, TrainConfig
 
 
 class Outcome(NamedTuple):
@@ -30,6 +30,11 @@ class Outcome(NamedTuple):
 
     grad_norm: Tensor
     finite: Tensor
+
+
+def run_learning_rate(step: int, optim: OptimConfig, train: TrainConfig) -> float:
+    """Return `learning_rate` of a run, with the factor of its batch size (`OptimConfig.lr_factor`)."""
+    return optim.lr_factor(train.batch_size) * learning_rate(step, optim, train.steps)
 
 
 def learning_rate(step: int, optim: OptimConfig, num_steps: int) -> float:

@@ -1,4 +1,4 @@
-"""FSDP2 for the networks of a run, and conversion between shards and whole tensors.
+"""FSDP2 and HSDP for the networks of a run, and conversion between shards and whole tensors.
 
 Weights, averages and moments are distributed over the workers. Checkpoints hold whole tensors, so a run can
 continue with another number of workers, or without sharding. `whole` is a collective operation: every worker
@@ -7,28 +7,70 @@ must call it, in the same order.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from resshift.config import ConfigError
 
-def shard(network: nn.Module, device: torch.device) -> nn.Module:
+
+def shard(
+    network: nn.Module,
+    device: torch.device,
+    way: Literal["fsdp", "hsdp"] = "fsdp",
+    gradient_dtype: Literal["fp32", "bf16"] = "fp32",
+) -> nn.Module:
     """Shard the parameters of a network in place, in one group for each member of its module lists, and
     return the network.
+
+    Args:
+        network: Network with the same weights on every worker.
+        device: Device of the network.
+        way: "fsdp" shards over all workers; "hsdp" over those of a node, and averages over the nodes.
+        gradient_dtype: Arithmetic in which gradients are averaged.
+
+    Raises:
+        ConfigError: The nodes have different numbers of workers, and "hsdp" was asked for.
     """
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    shape = mesh_shape(way, ranks_of_nodes(way))
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if gradient_dtype == "bf16" else None)
     for child in network.children():
         for stage in child if isinstance(child, nn.ModuleList) else ():
-            fully_shard(stage, mesh=mesh)
-    fully_shard(network, mesh=mesh)
+            fully_shard(stage, mesh=mesh, mp_policy=policy)
+    fully_shard(network, mesh=mesh, mp_policy=policy)
     return network
+
+
+def ranks_of_nodes(way: str) -> list[int]:
+    """Return for each worker how many workers its node has; with "fsdp" nodes do not count."""
+    num_ranks = dist.get_world_size()
+    if way == "fsdp":
+        return [num_ranks] * num_ranks
+    counts: list[Any] = [None] * num_ranks
+    dist.all_gather_object(counts, int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks)))
+    return counts
+
+
+def mesh_shape(way: str, ranks_of_nodes: list[int]) -> tuple[int, ...]:
+    """Return the shape of the mesh: (workers,), or (nodes, workers of a node), which replicates over the
+    first axis and shards over the second.
+    """
+    num_ranks, of_a_node = len(ranks_of_nodes), ranks_of_nodes[0]
+    if len(set(ranks_of_nodes)) > 1:
+        raise ConfigError(
+            f"train.parallel={way} needs equally many workers on every node, got "
+            f"{sorted(set(ranks_of_nodes))}: use fsdp or ddp"
+        )
+    return (num_ranks,) if of_a_node == num_ranks else (num_ranks // of_a_node, of_a_node)
 
 
 def synchronise_gradients(network: nn.Module, wanted: bool) -> None:

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from resshift import seeds
 from resshift.config import ModelConfig, OptimConfig, RunConfig, TrainConfig
@@ -28,8 +27,9 @@ from resshift.models import WeightsError
 from resshift.networks.conv_unet import ConvUNet, build_unet
 from resshift.networks.unet import UNetSwin
 from resshift.sampler import network_denoiser, sample
+from resshift.training.average import MovingAverage
 from resshift.training.losses import Objective
-from resshift.training.optimizer import Outcome, adamw, guarded_step, learning_rate, set_learning_rate
+from resshift.training.optimizer import Outcome, adamw, guarded_step, run_learning_rate, set_learning_rate
 from resshift.training.running_means import RunningMeans
 from resshift.training.sharding import load_optimizer, shard, sharded_like, synchronise_gradients, whole
 from resshift.training.slots import Slots
@@ -87,7 +87,7 @@ class TrainState:
     def __init__(
         self,
         networks: dict[str, nn.Module],
-        ema: AveragedModel,
+        ema: MovingAverage,
         optimizers: dict[str, torch.optim.Optimizer],
         scaler: GradScaler,
         means: RunningMeans,
@@ -139,7 +139,7 @@ class TrainState:
             "scaler": self.scaler.state_dict(),
             "tally": self.means.state_dict(),
             "step": self.step,
-            "ema_updates": int(self.ema.n_averaged),
+            "ema_updates": self.ema.updates,
         }
 
     def load_weights(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -159,7 +159,7 @@ class TrainState:
         self.scaler.load_state_dict(state["scaler"])
         self.means.load_state_dict(state["tally"], rank)
         self.step = state["step"]
-        self.ema.n_averaged.fill_(state["ema_updates"])
+        self.ema.updates = state["ema_updates"]
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
@@ -199,14 +199,20 @@ def distributed(network: nn.Module, train: TrainConfig, device: torch.device, nu
         network.compile(mode=train.compile)
     if num_ranks == 1:
         return network
-    if train.parallel == "fsdp":
-        return shard(network, device)
+    if train.parallel != "ddp":
+        return shard(network, device, train.parallel, train.gradient_dtype)
     # Gradients are views of the buckets that are sent, which saves a copy of every gradient. Buffers are
     # masks and indices, which are the same on all workers.
     ids = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(
+    wrapped = DistributedDataParallel(
         network, gradient_as_bucket_view=True, broadcast_buffers=False, device_ids=ids
     )
+    if train.gradient_dtype == "bf16":
+        # Imported here: it loads every hook that torch has.
+        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+        wrapped.register_comm_hook(None, bf16_compress_hook)
+    return wrapped
 
 
 def build_state(
@@ -226,10 +232,9 @@ def build_state(
     first, _ = next(iter(networks.values()))
     device = next(first.parameters()).device
     # The average is made before the network is wrapped: a sharded network cannot be copied.
-    ema = AveragedModel(first, multi_avg_fn=get_ema_multi_avg_fn(train.ema_decay)).requires_grad_(False)
-    ema.eval()
-    if num_ranks > 1 and train.parallel == "fsdp":
-        shard(ema.module, device)
+    ema = MovingAverage(first, train.ema_decay)
+    if num_ranks > 1 and train.parallel != "ddp":
+        shard(ema.module, device, train.parallel)
     wrapped = {
         name: distributed(network, train, device, num_ranks) for name, (network, _) in networks.items()
     }
@@ -327,12 +332,12 @@ class DiffusionLearner:
             The terms named by `TERMS`, and the outcome.
         """
         state, train = self.state, self.config.train
-        set_learning_rate(state.optimizer, learning_rate(state.step, self.config.optim, train.steps))
+        set_learning_rate(state.optimizer, run_learning_rate(state.step, self.config.optim, train))
         state.network.train()
         terms = self.backward(batch)
         outcome = guarded_step(state.optimizer, self.config.optim.clip_norm, state.scaler)
         # Also after a skipped step, so that nothing needs to be read from the device.
-        state.ema.update_parameters(unwrapped(state.network))
+        state.ema.update(unwrapped(state.network))
         state.step += 1
         return StepResult(terms, outcome)
 
@@ -358,7 +363,7 @@ class DiffusionLearner:
                 return self.state.ema.module(*inputs).float()
 
         with autocast(lq.device, dtype):
-            start = self.objective.start(self.state.ema, lq)
+            start = self.objective.start(self.state.ema.module, lq)
             y0 = self.objective.first_stage.encode(start).float()
         schedule = self.objective.schedule
         x0 = sample(

@@ -20,7 +20,7 @@ from resshift.config import (
     to_dict,
     with_settings,
 )
-from resshift.networks.config import ForeignConfig, RegressionConfig
+from resshift.networks.config import ForeignConfig, RegressionConfig, UNetConfig
 from resshift.presets import PRESETS, preset
 from resshift.schedule import ShiftSchedule
 
@@ -50,6 +50,7 @@ def test_settings_take_the_type_of_their_field(setting: str, section: str, field
 
 def test_settings_reach_nested_sections_and_the_last_one_wins() -> None:
     config = with_settings(preset("tiny-x4"), ["model.unet.dropout=0.1", "train.steps=1", "train.steps=2"])
+    assert isinstance(config.model.unet, UNetConfig)
     assert (config.model.unet.dropout, config.train.steps) == (0.1, 2)
 
 
@@ -115,6 +116,7 @@ def test_every_mutable_field_exists_and_leaves_the_fingerprint_alone() -> None:
     assert values.keys() >= MUTABLE_FIELDS
     choices = {
         "train.parallel": "fsdp",
+        "train.gradient_dtype": "bf16",
         "train.compile": "default",
         "validation.best": "ssim_y",
         "train.milestone_every": "7",
@@ -125,7 +127,7 @@ def test_every_mutable_field_exists_and_leaves_the_fingerprint_alone() -> None:
             str(not value).lower()
             if isinstance(value, bool)
             else "7"
-            if isinstance(value, int)
+            if isinstance(value, int | float)
             else "/elsewhere"
         )
         changed = with_settings(config, [f"{name}={choices.get(name, other)}"])
@@ -190,6 +192,7 @@ def test_released_presets_have_the_released_numbers() -> None:
         [0.02, 0.117165, 0.176305], abs=1e-6
     )
     x2 = preset("realsr-x2-s4")
+    assert isinstance(x2.model.unet, UNetConfig)
     assert (x2.model.scale, x2.model.unet.lq_size, x2.degradation.scale) == (2, 128, 2)
     assert preset("bicubic-x4-s4").degradation.kind == "bicubic"
 
