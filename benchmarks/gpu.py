@@ -8,6 +8,9 @@ Start it with `benchmarks/gpu.sh`, which finds Python and the package. Sections,
                (64x64 in, 256x256 out)
     training   the optimiser step of realsr-x4-s4, with and without the LPIPS term
     tiny       inference and training of tiny-x4
+    feeding    training steps on batches from the host (`pipelines.training.feeding`), and the same steps on
+               a batch that is on the device: what copies cost, and how long the loop waits for them
+    upscale    whole pictures through `Upscaler`, tiles, noise and colour fix included: seconds a megapixel
     together   small pictures alone and with shared calls (`together.py`): speed ratio and identical bytes
     compile    the best of the above under torch.compile
 
@@ -30,6 +33,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import parity
 import record
 import torch
@@ -39,6 +43,7 @@ from together import compare
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipelines.training.feeding import Batch, feed
 from resshift.config import LossConfig, RunConfig
 from resshift.metrics.lpips import Lpips
 from resshift.networks.autoencoder import FirstStage, build_first_stage
@@ -48,6 +53,7 @@ from resshift.sampler import network_denoiser, sample
 from resshift.schedule import ShiftSchedule
 from resshift.training.losses import Objective
 from resshift.training.step import DiffusionLearner, build_network
+from resshift.upscaler import Upscaler
 
 Terms = tuple[str, LossConfig, Lpips | None]
 STAGES = ("encode", "unet", "decode", "chain")
@@ -68,6 +74,8 @@ class Run:
     ceilings: dict[str, float] = field(default_factory=dict)
     inference: list[dict[str, Any]] = field(default_factory=list)
     training: list[dict[str, Any]] = field(default_factory=list)
+    feeding: list[dict[str, Any]] = field(default_factory=list)
+    upscale: list[dict[str, Any]] = field(default_factory=list)
     together: list[dict[str, Any]] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -441,6 +449,77 @@ def run_tiny(run: Run, options: argparse.Namespace) -> None:
         time_training(run, "tiny-x4", (2,) if run.short else (16, 64, 256), "contiguous", objective)
 
 
+def run_feeding(run: Run, options: argparse.Namespace) -> None:
+    sizes = [("tiny-x4", 2)] if run.short else [("tiny-x4", 64), ("tiny-x4", 256), ("realsr-x4-s4", 12)]
+    for name, micro_batch in sizes:
+        if run.has_time(f"feeding {name}"):
+            row = {"preset": name, "micro_batch": micro_batch}
+            run.feeding.append(row | run.attempt(partial(time_feeding, run, name, micro_batch)))
+
+
+def time_feeding(run: Run, name: str, micro_batch: int) -> dict[str, Any]:
+    """Time the steps of a preset (MSE alone) on one batch that stays on the device, and on batches from the
+    host.
+    """
+    loss = replace(preset(name).loss, mse=1.0, lpips=0.0, lattice=0.0)
+    config = train_config(name, loss, micro_batch, run.device)
+    set_precision(config.train.precision)
+    unet, first_stage = build_networks(name, run.device, "channels_last")
+    learner = DiffusionLearner(
+        config, unet.requires_grad_(True), Objective(config.model, loss, cast(FirstStage, first_stage))
+    )
+    pairs = random_pairs(config, run.device)
+    resident_s = run.time(lambda: learner.step(pairs)).median_s
+    num_steps = max(4, min(200, int((1 if run.short else 4) / resident_s)))
+
+    def batches() -> Iterator[Batch]:
+        made = {column: value.cpu().numpy() for column, value in pairs.items()}
+        while True:
+            yield made
+
+    source: Any = (batch for batch in batches())
+    waited_s, started = 0.0, time.perf_counter()
+    for fed in feed(source, run.device, num_steps):
+        learner.step(fed.pictures)
+        waited_s += fed.waited_s
+    if run.device.type == "cuda":
+        torch.cuda.synchronize(run.device)
+    elapsed_s = time.perf_counter() - started
+    return {
+        "status": "ok",
+        "steps": num_steps,
+        "ms_on_device": resident_s * 1e3,
+        "ms_fed": elapsed_s / num_steps * 1e3,
+        "data_wait": waited_s / elapsed_s,
+        "samples_per_s": num_steps * micro_batch / elapsed_s,
+    }
+
+
+def run_upscale(run: Run, options: argparse.Namespace) -> None:
+    cases = [("tiny-x4", 64)] if run.short else [("tiny-x4", 1024), ("realsr-x4-s4", 512)]
+    for name, side_px in cases:
+        if run.has_time(f"upscale {name}", 3 * RESERVE_S):
+            row = {"preset": name, "side_px": side_px}
+            run.upscale.append(row | run.attempt(partial(time_upscale, run, name, side_px)))
+
+
+def time_upscale(run: Run, name: str, side_px: int) -> dict[str, Any]:
+    """Time a picture of noise through an `Upscaler` with random weights."""
+    config = preset(name)
+    unet, first_stage = (deepcopy(network) for network in random_networks(name))
+    up = Upscaler(config.model, unet, cast(Any, first_stage), device=run.device)
+    picture = np.random.default_rng(0).integers(0, 256, (side_px, side_px, 3), np.uint8)
+    seconds = run.time(lambda: up(picture)).median_s
+    megapixels = (side_px * config.model.scale) ** 2 / 1e6
+    on_gpu = run.device.type == "cuda"
+    return {
+        "status": "ok",
+        "precision": str(up.dtype).removeprefix("torch."),
+        "s_per_mp": seconds / megapixels,
+        "peak_memory_gib": torch.cuda.max_memory_allocated(run.device) / 2**30 if on_gpu else None,
+    }
+
+
 def run_together(run: Run, options: argparse.Namespace) -> None:
     """Compare small pictures alone and together.
 
@@ -485,6 +564,8 @@ SECTIONS: dict[str, Callable[[Run, argparse.Namespace], None]] = {
     "inference": run_inference,
     "training": run_training,
     "tiny": run_tiny,
+    "feeding": run_feeding,
+    "upscale": run_upscale,
     "together": run_together,
     "compile": run_compile,
 }
@@ -546,8 +627,10 @@ def print_new(run: Run, section: str, before: tuple[int, int]) -> None:
         print(parity_table(run))
     if section == "ceilings":
         print(record.table(("ceiling", "measured"), list(run.ceilings.items())))
-    if section == "together" and run.together:
-        print(record.table(list(run.together[0]), [list(row.values()) for row in run.together]))
+    tables = {"feeding": run.feeding, "upscale": run.upscale, "together": run.together}
+    if found := tables.get(section):
+        columns = list(dict.fromkeys(key for row in found for key in row))
+        print(record.table(columns, [[row.get(column) for column in columns] for row in found]))
     if rows := run.inference[before[0] :]:
         print(inference_table(rows))
     if rows := run.training[before[1] :]:
@@ -562,7 +645,12 @@ def best(rows: Sequence[dict[str, Any]], **wanted: object) -> dict[str, Any] | N
         if row["status"] == "ok" and all(row[key] == value for key, value in wanted.items())
     ]
     row = max(fitting, key=lambda row: row["images_per_s"], default=None)
-    return row and {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
+    return row and rounded(row)
+
+
+def rounded(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row whose numbers have four decimals."""
+    return {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
 
 
 def summary(run: Run) -> dict[str, Any]:
@@ -577,6 +665,8 @@ def summary(run: Run) -> dict[str, Any]:
         "ceilings": {key: round(value, 2) for key, value in run.ceilings.items()},
         "best_inference": {name: best(run.inference, preset=name, stage="chain") for name in presets},
         "best_training": {name: best(run.training, preset=name) for name in presets},
+        "feeding": [rounded(row) for row in run.feeding],
+        "upscale": [rounded(row) for row in run.upscale],
         "failed": run.failed,
         "dropped": run.dropped,
         "notes": run.notes,
@@ -657,6 +747,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "inference": run.inference,
                 "training": run.training,
                 "together": run.together,
+                "feeding": run.feeding,
+                "upscale": run.upscale,
             }
             record.write(path, head | {"seconds": time.monotonic() - started} | summary(run) | rows)
     for line in (*run.notes, *(f"dropped: {what}" for what in run.dropped)):
