@@ -43,10 +43,11 @@ class SleepingPairs:
         import numpy as np
 
         if self._file is None:  # most processes make no pairs
-            with (self._counts / str(os.getpid())).open("w+b") as file:
-                file.write(bytes(8))
-                file.flush()
+            begun = self._counts.with_name(f"begun-{os.getpid()}")
+            begun.write_bytes(bytes(8))
+            with begun.open("r+b") as file:
                 self._file = mmap.mmap(file.fileno(), 8)
+            begun.rename(self._counts / str(os.getpid()))  # whoever finds it finds eight bytes
         wanted = max(0.0, self._seconds - self._debt)
         started = time.perf_counter()
         time.sleep(wanted)
