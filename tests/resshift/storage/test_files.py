@@ -262,7 +262,7 @@ def test_local_write_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
-    assert reason_of(lambda: write_bytes(str(target), b"new")) is StorageReason.UNAVAILABLE
+    assert reason_of(lambda: write_bytes(str(target), b"new")) is StorageReason.FULL
     assert target.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.bin"]
 
