@@ -26,7 +26,17 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipelines.command import Exit, UsageError, add_model, connect_to_ray, model_of, parser, run
+from pipelines.command import (
+    Exit,
+    UsageError,
+    add_model,
+    add_sampling,
+    connect_to_ray,
+    model_of,
+    parser,
+    run,
+    sampling_of,
+)
 
 if TYPE_CHECKING:
     from pipelines.evaluation.protocols import Protocol
@@ -48,9 +58,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--out", required=True, metavar="REPORT_DIR")
     add("--merge", nargs="+", metavar="REPORT_DIR", help="merge reports of parts instead of evaluating")
     add("--protocol", help="imagenet-test, realsr or bicubic-x4 (default: none, border 0)")
-    add("--seed", type=int, default=0)
-    add("--steps", type=int, metavar="S", help="steps of the chain (default: as in training)")
-    add("--tile", type=int, metavar="PX", help="side of a tile in input pixels (default: chosen, up to 256)")
+    add_sampling(options)
     told = "pixels cut from the outputs before measuring (default: the protocol's, or 0)"
     add("--border", type=int, metavar="PX", help=told)
     told = "also measure LPIPS (default: the protocol's; squeeze when a trunk is given)"
@@ -94,7 +102,7 @@ def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
     from pipelines.evaluation import evaluate as evaluation
     from pipelines.evaluation import results
     from pipelines.progress import Progress, shown
-    from resshift.config import Sampling
+    from resshift.config import ModelConfig
     from resshift.models import locate_model
 
     name = model_of(options.model, options)
@@ -110,8 +118,9 @@ def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
         raise UsageError(
             f"--border must not be negative and --replicas at least 1, got {border} and {options.replicas}"
         )
-    sampling = Sampling(seed=options.seed, steps=options.steps, tile_px=options.tile)
-    sampling.check_for(model.name, model.config.steps, model.config.smallest_tile_px)
+    sampling = sampling_of(options)
+    has_estimate = isinstance(model.config, ModelConfig) and model.config.has_estimate
+    sampling.check_for(model.name, model.config.steps, model.config.smallest_tile_px, has_estimate)
     if other is not None and other.config.scale != model.config.scale:
         raise UsageError(
             f"{options.against} enlarges {other.config.scale} times, {options.model} {model.config.scale} "

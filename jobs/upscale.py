@@ -30,7 +30,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipelines.command import Exit, UsageError, add_model, connect_to_ray, min_max, model_of, parser, run
+from pipelines import command
+from pipelines.command import Exit, UsageError, parser, run
 
 if TYPE_CHECKING:
     from pipelines.bulk.job import Job
@@ -45,14 +46,12 @@ def arguments() -> argparse.ArgumentParser:
     formats = ["keep", "png", "jpeg", "webp", "tiff", "avif", "jxl"]
     add("source", metavar="SRC", help="folder or s3:// prefix")
     add("target", metavar="DST", help="folder or s3:// prefix for outputs and ledger, not inside SRC")
-    add_model(options, default="tiny-x4")
+    command.add_model(options, default="tiny-x4")
     add("--outscale", type=float, help="scale of the result (default: the model's)")
-    add("--steps", type=int, help="steps of the chain; fewer cost less (default: the model's)")
+    command.add_sampling(options)
     add("--format", default="png", choices=formats, help="keep: as the input")
     add("--quality", type=int, default=95, help="quality of jpeg, webp, avif, jxl (default 95)")
     add("--name", default="{dir}/{stem}_x{scale}.{ext}", help="template of output names")
-    add("--seed", type=int, default=0, help="seed of the noise; same seed, same bytes (default 0)")
-    add("--tile", type=int, metavar="PX", help="side of a tile in input pixels (default: chosen, up to 256)")
     add("--max-megapixels", type=float, default=25.0, help="refuse larger inputs (default 25)")
     add("--include", action="append", default=[], metavar="GLOB", help="only these keys; * also matches /")
     add("--exclude", action="append", default=[], metavar="GLOB", help="not these; overrides --include")
@@ -76,13 +75,13 @@ def request_of(flags: argparse.Namespace) -> BulkRequest:
     """Return the request that the flags describe."""
     from pipelines.bulk.request import BulkRequest
     from pipelines.bulk.settings import BulkSettings
-    from resshift.config import Sampling, with_settings
+    from resshift.config import with_settings
 
     return BulkRequest(
         source=flags.source,
         target=flags.target,
-        model=model_of(flags.model, flags),
-        sampling=Sampling(seed=flags.seed, outscale=flags.outscale, steps=flags.steps, tile_px=flags.tile),
+        model=command.model_of(flags.model, flags),
+        sampling=command.sampling_of(flags, flags.outscale),
         format=flags.format,
         quality=flags.quality,
         name=flags.name,
@@ -101,7 +100,7 @@ def upscale(options: argparse.Namespace) -> Exit:
     """Run the job, or report on it."""
     from pipelines.ledger.lease import held
 
-    request, replicas = request_of(options), min_max("--replicas", options.replicas)
+    request, replicas = request_of(options), command.min_max("--replicas", options.replicas)
     if options.status or options.verify:
         from pipelines.ledger.ledger import read_job
 
@@ -172,7 +171,7 @@ def work(request: BulkRequest, job: Job, worklist: Worklist, kind: str, replicas
 
     ledger.begin_job(request.target, job.record(), request.settings.target)
     if worklist.has_work():
-        connect_to_ray(num_cpus=replicas[1] + 4)
+        command.connect_to_ray(num_cpus=replicas[1] + 4)
         engines = {"serve": ServeEngine, "actors": ActorEngine}
         engine = engines[kind](engine_options(job.outputs, replicas, request.settings.engine))
         try:

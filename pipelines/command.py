@@ -9,12 +9,15 @@ import logging
 import os
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resshift.command import Exit as Exit
 from resshift.command import UsageError as UsageError
 from resshift.command import exit_code
 from resshift.command import parser as parser
+
+if TYPE_CHECKING:
+    from resshift.config import Sampling
 
 
 def check_places(source: str, target: str, made: str) -> None:
@@ -56,6 +59,28 @@ def model_of(model: str, flags: argparse.Namespace) -> str:
     from resshift.models import model_with
 
     return model_with(model, flags.preset, flags.first_stage)
+
+
+def add_sampling(options: argparse.ArgumentParser) -> None:
+    """Add the flags of `Sampling` that every command with a model has."""
+    add = options.add_argument
+    add("--steps", type=int, help="steps of the chain; fewer cost less (default: the model's)")
+    add("--fidelity", type=float, metavar="F", help="0, the model, to 1, which invents nothing (default: 0)")
+    add("--seed", type=int, default=0, help="seed of the noise; same seed, same bytes (default 0)")
+    add("--tile", type=int, metavar="PX", help="side of a tile in input pixels (default: chosen, up to 256)")
+
+
+def sampling_of(flags: argparse.Namespace, outscale: float | None = None) -> Sampling:
+    """Return the flags of `add_sampling` as a value."""
+    from resshift.config import Sampling
+
+    return Sampling(
+        seed=flags.seed,
+        outscale=outscale,
+        steps=flags.steps,
+        fidelity=flags.fidelity,
+        tile_px=flags.tile,
+    )
 
 
 def min_max(flag: str, text: str, least: int = 1) -> tuple[int, int]:

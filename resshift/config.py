@@ -134,6 +134,11 @@ class ModelConfig:
         return self.unet.smallest_tile * self.unet.lq_ratio
 
     @property
+    def has_estimate(self) -> bool:
+        """Whether the chain starts from the estimate of a regression network."""
+        return isinstance(self.unet, ConvUNetConfig) and self.unet.regression is not None
+
+    @property
     def size_multiple_px(self) -> int:
         """Number that the sides of a tile are multiples of, in input pixels."""
         return self.unet.size_multiple * self.unet.lq_ratio
@@ -178,6 +183,8 @@ class Sampling:
             model.
         steps: Number of steps of the reverse chain, from 1 to the number that the model was trained with;
             None is all of them. Fewer steps take less time.
+        fidelity: Share f of the estimate of g, for models whose chain starts from y0 = encode(g(lq)): the
+            last x0 becomes (1 - f) x0 + f y0. 0 or None is the model, 1 is g alone, which invents nothing.
         tile_px: Longest side of a tile in input pixels; None is the fastest size, up to 256. Smaller tiles
             need less memory. A picture that is not larger than a tile is computed whole.
         tile_batch: Number of tiles in one call of the network on a GPU, which several pictures may share
@@ -191,6 +198,7 @@ class Sampling:
     seed: int = 0
     outscale: float | None = None
     steps: int | None = None
+    fidelity: float | None = None
     tile_px: int | None = None
     tile_batch: int | None = None
 
@@ -203,22 +211,29 @@ class Sampling:
         is_number = isinstance(self.outscale, int | float)
         if self.outscale is not None and not (is_number and 0 < self.outscale <= MAX_OUTSCALE):
             raise OptionError("outscale", f"must be a number in (0, {MAX_OUTSCALE}], got {self.outscale!r}")
+        is_share = isinstance(self.fidelity, int | float)
+        if self.fidelity is not None and not (is_share and 0 <= self.fidelity <= 1):
+            raise OptionError("fidelity", f"must be a number in [0, 1], got {self.fidelity!r}")
         if self.tile_batch is not None and self.tile_batch < 1:
             raise OptionError("tile_batch", f"must be at least 1, got {self.tile_batch}")
 
-    def check_for(self, model: str, steps: int, smallest_tile_px: int) -> None:
+    def check_for(self, model: str, steps: int, smallest_tile_px: int, has_estimate: bool = False) -> None:
         """Check the options against a model.
 
         Args:
             model: Name of the model, for the message.
             steps: Number of steps that the model was trained with.
             smallest_tile_px: Side of its smallest tile, from the model's configuration.
+            has_estimate: Whether its chain starts from the estimate of a regression network.
 
         Raises:
             OptionError: A value is not allowed for the model.
         """
         if self.steps is not None and not 1 <= self.steps <= steps:
             raise OptionError("steps", f"must lie in 1 to {steps} for {model}, got {self.steps}")
+        if self.fidelity and not has_estimate:
+            message = f"must be 0 for {model}, which has no regression network, got {self.fidelity:g}"
+            raise OptionError("fidelity", message)
         if self.tile_px is not None and self.tile_px < smallest_tile_px:
             message = f"must be at least {smallest_tile_px} for {model}, got {self.tile_px}"
             raise OptionError("tile_px", message)

@@ -190,6 +190,7 @@ class Upscaler:
         seed: int = 0,
         outscale: float | None = None,
         steps: int | None = None,
+        fidelity: float | None = None,
         tile_px: int | None = None,
         tile_batch: int | None = None,
     ) -> Pixels:
@@ -201,6 +202,7 @@ class Upscaler:
             seed: Seed of the noise; the same seed gives the same pixels. Without a chain there is no noise.
             outscale: Sides of the result over sides of the input, in (0, 16]; default: the model's own scale.
             steps: Steps of the chain, see `Sampling`.
+            fidelity: From 0, the model, to 1, which invents nothing, see `Sampling`.
             tile_px: Longest side of a tile in input pixels, see `Sampling`.
             tile_batch: Number of tiles in one call of the network on a GPU, see `Sampling`.
 
@@ -211,7 +213,14 @@ class Upscaler:
         Raises:
             ValueError: The image or an option is not usable; the message names the value and what is allowed.
         """
-        sampling = Sampling(seed=seed, outscale=outscale, steps=steps, tile_px=tile_px, tile_batch=tile_batch)
+        sampling = Sampling(
+            seed=seed,
+            outscale=outscale,
+            steps=steps,
+            fidelity=fidelity,
+            tile_px=tile_px,
+            tile_batch=tile_batch,
+        )
         if isinstance(image, Image.Image):
             return images.to_pil(self.upscale(images.from_pil(image), sampling))
         result = images.to_array(self.upscale(images.from_array(image), sampling))
@@ -299,7 +308,8 @@ class Upscaler:
         Raises:
             ValueError: The model cannot do what `sampling` says.
         """
-        sampling.check_for("this model", self.config.steps, self.config.smallest_tile_px)
+        has_estimate = isinstance(self.config, ModelConfig) and self.config.has_estimate
+        sampling.check_for("this model", self.config.steps, self.config.smallest_tile_px, has_estimate)
         asked = None if sampling.tile_px is None else sampling.tile_px // self.renderer.ratio
         limits = [side for side in (self.renderer.backoff.longest, asked) if side is not None]
         return self.renderer.plan(height, width, min(limits, default=None))

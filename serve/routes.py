@@ -182,6 +182,7 @@ async def models(request: Request, asking: Asking) -> dict[str, Any]:
             "scale": model.facts.scale,
             "outscale": [model.facts.scale] if model.facts.has_one_scale else f"(0, {MAX_OUTSCALE}]",
             "steps": model.facts.steps,
+            "fidelity": model.facts.has_estimate,
             "ready": service.pictures.readiness[name].is_ready,
         }
         for name, model in service.pictures.models.items()

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Protocol
 from pipelines.bulk.nearest import nearest_model
 from resshift import seeds
 from resshift.allocator import keep_freed_pages
-from resshift.config import OptionError, Sampling
+from resshift.config import ModelConfig, OptionError, Sampling
 from resshift.images import Picture
 from resshift.images.animation import Frames
 from resshift.models import locate_model
@@ -63,6 +63,7 @@ class ModelFacts:
         smallest_tile_px: Side of the smallest tile in input pixels.
         steps: Steps of the chain that the model was trained with.
         has_one_scale: Whether no `outscale` but this scale can be asked for.
+        has_estimate: Whether it has a `fidelity`, see `Sampling`.
     """
 
     name: str
@@ -71,6 +72,7 @@ class ModelFacts:
     smallest_tile_px: int
     steps: int
     has_one_scale: bool = False
+    has_estimate: bool = False
 
     def check(self, sampling: Sampling) -> None:
         """Refuse what this model cannot do.
@@ -81,7 +83,7 @@ class ModelFacts:
         if self.has_one_scale and sampling.outscale not in (None, self.scale):
             message = f"must be {self.scale} for {self.name}, got {sampling.outscale:g}"
             raise OptionError("outscale", message)
-        sampling.check_for(self.name, self.steps, self.smallest_tile_px)
+        sampling.check_for(self.name, self.steps, self.smallest_tile_px, self.has_estimate)
 
 
 def describe_model(name: str) -> ModelFacts:
@@ -103,6 +105,7 @@ def describe_model(name: str) -> ModelFacts:
         config.scale,
         config.smallest_tile_px,
         config.steps,
+        has_estimate=isinstance(config, ModelConfig) and config.has_estimate,
     )
 
 

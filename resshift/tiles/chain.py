@@ -50,6 +50,7 @@ class Networks:
     device: torch.device
     dtype: torch.dtype = torch.float32
     backoff: Backoff = field(default_factory=Backoff)
+    fidelity: float = 0.0
 
     @property
     def unshuffles(self) -> bool:
@@ -78,7 +79,11 @@ class Networks:
             return self.backoff.call(self.first_stage.decode, latent).float()
 
     def predict_x0(self, x_t: Tensor, y0: Tensor, lq: Tensor, t: Tensor) -> Tensor:
-        """Predict x0 of a batch of tiles, each at the step of index t, int64 (n,)."""
+        """Predict x0 of a batch of tiles, each at the step of index t, int64 (n,). The last prediction is
+        mixed with y0, see `Sampling.fidelity`.
+        """
+        if self.fidelity == 1:
+            return y0  # what the steps before it make of it has no share
         config = self.config
 
         def predict(x_t: Tensor, y0: Tensor, lq: Tensor, t: Tensor) -> Tensor:
@@ -93,7 +98,10 @@ class Networks:
             )(x_t, t)
 
         with autocast(self.device, self.dtype):
-            return self.backoff.call(predict, x_t, y0, lq, t).float()
+            x0 = self.backoff.call(predict, x_t, y0, lq, t).float()
+        if not self.fidelity:
+            return x0
+        return torch.where((t == 0)[:, None, None, None], torch.lerp(x0, y0, self.fidelity), x0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -344,7 +352,9 @@ class Chain:
     device: torch.device
     dtype: torch.dtype = torch.float32
     backoff: Backoff = field(default_factory=Backoff)
-    _networks: dict[int, Networks] = field(default_factory=dict[int, Networks], init=False)
+    _networks: dict[tuple[int, float], Networks] = field(
+        default_factory=dict[tuple[int, float], Networks], init=False
+    )
 
     def __post_init__(self) -> None:
         self.schedule = ShiftSchedule.from_config(self.config.schedule)
@@ -362,7 +372,7 @@ class Chain:
         """Noise leaves the low band a little off (`resshift.tiles.colour_fix`)."""
         return True
 
-    def networks(self, steps: int | None = None) -> Networks:
+    def networks(self, steps: int | None = None, fidelity: float | None = None) -> Networks:
         """Return what a chain of `steps` (default: all) computes with.
 
         Raises:
@@ -370,8 +380,9 @@ class Chain:
         """
         # Kept: tables on the device are cached by schedule, and pictures share the calls of one object.
         steps = self.schedule.steps if steps is None else steps
-        if steps not in self._networks:
-            self._networks[steps] = Networks(
+        key = steps, float(fidelity or 0)
+        if key not in self._networks:
+            self._networks[key] = Networks(
                 self.config,
                 self.unet,
                 self.first_stage,
@@ -379,8 +390,9 @@ class Chain:
                 self.device,
                 self.dtype,
                 self.backoff,
+                key[1],
             )
-        return self._networks[steps]
+        return self._networks[key]
 
     def plan(self, height: int, width: int, longest: int | None) -> TilePlan:
         """Return the tiles of a picture of height x width pixels."""
@@ -410,7 +422,7 @@ class Chain:
         batch: int | None = None,
     ) -> Work[None]:
         """Compute a picture, once."""
-        networks = self.networks(sampling.steps)
+        networks = self.networks(sampling.steps, sampling.fidelity)
         if noise is None:
             noise = NoiseField(int(sampling.seed), "upscale", channels=self.first_stage.channels).window
         yield from row_chain(

@@ -33,6 +33,9 @@ class PictureOptions(BaseModel):
         int | None,
         Field(ge=1, description="of the chain, at most the model's own, the default; fewer cost less"),
     ] = None
+    fidelity: Annotated[
+        float | None, Field(ge=0, le=1, description="0, the model, to 1, which invents nothing; default: 0")
+    ] = None
     seed: Annotated[Seed, Field(description="same seed, same pixels")] = 0
     format: Annotated[Format | None, Field(description="of the result; default: by `Accept`, else png")] = (
         None
@@ -46,7 +49,7 @@ class PictureOptions(BaseModel):
     @property
     def sampling(self) -> Sampling:
         """How the pixels are made."""
-        return Sampling(seed=self.seed, outscale=self.outscale, steps=self.steps)
+        return Sampling(seed=self.seed, outscale=self.outscale, steps=self.steps, fidelity=self.fidelity)
 
 
 class BulkBody(BaseModel):
@@ -65,6 +68,9 @@ class BulkBody(BaseModel):
     ] = None
     steps: Annotated[
         int | None, Field(description="of the chain, from 1 to the model's own, the default; fewer cost less")
+    ] = None
+    fidelity: Annotated[
+        float | None, Field(description="0, the model, to 1, which invents nothing; default: 0")
     ] = None
     format: Annotated[OutputFormat, Field(description="of outputs; keep: as the input's extension")] = (
         BulkRequest.format
@@ -97,7 +103,13 @@ class BulkBody(BaseModel):
             source=self.source,
             target=self.target,
             model=self.model or default_model,
-            sampling=Sampling(seed=self.seed, outscale=self.outscale, steps=self.steps, tile_px=self.tile),
+            sampling=Sampling(
+                seed=self.seed,
+                outscale=self.outscale,
+                steps=self.steps,
+                fidelity=self.fidelity,
+                tile_px=self.tile,
+            ),
             format=self.format,
             quality=self.quality,
             name=self.name,

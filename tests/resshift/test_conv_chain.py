@@ -106,6 +106,45 @@ def test_tiles_give_nearly_the_whole_picture(steps: int) -> None:
     assert up.upscale(source, Sampling(tile_px=64)).pixels.tobytes() == tiled.astype(np.uint8).tobytes()
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_fidelity_mixes_the_model_with_g(steps: int) -> None:
+    """0 is the model and 1 is encode(g(lq)), byte for byte; halfway, the latent is their mean."""
+    config = model(steps)
+    up = Upscaler(config, trained(config), device="cpu")
+    source = picture(40, 32)
+    plain, zero, half, one = (
+        up.upscale(source, Sampling(fidelity=fidelity)).pixels for fidelity in (None, 0, 0.5, 1)
+    )
+    assert zero.tobytes() == plain.tobytes()
+    assert one.tobytes() != plain.tobytes()
+    lq = torch.from_numpy(source.pixels.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    networks = up.chain.networks()
+    y0 = networks.estimate(lq)
+    t = torch.zeros(1, dtype=torch.int64)
+    x_t = y0 + 0.05
+    x0 = networks.predict_x0(x_t, y0, lq, t)
+    mixed = up.chain.networks(fidelity=0.25)
+    torch.testing.assert_close(mixed.predict_x0(x_t, y0, lq, t), 0.75 * x0 + 0.25 * y0)
+    if steps > 1:
+        assert torch.equal(mixed.predict_x0(x_t, y0, lq, t + 1), networks.predict_x0(x_t, y0, lq, t + 1))
+    assert torch.equal(up.chain.networks(fidelity=1).predict_x0(x_t, y0, lq, t), y0)
+    # Away from clipping and rounding the pictures are mixed as the latents are.
+    mean = (plain.astype(float) + one.astype(float)) / 2
+    unclipped = (np.minimum(plain, one) > 20) & (np.maximum(plain, one) < 235)
+    assert np.abs(half - mean)[unclipped].max() <= 2
+
+
+def test_a_fidelity_that_a_model_cannot_have_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"fidelity must be a number in \[0, 1\], got 1.5"):
+        Sampling(fidelity=1.5)
+    up = Upscaler.from_pretrained("tiny-x4", device="cpu")
+    with pytest.raises(
+        ValueError, match="fidelity must be 0 for this model, which has no regression network"
+    ):
+        up.upscale(picture(8, 8), Sampling(fidelity=0.5))
+    assert up.upscale(picture(8, 8), Sampling(fidelity=0)).pixels.shape == (32, 32, 3)
+
+
 def test_another_seed_changes_a_chain_of_two_steps() -> None:
     config = model(2)
     up = Upscaler(config, trained(config), device="cpu")
