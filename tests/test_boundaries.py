@@ -94,7 +94,8 @@ def private_names_of_ray(path: Path) -> Iterator[str]:
                 if re.search(r"^ray\b.*\._", name):
                     yield name
         elif isinstance(node, ast.Attribute) and uses_ray and re.match(r"_[a-z]", node.attr):
-            if ast.unparse(node.value) not in ("self", "cls", "os") and node.attr not in own:
+            public = own | {"_replace", "_asdict", "_fields"}  # the last three are those of named tuples
+            if ast.unparse(node.value) not in ("self", "cls", "os") and node.attr not in public:
                 yield ast.unparse(node)
         elif isinstance(node, ast.Call):
             yield from (one.arg for one in node.keywords if one.arg and one.arg.startswith("_"))
