@@ -23,8 +23,8 @@ from resshift import Upscaler
 from resshift.models import WeightsError, locate_model
 from resshift.models.published import RELEASED
 from resshift.networks.autoencoder import VQAutoencoder, build_first_stage
+from resshift.networks.conv_unet import build_unet
 from resshift.networks.recognition import inspect
-from resshift.networks.unet import UNetSwin
 from resshift.presets import preset
 
 # Wrappings in which releases and their training write a state dict.
@@ -48,7 +48,7 @@ def tried(name: str, directory: Path, wrapping: str) -> tuple[str, ...]:
     config = preset(released.preset).model
     torch.manual_seed(0)
     unet, stage = directory / "weights-a.pth", directory / "weights-b.pth"
-    num_keys = save(UNetSwin(config.unet), unet, wrapping)
+    num_keys = save(build_unet(config.unet), unet, wrapping)
     autoencoder = build_first_stage(config.first_stage)
     assert isinstance(autoencoder, VQAutoencoder)
     num_stage_keys = save(autoencoder, stage, "raw")

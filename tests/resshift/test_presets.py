@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from resshift.config import ConfigError
-from resshift.networks.unet import UNetSwin
+from resshift.networks.config import UNetConfig
+from resshift.networks.conv_unet import build_unet
 from resshift.presets import PRESETS, preset
 from resshift.schedule import ScheduleConfig, ShiftSchedule, Target
 
@@ -16,7 +17,7 @@ VQ_PRESETS = ["realsr-x4-s15", "realsr-x4-s4", "realsr-x2-s4", "bicubic-x4-s4"]
 def num_parameters(name: str) -> int:
     """Count without allocating: a released network is half a gigabyte."""
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in UNetSwin(preset(name).model.unet).parameters())
+        return sum(parameter.numel() for parameter in build_unet(preset(name).model.unet).parameters())
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -66,7 +67,9 @@ def test_fifteen_steps_begin_and_end_as_released() -> None:
 
 def test_x2_has_a_condition_twice_as_large() -> None:
     config = preset("realsr-x2-s4")
-    assert (config.model.scale, config.model.unet.lq_size, config.model.unet.image_size) == (2, 128, 64)
+    unet = config.model.unet
+    assert isinstance(unet, UNetConfig)
+    assert (config.model.scale, unet.lq_size, unet.image_size) == (2, 128, 64)
     assert (config.degradation.kind, config.degradation.scale) == ("realesrgan", 2)
     assert config.model.schedule == preset("realsr-x4-s4").model.schedule
 

@@ -19,7 +19,7 @@ from resshift.config import ModelConfig, Sampling
 from resshift.models import PIXELS, WeightsError
 from resshift.networks.autoencoder import VectorQuantizer, VQAutoencoder
 from resshift.networks.config import FirstStageConfig, UNetConfig, VQConfig
-from resshift.networks.unet import UNetSwin
+from resshift.networks.conv_unet import build_unet
 from resshift.presets import test_x4 as toy_preset
 from resshift.presets import tiny_x4
 from resshift.resize.bicubic import upsample
@@ -175,7 +175,7 @@ def test_whole_composition_against_official(parity: Load, recipe_weights: Fill, 
     config = ModelConfig(unet=UNetConfig(model_channels=32, swin_embed_dim=64), first_stage=stage_config)
     vq = recipe_weights(VQAutoencoder(stage_config.vq))
     assert isinstance(vq, VQAutoencoder)
-    up = Upscaler(config, recipe_weights(UNetSwin(config.unet)), vq, device="cpu", dtype="float32")
+    up = Upscaler(config, recipe_weights(build_unet(config.unet)), vq, device="cpu", dtype="float32")
     settle_ties(vq.quantize, arrays["idx"])
     generator = torch.Generator().manual_seed(700)
     out = up.upscale_tensor(

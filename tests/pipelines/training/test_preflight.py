@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipelines.shards.prepare import prepare_here
 from pipelines.training import preflight
-from resshift.networks.unet import UNetSwin
+from resshift.networks.conv_unet import build_unet
 from resshift.presets import test_x4 as toy_preset
 from resshift.weights import save_safetensors, state_to_store
 
@@ -113,7 +113,7 @@ def test_an_autoencoder_that_is_missing(shards: str, told: Callable[..., str]) -
 
 
 def test_weights_to_begin_with_that_do_not_fit(shards: str, tmp_path: Path, told: Callable[..., str]) -> None:
-    state = state_to_store(UNetSwin(toy_preset().model.unet))
+    state = state_to_store(build_unet(toy_preset().model.unet))
     state.pop(next(iter(state)))
     save_safetensors(state, tmp_path / "other.safetensors")
     line = told(shards, "--init", str(tmp_path / "other.safetensors"))

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from resshift.config import ModelConfig
 from resshift.networks.autoencoder import VectorQuantizer, VQAutoencoder
 from resshift.networks.config import FirstStageConfig, UNetConfig, VQConfig
+from resshift.networks.conv_unet import build_unet
 from resshift.networks.convolution import Conv3x3, norm_silu_conv, prepare
 from resshift.networks.normalisation import GroupNorm32
 from resshift.networks.unet import UNetSwin
@@ -140,7 +141,7 @@ def test_optimised_chain_against_official(parity: Load, recipe_weights: Fill, se
     config = ModelConfig(unet=UNetConfig(model_channels=32, swin_embed_dim=64), first_stage=stage)
     vq = recipe_weights(VQAutoencoder(stage.vq))
     assert isinstance(vq, VQAutoencoder)
-    up = Upscaler(config, recipe_weights(UNetSwin(config.unet)), vq, device="cpu", dtype="float32")
+    up = Upscaler(config, recipe_weights(build_unet(config.unet)), vq, device="cpu", dtype="float32")
     assert any(
         isinstance(layer, Conv3x3) and layer.transformed is not None for layer in up.chain.unet.modules()
     )

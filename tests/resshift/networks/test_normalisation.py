@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resshift.networks.conv_unet import build_unet
 from resshift.networks.normalisation import GroupNorm32, norm_silu
-from resshift.networks.unet import UNetSwin
 from resshift.presets import preset
 from resshift.upscaler import Upscaler
 
@@ -94,7 +94,7 @@ def test_gradients_flow() -> None:
 def test_the_shipped_network_gives_the_same_bytes_with_one_two_and_four_threads() -> None:
     model = preset("tiny-x4").model
     torch.manual_seed(0)
-    network = UNetSwin(model.unet)
+    network = build_unet(model.unet)
     for parameter in network.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)  # a fresh network says nothing

@@ -12,8 +12,8 @@ import torch
 
 from resshift.models import WeightsError, locate_model, model_with
 from resshift.networks.autoencoder import VQAutoencoder, build_first_stage
+from resshift.networks.conv_unet import build_unet
 from resshift.networks.recognition import first_stage_of, inspect, presets_of
-from resshift.networks.unet import UNetSwin
 from resshift.presets import preset
 from resshift.presets import test_x4 as toy_preset
 from resshift.training.step import build_network
@@ -36,7 +36,7 @@ def shapes_of(network: torch.nn.Module) -> Shapes:
 )
 def test_released_networks(name: str, num_keys: int, first_convolution: int, recognised: list[str]) -> None:
     with torch.device("meta"):
-        shapes = shapes_of(UNetSwin(preset(name).model.unet))
+        shapes = shapes_of(build_unet(preset(name).model.unet))
     assert len(shapes) == num_keys
     assert shapes["input_blocks.0.0.weight"] == (160, first_convolution, 3, 3)
     assert presets_of(shapes) == recognised

@@ -23,6 +23,7 @@ from resshift.training.lattice import unevenness
 
 def small(pixel_head_channels: int) -> UNetConfig:
     config = tiny_x4().model.unet
+    assert isinstance(config, UNetConfig)
     return replace(
         config,
         model_channels=32,
