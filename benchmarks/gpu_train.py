@@ -12,7 +12,8 @@ Its objective has LPIPS, the distance of features of EfficientNet-Lite0, and an 
 distance of g (`Stage`). `--out` holds
 
     state.safetensors    weights, their average, moments of the optimisers, position in the order of samples
-    weights.safetensors  the same without the moments: half the size, and enough to continue
+    weights.safetensors  average and adversary in float16: a sixth of the size, and enough to continue from
+                         the average
     model.safetensors    the average after the learning rate has decreased to zero: the model to use
     log.jsonl            loss, learning rate, steps per second; PSNR-Y of the average on each --val set
 
@@ -471,7 +472,8 @@ class Trainer:
         }
         metadata = self.model.metadata | {"position": json.dumps(position)}
         save_safetensors(weights | moments, folder / "state.safetensors", metadata)
-        save_safetensors(weights, folder / "weights.safetensors", metadata)
+        small = {key: value.half() for key, value in weights.items() if not key.startswith("network.")}
+        save_safetensors(small, folder / "weights.safetensors", metadata)
 
     def save_model(self, file: Path) -> None:
         """Save the average."""
@@ -490,7 +492,8 @@ class Trainer:
             keys: list[str] = file.keys()
             tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in keys}
         for part, network in self._trained.items():
-            load_into(network, _below(part, tensors))
+            own = _below(part, tensors)
+            load_into(network, _below("average", tensors) if part == "network" and not own else own)
         moments = _below("moment", tensors)
         for i_optimiser, optimiser in enumerate(self._all_optimisers):
             _restore_moments(optimiser, _below(str(i_optimiser), moments))

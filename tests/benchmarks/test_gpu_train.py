@@ -113,6 +113,8 @@ def test_two_calls_are_one(gpu_train: ModuleType, packed: Path, tmp_path: Path) 
     third = trainer(0)
     assert third.load(tmp_path)
     assert (third.samples, third.updates) == (10, 0)
+    for key, value in third.network.state_dict().items():
+        torch.testing.assert_close(value, whole.average.state_dict()[key], rtol=1e-3, atol=1e-6)
     assert not trainer(0).load(tmp_path / "nothing")
 
 
