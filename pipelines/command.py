@@ -65,6 +65,7 @@ def add_sampling(options: argparse.ArgumentParser) -> None:
     """Add the flags of `Sampling` that every command with a model has."""
     add = options.add_argument
     add("--steps", type=int, help="steps of the chain; fewer cost less (default: the model's)")
+    add("--sampler", choices=["posterior", "ddim"], help="ddim: no noise after the first step")
     add("--fidelity", type=float, metavar="F", help="0, the model, to 1, which invents nothing (default: 0)")
     add("--seed", type=int, default=0, help="seed of the noise; same seed, same bytes (default 0)")
     add("--tile", type=int, metavar="PX", help="side of a tile in input pixels (default: chosen, up to 256)")
@@ -78,6 +79,7 @@ def sampling_of(flags: argparse.Namespace, outscale: float | None = None) -> Sam
         seed=flags.seed,
         outscale=outscale,
         steps=flags.steps,
+        sampler=flags.sampler,
         fidelity=flags.fidelity,
         tile_px=flags.tile,
     )

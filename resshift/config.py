@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 
 from resshift.degradation import DegradationRecipe
 from resshift.networks.config import ConvUNetConfig, FirstStageConfig, UNetConfig
-from resshift.schedule import ScheduleConfig, Target
+from resshift.schedule import Sampler, ScheduleConfig, Target
 
 # NaN passes every range check and equals nothing, so a run with NaN could never be resumed.
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -183,6 +183,7 @@ class Sampling:
             model.
         steps: Number of steps of the reverse chain, from 1 to the number that the model was trained with;
             None is all of them. Fewer steps take less time.
+        sampler: Form of a step: "posterior", the default, draws noise at every step, "ddim" at the first.
         fidelity: Share f of the estimate of g, for models whose chain starts from y0 = encode(g(lq)): the
             last x0 becomes (1 - f) x0 + f y0. 0 or None is the model, 1 is g alone, which invents nothing.
         tile_px: Longest side of a tile in input pixels; None is the fastest size, up to 256. Smaller tiles
@@ -198,6 +199,7 @@ class Sampling:
     seed: int = 0
     outscale: float | None = None
     steps: int | None = None
+    sampler: str | None = None
     fidelity: float | None = None
     tile_px: int | None = None
     tile_batch: int | None = None
@@ -211,6 +213,8 @@ class Sampling:
         is_number = isinstance(self.outscale, int | float)
         if self.outscale is not None and not (is_number and 0 < self.outscale <= MAX_OUTSCALE):
             raise OptionError("outscale", f"must be a number in (0, {MAX_OUTSCALE}], got {self.outscale!r}")
+        if self.sampler is not None and self.sampler not in list(Sampler):
+            raise OptionError("sampler", f"must be {' or '.join(Sampler)}, got {self.sampler!r}")
         is_share = isinstance(self.fidelity, int | float)
         if self.fidelity is not None and not (is_share and 0 <= self.fidelity <= 1):
             raise OptionError("fidelity", f"must be a number in [0, 1], got {self.fidelity!r}")

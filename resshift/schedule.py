@@ -43,6 +43,15 @@ class Target(StrEnum):
         return cls.X0 if value == "xstart" else None
 
 
+class Sampler(StrEnum):
+    """Form of a reverse step (`resshift.sampler.reverse_step`): a draw from the posterior, which is the
+    method's own, or that of DDIM, which draws no noise after x_T. With one step they are the same.
+    """
+
+    POSTERIOR = "posterior"
+    DDIM = "ddim"
+
+
 @config_dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
 class ScheduleConfig:
     """Parameters of the shifting sequence of a model.
@@ -200,6 +209,21 @@ class ShiftSchedule:
     def posterior_variance(self) -> Float64Array:
         """kappa^2 (eta_{t-1} / eta_t) alpha_t; zero at t = 1, so the last step returns x0 exactly."""
         return self.kappa**2 * self.posterior_coef_xt * self.alpha
+
+    @property
+    def ddim_coef_xt(self) -> Float64Array:
+        """sqrt(eta_{t-1} / eta_t), the weight of x_t in a step without noise."""
+        return np.sqrt(self.posterior_coef_xt)
+
+    @property
+    def ddim_coef_y0(self) -> Float64Array:
+        """eta_{t-1} - sqrt(eta_{t-1} eta_t), the weight of y0 in a step without noise."""
+        return self.eta_prev - np.sqrt(self.eta_prev * self.eta)
+
+    @property
+    def ddim_coef_x0(self) -> Float64Array:
+        """The weight of x0 in a step without noise; the three sum to 1."""
+        return 1 - self.ddim_coef_xt - self.ddim_coef_y0
 
 
 def _powered_curve(sqrt_eta_1: float, sqrt_eta_end: float, steps: int, power: float) -> Float64Array:

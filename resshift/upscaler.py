@@ -190,6 +190,7 @@ class Upscaler:
         seed: int = 0,
         outscale: float | None = None,
         steps: int | None = None,
+        sampler: str | None = None,
         fidelity: float | None = None,
         tile_px: int | None = None,
         tile_batch: int | None = None,
@@ -202,6 +203,7 @@ class Upscaler:
             seed: Seed of the noise; the same seed gives the same pixels. Without a chain there is no noise.
             outscale: Sides of the result over sides of the input, in (0, 16]; default: the model's own scale.
             steps: Steps of the chain, see `Sampling`.
+            sampler: "posterior" or "ddim", see `Sampling`.
             fidelity: From 0, the model, to 1, which invents nothing, see `Sampling`.
             tile_px: Longest side of a tile in input pixels, see `Sampling`.
             tile_batch: Number of tiles in one call of the network on a GPU, see `Sampling`.
@@ -217,6 +219,7 @@ class Upscaler:
             seed=seed,
             outscale=outscale,
             steps=steps,
+            sampler=sampler,
             fidelity=fidelity,
             tile_px=tile_px,
             tile_batch=tile_batch,

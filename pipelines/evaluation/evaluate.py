@@ -84,6 +84,8 @@ def facts_of(options: EvaluateOptions, model: ModelFiles, other: ModelFiles | No
         "settings": {
             "seed": options.sampling.seed,
             "steps": options.sampling.steps,
+            "sampler": options.sampling.sampler,
+            "fidelity": options.sampling.fidelity,
             "tile_px": options.sampling.tile_px,
             "border": options.border,
             "lpips_net": options.lpips_net,

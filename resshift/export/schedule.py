@@ -8,7 +8,16 @@ from resshift.config import ModelConfig
 from resshift.export.graphs import Graph
 from resshift.schedule import ShiftSchedule
 
-_ARRAYS = ("eta", "noise_std", "posterior_coef_xt", "posterior_coef_x0", "posterior_variance")
+_ARRAYS = (
+    "eta",
+    "noise_std",
+    "posterior_coef_xt",
+    "posterior_coef_x0",
+    "posterior_variance",
+    "ddim_coef_xt",
+    "ddim_coef_x0",
+    "ddim_coef_y0",
+)
 
 
 def chain_description(name: str, config: ModelConfig, graphs: tuple[Graph, ...]) -> dict[str, Any]:
@@ -38,6 +47,8 @@ def chain_description(name: str, config: ModelConfig, graphs: tuple[Graph, ...])
             f"    x0_pred = step({', '.join(_inputs(graphs))})",
             "    x_t = posterior_coef_xt[t] * x_t + posterior_coef_x0[t] * x0_pred"
             " + sqrt(posterior_variance[t]) * normal()",
+            "    or, without noise: x_t = ddim_coef_xt[t] * x_t + ddim_coef_x0[t] * x0_pred"
+            " + ddim_coef_y0[t] * y0",
             f"hq = {f'pixel_shuffle(x_t, {stage.factor})' if rearranges else 'decoder(x_t)'}",
         ],
         "graphs": {

@@ -22,7 +22,7 @@ from resshift.diffusion import prior_sample
 from resshift.networks.autoencoder import FirstStage, PixelUnshuffle
 from resshift.resize.bicubic import upsample
 from resshift.sampler import network_denoiser, reverse_step
-from resshift.schedule import ShiftSchedule
+from resshift.schedule import Sampler, ShiftSchedule
 from resshift.tiles.batching import Work
 from resshift.tiles.memory import Backoff, place_windows, tiles_per_call
 from resshift.tiles.noise import LatentNoise, NoiseField
@@ -51,6 +51,7 @@ class Networks:
     dtype: torch.dtype = torch.float32
     backoff: Backoff = field(default_factory=Backoff)
     fidelity: float = 0.0
+    sampler: Sampler = Sampler.POSTERIOR
 
     @property
     def unshuffles(self) -> bool:
@@ -165,19 +166,25 @@ class _Reverse:
     networks: Networks
     noise: LatentNoise
     i_step: int
+    y0: RowBuffer
     x_t: RowBuffer
     x_prev: RowBuffer
 
     def take(self, blended: RowBuffer, top: int, bottom: int) -> None:
-        device = self.networks.device
+        networks, device = self.networks, self.networks.device
         self.x_prev.extend(bottom)
         t = torch.full((1,), self.i_step, dtype=torch.int64, device=device)
         for columns in column_parts(blended.width):
             x_prev = x0_pred = blended.read(top, bottom, columns.start, columns.stop).to(device)
-            if self.i_step:  # at the last step the posterior is the prediction itself: no noise is drawn
-                x_t = self.x_t.read(top, bottom, columns.start, columns.stop).to(device)
-                noise = _noise_like(x_t, self.noise, self.i_step, top, columns.start)
-                x_prev = reverse_step(x_t[None], x0_pred[None], t, noise[None], self.networks.schedule)[0]
+            if self.i_step:  # the last step returns the prediction itself: no noise is drawn
+                x_t, y0 = (
+                    plane.read(top, bottom, columns.start, columns.stop).to(device)[None]
+                    for plane in (self.x_t, self.y0)
+                )
+                noise = None
+                if networks.sampler is Sampler.POSTERIOR:
+                    noise = _noise_like(x_t[0], self.noise, self.i_step, top, columns.start)[None]
+                x_prev = reverse_step(x_t, x0_pred[None], t, noise, networks.schedule, y0)[0]
             self.x_prev.write(top, columns.start, x_prev)
 
 
@@ -321,11 +328,11 @@ def row_chain(
             tiles(function=networks.encode, inputs=[enlarged], blended=windows.encoded, output=prior)
         )
     for i in range(networks.schedule.steps - 1, 0, -1):
-        stages.append(step(i, _Reverse(networks, noise, i, windows.x[i], windows.x[i - 1])))
+        stages.append(step(i, _Reverse(networks, noise, i, windows.y0, windows.x[i], windows.x[i - 1])))
     if networks.unshuffles:
         stages.append(step(0, _DecodeRows(networks, emit)))
     else:
-        stages.append(step(0, _Reverse(networks, noise, 0, windows.x[0], windows.x0)))
+        stages.append(step(0, _Reverse(networks, noise, 0, windows.y0, windows.x[0], windows.x0)))
         factor = networks.first_stage.factor
         stages.append(
             tiles(
@@ -352,8 +359,8 @@ class Chain:
     device: torch.device
     dtype: torch.dtype = torch.float32
     backoff: Backoff = field(default_factory=Backoff)
-    _networks: dict[tuple[int, float], Networks] = field(
-        default_factory=dict[tuple[int, float], Networks], init=False
+    _networks: dict[tuple[int, float, Sampler], Networks] = field(
+        default_factory=dict[tuple[int, float, Sampler], Networks], init=False
     )
 
     def __post_init__(self) -> None:
@@ -372,15 +379,17 @@ class Chain:
         """Noise leaves the low band a little off (`resshift.tiles.colour_fix`)."""
         return True
 
-    def networks(self, steps: int | None = None, fidelity: float | None = None) -> Networks:
-        """Return what a chain of `steps` (default: all) computes with.
+    def networks(
+        self, steps: int | None = None, fidelity: float | None = None, sampler: str | None = None
+    ) -> Networks:
+        """Return what a chain of `steps` (default: all) computes with; see `Sampling`.
 
         Raises:
             ValueError: The model was trained with fewer steps.
         """
         # Kept: tables on the device are cached by schedule, and pictures share the calls of one object.
         steps = self.schedule.steps if steps is None else steps
-        key = steps, float(fidelity or 0)
+        key = steps, float(fidelity or 0), Sampler(sampler or Sampler.POSTERIOR)
         if key not in self._networks:
             self._networks[key] = Networks(
                 self.config,
@@ -390,7 +399,7 @@ class Chain:
                 self.device,
                 self.dtype,
                 self.backoff,
-                key[1],
+                *key[1:],
             )
         return self._networks[key]
 
@@ -422,7 +431,7 @@ class Chain:
         batch: int | None = None,
     ) -> Work[None]:
         """Compute a picture, once."""
-        networks = self.networks(sampling.steps, sampling.fidelity)
+        networks = self.networks(sampling.steps, sampling.fidelity, sampling.sampler)
         if noise is None:
             noise = NoiseField(int(sampling.seed), "upscale", channels=self.first_stage.channels).window
         yield from row_chain(

@@ -12,6 +12,7 @@ from pipelines.bulk.stages import IfExists
 from pipelines.ledger.names import CONTENT_TYPES, OutputFormat
 from resshift.config import MAX_OUTSCALE, Sampling
 from resshift.images import Format
+from resshift.schedule import Sampler
 from serve.http.problems import Problem
 
 Outscale = Annotated[float, Field(gt=0, le=MAX_OUTSCALE)]
@@ -33,6 +34,9 @@ class PictureOptions(BaseModel):
         int | None,
         Field(ge=1, description="of the chain, at most the model's own, the default; fewer cost less"),
     ] = None
+    sampler: Annotated[
+        Sampler | None, Field(description="posterior, the default: noise at every step; ddim: at the first")
+    ] = None
     fidelity: Annotated[
         float | None, Field(ge=0, le=1, description="0, the model, to 1, which invents nothing; default: 0")
     ] = None
@@ -49,7 +53,13 @@ class PictureOptions(BaseModel):
     @property
     def sampling(self) -> Sampling:
         """How the pixels are made."""
-        return Sampling(seed=self.seed, outscale=self.outscale, steps=self.steps, fidelity=self.fidelity)
+        return Sampling(
+            seed=self.seed,
+            outscale=self.outscale,
+            steps=self.steps,
+            sampler=self.sampler,
+            fidelity=self.fidelity,
+        )
 
 
 class BulkBody(BaseModel):
@@ -68,6 +78,9 @@ class BulkBody(BaseModel):
     ] = None
     steps: Annotated[
         int | None, Field(description="of the chain, from 1 to the model's own, the default; fewer cost less")
+    ] = None
+    sampler: Annotated[
+        str | None, Field(description="posterior, the default: noise at every step; ddim: at the first")
     ] = None
     fidelity: Annotated[
         float | None, Field(description="0, the model, to 1, which invents nothing; default: 0")
@@ -107,6 +120,7 @@ class BulkBody(BaseModel):
                 seed=self.seed,
                 outscale=self.outscale,
                 steps=self.steps,
+                sampler=self.sampler,
                 fidelity=self.fidelity,
                 tile_px=self.tile,
             ),

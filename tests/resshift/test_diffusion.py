@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from resshift.diffusion import predict_x0, prior_sample, q_posterior, q_sample, scale_input, target_of
+from resshift.sampler import reverse_step
 from resshift.schedule import ShiftSchedule, Target
 
 Load = Callable[[str], dict[str, np.ndarray]]
@@ -93,6 +94,10 @@ def test_operations_against_official(name: str, parity: Load) -> None:
         close(scale_input(noise, t, schedule, latent=False), "scale_pixel", i)
         close(predict_x0(output, noise, y0, t, schedule, "epsilon"), "x0_from_eps", i)
         close(predict_x0(output, noise, y0, t, schedule, "epsilon_scale"), "x0_from_eps_scale", i)
+        # The noise in x_t as the official code derives it, put into the definition of the deterministic step.
+        eta_prev = float(schedule.eta_prev[index])
+        step = x0 + eta_prev * (y0 - x0) + schedule.kappa * eta_prev**0.5 * arrays[f"{name}/eps_from_x0"][i]
+        torch.testing.assert_close(reverse_step(noise, x0, t, None, schedule, y0), step, atol=1e-5, rtol=1e-5)
     close(prior_sample(y0, noise, schedule), "prior_sample")
     torch.testing.assert_close(
         predict_x0(output, noise, y0, torch.zeros(4, dtype=torch.int64), schedule, "residual"),

@@ -161,19 +161,21 @@ def test_the_description_runs_the_chain(tmp_path: Path) -> None:
     }
     schedule = ShiftSchedule.from_config(TOY.schedule)
     inputs = step.examples(1, 8, 8)
-    theirs = ours = inputs["x_t"]
-    for i in reversed(range(plan["steps"])):
-        noise = torch.randn(ours.shape, generator=torch.Generator().manual_seed(i))
-        t = torch.tensor([i])
-        with torch.no_grad():
-            x0_pred = step.module(**{**inputs, "x_t": theirs, "t": t})
-            ours = reverse_step(ours, step.module(**{**inputs, "x_t": ours, "t": t}), t, noise, schedule)
-        theirs = (
-            plan["posterior_coef_xt"][i] * theirs
-            + plan["posterior_coef_x0"][i] * x0_pred
-            + plan["posterior_variance"][i] ** 0.5 * noise
-        )
-    torch.testing.assert_close(theirs, ours)
+    for draws in (True, False):
+        theirs = ours = inputs["x_t"]
+        for i in reversed(range(plan["steps"])):
+            noise = torch.randn(ours.shape, generator=torch.Generator().manual_seed(i))
+            t = torch.tensor([i])
+            with torch.no_grad():
+                x0_pred, x0_ours = (step.module(**{**inputs, "x_t": x_t, "t": t}) for x_t in (theirs, ours))
+            ours = reverse_step(ours, x0_ours, t, noise if draws else None, schedule, inputs["y0"])
+            if draws:
+                theirs = plan["posterior_coef_xt"][i] * theirs + plan["posterior_coef_x0"][i] * x0_pred
+                theirs = theirs + plan["posterior_variance"][i] ** 0.5 * noise
+            else:
+                theirs = plan["ddim_coef_xt"][i] * theirs + plan["ddim_coef_x0"][i] * x0_pred
+                theirs = theirs + plan["ddim_coef_y0"][i] * inputs["y0"]
+        torch.testing.assert_close(theirs, ours)
 
 
 def test_an_export_that_computes_something_else_is_refused(one_step: ModelFiles) -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from resshift.diffusion import q_sample
 from resshift.sampler import network_denoiser, reverse_step, sample, trajectory
-from resshift.schedule import ShiftSchedule
+from resshift.schedule import Sampler, ShiftSchedule
 
 
 def normal(*shape: int, seed: int) -> Tensor:
@@ -17,10 +18,15 @@ def normal(*shape: int, seed: int) -> Tensor:
 @pytest.mark.parametrize("kappa", [0.1, 1.0, 2.0])
 @pytest.mark.parametrize("steps", [1, 2, 4, 15])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_oracle_denoiser_gives_x0_exactly(kappa: float, steps: int, seed: int) -> None:
+@pytest.mark.parametrize("sampler", Sampler)
+def test_oracle_denoiser_gives_x0_exactly(kappa: float, steps: int, seed: int, sampler: Sampler) -> None:
     x0, y0 = normal(2, 3, 8, 6, seed=10), normal(2, 3, 8, 6, seed=11)
     schedule = ShiftSchedule.released(steps, kappa)
-    out = sample(lambda x_t, t: x0, y0, schedule, lambda step: normal(2, 3, 8, 6, seed=100 * seed + step))
+
+    def noise(step: int) -> Tensor:
+        return normal(2, 3, 8, 6, seed=100 * seed + step)
+
+    out = sample(lambda x_t, t: x0, y0, schedule, noise, sampler)
     assert torch.equal(out, x0)
 
 
@@ -34,6 +40,49 @@ def test_a_reverse_step_is_a_draw_from_the_posterior_of_the_paper() -> None:
         spread = 2.0 * (eta_prev / eta * (eta - eta_prev)) ** 0.5
         expected = eta_prev / eta * x_t + (eta - eta_prev) / eta * x0 + spread * noise
         torch.testing.assert_close(x_prev[i_sample], expected[i_sample], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("schedule", [ShiftSchedule.released(4), ShiftSchedule.paper(15, kappa=1.0)])
+def test_a_step_without_noise_stays_on_the_marginals_with_the_same_noise(schedule: ShiftSchedule) -> None:
+    """With the true x0, the x_t of q_sample goes to its x_{t-1} of the same noise, from every t."""
+    x0, y0, noise = (normal(1, 2, 4, 4, seed=seed) for seed in range(3))
+    for i in range(1, schedule.steps):
+        t = torch.tensor([i])
+        x_t = q_sample(x0, y0, t, noise, schedule)
+        expected = q_sample(x0, y0, t - 1, noise, schedule)
+        torch.testing.assert_close(reverse_step(x_t, x0, t, None, schedule, y0), expected)
+
+
+def test_both_forms_of_a_step_are_one_family() -> None:
+    """DDIM with a spread s: x0 + eta' (y0 - x0) + sqrt(kappa^2 eta' - s^2) noise_t + s noise. s = 0 is the
+    deterministic form, and the spread of the posterior gives the posterior, which y0 leaves.
+    """
+    schedule = ShiftSchedule.released(4, kappa=1.5)
+    x_t, x0, y0, noise = (normal(3, 2, 4, 4, seed=seed) for seed in range(4))
+    for i in range(1, 4):
+        eta, eta_prev, kappa = float(schedule.eta[i]), float(schedule.eta[i - 1]), schedule.kappa
+        kept = (x_t - x0 - eta * (y0 - x0)) / (kappa * eta**0.5)
+        for spread, drawn in ((0.0, None), (kappa * (eta_prev / eta * (eta - eta_prev)) ** 0.5, noise)):
+            expected = x0 + eta_prev * (y0 - x0) + (kappa**2 * eta_prev - spread**2) ** 0.5 * kept
+            found = reverse_step(x_t, x0, torch.full((3,), i), drawn, schedule, y0)
+            torch.testing.assert_close(found, expected + spread * noise)
+
+
+def test_a_step_without_noise_needs_y0() -> None:
+    x = torch.zeros(1, 1)
+    with pytest.raises(ValueError, match="a step without noise needs y0"):
+        reverse_step(x, x, torch.tensor([1]), None, ShiftSchedule.released(4))
+
+
+def test_ddim_asks_for_the_noise_of_the_prior_alone() -> None:
+    asked: list[int] = []
+
+    def noise(step: int) -> Tensor:
+        asked.append(step)
+        return torch.zeros(1, 1, 2, 2)
+
+    sample(lambda x_t, t: x_t, torch.zeros(1, 1, 2, 2), ShiftSchedule.released(4), noise, Sampler.DDIM)
+    assert asked == [4]
 
 
 def test_noise_is_asked_for_in_the_order_of_the_released_code() -> None:

@@ -25,6 +25,7 @@ from resshift.networks.unet import UNetSwin
 from resshift.presets import test_x4 as toy_preset
 from resshift.resize.bicubic import RowResampler, upsample
 from resshift.sampler import network_denoiser, sample
+from resshift.schedule import Sampler
 from resshift.tiles.batching import alone
 from resshift.tiles.chain import row_chain, window_bytes
 from resshift.tiles.colour_fix import WaveletFix
@@ -105,7 +106,9 @@ def blended(function: Callable[..., Tensor], planes: list[Tensor], plan: TilePla
 
 
 @torch.inference_mode()
-def on_whole_planes(up: Upscaler, lq: Tensor, plan: TilePlan, seed: int) -> Tensor:
+def on_whole_planes(
+    up: Upscaler, lq: Tensor, plan: TilePlan, seed: int, sampler: Sampler = Sampler.POSTERIOR
+) -> Tensor:
     """Encode, sample and decode with every latent whole in memory."""
     size = lq.shape[-2:]
     lq = lq[..., reflected(size[0], plan.rows.length)[:, None], reflected(size[1], plan.columns.length)]
@@ -127,7 +130,7 @@ def on_whole_planes(up: Upscaler, lq: Tensor, plan: TilePlan, seed: int) -> Tens
 
         return blended(tile, [x_t, y0, lq], plan)
 
-    latent = sample(denoise, y0, up.chain.schedule, noise)
+    latent = sample(denoise, y0, up.chain.schedule, noise, sampler)
     out = networks.decode(latent) if networks.unshuffles else blended(networks.decode, [latent], plan, 4)
     return out[..., : size[0] * 4, : size[1] * 4].clamp(-1, 1)
 
@@ -143,6 +146,21 @@ def test_rows_of_tiles_equal_whole_planes(make: Callable[[], Upscaler], size: tu
     # Elementwise results may differ in the last bit with the shape of the plane; a missing row or neighbour
     # would show as 0.01 and more.
     torch.testing.assert_close(out, on_whole_planes(up, lq, plan, 3), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [None, 2])
+def test_rows_of_tiles_without_noise_after_the_first_step_equal_whole_planes(steps: int | None) -> None:
+    up = toy()
+    lq, sampling = tensor_of(picture(9, 40)), Sampling(seed=3, steps=steps, sampler="ddim", tile_px=16)
+    plan = up.plan(9, 40, sampling)
+    assert plan.num_tiles > 1
+    out = up.upscale_tensor(lq, sampling)
+    if steps is None:
+        torch.testing.assert_close(out, on_whole_planes(up, lq, plan, 3, Sampler.DDIM), atol=2e-5, rtol=0)
+    assert not torch.equal(out, up.upscale_tensor(lq, replace(sampling, sampler=None)))
+    assert not torch.equal(out, up.upscale_tensor(lq, replace(sampling, seed=4)))
+    one = replace(sampling, steps=1)
+    assert torch.equal(up.upscale_tensor(lq, one), up.upscale_tensor(lq, replace(one, sampler="posterior")))
 
 
 def result_of(up: Upscaler, lq: Tensor, seed: int, allocate: Allocate) -> Tensor:
