@@ -59,7 +59,7 @@ class Selection:
         include, exclude = _pattern(self.include), _pattern(self.exclude)
 
         def selected(entry: Entry) -> bool:
-            key = storage.printable(entry.key)
+            key = storage.printable_key(entry.key)
             if key.split("/", 1)[0] == ledger.DIRECTORY:
                 return False
             name = f"{key}\0{posixpath.basename(key)}"
@@ -269,7 +269,7 @@ class Worklist:
             yield [], self._unread
 
     def _divide(self, batch: Sequence[Entry]) -> Batch:
-        keys = [storage.printable(entry.key) for entry in batch]
+        keys = [storage.printable_key(entry.key) for entry in batch]
         outputs, unnameable = self._names(keys)
         is_done = self.known.done.contains(
             digests([(key, entry.etag) for key, entry in zip(keys, batch, strict=True)])
@@ -326,7 +326,7 @@ class Worklist:
             try:
                 identify(first_bytes(entry.uri) if entry.size_bytes else b"")
             except ImageError as error:
-                row = self._refused(entry, storage.printable(entry.key), str(error.reason), str(error))
+                row = self._refused(entry, storage.printable_key(entry.key), str(error.reason), str(error))
                 is_picture = error.reason is ImageReason.UNSUPPORTED_FORMAT
                 return row if is_picture else ledger.skipped(row, ImageReason.NOT_AN_IMAGE, str(error))
             except StorageError:

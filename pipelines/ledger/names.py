@@ -4,7 +4,10 @@ alone.
 
 from __future__ import annotations
 
+import functools
 import posixpath
+import re
+import string
 from typing import Literal
 
 from pipelines.ledger.ledger import DIRECTORY
@@ -29,6 +32,8 @@ _EXTENSIONS: dict[Format, str] = {
 }
 # Parts of keys of a bucket that no directory can be called: other names keep their outputs apart.
 _PARTS = {"": "(empty)", ".": "(dot)", "..": "(dot-dot)"}
+_TAKEN = re.compile(r"\(+(empty|dot|dot-dot)\)+")
+_FIELDS = ("dir", "name", "stem", "ext", "scale")
 _KEPT: dict[str, Format] = {
     "png": "png",
     "jpg": "jpeg",
@@ -60,7 +65,8 @@ def output_key(key: str, template: str, format: OutputFormat, scale: float) -> s
     Args:
         key: Key of the input, relative to SRC.
         template: Name with {dir} (the key up to its last part), {name} (the last part of the key), {stem}
-            (the same without extension), {ext} and {scale} in it.
+            (the same without extension), {ext} and {scale} in it, and nothing more in braces: templates come
+            over HTTP, and a format specification of 20 characters makes a name of gigabytes.
         format: Format of the output.
         scale: Sides of the output over sides of the input.
 
@@ -68,23 +74,43 @@ def output_key(key: str, template: str, format: OutputFormat, scale: float) -> s
         ValueError: The template uses an unknown field, or leads out of DST or into the job's own records. The
             message begins with the template.
     """
+    pieces = _pieces(template)
     *directories, name = key.split("/")
-    stem = posixpath.splitext(name)[0] or name
     fields = {
-        "dir": "/".join(_PARTS.get(part, part) for part in directories) or ".",
-        "name": name,
-        "stem": stem,
+        "": "",
+        "dir": "/".join(map(_part, directories)) or ".",
+        "name": _part(name),
+        "stem": _part(posixpath.splitext(name)[0]),
         "ext": output_format(key, format)[1],
         "scale": f"{scale:g}",
     }
-    try:
-        output = posixpath.normpath(template.format(**fields))
-    except (KeyError, IndexError, AttributeError) as error:
-        raise ValueError(
-            f"{template!r} uses {error}; allowed: {{dir}}, {{name}}, {{stem}}, {{ext}}, {{scale}}"
-        ) from None
+    output = posixpath.normpath("".join([text + fields[field] for text, field in pieces]))
     if output.split("/")[0] in ("", "..", ".", DIRECTORY):
         raise ValueError(
             f"{template!r} gives {output!r}: it must lie inside the target and outside {DIRECTORY}/"
         )
     return output
+
+
+def _part(part: str) -> str:
+    """Return what a part of a key is called in an output; parts that differ are called differently."""
+    return f"({part})" if _TAKEN.fullmatch(part) else _PARTS.get(part, part)
+
+
+@functools.lru_cache(maxsize=16)
+def _pieces(template: str) -> tuple[tuple[str, str], ...]:
+    """Return the texts of a template, each with the field behind it, or with "" at the end.
+
+    Raises:
+        ValueError: Braces hold something else than the name of a field.
+    """
+    try:
+        parsed = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"{template[:80]!r} is no template: {error}") from None
+    for _, field, specification, conversion in parsed:
+        if field is not None and (field not in _FIELDS or specification or conversion):
+            shown = field + (f"!{conversion}" if conversion else "") + (":..." if specification else "")
+            allowed = ", ".join(f"{{{name}}}" for name in _FIELDS)
+            raise ValueError(f"{template[:80]!r} uses {{{shown[:40]}}}; allowed: {allowed}")
+    return tuple((text, field or "") for text, field, _, _ in parsed)

@@ -17,7 +17,7 @@ from resshift.storage.files import (
     write_bytes,
     write_file,
 )
-from resshift.storage.types import EPOCH, Entry, StorageError, StorageReason, printable
+from resshift.storage.types import EPOCH, Entry, StorageError, StorageReason, printable, printable_key
 
 __all__ = [
     "EPOCH",
@@ -33,6 +33,7 @@ __all__ = [
     "name_problem",
     "open_input",
     "printable",
+    "printable_key",
     "read_bytes",
     "read_file",
     "read_first_bytes",

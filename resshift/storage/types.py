@@ -89,6 +89,21 @@ def printable(uri: str) -> str:
     return re.sub(r"^([a-z0-9+.-]+://)[^/]*@", r"\1***@", shown, flags=re.IGNORECASE)
 
 
+# A byte that is not UTF-8 (as a surrogate), or the text of its escape, with the backslashes in front.
+_ESCAPED = re.compile(r"(\\*)(?:([\udc80-\udcff])|(?<=\\)(udc[89a-f][0-9a-f]))")
+
+
+def printable_key(key: str) -> str:
+    """Return a key as text, with undecodable bytes escaped; keys that differ have texts that differ."""
+
+    def escape(found: re.Match[str]) -> str:
+        # An odd number of backslashes stands before a byte, an even one before the text of an escape.
+        slashes, byte, text = found.groups()
+        return slashes * 2 + (text if byte is None else f"\\udc{ord(byte) & 0xFF:02x}")
+
+    return _ESCAPED.sub(escape, key).encode("utf-8", "backslashreplace").decode()
+
+
 @contextlib.contextmanager
 def accessing(uri: str, *errors: type[BaseException]) -> Generator[None]:
     """Turn errors of the operating system, and `errors`, into a StorageError; the cause is kept."""

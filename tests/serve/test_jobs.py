@@ -144,6 +144,8 @@ def test_bulk_jobs_are_off_unless_places_are_allowed(endpoint: Any) -> None:
         ({"model": "unknown"}, 422),
         ({"unknown": 1}, 422),
         ({"name": "../{name}"}, 422),
+        ({"name": "{stem:>2000000000}/{name}.{ext}"}, 422),
+        ({"name": "{dir.__class__}"}, 422),
         ({"target": "IN/inside"}, 403),
         ({"tile": 0}, 422),
     ],
@@ -177,7 +179,7 @@ def test_bulk_jobs_that_cannot_be(
         ("tile", 0, "must be at least 1 for nearest-x4, got 0"),
         ("steps", 9, "must lie in 1 to 1 for nearest-x4, got 9"),
         ("outscale", 17, "must be a number in (0, 16], got 17.0"),
-        ("name", "{x}", "'{x}' uses 'x'; allowed: {dir}, {name}, {stem}, {ext}, {scale}"),
+        ("name", "{x}", "'{x}' uses {x}; allowed: {dir}, {name}, {stem}, {ext}, {scale}"),
     ],
 )
 def test_each_edge_names_a_wrong_option_as_its_callers_know_it(

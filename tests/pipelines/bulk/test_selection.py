@@ -4,7 +4,9 @@ own.
 
 from __future__ import annotations
 
+import itertools
 import re
+import tracemalloc
 from collections import Counter
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
@@ -93,13 +95,32 @@ def test_outputs_keep_the_tree(key: str, output: str) -> None:
 
 def test_names_follow_the_template() -> None:
     assert names.output_key("x/a.png", "{stem}@{scale}.{ext}", "jpeg", 2.5) == "a@2.5.jpg"
-    with pytest.raises(ValueError, match=r"'when'.*allowed: \{dir\}"):
+    with pytest.raises(ValueError, match=r"\{when\}.*allowed: \{dir\}"):
         names.output_key("a.png", "{when}", "png", 4)
 
 
 @pytest.mark.parametrize(
-    "name", ["../{stem}.{ext}", "/abs/{stem}.{ext}", "_resshift/{stem}.{ext}", "{dir}", "{stem.foo}"]
+    "name", ["{stem:>2000000000}.{ext}", "{dir.__class__}", "{dir[0]}", "{name!r}", "{}", "{0}", "{stem", "}"]
 )
+def test_braces_hold_names_of_fields_and_nothing_more(name: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=re.escape(repr(name))):
+            names.output_key("a.png", name, "png", 4)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000  # the first made a name of 2 GB
+    finally:
+        tracemalloc.stop()
+
+
+def test_parts_that_no_directory_can_be_called_have_names_of_their_own() -> None:
+    parts = ["", ".", "..", "(empty)", "(dot)", "(dot-dot)", "((empty))", "((dot)", "(dot))", "empty"]
+    keys = ["/".join(two) for two in itertools.product(parts, repeat=2)]
+    for template in ("{dir}/{name}", "{dir}/{stem}_x{scale}.{ext}", "{dir}/{name}.{ext}"):
+        outputs = [names.output_key(key, template, "png", 4) for key in keys]
+        assert len(set(outputs)) == len(keys)
+
+
+@pytest.mark.parametrize("name", ["../{stem}.{ext}", "/abs/{stem}.{ext}", "_resshift/{stem}.{ext}", "{dir}"])
 def test_names_stay_inside_the_destination(name: str) -> None:
     with pytest.raises(ValueError, match=re.escape(repr(name))):
         names.output_key("a.png", name, "png", 4)
@@ -117,6 +138,13 @@ def test_names_stay_inside_the_destination(name: str) -> None:
 def test_kept_formats_follow_the_extension(key: str, format: str, output: str) -> None:
     assert names.output_format(key, "keep")[0] == format
     assert names.output_key(key, "{dir}/{stem}_x{scale}.{ext}", "keep", 4) == output
+
+
+def test_a_key_of_other_bytes_and_the_text_of_its_escape_are_two_inputs() -> None:
+    listing = [entry("\udcff.png"), entry("\\udcff.png")]
+    work, refused = work_of(Worklist(listing, known(), OPTIONS.output_key, OPTIONS.scale))
+    assert (len({item.key for item in work}), len({item.output for item in work}), refused) == (2, 2, [])
+    assert work[0].key == r"\udcff.png"
 
 
 def test_work_is_the_listing_minus_the_ledger() -> None:

@@ -24,6 +24,7 @@ from resshift.storage import (
     is_inside,
     join,
     list_entries,
+    printable_key,
     read_bytes,
     write_bytes,
 )
@@ -58,6 +59,13 @@ def reason_of(action: Callable[[], object]) -> StorageReason:
     with pytest.raises(StorageError) as caught:
         action()
     return caught.value.reason
+
+
+def test_keys_that_differ_have_texts_that_differ() -> None:
+    pieces = ("\\", "\udcff", "udcff", "\udc80", "a")
+    keys = ["".join(some) for number in range(5) for some in itertools.product(pieces, repeat=number)]
+    assert len({printable_key(key) for key in keys}) == len(set(keys))
+    assert printable_key(r"folder\photo.png") == r"folder\photo.png"
 
 
 def test_listing_is_complete_in_byte_order_and_readable(root: str) -> None:
