@@ -28,12 +28,12 @@ def sources(room: str) -> list[Path]:
 
 
 @functools.cache
-def tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(ast.parse(path.read_text())))
 
 
 def imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -83,11 +83,9 @@ def private_names_of_ray(path: Path) -> Iterator[str]:
     """
     if not re.search(r"\bray\b|RAY_|AUTOSCALER_|SERVE_", path.read_text()):
         return
-    own = {
-        node.name for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    }
+    own = {node.name for node in nodes(path) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
     uses_ray = any(name.split(".")[0] == "ray" for name in imports(path))
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Import | ast.ImportFrom):
             module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
             for name in (f"{module}.{alias.name}".strip(".") for alias in node.names):
@@ -215,6 +213,7 @@ def test_making_pictures_brings_no_client_of_buckets() -> None:
     assert subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout == "False\n"
 
 
+@pytest.mark.slow
 def test_a_bulk_job_runs_without_torch_in_its_driver(tmp_path: Path) -> None:
     """Not only what it imports at first: what it does, up to where Ray begins."""
     (tmp_path / "in").mkdir()
@@ -238,7 +237,7 @@ def test_no_global_random_numbers(room: str) -> None:
     found: list[str] = []
     for path in sources(room):
         found += [f"{path.name}: import random" for name in imports(path) if name == "random"]
-        for node in ast.walk(tree(path)):
+        for node in nodes(path):
             if isinstance(node, ast.Call):
                 name = ast.unparse(node.func)
                 has_generator = any(keyword.arg == "generator" for keyword in node.keywords)

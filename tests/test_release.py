@@ -35,6 +35,7 @@ def names(wheel: Path) -> set[str]:
         return set(archive.namelist())
 
 
+@pytest.mark.slow
 def test_the_wheel_has_every_file_of_the_packages(wheel: Path) -> None:
     tracked = subprocess.run(
         ["git", "ls-files", "resshift", "pipelines", "serve"],

@@ -54,6 +54,7 @@ def test_the_plain_crop_is_a_square_of_the_photo() -> None:
     assert np.corrcoef(shrunk.reshape(-1), lq.reshape(-1))[0, 1] > 0.8
 
 
+@pytest.mark.slow
 def test_synthetic_photos_are_stable_and_as_heavy_as_real_ones() -> None:
     photos = load_script("benchmarks/synthetic_photos.py")
     made = [photos.synthetic_photo(i) for i in range(6)]

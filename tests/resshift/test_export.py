@@ -115,6 +115,7 @@ def test_graphs_agree_with_the_model_at_sizes_that_were_not_traced(
             torch.testing.assert_close(run(inputs), graph.module(**inputs), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["safetensors", "hf"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_weight_files_load_as_the_same_model(to: Format, dtype: torch.dtype, tmp_path: Path) -> None:

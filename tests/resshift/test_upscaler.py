@@ -127,6 +127,7 @@ def test_steps_shorten_the_chain(toy: Upscaler) -> None:
     assert np.array_equal(results[1], toy(image, steps=1))
 
 
+@pytest.mark.slow
 def test_result_does_not_depend_on_the_tile_batch(toy: Upscaler) -> None:
     image = rgb(40, 56)
     one, many = (toy(image, tile_px=16, tile_batch=n) for n in (1, 5))
@@ -165,6 +166,7 @@ def test_a_path_is_not_an_image(toy: Upscaler) -> None:
         toy("photo.png")  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_whole_composition_against_official(parity: Load, recipe_weights: Fill, settle_ties: Settle) -> None:
     """The e2e fixture again, now through the composition users call: padding, bicubic, VQ, four steps,

@@ -429,6 +429,7 @@ class TestOverload:
         assert asyncio.run(play()) == (200, 503)
         assert crowded.model.num_begun == 1
 
+    @pytest.mark.slow
     def test_a_deadline_that_passes_at_work_is_504(self, start_endpoint: Callable[..., Any]) -> None:
         crowded = start_endpoint()
         crowded.model.is_held = True
@@ -584,6 +585,7 @@ class TestReadiness:
         readiness.num_replicas = 0
         assert readiness.is_asleep
 
+    @pytest.mark.slow
     def test_a_sleeping_model_is_not_woken_by_probes(self, start_endpoint: Callable[..., Any]) -> None:
         made = start_endpoint(sleeping=("nearest-x4",))
         made.model.num_replicas = 0

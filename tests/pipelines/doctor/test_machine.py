@@ -280,6 +280,7 @@ def test_a_source_is_only_read(bucket: str, store: Forwarder) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_bucket_that_is_not_there_and_a_store_that_is_not_there(bucket: str, store: Forwarder) -> None:
     del bucket
     (finding,) = doctor_bucket.bucket_checks("s3://no-such-bucket-here", store.options)

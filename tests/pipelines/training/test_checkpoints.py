@@ -62,6 +62,7 @@ def test_newest_complete_one_is_found(out: str, snapshot: Snapshot, tmp_path: Pa
     assert [(found.step, found.complete) for found in stored(out)] == [(10, True), (5, True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", range(6))
 def test_upload_that_dies_after_any_file_is_never_the_latest(
     written: int, out: str, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

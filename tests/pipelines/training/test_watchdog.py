@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 
 def run(body: str) -> tuple[int, str, float]:
     program = (
@@ -24,6 +26,7 @@ def test_a_step_that_hangs_ends_the_process_with_its_stacks() -> None:
     assert seconds < 30
 
 
+@pytest.mark.slow
 def test_steps_in_time_and_a_long_part_do_not_end_it() -> None:
     code, told, _ = run(
         "for _ in range(4):\n    watchdog.step()\n    time.sleep(0.3)\n"

@@ -101,6 +101,7 @@ def test_a_notice_leads_to_a_checkpoint_before_the_next_step(run: Callable[..., 
     assert trained.saved[6] == [2, 4, 5]
 
 
+@pytest.mark.slow
 def test_a_notice_that_stays_leads_to_one_checkpoint(run: Callable[..., Run]) -> None:
     trained = run(None, None, None, None, notice())
     assert trained.saved[5] == []
@@ -108,6 +109,7 @@ def test_a_notice_that_stays_leads_to_one_checkpoint(run: Callable[..., Run]) ->
     assert trained.steps_saved() == [5, 16]
 
 
+@pytest.mark.slow
 def test_checkpoints_by_the_clock_come_beside_the_regular_ones(run: Callable[..., Run]) -> None:
     """A step here takes some milliseconds."""
     trained = run(None, settings=["train.checkpoint_every_s=0.001"])

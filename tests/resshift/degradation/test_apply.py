@@ -130,6 +130,7 @@ def assert_same_distribution(ours: NDArray[np.float64], official: NDArray[np.flo
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_statistics_against_official(name: str, parity: Load) -> None:
     arrays = parity("degradation_statistics")
@@ -330,6 +331,7 @@ def test_operations_come_in_the_official_order() -> None:
     assert set(orders) == {start + middle + end for middle in second for end in ends}
 
 
+@pytest.mark.slow
 def test_every_branch_is_reached_and_runs() -> None:
     hq_u8, tiny_u8 = picture(32, 48), picture(4, 8)
     reached: set[object] = set()

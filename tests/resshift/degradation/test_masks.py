@@ -45,6 +45,7 @@ def standard_errors(ours: NDArray[np.float64], official_mean: NDArray[np.float32
     return np.abs(ours.mean(axis=0) - official_mean) / np.maximum(error, 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KIND_PROBS)
 def test_masks_have_the_official_distribution(kind: str, parity: Load) -> None:
     official = parity("mask_statistics")

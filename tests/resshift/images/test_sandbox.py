@@ -40,6 +40,7 @@ def test_pictures_and_refusals_are_those_of_the_library() -> None:
     assert decoder.pid is None
 
 
+@pytest.mark.slow
 def test_memory_is_limited_and_the_process_goes_on() -> None:
     limits = DecoderLimits(images=ImageLimits(max_pixels=100_000_000), memory_mb=60)
     with Decoder(limits) as decoder:

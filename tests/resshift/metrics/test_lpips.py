@@ -10,6 +10,7 @@ import torch
 from resshift.metrics.lpips import Lpips
 
 
+@pytest.mark.slow
 def test_lpips_of_equal_pictures_is_zero_and_grows_with_noise(lpips: Lpips) -> None:
     hq = torch.rand((2, 3, 64, 64), generator=torch.Generator().manual_seed(0)) * 2 - 1
     noise = torch.randn(hq.shape, generator=torch.Generator().manual_seed(3))

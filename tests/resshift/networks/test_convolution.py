@@ -133,6 +133,7 @@ def test_optimised_autoencoder_against_official(parity: Load, recipe_weights: Fi
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("every_layer")
 @torch.no_grad()
 def test_optimised_chain_against_official(parity: Load, recipe_weights: Fill, settle_ties: Settle) -> None:

@@ -175,6 +175,7 @@ def test_quantiser_passes_the_gradient_straight_through(recipe_weights: Fill) ->
     torch.testing.assert_close(z.grad, weight)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_end_to_end_against_official(parity: Load, recipe_weights: Fill, settle_ties: Settle) -> None:
     """Bicubic, encode, prior, four steps, decode, as the released sampler does on a 64x64 picture with small

@@ -25,6 +25,7 @@ def shapes_of(network: torch.nn.Module) -> Shapes:
     return {key: tuple(value.shape) for key, value in network.state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "num_keys", "first_convolution", "recognised"),
     [  # numbers of the released files
@@ -46,6 +47,7 @@ def test_released_networks(name: str, num_keys: int, first_convolution: int, rec
     assert presets_of(plain | {"one.more": (1,)}) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "num_keys", "told"), [("realsr-x4-s4", 205, "VQ-f4"), ("face-s4", 285, "VQ-f8")]
 )

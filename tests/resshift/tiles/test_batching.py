@@ -181,6 +181,7 @@ class Sharing(Upscaler):
     shares_calls = True  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
 
+@pytest.mark.slow
 def test_pictures_that_share_calls_have_the_bytes_of_pictures_alone(
     recipe_weights: Callable[[torch.nn.Module], torch.nn.Module],
 ) -> None:

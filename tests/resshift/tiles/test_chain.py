@@ -183,6 +183,7 @@ def result_of(up: Upscaler, lq: Tensor, seed: int, allocate: Allocate) -> Tensor
     return torch.cat(bands, 1)[:, : 4 * height, : 4 * width]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [toy, toy_vq])
 def test_windows_in_files_change_no_byte(make: Callable[[], Upscaler]) -> None:
     up, lq = make(), tensor_of(picture(45, 20))
@@ -312,6 +313,7 @@ def test_a_window_that_is_wide_moves_as_one_that_is_narrow(columns: int) -> None
         assert torch.equal(window.read(first, top + 4), plane[:, first : top + 4])
 
 
+@pytest.mark.slow
 def test_tiles_of_another_model_do_not_share_windows() -> None:
     """Two pictures in turn through one object give what each gives alone."""
     up = toy()

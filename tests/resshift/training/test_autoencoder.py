@@ -132,6 +132,7 @@ def test_codebook_learns() -> None:
     assert not torch.equal(before, learner.state.network.quantize.embedding.weight)  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
     config = toy("loss.adversarial_start=1")
     whole, first, second = start(config), start(config), start(config)

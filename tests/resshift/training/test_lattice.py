@@ -96,6 +96,7 @@ def test_waves_of_another_period_are_not_meant(period: int) -> None:
     assert float(lines(noise() + sine(0.2, period), 4)) < 0.05
 
 
+@pytest.mark.slow
 def test_known_gain_of_one_phase() -> None:
     """Noise whose every fourth column is stronger by a: the energies of differences are sums of two gains
     squared, known for every lag.

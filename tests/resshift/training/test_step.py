@@ -61,6 +61,7 @@ def save(directory: Path, learner: DiffusionLearner, config: RunConfig) -> None:
     checkpoint.write(directory, checkpoint.take(learner.state), config)
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
     config = toy("model.unet.dropout=0.2", "train.precision=bf16")
     whole = start(config)
@@ -285,6 +286,7 @@ def test_ways_of_computing_change_rounding_only(setting: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_activations_are_recomputed_when_asked() -> None:
     """What is inside a stage runs twice: once forward, once in the backward pass."""
     calls = 0
@@ -350,6 +352,7 @@ def test_run_begins_with_given_weights() -> None:
         start_from(learner, state_to_store(given))
 
 
+@pytest.mark.slow
 def test_rendering_follows_from_weights_and_keys_alone() -> None:
     """Picture by picture or together, after whatever was drawn before: the same pictures, up to the order of
     sums.
