@@ -5,15 +5,11 @@ float32 and in bfloat16, against one process.
 from __future__ import annotations
 
 import json
-import os
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from resshift.config import ConfigError, RunConfig, with_settings
@@ -23,7 +19,7 @@ from resshift.training.losses import Objective
 from resshift.training.sharding import mesh_shape
 from resshift.training.slots import Slots
 from resshift.training.step import DiffusionLearner, build_network
-from tests.servers import free_port
+from tests.gloo import run_workers
 
 Lines = list[dict[str, float]]
 STEPS, RANKS = 3, 4
@@ -54,14 +50,8 @@ def run(
     return learner, lines
 
 
-def work(rank: int, port: int, out: str) -> None:
+def work(rank: int, out: str) -> None:
     """Be one of four workers, with each way in turn."""
-    torch.set_num_threads(1)
-    os.environ["LOCAL_WORLD_SIZE"] = "2"
-    store = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group(
-        "gloo", init_method=store, rank=rank, world_size=RANKS, timeout=timedelta(seconds=800)
-    )
     found: dict[str, Any] = {}
     for parallel, gradient_dtype in WAYS:
         learner, lines = run(config_of(parallel, gradient_dtype), rank, RANKS)
@@ -76,48 +66,28 @@ def work(rank: int, port: int, out: str) -> None:
         }
     if rank == 0:
         Path(out).write_text(json.dumps(found))
-    dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    out = tmp_path_factory.mktemp("workers") / "found.json"
-    mp.spawn(work, (free_port(), str(out)), nprocs=RANKS)  # type: ignore[attr-defined]
-    return json.loads(out.read_text())
-
-
-@pytest.fixture(scope="module")
-def alone() -> tuple[Lines, float]:
+@pytest.mark.slow
+def test_four_workers_train_as_one(tmp_path: Path) -> None:
+    """Losses and gradient norms of three steps, in each way. One test, so that the processes, which take the
+    time, are started once. A bfloat16 has 8 bits, so a norm of many values is off by less than a step of one
+    of them, 2^-8.
+    """
+    run_workers(RANKS, work, str(tmp_path / "found.json"), ranks_of_node=2)
+    found: dict[str, Any] = json.loads((tmp_path / "found.json").read_text())
     learner, lines = run(config_of("ddp"))
     weights = torch.cat([value.flatten() for value in learner.state.weights()["model"].values()])
-    return lines, float(weights.double().norm())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("parallel", "gradient_dtype"), WAYS)
-def test_four_workers_train_as_one(
-    parallel: str,
-    gradient_dtype: str,
-    found: dict[str, Any],
-    alone: tuple[Lines, float],
-) -> None:
-    """Losses and gradient norms of three steps. A bfloat16 has 8 bits, so a norm of many values is off by
-    less than a step of one of them, 2^-8.
-    """
-    facts = found[f"{parallel} {gradient_dtype}"]
-    lines, norm = alone
-    tolerance = 1e-5 if gradient_dtype == "fp32" else 2**-8
-    for ours, theirs in zip(facts["lines"], lines, strict=True):
-        assert ours == pytest.approx(theirs, rel=tolerance, abs=1e-9)
-    assert facts["norm"] == pytest.approx(norm, rel=1e-4)
-    mesh, share = {"ddp": (None, 1.0), "fsdp": ([4], 0.25), "hsdp": ([2, 2], 0.5)}[parallel]
-    assert facts["mesh"] == mesh
-    assert facts["share"] == pytest.approx(share, abs=0.02)
-
-
-@pytest.mark.slow
-def test_bfloat16_is_really_used(found: dict[str, Any]) -> None:
-    for parallel in ("ddp", "hsdp"):
+    for parallel, gradient_dtype in WAYS:
+        facts = found[f"{parallel} {gradient_dtype}"]
+        tolerance = 1e-5 if gradient_dtype == "fp32" else 2**-8
+        for ours, theirs in zip(facts["lines"], lines, strict=True):
+            assert ours == pytest.approx(theirs, rel=tolerance, abs=1e-9), (parallel, gradient_dtype)
+        assert facts["norm"] == pytest.approx(float(weights.double().norm()), rel=1e-4)
+        mesh, share = {"ddp": (None, 1.0), "fsdp": ([4], 0.25), "hsdp": ([2, 2], 0.5)}[parallel]
+        assert facts["mesh"] == mesh
+        assert facts["share"] == pytest.approx(share, abs=0.02)
+    for parallel in ("ddp", "hsdp"):  # bfloat16 is really used
         norms = {kind: found[f"{parallel} {kind}"]["lines"][0]["grad_norm"] for kind in ("fp32", "bf16")}
         assert norms["fp32"] != norms["bf16"]
 

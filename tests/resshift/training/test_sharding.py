@@ -5,14 +5,12 @@ them can read.
 from __future__ import annotations
 
 import json
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from resshift.config import RunConfig, with_settings
@@ -23,7 +21,7 @@ from resshift.training.checkpoint import Snapshot
 from resshift.training.losses import Objective
 from resshift.training.slots import Slots
 from resshift.training.step import DiffusionLearner, build_network
-from tests.servers import free_port
+from tests.gloo import run_workers
 
 STEPS = 3
 WAYS = ("ddp", "fsdp")
@@ -57,14 +55,10 @@ def run(learner: DiffusionLearner, steps: range) -> list[dict[str, float]]:
     return lines
 
 
-def work(rank: int, port: int, root: str) -> None:
+def work(rank: int, root: str) -> None:
     """Be one of two workers, with each way of sharing in turn."""
-    torch.set_num_threads(1)
-    store = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
     for parallel in WAYS:
         take_steps(rank, parallel, Path(root) / parallel)
-    dist.destroy_process_group()
 
 
 def taken(learner: DiffusionLearner, rank: int) -> Snapshot | None:
@@ -124,43 +118,41 @@ def take_steps(rank: int, parallel: str, out: Path) -> None:
         torch.save(rendered, out / "rendered.pt")
 
 
-@pytest.fixture(scope="module")
-def alone() -> tuple[DiffusionLearner, list[dict[str, float]]]:
-    learner = start(config_of("ddp"))
-    return learner, run(learner, range(STEPS))
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run two processes, which is what takes the time, and return the folder of their results."""
-    root = tmp_path_factory.mktemp("workers")
-    for parallel in WAYS:
-        (root / parallel).mkdir()
-    mp.spawn(work, (free_port(), str(root)), nprocs=2)  # type: ignore[attr-defined]
-    return root
-
-
-@pytest.fixture(params=WAYS)
-def pair(request: pytest.FixtureRequest, root: Path) -> tuple[str, Path, dict[str, Any]]:
-    directory = root / request.param
-    return request.param, directory, json.loads((directory / "facts.json").read_text())
-
-
 @pytest.mark.slow
-def test_two_workers_train_as_one(
-    pair: tuple[str, Path, dict[str, Any]], alone: tuple[DiffusionLearner, list[dict[str, float]]]
+def test_two_workers_train_as_one_and_go_on_from_a_checkpoint(tmp_path: Path) -> None:
+    """One test, so that the processes, which take the time, are started once."""
+    for parallel in WAYS:
+        (tmp_path / parallel).mkdir()
+    run_workers(2, work, str(tmp_path))
+    learner = start(config_of("ddp"))
+    lines = run(learner, range(STEPS))
+    for parallel in WAYS:
+        directory = tmp_path / parallel
+        facts = json.loads((directory / "facts.json").read_text())
+        other = start(config_of(parallel))
+        # Written by two workers, read by one.
+        checkpoint.load(directory / "saved", other.state, config_of(parallel))
+        check_steps(facts, lines, other, learner)
+        # The round trip is exact, and the curve goes on.
+        assert facts["identical"]
+        assert facts["after"][0] == facts["after"][1]
+        assert facts["finite"]
+        assert facts["share"] == pytest.approx(0.5 if parallel == "fsdp" else 1.0, abs=0.02)
+        # A sharded average renders as a whole one.
+        run(other, range(STEPS, STEPS + 2))
+        with torch.no_grad():
+            expected = other.render({name: value[:1] for name, value in batch(0).items()}, ["key"])
+        torch.testing.assert_close(torch.load(directory / "rendered.pt"), expected, rtol=1e-2, atol=1e-2)
+
+
+def check_steps(
+    facts: dict[str, Any], lines: list[dict[str, float]], other: DiffusionLearner, learner: DiffusionLearner
 ) -> None:
     """2 workers x 2 micro-batches of 2 against 1 x 4 of 2: loss and gradient norm of every step, then weights
     and average.
     """
-    parallel, directory, facts = pair
-    learner, lines = alone
     for ours, theirs in zip(facts["lines"], lines, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
-    other = start(config_of(parallel))
-    checkpoint.load(
-        directory / "saved", other.state, config_of(parallel)
-    )  # written by two workers, read by one
     for module, expected in (
         (other.state.network, learner.state.network),
         (other.state.ema.module, learner.state.ema.module),
@@ -172,25 +164,5 @@ def test_two_workers_train_as_one(
         # Adam's first steps are lr times the sign of the gradient: where that is nearly zero, rounding
         # decides, and a step goes either way.
         assert float((difference <= 1e-5).float().mean()) > 0.999
-        assert float(difference.max()) <= 2 * STEPS * config_of(parallel).optim.lr
+        assert float(difference.max()) <= 2 * STEPS * learner.config.optim.lr
     assert other.state.step == STEPS
-
-
-@pytest.mark.slow
-def test_round_trip_is_exact_and_the_curve_goes_on(pair: tuple[str, Path, dict[str, Any]]) -> None:
-    parallel, _, facts = pair
-    assert facts["identical"]
-    assert facts["after"][0] == facts["after"][1]
-    assert facts["finite"]
-    assert facts["share"] == pytest.approx(0.5 if parallel == "fsdp" else 1.0, abs=0.02)
-
-
-@pytest.mark.slow
-def test_sharded_average_renders_as_a_whole_one(pair: tuple[str, Path, dict[str, Any]]) -> None:
-    parallel, directory, _ = pair
-    other = start(config_of(parallel))
-    checkpoint.load(directory / "saved", other.state, config_of(parallel))
-    run(other, range(STEPS, STEPS + 2))
-    with torch.no_grad():
-        expected = other.render({name: value[:1] for name, value in batch(0).items()}, ["key"])
-    torch.testing.assert_close(torch.load(directory / "rendered.pt"), expected, rtol=1e-2, atol=1e-2)
