@@ -15,6 +15,7 @@ keeps 16 bytes of a row that repeats a key, and a bit array of at most 256 MiB.
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
 import json
 import time
@@ -23,10 +24,11 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypedDict, cast, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, TypedDict, cast, get_type_hints
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -36,9 +38,13 @@ from resshift import storage
 from resshift.storage import Entry, StorageError, StorageReason, s3
 from resshift.storage.s3 import S3Options
 
+pc: Any = pyarrow.compute  # makes its functions when it is imported: type checkers know none of them
 Status = Literal["ok", "failed", "skipped"]
 DIRECTORY = "_resshift"
 _READERS = 8
+_MAX_PART_ROWS = 50_000
+_FOOTER_BYTES = 64 << 10  # a schema and the statistics of some row groups
+_READ_WHOLE = 16  # parts of a ledger that is not looked into first
 _Text = Annotated[str, pa.string()]
 _Int32 = Annotated[int | None, pa.int32()]
 _Int64 = Annotated[int | None, pa.int64()]
@@ -195,9 +201,9 @@ def append(root: str, rows: Sequence[Row], s3_options: S3Options = s3.DEFAULT) -
 class LedgerWriter:
     """Collects rows and writes them in parts, in a thread of its own: a slow store must not hold up the loop.
 
-    A part is full with 100 rows or 1 % of what this run has written, and is kept no longer than 10 s (2
-    minutes in a long run): little is repeated after a crash, and ten million rows make about a thousand
-    parts.
+    A part is full with 100 rows or 1 % of what this run has written, at most 50,000, and is kept no longer
+    than 10 s (2 minutes in a long run): little is repeated after a crash, ten million rows make about a
+    thousand parts, and each covers few keys.
 
     Args:
         write: Function that writes a part and returns when it is in place.
@@ -224,16 +230,24 @@ class LedgerWriter:
         """
         now = time.monotonic()
         patience = min(120.0, max(10.0, (now - self._started) / 100))
-        if len(self._rows) >= max(100, self._num_written // 100) or (
+        if len(self._rows) >= min(_MAX_PART_ROWS, max(100, self._num_written // 100)) or (
             self._rows and now - self._last > patience
         ):
-            for part in self._parts:
-                if part.done():
-                    part.result()  # before anything changes: who closes the writer is told as well
-            rows, self._rows, self._last = self._rows, [], now
-            self._num_written += len(rows)
-            self._parts = [part for part in self._parts if not part.done()]
-            self._parts.append(asyncio.get_running_loop().run_in_executor(self._pool, self._write, rows))
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what there is.
+
+        Raises:
+            StorageError: An earlier part could not be written.
+        """
+        for part in self._parts:
+            if part.done():
+                part.result()  # before anything changes: who closes the writer is told as well
+        rows, self._rows, self._last = self._rows, [], time.monotonic()
+        self._num_written += len(rows)
+        self._parts = [part for part in self._parts if not part.done()]
+        self._parts.append(asyncio.get_running_loop().run_in_executor(self._pool, self._write, rows))
 
     def close(self) -> None:
         """Write what is left and wait for all parts; this blocks.
@@ -285,6 +299,57 @@ def _part_entries(root: str, s3_options: S3Options) -> list[Entry]:
             return []
         raise
     return [entry for entry in sorted(entries, key=lambda entry: entry.key) if entry.key.endswith(".parquet")]
+
+
+# Keys from the first text to before the second; None: to the end.
+Interval: TypeAlias = tuple[str, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a ledger, and what its statistics say of its keys.
+
+    Fields:
+        entry: Where it is.
+        first, last: The smallest and the largest key in it; "" and None where that is not known.
+        num_rows: Number of its rows; 0 where that is not known.
+    """
+
+    entry: Entry
+    first: str = ""
+    last: str | None = None
+    num_rows: int = 0
+
+    def overlaps(self, interval: Interval) -> bool:
+        """Return whether it may have keys of an interval."""
+        start, stop = interval
+        return (self.last is None or start <= self.last) and (stop is None or self.first < stop)
+
+
+def look_into_parts(root: str, s3_options: S3Options = s3.DEFAULT) -> list[Part]:
+    """Return the parts of a ledger in the order of writing. Of a ledger of many parts the ends are read: they
+    say what keys are in them, and rows of a range of keys are then found without reading all others.
+    """
+    entries = _part_entries(root, s3_options)
+    if len(entries) <= _READ_WHOLE:
+        return [Part(entry) for entry in entries]
+
+    def look(entry: Entry) -> Part:
+        size = min(_FOOTER_BYTES, entry.size_bytes)
+        end = storage.read_range(entry.uri, -size, size, s3_options)
+        try:
+            metadata = pq.read_metadata(pa.BufferReader(end))
+        except pa.ArrowInvalid:  # the footer is longer
+            return Part(entry)
+        column = metadata.schema.to_arrow_schema().get_field_index("key")
+        groups = [metadata.row_group(i).column(column).statistics for i in range(metadata.num_row_groups)]
+        if not groups or not all(group is not None and group.has_min_max for group in groups):
+            return Part(entry, num_rows=metadata.num_rows)
+        first, last = min(group.min for group in groups), max(group.max for group in groups)
+        return Part(entry, first, last, metadata.num_rows)
+
+    with ThreadPoolExecutor(2 * _READERS) as pool:
+        return list(pool.map(look, entries))
 
 
 def latest(
@@ -348,16 +413,33 @@ class Known:
 
 
 def load_known(
-    root: str, *, retry_failed: bool = False, again: Collection[str] = (), s3_options: S3Options = s3.DEFAULT
+    root: str,
+    *,
+    retry_failed: bool = False,
+    again: Collection[str] = (),
+    s3_options: S3Options = s3.DEFAULT,
+    of_parts: Sequence[Part] | None = None,
+    within: Sequence[Interval] = (("", None),),
 ) -> Known:
     """Read which inputs are done: all that have a row, or, with `retry_failed`, all that did not fail; never
     those in `again`.
+
+    Args:
+        root: DST.
+        retry_failed, again: See above.
+        s3_options: How DST is reached.
+        of_parts: The parts that there are; None: they are listed.
+        within: Keys that are asked for; of others nothing need be known.
     """
     redone = digests(sorted(again))[:, 0]
     columns = ["key", "etag", "status", "output"]
     known = Known(DigestSet(), OwnerMap(), Counter())
     tables: list[tuple[Any, ...]] = []
-    for table in parts(root, columns, s3_options):
+    found = [Part(entry) for entry in _part_entries(root, s3_options)] if of_parts is None else of_parts
+    wanted = [part.entry for part in found if any(part.overlaps(interval) for interval in within)]
+    for table in _tables(wanted, columns, s3_options):
+        if not all(interval == ("", None) for interval in within):
+            table = table.filter(_is_within(table["key"], within))
         keys, etags, statuses, outputs = (table[name].to_pylist() for name in columns)
         is_ok = np.array([status != "failed" for status in statuses], dtype=bool)
         tables.append(
@@ -375,6 +457,15 @@ def load_known(
         known.done.add(versions[mask & is_ok] if retry_failed else versions[mask])
         known.counts.update({"done": int((mask & is_ok).sum()), "failed": int((mask & ~is_ok).sum())})
     return known
+
+
+def _is_within(keys: pa.ChunkedArray, intervals: Sequence[Interval]) -> pa.ChunkedArray:
+    """Return which keys lie in one of the intervals."""
+    masks: list[Any] = []
+    for start, stop in intervals:
+        mask = pc.greater_equal(keys, start)
+        masks.append(mask if stop is None else pc.and_(mask, pc.less(keys, stop)))
+    return functools.reduce(pc.or_, masks)
 
 
 def total_counts(root: str, s3_options: S3Options = s3.DEFAULT) -> Counter[str]:

@@ -3,6 +3,7 @@
 from resshift.storage.files import (
     exists,
     find_entry,
+    first_key,
     is_inside,
     is_s3,
     join,
@@ -26,6 +27,7 @@ __all__ = [
     "StorageReason",
     "exists",
     "find_entry",
+    "first_key",
     "is_inside",
     "is_s3",
     "join",

@@ -22,12 +22,16 @@ from resshift.storage import local, s3
 from resshift.storage.s3 import S3Options
 from resshift.storage.types import Entry, StorageError, StorageReason
 
+_PROBED_KEYS = 4  # of which one may lie before the start, or be the marker of a directory
+
 
 def is_s3(uri: str) -> bool:
     return uri.startswith("s3://")
 
 
-def list_entries(root: str, options: S3Options = s3.DEFAULT) -> Iterator[Entry]:
+def list_entries(
+    root: str, options: S3Options = s3.DEFAULT, start: str = "", stop: str | None = None
+) -> Iterator[Entry]:
     """List every file below `root`, recursively, in the order of the UTF-8 bytes of the keys.
 
     Keys that end in "/" (directory markers) and temporary files of `write_bytes` are skipped. Irregular files
@@ -37,12 +41,32 @@ def list_entries(root: str, options: S3Options = s3.DEFAULT) -> Iterator[Entry]:
     Args:
         root: Directory, prefix, or single file or object.
         options: Options of access to a bucket.
+        start, stop: First key, and the key before which the listing ends; None: its end. What lies outside is
+            not listed: pages of a bucket before `start` are not asked for, directories not opened.
 
     Raises:
         StorageError: The root itself cannot be read, or is missing; an empty prefix of an existing bucket is
             not missing.
     """
-    return s3.list_entries(root, options) if is_s3(root) else local.list_entries(root)
+    if is_s3(root):
+        return s3.list_entries(root, options, start, stop)
+    return local.list_entries(root, start, stop)
+
+
+def first_key(
+    root: str, options: S3Options = s3.DEFAULT, start: str = "", stop: str | None = None
+) -> str | None:
+    """Return the first key of a listing from `start` to before `stop`, None if there is none, by one small
+    request to a bucket.
+
+    Raises:
+        StorageError: As `list_entries`.
+    """
+    if is_s3(root):
+        found = s3.list_entries(root, options, start, stop, page_keys=_PROBED_KEYS)
+    else:
+        found = local.list_entries(root, start, stop)
+    return next((entry.key for entry in found), None)
 
 
 def find_entry(root: str, key: str, options: S3Options = s3.DEFAULT) -> Entry:

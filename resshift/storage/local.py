@@ -41,17 +41,22 @@ def path_of(uri: str) -> str:
     return path
 
 
-def list_entries(root: str) -> Iterator[Entry]:
-    """List every file below a directory, or the one file that `root` is."""
+def list_entries(root: str, start: str = "", stop: str | None = None) -> Iterator[Entry]:
+    """List the files below a directory from `start` to before `stop`, or the one file that `root` is."""
     path = path_of(root)
     with accessing(root):
         status = os.stat(path)
     if stat.S_ISDIR(status.st_mode):
         with accessing(root):  # an unreadable root is an error, not an empty listing
             os.scandir(path).close()
-        yield from _walk(root.rstrip("/") or "/", path, "", ((status.st_dev, status.st_ino),))
+        found = _walk(root.rstrip("/") or "/", path, "", ((status.st_dev, status.st_ino),), start)
     else:
-        yield _entry(os.path.basename(path), root, path)
+        found = iter([_entry(os.path.basename(path), root, path)])
+    for entry in found:
+        if stop is not None and entry.key >= stop:
+            return
+        if entry.key >= start:
+            yield entry
 
 
 def find_entry(uri: str, key: str) -> Entry:
@@ -62,22 +67,25 @@ def find_entry(uri: str, key: str) -> Entry:
     return _entry(key, uri, path)
 
 
-def _walk(root: str, directory: str, prefix: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
+def _walk(
+    root: str, directory: str, prefix: str, ancestors: tuple[tuple[int, int], ...], start: str
+) -> Iterator[Entry]:
+    """Walk through a directory, but not through those all of whose keys come before `start`."""
     try:
         with os.scandir(directory) as scan:
-            children = [
-                (os.fsencode(child.name) + (b"/" if _is_directory(child) else b""), child.name)
-                for child in scan
-            ]
+            # By the points of the text, as keys are compared; of valid UTF-8 the bytes have the same order.
+            children = [(child.name + ("/" if _is_directory(child) else ""), child.name) for child in scan]
     except OSError as error:
         yield _irregular(
             prefix.rstrip("/"), f"{root}/{prefix}".rstrip("/"), f"unreadable directory: {error.strerror}"
         )
         return
-    for encoded, name in sorted(children):
+    for shown, name in sorted(children):
         key, path = prefix + name, os.path.join(directory, name)
+        if prefix + shown < start and not start.startswith(prefix + shown):
+            continue
         uri = f"/{key}" if root == "/" else f"{root}/{key}"
-        if not encoded.endswith(b"/"):
+        if not shown.endswith("/"):
             if not _TEMPORARY.fullmatch(name):
                 yield _entry(key, uri, path)
             continue
@@ -90,7 +98,7 @@ def _walk(root: str, directory: str, prefix: str, ancestors: tuple[tuple[int, in
         if identity in ancestors:
             yield _irregular(key, uri, "link to a directory above it")
         else:
-            yield from _walk(root, path, f"{key}/", (*ancestors, identity))
+            yield from _walk(root, path, f"{key}/", (*ancestors, identity), start)
 
 
 def _is_directory(child: os.DirEntry[str]) -> bool:

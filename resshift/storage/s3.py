@@ -177,19 +177,27 @@ def request(uri: str, options: S3Options, method: str, **arguments: object) -> d
         return call(options, method, **arguments)
 
 
-def list_entries(root: str, options: S3Options) -> Iterator[Entry]:
-    """List every object below a prefix, page by page, or the one object that `root` is."""
+def list_entries(
+    root: str, options: S3Options, start: str = "", stop: str | None = None, page_keys: int | None = None
+) -> Iterator[Entry]:
+    """List the objects below a prefix from `start` to before `stop`, page by page, or the one object that
+    `root` is.
+    """
     bucket, prefix = split(root)
     folder = prefix if not prefix or prefix.endswith("/") else prefix + "/"
-    is_empty, token = True, {}
+    is_empty = not start
+    limit: dict[str, object] = {} if page_keys is None else {"MaxKeys": page_keys}
+    token: dict[str, object] = {"StartAfter": folder + _before(start)} if start else {}
     while True:
-        page = request(
-            root, options, "list_objects_v2", Bucket=bucket, Prefix=folder, **options.for_reading(), **token
-        )
+        asked = options.for_reading() | limit | token
+        page = request(root, options, "list_objects_v2", Bucket=bucket, Prefix=folder, **asked)
         for item in page.get("Contents", ()):
             is_empty = False
-            if not item["Key"].endswith("/"):
-                yield _entry(bucket, item["Key"], item["Key"][len(folder) :], item["Size"], item)
+            key = item["Key"][len(folder) :]
+            if stop is not None and key >= stop:
+                return
+            if not item["Key"].endswith("/") and key >= start:
+                yield _entry(bucket, item["Key"], key, item["Size"], item)
         if not page.get("IsTruncated"):
             break
         token = {"ContinuationToken": page["NextContinuationToken"]}
@@ -200,6 +208,17 @@ def list_entries(root: str, options: S3Options) -> Iterator[Entry]:
         and (found := _look_up(root, bucket, prefix, options)) is not None
     ):
         yield _entry(bucket, prefix, posixpath.basename(prefix), found["Size"], found)
+
+
+def _before(key: str) -> str:
+    """Return a text with few keys between it and `key`, which is not empty: a store lists what comes after a
+    text. The keys between the two are dropped here.
+    """
+    last = ord(key[-1])
+    if not last:
+        return key[:-1]
+    # Surrogates are no characters; behind U+FFFD come emoji and little else.
+    return f"{key[:-1]}{chr(0xD7FF if last == 0xE000 else last - 1)}\ufffd"
 
 
 def _entry(bucket: str, key: str, relative: str, size_bytes: int, item: dict[str, Any]) -> Entry:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from pipelines.ledger import ledger
 from pipelines.ledger.digests import digests
 from pipelines.ledger.ledger import LedgerWriter, Row
+from resshift import storage
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -78,6 +80,31 @@ def test_only_the_latest_row_of_a_key_counts(tmp_path: Path) -> None:
     ledger.append(str(tmp_path), [ledger.row("a", "2", "failed", reason="empty")])
     assert ledger.total_counts(str(tmp_path)) == {"failed": 1, "failed: empty": 1}
     assert len(ledger.load_known(str(tmp_path)).owners) == 0
+
+
+def test_rows_of_a_range_of_keys_are_found_without_the_others(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In parts by statistics, in a part by key: what the whole ledger says of these keys, and no more."""
+    keys = [f"{i:02}/写{i}.png" for i in range(40)]
+    for i in range(0, 40, 2):
+        ledger.append(root, [ledger.row(key, "1", "ok", output=f"{key}_x4") for key in keys[i : i + 2]])
+    ledger.append(root, [ledger.row(keys[9], "1", "failed", reason="empty")])
+    parts = ledger.look_into_parts(root)
+    assert [(part.first, part.last, part.num_rows) for part in parts[:2]] == [
+        (keys[0], keys[1], 2),
+        (keys[2], keys[3], 2),
+    ]
+    within = [(keys[3], keys[6]), (keys[9], keys[10]), (keys[39], None)]
+    read: list[str] = []
+    original = storage.read_bytes
+    monkeypatch.setattr(storage, "read_bytes", lambda uri, **how: read.append(uri) or original(uri, **how))
+    known = ledger.load_known(root, of_parts=parts, within=within)
+    assert len(read) == 5
+    versions = digests([(key, "1") for key in keys])
+    assert np.flatnonzero(known.done.contains(versions)).tolist() == [3, 4, 5, 9, 39]
+    assert known.counts == {"done": 4, "failed": 1}
+    assert len(known.owners) == 4
 
 
 def test_names_that_are_taken_are_known_after_a_restart(tmp_path: Path) -> None:

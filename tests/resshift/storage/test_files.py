@@ -21,6 +21,7 @@ from resshift.storage import (
     StorageError,
     StorageReason,
     exists,
+    first_key,
     is_inside,
     join,
     list_entries,
@@ -81,6 +82,19 @@ def test_listing_is_complete_in_byte_order_and_readable(root: str) -> None:
         assert entry.irregular is None
         assert entry.modified.tzinfo is not None
     assert list(list_entries(f"{root}/")) == entries
+
+
+def test_a_part_of_a_listing_is_that_part(root: str) -> None:
+    """From every key to before every other, and between keys that do not exist."""
+    for key in AWKWARD_KEYS:
+        write_bytes(join(root, key), b"x")
+    keys = sorted(AWKWARD_KEYS)
+    ends = [*keys[::4], "a", "a/", "a0", "\U0001f5bb", "\ue000"]
+    for start in ["", *ends]:
+        for stop in [None, *ends]:
+            expected = [key for key in keys if start <= key and (stop is None or key < stop)]
+            assert [entry.key for entry in list_entries(root, start=start, stop=stop)] == expected
+            assert first_key(root, start=start, stop=stop) == next(iter(expected), None)
 
 
 def test_listing_one_file_gives_its_name(root: str) -> None:
