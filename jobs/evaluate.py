@@ -13,7 +13,8 @@ differences with bootstrap intervals, and everything needed to reproduce them), 
 picture), records.jsonl (the input of --merge) and report.html. The numbers do not depend on the number of
 replicas.
 
-A set without GT_DIR has no ground truth: its pictures are shown, and measured by NIQE, CLIP-IQA and MUSIQ on
+MASK_DIR has the masks of a model that fills holes, which is also measured inside them. A set without GT_DIR
+has no ground truth: its pictures are shown, and measured by NIQE, CLIP-IQA and MUSIQ on
 request. A protocol fixes the border, names the trunk of LPIPS and adds the published figures.
 
 Exit codes: 0 complete, 1 failed, 2 usage, 3 finished with failed items.
@@ -54,7 +55,7 @@ def arguments() -> argparse.ArgumentParser:
         help="compare with it instead of bicubic, on the same pictures and noise",
     )
     told = "test set; may be repeated. Pictures are matched by name without extension"
-    add("--data", action="append", default=[], metavar="[NAME=]LQ_DIR[:GT_DIR]", help=told)
+    add("--data", action="append", default=[], metavar="[NAME=]LQ_DIR[:GT_DIR[:MASK_DIR]]", help=told)
     add("--out", required=True, metavar="REPORT_DIR")
     add("--merge", nargs="+", metavar="REPORT_DIR", help="merge reports of parts instead of evaluating")
     add("--protocol", help="imagenet-test, realsr or bicubic-x4 (default: none, border 0)")
@@ -108,8 +109,8 @@ def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
     name = model_of(options.model, options)
     model = locate_model(name)
     other = locate_model(options.against) if options.against else None
-    for files in filter(None, (model, other)):
-        files.check_usable()
+    if other is not None and other.fills_holes != model.fills_holes:
+        raise UsageError(f"of {model.name} and {other.name} only one fills holes: they cannot be compared")
     border = options.border if options.border is not None else protocol.border if protocol else 0
     net = options.lpips_net or (
         protocol.lpips_net if protocol else "squeeze" if options.lpips_trunk else None
@@ -137,7 +138,14 @@ def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
         user_installed=tuple(options.iqa),
     )
     try:
-        pairs = evaluation.pairs_of([evaluation.PictureSet.parse(text) for text in options.data])
+        sets = [evaluation.PictureSet.parse(text) for text in options.data]
+        for one in sets:
+            if (one.mask_root is not None) != model.fills_holes:
+                does, wanted = ("fills", "") if model.fills_holes else ("fills no", "out")
+                raise UsageError(
+                    f"{model.name} {does} holes: give test sets with{wanted} masks, got {one.name}"
+                )
+        pairs = evaluation.pairs_of(sets)
         if not options.dry_run:
             settings.judge()  # fails here if weights are missing, not in replicas that restart again
     except (ValueError, OSError, ImportError) as error:

@@ -10,10 +10,9 @@
     ray job submit --working-dir . -- python jobs/upscale.py s3://in/photos s3://out/x4
 
 A glob without / is matched against the file name, any other glob against the whole key.
-Every input gets one row in DST/_resshift/ledger (Parquet: key, status, reason, sizes, sha256, seconds, ...).
-A broken picture is a row with a reason, never a stopped job. Running the same command again continues the
-job; changed options are refused. At the end there is a report: DST/_resshift/report.html, .json, .csv.
-`--model nearest-x4` repeats pixels instead of running a network, to try out a set-up.
+Every input gets one row in DST/_resshift/ledger (Parquet: key, status, reason, sizes, sha256, seconds ...), a
+broken picture too, and the report is DST/_resshift/report.html, .json, .csv. Running the same command again
+continues the job; changed options are refused. `--model nearest-x4` repeats pixels, to try out a set-up.
 
 Less common settings are `--set section.field=value` (pipelines/bulk/settings.py): source.* and target.*
 (endpoint, region, profile, anonymous, requester_pays, sse, storage_class, attempts, ...), limits.*,
@@ -55,6 +54,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--max-megapixels", type=float, default=25.0, help="refuse larger inputs (default 25)")
     add("--include", action="append", default=[], metavar="GLOB", help="only these keys; * also matches /")
     add("--exclude", action="append", default=[], metavar="GLOB", help="not these; overrides --include")
+    add("--masks", metavar="DIR", help="masks of the holes, under the same keys or as NAME.png")
     add("--keys", metavar="FILE", help="read the input keys from this file, one per line; SRC is not listed")
     if_exists = ["skip", "verify", "overwrite"]
     add("--if-exists", default="overwrite", choices=if_exists, help="what to do with outputs without a row")
@@ -87,6 +87,7 @@ def request_of(flags: argparse.Namespace) -> BulkRequest:
         name=flags.name,
         include=tuple(flags.include),
         exclude=tuple(flags.exclude),
+        masks=flags.masks,
         keys=flags.keys,
         max_megapixels=flags.max_megapixels,
         if_exists="overwrite" if flags.repair else flags.if_exists,  # the existing outputs are the bad ones

@@ -139,6 +139,11 @@ class ModelConfig:
         return isinstance(self.unet, ConvUNetConfig) and self.unet.regression is not None
 
     @property
+    def fills_holes(self) -> bool:
+        """Whether the model fills holes, so that pictures need masks."""
+        return self.unet.cond_mask
+
+    @property
     def size_multiple_px(self) -> int:
         """Number that the sides of a tile are multiples of, in input pixels."""
         return self.unet.size_multiple * self.unet.lq_ratio

@@ -35,6 +35,7 @@ from resshift.config import ModelConfig, Sampling
 from resshift.devices import Module, on_device, resolve_device, resolve_dtype
 from resshift.images import Picture, scaled
 from resshift.images.alpha import fill_transparent
+from resshift.images.masks import with_mask
 from resshift.models import AnyModelConfig, Dtype, ModelFiles, WeightsError, locate_model
 from resshift.models.files import machine_bytes
 from resshift.networks import convolution
@@ -62,6 +63,7 @@ class Upscaler:
         up = Upscaler.from_pretrained("tiny-x4")
         out = up(image)                             # PIL.Image or HWC array in, the same kind out
         out = up(image, outscale=2.5, seed=7, tile_px=128)
+        out = Upscaler.from_pretrained("inpaint-imagenet-s4")(image, mask=mask)     # fills the hole
 
     Args:
         config: Configuration of the model.
@@ -148,7 +150,6 @@ class Upscaler:
     @classmethod
     def from_files(cls, found: ModelFiles, *, device: str | torch.device = "auto") -> Upscaler:
         """Load a model whose files have been found; errors as in `from_pretrained`."""
-        found.check_usable()
         if (memory := machine_bytes()) is not None:
             found.check_memory(memory, "this machine")
         network, stage = load_networks(found)
@@ -166,6 +167,11 @@ class Upscaler:
     def scale(self) -> int:
         """Native scale: sides of the output over sides of the input."""
         return self.config.scale
+
+    @property
+    def fills_holes(self) -> bool:
+        """Whether the model fills holes, so that pictures need masks."""
+        return isinstance(self.config, ModelConfig) and self.config.fills_holes
 
     @property
     def shares_calls(self) -> bool:
@@ -187,6 +193,7 @@ class Upscaler:
         self,
         image: Pixels,
         *,
+        mask: Image.Image | NDArray[Any] | None = None,
         seed: int = 0,
         outscale: float | None = None,
         steps: int | None = None,
@@ -200,6 +207,9 @@ class Upscaler:
         Args:
             image: PIL image of any common mode, or array (H, W), (H, W, 1 | 3 | 4), uint8 or uint16, RGB
                 order, fourth channel alpha.
+            mask: For models that fill holes: image or array, bool as well, of the size of `image`, bright or
+                transparent in the hole (`resshift.images.masks`); default: what is transparent in `image`.
+                What the hole hides is never looked at, and all other pixels come back as they were.
             seed: Seed of the noise; the same seed gives the same pixels. Without a chain there is no noise.
             outscale: Sides of the result over sides of the input, in (0, 16]; default: the model's own scale.
             steps: Steps of the chain, see `Sampling`.
@@ -224,10 +234,16 @@ class Upscaler:
             tile_px=tile_px,
             tile_batch=tile_batch,
         )
+        picture = _picture(image)
+        if mask is not None:
+            if not isinstance(mask, Image.Image) and mask.dtype == np.bool_:
+                mask = np.uint8(255) * mask
+            picture = with_mask(picture, _picture(mask))
+        result = self.upscale(picture, sampling)
         if isinstance(image, Image.Image):
-            return images.to_pil(self.upscale(images.from_pil(image), sampling))
-        result = images.to_array(self.upscale(images.from_array(image), sampling))
-        return result[..., 0] if image.ndim == 2 else result
+            return images.to_pil(result)
+        array = images.to_array(result)
+        return array[..., 0] if image.ndim == 2 else array
 
     def upscale(self, picture: Picture, sampling: Sampling = Sampling()) -> Picture:
         """Upscale a decoded picture. ICC profile, EXIF and notes are handed on.
@@ -241,7 +257,11 @@ class Upscaler:
         """Return `upscale` as a work for `resshift.tiles.batching.Batcher`, so that pictures share calls. The
         bytes are the same; errors are raised when the work runs.
         """
-        picture = fill_transparent(picture)
+        if self.fills_holes and picture.mask is None:
+            picture = with_mask(picture, None)
+        if picture.mask is not None and not self.fills_holes:
+            raise ValueError(f"{self.name} fills no holes: a mask must not be given")
+        hidden = fill_transparent(_emptied(picture))
         factor = sampling.outscale or self.scale
         height, width = scaled(picture.height, factor), scaled(picture.width, factor)
         dtype: Any = picture.pixels.dtype.type
@@ -250,7 +270,7 @@ class Upscaler:
         while True:
             plan, longest = self.plan(picture.height, picture.width, sampling), backoff.longest
             try:
-                yield from self._fill(pixels, picture.pixels, plan, sampling)
+                yield from self._fill(pixels, picture, hidden.pixels, plan, sampling)
                 break
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -263,7 +283,7 @@ class Upscaler:
         if factor > self.scale:
             notes += (f"x{factor:g} is the model's x{self.scale} enlarged by bicubic interpolation",)
         alpha = None if picture.alpha is None else resize_alpha(picture.alpha, height, width)
-        return replace(picture, pixels=pixels, alpha=alpha, notes=notes)
+        return replace(picture, pixels=pixels, alpha=alpha, mask=None, notes=notes)
 
     def upscale_tensor(
         self,
@@ -271,6 +291,7 @@ class Upscaler:
         sampling: Sampling = Sampling(),
         *,
         noise: Callable[[int], Tensor] | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Upscale a picture in [-1, 1], (1, 3, h, w) of any size -> (1, 3, h * scale, w * scale) float32,
         clamped to [-1, 1]; no colour fix.
@@ -280,6 +301,8 @@ class Upscaler:
             sampling: How pixels are made; `outscale` must be None.
             noise: Function that replaces the noise field of a chain in parity tests: `noise(step)` of the
                 shape of the padded latent, for steps T ... 1.
+            mask: (1, 1, h, w), 1 in a hole, where lq is -1, and -1 elsewhere; for models that fill holes. The
+                network's result is returned whole.
 
         Raises:
             ValueError: Wrong shape, or an option is not usable.
@@ -290,13 +313,17 @@ class Upscaler:
             )
         if lq.ndim != 4 or lq.shape[:2] != (1, 3) or 0 in lq.shape:
             raise ValueError(f"lq must be (1, 3, h, w) with h and w at least 1, got {tuple(lq.shape)}")
+        if (mask is not None) != self.fills_holes or (mask is not None and mask[0, 0].shape != lq.shape[2:]):
+            needed = f"(1, 1, {lq.shape[2]}, {lq.shape[3]})" if self.fills_holes else "None"
+            raise ValueError(f"mask must be {needed}, got {None if mask is None else tuple(mask.shape)}")
+        inputs = lq if mask is None else torch.cat((lq, mask), dim=1)
         height, width = lq.shape[2:]
         bands: list[Tensor] = []
         work = self.renderer.work(
             self.plan(height, width, sampling),
             (height, width),
             sampling,
-            read=lambda top, bottom: lq[0, :, top:bottom],
+            read=lambda top, bottom: inputs[0, :, top:bottom],
             emit=lambda rows: bands.append(rows.clone()),
             noise=None if noise is None else cut_from_whole(noise),
             batch=self._batch(sampling),
@@ -318,15 +345,31 @@ class Upscaler:
         return self.renderer.plan(height, width, min(limits, default=None))
 
     def _fill(
-        self, pixels: NDArray[Any], source: NDArray[Any], plan: TilePlan, sampling: Sampling
+        self,
+        pixels: NDArray[Any],
+        picture: Picture,
+        source: NDArray[Any],
+        plan: TilePlan,
+        sampling: Sampling,
     ) -> Work[None]:
-        """Upscale `source`, (h, w, channels), to the size of `pixels`, (H, W, channels), which is written."""
-        output = RowOutput(source, pixels, self.scale, self.renderer.fixes_colour)
+        """Upscale `source`, what the network may see of a picture, (h, w, channels), to the size of `pixels`,
+        (H, W, channels), which is written.
+        """
+        mask = picture.mask if self.scale == 1 else None
+        shown = source if mask is None else picture.pixels
+        output = RowOutput(shown, pixels, self.scale, self.renderer.fixes_colour, mask)
+
+        def read(top: int, bottom: int) -> Tensor:
+            rows = images.to_tensor(source[top:bottom])[0]
+            if picture.mask is not None:
+                rows = torch.cat((rows, torch.from_numpy(picture.mask[None, top:bottom]).float() * 2 - 1))
+            return rows.to(self.device)
+
         yield from self.renderer.work(
             plan,
             (source.shape[0], source.shape[1]),
             sampling,
-            read=lambda top, bottom: images.to_tensor(source[top:bottom])[0].to(self.device),
+            read=read,
             emit=output.push,
             batch=self._batch(sampling),
         )
@@ -334,6 +377,17 @@ class Upscaler:
     def _batch(self, sampling: Sampling) -> int | None:
         """Return the number of tiles in a call; None is enough to keep a GPU busy."""
         return sampling.tile_batch if self.shares_calls else 1
+
+
+def _picture(image: Image.Image | NDArray[Any]) -> Picture:
+    return images.from_pil(image) if isinstance(image, Image.Image) else images.from_array(image)
+
+
+def _emptied(picture: Picture) -> Picture:
+    """Return a picture whose hole is black, as models that fill holes are trained: -1 in [-1, 1]."""
+    if picture.mask is None:
+        return picture
+    return replace(picture, pixels=picture.pixels * ~picture.mask[..., None])
 
 
 def load_networks(found: ModelFiles) -> tuple[nn.Module, VQAutoencoder | PixelUnshuffle | None]:

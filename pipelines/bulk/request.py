@@ -34,6 +34,8 @@ class BulkRequest:
         quality: Quality of JPEG and WebP, 1 to 100.
         name: Template of output names, see `names.output_key`.
         include, exclude: Globs of inputs, see `Selection`.
+        masks: Folder or s3:// prefix with a mask for each input, for models that fill holes
+            (`stages.mask_keys`); the source itself, if the inputs are transparent in their holes.
         keys: File with the keys of the inputs, one a line; None: a listing of the source.
         max_megapixels: Size of the largest input that is tried, at most 10,000.
         if_exists: What happens to outputs without a row, see `StageOptions`.
@@ -54,6 +56,7 @@ class BulkRequest:
     name: str = "{dir}/{stem}_x{scale}.{ext}"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    masks: str | None = None
     keys: str | None = None
     max_megapixels: float = 25.0
     if_exists: IfExists = "overwrite"
@@ -77,11 +80,17 @@ class BulkRequest:
 
         Raises:
             WeightsError: There is no such model.
-            OptionError: The model cannot do it, or the name is no template.
+            OptionError: The model cannot do it, needs masks or takes none, or the name is no template.
             JobMismatch: The target belongs to another job.
         """
         model = describe_model(self.model)
         model.check(self.sampling)
+        if model.fills_holes and self.masks is None:
+            message = f"must be a folder or s3:// prefix for {model.name}, which fills holes, got none"
+            raise OptionError("masks", message)
+        if self.masks is not None and not model.fills_holes:
+            message = f"must not be given for {model.name}, which fills no holes, got {self.masks}"
+            raise OptionError("masks", message)
         outputs = UpscaleOptions(
             model=self.model,
             identity=model.identity,
@@ -91,6 +100,7 @@ class BulkRequest:
             quality=self.quality,
             name=self.name,
             frames=self.settings.output.frames,
+            masks=self.masks,
         )
         try:
             outputs.output_key("folder/picture.png")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import posixpath
 import time
 import traceback
 from collections.abc import Sequence
@@ -23,8 +24,9 @@ from pipelines.ledger.ledger import DIRECTORY, Row, failed
 from pipelines.ledger.names import CONTENT_TYPES, OutputFormat, output_format, output_key
 from resshift import images, storage
 from resshift.config import Sampling
-from resshift.images import ImageError, ImageLimits
+from resshift.images import ImageError, ImageLimits, ImageReason, Picture
 from resshift.images.animation import FrameChoice, Frames, encode_frames, fit_frames
+from resshift.images.masks import with_mask
 from resshift.images.sandbox import Decoder, DecoderDied, DecoderLimits, DecoderTimeout
 from resshift.storage import StorageError, StorageReason, s3
 from resshift.storage.s3 import S3Options
@@ -47,6 +49,7 @@ class UpscaleOptions:
         quality: Quality of JPEG and WebP, 1 to 100.
         name: Template of output names, see `names.output_key`.
         frames: Which frames of files with several are upscaled.
+        masks: Folder or s3:// prefix of the masks of a model that fills holes, see `mask_keys`.
     """
 
     model: str
@@ -57,6 +60,7 @@ class UpscaleOptions:
     quality: int = 95
     name: str = "{dir}/{stem}_x{scale}.{ext}"
     frames: FrameChoice = "first"
+    masks: str | None = None
 
     def output_key(self, key: str) -> str:
         """Return the key of the output of an input, relative to DST; see `names.output_key`."""
@@ -66,6 +70,8 @@ class UpscaleOptions:
         """Return what job.json says."""
         facts = asdict(self)
         sampling: dict[str, Any] = facts.pop("sampling")
+        if facts.pop("masks") is not None:
+            facts["masks"] = storage.printable(str(self.masks))
         # What a job did not ask for is left out, except what job.json has always had: jobs continue that were
         # begun before there was such an option.
         always = ("seed", "outscale", "tile_px")
@@ -118,6 +124,35 @@ def prepare(items: Sequence[WorkItem], options: StageOptions) -> tuple[list[Row]
         rows.append(row)
         results.append(frames)
     return rows, results
+
+
+def mask_keys(key: str) -> tuple[str, ...]:
+    """Return the keys that the mask of a picture may have: its own, or that with .png as extension."""
+    return tuple(dict.fromkeys((key, posixpath.splitext(key)[0] + ".png")))
+
+
+def _mask(item: WorkItem, masks: str, options: StageOptions) -> Picture:
+    """Fetch and decode the mask of an input.
+
+    Raises:
+        StorageError: It cannot be read.
+        ImageError: no_mask, if there is none; bad_mask, if it cannot be decoded.
+    """
+    for key in mask_keys(item.key):
+        try:
+            data = storage.read_bytes(
+                storage.join(masks, key), options.limits.images.max_bytes, options.source_s3
+            )
+        except StorageError as error:
+            if error.reason is not StorageReason.MISSING:
+                raise
+            continue
+        try:
+            return _decoder(options.limits).decode(data, "first").pictures[0]
+        except (ImageError, DecoderTimeout, DecoderDied) as error:
+            raise ImageError(ImageReason.BAD_MASK, f"the mask {key}: {error}") from None
+    tried = " or ".join(mask_keys(item.key))
+    raise ImageError(ImageReason.NO_MASK, f"there is no mask {tried} in {storage.printable(masks)}")
 
 
 def _fetch(item: WorkItem, options: StageOptions) -> tuple[Row, bytes]:
@@ -183,7 +218,10 @@ def _decode(item: WorkItem, row: Row, data: bytes, options: StageOptions) -> tup
         raise AssertionError("unreachable")
     try:
         check_frames(frames.sizes(options.outputs.scale), item.key, options.outputs)
-    except ImageError as error:
+        if (masks := options.outputs.masks) is not None:
+            mask = _mask(item, masks, options)
+            frames = frames.map(lambda picture: with_mask(picture, mask))
+    except (ImageError, StorageError) as error:
         return failed(row, str(error.reason), str(error)), Frames(())
     first = frames.pictures[0]
     # Sizes are those after the EXIF orientation; seconds do not count waiting between stages.

@@ -64,6 +64,7 @@ class ModelFacts:
         steps: Steps of the chain that the model was trained with.
         has_one_scale: Whether no `outscale` but this scale can be asked for.
         has_estimate: Whether it has a `fidelity`, see `Sampling`.
+        fills_holes: Whether it fills holes, so that pictures need masks.
     """
 
     name: str
@@ -73,6 +74,7 @@ class ModelFacts:
     steps: int
     has_one_scale: bool = False
     has_estimate: bool = False
+    fills_holes: bool = False
 
     def check(self, sampling: Sampling) -> None:
         """Refuse what this model cannot do.
@@ -97,7 +99,6 @@ def describe_model(name: str) -> ModelFacts:
             name, model.identity, model.scale, model.smallest_tile_px, steps=1, has_one_scale=True
         )
     files = locate_model(name)
-    files.check_usable()
     config = files.config
     return ModelFacts(
         name,
@@ -106,6 +107,7 @@ def describe_model(name: str) -> ModelFacts:
         config.smallest_tile_px,
         config.steps,
         has_estimate=isinstance(config, ModelConfig) and config.has_estimate,
+        fills_holes=files.fills_holes,
     )
 
 

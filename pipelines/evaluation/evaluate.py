@@ -1,7 +1,9 @@
 """How good a model is: upscale low-quality pictures on Ray, beside bicubic upsampling and perhaps another
 model, and measure each result.
 
-The bicubic baseline is MATLAB's imresize of the 8-bit picture, clipped and rounded. Figures are those of
+The bicubic baseline is MATLAB's imresize of the 8-bit picture, clipped and rounded. Beside a model that fills
+holes stands Telea's method instead ("An Image Inpainting Technique Based on the Fast Marching Method", 2004).
+Figures are those of
 `pipelines.evaluation.figures`. A record of a picture is a function of its bytes, the models and the options:
 every replica computes on one CPU thread, so its numbers do not depend on how many there are, or on one of
 them being lost on the way.
@@ -20,10 +22,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import cv2
 import numpy as np
 import ray
 import ray.data
 import torch
+from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy
 
 from pipelines.cluster.capacity import has_gpus, reachable
@@ -35,6 +39,7 @@ from resshift.config import Sampling
 from resshift.degradation import imresize
 from resshift.images import ImageError, ImageReason, Picture
 from resshift.images.identify import HEAD_BYTES, identify, is_named_as_picture
+from resshift.images.masks import with_mask
 from resshift.models import ModelFiles
 from resshift.storage import Entry, StorageError
 from resshift.upscaler import Upscaler
@@ -69,7 +74,11 @@ def facts_of(options: EvaluateOptions, model: ModelFiles, other: ModelFiles | No
         model: Files of `options.model`.
         other: Files of `options.against`, if there is one.
     """
-    names = {"bicubic": "bicubic", "ours": model.name, "against": other.name if other else ""}
+    names = {
+        "bicubic": "Telea" if model.fills_holes else "bicubic",
+        "ours": model.name,
+        "against": other.name if other else "",
+    }
     if other is not None and other.name == model.name:
         names |= {"ours": options.model, "against": str(options.against)}
     return {
@@ -96,41 +105,43 @@ def facts_of(options: EvaluateOptions, model: ModelFiles, other: ModelFiles | No
 
 
 def folders_of(source: str) -> list[str]:
-    """Return the places of `LQ_DIR[:GT_DIR]`."""
+    """Return the places of `LQ_DIR[:GT_DIR[:MASK_DIR]]`."""
     return re.split(r":(?!//)", source)  # the colon of s3:// separates nothing
 
 
 @dataclass(frozen=True, slots=True)
 class PictureSet:
-    """Low-quality pictures and, when there is one, the tree with their truths."""
+    """Low-quality pictures and, when there are any, the trees with their truths and their masks."""
 
     name: str
     lq_root: str
     gt_root: str | None
+    mask_root: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> PictureSet:
-        """Read `[NAME=]LQ_DIR[:GT_DIR]`; the name is by default the last part of LQ_DIR.
+        """Read `[NAME=]LQ_DIR[:GT_DIR[:MASK_DIR]]`; the name is by default the last part of LQ_DIR.
 
         Raises:
-            ValueError: There are more than two places.
+            ValueError: There are more than three places.
         """
         named = re.fullmatch(r"([\w.-]+)=(.+)", text)
         lq_root, *rest = folders_of(named[2] if named else text)
-        if len(rest) > 1 or not lq_root:
-            raise ValueError(f"a test set is [NAME=]LQ_DIR[:GT_DIR], got {text!r}")
+        if len(rest) > 2 or not lq_root:
+            raise ValueError(f"a test set is [NAME=]LQ_DIR[:GT_DIR[:MASK_DIR]], got {text!r}")
         name = named[1] if named else lq_root.rstrip("/").rsplit("/", 1)[-1]
-        return cls(name, lq_root, rest[0] if rest else None)
+        return cls(name, lq_root, *(rest or [None]))
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A low-quality picture of a test set and, when there is one, its truth."""
+    """A low-quality picture of a test set and, when there are any, its truth and its mask."""
 
     key: str
     lq_uri: str
     gt_uri: str | None
     set: str = ""
+    mask_uri: str | None = None
 
 
 def pairs_of(sets: Sequence[PictureSet]) -> list[Pair]:
@@ -144,31 +155,33 @@ def pairs_of(sets: Sequence[PictureSet]) -> list[Pair]:
         if names.count(name) > 1:
             raise ValueError(f"two test sets are called {name!r}: name them, NAME=LQ_DIR:GT_DIR")
     return [
-        Pair(pair.key, pair.lq_uri, pair.gt_uri, one.name)
+        replace(pair, set=one.name)
         for one in sets
-        for pair in pair_up(one.lq_root, one.gt_root)
+        for pair in pair_up(one.lq_root, one.gt_root, one.mask_root)
     ]
 
 
-def pair_up(lq_root: str, gt_root: str | None) -> list[Pair]:
-    """Match pictures of two trees by their path without extension.
+def pair_up(lq_root: str, gt_root: str | None, mask_root: str | None = None) -> list[Pair]:
+    """Match pictures of the trees by their path without extension.
 
     Raises:
-        ValueError: There are no pictures, one has no truth, or two have the same name; the message
+        ValueError: There are no pictures, one has no truth or no mask, or two have the same name; the message
             names them.
     """
     lq = _by_stem(lq_root)
     if not lq:
         raise ValueError(f"no files under {lq_root}")
-    if gt_root is None:
-        return [Pair(stem, uri, None) for stem, uri in lq.items()]
-    gt = _by_stem(gt_root)
-    missing = sorted(lq.keys() - gt.keys())
-    if missing:
-        raise ValueError(
-            f"{len(missing)} pictures of {lq_root} have no truth in {gt_root}: {', '.join(missing[:5])}"
-        )
-    return [Pair(stem, uri, gt[stem]) for stem, uri in lq.items()]
+    trees = {
+        what: _by_stem(root) for what, root in (("truth", gt_root), ("mask", mask_root)) if root is not None
+    }
+    for what, tree in trees.items():
+        if missing := sorted(lq.keys() - tree.keys()):
+            root = gt_root if what == "truth" else mask_root
+            raise ValueError(
+                f"{len(missing)} pictures of {lq_root} have no {what} in {root}: {', '.join(missing[:5])}"
+            )
+    gt, masks = trees.get("truth", {}), trees.get("mask", {})
+    return [Pair(stem, uri, gt.get(stem), mask_uri=masks.get(stem)) for stem, uri in lq.items()]
 
 
 def _by_stem(root: str) -> dict[str, str]:
@@ -198,6 +211,11 @@ def bicubic_resized(rgb: Image, scale: float) -> Image:
     """
     resized = imresize(rgb.astype(np.float64), scale)
     return (resized.clip(0, 255) + 0.5).astype(np.uint8)
+
+
+def telea_filled(rgb: Image, hole: NDArray[np.bool_]) -> Image:
+    """Fill a hole from its edge inwards: (H, W, 3) and (H, W) -> (H, W, 3)."""
+    return np.asarray(cv2.inpaint(rgb, hole.astype(np.uint8), 5, cv2.INPAINT_TELEA), np.uint8)
 
 
 class _SizeMismatch(ValueError):
@@ -241,10 +259,13 @@ class EvaluateStage:
         if gt is not None and gt.shape[:2] != (scale * height, scale * width):
             expected = f"{width}x{height} times {scale} is {scale * width}x{scale * height}"
             raise _SizeMismatch(f"the truth is {gt.shape[1]}x{gt.shape[0]}, and {expected}")
-        asked = self.options.sampling
+        picture = Picture(pixels=lq)
+        if pair.mask_uri is not None:
+            picture = with_mask(picture, images.decode(storage.read_bytes(pair.mask_uri)))
+        hole, asked = picture.mask, self.options.sampling
         sampling = replace(asked, seed=seeds.derive(asked.seed, "picture", pair.key))
         started = time.monotonic()
-        ours = self.upscaler.upscale(Picture(pixels=lq), sampling).pixels
+        ours = self.upscaler.upscale(picture, sampling).pixels
         record: Record = {
             "set": pair.set,
             "key": pair.key,
@@ -256,11 +277,12 @@ class EvaluateStage:
             "height": ours.shape[0],
             "device": self.upscaler.device.type,
         }
-        results: dict[Method, Image] = {"bicubic": bicubic_resized(lq, self.upscaler.scale), "ours": ours}
+        baseline = bicubic_resized(lq, scale) if hole is None else telea_filled(lq, hole)
+        results: dict[Method, Image] = {"bicubic": baseline, "ours": ours}
         if self.other is not None:
-            results["against"] = self.other.upscale(Picture(pixels=lq), replace(sampling, steps=None)).pixels
+            results["against"] = self.other.upscale(picture, replace(sampling, steps=None)).pixels
         for method, result in results.items():
-            record[method] = self.judge(result, gt)
+            record[method] = self.judge(result, gt, hole if scale == 1 else None)
         pictures = {"lq": lq} | results | ({} if gt is None else {"gt": gt})
         return record, {name: images.encode(Picture(pixels=pixels)) for name, pixels in pictures.items()}
 

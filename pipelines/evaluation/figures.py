@@ -48,6 +48,8 @@ FIGURES = {
     "psnr_rgb": Figure("PSNR-RGB", "{:.2f} dB", True),
     "ssim_rgb": Figure("SSIM-RGB", "{:.4f}", True),
     "lpips": Figure("LPIPS", "{:.4f}", False),
+    "psnr_hole": Figure("PSNR in the hole", "{:.2f} dB", True),
+    "lpips_hole": Figure("LPIPS in the hole", "{:.4f}", False),
     "st_lpips": Figure("ST-LPIPS", "{:.4f}", False),
     "niqe": Figure("NIQE", "{:.2f}", False),
     "clipiqa": Figure("CLIPIQA", "{:.4f}", True),
@@ -84,9 +86,13 @@ class Judge:
         self.st_lpips = _st_lpips() if "st_lpips" in user_installed else None
         self.from_pyiqa = {name: _from_pyiqa(name) for name in user_installed if name != "st_lpips"}
 
-    def __call__(self, result: Image, gt: Image | None) -> dict[str, float]:
+    def __call__(
+        self, result: Image, gt: Image | None, hole: NDArray[np.bool_] | None = None
+    ) -> dict[str, float]:
         """Return the figures of a picture, (H, W, 3) uint8; those that need the truth are left out without
         it.
+
+        With a hole, (H, W), there are also PSNR (RGB) of its pixels and LPIPS averaged over it.
 
         NIQE is left out of pictures that are too small or too flat for it.
 
@@ -100,6 +106,12 @@ class Judge:
                 if distance is not None:
                     with torch.inference_mode():
                         figures[name] = float(distance(images.to_tensor(result), images.to_tensor(gt)))
+            if hole is not None:
+                figures["psnr_hole"] = psnr_ssim.psnr(result[hole][None], gt[hole][None])
+                if self.lpips is not None:
+                    with torch.inference_mode():
+                        distances = self.lpips.at_pixels(images.to_tensor(result), images.to_tensor(gt))
+                    figures["lpips_hole"] = float(distances[0, torch.from_numpy(hole)].mean())
         if self.niqe is not None and (distance := self.niqe(result, self.border)) is not None:
             figures["niqe"] = distance
         return figures | {name: call(result) for name, call in self.from_pyiqa.items()}

@@ -59,10 +59,8 @@ class Frames:
     @property
     def num_bytes(self) -> int:
         """Size of the arrays in memory."""
-        return sum(
-            picture.pixels.nbytes + (0 if picture.alpha is None else picture.alpha.nbytes)
-            for picture in self.pictures
-        )
+        planes = (plane for one in self.pictures for plane in (one.pixels, one.alpha, one.mask))
+        return sum(plane.nbytes for plane in planes if plane is not None)
 
 
 def decode_frames(data: bytes, limits: ImageLimits | None = None, choice: FrameChoice = "first") -> Frames:

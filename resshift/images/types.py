@@ -37,6 +37,8 @@ class ImageReason(StrEnum):
     CORRUPT = "corrupt"
     TOO_LARGE = "too_large"
     ANIMATED = "animated"
+    NO_MASK = "no_mask"
+    BAD_MASK = "bad_mask"
 
 
 class ImageError(ValueError):
@@ -110,6 +112,7 @@ class Picture:
     Fields:
         pixels: (H, W, 1) grey or (H, W, 3) RGB, uint8 or uint16.
         alpha: (H, W) of the same dtype, not premultiplied, or None.
+        mask: (H, W) bool, True in the hole that a model is to fill (`resshift.images.masks`), or None.
         icc: Profile of the pixels, to embed; None means sRGB.
         source_icc: RGB or grey profile of the file, from which 8-bit pixels were converted for the network;
             `images.in_own_profile` converts them back. None if they were not converted, or cannot be.
@@ -123,6 +126,7 @@ class Picture:
 
     pixels: Array
     alpha: Array | None = None
+    mask: Array | None = None
     icc: bytes | None = None
     source_icc: bytes | None = None
     exif: bytes | None = None
@@ -140,6 +144,10 @@ class Picture:
             raise ValueError(
                 f"alpha must be {self.pixels.shape[:2]} {self.pixels.dtype}, got {self.alpha.shape} "
                 f"{self.alpha.dtype}"
+            )
+        if self.mask is not None and (self.mask.shape, self.mask.dtype) != (self.pixels.shape[:2], np.bool_):
+            raise ValueError(
+                f"mask must be {self.pixels.shape[:2]} bool, got {self.mask.shape} {self.mask.dtype}"
             )
 
     @property

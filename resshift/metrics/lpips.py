@@ -73,3 +73,13 @@ class Lpips(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             x, y = (picture.float().contiguous(memory_format=torch.channels_last) for picture in (x, y))
             return self.distance(x, y).flatten()
+
+    def at_pixels(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the distance at every pixel, (B, H, W) float32: the maps of the layers, enlarged to the size
+        of the picture and added.
+        """
+        self.distance.spatial = True
+        try:
+            return self.distance(x.float(), y.float())[:, 0]
+        finally:
+            self.distance.spatial = False

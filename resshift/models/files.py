@@ -160,16 +160,10 @@ class ModelFiles:
                 f"got {self.dtype}"
             )
 
-    def check_usable(self) -> None:
-        """Refuse a model that cannot upscale a picture.
-
-        Raises:
-            WeightsError: It fills holes, and nothing takes masks yet.
-        """
-        if isinstance(self.config, ModelConfig) and self.config.unet.cond_mask:
-            raise WeightsError(
-                f"{self.name} fills holes in pictures and needs masks, which are not supported yet"
-            )
+    @property
+    def fills_holes(self) -> bool:
+        """Whether the model fills holes, so that pictures need masks."""
+        return isinstance(self.config, ModelConfig) and self.config.fills_holes
 
     def check_memory(self, num_bytes: int, where: str) -> None:
         """Refuse a model whose weights alone do not fit into memory. Files may hold float16; networks hold

@@ -81,7 +81,7 @@ class Networks:
 
     def predict_x0(self, x_t: Tensor, y0: Tensor, lq: Tensor, t: Tensor) -> Tensor:
         """Predict x0 of a batch of tiles, each at the step of index t, int64 (n,). The last prediction is
-        mixed with y0, see `Sampling.fidelity`.
+        mixed with y0, see `Sampling.fidelity`. `lq` has a fourth channel where the network sees masks.
         """
         if self.fidelity == 1:
             return y0  # what the steps before it make of it has no share
@@ -90,10 +90,11 @@ class Networks:
         def predict(x_t: Tensor, y0: Tensor, lq: Tensor, t: Tensor) -> Tensor:
             return network_denoiser(
                 self.unet,
-                lq,
+                lq[:, :3],
                 y0,
                 self.schedule,
                 config.target,
+                lq[:, 3:] if config.fills_holes else None,
                 latent=config.latent_scaling,
                 sees_y0=config.unet.sees_y0,
             )(x_t, t)
@@ -123,7 +124,7 @@ class _Enlarged(Input):
         first, end = max(0, self.first_row(top)), min(self.window.height, bottom * self.scale + self.halo)
         begin = max(0, left * self.scale - self.halo)
         stop = min(self.window.width, right * self.scale + self.halo)
-        rows = self.window.read(first, end, begin, stop)[None].to(self.device)
+        rows = self.window.read(first, end, begin, stop)[None, :3].to(self.device)
         enlarged = upsample(rows, self.enlargement)[0]
         down, across = (
             (position * self.scale - origin) * self.enlargement
@@ -253,7 +254,8 @@ class Windows:
             return window(stage.channels, 1, capacity(plan.rows, num_consumers))
 
         tall = capacity(plan.rows, steps + 1)
-        self.lq = window(3, ratio, min(height * ratio, tall * ratio + 2 * _HALO))
+        channels = 3 + networks.config.fills_holes
+        self.lq = window(channels, ratio, min(height * ratio, tall * ratio + 2 * _HALO))
         self.y0 = latent(steps + 1)
         self.x = [latent(1) for _ in range(steps)]  # x[i] is the input of the step of index i
         self.x0_pred = [latent(0) for _ in range(steps)]
@@ -376,8 +378,8 @@ class Chain:
 
     @property
     def fixes_colour(self) -> bool:
-        """Noise leaves the low band a little off (`resshift.tiles.colour_fix`)."""
-        return True
+        """Noise leaves the low band a little off (`resshift.tiles.colour_fix`); a hole has none."""
+        return not self.config.fills_holes
 
     def networks(
         self, steps: int | None = None, fidelity: float | None = None, sampler: str | None = None

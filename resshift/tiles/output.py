@@ -25,11 +25,19 @@ class RowOutput:
         pixels: Array that the result is written to, (H, W, 1 or 3) of the same dtype.
         scale: Scale of the model.
         fixes_colour: Whether the low band becomes that of the input.
+        hole: (h, w) bool, True where the result is wanted: elsewhere it is the source. Only at scale 1; None
+            for everywhere.
     """
 
     def __init__(
-        self, source: NDArray[Any], pixels: NDArray[Any], scale: int, fixes_colour: bool = True
+        self,
+        source: NDArray[Any],
+        pixels: NDArray[Any],
+        scale: int,
+        fixes_colour: bool = True,
+        hole: NDArray[np.bool_] | None = None,
     ) -> None:
+        self.hole = hole
         self.source, self.pixels, self.scale = source, pixels, scale
         self.height, self.width, channels = source.shape
         self.is_grey = channels == 1
@@ -50,6 +58,9 @@ class RowOutput:
             source = self.source[first // self.scale : self.row // self.scale]
             rows = self.wavelet.push(rows, images.to_tensor(source)[0].to(rows.device))
         rows = rows.clamp(-1, 1)
+        if self.hole is not None:
+            known = images.to_tensor(self.source[first : self.row])[0].to(rows.device)
+            rows = torch.where(torch.from_numpy(self.hole[first : self.row]).to(rows.device), rows, known)
         rows = self.resampler.push((rows.mean(0, keepdim=True) if self.is_grey else rows).cpu())
         if rows.shape[1]:
             done, self.filled = self.filled, self.filled + rows.shape[1]

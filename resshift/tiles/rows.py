@@ -23,9 +23,9 @@ from resshift.tiles.window import RowBuffer
 # Values of a band of the result that is handed on: 4 MiB in float32.
 BAND_VALUES = 2**20
 
-ReadRows = Callable[
-    [int, int], Tensor
-]  # rows [top, bottom) of the input -> (3, bottom - top, width) in [-1, 1]
+# Rows [top, bottom) of the input -> (3, bottom - top, width) in [-1, 1]; for a model that fills holes with a
+# fourth channel, 1 in a hole and -1 elsewhere.
+ReadRows = Callable[[int, int], Tensor]
 Emit = Callable[[Tensor], None]  # takes the next rows of the result, (3, n, width scale)
 
 

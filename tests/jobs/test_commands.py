@@ -56,7 +56,7 @@ FLAGS = {
             "--replicas",
         ),
         *("--plan", "--dry-run", "--status", "--retry-failed", "--verify", "--repair", "--set"),
-        *("--include", "--exclude", "--keys", "--if-exists", "--engine", "--price-per-hour"),
+        *("--include", "--exclude", "--keys", "--masks", "--if-exists", "--engine", "--price-per-hour"),
     },
     "evaluate": {
         *(

@@ -16,7 +16,9 @@ from pipelines.ledger import ledger
 from pipelines.ledger.digests import DigestSet, OwnerMap
 from pipelines.ledger.ledger import JobMismatch, Known, begin_job
 from resshift.config import OptionError, Sampling
+from resshift.models.files import write_model_config
 from resshift.storage import EPOCH, Entry
+from tests.holes import hole_config
 
 OUTPUTS = UpscaleOptions(model="nearest-x4", identity="nearest-x4", scale=4)
 
@@ -44,6 +46,11 @@ def request(tmp_path: Path, **values: Any) -> BulkRequest:
             "name",
             "'../{name}' gives '../picture.png': it must lie inside the target and outside _resshift/",
         ),
+        (
+            {"masks": "masks"},
+            "masks",
+            "must not be given for nearest-x4, which fills no holes, got masks",
+        ),
         ({"keys": "no/such/list"}, "keys", "no/such/list: No such file or directory"),
     ],
 )
@@ -58,6 +65,18 @@ def test_a_value_that_cannot_be_is_refused_with_its_field(
     with pytest.raises(OptionError) as refused:
         check()
     assert (refused.value.field, refused.value.message) == (field, message)
+
+
+def test_a_model_that_fills_holes_needs_masks_and_a_job_remembers_where(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").touch()
+    write_model_config(tmp_path / "model", "holes", hole_config())
+    model = {"model": str(tmp_path / "model")}
+    with pytest.raises(OptionError, match=r"masks must be a folder or s3:// prefix for .*, got none"):
+        request(tmp_path, **model).job()
+    record = request(tmp_path, **model, masks="m/x").job().record()
+    assert (record["masks"], record["scale"]) == ("m/x", 1)
+    assert "masks" not in request(tmp_path).job().record()
 
 
 def test_a_target_inside_its_source_is_refused(tmp_path: Path) -> None:

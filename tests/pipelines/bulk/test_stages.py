@@ -34,7 +34,8 @@ from resshift.images.sandbox import DecoderDied, DecoderLimits, DecoderTimeout
 from resshift.models import WeightsError
 from resshift.storage import StorageError, StorageReason
 from resshift.upscaler import Upscaler
-from tests.pictures import encoded, noise, tiff_of
+from tests.holes import box
+from tests.pictures import encoded, file_of, noise, tiff_of
 
 JOB = UpscaleOptions(model="nearest-x4", identity="nearest-x4", scale=4)
 
@@ -74,6 +75,55 @@ def test_good_picture_is_written_and_recorded(tmp_path: Path) -> None:
     assert row["seconds"] is not None
     assert row["seconds"] > 0
     assert row["attempts"] == 1
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_a_mask_lies_under_the_key_of_its_picture_or_as_png(tmp_path: Path, name: str) -> None:
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "a.jpg").write_bytes(encoded(1, 12, 16, "JPEG"))
+    hole = np.uint8(255) * box(12, 16)
+    (tmp_path / "masks" / name).write_bytes(file_of(hole, "PNG"))  # formats are recognised by content
+    outputs = replace(JOB, masks=str(tmp_path / "masks"))
+    rows, frames = prepare([item(tmp_path / "a.jpg")], options(tmp_path / "out", outputs=outputs))
+    assert rows[0]["status"] == "ok"
+    mask = frames[0].pictures[0].mask
+    assert mask is not None
+    assert np.array_equal(mask, box(12, 16))
+
+
+def test_transparent_pictures_are_their_own_masks(tmp_path: Path) -> None:
+    pixels = np.dstack([noise(0, 12, 16), np.uint8(255) * ~box(12, 16)])
+    (tmp_path / "a.png").write_bytes(file_of(pixels))
+    outputs = replace(JOB, masks=str(tmp_path))
+    rows, frames = prepare([item(tmp_path / "a.png")], options(tmp_path / "out", outputs=outputs))
+    assert rows[0]["status"] == "ok"
+    mask = frames[0].pictures[0].mask
+    assert mask is not None
+    assert np.array_equal(mask, box(12, 16))
+
+
+@pytest.mark.parametrize(
+    ("mask", "reason", "message"),
+    [
+        (None, "no_mask", "there is no mask a.jpg or a.png in "),
+        (b"no picture", "bad_mask", "the mask a.png: "),
+        (file_of(np.zeros((12, 12), np.uint8)), "bad_mask", "the mask is 12x12, and must be 16x12"),
+        (file_of(np.zeros((12, 16), np.uint8)), "bad_mask", "the hole of the mask is empty"),
+        (file_of(np.full((12, 16), 255, np.uint8)), "bad_mask", "the hole of the mask covers the whole"),
+    ],
+)
+def test_a_mask_that_cannot_be_used_is_a_row(
+    tmp_path: Path, mask: bytes | None, reason: str, message: str
+) -> None:
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "a.jpg").write_bytes(encoded(1, 12, 16, "JPEG"))
+    if mask is not None:
+        (tmp_path / "masks" / "a.png").write_bytes(mask)
+    outputs = replace(JOB, masks=str(tmp_path / "masks"))
+    (row,), (frames,) = prepare([item(tmp_path / "a.jpg")], options(tmp_path / "out", outputs=outputs))
+    assert (row["status"], row["reason"]) == ("failed", reason)
+    assert str(row["message"]).startswith(message)
+    assert not frames.pictures
 
 
 @pytest.mark.parametrize(

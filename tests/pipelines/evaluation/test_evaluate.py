@@ -20,7 +20,9 @@ from pipelines.evaluation.evaluate import (
     pairs_of,
 )
 from resshift import images
-from tests.pictures import encoded
+from resshift.config import Sampling
+from tests.holes import box, write_hole_model
+from tests.pictures import encoded, file_of, noise
 
 
 def write(folder: Path, *names: str) -> str:
@@ -40,12 +42,16 @@ def test_pictures_are_matched_without_their_extension(tmp_path: Path) -> None:
         ("x/b", "b.png"),
     ]
     assert [pair.gt_uri for pair in pair_up(lq, None)] == [None, None]
+    masks = write(tmp_path / "mask", "a.png", "x/b.jpg")
+    assert [Path(pair.mask_uri or "").name for pair in pair_up(lq, gt, masks)] == ["a.png", "b.jpg"]
 
 
 def test_what_cannot_be_matched_is_named(tmp_path: Path) -> None:
     lq = write(tmp_path / "lq", "a.jpg", "b.png")
     with pytest.raises(ValueError, match=r"1 pictures .*: b"):
         pair_up(lq, write(tmp_path / "gt", "a.png"))
+    with pytest.raises(ValueError, match=r"2 pictures .* have no mask in .*: a, b"):
+        pair_up(lq, None, write(tmp_path / "mask", "c.png"))
     write(tmp_path / "lq", "a.png")
     with pytest.raises(ValueError, match="same name without extension"):
         pair_up(lq, None)
@@ -69,6 +75,7 @@ def test_what_is_no_picture_is_left_out_with_a_line(tmp_path: Path, caplog: pyte
         ("set5/lq:set5/gt", PictureSet("lq", "set5/lq", "set5/gt")),
         ("set5=lq/:gt", PictureSet("set5", "lq/", "gt")),
         ("photos/", PictureSet("photos", "photos/", None)),
+        ("lq:gt:s3://b/mask", PictureSet("lq", "lq", "gt", "s3://b/mask")),
         ("s3://b/lq:s3://b/gt", PictureSet("lq", "s3://b/lq", "s3://b/gt")),
         ("real=s3://b/a=b/lq", PictureSet("real", "s3://b/a=b/lq", None)),
         ("s3://b/a=b", PictureSet("a=b", "s3://b/a=b", None)),
@@ -78,9 +85,9 @@ def test_test_sets_are_read(text: str, expected: PictureSet) -> None:
     assert PictureSet.parse(text) == expected
 
 
-@pytest.mark.parametrize("text", ["a:b:c", ":gt", ""])
+@pytest.mark.parametrize("text", ["a:b:c:d", ":gt", ""])
 def test_what_is_no_test_set_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"\[NAME=\]LQ_DIR\[:GT_DIR\]"):
+    with pytest.raises(ValueError, match=r"\[NAME=\]LQ_DIR\[:GT_DIR\[:MASK_DIR\]\]"):
         PictureSet.parse(text)
 
 
@@ -114,3 +121,24 @@ def test_a_truth_of_another_size_is_a_row_that_says_so(tmp_path: Path) -> None:
     assert records[0]["status"] == "ok"
     assert (records[1]["status"], records[1]["reason"]) == ("failed", "size_mismatch")
     assert records[1]["message"] == "the truth is 44x40, and 12x10 times 4 is 48x40"
+
+
+def test_holes_are_measured_inside(tmp_path: Path) -> None:
+    gt, hole = noise(1, 24, 28), box(24, 28)
+    lq = np.where(hole[..., None], np.uint8(0), gt)
+    for name, pixels in (("gt", gt), ("lq", lq), ("mask", np.uint8(255) * hole)):
+        (tmp_path / f"{name}.png").write_bytes(file_of(pixels))
+    model = write_hole_model(tmp_path / "model")
+    stage = EvaluateStage(EvaluateOptions(model=str(model), sampling=Sampling(steps=1)))
+    uri = {name: str(tmp_path / f"{name}.png") for name in ("gt", "lq", "mask")}
+    pair = Pair("a", uri["lq"], uri["gt"], "s", uri["mask"])
+    made = stage({"pair": json.dumps(asdict(pair))})
+    record = json.loads(made["record"])
+    assert record["status"] == "ok", record["message"]
+    for method in ("ours", "bicubic"):
+        result = images.decode(made[method]).pixels
+        assert np.array_equal(result[~hole], gt[~hole])
+        error = np.mean((result[hole].astype(float) - gt[hole]) ** 2)
+        assert record[method]["psnr_hole"] == pytest.approx(10 * np.log10(255**2 / error))
+        assert record[method]["psnr_hole"] < record[method]["psnr_rgb"]
+    assert (images.decode(made["bicubic"]).pixels[hole] != 0).any()

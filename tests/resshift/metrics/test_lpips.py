@@ -35,3 +35,18 @@ def test_wrong_lpips_trunk_names_what_is_missing(tmp_path: Path) -> None:
     torch.save({"features.0.weight": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match=r"features\.0\.weight"):
         Lpips("squeeze", path)
+
+
+def test_lpips_at_pixels_is_that_of_the_picture_where_nothing_varies(lpips: Lpips) -> None:
+    """Of flat pictures every layer's map is flat but for its border, and the mean over the picture is near
+    their distance; equal halves are nearer than unlike ones.
+    """
+    x = torch.rand((1, 3, 64, 64), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    y = x.clone()
+    y[..., :32] = -y[..., :32]
+    found = lpips.at_pixels(x, y)
+    assert found.shape == (1, 64, 64)
+    assert found[..., :16].mean() > 2 * found[..., 48:].mean()
+    torch.testing.assert_close(lpips(x, x), torch.zeros(1))  # `forward` is as before
+    assert lpips(x, y).shape == (1,)
+    torch.testing.assert_close(found.mean(), lpips(x, y)[0], rtol=0.15, atol=0)

@@ -203,13 +203,11 @@ def test_float16_weights_count_as_float32(toy: Path, tmp_path: Path) -> None:
     assert float32_bytes(tmp_path / "half.safetensors") == float32_bytes(toy / "model.safetensors")
 
 
-def test_a_model_that_needs_masks_is_refused_before_any_picture(tmp_path: Path) -> None:
+def test_a_model_that_needs_masks_says_so(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     write_model_config(tmp_path, "holes", preset("inpaint-imagenet-s4").model)
-    with pytest.raises(WeightsError, match="holes fills holes in pictures and needs masks"):
-        locate_model(tmp_path).check_usable()
-    with pytest.raises(WeightsError, match="holes fills holes"):
-        describe_model(str(tmp_path))
+    assert describe_model(str(tmp_path)).fills_holes
+    assert not describe_model("tiny-x4").fills_holes
 
 
 # --- Hugging Face
