@@ -75,9 +75,9 @@ def doctor(options: argparse.Namespace) -> Exit:
     from pipelines.command import connect_to_ray
     from pipelines.doctor.bucket import bucket_checks
     from pipelines.doctor.cluster import node_checks, ray_checks
-    from pipelines.doctor.finding import Level
-    from pipelines.doctor.machine import machine_checks, read_lock
     from resshift.config import with_settings
+    from resshift.doctor.finding import Level
+    from resshift.doctor.machine import machine_checks, read_lock
 
     settings = with_settings(BulkSettings(), options.set)
     lock = lock_text(options.lock)

@@ -102,9 +102,9 @@ def measure(options: argparse.Namespace, protocol: Protocol | None) -> Exit:
     from pipelines.command import quiet_ray_data
     from pipelines.evaluation import evaluate as evaluation
     from pipelines.evaluation import results
-    from pipelines.progress import Progress, shown
     from resshift.config import ModelConfig
     from resshift.models import locate_model
+    from resshift.progress import Progress, shown
 
     name = model_of(options.model, options)
     model = locate_model(name)

@@ -59,9 +59,9 @@ def testset(options: argparse.Namespace) -> Exit:
         imagenet_test,
         write_testset,
     )
-    from pipelines.progress import Progress, shown
     from pipelines.shards.prepare import with_tars_opened
     from pipelines.shards.sources import Archive, list_inputs
+    from resshift.progress import Progress, shown
 
     check_places(options.source, options.target, "the pairs")
     if (options.recipe is not None) != (options.protocol == "folder"):

@@ -1,4 +1,4 @@
-"""Upscale every picture of a folder or bucket into another one.
+"""Upscale every picture of a folder or bucket into another one. (`resshift` does it without Ray.)
 
     python jobs/upscale.py photos upscaled
     python jobs/upscale.py s3://in/photos s3://out/x4 --replicas 1:8 --include '*.jpg' --exclude 'private/*'
@@ -8,15 +8,15 @@
     python jobs/upscale.py photos upscaled --verify                        re-read the outputs, list problems
     python jobs/upscale.py photos upscaled --repair                        redo missing and corrupt outputs
     ray job submit --working-dir . -- python jobs/upscale.py s3://in/photos s3://out/x4
+    python jobs/upscale.py photo.jpg big.jpg                               one picture, as `resshift` does it
 
-A glob without / is matched against the file name, any other glob against the whole key.
+A glob without / is matched against the file name, any other against the whole key.
 Every input gets one row in DST/_resshift/ledger (Parquet: key, status, reason, sizes, sha256, seconds ...), a
 broken picture too, and the report is DST/_resshift/report.html, .json, .csv. Running the same command again
 continues the job; changed options are refused. `--model nearest-x4` repeats pixels, to try out a set-up.
 
 Less common settings are `--set section.field=value` (pipelines/bulk/settings.py): source.* and target.*
-(endpoint, region, profile, anonymous, requester_pays, sse, storage_class, attempts, ...), limits.*,
-select.*, output.frames=first|all|fail, work.*, engine.*.
+(endpoint, region, profile, anonymous, sse, ...), limits.*, select.*, output.frames, work.*, engine.*.
 
 Exit codes: 0 complete, 1 failed, 2 usage, 3 finished with failed items.
 """
@@ -42,22 +42,24 @@ def arguments() -> argparse.ArgumentParser:
     """Return the command line."""
     options = parser(__doc__ or "")
     add = options.add_argument
-    formats = ["keep", "png", "jpeg", "webp", "tiff", "avif", "jxl"]
     add("source", metavar="SRC", help="folder or s3:// prefix")
     add("target", metavar="DST", help="folder or s3:// prefix for outputs and ledger, not inside SRC")
     command.add_model(options, default="tiny-x4")
     add("--outscale", type=float, help="scale of the result (default: the model's)")
     command.add_sampling(options)
-    add("--format", default="png", choices=formats, help="keep: as the input")
-    add("--quality", type=int, default=95, help="quality of jpeg, webp, avif, jxl (default 95)")
+    command.add_format(options, "png")
     add("--name", default="{dir}/{stem}_x{scale}.{ext}", help="template of output names")
     add("--max-megapixels", type=float, default=25.0, help="refuse larger inputs (default 25)")
     add("--include", action="append", default=[], metavar="GLOB", help="only these keys; * also matches /")
     add("--exclude", action="append", default=[], metavar="GLOB", help="not these; overrides --include")
     add("--masks", metavar="DIR", help="masks of the holes, under the same keys or as NAME.png")
     add("--keys", metavar="FILE", help="read the input keys from this file, one per line; SRC is not listed")
-    if_exists = ["skip", "verify", "overwrite"]
-    add("--if-exists", default="overwrite", choices=if_exists, help="what to do with outputs without a row")
+    add(
+        "--if-exists",
+        default="overwrite",
+        choices=["skip", "verify", "overwrite"],
+        help="outputs without a row",
+    )
     add("--engine", default="serve", choices=["serve", "actors"], help="Ray Serve, or actors of this job")
     add("--replicas", default="1:1", metavar="MIN:MAX", help="replicas of the model, or one number (1:1)")
     add("--price-per-hour", type=float, metavar="PRICE", help="price of one replica, for plan and report")
@@ -82,7 +84,7 @@ def request_of(flags: argparse.Namespace) -> BulkRequest:
         target=flags.target,
         model=command.model_of(flags.model, flags),
         sampling=command.sampling_of(flags, flags.outscale),
-        format=flags.format,
+        format=flags.format or BulkRequest.format,
         quality=flags.quality,
         name=flags.name,
         include=tuple(flags.include),
@@ -98,9 +100,12 @@ def request_of(flags: argparse.Namespace) -> BulkRequest:
 
 
 def upscale(options: argparse.Namespace) -> Exit:
-    """Run the job, or report on it."""
+    """Run the job, or report on it; one picture needs no job."""
     from pipelines.ledger.lease import held
+    from resshift.command.upscale import is_one_picture, run_one
 
+    if is_one_picture(options.source, options.target):
+        return run_one(options)
     request, replicas = request_of(options), command.min_max("--replicas", options.replicas)
     if options.status or options.verify:
         from pipelines.ledger.ledger import read_job
@@ -167,7 +172,7 @@ def work(request: BulkRequest, job: Job, worklist: Worklist, kind: str, replicas
     from pipelines.bulk.job import close_job, engine_options, run_job
     from pipelines.bulk.progress import JobProgress
     from pipelines.ledger import ledger
-    from pipelines.progress import shown
+    from resshift.progress import shown
     from serve.engine import ServeEngine
 
     ledger.begin_job(request.target, job.record(), request.settings.target)

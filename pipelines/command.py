@@ -1,5 +1,5 @@
-"""What the commands on Ray share: ranges and places, logging, and the connection to Ray. Exit codes, parsers
-and one-line errors are those of `resshift.command`.
+"""What the commands on Ray share: ranges and places, logging, and the connection to Ray. Exit codes, parsers,
+the flags of models and one-line errors are those of `resshift.command`.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ import logging
 import os
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
 
 from resshift.command import Exit as Exit
 from resshift.command import UsageError as UsageError
+from resshift.command import add_format as add_format
+from resshift.command import add_model as add_model
+from resshift.command import add_sampling as add_sampling
 from resshift.command import exit_code
+from resshift.command import model_of as model_of
 from resshift.command import parser as parser
-
-if TYPE_CHECKING:
-    from resshift.config import Sampling
+from resshift.command import sampling_of as sampling_of
 
 
 def check_places(source: str, target: str, made: str) -> None:
@@ -37,52 +38,6 @@ def check_places(source: str, target: str, made: str) -> None:
     if storage.is_inside(target, source):
         message = f"must not lie inside {source}, got {target}: {made} would become inputs of the next run"
         raise OptionError("target", message)
-
-
-def add_model(options: argparse.ArgumentParser, **how: Any) -> None:
-    """Add `--model`, and the flags for what bare weights do not say themselves.
-
-    Args:
-        options: Command line.
-        how: Arguments of `add_argument` for `--model`.
-    """
-    told = "name, path, s3:// or hf://OWNER/NAME; @bfloat16 may follow"
-    options.add_argument("--model", help=told + (" (tiny-x4)" if how else ""), **how)
-    options.add_argument("--preset", help="preset of a bare weight file, if its shapes fit several")
-    options.add_argument(
-        "--first-stage", metavar="FILE", help="autoencoder of a bare weight file (beside it)"
-    )
-
-
-def model_of(model: str, flags: argparse.Namespace) -> str:
-    """Return a model with the flags of `add_model`, as one text that every process understands."""
-    from resshift.models import model_with
-
-    return model_with(model, flags.preset, flags.first_stage)
-
-
-def add_sampling(options: argparse.ArgumentParser) -> None:
-    """Add the flags of `Sampling` that every command with a model has."""
-    add = options.add_argument
-    add("--steps", type=int, help="steps of the chain; fewer cost less (default: the model's)")
-    add("--sampler", choices=["posterior", "ddim"], help="ddim: no noise after the first step")
-    add("--fidelity", type=float, metavar="F", help="0, the model, to 1, which invents nothing (default: 0)")
-    add("--seed", type=int, default=0, help="seed of the noise; same seed, same bytes (default 0)")
-    add("--tile", type=int, metavar="PX", help="side of a tile in input pixels (default: chosen, up to 256)")
-
-
-def sampling_of(flags: argparse.Namespace, outscale: float | None = None) -> Sampling:
-    """Return the flags of `add_sampling` as a value."""
-    from resshift.config import Sampling
-
-    return Sampling(
-        seed=flags.seed,
-        outscale=outscale,
-        steps=flags.steps,
-        sampler=flags.sampler,
-        fidelity=flags.fidelity,
-        tile_px=flags.tile,
-    )
 
 
 def min_max(flag: str, text: str, least: int = 1) -> tuple[int, int]:

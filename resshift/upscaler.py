@@ -53,6 +53,7 @@ from resshift.tiles.noise import cut_from_whole
 from resshift.tiles.output import RowOutput, resize_alpha
 from resshift.tiles.plan import TilePlan
 from resshift.tiles.rows import Renderer
+from resshift.tiles.stages import TileCount
 
 Pixels = TypeVar("Pixels", Image.Image, NDArray[Any])
 
@@ -201,6 +202,7 @@ class Upscaler:
         fidelity: float | None = None,
         tile_px: int | None = None,
         tile_batch: int | None = None,
+        progress: Callable[[float], None] | None = None,
     ) -> Pixels:
         """Upscale an image.
 
@@ -217,6 +219,8 @@ class Upscaler:
             fidelity: From 0, the model, to 1, which invents nothing, see `Sampling`.
             tile_px: Longest side of a tile in input pixels, see `Sampling`.
             tile_batch: Number of tiles in one call of the network on a GPU, see `Sampling`.
+            progress: Function that is called after every tile with the share of the tiles that are done, in
+                (0, 1]. It begins again if memory runs out and smaller tiles are tried.
 
         Returns:
             The same kind: a PIL image (grey stays grey, alpha stays), or an array of the same dtype and
@@ -239,21 +243,32 @@ class Upscaler:
             if not isinstance(mask, Image.Image) and mask.dtype == np.bool_:
                 mask = np.uint8(255) * mask
             picture = with_mask(picture, _picture(mask))
-        result = self.upscale(picture, sampling)
+        result = self.upscale(picture, sampling, progress)
         if isinstance(image, Image.Image):
             return images.to_pil(result)
         array = images.to_array(result)
         return array[..., 0] if image.ndim == 2 else array
 
-    def upscale(self, picture: Picture, sampling: Sampling = Sampling()) -> Picture:
-        """Upscale a decoded picture. ICC profile, EXIF and notes are handed on.
+    def upscale(
+        self,
+        picture: Picture,
+        sampling: Sampling = Sampling(),
+        progress: Callable[[float], None] | None = None,
+    ) -> Picture:
+        """Upscale a decoded picture. ICC profile, EXIF and notes are handed on; `progress` is called as by
+        `__call__`.
 
         When memory runs out for a single tile, smaller tiles are tried; the result then has a note, and this
         object remembers.
         """
-        return alone(self.upscaling(picture, sampling))
+        return alone(self.upscaling(picture, sampling, progress))
 
-    def upscaling(self, picture: Picture, sampling: Sampling = Sampling()) -> Work[Picture]:
+    def upscaling(
+        self,
+        picture: Picture,
+        sampling: Sampling = Sampling(),
+        progress: Callable[[float], None] | None = None,
+    ) -> Work[Picture]:
         """Return `upscale` as a work for `resshift.tiles.batching.Batcher`, so that pictures share calls. The
         bytes are the same; errors are raised when the work runs.
         """
@@ -270,7 +285,7 @@ class Upscaler:
         while True:
             plan, longest = self.plan(picture.height, picture.width, sampling), backoff.longest
             try:
-                yield from self._fill(pixels, picture, hidden.pixels, plan, sampling)
+                yield from self._fill(pixels, picture, hidden.pixels, plan, sampling, progress)
                 break
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -351,6 +366,7 @@ class Upscaler:
         source: NDArray[Any],
         plan: TilePlan,
         sampling: Sampling,
+        progress: Callable[[float], None] | None,
     ) -> Work[None]:
         """Upscale `source`, what the network may see of a picture, (h, w, channels), to the size of `pixels`,
         (H, W, channels), which is written.
@@ -372,6 +388,7 @@ class Upscaler:
             read=read,
             emit=output.push,
             batch=self._batch(sampling),
+            count=None if progress is None else TileCount(progress),
         )
 
     def _batch(self, sampling: Sampling) -> int | None:

@@ -15,13 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 
-from pipelines.ledger.names import CONTENT_TYPES
 from resshift import images
 from resshift.config import OptionError
 from resshift.images import Format, ImageError, ImageHeader, Picture, scaled
 from resshift.images.animation import Frames, encode_frames, fit_frames
 from resshift.images.identify import identify
 from resshift.images.sandbox import Decoder, DecoderDied, DecoderLimits, DecoderTimeout
+from resshift.output_names import CONTENT_TYPES
 from serve.http.limits import Admission, Deadline
 from serve.http.options import PictureOptions
 from serve.http.problems import Problem, option_problem, picture_problem

@@ -14,8 +14,8 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
-from pipelines.ledger.names import CONTENT_TYPES
 from resshift.config import MAX_OUTSCALE
+from resshift.output_names import CONTENT_TYPES
 from serve.http.body import Body, Reader
 from serve.http.keys import Caller
 from serve.http.limits import LEAST_TIMEOUT_S, Deadline

@@ -16,7 +16,7 @@ from typing_extensions import TypedDict  # the one that pydantic takes below Pyt
 
 from pipelines.bulk.selection import ListingCounts
 from pipelines.ledger.ledger import Row
-from pipelines.progress import Progress, Rate
+from resshift.progress import Progress, Rate
 
 
 class ProgressSnapshot(TypedDict):

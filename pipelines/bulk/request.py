@@ -14,10 +14,10 @@ from pipelines.bulk.stages import IfExists, StageOptions, UpscaleOptions
 from pipelines.bulk.worker import describe_model
 from pipelines.command import UsageError, check_places
 from pipelines.ledger import ledger
-from pipelines.ledger.names import OutputFormat
 from resshift import storage
 from resshift.config import OptionError, Sampling
 from resshift.images.identify import HEAD_BYTES
+from resshift.output_names import OutputFormat
 from resshift.storage import Entry
 
 

@@ -21,13 +21,13 @@ from typing import Any, Literal
 
 from pipelines.bulk.selection import WorkItem
 from pipelines.ledger.ledger import DIRECTORY, Row, failed
-from pipelines.ledger.names import CONTENT_TYPES, OutputFormat, output_format, output_key
 from resshift import images, storage
 from resshift.config import Sampling
 from resshift.images import ImageError, ImageLimits, ImageReason, Picture
 from resshift.images.animation import FrameChoice, Frames, encode_frames, fit_frames
 from resshift.images.masks import with_mask
 from resshift.images.sandbox import Decoder, DecoderDied, DecoderLimits, DecoderTimeout
+from resshift.output_names import CONTENT_TYPES, OutputFormat, output_format, output_key
 from resshift.storage import StorageError, StorageReason, s3
 from resshift.storage.s3 import S3Options
 

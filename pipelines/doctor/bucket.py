@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from pipelines.doctor.finding import Finding, fail, ok, warn
 from resshift import storage
+from resshift.doctor.finding import Finding, fail, ok, warn
 from resshift.storage import StorageError, StorageReason, s3
 from resshift.storage.s3 import S3Options
 

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pipelines.doctor.finding import Finding, fail, ok, warn
-from pipelines.doctor.machine import machine_checks
+from resshift.doctor.finding import Finding, fail, ok, warn
+from resshift.doctor.machine import machine_checks
 
 # What `ray start --head` and Serve listen on when nobody says otherwise.
 HEAD_PORTS = {6379: "GCS", 8265: "dashboard", 8000: "Serve", 10001: "Ray client"}

@@ -35,12 +35,13 @@ from numpy.typing import NDArray
 from pipelines.command import UsageError
 from pipelines.ledger.digests import DigestSet, OwnerMap, Repeats, digests
 from resshift import storage
+from resshift.output_names import RECORDS
 from resshift.storage import Entry, StorageError, StorageReason, s3
 from resshift.storage.s3 import S3Options
 
 pc: Any = pyarrow.compute  # makes its functions when it is imported: type checkers know none of them
 Status = Literal["ok", "failed", "skipped"]
-DIRECTORY = "_resshift"
+DIRECTORY = RECORDS
 _READERS = 8
 _MAX_PART_ROWS = 50_000
 _FOOTER_BYTES = 64 << 10  # a schema and the statistics of some row groups

@@ -13,13 +13,13 @@ from dataclasses import asdict
 import pyarrow as pa
 
 from pipelines.cluster.map_tasks import results
-from pipelines.progress import Progress, shown
 from pipelines.shards import archives
 from pipelines.shards.build import ShardOptions, ShardTask, build_shard, build_shards, plan_shards
 from pipelines.shards.parquet import Reason, Shard, write_manifest
 from pipelines.shards.sources import Archive, Item, Sidecar, list_inputs
 from pipelines.shards.status import status_of, summaries_of, write_status
 from resshift import storage
+from resshift.progress import Progress, shown
 
 _MAX_DEPTH = 4  # tars in tars
 _ARCHIVES_PER_TASK = 16

@@ -6,6 +6,10 @@ import argparse
 import sys
 from collections.abc import Callable
 from enum import IntEnum
+from typing import TYPE_CHECKING, Any, get_args
+
+if TYPE_CHECKING:
+    from resshift.config import Sampling
 
 _POSITIONAL = {"source": "SRC", "target": "DST"}
 
@@ -17,6 +21,7 @@ class Exit(IntEnum):
     FAILED = 1
     USAGE = 2
     FINISHED_WITH_FAILED_ITEMS = 3
+    INTERRUPTED = 130  # as a shell says of Ctrl-C
 
 
 class UsageError(ValueError):
@@ -27,6 +32,67 @@ def parser(doc: str) -> argparse.ArgumentParser:
     """Return a parser whose help is the module docstring of the command, examples included."""
     return argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+
+
+def add_model(options: argparse.ArgumentParser, **how: Any) -> None:
+    """Add `--model`, and the flags for what bare weights do not say themselves.
+
+    Args:
+        options: Command line.
+        how: Arguments of `add_argument` for `--model`.
+    """
+    told = "name, path, s3:// or hf://OWNER/NAME; @bfloat16 may follow"
+    options.add_argument("--model", help=told + (" (tiny-x4)" if how else ""), **how)
+    options.add_argument("--preset", help="preset of a bare weight file, if its shapes fit several")
+    options.add_argument(
+        "--first-stage", metavar="FILE", help="autoencoder of a bare weight file (beside it)"
+    )
+
+
+def model_of(model: str, flags: argparse.Namespace) -> str:
+    """Return a model with the flags of `add_model`, as one text that every process understands."""
+    from resshift.models import model_with
+
+    return model_with(model, flags.preset, flags.first_stage)
+
+
+def add_sampling(options: argparse.ArgumentParser) -> None:
+    """Add the flags of `Sampling` that every command with a model has."""
+    add = options.add_argument
+    add("--steps", type=int, help="steps of the chain; fewer cost less (default: the model's)")
+    add("--sampler", choices=["posterior", "ddim"], help="ddim: no noise after the first step")
+    add("--fidelity", type=float, metavar="F", help="0, the model, to 1, which invents nothing (default: 0)")
+    add("--seed", type=int, default=0, help="seed of the noise; same seed, same bytes (default 0)")
+    add("--tile", type=int, metavar="PX", help="side of a tile in input pixels (default: chosen, up to 256)")
+
+
+def add_format(options: argparse.ArgumentParser, default: str) -> None:
+    """Add `--format`, of which None is the default, and `--quality`.
+
+    Args:
+        options: Command line.
+        default: What the default means.
+    """
+    from resshift.output_names import OutputFormat, format_name
+
+    told = f"format of the result; keep: as the input (default: {default})"
+    options.add_argument("--format", type=format_name, choices=get_args(OutputFormat), help=told)
+    told = "quality of jpeg, webp, avif, jxl (default 95)"
+    options.add_argument("--quality", type=int, default=95, help=told)
+
+
+def sampling_of(flags: argparse.Namespace, outscale: float | None = None) -> Sampling:
+    """Return the flags of `add_sampling` as a value."""
+    from resshift.config import Sampling
+
+    return Sampling(
+        seed=flags.seed,
+        outscale=outscale,
+        steps=flags.steps,
+        sampler=flags.sampler,
+        fidelity=flags.fidelity,
+        tile_px=flags.tile,
     )
 
 
@@ -50,3 +116,6 @@ def exit_code(command: Callable[[argparse.Namespace], Exit], options: argparse.N
     except StorageError as error:
         sys.stderr.write(f"error: {error}\n")
         return int(Exit.FAILED)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return int(Exit.INTERRUPTED)

@@ -1,38 +1,35 @@
-"""Models from and to other tools.
-
-    resshift convert weights.pth --to mine --preset realsr-x4-s4
-    resshift export tiny-x4 --to onnx
-
-`resshift COMMAND --help` has the options and more examples.
-"""
+"""The command `resshift`: pictures by default, and a few sub-commands beside."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
-from resshift.command import convert, exit_code, export, parser
+from resshift.command import convert, doctor, exit_code, export, models, parser, upscale
 
-# A sub-command is a module of this package: the first line of its docstring is its help, `add_arguments` adds
+# A command is a module of this package: the first line of its docstring is its help, `add_arguments` adds
 # its arguments to a parser, `run` does the work. It imports torch in `run` only, so that --help waits for
 # nothing.
-COMMANDS = {"convert": convert, "export": export}
+COMMANDS = {"models": models, "doctor": doctor, "convert": convert, "export": export}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, run the sub-command, and return the exit code."""
-    arguments = parser(__doc__ or "")
-    arguments.prog = "resshift"
-    commands = arguments.add_subparsers(metavar="COMMAND", required=True)
-    for name, module in COMMANDS.items():
-        doc = module.__doc__ or ""
-        inner = commands.add_parser(
-            name,
-            help=doc.split("\n", 1)[0],
-            description=doc,
-            formatter_class=arguments.formatter_class,
-            allow_abbrev=False,
-        )
-        module.add_arguments(inner)
-        inner.set_defaults(run=module.run)
-    options = arguments.parse_args(argv)
-    return exit_code(options.run, options)
+    """Parse, run the command, and return the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    name = words[0] if words and words[0] in COMMANDS else None
+    module = upscale if name is None else COMMANDS[name]
+    arguments = parser(module.__doc__ or "")
+    arguments.prog = "resshift" if name is None else f"resshift {name}"
+    if name is None:
+        arguments.epilog = _others()
+    module.add_arguments(arguments)
+    options = arguments.parse_args(words if name is None else words[1:])
+    return exit_code(module.run, options)
+
+
+def _others() -> str:
+    """Return the list of the other commands."""
+    lines = (
+        f"  resshift {name:<9}{(module.__doc__ or '').splitlines()[0]}" for name, module in COMMANDS.items()
+    )
+    return "\n".join(("other commands (a file of such a name is ./NAME):", *lines))

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from resshift.config import ConfigError, ModelConfig, from_dict, to_dict
+from resshift.config import ConfigError, ModelConfig, Sampling, from_dict, to_dict
 from resshift.networks.config import ForeignConfig, RegressionConfig
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -164,6 +164,15 @@ class ModelFiles:
     def fills_holes(self) -> bool:
         """Whether the model fills holes, so that pictures need masks."""
         return isinstance(self.config, ModelConfig) and self.config.fills_holes
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Refuse options that this model cannot do.
+
+        Raises:
+            OptionError: It cannot.
+        """
+        has_estimate = isinstance(self.config, ModelConfig) and self.config.has_estimate
+        sampling.check_for(self.name, self.config.steps, self.config.smallest_tile_px, has_estimate)
 
     def check_memory(self, num_bytes: int, where: str) -> None:
         """Refuse a model whose weights alone do not fit into memory. Files may hold float16; networks hold

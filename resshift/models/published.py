@@ -38,6 +38,11 @@ class RemoteFile:
     sha256: str | None = None
     is_permissive: bool = False
 
+    @property
+    def repository(self) -> str:
+        """Address of the project, where its licence is."""
+        return self.url.partition("/releases/")[0]
+
 
 def _resshift(name: str) -> RemoteFile:
     return RemoteFile(name, f"https://github.com/zsyOAOA/ResShift/releases/download/v2.0/{name}", _S_LAB)
@@ -141,8 +146,8 @@ def fetch(
     def chunks() -> Iterator[bytes]:
         if not (accept_licence or file.is_permissive):
             raise WeightsError(
-                f"{file.name} is published under {file.licence}. Read it, and if you agree set "
-                "RESSHIFT_ACCEPT_LICENCE=1 or pass accept_licence=True"
+                f"{file.name} is published under {file.licence}. Read it at {file.repository}, and if you "
+                "agree set RESSHIFT_ACCEPT_LICENCE=1 or pass accept_licence=True"
             )
         with urllib.request.urlopen(file.url, timeout=timeout_s) as response:
             promised, size = response.headers.get("Content-Length"), 0

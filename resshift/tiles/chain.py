@@ -28,7 +28,7 @@ from resshift.tiles.memory import Backoff, place_windows, tiles_per_call
 from resshift.tiles.noise import LatentNoise, NoiseField
 from resshift.tiles.plan import TilePlan, choose_tiles, reflected
 from resshift.tiles.rows import BAND_VALUES, Emit, ReadRows, RowEmitter, RowReader
-from resshift.tiles.stages import Input, Output, Stage, TileStage, capacity, column_parts, drive
+from resshift.tiles.stages import Input, Output, Stage, TileCount, TileStage, capacity, column_parts, drive
 from resshift.tiles.window import Allocate, RowBuffer, in_memory
 
 # Bicubic interpolation reads two rows and columns beyond.
@@ -286,6 +286,7 @@ def row_chain(
     emit: Emit,
     allocate: Allocate,
     batch: int,
+    count: TileCount | None = None,
 ) -> Work[None]:
     """Return the chain over one picture, to be run once.
 
@@ -300,6 +301,7 @@ def row_chain(
         emit: Takes the result, extension included, from the top to the bottom; the result is not clamped.
         allocate: Where windows live.
         batch: Number of tiles in a call.
+        count: Count of the tiles that are done.
     """
     windows, ratio = Windows(networks, plan, allocate), networks.config.unet.lq_ratio
     rows, columns = reflected(size[0], windows.lq.height), reflected(size[1], windows.lq.width)
@@ -312,7 +314,7 @@ def row_chain(
         device=networks.device,
     )
     prior = _Prior(networks, noise, windows.y0, windows.x[-1])
-    tiles = partial(TileStage, plan=plan, device=networks.device, batch=batch)
+    tiles = partial(TileStage, plan=plan, device=networks.device, batch=batch, count=count)
 
     def step(i: int, output: Output) -> Stage:
         inputs, blended = [Input(window=windows.x[i]), y0, lq], windows.x0_pred[i]
@@ -431,6 +433,7 @@ class Chain:
         emit: Emit,
         noise: LatentNoise | None = None,
         batch: int | None = None,
+        count: TileCount | None = None,
     ) -> Work[None]:
         """Compute a picture, once."""
         networks = self.networks(sampling.steps, sampling.fidelity, sampling.sampler)
@@ -445,4 +448,5 @@ class Chain:
             emit=emit,
             allocate=place_windows(window_bytes(networks, plan), self.device),
             batch=batch or tiles_per_call(plan.tile_area),
+            count=count,
         )

@@ -22,7 +22,7 @@ from resshift.tiles.memory import Backoff, place_windows, tiles_per_call
 from resshift.tiles.noise import LatentNoise
 from resshift.tiles.plan import TilePlan, choose_tiles, reflected
 from resshift.tiles.rows import Emit, ReadRows, RowEmitter, RowReader
-from resshift.tiles.stages import Input, TileStage, capacity, drive
+from resshift.tiles.stages import Input, TileCount, TileStage, capacity, drive
 from resshift.tiles.window import Allocate, RowBuffer, in_memory
 
 
@@ -92,6 +92,7 @@ class Direct:
         emit: Emit,
         noise: LatentNoise | None = None,
         batch: int | None = None,
+        count: TileCount | None = None,
     ) -> Work[None]:
         """Compute a picture, once; of `sampling` nothing remains to be done, and there is no noise."""
         needed = Windows(self.config, plan, in_memory(torch.device("meta"))).num_bytes
@@ -114,6 +115,7 @@ class Direct:
             device=self.device,
             batch=batch or tiles_per_call(plan.tile_area * self.ratio**2),
             scale=factor,
+            count=count,
         )
         yield from drive([reader, tiles])
 

@@ -18,6 +18,7 @@ from resshift.tiles.batching import Work
 from resshift.tiles.memory import Backoff
 from resshift.tiles.noise import LatentNoise
 from resshift.tiles.plan import TilePlan
+from resshift.tiles.stages import TileCount
 from resshift.tiles.window import RowBuffer
 
 # Values of a band of the result that is handed on: 4 MiB in float32.
@@ -70,6 +71,7 @@ class Renderer(Protocol):
         emit: Emit,
         noise: LatentNoise | None = None,
         batch: int | None = None,
+        count: TileCount | None = None,
     ) -> Work[None]:
         """Compute a picture, once.
 
@@ -82,6 +84,7 @@ class Renderer(Protocol):
             emit: Takes the result, extension included, from the top to the bottom; the result is not clamped.
             noise: Noise of the chain; None is that of the seed. A model without a chain uses none.
             batch: Number of tiles in a call; None is enough to keep a GPU busy.
+            count: Count of the tiles that are done.
         """
         ...
 

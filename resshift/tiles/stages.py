@@ -64,6 +64,24 @@ class Input:
         return self.window.read(top * scale, bottom * scale, left * scale, right * scale)
 
 
+@dataclass(eq=False, slots=True)
+class TileCount:
+    """How many tiles of a picture are done, over all stages.
+
+    Fields:
+        report: Function that is called after every tile with the share of the work that is done, in (0, 1].
+    """
+
+    report: Callable[[float], None]
+    total: int = field(default=0, init=False)
+    done: int = field(default=0, init=False)
+
+    def add(self, num: int) -> None:
+        """Count tiles that are done. All stages exist by then, so `total` is complete."""
+        self.done += num
+        self.report(self.done / self.total)
+
+
 class Output(Protocol):
     """Where a stage hands its results on."""
 
@@ -103,6 +121,7 @@ class TileStage:
         device: Device that the function runs on.
         batch: Number of tiles in a call.
         i_step: Index of the step; None: the function takes none.
+        count: Count of the tiles of all stages.
     """
 
     plan: TilePlan
@@ -114,7 +133,12 @@ class TileStage:
     batch: int
     scale: int = 1
     i_step: int | None = None
+    count: TileCount | None = None
     i_row: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if self.count is not None:
+            self.count.total += self.plan.num_tiles
 
     def needs(self) -> list[tuple[RowBuffer, int]]:
         top = self.plan.rows.first_from(self.i_row)
@@ -135,6 +159,8 @@ class TileStage:
             results = yield self._call(top, lefts)
             for i_column, (left, result) in enumerate(zip(lefts, results, strict=True), first):
                 self.blended.add(top * scale, left * scale, result * self._weight(i_column).to(result))
+            if self.count is not None:
+                self.count.add(len(lefts))
         first, end = rows.complete(self.i_row)
         self.output.take(self.blended, first, end)
         self.blended.discard(end * scale)

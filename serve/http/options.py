@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipelines.bulk.request import BulkRequest
 from pipelines.bulk.settings import BulkSettings
 from pipelines.bulk.stages import IfExists
-from pipelines.ledger.names import CONTENT_TYPES, OutputFormat
 from resshift.config import MAX_OUTSCALE, Sampling
 from resshift.images import Format
+from resshift.output_names import CONTENT_TYPES, OutputFormat
 from resshift.schedule import Sampler
 from serve.http.problems import Problem
 

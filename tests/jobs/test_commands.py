@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.scripts import load_script
 
@@ -252,6 +253,16 @@ def test_bad_upscale_options_are_one_line(
     assert message in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_one_picture_into_a_name_is_a_picture(
+    job: Job, photos: Path, toy_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And no folder of that name: `resshift` makes it, without Ray."""
+    big = tmp_path / "big.jpg"
+    assert job("upscale", str(photos / "a.png"), str(big), "--model", str(toy_model), "--outscale", "2") == 0
+    assert capsys.readouterr().out.startswith(f"{big}: 64x64 -> 128x128, ")
+    assert Image.open(big).size == (128, 128)
 
 
 @pytest.mark.parametrize("target", ["", "inner", "inner/../deep"])

@@ -18,10 +18,9 @@ import pytest
 from pipelines.bulk.request import BulkRequest
 from pipelines.bulk.selection import Selection, WorkItem, Worklist, listed_keys
 from pipelines.bulk.stages import UpscaleOptions
-from pipelines.ledger import names
 from pipelines.ledger.digests import DigestSet, OwnerMap, digests
 from pipelines.ledger.ledger import Known, Row, failed
-from resshift import storage
+from resshift import output_names, storage
 from resshift.storage import Entry
 from tests.pictures import encoded, noise, tiff_of
 
@@ -94,9 +93,9 @@ def test_outputs_keep_the_tree(key: str, output: str) -> None:
 
 
 def test_names_follow_the_template() -> None:
-    assert names.output_key("x/a.png", "{stem}@{scale}.{ext}", "jpeg", 2.5) == "a@2.5.jpg"
+    assert output_names.output_key("x/a.png", "{stem}@{scale}.{ext}", "jpeg", 2.5) == "a@2.5.jpg"
     with pytest.raises(ValueError, match=r"\{when\}.*allowed: \{dir\}"):
-        names.output_key("a.png", "{when}", "png", 4)
+        output_names.output_key("a.png", "{when}", "png", 4)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +105,7 @@ def test_braces_hold_names_of_fields_and_nothing_more(name: str) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match=re.escape(repr(name))):
-            names.output_key("a.png", name, "png", 4)
+            output_names.output_key("a.png", name, "png", 4)
         assert tracemalloc.get_traced_memory()[1] < 1_000_000  # the first made a name of 2 GB
     finally:
         tracemalloc.stop()
@@ -116,14 +115,14 @@ def test_parts_that_no_directory_can_be_called_have_names_of_their_own() -> None
     parts = ["", ".", "..", "(empty)", "(dot)", "(dot-dot)", "((empty))", "((dot)", "(dot))", "empty"]
     keys = ["/".join(two) for two in itertools.product(parts, repeat=2)]
     for template in ("{dir}/{name}", "{dir}/{stem}_x{scale}.{ext}", "{dir}/{name}.{ext}"):
-        outputs = [names.output_key(key, template, "png", 4) for key in keys]
+        outputs = [output_names.output_key(key, template, "png", 4) for key in keys]
         assert len(set(outputs)) == len(keys)
 
 
 @pytest.mark.parametrize("name", ["../{stem}.{ext}", "/abs/{stem}.{ext}", "_resshift/{stem}.{ext}", "{dir}"])
 def test_names_stay_inside_the_destination(name: str) -> None:
     with pytest.raises(ValueError, match=re.escape(repr(name))):
-        names.output_key("a.png", name, "png", 4)
+        output_names.output_key("a.png", name, "png", 4)
 
 
 @pytest.mark.parametrize(
@@ -136,8 +135,8 @@ def test_names_stay_inside_the_destination(name: str) -> None:
     ],
 )
 def test_kept_formats_follow_the_extension(key: str, format: str, output: str) -> None:
-    assert names.output_format(key, "keep")[0] == format
-    assert names.output_key(key, "{dir}/{stem}_x{scale}.{ext}", "keep", 4) == output
+    assert output_names.output_format(key, "keep")[0] == format
+    assert output_names.output_key(key, "{dir}/{stem}_x{scale}.{ext}", "keep", 4) == output
 
 
 def test_a_key_of_other_bytes_and_the_text_of_its_escape_are_two_inputs() -> None:

@@ -17,9 +17,9 @@ import pytest
 
 from pipelines.doctor import bucket as doctor_bucket
 from pipelines.doctor import cluster as doctor_cluster
-from pipelines.doctor import machine
-from pipelines.doctor.finding import Finding, Level
 from resshift import storage
+from resshift.doctor import machine
+from resshift.doctor.finding import Finding, Level
 from resshift.storage.s3 import S3Options
 
 GIB = machine.GIB

@@ -61,6 +61,7 @@ class Progress:
         is_listed: Whether `listed` is the number of all inputs.
         before: Number of inputs that an earlier run has done.
         counts: Number of inputs of this run by status: "ok", "failed" or "skipped".
+        share: Share of the input under way that is done, where one is done after the other.
     """
 
     def __init__(self, what: str, listed: int = 0) -> None:
@@ -68,17 +69,21 @@ class Progress:
         self.is_listed = True
         self.before = 0
         self.counts: Counter[str] = Counter()
+        self.share = 0.0
         self._rate = Rate()
 
     def add(self, status: str, num: int = 1) -> None:
         """Count inputs whose work has ended."""
+        self.share = 0.0
         self.counts[status] += num
 
     def snapshot(self) -> Mapping[str, Any]:
         """Return the state that is shown; `eta_s` is None until it can be told."""
-        per_s = self._rate.update(self.counts["ok"])
-        num_left = self.listed - self.before - sum(self.counts[status] for status in _STATUSES)
-        return {
+        share = self.share
+        # A picture that fails takes its share back.
+        per_s = max(0.0, self._rate.update(self.counts["ok"] + share))
+        num_left = self.listed - self.before - sum(self.counts[status] for status in _STATUSES) - share
+        state: dict[str, Any] = {
             "time": round(time.time(), 1),
             "done": self.counts["ok"],
             "failed": self.counts["failed"],
@@ -89,6 +94,7 @@ class Progress:
             f"{self.what}_per_s": round(per_s, 2),
             "eta_s": max(0, round(num_left / per_s)) if self.is_listed and per_s > 0 else None,
         }
+        return state | ({"share": round(share, 3)} if share else {})
 
 
 P = TypeVar("P", bound=Progress)
@@ -144,7 +150,9 @@ def _bar(what: str, console: Console) -> Generator[_Show]:
         def show(state: Mapping[str, Any]) -> None:
             num, total = _worked_on(state)
             total = total if state["is_listed"] else None
-            bar.update(task, completed=num, total=total, text=line(what, state), refresh=True)
+            bar.update(
+                task, completed=num + state.get("share", 0), total=total, text=line(what, state), refresh=True
+            )
 
         yield show
 
@@ -177,6 +185,8 @@ def line(what: str, state: Mapping[str, Any]) -> str:
     """Return what stands beside the bar."""
     num, total = _worked_on(state)
     parts = [f"{num}/{total}{'' if state['is_listed'] else '+'}"]
+    if share := state.get("share"):
+        parts.append(f"{share:.0%} of the next")
     if (eta_s := state["eta_s"]) is not None:
         parts.append(f"ETA {eta_s // 3600}:{eta_s // 60 % 60:02d}:{eta_s % 60:02d}")
     parts.append(f"{state[f'{what}_per_s']:.2f}/s")

@@ -1,6 +1,7 @@
 """Checks of this machine: Python, packages, GPU, memory, disk, limits, weights.
 
-Each check is a function of values that `machine_checks` reads, so that every finding has a test.
+Each check is a function of values that `machine_checks` and `local_checks` read, so that every finding has a
+test.
 `pipelines.doctor.cluster` checks Ray and `pipelines.doctor.bucket` buckets. Nothing is changed except scratch
 objects, which are deleted again.
 """
@@ -13,13 +14,12 @@ import resource
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
-from packaging.requirements import InvalidRequirement, Requirement
-
-from pipelines.doctor.finding import Finding, fail, ok, warn
+from resshift.doctor.finding import Finding, fail, ok, warn
 
 GIB = 1 << 30
 # Without one of these, or with another version of it, nothing works or nodes do not understand each other.
@@ -34,6 +34,12 @@ CORE = (
     "torch",
     "torchvision",
 )
+# Modules of the extras of the package, and what they are for.
+EXTRAS = {
+    "spandrel": "models of other people [models]",
+    "onnxscript": "export [export]",
+    "ray": "clusters [train, serve]",
+}
 _SHARE_OF_OBJECT_STORE = 0.3  # Ray's default, of the machine's memory
 _FULL_DISK = 0.95  # above, Ray does not spill and refuses objects (local_fs_capacity_threshold)
 
@@ -56,6 +62,8 @@ def read_lock(text: str) -> dict[str, str]:
     Raises:
         ValueError: A line is not a pin.
     """
+    from packaging.requirements import InvalidRequirement, Requirement
+
     pins: dict[str, str] = {}
     for line in text.splitlines():
         stripped = line.split(" #")[0].strip()
@@ -221,27 +229,26 @@ def check_weights(names: Sequence[str]) -> Finding:
     return ok("weights", ", ".join(names))
 
 
+def check_extras(missing: Collection[str]) -> Finding:
+    """Optional packages, by their modules; nothing is wrong without them."""
+    found = [f"{told}: {'no' if name in missing else 'yes'}" for name, told in EXTRAS.items()]
+    return ok("extras", ", ".join(found))
+
+
 def machine_checks(lock: str | None) -> Iterator[Finding]:
     """Read this machine.
 
     Args:
         lock: Text of requirements.lock; None when there is none to compare with.
     """
-    import torch
-
-    from resshift import weights
-
-    yield check_python((sys.version_info.major, sys.version_info.minor, sys.version_info.micro))
+    yield _python()
     if lock is None:
         yield warn(
             "versions", "no requirements.lock to compare with", "run from the repository, or give --lock FILE"
         )
     else:
         yield from check_versions(read_lock(lock), installed_versions())
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else range(0)
-    memory_bytes = [torch.cuda.get_device_properties(i).total_memory for i in devices]
-    has_amx = bool(torch.cpu.get_capabilities().get("amx_bf16"))
-    yield check_gpu(memory_bytes, Path("/proc/driver/nvidia/version").exists(), has_amx)
+    yield _gpu()
     memory_bytes, available_bytes = _memory()
     yield check_memory(available_bytes)
     disk = shutil.disk_usage(tempfile.gettempdir())
@@ -249,8 +256,34 @@ def machine_checks(lock: str | None) -> Iterator[Finding]:
     if Path("/dev/shm").is_dir():
         yield check_shared_memory(shutil.disk_usage("/dev/shm").total, memory_bytes)
     yield check_open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    shipped = Path(weights.__file__).parent / "pretrained"
-    yield check_weights(sorted(path.parent.name for path in shipped.glob("*/model.safetensors")))
+    yield _weights()
+
+
+def local_checks() -> Iterator[Finding]:
+    """Read of this machine what upscaling without Ray needs."""
+    yield _python()
+    yield _gpu()
+    yield check_memory(_memory()[1])
+    yield _weights()
+    yield check_extras({name for name in EXTRAS if find_spec(name) is None})
+
+
+def _python() -> Finding:
+    return check_python((sys.version_info.major, sys.version_info.minor, sys.version_info.micro))
+
+
+def _gpu() -> Finding:
+    import torch
+
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else range(0)
+    memory_bytes = [torch.cuda.get_device_properties(i).total_memory for i in devices]
+    has_amx = bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return check_gpu(memory_bytes, Path("/proc/driver/nvidia/version").exists(), has_amx)
+
+
+def _weights() -> Finding:
+    shipped = Path(__file__).parents[1] / "pretrained"
+    return check_weights(sorted(path.parent.name for path in shipped.glob("*/model.safetensors")))
 
 
 def _memory() -> tuple[int, int]:

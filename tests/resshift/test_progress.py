@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipelines.progress import Progress, Rate, line, shown
+from resshift.progress import Progress, Rate, line, shown
 
 Clock = Callable[[float], None]
 
@@ -23,7 +23,7 @@ Clock = Callable[[float], None]
 def wait(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Let seconds go by on the clock of rates."""
     now = [100.0]
-    monkeypatch.setattr("pipelines.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("resshift.progress.time.monotonic", lambda: now[0])
 
     def forward(seconds: float) -> None:
         now[0] += seconds

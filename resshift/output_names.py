@@ -10,10 +10,10 @@ import re
 import string
 from typing import Literal
 
-from pipelines.ledger.ledger import DIRECTORY
 from resshift.images import Format
 
 OutputFormat = Literal["keep", "png", "jpeg", "webp", "tiff", "avif", "jxl"]
+RECORDS = "_resshift"  # directory of a bulk job's own records, below its target
 CONTENT_TYPES: dict[Format, str] = {
     "png": "image/png",
     "jpeg": "image/jpeg",
@@ -44,6 +44,13 @@ _KEPT: dict[str, Format] = {
     "avif": "avif",
     "jxl": "jxl",
 }
+
+
+def format_name(text: str) -> str:
+    """Return a format as this package calls it, for a name or an extension: `jpg` is jpeg, `.tif` is tiff.
+    Anything else is returned as it is.
+    """
+    return _KEPT.get(text.removeprefix(".").lower(), text)
 
 
 def output_format(key: str, format: OutputFormat) -> tuple[Format, str]:
@@ -85,9 +92,9 @@ def output_key(key: str, template: str, format: OutputFormat, scale: float) -> s
         "scale": f"{scale:g}",
     }
     output = posixpath.normpath("".join([text + fields[field] for text, field in pieces]))
-    if output.split("/")[0] in ("", "..", ".", DIRECTORY):
+    if output.split("/")[0] in ("", "..", ".", RECORDS):
         raise ValueError(
-            f"{template!r} gives {output!r}: it must lie inside the target and outside {DIRECTORY}/"
+            f"{template!r} gives {output!r}: it must lie inside the target and outside {RECORDS}/"
         )
     return output
 
