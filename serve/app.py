@@ -164,10 +164,16 @@ class RemoteJobs:
         return await self._call("submit_bulk", body, owner, idempotency_key)
 
     async def submit_picture(
-        self, data: bytes, options: PictureOptions, format: Format, owner: str, idempotency_key: str = ""
+        self,
+        data: bytes,
+        options: PictureOptions,
+        format: Format,
+        owner: str,
+        idempotency_key: str = "",
+        mask: bytes = b"",
     ) -> JobView:
         """See `JobKeeper`."""
-        return await self._call("submit_picture", data, options, format, owner, idempotency_key)
+        return await self._call("submit_picture", data, options, format, owner, idempotency_key, mask)
 
     async def get(self, id: str, owner: str) -> JobView:
         """See `JobKeeper`."""

@@ -2,7 +2,7 @@
 records outlive it.
 
     STATE/jobs/ID.json            the record: owner, request and state of a job
-    STATE/pictures/ID/in, out     bodies of a picture that is answered later
+    STATE/pictures/ID/in, mask, out     bodies of a picture that is answered later
 
 A bulk job is `jobs/upscale.py` without the command line: the same checks, scheduler, engine, ledger and
 report. What it has done is in the ledger at its target, so a restarted keeper continues every job that had
@@ -172,8 +172,10 @@ class JobKeeper:
         for uri, prefixes, name in (
             (body.source, self.settings.jobs.sources, "source"),
             (body.target, self.settings.jobs.targets, "target"),
+            (body.masks, self.settings.jobs.sources, "masks"),
         ):
-            check_prefix(uri, prefixes, name)
+            if uri is not None:
+                check_prefix(uri, prefixes, name)
         find_model(self.pictures.models, body.model)
         for record in self.records.values():
             if (
@@ -204,7 +206,13 @@ class JobKeeper:
             raise Problem("bad_option", str(error)) from None
 
     async def submit_picture(
-        self, data: bytes, options: PictureOptions, format: Format, owner: str, idempotency_key: str = ""
+        self,
+        data: bytes,
+        options: PictureOptions,
+        format: Format,
+        owner: str,
+        idempotency_key: str = "",
+        mask: bytes = b"",
     ) -> JobView:
         """Take a picture that is answered later; return the view of its job.
 
@@ -212,10 +220,11 @@ class JobKeeper:
             Problem: busy, reused_key.
         """
         await self.start()
-        asked = options.model_dump(mode="json") | {"format": format}
+        asked = options.model_dump(mode="json") | {"format": format} | ({"mask": True} if mask else {})
         if known := self._known("picture", owner, idempotency_key, asked):
             return self._view(known)
-        return await self._take("picture", owner, idempotency_key, asked, data)
+        bodies = {"in": data} | ({"mask": mask} if mask else {})
+        return await self._take("picture", owner, idempotency_key, asked, bodies)
 
     def _known(
         self, kind: str, owner: str, idempotency_key: str, asked: Mapping[str, Any]
@@ -239,7 +248,7 @@ class JobKeeper:
         owner: str,
         idempotency_key: str,
         asked: dict[str, Any],
-        data: bytes | None = None,
+        bodies: Mapping[str, bytes] | None = None,
     ) -> JobView:
         num_open = sum(record.kind == kind and record.state not in _ENDED for record in self.records.values())
         if num_open >= self.settings.jobs.waiting + self.settings.jobs.running:
@@ -251,8 +260,8 @@ class JobKeeper:
             record  # before anything is awaited: a second request with the same key finds it
         )
         try:
-            if data is not None:
-                await asyncio.to_thread(storage.write_bytes, self._blob(record, "in"), data)
+            for name, data in (bodies or {}).items():
+                await asyncio.to_thread(storage.write_bytes, self._blob(record, name), data)
             await self._save(record)
         except BaseException:
             del self.records[record.id]
@@ -325,8 +334,12 @@ class JobKeeper:
     async def _run_picture(self, record: JobRecord) -> State:
         asked = dict(record.request)
         format: Format = asked.pop("format")
-        data = await asyncio.to_thread(storage.read_bytes, self._blob(record, "in"))
-        result = await self.pictures.upscale(data, PictureOptions(**asked), format, Deadline(_PICTURE_S))
+        data, mask = await asyncio.to_thread(storage.read_bytes, self._blob(record, "in")), b""
+        if asked.pop("mask", False):
+            mask = await asyncio.to_thread(storage.read_bytes, self._blob(record, "mask"))
+        result = await self.pictures.upscale(
+            data, PictureOptions(**asked), format, Deadline(_PICTURE_S), mask=mask
+        )
         await asyncio.to_thread(
             storage.write_bytes, self._blob(record, "out"), result.data, content_type=result.content_type
         )
@@ -420,7 +433,7 @@ class JobKeeper:
         self.records.pop(record.id, None)
         names = [storage.join(self.state, f"jobs/{record.id}.json")]
         if record.kind == "picture":
-            names += [self._blob(record, "in"), self._blob(record, "out")]
+            names += [self._blob(record, name) for name in ("in", "mask", "out")]
         for uri in names:
             await asyncio.to_thread(_remove, uri)
 

@@ -20,6 +20,7 @@ from resshift.config import OptionError
 from resshift.images import Format, ImageError, ImageHeader, Picture, scaled
 from resshift.images.animation import Frames, encode_frames, fit_frames
 from resshift.images.identify import identify
+from resshift.images.masks import with_mask
 from resshift.images.sandbox import Decoder, DecoderDied, DecoderLimits, DecoderTimeout
 from resshift.output_names import CONTENT_TYPES
 from serve.http.limits import Admission, Deadline
@@ -155,6 +156,7 @@ class PictureService:
         format: Format,
         deadline: Deadline,
         charge: Callable[[int], None] | None = None,
+        mask: bytes = b"",
     ) -> Result:
         """Upscale one encoded picture.
 
@@ -165,6 +167,7 @@ class PictureService:
             deadline: Deadline, checked before the picture gets its turn, and again by whoever waits for the
                 result.
             charge: Function that is called with the number of pixels of the header; it may refuse.
+            mask: Encoded mask, for a model that fills holes; empty: what is transparent in the picture.
 
         Raises:
             Problem: whatever is wrong with the picture, the options or the time.
@@ -172,6 +175,9 @@ class PictureService:
         model = find_model(self.models, options.model)
         try:
             model.facts.check(options.sampling)
+            if mask and not model.facts.fills_holes:
+                message = f"must not be given for {model.facts.name}, which fills no holes"
+                raise OptionError("mask", message)
         except OptionError as error:
             raise option_problem(error) from None
         header = await self.decoding.header(data)
@@ -184,6 +190,8 @@ class PictureService:
                 async with asyncio.timeout(max(0.0, deadline.left_s)):
                     with _timed(seconds, "decode"):
                         frames = await self.decoding.decode(data)
+                        if model.facts.fills_holes:
+                            frames = await self._masked(frames, mask)
                     frames, seconds["model"] = await self._run(model, frames, options)
                     with _timed(seconds, "encode"):
                         first = frames.pictures[0]
@@ -196,6 +204,24 @@ class PictureService:
         return Result(
             encoded[0], format, names, (size_in, (picture.width, picture.height)), picture.notes, seconds
         )
+
+    async def _masked(self, frames: Frames, mask: bytes) -> Frames:
+        """Return the picture with its hole.
+
+        Raises:
+            Problem: bad_mask.
+        """
+        shown = None
+        if mask:
+            try:
+                await self.decoding.header(mask)
+                shown = (await self.decoding.decode(mask)).pictures[0]
+            except Problem as problem:
+                raise picture_problem("bad_mask", f"the mask: {problem.detail}") from None
+        try:
+            return await asyncio.to_thread(frames.map, lambda picture: with_mask(picture, shown))
+        except ImageError as error:
+            raise picture_problem(error.reason, str(error)) from None
 
     async def _run(
         self, model: EndpointModel, frames: Frames, options: PictureOptions

@@ -38,12 +38,18 @@ _UPSCALE_DOC: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "description": "The encoded picture (JPEG, PNG, WebP, TIFF, GIF, BMP, HEIC, AVIF or JPEG XL: "
-        "recognised by content), or a form with it in the field `image` and options in the others.",
+        "recognised by content), or a form with it in the field `image` and options in the others. For a "
+        "model that fills holes, `mask` has a mask, bright or transparent in the hole; without one the "
+        "hole is what is transparent in the picture.",
         "content": {
             "application/octet-stream": {"schema": _PICTURE},
             "image/*": {"schema": _PICTURE},
             "multipart/form-data": {
-                "schema": {"type": "object", "properties": {"image": _PICTURE}, "required": ["image"]}
+                "schema": {
+                    "type": "object",
+                    "properties": {"image": _PICTURE, "mask": _PICTURE},
+                    "required": ["image"],
+                }
             },
         },
     },
@@ -107,7 +113,9 @@ async def upscale(
         format = negotiated_format(options.format, request.headers.get("accept", ""))
         if is_async:
             return await _later(request, asking, body, options, format, idempotency_key)
-        work = service.pictures.upscale(body.picture, options, format, deadline, asking.quota.take_pixels)
+        work = service.pictures.upscale(
+            body.picture, options, format, deadline, asking.quota.take_pixels, body.mask
+        )
         result = await unless_gone(request, work)
     finally:
         reader.close()
@@ -142,7 +150,7 @@ async def _later(
     header = await pictures.decoding.header(body.picture)
     asking.quota.take_pixels(header.width * header.height)
     view = await services(request).jobs.submit_picture(
-        body.picture, options, format, asking.name, idempotency_key
+        body.picture, options, format, asking.name, idempotency_key, body.mask
     )
     return JSONResponse(
         view, 202, {"Location": f"/v1/jobs/{view['id']}", "Preference-Applied": "respond-async"}
@@ -183,6 +191,7 @@ async def models(request: Request, asking: Asking) -> dict[str, Any]:
             "outscale": [model.facts.scale] if model.facts.has_one_scale else f"(0, {MAX_OUTSCALE}]",
             "steps": model.facts.steps,
             "fidelity": model.facts.has_estimate,
+            "mask": model.facts.fills_holes,
             "ready": service.pictures.readiness[name].is_ready,
         }
         for name, model in service.pictures.models.items()

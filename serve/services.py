@@ -35,7 +35,13 @@ class Jobs(Protocol):
     async def submit_bulk(self, body: BulkBody, owner: str, idempotency_key: str = "") -> JobView: ...
 
     async def submit_picture(
-        self, data: bytes, options: PictureOptions, format: Format, owner: str, idempotency_key: str = ""
+        self,
+        data: bytes,
+        options: PictureOptions,
+        format: Format,
+        owner: str,
+        idempotency_key: str = "",
+        mask: bytes = b"",
     ) -> JobView: ...
 
     async def get(self, id: str, owner: str) -> JobView: ...
@@ -126,7 +132,8 @@ async def _watch(pictures: PictureService, name: str) -> None:
 
 
 async def _probe(pictures: PictureService, name: str) -> None:
-    frames = Frames((Picture(pixels=np.zeros((8, 8, 3), np.uint8)),))
+    mask = np.eye(8, dtype=np.bool_) if pictures.models[name].facts.fills_holes else None
+    frames = Frames((Picture(pixels=np.zeros((8, 8, 3), np.uint8), mask=mask),))
     # `noted_pass` notes the outcome of the probe; a timeout counts as no result.
     with contextlib.suppress(Problem, TimeoutError):
         async with asyncio.timeout(_PROBE_S), pictures.noted_pass(name):

@@ -108,6 +108,11 @@ def locate_model(
             return _in_folder(folder_of(HUB + text), preset_name, stage)
         except WeightsError as error:
             raise WeightsError(f"no model {text!r}: there is no such path, and {error}") from error
+    if text in PRESETS:
+        raise WeightsError(
+            f"{text} is a preset without published weights: train it (jobs/train.py --preset {text}), and "
+            "give the directory of the run"
+        )
     raise WeightsError(
         f"no model {text!r}: give one of {', '.join(model_names())}, a model directory or weight file (a "
         "path, file:// or s3://), or OWNER/NAME on Hugging Face"

@@ -22,7 +22,7 @@ from serve.http.limits import ByteBudget, announced_bytes, too_large
 from serve.http.problems import Problem, option_problem
 from serve.settings import LimitSettings
 
-_FILE_FIELDS = ("image", "file")
+_FILE_FIELDS = ("image", "file", "mask")
 _MAX_FIELDS = 32
 _MAX_FIELD_BYTES = 16_384
 _MAX_JSON_BYTES = 1_000_000
@@ -38,11 +38,13 @@ class Body:
         picture: Encoded picture.
         filename: File name in the form, or empty.
         options: Options in the form.
+        mask: Encoded mask in the form, or empty.
     """
 
     picture: bytes
     filename: str = ""
     options: dict[str, Any] = field(default_factory=dict[str, Any])
+    mask: bytes = b""
 
 
 class Reader:
@@ -134,20 +136,28 @@ async def _form(request: Request, data: bytes) -> Body:
         yield b""
 
     parser = MultiPartParser(
-        request.headers, once(), max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
+        request.headers, once(), max_files=2, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
     )
     try:
         form = await parser.parse()
     except MultiPartException as error:
         raise Problem("bad_multipart", error.message) from None
     try:
-        picture, filename, options = b"", "", dict[str, Any]()
+        picture, mask, filename, options = b"", b"", "", dict[str, Any]()
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
                 if name not in _FILE_FIELDS:
                     raise Problem(
-                        "bad_multipart", f"the file is in the field {name[:40]!r}; it must be `image`"
+                        "bad_multipart",
+                        f"the file is in the field {name[:40]!r}; it must be `image`, or `mask`",
                     )
+                if name == "mask":
+                    mask = await value.read()
+                    if not mask:
+                        raise Problem("empty", "the field `mask` of the form has an empty file")
+                    continue
+                if picture:
+                    raise Problem("bad_multipart", "the form has two pictures; one at a time")
                 picture, filename = await value.read(), value.filename or ""
             elif name == "options":
                 options |= _json_object(value)
@@ -157,7 +167,7 @@ async def _form(request: Request, data: bytes) -> Body:
         await form.close()
     if not picture:
         raise Problem("empty", "the form has no file, or an empty one, in the field `image`")
-    return Body(picture, filename, options)
+    return Body(picture, filename, options, mask)
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -94,6 +94,9 @@ class BulkBody(BaseModel):
     tile: Annotated[
         int | None, Field(description="side of a tile in input pixels; default: chosen, up to 256")
     ] = None
+    masks: Annotated[
+        str | None, Field(max_length=2048, description="where the masks are, for models that fill holes")
+    ] = None
     include: Annotated[tuple[str, ...], Field(max_length=100, description="globs; only these inputs")] = ()
     exclude: Annotated[tuple[str, ...], Field(max_length=100, description="globs; not these inputs")] = ()
     if_exists: Annotated[IfExists, Field(description="what happens to outputs that no row names")] = (
@@ -129,6 +132,7 @@ class BulkBody(BaseModel):
             name=self.name,
             include=self.include,
             exclude=self.exclude,
+            masks=self.masks,
             max_megapixels=max_megapixels,
             if_exists=self.if_exists,
             retry_failed=self.retry_failed,

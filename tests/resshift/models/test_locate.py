@@ -203,6 +203,11 @@ def test_float16_weights_count_as_float32(toy: Path, tmp_path: Path) -> None:
     assert float32_bytes(tmp_path / "half.safetensors") == float32_bytes(toy / "model.safetensors")
 
 
+def test_a_preset_without_weights_is_told_from_a_model() -> None:
+    with pytest.raises(WeightsError, match="realsr-x2-s4 is a preset without published weights: train it"):
+        locate_model("realsr-x2-s4")
+
+
 def test_a_model_that_needs_masks_says_so(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     write_model_config(tmp_path, "holes", preset("inpaint-imagenet-s4").model)
