@@ -63,8 +63,8 @@ def photos(shards: str) -> Iterator[tuple[str, bytes, int]]:
     epoch = 0
     while True:
         for group in groups:
-            for row in read_groups(shards, [group])[0].to_pylist():
-                yield row["key"], row["bytes"], epoch
+            for photo in read_groups(shards, [group])[0]:
+                yield photo.key, photo.data, epoch
         epoch += 1
 
 

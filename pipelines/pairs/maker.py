@@ -22,6 +22,7 @@ import pyarrow as pa
 from pipelines.pairs.order import Piece, Rows, Span
 from pipelines.pairs.parcels import Batch, Turns, to_block
 from pipelines.pairs.photos import groups_ahead
+from pipelines.shards.pictures import Photo
 from resshift import degradation
 from resshift.config import DataConfig
 from resshift.images import ImageError
@@ -86,22 +87,16 @@ class PairMaker:
         rows = np.concatenate([piece.rows for piece in pieces])[order]
         epochs = np.repeat([piece.epoch for piece in pieces], [len(piece.rows) for piece in pieces])[order]
         photos = groups_ahead(self.root, groups, i_group)
-        for table, i, row, epoch in zip(photos, i_row.tolist(), rows.tolist(), epochs.tolist(), strict=True):
-            yield _Made(row, epoch, *self._pair(table, i, epoch))
+        for group, i, row, epoch in zip(photos, i_row.tolist(), rows.tolist(), epochs.tolist(), strict=True):
+            yield _Made(row, epoch, *self._pair(group, i, epoch))
 
-    def _pair(self, group: pa.Table, i: int, epoch: int) -> tuple[str, TrainingPair, bool]:
-        key = str(group["key"][i])
+    def _pair(self, group: Sequence[Photo], i: int, epoch: int) -> tuple[str, TrainingPair, bool]:
+        key = group[i].key
         failure: ImageError | None = None
         for step in range(len(group)):
+            data = group[(i + step) % len(group)].data
             try:
-                pair = make_pair(
-                    group["bytes"][(i + step) % len(group)].as_py(),
-                    key,
-                    epoch,
-                    self.seed,
-                    self.crop,
-                    self.recipe,
-                )
+                pair = make_pair(data, key, epoch, self.seed, self.crop, self.recipe)
             except ImageError as error:
                 failure = failure or error
             else:

@@ -11,23 +11,23 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
-import pyarrow as pa
 
 from pipelines.cluster.retry import retried
 from pipelines.pairs.order import Rows
-from pipelines.shards.parquet import RowGroup, read_pictures
+from pipelines.shards.parquet import RowGroup
+from pipelines.shards.pictures import Photo, read_pictures
 from resshift import storage
 
 _READERS = 16  # requests to a bucket at a time
 _AHEAD = 16  # row groups that wait for their first use, of 4 MiB or a little more each
 
 
-def read_groups(root: str, groups: Sequence[RowGroup]) -> list[pa.Table]:
-    """Read the pictures (key, bytes) of some row groups; a store that fails for a moment is asked again."""
+def read_groups(root: str, groups: Sequence[RowGroup]) -> list[list[Photo]]:
+    """Read the pictures of some row groups; a store that fails for a moment is asked again."""
     return list(groups_ahead(root, groups, np.arange(len(groups))))
 
 
-def groups_ahead(root: str, groups: Sequence[RowGroup], order: Rows) -> Generator[pa.Table]:
+def groups_ahead(root: str, groups: Sequence[RowGroup], order: Rows) -> Generator[list[Photo]]:
     """Yield the pictures of `groups[i]` for each i of `order`; each group that occurs there is read once, up
     to 16 of them before they are asked for.
 
@@ -39,9 +39,9 @@ def groups_ahead(root: str, groups: Sequence[RowGroup], order: Rows) -> Generato
     coming = iter(used[np.argsort(first_use)].tolist())
     starts, ends = (dict(zip(used.tolist(), at.tolist(), strict=True)) for at in (first_use, last_use))
     with ThreadPoolExecutor(_READERS if storage.is_s3(root) else 1, "photos") as pool:
-        reading: dict[int, Future[pa.Table]] = {}
+        reading: dict[int, Future[list[Photo]]] = {}
 
-        def read(i: int) -> pa.Table:
+        def read(i: int) -> list[Photo]:
             return retried(lambda: read_pictures(root, groups[i]))
 
         def begin_next() -> None:

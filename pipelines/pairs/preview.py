@@ -18,7 +18,8 @@ from pipelines.evaluation.testset import choose
 from pipelines.pages import Embedded, embed, render
 from pipelines.pairs.order import stream
 from pipelines.shards import sources
-from pipelines.shards.parquet import read_manifest, read_pictures, row_groups
+from pipelines.shards.parquet import read_manifest, row_groups
+from pipelines.shards.pictures import read_pictures
 from pipelines.shards.sources import Item
 from resshift.config import RunConfig
 from resshift.degradation.apply import Gray, Operation
@@ -50,9 +51,9 @@ def from_shards(root: str, config: RunConfig, num: int) -> Iterator[Sample]:
     """
     groups = row_groups(read_manifest(root))
     for piece in stream(groups, config.train.seed, config.train.batch_size, 0, num):
-        photos = [photo for group in piece.groups for photo in read_pictures(root, group).to_pylist()]
+        photos = [photo for group in piece.groups for photo in read_pictures(root, group)]
         for source in piece.sources.tolist():
-            yield _sample(photos[source]["key"], photos[source]["bytes"], config, piece.epoch)
+            yield _sample(photos[source].key, photos[source].data, config, piece.epoch)
 
 
 def from_photos(items: Sequence[Item], config: RunConfig, num: int) -> Iterator[Sample]:

@@ -14,16 +14,15 @@ Columns of a shard:
     message     one line; of an ok row what is odd about it ("PNG in a file named .JPEG")
     bytes       the encoded picture, null unless ok
 
-A row group is the unit of random access and is read with two requests, the end of the file and the columns
-that are wanted. A shard carries the fingerprint of what went into it and depends on nothing else. Exact
-duplicates, which need the whole data set, are in `manifest.json` (the rows not to use) and in
+A row group is the unit of random access: the manifest says where it lies in the file, and one request reads
+it (`pipelines.shards.pictures`). A shard carries the fingerprint of what went into it and depends on nothing
+else. Exact duplicates, which need the whole data set, are in `manifest.json` (the rows not to use) and in
 `status.parquet` (all columns but the bytes, of all shards). The manifest is written last; readers trust only
 what it names.
 """
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,7 +33,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from pipelines.shards.window import Window
 from resshift import storage
@@ -75,14 +73,22 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RowGroup:
-    """A row group that holds `num_ok` pictures; `duplicates` are its rows, of all, that are ok but not to be
-    used.
+    """A row group that holds `num_ok` pictures to use.
+
+    Fields:
+        shard, index: Name of its file, and its place there.
+        num_ok: Number of pictures to use.
+        duplicates: Its rows, of all, that are ok but not to be used.
+        num_rows: Number of all rows.
+        span: First byte in the file and the one after the last; None when the manifest does not say it.
     """
 
     shard: str
     index: int
     num_ok: int
     duplicates: tuple[int, ...] = ()
+    num_rows: int = 0
+    span: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +102,7 @@ class ShardSummary:
         size_bytes: Of the file.
         reasons: How many rows have which reason.
         duplicates: (row group, row in it) of rows that are ok in the file and a duplicate in the data set.
+        spans: (first byte, the one after the last) of each row group; none in older manifests.
     """
 
     name: str
@@ -104,6 +111,7 @@ class ShardSummary:
     size_bytes: int
     reasons: dict[str, int]
     duplicates: tuple[tuple[int, int], ...] = ()
+    spans: tuple[tuple[int, int], ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -118,12 +126,15 @@ class ShardSummary:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A shard as it is in its file: `status` has a row of `STATUS_SCHEMA` for every input."""
+    """A shard as it is in its file: `status` has a row of `STATUS_SCHEMA` for every input, `spans` are as in
+    `ShardSummary`.
+    """
 
     name: str
     fingerprint: str
     size_bytes: int
     status: pa.Table = field(repr=False)
+    spans: tuple[tuple[int, int], ...] = field(repr=False)
     reused: bool = False
 
 
@@ -135,15 +146,22 @@ def write_shard_file(
     status: list[dict[str, Any]] = []
     schema = SCHEMA.with_metadata({_FINGERPRINT: fingerprint})
     # Encoded pictures do not compress again; statistics would make the footer half as long again.
+    # `pipelines.shards.pictures` reads pages of just this kind.
     with pq.ParquetWriter(
-        sink, schema, compression="NONE", use_dictionary=False, write_statistics=False
+        sink,
+        schema,
+        compression="NONE",
+        use_dictionary=False,
+        write_statistics=False,
+        data_page_version="1.0",
     ) as writer:
         for i_group, group in enumerate(_cut(rows, max_rows, max_bytes)):
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
             status += [{**row, "shard": name, "row_group": i_group} for row in group]
     data = sink.getvalue()
     storage.write_bytes(storage.join(root, name), data)
-    return Shard(name, fingerprint, len(data), pa.Table.from_pylist(status, schema=STATUS_SCHEMA))
+    spans = spans_of(pq.read_metadata(io.BytesIO(data)))
+    return Shard(name, fingerprint, len(data), pa.Table.from_pylist(status, schema=STATUS_SCHEMA), spans)
 
 
 def _cut(rows: Iterable[dict[str, Any]], max_rows: int, max_bytes: int) -> Iterator[list[dict[str, Any]]]:
@@ -165,7 +183,7 @@ def existing_shard(root: str, name: str, fingerprint: str) -> Shard | None:
     if not storage.exists(uri):
         return None
     try:
-        metadata, size_bytes = _footer(uri)
+        metadata, size_bytes = footer(uri)
         if (metadata.metadata or {}).get(_FINGERPRINT) != fingerprint.encode():
             return None
         columns = [name for name in SCHEMA.names if name != "bytes"]
@@ -180,36 +198,31 @@ def existing_shard(root: str, name: str, fingerprint: str) -> Shard | None:
     shard = pa.array([name] * len(status), pa.string())
     i_group = pa.array(np.repeat(np.arange(len(groups)), [len(group) for group in groups]), pa.int32())
     status = status.append_column("shard", shard).append_column("row_group", i_group)
-    return Shard(name, fingerprint, size_bytes, status.cast(STATUS_SCHEMA), reused=True)
-
-
-def read_row_group(uri: str, index: int, columns: Sequence[str]) -> pa.Table:
-    """Read columns of one row group; only its part of the file travels.
-
-    Raises:
-        StorageError: The shard cannot be read.
-        pa.ArrowException: It is damaged.
-    """
-    return _read_group(uri, _footer(uri)[0], index, columns)
+    return Shard(name, fingerprint, size_bytes, status.cast(STATUS_SCHEMA), spans_of(metadata), reused=True)
 
 
 def read_rows(root: str, shard: Shard) -> Iterator[dict[str, Any]]:
     """Yield the rows of a shard as they were written, pictures included."""
     uri = storage.join(root, shard.name)
-    metadata, _ = _footer(uri)
+    metadata, _ = footer(uri)
     for i in range(metadata.num_row_groups):
         yield from _read_group(uri, metadata, i, SCHEMA.names).to_pylist()
 
 
-def _footer(uri: str) -> tuple[pq.FileMetaData, int]:
+def footer(uri: str) -> tuple[pq.FileMetaData, int]:
     """Return the metadata of a shard and the size of its file."""
     footer = storage.read_range(uri, -_FOOTER_BYTES, _FOOTER_BYTES)
     length = int.from_bytes(footer[-8:-4], "little") + 8
     if length > len(footer):
         footer = storage.read_range(uri, -length, length)
     metadata = pq.read_metadata(io.BytesIO(footer))
+    return metadata, max((stop for _, stop in spans_of(metadata)), default=4) + length
+
+
+def spans_of(metadata: pq.FileMetaData) -> tuple[tuple[int, int], ...]:
+    """Return the first byte of each row group and the one after its last."""
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    return metadata, max((_span(group, group.num_columns - 1)[1] for group in groups), default=4) + length
+    return tuple((_span(group, 0)[0], _span(group, group.num_columns - 1)[1]) for group in groups)
 
 
 def _span(group: pq.RowGroupMetaData, i_column: int) -> tuple[int, int]:
@@ -273,9 +286,11 @@ def read_manifest(root: str) -> list[ShardSummary]:
             f"{root} holds shards of format {manifest.get('format')!r}; this version reads {FORMAT}: prepare "
             "them again"
         )
-    pairs = ("row_groups", "duplicates")
+    pairs = ("row_groups", "duplicates", "spans")
     return [
-        ShardSummary(**shard | {name: tuple((int(a), int(b)) for a, b in shard[name]) for name in pairs})
+        ShardSummary(
+            **shard | {name: tuple((int(a), int(b)) for a, b in shard.get(name, ())) for name in pairs}
+        )
         for shard in manifest["shards"]
     ]
 
@@ -288,28 +303,15 @@ def row_groups(shards: Sequence[ShardSummary]) -> list[RowGroup]:
         for i_group, i_row in shard.duplicates:
             left_out.setdefault(i_group, []).append(i_row)
         found += [
-            RowGroup(shard.name, i, ok, tuple(left_out.get(i, ())))
-            for i, (_, ok) in enumerate(shard.row_groups)
+            RowGroup(
+                shard.name,
+                i,
+                ok,
+                tuple(left_out.get(i, ())),
+                num_rows,
+                shard.spans[i] if shard.spans else None,
+            )
+            for i, (num_rows, ok) in enumerate(shard.row_groups)
             if ok
         ]
     return found
-
-
-@functools.lru_cache(maxsize=256)  # about 20 MB of them
-def _kept_footer(uri: str) -> pq.FileMetaData:
-    """Return the metadata of a shard that is not written again while this process reads it."""
-    return _footer(uri)[0]
-
-
-def read_pictures(root: str, group: RowGroup) -> pa.Table:
-    """Read the pictures to use of a row group: key and bytes. A process reads the end of each shard once.
-
-    Raises:
-        StorageError: The shard cannot be read.
-    """
-    uri = storage.join(root, group.shard)
-    table = _read_group(uri, _kept_footer(uri), group.index, ("key", "status", "bytes"))
-    used: NDArray[np.bool_] = table["status"].to_numpy() == "ok"
-    used[list(group.duplicates)] = False
-    table = table.drop_columns(["status"])
-    return table if used.all() else table.filter(pa.array(used))

@@ -80,6 +80,7 @@ def summaries_of(shards: Sequence[Shard], status: pa.Table) -> list[ShardSummary
                 duplicates=tuple(
                     (int(i_groups[i]), int(i - first_rows[i])) for i in np.flatnonzero(is_duplicate)
                 ),
+                spans=shard.spans,
             )
         )
     return summaries

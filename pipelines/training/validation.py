@@ -120,15 +120,15 @@ def _from_folders(lq_root: str, gt_root: str, limit: int, crop_px: int, scale: i
 def _from_shards(root: str, limit: int, seed: int, data: DataConfig, recipe: DegradationRecipe) -> list[Held]:
     found: list[Held] = []
     for group in row_groups(read_manifest(root)):
-        for row in read_groups(root, [group])[0].to_pylist():
+        for photo in read_groups(root, [group])[0]:
             if len(found) == limit:
                 return found
             try:
-                pair = make_pair(row["bytes"], row["key"], 0, seed, data, recipe)
+                pair = make_pair(photo.data, photo.key, 0, seed, data, recipe)
             except ImageError as error:
-                logger.warning("validation picture %s is left out: %s", row["key"], error)
+                logger.warning("validation picture %s is left out: %s", photo.key, error)
             else:
-                found.append(Held(row["key"], pair.lq_u8, pair.hq_u8, pair.mask_u8))
+                found.append(Held(photo.key, pair.lq_u8, pair.hq_u8, pair.mask_u8))
     return found
 
 

@@ -70,10 +70,8 @@ def test_a_broken_picture_moves_no_neighbour(tmp_path: Path) -> None:
     photos = [encoded(i) for i in range(8)]
     good = rotten(str(tmp_path / "good"), photos)
     bad = rotten(str(tmp_path / "bad"), [b"broken" if i in (2, 3) else data for i, data in enumerate(photos)])
-    whole = pieces_of(good, 0, 16)
     expected, found = (
-        all_of(PairMaker(good, 5, CROP, RECIPE), whole),
-        all_of(PairMaker(bad, 5, CROP, RECIPE), whole),
+        all_of(PairMaker(root, 5, CROP, RECIPE), pieces_of(root, 0, 16)) for root in (good, bad)
     )
     is_broken = np.isin(expected["key"], ["k2", "k3"])
     np.testing.assert_array_equal(found["substituted"], is_broken)

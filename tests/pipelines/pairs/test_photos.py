@@ -27,12 +27,10 @@ def shards(tree: Path, tmp_path: Path) -> str:
 
 def test_groups_hold_the_rows_that_the_plan_names(shards: str) -> None:
     for piece in stream(row_groups(read_manifest(shards)), 1, 4, 7, 25):
-        tables = read_groups(shards, piece.groups)
-        assert [len(table) for table in tables] == [group.num_ok for group in piece.groups]
+        found = read_groups(shards, piece.groups)
+        assert [len(photos) for photos in found] == [group.num_ok for group in piece.groups]
     keys = [
-        key
-        for group in row_groups(read_manifest(shards))
-        for key in read_groups(shards, [group])[0]["key"].to_pylist()
+        photo.key for group in row_groups(read_manifest(shards)) for photo in read_groups(shards, [group])[0]
     ]
     assert sorted(keys) == sorted(f"class{i % 2}/{i}.png" for i in range(10))
 

@@ -20,10 +20,10 @@ from pipelines.shards.parquet import (
     Shard,
     ShardSummary,
     read_manifest,
-    read_pictures,
     row_groups,
     write_manifest,
 )
+from pipelines.shards.pictures import read_pictures
 from pipelines.shards.sources import Item, list_inputs
 from pipelines.shards.status import status_of, summaries_of
 from resshift import images
@@ -245,7 +245,7 @@ def test_of_equal_pictures_the_first_key_is_used(tree: Path, tmp_path: Path) -> 
     assert marked == dict.fromkeys(["class0/2.png", "class1/3.png", "class1/zz.png"], "same bytes as aaa.png")
     write_manifest(root, str(tree), summaries_of(shards, status))
     groups = row_groups(read_manifest(root))
-    used = [key for group in groups for key in read_pictures(root, group)["key"].to_pylist()]
+    used = [photo.key for group in groups for photo in read_pictures(root, group)]
     assert sorted(used) == sorted(r["key"] for r in status.to_pylist() if r["status"] == "ok")
     assert [len(read_pictures(root, group)) for group in groups] == [group.num_ok for group in groups]
 

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from pipelines.shards.parquet import STATUS_SCHEMA, read_manifest, read_pictures, row_groups
+from pipelines.shards.parquet import STATUS_SCHEMA, read_manifest, row_groups
+from pipelines.shards.pictures import Photo, read_pictures
 from pipelines.shards.status import report
 from resshift import storage
 from tests.pictures import encoded
@@ -21,11 +22,9 @@ from tests.pictures import encoded
 Job = Callable[..., int]
 
 
-def pictures(root: str) -> list[dict[str, object]]:
+def pictures(root: str) -> list[Photo]:
     """Return all that training would read, in the order of the shards."""
-    return [
-        row for group in row_groups(read_manifest(root)) for row in read_pictures(root, group).to_pylist()
-    ]
+    return [photo for group in row_groups(read_manifest(root)) for photo in read_pictures(root, group)]
 
 
 def as_class_tars(tree: Path) -> bytes:
