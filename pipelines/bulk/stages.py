@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import posixpath
 import time
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from pipelines.bulk.selection import WorkItem
-from pipelines.ledger.ledger import DIRECTORY, Row, failed
+from pipelines.ledger.ledger import DIRECTORY, Row, failed, skipped
 from resshift import images, storage
 from resshift.config import Sampling
 from resshift.images import ImageError, ImageLimits, ImageReason, Picture
@@ -34,6 +35,7 @@ from resshift.storage.s3 import S3Options
 IfExists = Literal["skip", "verify", "overwrite"]
 _THREADS = 8
 _MAX_RESULT_BYTES = 8 << 30
+_MAX_OUTPUT_BYTES = 1 << 30  # of an output that was there, read whole by `--if-exists verify`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,9 +102,9 @@ class StageOptions:
     target_s3: S3Options = s3.DEFAULT
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)
 def _decoder(limits: DecoderLimits) -> Decoder:
-    """Return this process's decoder; it lives as long as the process."""
+    """Return this process's decoder of inputs, or of outputs; it lives as long as the process."""
     return Decoder(limits)
 
 
@@ -121,6 +123,8 @@ def prepare(items: Sequence[WorkItem], options: StageOptions) -> tuple[list[Row]
         frames = Frames(())
         if row["status"] == "ok":
             row, frames = _decode(item, row, data, options)
+        if frames.pictures and options.if_exists == "verify":
+            row, frames = _verified(item, row, frames, options)
         rows.append(row)
         results.append(frames)
     return rows, results
@@ -159,8 +163,10 @@ def _fetch(item: WorkItem, options: StageOptions) -> tuple[Row, bytes]:
     started = time.monotonic()
     row = item.row(options.outputs.identity)
     try:
-        if options.if_exists != "overwrite" and (skipped := _skipped(item, row, options)):
-            return skipped, b""
+        if options.if_exists == "skip" and storage.exists(
+            storage.join(options.target, item.output), options.target_s3
+        ):
+            return skipped(row, "exists", "the output was there; --if-exists skip"), b""
         data = storage.read_bytes(item.uri, options.limits.images.max_bytes, options.source_s3)
     except StorageError as error:
         return failed(row, str(error.reason), str(error)), b""
@@ -172,32 +178,36 @@ def _fetch(item: WorkItem, options: StageOptions) -> tuple[Row, bytes]:
     }, data
 
 
-def _skipped(item: WorkItem, row: Row, options: StageOptions) -> Row | None:
-    """Return the row of an output that is to be left as it is; None when it is to be made."""
+def _verified(item: WorkItem, row: Row, frames: Frames, options: StageOptions) -> tuple[Row, Frames]:
+    """Return the row of an output that is to be left as it is, without frames; else what was given.
+
+    Anybody may have written it: it is decoded like an input, within the limits of what an input can grow to.
+    """
+    factor, limits = options.outputs.scale, options.limits
+    growth = math.ceil(max(factor, 1) ** 2)
+    sizes = ImageLimits(
+        max_pixels=limits.images.max_pixels * growth,
+        max_side_px=images.scaled(limits.images.max_side_px, max(factor, 1)),
+        max_bytes=_MAX_OUTPUT_BYTES,
+    )
+    memory_mb = None if limits.memory_mb is None else limits.memory_mb * growth
     uri = storage.join(options.target, item.output)
-    row = {**row, "status": "skipped", "reason": "exists"}
-    if options.if_exists == "skip":
-        is_there = storage.exists(uri, options.target_s3)
-        return {**row, "message": "the output was there; --if-exists skip"} if is_there else None
     try:
-        data = storage.read_bytes(uri, options=options.target_s3)
-        source = storage.read_bytes(item.uri, options.limits.images.max_bytes, options.source_s3)
-        limits = ImageLimits(max_pixels=2**31)
-        written, wanted = images.decode(data, limits), images.decode(source, options.limits.images)
-    except (StorageError, ImageError):
-        return None  # what is missing or damaged is made
-    factor = options.outputs.scale
-    size = (images.scaled(wanted.width, factor), images.scaled(wanted.height, factor))
-    if (written.width, written.height) != size:
-        return None
+        data = storage.read_bytes(uri, sizes.max_bytes, options.target_s3)
+        written = _decoder(replace(limits, images=sizes, memory_mb=memory_mb)).decode(data)
+    except (StorageError, ImageError, DecoderDied, DecoderTimeout):
+        return row, frames  # what is missing or damaged is made
+    if written.sizes() != frames.sizes(factor)[:1]:
+        return row, frames
+    first = written.pictures[0]
+    message = "the output was there and has the right size; --if-exists verify"
     return {
-        **row,
-        "message": "the output was there and has the right size; --if-exists verify",
-        "width_out": written.width,
-        "height_out": written.height,
+        **skipped(item.row(options.outputs.identity), "exists", message),
+        "width_out": first.width,
+        "height_out": first.height,
         "bytes_out": len(data),
         "sha256_out": hashlib.sha256(data).hexdigest(),
-    }
+    }, Frames(())
 
 
 def _decode(item: WorkItem, row: Row, data: bytes, options: StageOptions) -> tuple[Row, Frames]:

@@ -158,5 +158,5 @@ def tiff_directories(data: bytes) -> Iterator[dict[int, int]]:
                 at += struct.calcsize(entry)
             yield tags
             (at,) = struct.unpack_from(pointer, data, at)
-    except struct.error:
+    except (struct.error, OverflowError):  # BigTIFF may point beyond 2^63
         return

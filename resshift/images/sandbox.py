@@ -1,4 +1,5 @@
-"""Decode in a separate process, with a memory and a time limit, so that no file can crash a worker.
+"""Decode in a separate process, with a memory and a time limit, so that no file can crash a worker or take
+over what it may do.
 
     with Decoder(DecoderLimits(seconds=60)) as decoder:
         frames = decoder.decode(data)
@@ -6,34 +7,34 @@
 raises ImageError for a bad file, and DecoderDied or DecoderTimeout for one that crashed or stopped the
 process.
 
-The child is `python -m resshift.images.sandbox`. It lives as long as its parent and is started again after a
-crash. It imports neither torch nor ray, so a start takes 0.3 s and 60 MB. It decodes one file at a time, so a
+The child is `python -m resshift.images.confined`. It lives as long as its parent and is started again after a
+crash. It imports neither torch nor ray, so a start takes 0.4 s and 70 MB. It decodes one file at a time, so a
 crash is due to that file and to no other. Files and pixels are sent over a socket pair; the child ends when
 the other end closes, however the parent ended.
 
-The memory limit is set as RLIMIT_AS, relative to the memory of the idle child, so an allocation that is too
-large fails with MemoryError, which becomes an `ImageError` (too_large).
+A file that takes over its decoder finds neither the parent's environment nor a file, socket or other
+process within reach (`resshift.images.seccomp`), and its answer is checked field by field
+(`resshift.images.answers`).
 """
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
-import resource
 import signal
 import socket
-import struct
 import subprocess
 import sys
-from dataclasses import dataclass, field
+import time
+from dataclasses import asdict, dataclass, field
 from types import TracebackType
-from typing import Any
 
-from resshift.images.animation import FrameChoice, Frames, decode_frames
-from resshift.images.header import probe
-from resshift.images.types import ImageError, ImageHeader, ImageLimits, ImageReason
+from resshift.images.animation import FrameChoice, Frames
+from resshift.images.answers import LENGTH, Answer, BadAnswer, receive
+from resshift.images.types import ImageError, ImageHeader, ImageLimits
 
-_LENGTH = struct.Struct(">Q")
+# Of the parent's environment: where the interpreter finds its libraries, and its language.
+INHERITED = ("LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "LANG", "LC_ALL", "LC_CTYPE")
 
 
 class DecoderDied(RuntimeError):
@@ -75,6 +76,7 @@ class Decoder:
         self.limits = limits or DecoderLimits()
         self._child: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
+        self._due = 0.0  # on the monotonic clock
 
     @property
     def pid(self) -> int | None:
@@ -89,7 +91,9 @@ class Decoder:
             DecoderTimeout: Decoding took too long.
             DecoderDied: The process was killed, crashed, or ran out of memory.
         """
-        return self._ask(data, choice)
+        frames = self._ask(data, choice)
+        assert isinstance(frames, Frames)
+        return frames
 
     def header(self, data: bytes) -> ImageHeader:
         """Read the header of one file.
@@ -97,20 +101,33 @@ class Decoder:
         Raises:
             ImageError, DecoderTimeout, DecoderDied: As for `decode`.
         """
-        return self._ask(data, None)
+        header = self._ask(data, None)
+        assert isinstance(header, ImageHeader)
+        return header
 
-    def _ask(self, data: bytes, choice: FrameChoice | None) -> Any:
+    def _ask(self, data: bytes, choice: FrameChoice | None) -> Answer:
         """Return the frames of a file, or its header if no frames are chosen."""
         if self._channel is None:
             self._start()
         assert self._channel is not None
+        asked = {"limits": asdict(self.limits.images), "choice": choice, "size_bytes": len(data)}
+        head = json.dumps(asked).encode()
+        self._due = time.monotonic() + self.limits.seconds
         try:
             self._channel.settimeout(self.limits.seconds)
-            _send(self._channel, pickle.dumps((self.limits.images, choice)), data)
-            answer = pickle.loads(_receive(self._channel))
+            self._channel.sendall(LENGTH.pack(len(head)) + head)
+            self._channel.sendall(data)
+            answer = receive(self._fill, self.limits.memory_bytes, self.limits.images.max_pixels)
+            if (choice is None and isinstance(answer, Frames)) or (
+                choice is not None and isinstance(answer, ImageHeader)
+            ):
+                raise BadAnswer(f"{type(answer).__name__} was not asked for")
         except TimeoutError:
             self.close()
             raise DecoderTimeout(f"decoding took longer than {self.limits.seconds:g} s") from None
+        except BadAnswer as error:
+            self.close()
+            raise DecoderDied(f"the decoder answered what is no picture: {error}") from None
         except OSError:
             raise DecoderDied(f"the decoder ended while it had this file: {self._reap()}") from None
         if isinstance(answer, ImageError):
@@ -123,20 +140,31 @@ class Decoder:
             command = [
                 sys.executable,
                 "-m",
-                "resshift.images.sandbox",
+                "resshift.images.confined",
                 str(theirs.fileno()),
                 str(self.limits.memory_bytes),
             ]
             # The import path of the parent, not of its environment: a Ray worker finds the package in a
             # directory of its job.
-            environment = os.environ | {
+            environment = {name: os.environ[name] for name in INHERITED if name in os.environ} | {
                 "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
                 "OMP_NUM_THREADS": "1",
             }
             self._child = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
+                command,
+                pass_fds=[theirs.fileno()],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
             )
         self._channel = ours
+
+    def _fill(self, view: memoryview) -> None:
+        """Fill a buffer with what the child sends next, until the file's time is over."""
+        assert self._channel is not None
+        while len(view):
+            self._channel.settimeout(max(1e-3, self._due - time.monotonic()))
+            view = view[received(self._channel, view) :]
 
     def _reap(self) -> str:
         child = self._child
@@ -165,82 +193,13 @@ class Decoder:
         self.close()
 
 
-def _send(channel: socket.socket, *parts: bytes) -> None:
-    for part in parts:
-        channel.sendall(_LENGTH.pack(len(part)))
-        channel.sendall(part)
-
-
-def _receive(channel: socket.socket) -> bytearray:
-    """Receive one part.
+def received(channel: socket.socket, view: memoryview) -> int:
+    """Receive some bytes into a buffer; return their number.
 
     Raises:
         ConnectionError: The other side has closed the connection.
     """
-    head = bytearray(_LENGTH.size)
-    _fill(channel, head)
-    body = bytearray(_LENGTH.unpack(head)[0])
-    _fill(channel, body)
-    return body
-
-
-def _fill(channel: socket.socket, buffer: bytearray) -> None:
-    view = memoryview(buffer)
-    while len(view):
-        count = channel.recv_into(view)
-        if not count:
-            raise ConnectionError("the other side has closed the connection")
-        view = view[count:]
-
-
-def _limit_memory(num_bytes: int) -> None:
-    with open("/proc/self/statm") as file:
-        in_use = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (in_use + num_bytes, in_use + num_bytes))
-
-
-def _serve(channel: socket.socket) -> None:
-    """Decode one file after another until the parent closes the connection."""
-    while True:
-        try:
-            limits, choice = pickle.loads(_receive(channel))
-            data = bytes(_receive(channel))
-        except ConnectionError:
-            return
-        except MemoryError:  # the file alone exceeds the limit; the rest of it cannot be skipped
-            _send(
-                channel,
-                pickle.dumps(
-                    ImageError(ImageReason.TOO_LARGE, "the file does not fit in the decoder's memory")
-                ),
-            )
-            return
-        try:
-            result = probe(data, limits) if choice is None else decode_frames(data, limits, choice)
-            answer = pickle.dumps(result, protocol=5)
-        except ImageError as error:
-            answer = pickle.dumps(error)
-        except MemoryError:
-            answer = pickle.dumps(
-                ImageError(ImageReason.TOO_LARGE, "decoding needs more memory than is allowed")
-            )
-        _send(channel, answer)
-
-
-def main(arguments: list[str]) -> None:
-    """Run the child: `python -m resshift.images.sandbox FD MEMORY_BYTES`."""
-    import cv2
-    from pi_heif import options
-    from PIL import AvifImagePlugin
-
-    cv2.setNumThreads(1)
-    # One thread each: others take stacks and arenas out of the memory of the limit.
-    AvifImagePlugin.DEFAULT_MAX_THREADS = options.DECODE_THREADS = 1
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which closes the connection
-    if sys.platform == "linux":
-        _limit_memory(int(arguments[1]))
-    _serve(socket.socket(fileno=int(arguments[0])))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    count = channel.recv_into(view)
+    if not count:
+        raise ConnectionError("the other side has closed the connection")
+    return count

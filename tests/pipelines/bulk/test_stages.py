@@ -330,6 +330,25 @@ def test_outputs_that_are_there_can_be_left_alone(choice: str, tmp_path: Path) -
     assert (tmp_path / "out" / "whole_x4.png").read_bytes() == encoded(9, 20, 24)
 
 
+def test_an_output_that_kills_its_decoder_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison, real = b"poison", stages.Decoder.decode
+
+    def decode(decoder: Any, data: bytes, *choice: Any) -> Frames:
+        if data == poison:
+            assert decoder.limits.images.max_pixels == 16 * options(tmp_path).limits.images.max_pixels
+            raise DecoderDied("signal SIGKILL")
+        return real(decoder, data, *choice)
+
+    monkeypatch.setattr(stages.Decoder, "decode", decode)
+    (tmp_path / "x.png").write_bytes(encoded(1, 5, 6))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "x_x4.png").write_bytes(poison)
+    (row,) = through([tmp_path / "x.png"], options(tmp_path / "out", if_exists="verify"))
+    assert (row["status"], row["width_out"]) == ("ok", 24)
+
+
 class Thirteen(Nearest):
     """Fails for pictures 13 wide."""
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
+import socket
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from PIL import Image
 
 from resshift import images
 from resshift.images import ImageError, ImageLimits, ImageReason
-from resshift.images.sandbox import Decoder, DecoderDied, DecoderLimits, DecoderTimeout
+from resshift.images.sandbox import INHERITED, Decoder, DecoderDied, DecoderLimits, DecoderTimeout
 
 
 def png(height: int, width: int, seed: int = 0) -> bytes:
@@ -65,6 +68,51 @@ def test_time_is_limited() -> None:
         assert time.monotonic() - started < 5
         decoder.limits = DecoderLimits(seconds=30)
         assert decoder.decode(png(4, 4)).pictures[0].width == 4
+
+
+def test_a_decoder_has_no_environment_and_no_privileges_to_gain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of the parent")
+    with Decoder() as decoder:
+        decoder.decode(png(4, 4))
+        with open(f"/proc/{decoder.pid}/environ", "rb") as environment:
+            names = {line.split(b"=")[0].decode() for line in environment.read().split(b"\0") if line}
+        with open(f"/proc/{decoder.pid}/status") as status:
+            told = dict(line.split(":\t") for line in status.read().splitlines())
+    assert names <= {"PYTHONPATH", "OMP_NUM_THREADS", *INHERITED}
+    assert (told["NoNewPrivs"], told["Seccomp"]) == ("1", "2")  # 2: a filter
+
+
+def answering(decoder: Decoder, answer: Callable[[socket.socket], None]) -> socket.socket:
+    """Put something in the place of the child that a file has taken over; return its end."""
+    ours, theirs = socket.socketpair()
+    decoder._channel = ours  # pyright: ignore[reportPrivateUsage]
+    threading.Thread(target=answer, args=(theirs,), daemon=True).start()
+    return theirs
+
+
+def test_an_answer_that_is_none_is_a_death_of_the_decoder() -> None:
+    with Decoder(DecoderLimits(seconds=30)) as decoder:
+        with (
+            answering(decoder, lambda channel: channel.sendall((8).to_bytes(8, "big") + b'{"x": 1}')),
+            pytest.raises(DecoderDied, match="answered what is no picture"),
+        ):
+            decoder.decode(png(4, 4))
+        assert decoder.decode(png(4, 4)).pictures[0].width == 4  # of a new one
+
+
+def test_an_answer_byte_by_byte_does_not_take_longer_than_the_limit() -> None:
+    def trickle(channel: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            channel.sendall((1 << 20).to_bytes(8, "big"))
+            while True:
+                channel.sendall(b"\0")
+                time.sleep(0.05)
+
+    with Decoder(DecoderLimits(seconds=0.3)) as decoder:
+        started = time.monotonic()
+        with answering(decoder, trickle), pytest.raises(DecoderTimeout):
+            decoder.decode(png(4, 4))
+        assert time.monotonic() - started < 10
 
 
 def test_a_crash_is_told_with_its_signal_and_the_next_file_is_decoded() -> None:
