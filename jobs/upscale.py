@@ -45,7 +45,7 @@ def arguments() -> argparse.ArgumentParser:
     add("source", metavar="SRC", help="folder or s3:// prefix")
     add("target", metavar="DST", help="folder or s3:// prefix for outputs and ledger, not inside SRC")
     command.add_model(options, default="tiny-x4")
-    add("--outscale", type=float, help="scale of the result (default: the model's)")
+    command.add_outscale(options)
     command.add_sampling(options)
     command.add_format(options, "png")
     add("--name", default="{dir}/{stem}_x{scale}.{ext}", help="template of output names")
@@ -83,7 +83,7 @@ def request_of(flags: argparse.Namespace) -> BulkRequest:
         source=flags.source,
         target=flags.target,
         model=command.model_of(flags.model, flags),
-        sampling=command.sampling_of(flags, flags.outscale),
+        sampling=command.sampling_of(flags),
         format=flags.format or BulkRequest.format,
         quality=flags.quality,
         name=flags.name,

@@ -186,6 +186,8 @@ class Sampling:
         seed: Seed of the noise; the same seed gives the same pixels.
         outscale: Sides of the result divided by sides of the input, in (0, 16]; None is the scale of the
             model.
+        cascade: Whether an `outscale` beyond the model's scale is made by further passes of the model over its
+            result. Without it, bicubic interpolation adds size, not detail.
         steps: Number of steps of the reverse chain, from 1 to the number that the model was trained with;
             None is all of them. Fewer steps take less time.
         sampler: Form of a step: "posterior", the default, draws noise at every step, "ddim" at the first.
@@ -203,6 +205,7 @@ class Sampling:
 
     seed: int = 0
     outscale: float | None = None
+    cascade: bool | None = None
     steps: int | None = None
     sampler: str | None = None
     fidelity: float | None = None
@@ -218,6 +221,8 @@ class Sampling:
         is_number = isinstance(self.outscale, int | float)
         if self.outscale is not None and not (is_number and 0 < self.outscale <= MAX_OUTSCALE):
             raise OptionError("outscale", f"must be a number in (0, {MAX_OUTSCALE}], got {self.outscale!r}")
+        if self.cascade not in (None, True, False):
+            raise OptionError("cascade", f"must be true or false, got {self.cascade!r}")
         if self.sampler is not None and self.sampler not in list(Sampler):
             raise OptionError("sampler", f"must be {' or '.join(Sampler)}, got {self.sampler!r}")
         is_share = isinstance(self.fidelity, int | float)

@@ -14,13 +14,15 @@ type of device give the same bytes.
 
 The result is `outscale` times as large as the input. The model has one scale; its result is brought to any
 other by bicubic resizing, antialiased when it shrinks. Beyond the model's scale that adds size, not detail,
-and a note of the result says so.
+and a note of the result says so; with `cascade` the model makes its result larger again instead. Before the
+last pass the picture is brought to the size from which that pass reaches the wanted one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +32,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from resshift import images, weights
+from resshift import images, seeds, weights
 from resshift.config import ModelConfig, Sampling
 from resshift.devices import Module, on_device, resolve_device, resolve_dtype
 from resshift.images import Picture, scaled
@@ -197,6 +199,7 @@ class Upscaler:
         mask: Image.Image | NDArray[Any] | None = None,
         seed: int = 0,
         outscale: float | None = None,
+        cascade: bool = False,
         steps: int | None = None,
         sampler: str | None = None,
         fidelity: float | None = None,
@@ -214,6 +217,8 @@ class Upscaler:
                 What the hole hides is never looked at, and all other pixels come back as they were.
             seed: Seed of the noise; the same seed gives the same pixels. Without a chain there is no noise.
             outscale: Sides of the result over sides of the input, in (0, 16]; default: the model's own scale.
+            cascade: Whether an `outscale` beyond the model's is made by further passes of the model, not by
+                bicubic interpolation.
             steps: Steps of the chain, see `Sampling`.
             sampler: "posterior" or "ddim", see `Sampling`.
             fidelity: From 0, the model, to 1, which invents nothing, see `Sampling`.
@@ -232,6 +237,7 @@ class Upscaler:
         sampling = Sampling(
             seed=seed,
             outscale=outscale,
+            cascade=cascade,
             steps=steps,
             sampler=sampler,
             fidelity=fidelity,
@@ -276,9 +282,42 @@ class Upscaler:
             picture = with_mask(picture, None)
         if picture.mask is not None and not self.fills_holes:
             raise ValueError(f"{self.name} fills no holes: a mask must not be given")
-        hidden = fill_transparent(_emptied(picture))
-        factor = sampling.outscale or self.scale
-        height, width = scaled(picture.height, factor), scaled(picture.width, factor)
+        factors = self._passes(sampling)
+        made, total = picture, sum(before**2 for before in (1, *factors[:-1]))
+        done, before = 0.0, 1.0
+        for i, factor in enumerate(factors):
+            size = scaled(picture.height, factor), scaled(picture.width, factor)
+            seed = seeds.derive(sampling.seed, "pass", i) if i else sampling.seed
+            told, share = progress, before**2 / total
+            if progress is not None and len(factors) > 1:
+                told = partial(_tell_part, progress, done, share)
+            made = yield from self._upscaling(made, size, replace(sampling, seed=seed), told)
+            done, before = done + share, factor
+        factor, scale = factors[-1], self.scale
+        if len(factors) > 1:
+            note = f"x{factor:g} is {len(factors)} passes of the model's x{scale}"
+            return replace(made, notes=(*made.notes, note))
+        if factor > scale:
+            note = f"x{factor:g} is the model's x{scale} enlarged by bicubic interpolation"
+            return replace(made, notes=(*made.notes, note))
+        return made
+
+    def _passes(self, sampling: Sampling) -> list[float]:
+        """Return the sides after each pass, over those of the input."""
+        factors = [float(sampling.outscale or self.scale)]
+        while sampling.cascade and factors[0] > self.scale > 1:
+            factors.insert(0, factors[0] / self.scale)
+        return factors
+
+    def _upscaling(
+        self,
+        picture: Picture,
+        size: tuple[int, int],
+        sampling: Sampling,
+        progress: Callable[[float], None] | None,
+    ) -> Work[Picture]:
+        """Upscale a picture to a size, (height, width), in one pass."""
+        hidden, (height, width) = fill_transparent(_emptied(picture)), size
         dtype: Any = picture.pixels.dtype.type
         pixels = np.empty((height, width, picture.pixels.shape[2]), dtype)
         backoff = self.renderer.backoff
@@ -295,8 +334,6 @@ class Upscaler:
         notes = picture.notes + self.renderer.notes(plan)
         if longest is not None:
             notes += (f"tiles of at most {longest * self.renderer.ratio} px: memory ran out",)
-        if factor > self.scale:
-            notes += (f"x{factor:g} is the model's x{self.scale} enlarged by bicubic interpolation",)
         alpha = None if picture.alpha is None else resize_alpha(picture.alpha, height, width)
         return replace(picture, pixels=pixels, alpha=alpha, mask=None, notes=notes)
 
@@ -398,6 +435,10 @@ class Upscaler:
 
 def _picture(image: Image.Image | NDArray[Any]) -> Picture:
     return images.from_pil(image) if isinstance(image, Image.Image) else images.from_array(image)
+
+
+def _tell_part(progress: Callable[[float], None], done: float, share: float, part: float) -> None:
+    progress(done + share * part)
 
 
 def _emptied(picture: Picture) -> Picture:

@@ -51,6 +51,7 @@ RECIPES: dict[str, Callable[[], DegradationRecipe]] = {
     "realesrgan-x4": degradation.realesrgan_x4,
     "realesrgan-x2": degradation.realesrgan_x2,
     "bicubic-x4": degradation.bicubic_x4,
+    "bicubic-x2": degradation.bicubic_x2,
     "face": degradation.face,
     "inpainting": degradation.inpainting,
 }

@@ -67,6 +67,13 @@ def add_sampling(options: argparse.ArgumentParser) -> None:
     add("--tile", type=int, metavar="PX", help="side of a tile in input pixels (default: chosen, up to 256)")
 
 
+def add_outscale(options: argparse.ArgumentParser) -> None:
+    """Add `--outscale` and `--cascade`."""
+    add = options.add_argument
+    add("--outscale", type=float, help="scale of the result (the model's); costs as much as the model's")
+    add("--cascade", action="store_true", help="beyond the model's scale run it again instead of bicubic")
+
+
 def add_format(options: argparse.ArgumentParser, default: str) -> None:
     """Add `--format`, of which None is the default, and `--quality`.
 
@@ -82,13 +89,14 @@ def add_format(options: argparse.ArgumentParser, default: str) -> None:
     options.add_argument("--quality", type=int, default=95, help=told)
 
 
-def sampling_of(flags: argparse.Namespace, outscale: float | None = None) -> Sampling:
-    """Return the flags of `add_sampling` as a value."""
+def sampling_of(flags: argparse.Namespace) -> Sampling:
+    """Return the flags of `add_sampling`, and of `add_outscale` if there are any, as a value."""
     from resshift.config import Sampling
 
     return Sampling(
         seed=flags.seed,
-        outscale=outscale,
+        outscale=getattr(flags, "outscale", None),
+        cascade=getattr(flags, "cascade", False) or None,
         steps=flags.steps,
         sampler=flags.sampler,
         fidelity=flags.fidelity,

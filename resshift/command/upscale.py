@@ -25,7 +25,16 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast, get_args
 
-from resshift.command import Exit, UsageError, add_format, add_model, add_sampling, model_of, sampling_of
+from resshift.command import (
+    Exit,
+    UsageError,
+    add_format,
+    add_model,
+    add_outscale,
+    add_sampling,
+    model_of,
+    sampling_of,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,7 +59,7 @@ def add_arguments(arguments: argparse.ArgumentParser) -> None:
     add("source", metavar="SRC", nargs="+", help="picture, folder, or - for standard input")
     add("target", metavar="DST", help="name of the result, folder, or - for standard output")
     add_model(arguments, default="tiny-x4")
-    add("--outscale", type=float, help="scale of the result (the model's); costs as much as the model's")
+    add_outscale(arguments)
     add_sampling(arguments)
     add_format(arguments, "by the name of DST, else png")
     add(
@@ -68,7 +77,7 @@ def run(options: argparse.Namespace) -> Exit:
 
     _check(options)
     found = locate_model(model_of(options.model, options))
-    sampling = sampling_of(options, options.outscale)
+    sampling = sampling_of(options)
     found.check_sampling(sampling)
     contents = _contents(options, sampling.outscale or found.config.scale)
     if not contents.tasks:

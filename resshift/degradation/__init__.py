@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from resshift.degradation.recipe import (
     DegradationRecipe,
+    bicubic_x2,
     bicubic_x4,
     face,
     imagenet_test_x4,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DegradationParams",
     "DegradationRecipe",
+    "bicubic_x2",
     "bicubic_x4",
     "degrade",
     "draw",

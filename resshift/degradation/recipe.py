@@ -243,6 +243,11 @@ def bicubic_x4() -> DegradationRecipe:
     return DegradationRecipe(kind="bicubic", scale=4)
 
 
+def bicubic_x2() -> DegradationRecipe:
+    """Return MATLAB's bicubic alone, with scale 2."""
+    return replace(bicubic_x4(), scale=2)
+
+
 def face() -> DegradationRecipe:
     """Return the training degradation of the face restoration model, for 512 x 512: the low-quality picture
     has the size of the clean one.

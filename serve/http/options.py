@@ -30,6 +30,9 @@ class PictureOptions(BaseModel):
         Outscale | None,
         Field(description="sides of the result over sides of the picture; default: the model's"),
     ] = None
+    cascade: Annotated[
+        bool, Field(description="beyond the model's scale run it again, instead of bicubic interpolation")
+    ] = False
     steps: Annotated[
         int | None,
         Field(ge=1, description="of the chain, at most the model's own, the default; fewer cost less"),
@@ -56,6 +59,7 @@ class PictureOptions(BaseModel):
         return Sampling(
             seed=self.seed,
             outscale=self.outscale,
+            cascade=self.cascade or None,
             steps=self.steps,
             sampler=self.sampler,
             fidelity=self.fidelity,
@@ -76,6 +80,9 @@ class BulkBody(BaseModel):
         float | None,
         Field(description="sides of an output over sides of its input, in (0, 16]; default: the model's"),
     ] = None
+    cascade: Annotated[
+        bool, Field(description="beyond the model's scale run it again, instead of bicubic interpolation")
+    ] = False
     steps: Annotated[
         int | None, Field(description="of the chain, from 1 to the model's own, the default; fewer cost less")
     ] = None
@@ -122,6 +129,7 @@ class BulkBody(BaseModel):
             sampling=Sampling(
                 seed=self.seed,
                 outscale=self.outscale,
+                cascade=self.cascade or None,
                 steps=self.steps,
                 sampler=self.sampler,
                 fidelity=self.fidelity,

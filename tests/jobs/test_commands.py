@@ -45,6 +45,7 @@ FLAGS = {
             "--preset",
             "--first-stage",
             "--outscale",
+            "--cascade",
             "--steps",
             "--sampler",
             "--fidelity",

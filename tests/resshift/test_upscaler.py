@@ -16,13 +16,16 @@ from torch import Tensor, nn
 
 from resshift import weights
 from resshift.config import ModelConfig, Sampling
+from resshift.images import Picture, scaled
 from resshift.models import PIXELS, WeightsError
 from resshift.networks.autoencoder import VectorQuantizer, VQAutoencoder
-from resshift.networks.config import FirstStageConfig, UNetConfig, VQConfig
+from resshift.networks.config import ConvUNetConfig, FirstStageConfig, UNetConfig, VQConfig
 from resshift.networks.conv_unet import build_unet
 from resshift.presets import test_x4 as toy_preset
 from resshift.presets import tiny_x4
 from resshift.resize.bicubic import upsample
+from resshift.sampler import network_denoiser, sample
+from resshift.tiles.noise import NoiseField
 from resshift.training.step import build_network
 from resshift.upscaler import Upscaler
 
@@ -98,6 +101,91 @@ def test_pil_images_come_back_as_pil_images(mode: str, bicubic: Upscaler) -> Non
 def test_16_bit_is_not_reduced_to_8(bicubic: Upscaler) -> None:
     image = np.full((16, 16, 3), 12_345, np.uint16)
     assert np.all(bicubic(image) == 12_345)
+
+
+def test_a_cascade_is_the_model_over_its_own_result(bicubic: Upscaler) -> None:
+    """x10 of an x4 model: x2.5 first, then all of x4."""
+    picture = Picture(pixels=rgb(10, 6))
+    told: list[float] = []
+    found = bicubic.upscale(picture, Sampling(outscale=10, cascade=True), told.append)
+    first = bicubic.upscale(picture, Sampling(outscale=2.5))
+    assert np.array_equal(found.pixels, bicubic.upscale(first).pixels)
+    assert found.notes == ("x10 is 2 passes of the model's x4",)
+    assert told == sorted(told)
+    assert told[-1] == pytest.approx(1)
+    plain = bicubic.upscale(picture, Sampling(outscale=10)).pixels
+    assert plain.shape == found.pixels.shape
+    assert not np.array_equal(plain, found.pixels)
+    for outscale in (1.5, 4):  # within the model's scale there is one pass
+        results = [bicubic.upscale(picture, Sampling(outscale=outscale, cascade=one)) for one in (True, None)]
+        assert np.array_equal(results[0].pixels, results[1].pixels)
+
+
+def test_passes_of_a_cascade_have_noise_of_their_own_and_the_size_is_met(toy: Upscaler) -> None:
+    source = rgb(7, 5)
+    results = [toy(source, seed=seed, outscale=4.7, cascade=True) for seed in (0, 0, 1)]
+    assert results[0].shape == (scaled(7, 4.7), scaled(5, 4.7), 3)
+    assert results[0].tobytes() == results[1].tobytes() != results[2].tobytes()
+    first = toy.upscale(Picture(pixels=source), Sampling(outscale=4.7 / 4))
+    assert not np.array_equal(toy.upscale(first, Sampling(outscale=4)).pixels, results[0][:32, :24])
+
+
+def x2_models() -> list[ModelConfig]:
+    """Unshuffled pixels by two with a Swin U-Net, the same with convolutions, and latents of a quarter of the
+    size, whose condition is twice as large as they are: the construction of realsr-x2-s4.
+    """
+    base = toy_preset().model
+    by_two = FirstStageConfig(kind="pixel_unshuffle", unshuffle_factor=2)
+    swin = replace(base.unet, in_channels=12, out_channels=12)
+    convolutions = ConvUNetConfig(
+        in_channels=12, out_channels=12, channels=(8, 8), blocks_before=(1, 1), blocks_after=(1,), steps=4
+    )
+    large = replace(base.unet, lq_size=16)
+    return [
+        replace(base, scale=2, first_stage=by_two, unet=swin),
+        replace(base, scale=2, first_stage=by_two, unet=convolutions),
+        replace(base, scale=2, unet=large),
+    ]
+
+
+@pytest.mark.parametrize("config", x2_models(), ids=["swin", "convolutions", "large-condition"])
+@pytest.mark.parametrize("tile_px", [None, 32])
+def test_zero_residual_of_an_x2_model_is_bicubic(config: ModelConfig, tile_px: int | None) -> None:
+    lq = torch.rand((1, 3, 45, 70), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    up = Upscaler(config, ZeroResidual(), device="cpu")
+    found = up.upscale_tensor(lq, Sampling(tile_px=tile_px))
+    whole = upsample(lq, 2).clamp(-1, 1)
+    # Beyond the picture there is its reflection, which bicubic interpolation alone does not see.
+    torch.testing.assert_close(found[..., :84, :134], whole[..., :84, :134], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", x2_models(), ids=["swin", "convolutions", "large-condition"])
+def test_an_x2_picture_of_one_tile_is_the_chain(config: ModelConfig) -> None:
+    torch.manual_seed(0)
+    network = build_unet(config.unet)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    up = Upscaler(config, network, device="cpu")
+    lq = torch.rand((1, 3, 32, 32), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    networks = up.chain.networks()
+    y0 = networks.encode(upsample(lq, 2))
+    noise = NoiseField(3, "upscale", channels=y0.shape[1]).for_latent(*y0.shape[2:])
+    denoise = network_denoiser(
+        network,
+        lq,
+        y0,
+        networks.schedule,
+        config.target,
+        latent=config.latent_scaling,
+        sees_y0=config.unet.sees_y0,
+    )
+    expected = networks.decode(sample(denoise, y0, networks.schedule, noise))
+    torch.testing.assert_close(
+        up.upscale_tensor(lq, Sampling(seed=3)), expected.clamp(-1, 1), atol=2e-5, rtol=0
+    )
+    result = up(rgb(9, 7), outscale=4, cascade=True)
+    assert result.shape == (36, 28, 3)
 
 
 @pytest.mark.parametrize(
