@@ -1,4 +1,4 @@
-"""Upscale every picture of a folder or bucket into another one. (`resshift` does it without Ray.)
+"""Upscale every picture of a folder or bucket into another one, or one, as `resshift` does without Ray.
 
     python jobs/upscale.py photos upscaled
     python jobs/upscale.py s3://in/photos s3://out/x4 --replicas 1:8 --include '*.jpg' --exclude 'private/*'
@@ -8,7 +8,6 @@
     python jobs/upscale.py photos upscaled --verify                        re-read the outputs, list problems
     python jobs/upscale.py photos upscaled --repair                        redo missing and corrupt outputs
     ray job submit --working-dir . -- python jobs/upscale.py s3://in/photos s3://out/x4
-    python jobs/upscale.py photo.jpg big.jpg                               one picture, as `resshift` does it
 
 A glob without / is matched against the file name, any other against the whole key.
 Every input gets one row in DST/_resshift/ledger (Parquet: key, status, reason, sizes, sha256, seconds ...), a
@@ -54,12 +53,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--exclude", action="append", default=[], metavar="GLOB", help="not these; overrides --include")
     add("--masks", metavar="DIR", help="masks of the holes, under the same keys or as NAME.png")
     add("--keys", metavar="FILE", help="read the input keys from this file, one per line; SRC is not listed")
-    add(
-        "--if-exists",
-        default="overwrite",
-        choices=["skip", "verify", "overwrite"],
-        help="outputs without a row",
-    )
+    if_exists = ["skip", "verify", "overwrite"]
+    add("--if-exists", default="overwrite", choices=if_exists, help="what to do with outputs without a row")
     add("--engine", default="serve", choices=["serve", "actors"], help="Ray Serve, or actors of this job")
     add("--replicas", default="1:1", metavar="MIN:MAX", help="replicas of the model, or one number (1:1)")
     add("--price-per-hour", type=float, metavar="PRICE", help="price of one replica, for plan and report")
@@ -125,9 +120,9 @@ def upscale(options: argparse.Namespace) -> Exit:
 
 def summary(request: BulkRequest) -> Exit:
     """Print the counts of the ledger."""
-    from pipelines.ledger.ledger import total_counts
+    from pipelines.ledger import ledger
 
-    counts = total_counts(request.target, request.settings.target)
+    counts = ledger.total_counts(request.target, request.settings.target)
     for name, count in sorted(counts.items()):
         print(f"{name}: {count}")
     return Exit.FINISHED_WITH_FAILED_ITEMS if counts["failed"] else Exit.COMPLETE

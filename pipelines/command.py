@@ -14,6 +14,7 @@ from resshift.command import Exit as Exit
 from resshift.command import UsageError as UsageError
 from resshift.command import add_format as add_format
 from resshift.command import add_model as add_model
+from resshift.command import add_outscale as add_outscale
 from resshift.command import add_sampling as add_sampling
 from resshift.command import exit_code
 from resshift.command import model_of as model_of

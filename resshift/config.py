@@ -186,8 +186,8 @@ class Sampling:
         seed: Seed of the noise; the same seed gives the same pixels.
         outscale: Sides of the result divided by sides of the input, in (0, 16]; None is the scale of the
             model.
-        cascade: Whether an `outscale` beyond the model's scale is made by further passes of the model over its
-            result. Without it, bicubic interpolation adds size, not detail.
+        cascade: Whether an `outscale` beyond the model's scale is made by further passes of the model over
+            its result. Without it, bicubic interpolation adds size, not detail.
         steps: Number of steps of the reverse chain, from 1 to the number that the model was trained with;
             None is all of them. Fewer steps take less time.
         sampler: Form of a step: "posterior", the default, draws noise at every step, "ddim" at the first.

@@ -170,7 +170,7 @@ def test_an_x2_picture_of_one_tile_is_the_chain(config: ModelConfig) -> None:
     lq = torch.rand((1, 3, 32, 32), generator=torch.Generator().manual_seed(0)) * 2 - 1
     networks = up.chain.networks()
     y0 = networks.encode(upsample(lq, 2))
-    noise = NoiseField(3, "upscale", channels=y0.shape[1]).for_latent(*y0.shape[2:])
+    noise = NoiseField(3, "upscale", channels=y0.shape[1]).for_latent(y0.shape[2], y0.shape[3])
     denoise = network_denoiser(
         network,
         lq,
