@@ -30,7 +30,7 @@ _LOCK = Path(__file__).resolve().parents[1] / "requirements.lock"
 
 def arguments() -> argparse.ArgumentParser:
     """Return the command line."""
-    options = parser(__doc__ or "")
+    options = parser(__doc__ or "", lambda: "settings: python jobs/upscale.py --help")
     options.add_argument(
         "targets", metavar="URI", nargs="*", help="bucket, prefix or folder that jobs write to"
     )

@@ -26,7 +26,16 @@ from pipelines.training.command import add_arguments, train_from
 
 def arguments() -> argparse.ArgumentParser:
     """Return the command line."""
-    return add_arguments(parser(__doc__ or ""), preset="tiny-x4")
+    return add_arguments(parser(__doc__ or "", _settings), preset="tiny-x4")
+
+
+def _settings() -> str:
+    from resshift.presets import preset
+    from resshift.settings import listing
+
+    sections = ("train", "optim", "loss", "data", "validation", "log")
+    shown = listing(preset("tiny-x4"), sections)
+    return f"settings, with the values of tiny-x4 (more: resshift settings PRESET):\n{shown}"
 
 
 def train(options: argparse.Namespace) -> Exit:

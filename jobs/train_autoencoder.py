@@ -25,7 +25,8 @@ from pipelines.training.command import add_arguments, train_from
 
 def arguments() -> argparse.ArgumentParser:
     """Return the command line."""
-    options = add_arguments(parser(__doc__ or ""), preset="vq-f4", data_needed=False)
+    ending = "settings: resshift settings vq-f4"
+    options = add_arguments(parser(__doc__ or "", lambda: ending), preset="vq-f4")
     options.add_argument(
         "--report",
         metavar="PHOTOS",
@@ -41,11 +42,9 @@ def train(options: argparse.Namespace) -> Exit:
 
     config = with_settings(autoencoder_preset(options.preset), options.set)
     if options.report is None:
-        if options.data is None:
-            raise UsageError(
-                "--data is required to train; to measure an autoencoder give --report PHOTOS and --init FILE"
-            )
         return train_from(options, config)
+    if options.out is None:
+        raise UsageError("--report requires a folder for its files: --out DIR")
     if options.init is None:
         raise UsageError("--report requires the weights of the autoencoder: --init FILE")
 

@@ -14,8 +14,7 @@ Every input gets one row in DST/_resshift/ledger (Parquet: key, status, reason, 
 broken picture too, and the report is DST/_resshift/report.html, .json, .csv. Running the same command again
 continues the job; changed options are refused. `--model nearest-x4` repeats pixels, to try out a set-up.
 
-Less common settings are `--set section.field=value` (pipelines/bulk/settings.py): source.* and target.*
-(endpoint, region, profile, anonymous, sse, ...), limits.*, select.*, output.frames, work.*, engine.*.
+Less common settings are `--set section.field=value`, below; source.* and target.* are the buckets.
 
 Exit codes: 0 complete, 1 failed, 2 usage, 3 finished with failed items.
 """
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 
 def arguments() -> argparse.ArgumentParser:
     """Return the command line."""
-    options = parser(__doc__ or "")
+    options = parser(__doc__ or "", command.bulk_settings)
     add = options.add_argument
     add("source", metavar="SRC", help="folder or s3:// prefix")
     add("target", metavar="DST", help="folder or s3:// prefix for outputs and ledger, not inside SRC")
@@ -97,6 +96,7 @@ def request_of(flags: argparse.Namespace) -> BulkRequest:
 def upscale(options: argparse.Namespace) -> Exit:
     """Run the job, or report on it; one picture needs no job."""
     from pipelines.ledger.lease import held
+    from pipelines.ledger.ledger import read_job
     from resshift.command.upscale import is_one_picture, run_one
 
     if is_one_picture(options.source, options.target):

@@ -41,6 +41,15 @@ def check_places(source: str, target: str, made: str) -> None:
         raise OptionError("target", message)
 
 
+def bulk_settings() -> str:
+    """Return the settings of bulk jobs, for the end of a help."""
+    from pipelines.bulk.settings import BulkSettings
+    from resshift.settings import listing
+
+    shown = listing(BulkSettings(), ("output", "limits", "select", "work", "engine", "source"))
+    return f"settings:\n{shown}\ntarget.*: as source.*"
+
+
 def min_max(flag: str, text: str, least: int = 1) -> tuple[int, int]:
     """Return (MIN, MAX) of a flag that takes `MIN:MAX`, or N for N:N.
 

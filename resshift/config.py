@@ -86,8 +86,10 @@ UNetShape = Annotated[
 class ModelConfig:
     """Configuration that inference needs; it is stored beside the weights.
 
-    `scale` is the side of the output divided by the side of the low-quality picture. `latent_scaling` chooses
-    the rule of `diffusion.scale_input`.
+    Fields:
+        scale: Side of the output divided by the side of the low-quality picture.
+        target: What the network predicts: x0, the noise, or the residual e0 = y0 - x0.
+        latent_scaling: Whether x_t is scaled to unit variance before the network (`diffusion.scale_input`).
     """
 
     scale: int = 4
@@ -258,9 +260,14 @@ class LossConfig:
     """Objective: `mse` x MSE on the target + `lpips` x LPIPS between the decoded prediction of x0 and the
     clean picture + `lattice` x the measure of lattices in that prediction (`resshift.training.lattice`).
 
-    `lpips_trunk` is a file with the weights of the LPIPS trunk; None downloads them with torchvision. LPIPS
-    sees the pictures from one of `lpips_corners` x `lpips_corners` corners, which changes at every step; 4
-    covers every phase of the first two strides of a trunk.
+    Fields:
+        mse, lpips: Weights of the terms, at least 0 and not both 0.
+        mse_weighting: Weights of the steps in the MSE: all 1 (plain), or those of the variational bound.
+        lpips_net: Trunk of LPIPS.
+        lpips_trunk: File with the weights of the trunk; null downloads them with torchvision.
+        lpips_corners: LPIPS sees the pictures from one of `lpips_corners` x `lpips_corners` corners, which
+            changes at every step; 1 to 16. 4 covers every phase of the first two strides of a trunk.
+        lattice: Weight of the term, at least 0.
     """
 
     mse: float = 1.0
@@ -288,9 +295,18 @@ class LossConfig:
 class OptimConfig:
     """AdamW with linear warm-up, then a constant or cosine learning rate.
 
-    `lr_batch` is the number of samples of a step that `lr` and `lr_end` are meant for: with another
-    `train.batch_size` both are multiplied by the square root of the ratio, or by the ratio if `lr_rule` is
-    linear. None takes them as they are.
+    Fields:
+        lr: Learning rate, above 0.
+        lr_end: Learning rate at the end of a cosine, in (0, lr].
+        lr_batch: Number of samples of a step that `lr` and `lr_end` are meant for: with another
+            `train.batch_size` both are multiplied by the square root of the ratio, or by the ratio if
+            `lr_rule` is linear. Null takes them as they are.
+        lr_rule: See `lr_batch`.
+        lr_schedule: Learning rate after the warm-up.
+        warmup_steps: Number of steps in which it rises to `lr`, at least 0.
+        betas: Decay of the two moments, each in [0, 1).
+        weight_decay: Of AdamW, at least 0.
+        clip_norm: Largest norm of the gradient, above 0; null does not clip.
     """
 
     lr: float = 5e-5
@@ -330,11 +346,14 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class DataConfig:
-    """Rule by which clean crops are cut: `short_side` takes the largest square, shrunk to `crop_px`; `random`
-    cuts at native resolution.
+    """How clean crops are cut.
 
-    `scaled` takes a square with a side between these two, shrunk (`resshift.pairs.crops`). `distorted`
-    shrinks the short side to `crop_px` and changes geometry and colour (`resshift.pairs.augment`).
+    Fields:
+        crop: `short_side` takes the largest square, shrunk to `crop_px`; `random` cuts at native resolution;
+            `scaled` takes a square with a side between these two, shrunk (`resshift.pairs.crops`);
+            `distorted` shrinks the short side and changes geometry and colour (`resshift.pairs.augment`).
+        crop_px: Side of a clean crop, at least 8, and a multiple of what the network needs.
+        flip: Whether half of the crops are mirrored.
     """
 
     crop: Literal["short_side", "random", "scaled", "distorted"] = "short_side"
@@ -351,17 +370,17 @@ class TrainConfig:
     """Length, batch, numerics and checkpoints of a run.
 
     Fields that change the result:
-        steps, batch_size: number of optimiser steps, and samples of a step over all workers.
+        steps, batch_size: number of optimiser steps, and samples of a step over all workers; at least 1.
         seed: seed of all random numbers.
         precision: arithmetic of the networks. "bf16" and "fp16" are autocast with float32 weights; "fp16"
             scales the loss.
-        ema_decay: decay of the averaged weights.
+        ema_decay: decay of the averaged weights, in [0, 1).
         max_skipped_steps: number of successive steps without a finite gradient after which the run stops;
             checked whenever a line is logged.
 
     Fields that change the result by rounding only:
-        micro_batch: number of samples that one worker computes at a time; gradients are summed over
-            micro-batches and averaged over workers.
+        micro_batch: number of samples that one worker computes at a time, at least 1; gradients are summed
+            over micro-batches and averaged over workers.
         parallel: "ddp" keeps weights, averages and moments on every worker, "fsdp" shards them over all
             workers (PyTorch's fully_shard), "hsdp" over the workers of a node, with a copy on each node.
         gradient_dtype: arithmetic in which gradients are averaged over workers; "bf16" halves what is sent.
@@ -372,9 +391,9 @@ class TrainConfig:
 
     Fields of files and failures:
         checkpoint_every, checkpoint_every_s: steps and seconds between checkpoints, whichever is over first;
-            `checkpoint_every_s` may be None.
+            `checkpoint_every_s` may be null.
         keep_last, milestone_every: the last `keep_last` checkpoints are kept, the best one, and those whose
-            step is a multiple of `milestone_every`.
+            step is a multiple of `milestone_every` (null: none).
         log_every: steps between log lines.
         max_failures, failure_window_s: the run stops after more than `max_failures` failures within
             `failure_window_s` seconds; nodes that were taken away with notice do not count.
@@ -439,9 +458,12 @@ class TrainConfig:
 class ValidationConfig:
     """Measurement on a fixed set during training (`--val`).
 
-    `pictures` is the number of pictures that are measured, `grid` the number that are shown; `border` pixels
-    are cut from each side before measuring. `best` is the metric by which the best checkpoint is chosen: the
-    highest PSNR or SSIM, or the lowest LPIPS.
+    Fields:
+        every: Steps between measurements, at least 1.
+        pictures: Number of pictures that are measured, at least 1.
+        grid: Number of pictures that are shown, at least 0.
+        border: Number of pixels that are cut from each side before measuring, at least 0.
+        best: Metric by which the best checkpoint is chosen: the highest PSNR or SSIM, or the lowest LPIPS.
     """
 
     every: int = 10_000
@@ -462,8 +484,9 @@ class ValidationConfig:
 class LogConfig:
     """Destinations of metrics besides the log and OUT/metrics.
 
-    With `tensorboard`, OUT/tensorboard has event files. With `samples`, OUT/seen lists the pictures of every
-    step.
+    Fields:
+        tensorboard: Whether OUT/tensorboard has event files.
+        samples: Whether OUT/seen lists the pictures of every step.
     """
 
     tensorboard: bool = True
@@ -472,7 +495,11 @@ class LogConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class RunConfig:
-    """Configuration of a training run."""
+    """Configuration of a training run.
+
+    Fields:
+        preset: Name of the preset that it began as.
+    """
 
     preset: str
     model: ModelConfig
@@ -560,7 +587,7 @@ def with_settings(config: T, settings: Iterable[str]) -> T:
     Args:
         config: Configuration of a run, of any type.
         settings: Settings as given after `--set`, for example "train.steps=1000",
-            "model.unet.channel_mult=[1,2]" or "loss.lpips_trunk=null".
+            "degradation.noise1.gaussian_sigma=1,30" or "loss.lpips_trunk=null".
 
     Raises:
         ConfigError: A setting is malformed, its key is unknown, or its value is not allowed.
@@ -583,11 +610,18 @@ def with_settings(config: T, settings: Iterable[str]) -> T:
             raise ConfigError(
                 f"{path!r} is a section, not a setting; it has: {', '.join(sorted(section[name]))}"
             )
-        try:
-            section[name] = json.loads(text)
-        except json.JSONDecodeError:
-            section[name] = text
+        section[name] = _value(text)
     return from_dict(type(config), values)
+
+
+def _value(text: str) -> Any:
+    """Return a value as JSON says; `1,30` is [1, 30], and anything else a text."""
+    for written in (text, f"[{text}]") if "," in text else (text,):
+        try:
+            return json.loads(written)
+        except json.JSONDecodeError:
+            continue
+    return text
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -56,9 +56,15 @@ class Sampler(StrEnum):
 class ScheduleConfig:
     """Parameters of the shifting sequence of a model.
 
-    Only the released form uses `min_noise` and `sqrt_eta_end`. `trained_steps` is the length of the sequence
-    that the network was trained with if the chain has fewer `steps` (`ShiftSchedule.shortened`), as for a
-    one-step student of a chain of 15; None if it has as many.
+    Fields:
+        form: The sequence of the released code, or that of the paper.
+        steps: T, the number of steps of the chain, at least 1.
+        kappa: Strength of the noise, above 0.
+        power: p, how late eta grows, above 0.
+        min_noise: Deviation of the noise at the first step, kappa sqrt(eta_1), above 0; released form only.
+        sqrt_eta_end: Root of eta_T, in (0, 1]; released form only.
+        trained_steps: Length of the sequence that the network was trained with if the chain has fewer `steps`
+            (`ShiftSchedule.shortened`), as for a one-step student of a chain of 15; null if it has as many.
     """
 
     form: Literal["released", "paper"] = "released"

@@ -36,10 +36,11 @@ class InputLimitSettings:
     """Limits of an input. One beyond them becomes a failed row, and may be retried after a limit was raised.
 
     Fields:
-        max_side_px, max_bytes, max_frames: Largest input, checked on the header as --max-megapixels is.
-        seconds: Time for decoding.
-        memory_mb: Memory for decoding; null: enough for --max-megapixels.
-        deaths: Number of workers that may end while they have an input alone.
+        max_side_px, max_bytes, max_frames: Largest input, checked on the header as --max-megapixels is; at
+            least 1.
+        seconds: Time for decoding, above 0.
+        memory_mb: Memory for decoding, at least 16; null: enough for --max-megapixels.
+        deaths: Number of workers that may end while they have an input alone, at least 1.
     """
 
     max_side_px: int = 65_500
@@ -74,7 +75,14 @@ class SelectSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
 class WorkSettings:
-    """How the work is cut; see `BulkOptions`."""
+    """How the work is cut; see `BulkOptions`.
+
+    Fields:
+        unit_pictures, unit_megapixels: Inputs, or megapixels of input, with which the unit of a replica is
+            full; at least 1, and above 0.
+        fetch_pictures: Inputs of one fetch task, at least 1.
+        in_flight_mb: Megabytes of pictures in the object store; null: 40 % of the cluster's store.
+    """
 
     unit_pictures: int = 8
     unit_megapixels: float = 1.0

@@ -10,26 +10,24 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from pipelines.command import Exit, connect_to_ray, min_max, on_a_cluster, quiet_ray_data
+from pipelines.command import Exit, UsageError, connect_to_ray, min_max, on_a_cluster, quiet_ray_data
 
 if TYPE_CHECKING:
     from pipelines.training.trainer import Summary
     from resshift.training.autoencoder import AnyRunConfig
 
 
-def add_arguments(
-    options: argparse.ArgumentParser, preset: str, data_needed: bool = True
-) -> argparse.ArgumentParser:
+def add_arguments(options: argparse.ArgumentParser, preset: str) -> argparse.ArgumentParser:
     """Add the flags of a training command; they are a contract, new knobs are fields of the configuration."""
     options.add_argument("--preset", required=True, help=f"named configuration, for example {preset}")
-    options.add_argument("--data", required=data_needed, help="shards written by jobs/prepare.py")
-    options.add_argument("--out", required=True, help="run directory, local or s3://")
+    options.add_argument("--data", help="shards written by jobs/prepare.py")
+    options.add_argument("--out", help="run directory, local or s3://")
     options.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="SECTION.FIELD=VALUE",
-        help="change one setting; may be repeated",
+        help="change one setting; may be repeated (`resshift settings PRESET` lists them)",
     )
     options.add_argument(
         "--workers",
@@ -55,7 +53,7 @@ def add_arguments(
     options.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the configuration and what would be trained on, then stop",
+        help="check and print the configuration and what would be trained on; needs neither --data nor --out",
     )
     return options
 
@@ -71,12 +69,17 @@ def train_from(options: argparse.Namespace, config: AnyRunConfig) -> Exit:
     least, most = min_max("--workers", options.workers)
     if not on_a_cluster():
         most = local_workers(least, most)
-    shards = read_manifest(options.data)
-    num_pictures = sum(s.num_ok for s in shards)
-    _say(
-        f"{num_pictures} pictures in {len(shards)} shards, {config.train.steps} steps of "
-        f"{config.train.batch_size}"
-    )
+    for flag in ("data", "out"):
+        if getattr(options, flag) is None and not options.dry_run:
+            raise UsageError(f"--{flag} is required to train")
+    length = f"{config.train.steps} steps of {config.train.batch_size}"
+    num_pictures: int | None = None
+    if options.data is None:
+        _say(f"no --data, {length}")
+    else:
+        shards = read_manifest(options.data)
+        num_pictures = sum(s.num_ok for s in shards)
+        _say(f"{num_pictures} pictures in {len(shards)} shards, {length}")
     asked = options.gpus_per_worker or 0.0
     check_run(config, options.data, num_pictures, most=most, gpus=asked, init=options.init, val=options.val)
     if options.dry_run:

@@ -21,8 +21,8 @@ from resshift.weights import load_into, read_state_dict
 
 def check_run(
     config: AnyRunConfig,
-    data: str,
-    num_pictures: int,
+    data: str | None,
+    num_pictures: int | None,
     *,
     most: int,
     gpus: float = 0.0,
@@ -34,7 +34,7 @@ def check_run(
     Args:
         config: Configuration of the run.
         data: Shards, for messages.
-        num_pictures: Number of pictures in them that can be used.
+        num_pictures: Number of pictures in them that can be used; None if that is not known yet.
         most: Largest number of workers.
         gpus: GPUs of each, if they were asked for.
         init: Weights to start from.
@@ -47,16 +47,16 @@ def check_run(
         StorageError: A file cannot be read.
     """
     batch_size = config.train.batch_size
+    where = storage.printable(str(data))
     if num_pictures == 0:
-        where = storage.printable(data)
         raise UsageError(
             f"{where} holds no usable picture: {where.rstrip('/')}/status.parquet says why, and what "
             "jobs/prepare.py printed"
         )
-    if batch_size > num_pictures:
+    if num_pictures is not None and batch_size > num_pictures:
         raise ConfigError(
-            f"train.batch_size must be at most {num_pictures}, the number of pictures in "
-            f"{storage.printable(data)}, got {batch_size}"
+            f"train.batch_size must be at most {num_pictures}, the number of pictures in {where}, got "
+            f"{batch_size}"
         )
     check_batch(config, most, gpus)
     if config.validation.best == "lpips" and val is not None and not config.loss.lpips:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from enum import IntEnum
@@ -28,11 +29,28 @@ class UsageError(ValueError):
     """The command cannot do what it was asked; the message is one line for the user."""
 
 
-def parser(doc: str) -> argparse.ArgumentParser:
-    """Return a parser whose help is the module docstring of the command, examples included."""
-    return argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+class _Parser(argparse.ArgumentParser):
+    """A parser with a text at the end of its help that is made when the help is asked for."""
+
+    ending: Callable[[], str] | None = None
+
+    def format_help(self) -> str:
+        """Return the help."""
+        if self.ending is not None:
+            self.epilog = self.ending()
+        return super().format_help()
+
+
+def parser(doc: str, ending: Callable[[], str] | None = None) -> argparse.ArgumentParser:
+    """Return a parser whose help is the module docstring of the command, examples included.
+
+    Args:
+        doc: Docstring.
+        ending: Function that returns what stands at the end of the help.
+    """
+    made = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    made.ending = ending
+    return made
 
 
 def add_model(options: argparse.ArgumentParser, **how: Any) -> None:
@@ -124,6 +142,9 @@ def exit_code(command: Callable[[argparse.Namespace], Exit], options: argparse.N
     except StorageError as error:
         sys.stderr.write(f"error: {error}\n")
         return int(Exit.FAILED)
+    except BrokenPipeError:  # whoever read the output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(Exit.COMPLETE)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return int(Exit.INTERRUPTED)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from resshift.command import convert, doctor, exit_code, export, models, parser, upscale
+from resshift.command import convert, doctor, exit_code, export, models, parser, settings, upscale
 
 # A command is a module of this package: the first line of its docstring is its help, `add_arguments` adds
 # its arguments to a parser, `run` does the work. It imports torch in `run` only, so that --help waits for
 # nothing.
-COMMANDS = {"models": models, "doctor": doctor, "convert": convert, "export": export}
+COMMANDS = {"models": models, "settings": settings, "doctor": doctor, "convert": convert, "export": export}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -44,8 +44,8 @@ class KernelRecipe:
         beta_generalized, beta_plateau: Ranges of the shape parameter; half of the draws are from [low, 1] and
             half from [1, high].
         sinc_prob: Probability of a sinc filter.
-        sinc_omega_small, sinc_omega_large: Ranges of the cut-off of kernels below `sinc_large_size` pixels,
-            and of all larger ones.
+        sinc_omega_small, sinc_omega_large, sinc_large_size: Ranges of the cut-off of kernels below
+            `sinc_large_size` pixels, and of all larger ones.
     """
 
     size: IntRange
@@ -91,8 +91,13 @@ class ResizeRecipe:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
 class NoiseRecipe:
-    """Distribution of noise: Gaussian with `gaussian_prob` (sigma in 8-bit levels), otherwise Poisson; grey
-    with `gray_prob`.
+    """Distribution of noise: Gaussian or Poisson.
+
+    Fields:
+        gaussian_prob: Probability of Gaussian noise, otherwise Poisson.
+        gaussian_sigma: Range of its deviation in 8-bit levels, at least 0.
+        poisson_scale: Range of the scale of Poisson noise, at least 0.
+        gray_prob: Probability that all channels have the same noise.
     """
 
     gaussian_prob: float = 0.5
@@ -109,8 +114,13 @@ class NoiseRecipe:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
 class FaceRecipe:
-    """Degradation of faces: blur, shrink by U(shrink), Gaussian noise (sigma in 8-bit levels), JPEG, enlarge
-    to the original size, and grey with `gray_prob`.
+    """Degradation of faces: blur, shrink, Gaussian noise, JPEG, enlarge to the original size.
+
+    Fields:
+        shrink: Range of the factor that sides are divided by, at least 0.1.
+        noise_sigma: Range of the deviation of the noise in 8-bit levels, at least 0.
+        jpeg_quality: (lowest, highest) quality in 1 to 100, both included.
+        gray_prob: Probability that both pictures of the pair become grey.
     """
 
     kernel: KernelRecipe = KernelRecipe(
@@ -141,9 +151,11 @@ class DegradationRecipe:
             training); 0 in official recipes.
         mild_share: Probability that the chain has the mild, first-order ranges of `imagenet_test_x4`; 0 in
             official recipes. Both shares apply to the real-world chain only, and are 0 for other kinds.
-        final_sinc_prob, final_sinc_size, final_sinc_omega: Probability and ranges of the last filter.
+        second_order_prob, blur2_prob: Probabilities of the second order, and of blur in it.
+        final_sinc_prob, final_sinc_size, final_sinc_omega: Probability and ranges of the last filter; sizes
+            are odd, cut-offs in (0, pi].
         jpeg_last_prob: Probability of (resize, sinc, JPEG); otherwise (JPEG, resize, sinc).
-        jpeg1_quality, jpeg2_quality: (lowest, highest) qualities, both included.
+        jpeg1_quality, jpeg2_quality: (lowest, highest) qualities in 1 to 100, both included.
     """
 
     kind: Literal["realesrgan", "bicubic", "face", "inpainting"]

@@ -19,13 +19,26 @@ _LEAST_TILE_PX, _LONGEST_TILE_PX, _LONGEST_DISCOURAGED_PX = 16, 256, 512
 class UNetConfig:
     """Shape of the U-Net. The defaults are realsr-x4.
 
-    `attention_resolutions` are the sides of the feature maps, at the training size `image_size`, that get a
-    Swin layer. `lq_size` is the side of the low-quality picture that belongs to a latent of side
-    `image_size`; if it is larger, a small strided extractor reduces the picture to the size of the latent.
-    `shift_mask` is "released" for weights trained by the released code and "swin" for new training
-    (`resshift.networks.swin.shifted_window_mask`). `pixel_head_channels` adds two convolutions at the size of
-    the picture after the output (`resshift.networks.unet.PixelHead`); 0 adds none. They need a latent that is
-    an unshuffled picture, out_channels = 3 f^2.
+    Fields:
+        image_size: Side of the latent in training.
+        in_channels, out_channels: Channels of the latent.
+        model_channels, channel_mult: Channels of a level are `model_channels` times its factor, a multiple of
+            32; a level has half the sides of the one before.
+        num_res_blocks: Number of residual blocks of each level; one number for all.
+        attention_resolutions: Sides of the feature maps, at the size `image_size`, that get a Swin layer.
+        num_head_channels, swin_embed_dim, swin_depth: Channels of a head, channels and blocks of a Swin
+            layer; swin_embed_dim is a multiple of 32 and of num_head_channels.
+        window_size: Side of the windows of attention.
+        mlp_ratio: Hidden channels of a Swin block over its channels.
+        shift_mask: "released" for weights trained by the released code, "swin" for new training
+            (`resshift.networks.swin.shifted_window_mask`).
+        cond_lq, cond_mask: Whether the network sees the low-quality picture, and the mask of holes.
+        lq_size: Side of the low-quality picture that belongs to a latent of side `image_size`, times a power
+            of two; if it is larger, a strided extractor reduces the picture to the size of the latent.
+        dropout: Share of activations that are left out in training, in [0, 1).
+        pixel_head_channels: Channels of two convolutions at the size of the picture behind the output
+            (`resshift.networks.unet.PixelHead`); 0 adds none. They need a latent that is an unshuffled
+            picture, out_channels = 3 f^2.
     """
 
     image_size: int = 64
@@ -135,7 +148,15 @@ class UNetConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
 class VQConfig:
-    """Shape of a VQ autoencoder. The defaults are VQ-f4 (55,322,782 parameters)."""
+    """Shape of a VQ autoencoder. The defaults are VQ-f4 (55,322,782 parameters).
+
+    Fields:
+        ch, ch_mult: Channels of a level are `ch`, a multiple of 32, times its factor; a level has half the
+            sides of the one before, so f = 2^(levels - 1).
+        num_res_blocks: Number of residual blocks of each level; one number for all.
+        z_channels, embed_dim: Channels of the latent before and after quantisation.
+        n_embed: Number of codes.
+    """
 
     ch: int = 128
     ch_mult: tuple[int, ...] = (1, 2, 4)
@@ -169,6 +190,10 @@ class VQConfig:
 class FirstStageConfig:
     """Choice of the first stage: a VQ autoencoder of shape `vq`, or pixel-unshuffle by `unshuffle_factor`.
     The other field is ignored.
+
+    Fields:
+        kind: Which of the two.
+        unshuffle_factor: Pixels along a side of a position, at least 1.
     """
 
     kind: Literal["vq", "pixel_unshuffle"] = "vq"

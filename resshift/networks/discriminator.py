@@ -16,7 +16,12 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
 class DiscriminatorConfig:
-    """Number of channels of the first layer, a multiple of 16, and number of strided layers."""
+    """Shape of the discriminator.
+
+    Fields:
+        channels: Number of channels of the first layer, a multiple of 16.
+        layers: Number of strided layers, at least 1.
+    """
 
     channels: int = 64
     layers: int = 3

@@ -49,13 +49,13 @@ class S3Options:
     """Options of access to a bucket, and of the objects that are written to it.
 
     Fields:
-        endpoint: URL of a store other than AWS; None is `AWS_ENDPOINT_URL_S3`, then `AWS_ENDPOINT_URL`.
-        region: Region of the bucket; None is that of the environment.
+        endpoint: URL of a store other than AWS; null is `AWS_ENDPOINT_URL_S3`, then `AWS_ENDPOINT_URL`.
+        region: Region of the bucket; null is that of the environment.
         profile: Profile of ~/.aws/config on every node.
         anonymous: Whether to send no credentials, for public buckets.
         requester_pays: Whether to pay for requests to buckets that require it.
         sse: server-side encryption of written objects, "AES256" or "aws:kms".
-        sse_kms_key: Key of "aws:kms"; None is that of the account.
+        sse_kms_key: Key of "aws:kms"; null is that of the account.
         storage_class: Storage class of written objects, for example "STANDARD_IA".
         attempts: Number of attempts for a request, including the first, and for a body that breaks.
         timeout_s: Timeout of a connection, and between two bytes.

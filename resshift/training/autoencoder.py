@@ -62,7 +62,16 @@ TERMS: tuple[str, ...] = ("loss", "l1", "lpips", "codebook", "adversarial", "ada
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class AutoencoderLossConfig:
-    """Weights of the terms in the module docstring; `lpips_trunk` is that of `LossConfig`."""
+    """Weights of the terms in the module docstring, none below 0.
+
+    Fields:
+        l1, lpips: Weights of the distances of pixels and of features, not both 0.
+        lpips_net: Trunk of LPIPS.
+        lpips_trunk: File with the weights of the trunk; null downloads them with torchvision.
+        codebook, commitment: Weights of the two terms of quantisation.
+        adversarial: Weight of the adversary.
+        adversarial_start: Step at which it begins.
+    """
 
     l1: float = 1.0
     lpips: float = 1.0
@@ -87,7 +96,11 @@ class AutoencoderLossConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class AutoencoderRunConfig:
-    """Configuration of a run of `jobs/train_autoencoder.py`. `optim` applies to both networks."""
+    """Configuration of a run of `jobs/train_autoencoder.py`. `optim` applies to both networks.
+
+    Fields:
+        preset: Name of the preset that it began as.
+    """
 
     preset: str
     first_stage: FirstStageConfig = FirstStageConfig()

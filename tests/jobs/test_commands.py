@@ -199,6 +199,21 @@ def test_dry_run_of_training_prints_the_configuration(
     assert not (tmp_path / "run").exists()
 
 
+def test_dry_run_needs_no_shards_and_training_does(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    assert job("train", "--preset", "test-x4", "--set", "train.steps=7", "--dry-run") == 0
+    assert capsys.readouterr().out.startswith("no --data, 7 steps of 8\n")
+    assert job("train", "--preset", "test-x4", "--out", "nowhere") == 2
+    assert capsys.readouterr().err == "error: --data is required to train\n"
+    assert not Path("nowhere").exists()
+
+
+def test_help_lists_settings_with_their_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, setting in (("train", "optim.betas=0.9,0.999"), ("upscale", "output.frames=first")):
+        with pytest.raises(SystemExit):
+            load_script(f"jobs/{name}.py").main(["--help"])
+        assert f"\n{setting}    (" in capsys.readouterr().out
+
+
 def test_a_wrong_val_is_told_before_workers_start(
     job: Job, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,6 +38,8 @@ def test_presets_survive_json(name: str) -> None:
         ("optim.lr=1e-3", "optim", "lr", 1e-3),
         ("optim.clip_norm=null", "optim", "clip_norm", None),
         ("optim.betas=[0.8, 0.9]", "optim", "betas", (0.8, 0.9)),
+        ("optim.betas=0.8,0.9", "optim", "betas", (0.8, 0.9)),
+        ("loss.lpips_trunk=a,b.pth", "loss", "lpips_trunk", "a,b.pth"),
         ("loss.lpips_trunk=/weights/a=b.pth", "loss", "lpips_trunk", "/weights/a=b.pth"),
         ("data.flip=false", "data", "flip", False),
         ("data.crop=short_side", "data", "crop", "short_side"),
