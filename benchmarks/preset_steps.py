@@ -53,7 +53,7 @@ def keys_agree(name: str, unet: nn.Module, stage: object) -> str:
         key: [list(value.shape), str(value.dtype).removeprefix("torch.")]
         for key, value in unet.state_dict().items()
     }
-    if name in ("tiny-x4", "test-x4"):
+    if name.startswith("tiny") or name == "test-x4":
         return "ours"
     counts = _COUNTS.get(name) or (_COUNTS["inpaint"] if name.startswith("inpaint") else None)
     agrees = (

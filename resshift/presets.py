@@ -24,7 +24,13 @@ from resshift.config import (
     RunConfig,
     TrainConfig,
 )
-from resshift.networks.config import FirstStageConfig, UNetConfig, VQConfig
+from resshift.networks.config import (
+    ConvUNetConfig,
+    FirstStageConfig,
+    RegressionConfig,
+    UNetConfig,
+    VQConfig,
+)
 from resshift.schedule import ScheduleConfig, Target
 
 # The released f8 face autoencoder: 77,009,115 parameters, with more blocks on smaller maps.
@@ -217,6 +223,30 @@ def tiny_x4_clean() -> RunConfig:
     )
 
 
+def tiny_x4_s4() -> RunConfig:
+    """A small chain of four steps: y0 is the estimate of a regression network g, and the U-Net of
+    convolutions (4.9 M parameters with g, 10 MB in float16) adds what g cannot know, step by step.
+
+    The schedule is that of realsr-x4-s4, kappa 2 included: x_T is almost noise, so the first step predicts
+    from y0 and the picture alone, and the last one from an x_1 whose noise of 0.2 it has to turn into detail.
+    A small kappa, as that of tiny-x4, leaves seeds and steps without effect. Start with the weights of a
+    trained g (`--init`); without them g is bicubic interpolation. No weights ship yet.
+    """
+    base = tiny_x4()
+    return replace(
+        base,
+        preset="tiny-x4-s4",
+        model=replace(
+            base.model,
+            unet=ConvUNetConfig(steps=4, regression=RegressionConfig()),
+            schedule=ScheduleConfig(steps=4),
+        ),
+        loss=replace(base.loss, lpips=0.2),
+        optim=replace(base.optim, lr=3e-4),
+        train=replace(base.train, steps=20_000),
+    )
+
+
 def test_x4() -> RunConfig:
     """A minimal model of the construction of tiny-x4 for tests: 32-pixel crops, bicubic, steps of
     milliseconds. Its pictures are not useful.
@@ -258,6 +288,7 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "face-s4": face_s4,
     "tiny-x4": tiny_x4,
     "tiny-x4-clean": tiny_x4_clean,
+    "tiny-x4-s4": tiny_x4_s4,
     "test-x4": test_x4,
 }
 

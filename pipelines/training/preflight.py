@@ -13,9 +13,8 @@ from pipelines.training.validation import held_out
 from resshift import storage
 from resshift.config import ConfigError, RunConfig
 from resshift.models import unet_file
-from resshift.networks.unet import UNetSwin
 from resshift.training.autoencoder import AnyRunConfig, build_autoencoder
-from resshift.training.step import seeded
+from resshift.training.step import build_network, part_with
 from resshift.weights import load_into, read_state_dict
 
 
@@ -79,12 +78,10 @@ def check_weights(config: AnyRunConfig, init: str | None) -> None:
     if isinstance(config, RunConfig):
         build_objective(config, lpips, cpu)
     if init is not None:
-        network = (
-            seeded(UNetSwin, config.model.unet, config.train)
-            if isinstance(config, RunConfig)
-            else build_autoencoder(config, cpu)
-        )
-        load_into(network, read_state_dict(unet_file(init)))
+        is_chain = isinstance(config, RunConfig)
+        network = build_network(config) if is_chain else build_autoencoder(config, cpu)
+        weights = read_state_dict(unet_file(init))
+        load_into(part_with(network, weights), weights)
 
 
 def local_workers(least: int, most: int) -> int:

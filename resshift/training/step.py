@@ -423,13 +423,24 @@ def latent_shape(model: ModelConfig, hq: Tensor) -> tuple[int, int, int]:
     )
 
 
+def part_with(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Return the part of a network that weights are of: its regression network, if they have the tensors of
+    one, else all of it.
+    """
+    regression: nn.Module | None = getattr(network, "regression", None)
+    if regression is not None and weights.keys() == regression.state_dict().keys():
+        return regression
+    return network
+
+
 def start_from(learner: Learner, weights: Mapping[str, Tensor]) -> None:
-    """Start a run from given weights instead of random ones, in the network and its average.
+    """Start a run from given weights instead of random ones, in the network and its average; a chain that
+    starts from the estimate of a regression network may be given that alone.
 
     Raises:
         WeightsError: The weights do not fit, or the run has begun.
     """
     if learner.state.step:
         raise WeightsError(f"--init is for the start of a run; this one is at step {learner.state.step}")
-    load_whole(unwrapped(learner.state.network), weights)
-    load_whole(learner.state.ema.module, weights)
+    for network in (unwrapped(learner.state.network), learner.state.ema.module):
+        load_whole(part_with(network, weights), weights)

@@ -15,13 +15,15 @@ from safetensors.torch import save_file
 from resshift import weights
 from resshift.config import ConfigError, LossConfig, ModelConfig, RunConfig, Sampling, from_dict, to_dict
 from resshift.images import Picture
+from resshift.models import WeightsError
 from resshift.networks.autoencoder import PixelUnshuffle
 from resshift.networks.config import ConvUNetConfig, FirstStageConfig, RegressionConfig, UNetConfig
 from resshift.networks.conv_unet import ConvUNet, build_unet
+from resshift.networks.regression import RegressionNet
 from resshift.presets import preset
 from resshift.schedule import ScheduleConfig, Target
 from resshift.training.losses import Objective
-from resshift.training.step import DiffusionLearner, build_network
+from resshift.training.step import DiffusionLearner, build_network, start_from
 from resshift.upscaler import Upscaler
 
 REGRESSION = RegressionConfig(channels=8, half_channels=8, blocks_before=1, half_blocks=1, blocks_after=1)
@@ -196,6 +198,25 @@ def test_training_starts_at_g_and_leaves_it_as_it_is() -> None:
     assert all(torch.equal(before[key], value) for key, value in network.regression.state_dict().items())
     assert len(learner.state.optimizer.param_groups[0]["params"]) < len(list(network.parameters()))
     assert torch.isfinite(learner.render(batch, [str(i) for i in range(8)])).all()
+
+
+def test_a_run_may_begin_with_the_weights_of_g_alone() -> None:
+    """In the network and its average; the rest keeps its initial weights. Others must fit the whole."""
+    config, given = run(2), RegressionNet(REGRESSION)
+    for value in given.parameters():
+        torch.nn.init.normal_(value, std=0.1)
+    state = given.state_dict()
+    learner = DiffusionLearner(
+        config, build_network(config), Objective(config.model, config.loss, PixelUnshuffle(4))
+    )
+    start_from(learner, state)
+    fresh = build_network(config).state_dict()
+    for module in (learner.state.network, learner.state.ema.module):
+        for key, value in module.state_dict().items():
+            name = key.removeprefix("regression.")
+            assert torch.equal(value, state[name] if name != key else fresh[key]), key
+    with pytest.raises(WeightsError, match="missing"):
+        start_from(learner, {**state, "head.colour": torch.zeros(1)})
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from resshift.config import ConfigError
+from resshift.models import WeightsError, locate_model
 from resshift.networks.config import UNetConfig
 from resshift.networks.conv_unet import build_unet
 from resshift.presets import PRESETS, preset
@@ -106,6 +107,18 @@ def test_shipped_models_are_small_and_need_no_autoencoder(name: str) -> None:
         4,
         48,
     )
+
+
+def test_the_small_chain_has_the_released_schedule_and_fits_into_16_mb() -> None:
+    model = preset("tiny-x4-s4").model
+    assert 2 * num_parameters("tiny-x4-s4") <= 16e6  # float16
+    assert model.schedule == preset("realsr-x4-s4").model.schedule
+    assert model.has_estimate
+    assert model.unet.sees_y0
+    # The last step still has noise to turn into detail, of a tenth of the range of a picture.
+    assert ShiftSchedule.from_config(model.schedule).noise_std[0] == pytest.approx(0.2)
+    with pytest.raises(WeightsError, match="tiny-x4-s4 is a preset without published weights"):
+        locate_model("tiny-x4-s4")
 
 
 def test_unknown_preset_lists_every_name() -> None:

@@ -13,7 +13,10 @@ from PIL import Image
 
 from pipelines.shards.prepare import prepare_here
 from pipelines.training import preflight
-from resshift.networks.conv_unet import build_unet
+from resshift.config import with_settings
+from resshift.models import WeightsError
+from resshift.networks.conv_unet import ConvUNet, build_unet
+from resshift.presets import preset
 from resshift.presets import test_x4 as toy_preset
 from resshift.weights import save_safetensors, state_to_store
 
@@ -123,3 +126,17 @@ def test_weights_to_begin_with_that_do_not_fit(shards: str, tmp_path: Path, told
 def test_a_validation_set_that_is_missing(shards: str, told: Callable[..., str]) -> None:
     settings = ("--set", "validation.best=lpips")
     assert "validation.best=lpips needs an LPIPS network" in told(shards, "--val", shards, *settings)
+
+
+def test_the_chain_after_g_is_checked_as_it_is_built(tmp_path: Path) -> None:
+    """Its U-Net is one of convolutions, and weights of g alone are enough to begin with."""
+    config = with_settings(preset("tiny-x4-s4"), ["loss.lpips=0"])
+    network = build_unet(config.model.unet)
+    assert isinstance(network, ConvUNet)
+    assert network.regression is not None
+    for name, part in (("whole", network), ("g", network.regression)):
+        save_safetensors(state_to_store(part), tmp_path / f"{name}.safetensors")
+        preflight.check_weights(config, str(tmp_path / f"{name}.safetensors"))
+    save_safetensors(state_to_store(build_unet(toy_preset().model.unet)), tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match="missing"):
+        preflight.check_weights(config, str(tmp_path / "other.safetensors"))
