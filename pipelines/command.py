@@ -20,6 +20,7 @@ from resshift.command import exit_code
 from resshift.command import model_of as model_of
 from resshift.command import parser as parser
 from resshift.command import sampling_of as sampling_of
+from resshift.openmp import wait_passively
 
 
 def check_places(source: str, target: str, made: str) -> None:
@@ -106,6 +107,7 @@ def connect_to_ray(num_cpus: int | None = None) -> None:
         ray.init(logging_level=logging.WARNING)
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    wait_passively()
     # "local": without it, init would find a cluster that somebody started on this machine, and refuse
     # num_cpus.
     ray.init(

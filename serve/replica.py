@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncGenerator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter
@@ -21,18 +22,38 @@ from ray import serve
 from ray.serve.schema import ApplicationStatusOverview
 
 from pipelines.bulk.engine import UNITS_PER_REPLICA, EngineOptions, check_memory, replica_resources
+from pipelines.bulk.wedged import DEFAULT_STEP_S
 from pipelines.bulk.worker import Replica, ReplicaOptions, Started, Upscaled, describe_model
 from resshift.images.animation import Frames
 
 _HEALTH_CHECK_S = 2.0
+# Serve replaces a replica after three checks that fail or take longer; an event loop beside other work on a
+# small machine may be late by seconds.
+_HEALTH_TIMEOUT_S = 20.0
+_PROBE_EVERY_S = 10.0
+_PROBE_SHARE = 0.05  # of a replica's time at most
 
 
 class ModelReplica:
     """A replica of the deployment."""
 
-    def __init__(self, model: str, identity: str, num_threads: int, ongoing: int) -> None:
-        self._replica = Replica(model, identity, num_threads)
+    def __init__(self, model: str, identity: str, num_threads: int, ongoing: int, step_s: float) -> None:
+        self._replica = Replica(model, identity, num_threads, step_s)
         self._threads = ThreadPoolExecutor(2 * ongoing + 1, thread_name_prefix="upscale")
+        self._probe: Future[Any] | None = None
+        self._probe_at = 0.0
+
+    async def check_health(self) -> None:
+        """Fail when the last small picture that was sent through the model failed: a GPU whose context is
+        broken fails with every picture. One that hangs ends the replica, see `pipelines.bulk.wedged`.
+        """
+        now = time.monotonic()
+        if self._probe is not None and self._probe.done():
+            probe, self._probe = self._probe, None
+            seconds = probe.result().seconds
+            self._probe_at = now + max(_PROBE_EVERY_S, seconds / _PROBE_SHARE)
+        if self._probe is None and now >= self._probe_at:
+            self._probe = self._replica.probe()
 
     async def upscale(
         self, options: ReplicaOptions, keys: Sequence[str], *inputs: Frames, alone: bool = False
@@ -69,6 +90,7 @@ def model_app(options: EngineOptions) -> serve.Application:
         name="model",
         max_ongoing_requests=options.ongoing,
         health_check_period_s=_HEALTH_CHECK_S,
+        health_check_timeout_s=_HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=120,
         ray_actor_options={"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},
         autoscaling_config={
@@ -85,7 +107,9 @@ def model_app(options: EngineOptions) -> serve.Application:
         },
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )(ModelReplica)
-    return deployment.bind(options.model, options.identity, options.num_threads, options.ongoing)
+    return deployment.bind(
+        options.model, options.identity, options.num_threads, options.ongoing, options.step_s
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -101,6 +125,7 @@ class ReplicaSettings:
         num_cpus, num_threads: CPUs and threads of a replica; threads null: an equal share of this machine's
             cores.
         upscale_s, downscale_s: Delays of scaling, see `EngineOptions`.
+        step_s: Seconds after which a step of the model counts as hung and its replica is replaced.
         ongoing: Number of requests at a time at a replica: on a GPU 16, say, because small pictures of all of
             them are computed together.
     """
@@ -114,8 +139,11 @@ class ReplicaSettings:
     upscale_s: float = 5.0
     downscale_s: float = 60.0
     ongoing: int = UNITS_PER_REPLICA
+    step_s: float = DEFAULT_STEP_S
 
     def __post_init__(self) -> None:
+        if self.step_s <= 0:
+            raise ValueError(f"step_s must be positive, got {self.step_s}")
         if self.ongoing < 1:
             raise ValueError(f"ongoing must be at least 1, got {self.ongoing}")
         if not 0 <= self.low <= self.high or self.high < 1:
@@ -146,5 +174,6 @@ def application(args: dict[str, Any]) -> serve.Application:
             upscale_s=asked.upscale_s,
             downscale_s=asked.downscale_s,
             ongoing=asked.ongoing,
+            step_s=asked.step_s,
         )
     )

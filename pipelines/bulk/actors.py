@@ -75,7 +75,9 @@ class ActorEngine:
             max_restarts=0,
             max_task_retries=0,
         )(Replica)
-        member = _Member(actor_class.remote(options.model, options.identity, options.num_threads))
+        member = _Member(
+            actor_class.remote(options.model, options.identity, options.num_threads, options.step_s)
+        )
         self._members.append(member)
         self._spawn(self._await_ready(member))
 

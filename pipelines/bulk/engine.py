@@ -21,6 +21,7 @@ from typing import Protocol
 import ray
 
 from pipelines.bulk.nearest import nearest_model
+from pipelines.bulk.wedged import DEFAULT_STEP_S
 from pipelines.bulk.worker import ReplicaOptions
 from pipelines.cluster.admission import wait_for_room
 from pipelines.cluster.capacity import has_gpus, promised, reachable
@@ -54,6 +55,7 @@ class EngineOptions:
         num_threads: Threads of the networks on a CPU.
         upscale_s: Seconds that work waits before another replica is started.
         downscale_s: Seconds that a replica is idle before it is stopped.
+        step_s: Seconds after which a step of a replica counts as hung, see `pipelines.bulk.wedged`.
         ongoing: Number of requests at a time at a replica of a Serve deployment; pictures of all of them
             share the calls of a GPU.
     """
@@ -68,6 +70,7 @@ class EngineOptions:
     upscale_s: float = 5.0
     downscale_s: float = 60.0
     ongoing: int = UNITS_PER_REPLICA
+    step_s: float = DEFAULT_STEP_S
 
 
 def replica_resources(num_gpus: float | None, most_replicas: int) -> tuple[float, int]:

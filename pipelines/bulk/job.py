@@ -90,6 +90,7 @@ def engine_options(job: UpscaleOptions, replicas: tuple[int, int], settings: Eng
         num_threads=num_threads,
         upscale_s=settings.upscale_s,
         downscale_s=settings.downscale_s,
+        step_s=settings.step_s,
     )
 
 

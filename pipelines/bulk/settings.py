@@ -12,6 +12,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from pipelines.bulk.scheduler import BulkOptions
+from pipelines.bulk.wedged import DEFAULT_STEP_S
 from resshift.images import ImageLimits
 from resshift.images.animation import FrameChoice
 from resshift.images.sandbox import DecoderLimits
@@ -111,12 +112,19 @@ class EngineSettings:
         num_gpus: GPUs of a replica; null: one where the cluster has any.
         num_cpus: CPUs of a replica.
         upscale_s, downscale_s: Seconds that work waits, or a replica is idle, before their number changes.
+        step_s: Seconds after which a step of a replica counts as hung and the replica is replaced, see
+            `pipelines.bulk.wedged`.
     """
 
     num_gpus: float | None = None
     num_cpus: float = 1
     upscale_s: float = 5.0
     downscale_s: float = 60.0
+    step_s: float = DEFAULT_STEP_S
+
+    def __post_init__(self) -> None:
+        if self.step_s <= 0:
+            raise ValueError(f"engine.step_s must be positive, got {self.step_s}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)

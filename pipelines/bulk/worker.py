@@ -25,13 +25,17 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from pipelines.bulk.nearest import nearest_model
+from pipelines.bulk.wedged import DEFAULT_STEP_S, Wedged
 from resshift import seeds
 from resshift.allocator import keep_freed_pages
 from resshift.config import ModelConfig, OptionError, Sampling
 from resshift.images import Picture
 from resshift.images.animation import Frames
 from resshift.models import locate_model
+from resshift.openmp import wait_passively
 
 if TYPE_CHECKING:
     from resshift.tiles.batching import Done, Work
@@ -209,9 +213,12 @@ class Replica:
         model: Name or path of the model.
         identity: Identity that the model must have; empty accepts any.
         num_threads: Threads of the networks on a CPU; the largest power of two up to it is used.
+        step_s: Seconds after which a step counts as hung, see `Wedged`.
     """
 
-    def __init__(self, model: str, identity: str, num_threads: int) -> None:
+    def __init__(self, model: str, identity: str, num_threads: int, step_s: float = DEFAULT_STEP_S) -> None:
+        wedged = Wedged(step_s)
+        wait_passively()
         import torch
 
         from resshift.tiles.batching import MOST_OPEN, Batcher
@@ -220,10 +227,13 @@ class Replica:
         # rounded differently.
         torch.set_num_threads(1 << (num_threads.bit_length() - 1))
         keep_freed_pages()
-        self.model = load_model(model)
+        try:
+            self.model = load_model(model)
+        finally:
+            wedged.watch(has_work=False)
         if identity and self.model.identity != identity:
             raise RuntimeError(f"this node has another {model}: {self.model.identity} instead of {identity}")
-        self._batcher = Batcher()
+        self._batcher = Batcher(watch=wedged.watch)
         self._room = Room()
         # Number of a unit's pictures in line at a time. Without shared calls it is one, so that a death is
         # charged to the right picture.
@@ -239,6 +249,11 @@ class Replica:
         except BaseException:
             traceback.print_exc()
             os._exit(70)
+
+    def probe(self) -> Future[Done[Picture]]:
+        """Send a small picture through the model, behind what is under way."""
+        frames = Picture(pixels=np.zeros((8, 8, 3), np.uint8))
+        return self._batcher.submit(self.model.upscaling(frames))
 
     def pid(self) -> int:
         """Return the process id; an answer means that the replica is ready."""

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from resshift.command import convert, doctor, exit_code, export, models, parser, settings, upscale
+from resshift.openmp import wait_passively
 
 # A command is a module of this package: the first line of its docstring is its help, `add_arguments` adds
 # its arguments to a parser, `run` does the work. It imports torch in `run` only, so that --help waits for
@@ -15,6 +16,7 @@ COMMANDS = {"models": models, "settings": settings, "doctor": doctor, "convert":
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run the command, and return the exit code."""
+    wait_passively()
     words = list(sys.argv[1:] if argv is None else argv)
     name = words[0] if words and words[0] in COMMANDS else None
     module = upscale if name is None else COMMANDS[name]

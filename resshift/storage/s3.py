@@ -21,9 +21,9 @@ import os
 import posixpath
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, Any, Literal, TypeAlias, cast
+from typing import IO, Any, Literal, TypeAlias, TypeVar, cast
 
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from fsspec.asyn import sync
@@ -36,6 +36,7 @@ from resshift.storage.types import Entry, StorageError, StorageReason, accessing
 
 # The inferred types of the synchronous methods of S3FileSystem are wrong: they return the response, not None.
 Client: TypeAlias = Any
+T = TypeVar("T")
 _BAD_CONNECTIONS = 5  # largest number of successive bad connections from a pool
 PART_BYTES = 64 << 20  # of a large object that is written or read at once
 _MOST_PARTS = 10_000  # of an object; one PUT takes 5 GiB at most
@@ -59,6 +60,8 @@ class S3Options:
         storage_class: Storage class of written objects, for example "STANDARD_IA".
         attempts: Number of attempts for a request, including the first, and for a body that breaks.
         timeout_s: Timeout of a connection, and between two bytes.
+        call_s: Time for a call with all its attempts; a store that sends a byte a minute keeps every other
+            limit.
         connections: Largest number of connections of a process.
     """
 
@@ -72,12 +75,15 @@ class S3Options:
     storage_class: str | None = None
     attempts: int = 8
     timeout_s: float = 60.0
+    call_s: float = 900.0
     connections: int = 32
 
     def __post_init__(self) -> None:
-        if self.attempts < 1 or self.connections < 1 or self.timeout_s <= 0:
-            got = f"{self.attempts}, {self.connections}, {self.timeout_s}"
-            raise ValueError(f"attempts and connections must be at least 1 and timeout_s positive, got {got}")
+        if self.attempts < 1 or self.connections < 1 or self.timeout_s <= 0 or self.call_s <= 0:
+            got = f"{self.attempts}, {self.connections}, {self.timeout_s}, {self.call_s}"
+            raise ValueError(
+                f"attempts and connections must be at least 1, timeout_s and call_s positive, got {got}"
+            )
         if self.sse_kms_key is not None and self.sse != "aws:kms":
             raise ValueError(f"sse_kms_key needs sse=aws:kms, got sse={self.sse}")
 
@@ -125,7 +131,23 @@ def call(options: S3Options, method: str, **arguments: object) -> dict[str, Any]
     """Send one request and return the response."""
     filesystem = client(options)
     wait: Any = sync
-    return cast(dict[str, Any], wait(filesystem.loop, _send, filesystem, method, arguments))
+    return cast(dict[str, Any], wait(filesystem.loop, _within, options, _send, filesystem, method, arguments))
+
+
+async def _within(options: S3Options, work: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+    """Await a call for as long as it may take.
+
+    Raises:
+        ConnectionError: It took longer.
+    """
+    deadline = asyncio.timeout(options.call_s)
+    try:
+        async with deadline:
+            return await work(*arguments)
+    except TimeoutError:
+        if not deadline.expired():
+            raise
+        raise ConnectionError(f"the store took longer than {options.call_s:g} s for one call") from None
 
 
 async def _send(filesystem: Client, method: str, arguments: Mapping[str, object]) -> dict[str, Any]:
@@ -259,7 +281,8 @@ def read_bytes(uri: str, max_bytes: int | None, options: S3Options, byte_range: 
     wait: Any = sync
     with accessing(uri, *_ACCESS_ERRORS):
         filesystem = client(options)
-        return wait(filesystem.loop, _get, filesystem, options, bucket, key, max_bytes, byte_range)
+        arguments = (filesystem, options, bucket, key, max_bytes, byte_range)
+        return wait(filesystem.loop, _within, options, _get, *arguments)
 
 
 def read_part(uri: str, offset: int, num_bytes: int, options: S3Options) -> bytes:

@@ -111,10 +111,12 @@ class Batcher:
 
     Args:
         most_open: Number of works under way at a time; each may hold windows of its picture.
+        watch: Called with True before each step of a work and each call, and by `serve` with False when
+            there is nothing to do.
     """
 
-    def __init__(self, most_open: int = MOST_OPEN) -> None:
-        self._most_open = most_open
+    def __init__(self, most_open: int = MOST_OPEN, watch: Callable[[bool], None] = lambda _: None) -> None:
+        self._most_open, self._watch = most_open, watch
         self._waiting: collections.deque[_Open] = collections.deque()
         self._open: list[_Open] = []
         self._changed = threading.Condition()
@@ -143,6 +145,8 @@ class Batcher:
         """
         while True:
             with self._changed:
+                if not (self._waiting or self._open):
+                    self._watch(False)
                 self._changed.wait_for(lambda: bool(self._waiting or self._open))
             self.turn()
 
@@ -225,6 +229,7 @@ class Batcher:
         """Make a call. An error is returned without the tensors that its frames hold: the next call may need
         their memory.
         """
+        self._watch(True)
         try:
             return _compute(_call(parts[0].entry), [part.inputs for part in parts])
         except torch.AcceleratorError:
@@ -236,6 +241,7 @@ class Batcher:
     def _go_on(self, entry: _Open, step: Callable[[], TileCall]) -> None:
         """Run a work to its next call, or to its end."""
         entry.results, entry.num_done = [], 0
+        self._watch(True)
         started = time.perf_counter()
         try:
             entry.call = step()

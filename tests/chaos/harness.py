@@ -137,7 +137,7 @@ def victims(pid: int) -> list[tuple[int, str]]:
         (one, next((kind for start, kind in kinds.items() if text.startswith(start)), ""))
         for one, text in found
     ]
-    named += [(one, "decoder") for one, text in found if "resshift.images.sandbox" in text]
+    named += [(one, "decoder") for one, text in found if "resshift.images.confined" in text]
     return [(one, kind) for one, kind in named if kind]
 
 

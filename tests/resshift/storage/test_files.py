@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import pickle
@@ -366,6 +367,32 @@ def test_removing_is_quiet_and_leaves_no_empty_directory(tmp_path: Path, bucket:
     assert not (tmp_path / "root" / "a").exists()
     with pytest.raises(StorageError, match=r"denied|invalid|irregular|unavailable"):
         storage.remove(str(tmp_path))
+
+
+def test_a_store_that_sends_byte_by_byte_ends_with_the_time_of_a_call(
+    s3: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del s3  # its credentials
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\nETag: x\r\n\r\n"
+
+    def serve(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(head)
+                while True:
+                    connection.sendall(b"x")
+                    time.sleep(0.05)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        began = time.monotonic()
+        with pytest.raises(StorageError, match=r"longer than 0\.5 s for one call") as caught:
+            read_bytes("s3://some-bucket/a.png", options=S3Options(call_s=0.5))
+        assert caught.value.reason is StorageReason.UNAVAILABLE
+        assert time.monotonic() - began < 25
 
 
 def test_bytes_left_on_a_connection_do_not_fail_the_next_request(
