@@ -8,14 +8,19 @@ before leaves a directory without it, which no reader sees and the next start re
 `files.json` for the same reason. Ray Train has a publication of its own; it is not used, because its list of
 checkpoints is one file that is rewritten in place (on a local disk a kill in that moment ends the run for
 good), and because it leaves the directories of killed uploads behind (Ray 2.60).
+
+In a sharded run each worker uploads its own part, and then a receipt with the part's size and sha256; the
+first worker waits for the receipts of all, which become lines of `files.json`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -27,9 +32,11 @@ from resshift.models import WeightsError
 from resshift.storage import StorageError, StorageReason
 from resshift.training import checkpoint
 from resshift.training.autoencoder import AnyRunConfig
-from resshift.training.checkpoint import MANIFEST, Snapshot
+from resshift.training.checkpoint import MANIFEST, Snapshot, manifest_text
 
 logger = logging.getLogger(__name__)
+_RECEIPT = ".json"
+_ASK_EVERY_S = 0.5
 _FILE = re.compile(r"step-(\d{8,})/([^/]+)")
 
 
@@ -73,15 +80,78 @@ def newest_step(out: str) -> int:
     return max((found.step for found in stored(out) if found.complete), default=0)
 
 
-def publish(directory: Path, out: str, manifest: dict[str, Any]) -> None:
+def publish(directory: Path, out: str, manifest: dict[str, Any], parts: PartsOfAll | None = None) -> None:
     """Upload what `checkpoint.write` made. A checkpoint of the same step that is already there is
     replaced.
+
+    Raises:
+        StorageError: The store fails, or a worker's part does not come.
     """
     step = int(manifest["step"])
     # One manifest must never cover files of two attempts.
     storage.remove(uri_of(out, step, MANIFEST))
-    for name in (*manifest["files"], MANIFEST):
+    for name in manifest["files"]:
         storage.write_file(uri_of(out, step, name), str(directory / name))
+    receipts = {} if parts is None else parts.wait_for(out, step)
+    if receipts:
+        files = manifest["files"] | receipts
+        (directory / MANIFEST).write_text(manifest_text({**manifest, "files": files}))
+    storage.write_file(uri_of(out, step, MANIFEST), str(directory / MANIFEST))
+    for name in receipts:
+        storage.remove(uri_of(out, step, name + _RECEIPT))
+
+
+def publish_part(directory: Path, out: str, manifest: dict[str, Any], attempt: str) -> None:
+    """Upload a worker's part of a sharded checkpoint, and last its receipt."""
+    step = int(manifest["step"])
+    for name, facts in manifest["files"].items():
+        storage.write_file(uri_of(out, step, name), str(directory / name))
+        receipt = json.dumps({"attempt": attempt, **facts})
+        storage.write_bytes(uri_of(out, step, name + _RECEIPT), receipt.encode())
+
+
+@dataclass(frozen=True, slots=True)
+class PartsOfAll:
+    """What the first worker of a sharded run waits for.
+
+    Fields:
+        count: Number of parts; its own is the first.
+        attempt: Name of this start of the workers: an earlier one may have left receipts of the same step.
+        patience_s: Seconds after which a part that has not come ends the run.
+    """
+
+    count: int
+    attempt: str
+    patience_s: float
+
+    def wait_for(self, out: str, step: int) -> dict[str, Any]:
+        """Return size and sha256 of every other worker's part once it is there.
+
+        Raises:
+            StorageError: One does not come.
+        """
+        found: dict[str, Any] = {}
+        deadline = time.monotonic() + self.patience_s
+        for name in (checkpoint.part_name(i, self.count) for i in range(1, self.count)):
+            while (facts := self._receipt(uri_of(out, step, name + _RECEIPT))) is None:
+                if time.monotonic() > deadline:
+                    raise StorageError(
+                        uri_of(out, step, name),
+                        StorageReason.UNAVAILABLE,
+                        f"not written within {self.patience_s:g} s",
+                    )
+                time.sleep(_ASK_EVERY_S)
+            found[name] = facts
+        return found
+
+    def _receipt(self, uri: str) -> dict[str, Any] | None:
+        try:
+            receipt: dict[str, Any] = json.loads(storage.read_bytes(uri))
+        except StorageError as error:
+            if error.reason is not StorageReason.MISSING:
+                raise
+            return None
+        return receipt if receipt.pop("attempt") == self.attempt else None
 
 
 def fetch(out: str, step: int, directory: Path) -> None:
@@ -150,15 +220,15 @@ class Keeping:
         ]
 
 
-def clear(out: str, keeping: Keeping) -> None:
-    """Remove checkpoints that are not kept, and what killed uploads left behind. Nobody else may be
-    uploading.
+def clear(out: str, keeping: Keeping, up_to: float = math.inf) -> None:
+    """Remove checkpoints that are not kept, and what killed uploads left behind: of steps up to a given one,
+    as another worker may be uploading its part of the next.
     """
     found = stored(out)
     best = read_best(out)
     doomed = keeping.doomed((item.step for item in found if item.complete), best[0] if best else None)
     for item in found:
-        if item.complete and item.step not in doomed:
+        if item.step > up_to or (item.complete and item.step not in doomed):
             continue
         for name in sorted(item.names, key=lambda name: name != MANIFEST):
             storage.remove(uri_of(out, item.step, name))
@@ -190,12 +260,14 @@ class CheckpointWriter:
         out: Run directory.
         config: Configuration of the run.
         keeping: Rule of the checkpoints that are kept.
+        attempt: Name of this start of the workers, the same on all.
     """
 
-    def __init__(self, out: str, config: AnyRunConfig, keeping: Keeping) -> None:
+    def __init__(self, out: str, config: AnyRunConfig, keeping: Keeping, attempt: str = "") -> None:
         self.out = out
         self.config = config
         self.keeping = keeping
+        self.attempt = attempt
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._running: Future[None] | None = None
 
@@ -233,7 +305,14 @@ class CheckpointWriter:
             step()
         with tempfile.TemporaryDirectory(prefix="resshift-checkpoint-") as directory:
             manifest = checkpoint.write(directory, snapshot, self.config)
-            publish(Path(directory), self.out, manifest)
+            if not snapshot.leads:
+                publish_part(Path(directory), self.out, manifest, self.attempt)
+                return
+            parts = None
+            if snapshot.place is not None:
+                patience_s = 4 * self.config.train.step_timeout_s  # of saving, for the watchdog too
+                parts = PartsOfAll(snapshot.place.count, self.attempt, patience_s)
+            publish(Path(directory), self.out, manifest, parts)
         for step in after:
             step()
-        clear(self.out, self.keeping)
+        clear(self.out, self.keeping, snapshot.step)

@@ -13,6 +13,7 @@ import logging
 import os
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,10 +125,10 @@ class TrainLoop:
             self.config, self.lpips, device, Slots.of_rank(self.train.batch_size, rank, num_ranks)
         )
         self.state = self.learner.state
-        self._resume()
+        attempt = self._resume()
         self.validator = self._validator()
         self.writer = CheckpointWriter(
-            assignment.out, self.config, Keeping(self.train.keep_last, self.train.milestone_every)
+            assignment.out, self.config, Keeping(self.train.keep_last, self.train.milestone_every), attempt
         )
         self.log = (
             TrainLog(assignment.out, self.config.log, self.state.step, self.train.steps)
@@ -145,15 +146,17 @@ class TrainLoop:
         )
         self.figure: float | None = None
 
-    def _resume(self) -> None:
-        """Load the newest checkpoint that verifies; the first worker decides which, for all."""
+    def _resume(self) -> str:
+        """Load the newest checkpoint that verifies; the first worker decides which, for all. Return the name
+        of this start of the workers.
+        """
         with tempfile.TemporaryDirectory(prefix="resshift-resume-") as temporary:
             directory = Path(temporary)
-            step = self._chosen_step(directory)
+            step, attempt = self._chosen_step(directory)
             if step is None:
                 if self.assignment.init is not None:
                     start_from(self.learner, weights.read_state_dict(unet_file(self.assignment.init)))
-                return
+                return attempt
             checkpoint.load(self._on_this_node(step, directory), self.state, self.config, self.rank)
             if self.num_ranks > 1:
                 ray.train.collective.barrier()  # before the directory goes that others read
@@ -161,6 +164,7 @@ class TrainLoop:
                 logger.info(
                     "resumed step=%d rows=%d workers=%d", step, step * self.train.batch_size, self.num_ranks
                 )
+        return attempt
 
     def _on_this_node(self, step: int, directory: Path) -> Path:
         """Return where the workers of this machine find the checkpoint: the first of them has it in
@@ -176,9 +180,11 @@ class TrainLoop:
         dist.all_gather_object(places, (context.get_node_rank(), str(directory) if is_first_here else ""))
         return Path(next(path for node, path in places if node == context.get_node_rank() and path))
 
-    def _chosen_step(self, directory: Path) -> int | None:
-        """Return the step to continue from, the same on all workers; the first then has it in `directory`."""
-        chosen: list[Any] = [None, None]
+    def _chosen_step(self, directory: Path) -> tuple[int | None, str]:
+        """Return the step to continue from and a name for this start, the same on all workers; the first then
+        has the checkpoint in `directory`.
+        """
+        chosen: list[Any] = [None, None, uuid.uuid4().hex]
         if self.rank == 0:
             try:
                 chosen[0] = checkpoints.fetch_latest(self.assignment.out, directory)
@@ -191,7 +197,7 @@ class TrainLoop:
             dist.broadcast_object_list(chosen)
         if chosen[1] is not None:
             raise WeightsError(chosen[1])
-        return chosen[0]
+        return chosen[0], chosen[2]
 
     def _from_first(self, decision: Decision) -> Decision:
         """Return what the first worker has decided."""
@@ -342,7 +348,7 @@ class TrainLoop:
         started = time.perf_counter()
         self.watchdog.long()
         self._save_step()
-        if wait and self.log is not None:
+        if wait:
             self.writer.wait()
         self.agreement.saved(time.perf_counter() - started if wait else None)
 
@@ -357,7 +363,8 @@ class TrainLoop:
             self.seen = []
         # Collective, so every worker has written its lines before the checkpoint exists.
         if self.log is None:
-            checkpoint.take_part(self.state)
+            if (part := checkpoint.take_part(self.state)) is not None:
+                self.writer.submit(part)
             return
         snapshot = checkpoint.take(self.state)
         figure, self.figure = self.figure, None
@@ -369,9 +376,9 @@ class TrainLoop:
 
     def _finish(self) -> dict[str, Any]:
         """Publish the model of the last step."""
+        self.writer.wait()
         if self.rank:
             return {}
-        self.writer.wait()
         out = self.assignment.out
         with tempfile.TemporaryDirectory(prefix="resshift-publish-") as directory:
             checkpoints.fetch(out, self.state.step, Path(directory))

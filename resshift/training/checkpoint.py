@@ -7,8 +7,13 @@
     state.pt            optimisers, loss scaler, running means, step
     files.json          size and sha256 of each of the above; written last, so a directory with it is complete
 
+In a run with sharded networks every worker writes its part of the weights and of the optimisers' moments
+(`resshift.training.parts`), which then are in no other file; the average, which users need, stays whole:
+
+    part-00000-of-00004.safetensors
+
 `take` copies the state from the networks, so that writing and uploading the copy can overlap with the next
-steps. `load` checks every file against `files.json`.
+steps. `load` checks every file against `files.json`; both forms serve any number of workers, sharded or not.
 """
 
 from __future__ import annotations
@@ -17,7 +22,8 @@ import hashlib
 import json
 import pickle
 import platform
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +34,9 @@ from torch import Tensor
 from resshift import __version__
 from resshift.config import ConfigError, RunConfig, differing_fields, fingerprint, to_dict
 from resshift.models import WeightsError
+from resshift.training import parts
 from resshift.training.autoencoder import AnyRunConfig
+from resshift.training.parts import Held, Place
 from resshift.training.step import TrainState
 from resshift.weights import model_metadata, read_state_dict, save_safetensors
 
@@ -41,11 +49,26 @@ class ResumeRefused(ConfigError):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A copy of a run at one step, on the CPU, which does not change as training goes on."""
+    """A copy of a run at one step, on the CPU, which does not change as training goes on.
+
+    Fields:
+        step: Step.
+        weights: Whole weights by network, of a sharded run those of the average.
+        rest: The rest of the state; empty on a worker that only writes a part.
+        place: Place of this worker in a sharded run; None in others.
+        parts: This worker's part of a sharded state.
+    """
 
     step: int
     weights: dict[str, dict[str, Tensor]]
     rest: dict[str, Any]
+    place: Place | None = None
+    parts: Mapping[str, Held] = field(default_factory=dict[str, Held])
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is that of the first worker."""
+        return bool(self.rest)
 
 
 def run_record(config: AnyRunConfig, **extra: Any) -> dict[str, Any]:
@@ -79,14 +102,30 @@ def check_same_run(config: AnyRunConfig, record: dict[str, Any], where: str) -> 
 
 
 def take(state: TrainState) -> Snapshot:
-    """Copy the state of a run. A collective operation: every worker must call it at the same step."""
-    return Snapshot(state.step, state.weights(), state.state_dict())
+    """Copy what the first worker has to write of a run: everything, or in a sharded run its own part and what
+    is not sharded. A collective operation: every worker must call it or `take_part` at the same step.
+    """
+    if state.place is None:
+        return Snapshot(state.step, state.weights(), state.state_dict())
+    weights, rest = state.weights(average_only=True), state.state_dict(moments=False)
+    return Snapshot(state.step, weights, rest, state.place, parts.held(state.shared_tensors(), state.place))
 
 
-def take_part(state: TrainState) -> None:
-    """Do what `take` needs of the other workers, on one that does not write: nothing is copied."""
-    state.weights(keep=False)
-    state.state_dict(keep=False)
+def take_part(state: TrainState) -> Snapshot | None:
+    """Do what `take` needs of the other workers, and copy this one's part of a sharded state; None if it has
+    nothing to write.
+    """
+    place = state.place
+    state.weights(keep=False, average_only=place is not None)
+    state.state_dict(keep=False, moments=place is None)
+    if place is None or place.replica:
+        return None
+    return Snapshot(state.step, {}, {}, place, parts.held(state.shared_tensors(), place))
+
+
+def part_name(index: int, count: int) -> str:
+    """Return the name of the file with a worker's part of the state."""
+    return f"part-{index:05d}-of-{count:05d}.safetensors"
 
 
 def description(config: AnyRunConfig) -> dict[str, Any]:
@@ -101,10 +140,26 @@ def description(config: AnyRunConfig) -> dict[str, Any]:
 
 def write(directory: str | Path, snapshot: Snapshot, config: AnyRunConfig) -> dict[str, Any]:
     """Write a snapshot to `directory`, which is created, and return its manifest, the content of
-    `files.json`.
+    `files.json`. Of a sharded run that is the manifest of this worker's files.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    if snapshot.place is not None:
+        parts.write(directory / part_name(snapshot.place.index, snapshot.place.count), snapshot.parts)
+    if snapshot.leads:
+        _write_whole(directory, snapshot, config)
+    files = {path.name: file_facts(path) for path in sorted(directory.iterdir()) if path.name != MANIFEST}
+    manifest = {"step": snapshot.step, "fingerprint": fingerprint(config), "files": files}
+    (directory / MANIFEST).write_text(manifest_text(manifest))
+    return manifest
+
+
+def manifest_text(manifest: Mapping[str, Any]) -> str:
+    """Return the content of `files.json`."""
+    return json.dumps(manifest, indent=2) + "\n"
+
+
+def _write_whole(directory: Path, snapshot: Snapshot, config: AnyRunConfig) -> None:
     metadata = model_metadata(config.preset, config.model) if isinstance(config, RunConfig) else {}
     for name, weights in snapshot.weights.items():
         save_safetensors(
@@ -114,10 +169,6 @@ def write(directory: str | Path, snapshot: Snapshot, config: AnyRunConfig) -> di
     (directory / "config.json").write_text(json.dumps(description(config), indent=2) + "\n")
     record = run_record(config, step=snapshot.step, rows=snapshot.step * config.train.batch_size)
     (directory / "run.json").write_text(json.dumps(record, indent=2) + "\n")
-    files = {path.name: file_facts(path) for path in sorted(directory.iterdir()) if path.name != MANIFEST}
-    manifest = {"step": snapshot.step, "fingerprint": fingerprint(config), "files": files}
-    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    return manifest
 
 
 def file_facts(path: Path) -> dict[str, Any]:
@@ -162,12 +213,17 @@ def load(directory: str | Path, state: TrainState, config: AnyRunConfig, rank: i
         WeightsError: A file is missing, damaged or does not fit. The state is not changed.
     """
     directory = Path(directory)
-    verify(directory)
+    manifest = verify(directory)
     record = json.loads((directory / "run.json").read_text())
     check_same_run(config, record, str(directory))
+    rest = _read_rest(directory / "state.pt")
+    if written := [name for name in manifest["files"] if name.startswith("part-")]:
+        shared = parts.Parts(directory / name for name in written)
+        state.load_parts(shared, parts.Parts([directory / "ema.safetensors"]), rest)
+        state.load_state_dict(rest, rank)
+        return
     # Every file is read before the state is changed.
     weights = {name: read_state_dict(directory / f"{name}.safetensors") for name in (*state.networks, "ema")}
-    rest = _read_rest(directory / "state.pt")
     state.load_weights(weights)
     state.load_state_dict(rest, rank)
 

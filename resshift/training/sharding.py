@@ -1,8 +1,7 @@
 """FSDP2 and HSDP for the networks of a run, and conversion between shards and whole tensors.
 
-Weights, averages and moments are distributed over the workers. Checkpoints hold whole tensors, so a run can
-continue with another number of workers, or without sharding. `whole` is a collective operation: every worker
-must call it, in the same order.
+Weights, averages and moments are distributed over the workers; `resshift.training.parts` writes and reads
+them. `whole` is a collective operation: every worker must call it, in the same order.
 """
 
 from __future__ import annotations
@@ -105,16 +104,18 @@ def whole(value: Any, keep: bool = True) -> Any:
 
 
 def sharded_like(value: Tensor, like: Tensor) -> Tensor:
-    """Return a whole tensor sharded as `like`, or as it is if `like` is not a shard. Every worker has the
-    whole tensor, so nothing is sent.
+    """Return a whole tensor sharded as `like`, or as it is if `like` is no shard or it is one itself. Every
+    worker has the whole tensor, so nothing is sent.
     """
-    if not isinstance(like, DTensor):
+    if not isinstance(like, DTensor) or isinstance(value, DTensor):
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Load the result of `whole(optimizer.state_dict())`, whether the parameters are sharded now or not."""
+    """Load the result of `optimizer.state_dict()` with moments whole or sharded, whether the parameters are
+    sharded now or not.
+    """
     parameters: list[Tensor] = [
         parameter for group in optimizer.param_groups for parameter in group["params"]
     ]

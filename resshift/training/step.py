@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from resshift import seeds
@@ -27,6 +28,7 @@ from resshift.models import WeightsError
 from resshift.networks.conv_unet import ConvUNet, build_unet
 from resshift.networks.unet import UNetSwin
 from resshift.sampler import network_denoiser, sample
+from resshift.training import parts
 from resshift.training.average import MovingAverage
 from resshift.training.losses import Objective
 from resshift.training.optimizer import Outcome, adamw, guarded_step, run_learning_rate, set_learning_rate
@@ -109,17 +111,20 @@ class TrainState:
         """The optimiser of the first network."""
         return next(iter(self.optimizers.values()))
 
-    def weights(self, keep: bool = True) -> dict[str, dict[str, Tensor]]:
+    @property
+    def place(self) -> parts.Place | None:
+        """Place of this worker among those that share the state; None if it is not sharded."""
+        first = next(self.network.parameters())
+        return parts.place_of(first) if isinstance(first, DTensor) else None
+
+    def weights(self, keep: bool = True, average_only: bool = False) -> dict[str, dict[str, Tensor]]:
         """Return {"model": ..., "ema": ...}, whole and on the CPU, without derived buffers. A collective
         operation if the networks are sharded; without `keep` this worker only takes part in it.
         """
-        modules = {name: unwrapped(network) for name, network in self.networks.items()} | {
-            "ema": self.ema.module
-        }
+        networks = {} if average_only else self.networks
+        modules = {name: unwrapped(network) for name, network in networks.items()} | {"ema": self.ema.module}
         found = {
-            name: {
-                key: whole(value, keep) for key, value in module.state_dict().items() if not is_derived(key)
-            }
+            name: {key: whole(value, keep) for key, value in stored_tensors(module).items()}
             for name, module in modules.items()
         }
         if not keep:
@@ -128,14 +133,40 @@ class TrainState:
             name: {key: value.contiguous() for key, value in state.items()} for name, state in found.items()
         }
 
-    def state_dict(self, keep: bool = True) -> dict[str, Any]:
-        """Return the state except for the weights, whole and on the CPU. A collective operation; without
-        `keep` this worker only takes part in it, and gets no moments.
+    def shared_tensors(self) -> dict[str, Tensor]:
+        """Return weights and moments, as they are, by the names that they have in the files of a sharded
+        state: "model/KEY" and "optimizers/model/INDEX/NAME".
         """
+        moments = {
+            f"optimizers/{name}/{index}/{key}": value
+            for name, optimizer in self.optimizers.items()
+            for index, entry in optimizer.state_dict()["state"].items()
+            for key, value in entry.items()
+            if is_moment(value)
+        }
+        return self._network_tensors() | moments
+
+    def _network_tensors(self) -> dict[str, Tensor]:
         return {
-            "optimizers": {
-                name: whole(optimizer.state_dict(), keep) for name, optimizer in self.optimizers.items()
-            },
+            f"{name}/{key}": value
+            for name, network in self.networks.items()
+            for key, value in stored_tensors(unwrapped(network)).items()
+        }
+
+    def state_dict(self, keep: bool = True, moments: bool = True) -> dict[str, Any]:
+        """Return the state except for the weights, whole and on the CPU. A collective operation; without
+        `keep` this worker only takes part in it, and gets no moments. They may be left out, as they are in
+        `shared_tensors`.
+        """
+        states = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+        if not moments:
+            for state in states.values():
+                state["state"] = {
+                    index: {key: value for key, value in entry.items() if not is_moment(value)}
+                    for index, entry in state["state"].items()
+                }
+        return {
+            "optimizers": {name: whole(state, keep) for name, state in states.items()},
             "scaler": self.scaler.state_dict(),
             "tally": self.means.state_dict(),
             "step": self.step,
@@ -152,6 +183,30 @@ class TrainState:
             load_whole(unwrapped(network), weights[name])
         load_whole(self.ema.module, weights["ema"])
 
+    def load_parts(self, shared: parts.Parts, average: parts.Parts, state: Mapping[str, Any]) -> None:
+        """Load `shared_tensors` and the average from files, each worker its own rows, and the moments into
+        `state`, the result of `state_dict` without them.
+
+        Raises:
+            WeightsError: Names or shapes do not fit. Nothing is changed.
+        """
+        moments: dict[str, Tensor] = {}
+        for name, optimizer in self.optimizers.items():
+            parameters = [one for group in optimizer.param_groups for one in group["params"]]
+            for found in shared.names(f"optimizers/{name}/"):
+                moments[found] = parameters[int(found.split("/")[2])]
+        weights = self._network_tensors()
+        average_weights = stored_tensors(self.ema.module)
+        shared.check(weights | moments)
+        average.check(average_weights)
+        for source, values in ((shared, weights), (average, average_weights)):
+            for key, value in values.items():
+                parts.local(value).copy_(source.read(key, value))
+        for found, parameter in moments.items():
+            _, name, index, key = found.split("/")
+            moment = parts.like(shared.read(found, parameter), parameter)
+            state["optimizers"][name]["state"][int(index)][key] = moment
+
     def load_state_dict(self, state: Mapping[str, Any], rank: int = 0) -> None:
         """Load the result of `state_dict`."""
         for name, optimizer in self.optimizers.items():
@@ -165,6 +220,16 @@ class TrainState:
 def unwrapped(network: nn.Module) -> nn.Module:
     """Return a network without its DDP wrapper."""
     return network.module if isinstance(network, DistributedDataParallel) else network
+
+
+def stored_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return what checkpoints hold of a module; it shares memory with the module."""
+    return {key: value for key, value in module.state_dict().items() if not is_derived(key)}
+
+
+def is_moment(value: Any) -> bool:
+    """Tell whether an entry of an optimiser's state has the shape of a parameter."""
+    return isinstance(value, Tensor) and value.ndim > 0
 
 
 def load_whole(module: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pipelines.training import checkpoints
 from pipelines.training.checkpoints import (
     CheckpointWriter,
     Keeping,
+    PartsOfAll,
     clear,
     fetch_latest,
     read_best,
@@ -28,9 +30,11 @@ from resshift.storage import StorageError, StorageReason
 from resshift.training import checkpoint
 from resshift.training.checkpoint import Snapshot
 from resshift.training.losses import Objective
+from resshift.training.parts import Held, Parts, Place
 from resshift.training.step import DiffusionLearner, build_network
 
 CONFIG = toy_preset()
+PARTS = ["part-00000-of-00002.safetensors", "part-00001-of-00002.safetensors"]
 
 
 @pytest.fixture(scope="module")
@@ -222,3 +226,57 @@ def test_weights_are_read_back_as_they_were(out: str, snapshot: Snapshot, tmp_pa
         torch.equal(snapshot.weights["model"][key], value)
         for key, value in fresh.state.weights()["model"].items()
     )
+
+
+def parts_of_two(snapshot: Snapshot, step: int) -> tuple[Snapshot, Snapshot]:
+    """Return what two workers of a sharded run have to write."""
+    rows = torch.arange(6.0).reshape(3, 2)
+    one, two = ({"model/weight": Held(rows[a:b], a)} for a, b in ((0, 2), (2, 3)))
+    rest = snapshot.rest | {"step": step}
+    average = {"ema": snapshot.weights["ema"]}
+    return Snapshot(step, average, rest, Place(0, 2, 0), one), Snapshot(step, {}, {}, Place(1, 2, 0), two)
+
+
+def test_sharded_one_exists_when_the_parts_of_this_attempt_do(
+    out: str, snapshot: Snapshot, tmp_path: Path
+) -> None:
+    """A killed attempt has left a part of the same step and its receipt."""
+    first, second = parts_of_two(snapshot, 5)
+    manifest = checkpoint.write(tmp_path / "second", second, CONFIG)
+    checkpoints.publish_part(tmp_path / "second", out, manifest, "killed")
+    leader = CheckpointWriter(out, CONFIG, Keeping(1), "this")
+    leader.submit(first)
+    lacking = uri_of(out, 5, "state.pt")
+    while not storage.exists(lacking):
+        time.sleep(0.01)
+    assert fetch_latest(out, tmp_path / "early") is None
+    other = CheckpointWriter(out, CONFIG, Keeping(1), "this")
+    other.submit(second)
+    other.wait()
+    leader.wait()
+    assert fetch_latest(out, tmp_path / "got") == 5  # verifies size and sha256 of all
+    names = sorted(path.name for path in (tmp_path / "got").iterdir())
+    assert names == sorted(["config.json", "ema.safetensors", "files.json", "run.json", "state.pt", *PARTS])
+    (found,) = stored(out)
+    assert sorted(found.names) == names  # no receipt is left
+    whole = Parts(tmp_path / "got" / name for name in PARTS)
+    assert torch.equal(whole.read("model/weight", torch.zeros(3, 2)), torch.arange(6.0).reshape(3, 2))
+
+
+def test_part_that_does_not_come_is_named(out: str, snapshot: Snapshot, tmp_path: Path) -> None:
+    manifest = checkpoint.write(tmp_path / "first", parts_of_two(snapshot, 5)[0], CONFIG)
+    with pytest.raises(StorageError, match=rf"{PARTS[1]}.*not written within 0 s"):
+        checkpoints.publish(tmp_path / "first", out, manifest, PartsOfAll(2, "this", 0.0))
+    assert not any(found.complete for found in stored(out))
+
+
+def test_clearing_leaves_the_parts_of_a_later_step(out: str, snapshot: Snapshot, tmp_path: Path) -> None:
+    """Another worker may upload its part of the next step while the first one clears."""
+    for step in (5, 10):
+        publish(snapshot, out, step, tmp_path)
+    manifest = checkpoint.write(tmp_path / "second", parts_of_two(snapshot, 15)[1], CONFIG)
+    checkpoints.publish_part(tmp_path / "second", out, manifest, "this")
+    clear(out, Keeping(1), up_to=10)
+    assert [found.step for found in stored(out)] == [15, 10]
+    clear(out, Keeping(1))
+    assert [found.step for found in stored(out)] == [10]

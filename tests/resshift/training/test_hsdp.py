@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from resshift.config import ConfigError, RunConfig, with_settings
 from resshift.networks.autoencoder import PixelUnshuffle
 from resshift.presets import test_x4 as toy_preset
+from resshift.training import checkpoint
 from resshift.training.losses import Objective
 from resshift.training.sharding import mesh_shape
 from resshift.training.slots import Slots
@@ -58,7 +60,11 @@ def work(rank: int, out: str) -> None:
         own: Any = next(learner.state.network.parameters())
         local = own if parallel == "ddp" else own.to_local()
         weights = torch.cat([value.flatten() for value in learner.state.weights()["model"].values()])
+        part = checkpoint.take(learner.state) if rank == 0 else checkpoint.take_part(learner.state)
+        written: list[Any] = [None] * RANKS
+        dist.all_gather_object(written, None if part is None or part.place is None else part.place.index)
         found[f"{parallel} {gradient_dtype}"] = {
+            "written": written,
             "lines": lines,
             "share": local.numel() / own.numel(),
             "mesh": None if parallel == "ddp" else list(own.device_mesh.shape),
@@ -84,8 +90,14 @@ def test_four_workers_train_as_one(tmp_path: Path) -> None:
         for ours, theirs in zip(facts["lines"], lines, strict=True):
             assert ours == pytest.approx(theirs, rel=tolerance, abs=1e-9), (parallel, gradient_dtype)
         assert facts["norm"] == pytest.approx(float(weights.double().norm()), rel=1e-4)
-        mesh, share = {"ddp": (None, 1.0), "fsdp": ([4], 0.25), "hsdp": ([2, 2], 0.5)}[parallel]
+        none = [None] * RANKS
+        mesh, share, written = {
+            "ddp": (None, 1.0, none),
+            "fsdp": ([4], 0.25, [0, 1, 2, 3]),
+            "hsdp": ([2, 2], 0.5, [0, 1, None, None]),  # the second node has copies
+        }[parallel]
         assert facts["mesh"] == mesh
+        assert facts["written"] == written  # parts of a checkpoint
         assert facts["share"] == pytest.approx(share, abs=0.02)
     for parallel in ("ddp", "hsdp"):  # bfloat16 is really used
         norms = {kind: found[f"{parallel} {kind}"]["lines"][0]["grad_norm"] for kind in ("fp32", "bf16")}
