@@ -41,6 +41,8 @@ def shard(
     """
     shape = mesh_shape(way, ranks_of_nodes(way))
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
+    # FSDP2 (torch 2.15) refuses weights in another memory layout, such as channels-last.
+    cast(Any, network).to(memory_format=torch.contiguous_format)
     policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if gradient_dtype == "bf16" else None)
     for child in network.children():
         for stage in child if isinstance(child, nn.ModuleList) else ():

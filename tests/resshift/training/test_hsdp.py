@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from resshift.config import ConfigError, RunConfig, with_settings
+from resshift.devices import on_device
 from resshift.networks.autoencoder import PixelUnshuffle
 from resshift.presets import test_x4 as toy_preset
 from resshift.training import checkpoint
@@ -40,7 +41,8 @@ def run(
     """Take three steps on this worker's slots of random pictures, and return the means of each."""
     slots = Slots.of_rank(8, rank, num_ranks)
     objective = Objective(config.model, config.loss, PixelUnshuffle(4))
-    learner = DiffusionLearner(config, build_network(config), objective, slots)
+    network = on_device(build_network(config), torch.device("cpu"), config.train.channels_last)
+    learner = DiffusionLearner(config, network, objective, slots)
     lines: Lines = []
     for i in range(STEPS):
         generator = torch.Generator().manual_seed(i)

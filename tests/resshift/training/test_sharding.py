@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from resshift.config import RunConfig, with_settings
+from resshift.devices import on_device
 from resshift.networks.autoencoder import PixelUnshuffle
 from resshift.presets import test_x4 as toy_preset
 from resshift.training import checkpoint
@@ -42,7 +43,8 @@ def batch(i: int) -> dict[str, Tensor]:
 
 def start(config: RunConfig, rank: int = 0, num_ranks: int = 1) -> DiffusionLearner:
     objective = Objective(config.model, config.loss, PixelUnshuffle(4))
-    return DiffusionLearner(config, build_network(config), objective, Slots.of_rank(8, rank, num_ranks))
+    network = on_device(build_network(config), torch.device("cpu"), config.train.channels_last)
+    return DiffusionLearner(config, network, objective, Slots.of_rank(8, rank, num_ranks))
 
 
 def run(learner: DiffusionLearner, steps: range) -> list[dict[str, float]]:
