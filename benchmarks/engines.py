@@ -25,10 +25,10 @@ import ray
 
 from pipelines.bulk.actors import ActorEngine
 from pipelines.bulk.engine import Engine, EngineOptions
-from pipelines.bulk.job import entries
 from pipelines.bulk.scheduler import BulkOptions, BulkRun, busy_share
-from pipelines.bulk.selection import Selection, Worklist
+from pipelines.bulk.selection import Worklist
 from pipelines.bulk.stages import StageOptions, UpscaleOptions
+from pipelines.bulk.sweep import Inputs
 from pipelines.command import connect_to_ray
 from pipelines.ledger.digests import DigestSet, OwnerMap
 from pipelines.ledger.ledger import Known, Row
@@ -47,7 +47,7 @@ def measure(kind: str, source: str, target: str, milliseconds: float, replicas: 
 
     async def run() -> BulkRun:
         worklist = Worklist(
-            entries(source, Selection()), Known(DigestSet(), OwnerMap(), Counter()), job.output_key, 4
+            Inputs(source=source).entries(), Known(DigestSet(), OwnerMap(), Counter()), job.output_key, 4
         )
         resources = ray.cluster_resources()
         bulk = BulkRun(

@@ -13,10 +13,9 @@ A glob without / is matched against the file name, any other against the whole k
 Every input gets one row in DST/_resshift/ledger (Parquet: key, status, reason, sizes, sha256, seconds ...), a
 broken picture too, and the report is DST/_resshift/report.html, .json, .csv. Running the same command again
 continues the job; changed options are refused. `--model nearest-x4` repeats pixels, to try out a set-up.
-
 Less common settings are `--set section.field=value`, below; source.* and target.* are the buckets.
 
-Exit codes: 0 complete, 1 failed, 2 usage, 3 finished with failed items.
+Exit codes: 0 complete, 1 failed, 2 usage, 3 finished with failed items (more than --tolerate).
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from pipelines.bulk.job import Job
     from pipelines.bulk.request import BulkRequest
     from pipelines.bulk.selection import Worklist
+    from pipelines.bulk.sweep import Sweep
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -52,11 +52,12 @@ def arguments() -> argparse.ArgumentParser:
     add("--exclude", action="append", default=[], metavar="GLOB", help="not these; overrides --include")
     add("--masks", metavar="DIR", help="masks of the holes, under the same keys or as NAME.png")
     add("--keys", metavar="FILE", help="read the input keys from this file, one per line; SRC is not listed")
-    if_exists = ["skip", "verify", "overwrite"]
-    add("--if-exists", default="overwrite", choices=if_exists, help="what to do with outputs without a row")
+    add("--if-exists", default="overwrite", choices=["skip", "verify", "overwrite"], help="without a row")
     add("--engine", default="serve", choices=["serve", "actors"], help="Ray Serve, or actors of this job")
     add("--replicas", default="1:1", metavar="MIN:MAX", help="replicas of the model, or one number (1:1)")
+    add("--drivers", type=command.positive, metavar="N", help="schedulers (default: one for 8 replicas)")
     add("--price-per-hour", type=float, metavar="PRICE", help="price of one replica, for plan and report")
+    add("--tolerate", type=command.share, default=0.0, metavar="SHARE", help="share that may fail (0%%)")
     add("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="see above")
     mode = options.add_mutually_exclusive_group()
     mode.add_argument("--plan", "--dry-run", action="store_true", help="count and check; write nothing")
@@ -73,22 +74,16 @@ def request_of(flags: argparse.Namespace) -> BulkRequest:
     from pipelines.bulk.settings import BulkSettings
     from resshift.config import with_settings
 
+    same = ("source", "target", "quality", "name", "masks", "keys", "max_megapixels", "retry_failed")
     return BulkRequest(
-        source=flags.source,
-        target=flags.target,
+        **{name: getattr(flags, name) for name in same},
         model=command.model_of(flags.model, flags),
         sampling=command.sampling_of(flags),
         format=flags.format or BulkRequest.format,
-        quality=flags.quality,
-        name=flags.name,
+        price_per_hour=flags.price_per_hour,
         include=tuple(flags.include),
         exclude=tuple(flags.exclude),
-        masks=flags.masks,
-        keys=flags.keys,
-        max_megapixels=flags.max_megapixels,
         if_exists="overwrite" if flags.repair else flags.if_exists,  # the existing outputs are the bad ones
-        retry_failed=flags.retry_failed,
-        price_per_hour=flags.price_per_hour,
         settings=with_settings(BulkSettings(), flags.set),
     )
 
@@ -108,24 +103,25 @@ def upscale(options: argparse.Namespace) -> Exit:
         recorded = read_job(request.target, request.settings.target)
         if recorded is None:
             raise UsageError(f"{request.target} holds no job: nothing has been upscaled into it")
-        return check(request, recorded["scale"]) if options.verify else summary(request)
-    job, inputs = request.job(), request.inputs()
+        tolerated = options.tolerate
+        return check(request, recorded["scale"], tolerated) if options.verify else summary(request, tolerated)
+    job, entries = request.job(), request.entries()
     if options.plan:
-        return plan(request, job, request.worklist(job, inputs), replicas[1])
+        return plan(request, job, request.inputs().worklist(job.stages, entries), replicas[1])
     with held(request.target, request.settings.target):
         again = discrepancies(request, job.outputs.scale) if options.repair else ()
-        worklist = request.worklist(job, inputs, {key for key in again if key is not None})
-        return work(request, job, worklist, options.engine, replicas)
+        sweep = request.sweep(job, entries, {key for key in again if key is not None})
+        return work(request, job, sweep, options)
 
 
-def summary(request: BulkRequest) -> Exit:
-    """Print the counts of the ledger."""
+def summary(request: BulkRequest, tolerated: float) -> Exit:
+    """Print the counts of the ledger; tell whether more than a share of the inputs failed."""
     from pipelines.ledger import ledger
 
     counts = ledger.total_counts(request.target, request.settings.target)
-    for name, count in sorted(counts.items()):
-        print(f"{name}: {count}")
-    return Exit.FINISHED_WITH_FAILED_ITEMS if counts["failed"] else Exit.COMPLETE
+    print(*(f"{name}: {count}" for name, count in sorted(counts.items())), sep="\n")
+    total = sum(counts[status] for status in ("ok", "failed", "skipped"))
+    return Exit.FINISHED_WITH_FAILED_ITEMS if counts["failed"] > tolerated * total else Exit.COMPLETE
 
 
 def discrepancies(request: BulkRequest, scale: float) -> list[str | None]:
@@ -139,13 +135,12 @@ def discrepancies(request: BulkRequest, scale: float) -> list[str | None]:
     return keys
 
 
-def check(request: BulkRequest, scale: float) -> Exit:
+def check(request: BulkRequest, scale: float, tolerated: float) -> Exit:
     """Print the differences, the remedy and the counts of the ledger."""
     keys = discrepancies(request, scale)
     inputs = {key for key in keys if key is not None}
-    remedy = f"; --repair redoes {len(inputs)}" if inputs else ""
-    print(f"{len(keys)} outputs differ from the ledger{remedy}")
-    return max(summary(request), Exit.FINISHED_WITH_FAILED_ITEMS if keys else Exit.COMPLETE)
+    print(f"{len(keys)} outputs differ from the ledger" + f"; --repair redoes {len(inputs)}" * bool(inputs))
+    return max(summary(request, tolerated), Exit.FINISHED_WITH_FAILED_ITEMS if keys else Exit.COMPLETE)
 
 
 def plan(request: BulkRequest, job: Job, worklist: Worklist, most_replicas: int) -> Exit:
@@ -160,35 +155,40 @@ def plan(request: BulkRequest, job: Job, worklist: Worklist, most_replicas: int)
     return Exit.COMPLETE
 
 
-def work(request: BulkRequest, job: Job, worklist: Worklist, kind: str, replicas: tuple[int, int]) -> Exit:
-    """Process the work list and write the report."""
+def work(request: BulkRequest, job: Job, sweep: Sweep, options: argparse.Namespace) -> Exit:
+    """Do the work and write the report."""
+    from pipelines.bulk import job as bulk
     from pipelines.bulk.actors import ActorEngine
     from pipelines.bulk.engine import EngineError
-    from pipelines.bulk.job import close_job, engine_options, run_job
     from pipelines.bulk.progress import JobProgress
     from pipelines.ledger import ledger
     from resshift.progress import shown
     from serve.engine import ServeEngine
 
+    replicas = command.min_max("--replicas", options.replicas)
     ledger.begin_job(request.target, job.record(), request.settings.target)
-    if worklist.has_work():
-        command.connect_to_ray(num_cpus=replicas[1] + 4)
+    if sweep.has_work():
+        drivers = options.drivers or bulk.default_drivers(replicas[1])
+        command.connect_to_ray(num_cpus=replicas[1] + 4 + (drivers if drivers > 1 else 0))
+        drivers = bulk.admitted_drivers(drivers, sweep, replicas, request.settings.engine)
         engines = {"serve": ServeEngine, "actors": ActorEngine}
-        engine = engines[kind](engine_options(job.outputs, replicas, request.settings.engine))
+        engine = engines[options.engine](bulk.engine_options(job.outputs, replicas, request.settings.engine))
         try:
-            with shown(JobProgress(worklist.counts)) as progress:
-                run_job(job, worklist, engine, progress)
+            with shown(JobProgress(sweep.counts)) as progress:
+                bulk.run_job(job, sweep, engine, progress, drivers)
         except EngineError as error:
             print(f"error: {error}", file=sys.stderr)
             return Exit.FAILED
         except (KeyboardInterrupt, asyncio.CancelledError):
             print("stopped; the ledger has the finished inputs: run again to continue", file=sys.stderr)
             return Exit.FAILED
-    close_job(job, worklist, request.price_per_hour)
-    seen = worklist.counts
+    bulk.close_job(job, sweep, request.price_per_hour)
+    seen = sweep.counts
     print(f"{seen.listed} inputs: {seen.pending} to do, {seen.done} done before, {seen.refused} refused")
+    if sweep.num_continued:
+        print("what an earlier run had finished was not listed; run again to find what has come there since")
     print(f"report: {request.target.rstrip('/')}/{ledger.DIRECTORY}/report.html")
-    return summary(request)
+    return summary(request, options.tolerate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

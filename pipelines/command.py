@@ -70,6 +70,21 @@ def min_max(flag: str, text: str, least: int = 1) -> tuple[int, int]:
     return low, high
 
 
+def positive(text: str) -> int:
+    """Return a whole number of at least 1, for the `type` of a flag."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def share(text: str) -> float:
+    """Return a share of 0 to 1 that is given in per cent ("0.1%"), for the `type` of a flag."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)%", text)
+    if match is None or float(match[1]) > 100:
+        raise argparse.ArgumentTypeError(f"must be a percentage such as 0.1%, got {text!r}")
+    return float(match[1]) / 100
+
+
 def run(
     command: Callable[[argparse.Namespace], Exit],
     arguments: argparse.ArgumentParser,

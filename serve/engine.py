@@ -9,10 +9,11 @@ that runs already is used and left running.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import ray
@@ -40,10 +41,11 @@ class ServeEngine:
         options: Options of the replicas that are started.
         may_deploy: Whether the application is started when there is none; an endpoint's jobs wait for the one
             that its configuration deploys.
+        num_drivers: Number of drivers of a job that keep the replicas busy together.
     """
 
-    def __init__(self, options: EngineOptions, *, may_deploy: bool = True) -> None:
-        self.options, self._may_deploy = options, may_deploy
+    def __init__(self, options: EngineOptions, *, may_deploy: bool = True, num_drivers: int = 1) -> None:
+        self.options, self._may_deploy, self._num_drivers = options, may_deploy, num_drivers
         self._name = app_name(options.identity)
         self._handle: Any = None
         self._is_ours = False
@@ -61,11 +63,17 @@ class ServeEngine:
 
     @property
     def is_starving(self) -> bool:
-        return self._in_flight < self._num_replicas
+        return self._in_flight * self._num_drivers < self._num_replicas
 
     async def start(self) -> None:
         await asyncio.to_thread(self._deploy)
         self._watching = asyncio.get_running_loop().create_task(self._watch())
+
+    async def divide(self, num_drivers: int) -> list[Callable[[], ServeEngine]]:
+        """Start the application, whose replicas all drivers share."""
+        await self.start()
+        make = functools.partial(ServeEngine, self.options, may_deploy=False, num_drivers=num_drivers)
+        return [make] * num_drivers
 
     def _deploy(self) -> None:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -120,9 +128,8 @@ class ServeEngine:
 
     def _has_slot(self) -> bool:
         # Until the first replica runs, units would only wait in the router.
-        return self._num_replicas > 0 and self._in_flight < UNITS_PER_REPLICA * max(
-            self.options.high, self._num_replicas
-        )
+        units = UNITS_PER_REPLICA * max(self.options.high, self._num_replicas)
+        return self._num_replicas > 0 and self._in_flight < -(-units // self._num_drivers)
 
     async def wait_for_slot(self) -> None:
         async with self._changed:

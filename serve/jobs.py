@@ -312,16 +312,16 @@ class JobKeeper:
             await asyncio.sleep(_OCCUPIED_S)
 
     async def _work(self, record: JobRecord, request: BulkRequest, job: Job) -> State:
-        inputs = await asyncio.to_thread(request.inputs)
-        worklist = await asyncio.to_thread(request.worklist, job, inputs)
+        entries = await asyncio.to_thread(request.entries)
+        sweep = await asyncio.to_thread(request.sweep, job, entries)
         await asyncio.to_thread(ledger.begin_job, request.target, job.record(), request.settings.target)
-        if await asyncio.to_thread(worklist.has_work):
-            progress = self._progress[record.id] = JobProgress(worklist.counts)
+        if await asyncio.to_thread(sweep.has_work):
+            progress = self._progress[record.id] = JobProgress(sweep.counts)
             try:
-                await run_job_in_loop(job, worklist, self._engine(job), progress)
+                await run_job_in_loop(job, sweep, self._engine(job), progress)
             finally:
                 del self._progress[record.id]
-        summary = await asyncio.to_thread(close_job, job, worklist)
+        summary = await asyncio.to_thread(close_job, job, sweep)
         record.counts = {name: count for name, count in summary.counts.items() if count}
         return "complete_with_failures" if summary.counts["failed"] else "complete"
 

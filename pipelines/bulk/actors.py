@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -54,6 +55,18 @@ class ActorEngine:
         for _ in range(self.options.low):
             self._add()
         self._spawn(self._scale())
+
+    async def divide(self, num_drivers: int) -> list[Callable[[], ActorEngine]]:
+        """Give each driver its part of the replicas, one at least: a replica ends with the driver that has
+        started it.
+        """
+        options = self.options
+        return [
+            partial(ActorEngine, replace(options, low=max(1, low), high=max(1, high)))
+            for low, high in zip(
+                parts(options.low, num_drivers), parts(options.high, num_drivers), strict=True
+            )
+        ]
 
     def _pause(self, seconds: float) -> None:
         """Wait for room; `close` ends it."""
@@ -181,3 +194,8 @@ class ActorEngine:
         for member in self._members:
             ray.kill(member.actor)
         self._members.clear()
+
+
+def parts(number: int, num_parts: int) -> list[int]:
+    """Return whole numbers that differ by one at most and add up to a number."""
+    return [number // num_parts + (i < number % num_parts) for i in range(num_parts)]

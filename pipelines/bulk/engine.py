@@ -167,3 +167,7 @@ class Engine(Protocol):
     async def close(self) -> None:
         """End what this engine started."""
         ...
+
+    async def divide(self, num_drivers: int) -> Sequence[Callable[[], Engine]]:
+        """Start what several drivers share, in place of `start`; return how each makes its own engine."""
+        ...

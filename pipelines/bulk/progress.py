@@ -8,6 +8,7 @@ Metrics (exported by every Ray node): `ray_resshift_bulk_pictures_total{status,r
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, cast
 
 from ray.util.metrics import Counter as MetricsCounter
@@ -75,6 +76,10 @@ class JobProgress(Progress):
         if row["status"] == "ok" and megapixels:
             self.megapixels += megapixels
             self._megapixels.inc(megapixels)
+
+    def take(self, counts: Counter[str], megapixels: float) -> None:
+        """Show what others have counted."""
+        self.counts, self.megapixels = counts, megapixels
 
     def watch(self, num_replicas: int, is_listed: bool) -> None:
         """Note the state of the job beyond its rows; called twice a second, so that rates follow it."""

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
-from pipelines.bulk.job import Job, entries
-from pipelines.bulk.selection import Selection, Worklist
+from pipelines.bulk.driver import Job
+from pipelines.bulk.selection import Selection
 from pipelines.bulk.settings import BulkSettings
 from pipelines.bulk.stages import IfExists, StageOptions, UpscaleOptions
+from pipelines.bulk.sweep import Inputs, Sweep
 from pipelines.bulk.worker import describe_model
 from pipelines.command import UsageError, check_places
 from pipelines.ledger import ledger
-from resshift import storage
 from resshift.config import OptionError, Sampling
-from resshift.images.identify import HEAD_BYTES
 from resshift.output_names import OutputFormat
 from resshift.storage import Entry
 
@@ -118,12 +116,11 @@ class BulkRequest:
         bulk = self.settings.work.bulk_options(self.settings.limits.deaths)
         return Job(source=self.source, stages=stages, bulk=bulk)
 
-    def inputs(self) -> Iterator[Entry]:
-        """Return the selected inputs. The listing begins here, and streams.
+    def inputs(self, again: Collection[str] = ()) -> Inputs:
+        """Return which inputs the job has.
 
-        Raises:
-            UsageError: There are none.
-            OptionError: The list of keys cannot be read.
+        Args:
+            again: Keys of inputs that are not done, whatever the ledger says.
         """
         selection = Selection(
             include=self.include,
@@ -131,39 +128,35 @@ class BulkRequest:
             min_bytes=self.settings.select.min_bytes,
             max_bytes=self.settings.select.max_bytes,
         )
-        keys = None if self.keys is None else _lines(self.keys)
-        found = entries(self.source, selection, keys, self.settings.source)
+        return Inputs(
+            source=self.source,
+            selection=selection,
+            keys=self.keys,
+            retry_failed=self.retry_failed,
+            again=frozenset(again),
+        )
+
+    def entries(self) -> Iterator[Entry]:
+        """Return the selected inputs. The listing begins here, and streams.
+
+        Raises:
+            UsageError: There are none.
+            OptionError: The list of keys cannot be read.
+        """
+        inputs = self.inputs()
+        found = inputs.entries(self.settings.source)
         first = next(found, None)
         if first is None:
-            selected = " that are selected" if selection != Selection() or self.keys else ""
+            selected = " that are selected" if inputs.selection != Selection() or self.keys else ""
             raise UsageError(f"no files under {self.source}{selected}")
         return itertools.chain([first], found)
 
-    def worklist(self, job: Job, inputs: Iterator[Entry], again: Collection[str] = ()) -> Worklist:
-        """Return the inputs minus the ledger, which is read here.
+    def sweep(self, job: Job, entries: Iterator[Entry], again: Collection[str] = ()) -> Sweep:
+        """Return a pass over the inputs, or what is left of one that was stopped.
 
         Args:
             job: What `job` returned.
-            inputs: What `inputs` returned.
-            again: Keys of inputs that are not done, whatever the ledger says.
+            entries: What `entries` returned.
+            again: See `inputs`.
         """
-        known = ledger.load_known(
-            self.target, retry_failed=self.retry_failed, again=again, s3_options=self.settings.target
-        )
-        look = functools.partial(storage.read_first_bytes, num_bytes=HEAD_BYTES, options=self.settings.source)
-
-        def output(key: str) -> str:
-            name = job.outputs.output_key(key)
-            if (problem := storage.name_problem(self.target, name)) is not None:
-                raise ValueError(problem)
-            return name
-
-        return Worklist(inputs, known, output, job.outputs.scale, look)
-
-
-def _lines(path: str) -> Iterator[str]:
-    try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-            yield from file
-    except OSError as error:
-        raise OptionError("keys", f"{path}: {error.strerror}") from None
+        return Sweep(self.inputs(again), job.stages, entries)

@@ -181,6 +181,11 @@ class BulkRun:
         """Whether the listing has come to its end."""
         return self._is_listed
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether every input that was listed so far has a row."""
+        return not self._num_open
+
     async def run(self) -> None:
         """Run until every input has a row.
 

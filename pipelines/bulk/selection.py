@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+import math
 import posixpath
 import re
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -194,6 +196,9 @@ class Worklist:
         output: Function from the key of an input to the key of its output.
         scale: Sides of an output over sides of its input.
         first_bytes: Function from a URI to the first bytes of the object; None: names tell what is a picture.
+        open: Inputs whose rows are not in the ledger, in the order of the listing: the key in the ledger, and
+            that of the listing. None: they are not kept.
+        divided_to: Key of the last entry that was divided.
     """
 
     entries: Iterable[Entry]
@@ -202,6 +207,8 @@ class Worklist:
     scale: float
     first_bytes: Callable[[str], bytes] | None = None
     counts: ListingCounts = field(default_factory=ListingCounts)
+    open: dict[str, str] | None = None
+    divided_to: str = ""
     _divided: Iterator[Batch] = field(init=False)
     _ahead: deque[Batch] = field(default_factory=deque)
     _recent: OrderedDict[str, str] = field(default_factory=OrderedDict)
@@ -222,16 +229,33 @@ class Worklist:
             yield self._ahead.popleft()
         yield from self._divided
 
-    def has_work(self) -> bool:
+    def has_work(self, until: float = math.inf) -> bool:
         """Read ahead to the first input that needs work; return False when there is none. A job without work
         needs no cluster.
+
+        Args:
+            until: Time of the monotonic clock at which it is taken for granted that there is some.
         """
         for items, refused in self._divided:
             if items or refused:
                 self._ahead.append((items, refused))
-            if items or len(self._ahead) > _MAX_AHEAD:
+            if items or len(self._ahead) > _MAX_AHEAD or time.monotonic() > until:
                 return True
         return False
+
+    def written(self, keys: Iterable[str]) -> None:
+        """Take note of keys whose rows are in the ledger; others may be among them."""
+        with self._lock:
+            still_open = self.open or {}
+            for key in keys if still_open else ():
+                still_open.pop(key, None)
+
+    def progress(self) -> tuple[str, str | None]:
+        """Return the key of the last entry that was divided, and that of the first one without a row in the
+        ledger, None if all have theirs.
+        """
+        with self._lock:
+            return self.divided_to, next(iter(self.open.values()), None) if self.open else None
 
     def contested(self) -> list[WorkItem]:
         """Return the unfinished inputs for whose names others wait."""
@@ -308,6 +332,9 @@ class Worklist:
                     refused.append(self._refused(entry, keys[i], _reason(why), why))
             self.counts.pending += len(items)
             self.counts.refused += len(refused)
+            self.divided_to = batch[-1].key
+            if self.open is not None:
+                self.open.update((keys[i], entry.key) for i, entry in enumerate(batch) if not is_done[i])
         return items, refused
 
     def _claim(self, keys: Sequence[str], outputs: Sequence[str]) -> list[bool]:

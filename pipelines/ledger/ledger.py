@@ -21,7 +21,7 @@ import json
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias, TypedDict, cast, get_type_hints
@@ -237,7 +237,7 @@ class LedgerWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what there is.
+        """Write what there is, if there is anything.
 
         Raises:
             StorageError: An earlier part could not be written.
@@ -245,6 +245,8 @@ class LedgerWriter:
         for part in self._parts:
             if part.done():
                 part.result()  # before anything changes: who closes the writer is told as well
+        if not self._rows:
+            return
         rows, self._rows, self._last = self._rows, [], time.monotonic()
         self._num_written += len(rows)
         self._parts = [part for part in self._parts if not part.done()]
@@ -327,15 +329,23 @@ class Part:
         return (self.last is None or start <= self.last) and (stop is None or self.first < stop)
 
 
-def look_into_parts(root: str, s3_options: S3Options = s3.DEFAULT) -> list[Part]:
+def look_into_parts(root: str, s3_options: S3Options = s3.DEFAULT, seen: Iterable[Part] = ()) -> list[Part]:
     """Return the parts of a ledger in the order of writing. Of a ledger of many parts the ends are read: they
     say what keys are in them, and rows of a range of keys are then found without reading all others.
+
+    Args:
+        root: DST.
+        s3_options: How DST is reached.
+        seen: What an earlier call returned; these parts are not read again.
     """
     entries = _part_entries(root, s3_options)
+    known = {part.entry.key: part for part in seen if part.num_rows}
     if len(entries) <= _READ_WHOLE:
         return [Part(entry) for entry in entries]
 
     def look(entry: Entry) -> Part:
+        if entry.key in known:
+            return known[entry.key]
         size = min(_FOOTER_BYTES, entry.size_bytes)
         end = storage.read_range(entry.uri, -size, size, s3_options)
         try:

@@ -123,14 +123,15 @@ def title(pid: int) -> str:
 
 
 def victims(pid: int) -> list[tuple[int, str]]:
-    """Return (pid, kind) of the job's replicas, CPU workers and decoders: everything but Ray's own services
-    and the driver.
+    """Return (pid, kind) of the replicas, CPU workers, decoders and drivers with processes of their own: all
+    but Ray's own services and the job itself.
     """
     kinds = {
         "ray::Replica": "replica",
         "ray::ServeReplica": "replica",
         "ray::_prepare": "worker",
         "ray::_store": "worker",
+        "ray::Driver": "driver",
     }
     found = [(one, title(one)) for one in descendants(pid)]
     named = [

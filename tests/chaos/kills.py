@@ -1,8 +1,9 @@
-"""Kill workers, replicas and decoders at random, and the driver once; then run the same command again, and
-count.
+"""Kill workers, replicas, decoders and drivers at random, and the process of the job once; then run the same
+command again, and count.
 
 python tests/chaos/kills.py                     600 pictures, kills every 3 s, the driver at a half
 python tests/chaos/kills.py --quick             120 pictures
+python tests/chaos/kills.py --drivers 3         with three drivers, which are killed too
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def disturb(
     while not stop.wait(every_s * rng.uniform(0.7, 1.3)):
         found = harness.victims(pid)
         by_kind = {
-            kind: [one for one, its in found if its == kind] for kind in ("replica", "worker", "decoder")
+            kind: [one for one, its in found if its == kind]
+            for kind in ("replica", "worker", "decoder", "driver")
         }
         kind = rng.choice([kind for kind, pids in by_kind.items() if pids] or [""])
         if kind and harness.kill(rng.choice(by_kind[kind])):
@@ -46,6 +48,7 @@ def main() -> int:
     options.add_argument("--pictures", type=int)
     options.add_argument("--every-s", type=float, default=3.0)
     options.add_argument("--engine", default="serve", choices=["serve", "actors"])
+    options.add_argument("--drivers", type=int, default=1)
     options.add_argument("--seed", type=int, default=0)
     chosen = options.parse_args()
     count = chosen.pictures or (120 if chosen.quick else 600)
@@ -55,6 +58,7 @@ def main() -> int:
         harness.make_pictures(source, count)
         # 4 MP/s would be 1 ms a picture: the stand-in takes 100 ms, so that there is something to kill.
         arguments = ["--model", "nearest-x4@24", "--engine", chosen.engine, "--replicas", "3:3"]
+        arguments += ["--drivers", str(chosen.drivers)]
         print(f"{count} pictures, {chosen.engine}, a kill about every {chosen.every_s:g} s")
 
         def begun(before: int) -> Callable[[], bool]:
@@ -70,7 +74,7 @@ def main() -> int:
         disturber.start()
         try:
             harness.wait_for_rows(target, count // 2, process)
-            kills["driver"] += 1
+            kills["job"] += 1
         finally:
             stop.set()
             disturber.join()
@@ -100,18 +104,19 @@ def main() -> int:
         if code or undisturbed:
             print(log.read_text(errors="replace")[-6000:])
 
-    # What the killed driver had written and no row named is done again; so is what a killed worker had begun.
+    # What the killed job had written and no row named is done again; so is what a killed worker had begun.
     repeated = outputs_before - rows_before + sum(row["attempts"] - 1 for row in rows)
     ok = {row["key"] for row in rows if row["status"] == "ok"}
     result = {
         "pictures": count,
         "engine": chosen.engine,
+        "drivers": chosen.drivers,
         "kills": dict(kills),
         "lost": count - len(ok),
         "duplicate_rows": harness.duplicates(rows),
         "corrupt": sum(found.get(key) != digest for key, digest in expected.items()),
         "extra_outputs": len(found.keys() - expected.keys()),
-        "rows_before_driver_kill": rows_before,
+        "rows_before_job_kill": rows_before,
         "repeated_pictures": repeated,
         "repeated_per_kill": round(repeated / max(1, sum(kills.values())), 2),
         "wall_s": round(wall, 1),
@@ -122,7 +127,8 @@ def main() -> int:
         "0 duplicate rows": not result["duplicate_rows"],
         "0 corrupt: every sha256 as in the undisturbed run": not result["corrupt"]
         and not result["extra_outputs"],
-        "something was killed": kills["driver"] == 1 and sum(kills.values()) > 1,
+        "something was killed": kills["job"] == 1 and sum(kills.values()) > 1,
+        "drivers were killed": chosen.drivers == 1 or kills["driver"] > 0,
         "repeated work within one ledger part (100 rows) per kill": repeated <= 100 * sum(kills.values()),
     }
     return harness.report(result, claims)

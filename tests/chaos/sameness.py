@@ -1,5 +1,5 @@
-"""Run one job with 1 and with 3 replicas, with both engines, and in two halves: the same bytes and the same
-rows, apart from times.
+"""Run one job with 1 and with 3 replicas, with both engines, with several drivers, and in two halves: the
+same bytes and the same rows, apart from times.
 
 python tests/chaos/sameness.py [--quick]
 """
@@ -44,13 +44,15 @@ def main() -> int:
             "actors 3": [["--engine", "actors", "--replicas", "3:3"]],
             "serve 1": [["--engine", "serve", "--replicas", "1:1"]],
             "serve 3": [["--engine", "serve", "--replicas", "1:3"]],
+            "actors 3, drivers 3": [["--engine", "actors", "--replicas", "3:3", "--drivers", "3"]],
+            "serve 3, drivers 3": [["--engine", "serve", "--replicas", "3:3", "--drivers", "3"]],
             "resumed": [
                 ["--engine", "actors", "--replicas", "2:2", "--include", "00/*"],
                 ["--engine", "actors", "--replicas", "2:2"],
             ],
         }
         if chosen.quick:
-            runs = {name: runs[name] for name in ("actors 1", "serve 3", "resumed")}
+            runs = {name: runs[name] for name in ("actors 1", "serve 3, drivers 3", "resumed")}
         codes: list[int] = []
         found: dict[str, tuple[dict[str, str], list[dict[str, Any]]]] = {}
         for name, steps in runs.items():

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.ledger import ledger
 from tests.scripts import load_script
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +60,7 @@ FLAGS = {
         ),
         *("--plan", "--dry-run", "--status", "--retry-failed", "--verify", "--repair", "--set"),
         *("--include", "--exclude", "--keys", "--masks", "--if-exists", "--engine", "--price-per-hour"),
+        *("--drivers", "--tolerate"),
     },
     "evaluate": {
         *(
@@ -178,6 +180,20 @@ def test_a_place_without_a_job_is_not_in_order(
         capsys.readouterr().err
         == f"error: {tmp_path / 'out'} holds no job: nothing has been upscaled into it\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("tolerated", "code"), [([], 3), (["--tolerate", "0.4%"], 3), (["--tolerate", "0.5%"], 0)]
+)
+def test_a_share_of_failed_inputs_is_tolerated(
+    tolerated: list[str], code: int, job: Job, tmp_path: Path
+) -> None:
+    """One of two hundred."""
+    rows = [ledger.row(str(i), "e", "failed" if i == 7 else "ok") for i in range(200)]
+    ledger.begin_job(str(tmp_path / "out"), {"scale": 4})
+    ledger.append(str(tmp_path / "out"), rows)
+    asked = ["--status", *tolerated]
+    assert job("upscale", str(tmp_path / "in"), str(tmp_path / "out"), *asked) == code
 
 
 def test_training_without_shards_is_said(

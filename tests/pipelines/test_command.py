@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 
-from pipelines.command import UsageError, min_max
+from pipelines.command import UsageError, min_max, positive, share
 
 
 @pytest.mark.parametrize(
@@ -24,3 +26,22 @@ def test_a_range_may_begin_at_zero_and_not_end_there() -> None:
     assert min_max("--replicas", "0:2", least=0) == (0, 2)
     with pytest.raises(UsageError, match="0 <= MIN <= MAX and 1 <= MAX, got '0'"):
         min_max("--replicas", "0", least=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("0.1%", 0.001), ("0%", 0.0), ("100%", 1.0), ("101%", None), ("0.1", None), ("-1%", None)],
+)
+def test_shares_are_per_cent(text: str, expected: float | None) -> None:
+    if expected is None:
+        with pytest.raises(argparse.ArgumentTypeError, match=f"percentage such as 0.1%, got '{text}'"):
+            share(text)
+    else:
+        assert share(text) == pytest.approx(expected)
+
+
+def test_a_number_is_at_least_one() -> None:
+    assert positive("3") == 3
+    for text in ("0", "-1", "2.5", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"at least 1, got '{text}'"):
+            positive(text)

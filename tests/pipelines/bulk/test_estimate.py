@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.bulk.estimate import describe, estimate
-from pipelines.bulk.job import entries
-from pipelines.bulk.selection import Selection, Worklist
+from pipelines.bulk.selection import Worklist
 from pipelines.bulk.stages import StageOptions, UpscaleOptions
+from pipelines.bulk.sweep import Inputs
 from pipelines.ledger.digests import DigestSet, OwnerMap
 from pipelines.ledger.ledger import Known
 from tests.pictures import encoded
@@ -20,7 +20,7 @@ JOB = UpscaleOptions(model="nearest-x4", identity="nearest-x4", scale=4)
 
 def worklist(source: Path) -> Worklist:
     known = Known(DigestSet(), OwnerMap(), Counter())
-    return Worklist(entries(str(source), Selection()), known, JOB.output_key, JOB.scale)
+    return Worklist(Inputs(source=str(source)).entries(), known, JOB.output_key, JOB.scale)
 
 
 def test_the_estimate_reads_headers_and_tells_hours_and_cost(tmp_path: Path) -> None:

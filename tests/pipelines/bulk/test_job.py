@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -13,13 +14,12 @@ from unittest import mock
 
 import pytest
 
-from pipelines.bulk import job as job_module
+from pipelines.bulk import driver as driver_module
 from pipelines.bulk.job import Job, UpscaleOptions, run_job
-from pipelines.bulk.selection import Worklist
 from pipelines.bulk.stages import StageOptions
+from pipelines.bulk.sweep import Inputs, Sweep
 from pipelines.ledger import ledger
-from pipelines.ledger.digests import DigestSet, OwnerMap
-from pipelines.ledger.ledger import Known, Row
+from pipelines.ledger.ledger import Row
 
 OPTIONS = UpscaleOptions(model="nearest-x4", identity="nearest-x4", scale=4)
 Work = Callable[[Callable[[Row], None]], Coroutine[Any, Any, None]]
@@ -42,16 +42,19 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Work], Non
     def run(work: Work) -> None:
         def scheduler(*arguments: Any, **_: Any) -> Any:
             finished = arguments[4]
-            return SimpleNamespace(run=lambda: work(finished), is_listed=True, replica_times={})
+            return SimpleNamespace(run=lambda: work(finished), is_idle=False, replica_times={})
 
-        monkeypatch.setattr(job_module, "_capacity", lambda: {"num_cpus": 1, "object_store_bytes": 1})
-        monkeypatch.setattr(job_module, "BulkRun", scheduler)
+        monkeypatch.setattr(driver_module, "capacity", lambda *_: {"num_cpus": 1, "object_store_bytes": 1})
+        monkeypatch.setattr(driver_module, "BulkRun", scheduler)
         progress: Any = mock.Mock()
         engine: Any = NoEngine()
-        worklist = Worklist([], Known(DigestSet(), OwnerMap(), Counter()), OPTIONS.output_key, 4)
+        progress.counts = Counter[str]()
+        progress.megapixels = 0.0
         job = Job(source="/photos", stages=StageOptions(outputs=OPTIONS, target=str(tmp_path)))
+        sweep = Sweep(Inputs(source="/photos"), job.stages, iter([]))
+        sweep.has_work()
         try:
-            run_job(job, worklist, engine, progress)
+            run_job(job, sweep, engine, progress)
         finally:
             assert engine.is_closed
 
@@ -77,10 +80,11 @@ def test_a_row_reaches_the_ledger_while_the_job_runs(
     assert seen == ["a"]
 
 
-def test_rows_of_a_job_that_fails_are_in_the_ledger(run: Callable[[Work], None], tmp_path: Path) -> None:
+def test_rows_of_a_job_that_is_stopped_are_in_the_ledger(run: Callable[[Work], None], tmp_path: Path) -> None:
     async def work(finished: Callable[[Row], None]) -> None:
         finished(ledger.row("a", "1", "ok"))
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)  # Ctrl-C
+        await asyncio.sleep(60)
 
     with pytest.raises(KeyboardInterrupt):
         run(work)

@@ -16,10 +16,10 @@ import pytest
 from pipelines.bulk import actors
 from pipelines.bulk.actors import ActorEngine
 from pipelines.bulk.engine import Engine, EngineError, EngineOptions
-from pipelines.bulk.job import entries
 from pipelines.bulk.scheduler import BulkOptions, BulkRun, ReplicaTime
-from pipelines.bulk.selection import Selection, WorkItem, Worklist
+from pipelines.bulk.selection import WorkItem, Worklist
 from pipelines.bulk.stages import StageOptions, UpscaleOptions
+from pipelines.bulk.sweep import Inputs
 from pipelines.ledger.digests import DigestSet, OwnerMap
 from pipelines.ledger.ledger import Known, Row
 from resshift import images
@@ -48,7 +48,7 @@ def run_bulk(
 
     async def run() -> dict[int, ReplicaTime]:
         worklist = Worklist(
-            entries(str(source), Selection()), Known(DigestSet(), OwnerMap(), Counter()), JOB.output_key, 4
+            Inputs(source=str(source)).entries(), Known(DigestSet(), OwnerMap(), Counter()), JOB.output_key, 4
         )
 
         def listed() -> Iterator[tuple[list[WorkItem], list[Row]]]:

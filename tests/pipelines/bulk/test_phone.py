@@ -75,7 +75,7 @@ def request_(tmp_path: Path) -> BulkRequest:
 
 def test_every_photo_of_a_phone_is_made_and_nothing_fails(request_: BulkRequest) -> None:
     job = request_.job()
-    worklist = request_.worklist(job, request_.inputs())
+    worklist = request_.inputs().worklist(job.stages, request_.entries())
     rows: dict[str, Row] = {}
     for items, refused in list(worklist.batches()):
         rows |= {row["key"]: row for row in refused}
@@ -103,7 +103,7 @@ def test_every_photo_of_a_phone_is_made_and_nothing_fails(request_: BulkRequest)
 
 def test_the_plan_of_a_phone_says_so(request_: BulkRequest) -> None:
     job = request_.job()
-    worklist = request_.worklist(job, request_.inputs())
+    worklist = request_.inputs().worklist(job.stages, request_.entries())
     found = estimate(worklist, job.stages)
     assert (found.pending, found.num_refused, found.unreadable) == (len(PHOTOS), len(OTHERS), [])
     told = "\n".join(describe(found, worklist, mp_per_s=None, replicas=1, price_per_hour=None))

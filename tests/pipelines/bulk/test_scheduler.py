@@ -88,6 +88,9 @@ class Stages:
 
     async def start(self) -> None: ...
 
+    async def divide(self, num_drivers: int) -> list[Callable[[], Any]]:
+        return [lambda: self] * num_drivers
+
     async def close(self) -> None: ...
 
     async def wait_for_slot(self) -> None: ...

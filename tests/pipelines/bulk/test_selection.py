@@ -302,7 +302,7 @@ def test_a_list_of_keys_may_come_from_any_editor(text: str, tmp_path: Path) -> N
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"photo")
     (tmp_path / "keys.txt").write_text(text, encoding="utf-8", newline="")
-    listed = BulkRequest(source=str(tmp_path), target="/out", keys=str(tmp_path / "keys.txt")).inputs()
+    listed = BulkRequest(source=str(tmp_path), target="/out", keys=str(tmp_path / "keys.txt")).entries()
     assert [(one.key, one.irregular) for one in listed] == [("a.png", None), ("b.png", None)]
 
 
