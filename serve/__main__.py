@@ -6,7 +6,8 @@
     python -m serve --replicas 1:4 --ongoing 16             up to four GPUs, sixteen pictures at once on each
     python -m serve --config serve/config.yaml              a configuration, on this machine
     python -m serve --print-config > my.yaml                for `serve run my.yaml` and `serve deploy my.yaml`
-    python -m serve --new-key alice                         an API key, and its entry for the configuration
+    python -m serve --new-key alice --keys keys.yaml        an API key, once; its digest goes to keys.yaml
+    python -m serve --keys keys.yaml --host 0.0.0.0         for other machines, with keys alone
 
 `RAY_ADDRESS` joins a cluster; without it one is started here. Ctrl-C ends it after what is being worked on.
 
@@ -16,6 +17,7 @@ Exit codes: 0 complete, 1 failed, 2 usage.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import socket
@@ -52,9 +54,12 @@ def arguments() -> argparse.ArgumentParser:
         "--jobs", metavar="SRC:DST", help="allow bulk jobs from inside SRC to inside DST (plain paths)"
     )
     options.add_argument("--config", metavar="FILE", help="take all of it from a configuration")
+    options.add_argument(
+        "--keys", metavar="FILE", help="API keys, as --new-key writes them; read when the endpoint starts"
+    )
     mode = options.add_mutually_exclusive_group()
     mode.add_argument("--print-config", action="store_true", help="write the configuration and end")
-    mode.add_argument("--new-key", metavar="NAME", help="make an API key and end")
+    mode.add_argument("--new-key", metavar="NAME", help="make an API key, add it to --keys, and end")
     return options
 
 
@@ -102,6 +107,62 @@ def configuration(options: argparse.Namespace) -> dict[str, Any]:
         "http_options": http,
         "applications": [*applications, endpoint],
     }
+
+
+def endpoint_args(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the endpoint in a configuration; empty, for none, if it has none."""
+    for one in config.get("applications") or []:
+        if one.get("import_path") == "serve.app:application":
+            return one.setdefault("args", {})
+    return {}
+
+
+def read_keys(path: str, may_be_new: bool = False) -> list[dict[str, Any]]:
+    """Return the entries of a file of keys.
+
+    Raises:
+        UsageError: It cannot be read, or holds something else.
+    """
+    import yaml
+    from pydantic import TypeAdapter, ValidationError
+
+    from serve.settings import KeySettings
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            entries = yaml.safe_load(file) or []
+        TypeAdapter(list[KeySettings]).validate_python(entries)
+    except FileNotFoundError:
+        if may_be_new:
+            return []
+        raise UsageError(f"--keys {path}: no such file; --new-key NAME --keys {path} makes it") from None
+    except OSError as error:
+        raise UsageError(f"--keys {path}: {error.strerror}") from None
+    except (yaml.YAMLError, ValidationError) as error:
+        told = str(error).splitlines()[-1].strip()
+        raise UsageError(f"--keys {path} must hold lines of --new-key: {told}") from None
+    return entries
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def check_open(config: dict[str, Any]) -> None:
+    """Refuse an endpoint without keys that others could reach, before Ray starts for it.
+
+    Raises:
+        UsageError: It has none.
+    """
+    from serve.http.keys import is_loopback
+
+    host = (config.get("http_options") or {}).get("host", "127.0.0.1")
+    args = endpoint_args(config)
+    if args and not args.get("keys") and not is_loopback(str(host)):
+        raise UsageError(
+            f"an endpoint at {host} needs API keys: python -m serve --new-key NAME --keys keys.yaml makes "
+            "one, and --keys keys.yaml uses them"
+        )
 
 
 def check_address(config: dict[str, Any]) -> None:
@@ -164,11 +225,16 @@ def command(options: argparse.Namespace) -> Exit:
 
     if options.new_key is not None:
         key = new_key()
+        entry = f"- {{name: {json.dumps(options.new_key)}, sha256: {digest(key)}}}\n"
+        if options.keys is None:
+            sys.stderr.write(f"The key is shown once. Under args.keys of the endpoint:\n  {entry}")
+        else:
+            if any(one["name"] == options.new_key for one in read_keys(options.keys, may_be_new=True)):
+                raise UsageError(f"--new-key {options.new_key}: {options.keys} has a key of this name")
+            with open(options.keys, "a", encoding="utf-8", opener=_private) as file:
+                file.write(entry)
+            sys.stderr.write(f"The key is shown once; {options.keys} has its digest.\n")
         sys.stdout.write(f"{key}\n")
-        sys.stderr.write(
-            f"The key is shown once. Under args.keys of the endpoint:\n  - {{name: {options.new_key}, "
-            f"sha256: {digest(key)}}}\n"
-        )
         return Exit.COMPLETE
     config: dict[str, Any]
     if options.config is not None:
@@ -179,9 +245,12 @@ def command(options: argparse.Namespace) -> Exit:
             raise UsageError(f"--config {options.config}: {error.strerror}") from None
     else:
         config = configuration(options)
+    if options.keys is not None:
+        endpoint_args(config)["keys"] = read_keys(options.keys)
     if options.print_config:
         sys.stdout.write(yaml.safe_dump(config, sort_keys=False))
         return Exit.COMPLETE
+    check_open(config)
     if not os.environ.get("RAY_ADDRESS"):  # else the address is that of the cluster's head
         check_address(config)
     try:

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, MutableMapping
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 
@@ -45,6 +47,19 @@ _SAFE_HEADERS = (
     (b"x-frame-options", b"DENY"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
+# What a page of another origin may send and read, where `cors` allows it.
+_ASKED_HEADERS = (
+    "Authorization",
+    "X-API-Key",
+    "Content-Type",
+    "Prefer",
+    "Idempotency-Key",
+    "X-Request-Timeout",
+)
+_TOLD_HEADERS = (
+    *("Content-Disposition", "Location", "Preference-Applied", "Retry-After", "Server-Timing"),
+    *("X-Model", "X-Model-Identity", "X-Notes", "X-Picture-Size", "X-Request-ID", "X-Result-Size"),
+)
 # Less than this of a body that is no longer needed is cheaper to read than a new connection.
 _CHEAP_BYTES = 1_000_000
 
@@ -73,13 +88,18 @@ class Answering:
         announced = announced_bytes(asked.get(b"content-length", b"").decode("latin-1"))
         is_arriving = announced > _CHEAP_BYTES or b"transfer-encoding" in asked
 
+        started, bytes_in, bytes_out, status = time.monotonic(), 0, 0, 0
+
         async def receiving() -> MutableMapping[str, Any]:
-            nonlocal is_arriving
+            nonlocal is_arriving, bytes_in
             message = await receive()
+            bytes_in += len(message.get("body", b""))
             is_arriving = is_arriving and bool(message.get("more_body"))
             return message
 
         async def sending(message: MutableMapping[str, Any]) -> None:
+            nonlocal bytes_out, status
+            bytes_out += len(message.get("body", b""))
             if message["type"] == "http.response.start":
                 headers = list(message["headers"])
                 if is_arriving:
@@ -90,10 +110,25 @@ class Answering:
                     headers.append((b"cache-control", b"no-store"))
                 message["headers"] = headers
                 route = getattr(scope.get("route"), "path", "other")
-                self._services.metrics.requests.labels(route, str(message["status"])).inc()
+                status = message["status"]
+                self._services.metrics.requests.labels(route, str(status)).inc()
             await send(message)
 
-        await self._app(scope, receiving, sending)
+        try:
+            await self._app(scope, receiving, sending)
+        finally:
+            self._services.access.write(
+                {
+                    "caller": scope.get("state", {}).get("caller", ""),
+                    "peer": (scope.get("client") or ("",))[0],
+                    "method": scope.get("method", ""),
+                    "path": scope["path"],
+                    "status": status,
+                    "seconds": round(time.monotonic() - started, 4),
+                    "bytes_in": bytes_in,
+                    "bytes_out": bytes_out,
+                }
+            )
 
 
 def create_app(services: Services) -> FastAPI:
@@ -115,6 +150,15 @@ def create_app(services: Services) -> FastAPI:
     api.include_router(routes.router)
     api.include_router(site.router)
     problems.install(api)
+    if services.settings.cors:
+        api.add_middleware(
+            CORSMiddleware,
+            allow_origins=services.settings.cors,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=_ASKED_HEADERS,
+            expose_headers=_TOLD_HEADERS,
+            max_age=3600,
+        )
     api.add_middleware(Answering, services=services)
     return api
 

@@ -139,7 +139,7 @@ def merged(options: PictureOptions, fields: Mapping[str, Any]) -> PictureOptions
     try:
         return PictureOptions.model_validate(options.model_dump(exclude_unset=True) | dict(fields))
     except ValidationError as error:
-        raise option_problem(error) from None
+        raise option_problem(error, PictureOptions.model_fields) from None
 
 
 async def _later(

@@ -14,6 +14,7 @@ from fastapi import Request
 
 from resshift.images import Format, Picture
 from resshift.images.animation import Frames
+from serve.http.access import AccessLog
 from serve.http.keys import Caller, Keys
 from serve.http.limits import ByteBudget
 from serve.http.metrics import Metrics
@@ -67,10 +68,12 @@ class Services:
     keys: Keys = field(init=False)
     metrics: Metrics = field(default_factory=Metrics)
     budget: ByteBudget = field(init=False)
+    access: AccessLog = field(init=False)
     started: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
-        self.keys = Keys(self.settings.keys)
+        self.keys = Keys(self.settings.keys, self.settings.behind_proxy)
+        self.access = AccessLog(self.settings.access_log)
         self.budget = ByteBudget(int(self.settings.limits.bodies_mb * 1e6))
 
     def count(self) -> None:
@@ -96,7 +99,9 @@ def caller(request: Request) -> Caller:
         Problem: unauthorised, forbidden, rate_limited.
     """
     peer = request.client.host if request.client is not None else None
-    found = services(request).keys.caller(request.headers, peer)
+    version = str(request.scope.get("http_version", "1.1"))
+    found = services(request).keys.caller(request.headers, peer, version)
+    request.state.caller = found.name
     found.quota.take_request()
     return found
 

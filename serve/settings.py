@@ -155,11 +155,19 @@ class ServeSettings:
         sleeping: Names of the models that may have no replicas (low 0): the first request after a pause waits
             for one to start.
         keys: API keys; without any, the endpoint answers only its own machine.
+        behind_proxy: Without keys, whether to answer what a proxy on this machine hands on: whoever reaches
+            the proxy may then use the endpoint.
+        cors: Origins (https://photos.example.org) whose pages may call the endpoint, or "*"; keys are needed.
+        access_log: File to which each gateway appends a JSON line for every request; "-" is standard output,
+            empty none.
     """
 
     models: tuple[str, ...] = ("tiny-x4",)
     sleeping: tuple[str, ...] = ()
     keys: tuple[KeySettings, ...] = ()
+    behind_proxy: bool = False
+    cors: tuple[str, ...] = ()
+    access_log: str = ""
     limits: LimitSettings = field(default_factory=LimitSettings)
     jobs: JobSettings = field(default_factory=JobSettings)
 
@@ -170,6 +178,11 @@ class ServeSettings:
             raise ValueError(f"sleeping must be some of models, {self.models}, got {self.sleeping}")
         if len({key.name for key in self.keys}) < len(self.keys):
             raise ValueError("two keys have the same name")
+        for origin in self.cors:
+            if origin != "*" and not re.fullmatch(r"https?://[^/*\s]+", origin):
+                raise ValueError(f"cors must hold origins such as https://photos.example.org, got {origin!r}")
+        if self.cors and not self.keys:
+            raise ValueError("cors needs keys: without any, no page of another site may use the endpoint")
 
 
 def parse(args: Mapping[str, Any]) -> ServeSettings:

@@ -107,7 +107,7 @@ class Reader:
         try:
             return kind.model_validate_json(data)
         except ValidationError as error:
-            raise option_problem(error) from None
+            raise option_problem(error, kind.model_fields) from None
 
     async def _bytes(self, request: Request, limit: int) -> bytes:
         if (announced := announced_bytes(request.headers.get("content-length", ""))) > limit:

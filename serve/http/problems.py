@@ -13,7 +13,7 @@ whole seconds.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,17 +149,39 @@ def picture_problem(reason: str, detail: str) -> Problem:
     return Problem(_KIND_BY_REASON[reason], detail, members={"reason": str(reason)})
 
 
-def option_problem(error: ValidationError | RequestValidationError | OptionError) -> Problem:
-    """Return the problem of options that cannot be used: one entry of `errors` for each."""
+def option_problem(
+    error: ValidationError | RequestValidationError | OptionError, allowed: Collection[str] = ()
+) -> Problem:
+    """Return the problem of options that cannot be used: one entry of `errors` for each.
+
+    Args:
+        error: What is wrong.
+        allowed: Names of the options that there are.
+    """
     if isinstance(error, OptionError):
         errors = [{"option": error.option, "message": error.message}]
         return Problem("bad_option", f"{error.option} {error.message}", members={"errors": errors})
     errors = [
-        {"option": ".".join(str(part) for part in one["loc"]), "message": str(one["msg"])}
+        {"option": ".".join(str(part) for part in one["loc"]), "message": _told(one, allowed)}
         for one in error.errors()
     ]
     told = "; ".join(f"{one['option']}: {one['message']}" for one in errors)
     return Problem("bad_option", told, members={"errors": errors})
+
+
+def _told(error: Mapping[str, Any], allowed: Collection[str]) -> str:
+    """Return what is wrong with one option."""
+    if error["type"] == "extra_forbidden":
+        return f"there is no such option; allowed: {', '.join(sorted(allowed))}" if allowed else "unknown"
+    return str(error["msg"])
+
+
+def _options_of(request: Request) -> list[str]:
+    """Return the names of the query options of the route that has this request."""
+    dependant = getattr(request.scope.get("route"), "dependant", None)
+    parameters = getattr(dependant, "query_params", [])
+    models = [getattr(one.field_info.annotation, "model_fields", {one.alias: None}) for one in parameters]
+    return [name for fields in models for name in fields]
 
 
 def install(api: FastAPI) -> None:
@@ -172,9 +194,8 @@ def install(api: FastAPI) -> None:
         return error.response()
 
     def on_invalid(request: Request, error: Exception) -> JSONResponse:
-        del request
         assert isinstance(error, RequestValidationError)
-        return option_problem(error).response()
+        return option_problem(error, _options_of(request)).response()
 
     def on_http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)

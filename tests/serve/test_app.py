@@ -24,6 +24,7 @@ from resshift import images
 from resshift.images.profiles import PRIMARIES, colorants, matrix_profile
 from serve import pictures
 from serve.app import Answering
+from serve.http.access import AccessLog
 from serve.http.body import Reader
 from serve.http.keys import digest, new_key
 from serve.http.limits import ByteBudget
@@ -223,6 +224,17 @@ class TestRefusals:
         form = {"files": {"image": encoded(0, 20, 24)}, "data": dict([query.split("=", 1)])}
         assert endpoint.client.post("/v1/upscale", **form).status_code == 422
 
+    def test_an_unknown_option_is_named_with_what_is_allowed(self, endpoint: Any) -> None:
+        told = "scale: there is no such option; allowed: "
+        query = endpoint.post(encoded(0, 20, 24), "/v1/upscale?scale=2")
+        form = {"files": {"image": encoded(0, 20, 24)}, "data": {"scale": "2"}}
+        for answer in (query, endpoint.client.post("/v1/upscale", **form)):
+            assert answer.status_code == 422
+            assert answer.json()["detail"].removeprefix("query.").startswith(told)
+            assert {"format", "outscale", "seed"} <= set(re.split(r"\W+", answer.json()["detail"]))
+        body = endpoint.client.post("/v1/jobs", json={"source": "a", "target": "b", "scale": 2}).json()
+        assert body["detail"].startswith("scale: there is no such option; allowed: ")
+
     @pytest.mark.parametrize("query", ["model=unknown", "outscale=2", "steps=2"])
     def test_what_the_model_cannot_do_is_refused_before_it_is_asked(self, query: str, endpoint: Any) -> None:
         answer = endpoint.post(encoded(0, 20, 24), f"/v1/upscale?{query}")
@@ -372,7 +384,7 @@ def test_an_answer_before_the_end_of_a_body_closes_the_connection(
     async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
 
-    services: Any = SimpleNamespace(metrics=Metrics())
+    services: Any = SimpleNamespace(metrics=Metrics(), access=AccessLog(""))
     scope = {"type": "http", "path": "/v1/upscale", "headers": headers}
     asyncio.run(Answering(app, services)(scope, receive, send))
     assert ((b"connection", b"close") in sent[0]["headers"]) == closes
@@ -493,6 +505,40 @@ class TestKeys:
         assert guarded.client.get("/v1/models", headers=headers).status_code == 429  # the fourth request
         assert guarded.client.get("/healthz").status_code == 200
         assert guarded.client.get("/").status_code == 200
+
+    def test_pages_of_named_origins_may_call(self, start_endpoint: Callable[..., Any]) -> None:
+        key, origin = new_key(), "https://photos.example.org"
+        entry = {"name": "alice", "sha256": digest(key)}
+        client = start_endpoint(keys=[entry], cors=[origin]).client
+        asking = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+        allowed = client.options("/v1/upscale", headers={"Origin": origin, **asking})
+        assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, origin)
+        assert client.options("/v1/upscale", headers={"Origin": "https://a.org", **asking}).status_code == 400
+        headers = {"Origin": origin, "Authorization": f"Bearer {key}"}
+        made = client.post("/v1/upscale", content=encoded(0, 20, 24), headers=headers)
+        assert made.headers["access-control-allow-origin"] == origin
+        assert "X-Result-Size" in made.headers["access-control-expose-headers"]
+        assert (
+            "access-control-allow-origin"
+            not in start_endpoint(keys=[entry]).client.get("/v1/models", headers=headers).headers
+        )
+        with pytest.raises(ValueError, match="cors needs keys"):
+            start_endpoint(cors=[origin])
+
+    def test_every_request_is_a_line_of_the_access_log(
+        self, start_endpoint: Callable[..., Any], tmp_path: Path
+    ) -> None:
+        key, log = new_key(), tmp_path / "access.jsonl"
+        entry = {"name": "alice", "sha256": digest(key)}
+        guarded, data = start_endpoint(keys=[entry], access_log=str(log)), encoded(0, 20, 24)
+        made = guarded.post(data, "/v1/upscale?seed=1", headers={"X-API-Key": key})
+        guarded.post(data)
+        first, second = (json.loads(line) for line in log.read_text().splitlines())
+        assert first["caller"] == "alice"
+        assert (first["method"], first["path"], first["status"]) == ("POST", "/v1/upscale", 200)
+        assert (first["bytes_in"], first["bytes_out"]) == (len(data), len(made.content))
+        assert (second["caller"], second["status"]) == ("", 401)
+        assert key not in log.read_text()
 
     @pytest.mark.parametrize("path", ["/v1/upscale", "/v1/jobs"])
     def test_the_body_of_a_stranger_is_not_read(self, path: str, start_endpoint: Callable[..., Any]) -> None:

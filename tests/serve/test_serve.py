@@ -371,3 +371,29 @@ def test_a_new_key_is_printed_once_with_its_entry(capsys: pytest.CaptureFixture[
     shown = capsys.readouterr()
     assert digest(shown.out.strip()) in shown.err
     assert shown.out.strip() not in shown.err
+
+
+def test_keys_are_kept_in_a_file_and_an_open_endpoint_is_refused_before_ray(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serve import __main__
+    from serve.http.keys import digest
+
+    keys = str(tmp_path / "keys.yaml")
+    monkeypatch.setattr(__main__, "connect_to_ray", lambda: pytest.fail("Ray was started"))
+    everywhere = ["--model", "nearest-x4", "--host", "0.0.0.0"]
+    assert __main__.main([*everywhere, "--keys", keys]) == 2
+    assert "no such file; --new-key NAME --keys" in capsys.readouterr().err
+    assert __main__.main(["--new-key", "alice", "--keys", keys]) == 0
+    key = capsys.readouterr().out.strip()
+    assert __main__.main(["--new-key", "alice", "--keys", keys]) == 2
+    assert "has a key of this name" in capsys.readouterr().err
+    assert Path(keys).stat().st_mode & 0o777 == 0o600
+    assert __main__.main([*everywhere, "--keys", keys, "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    assert digest(key) in printed
+    assert key not in printed
+    assert __main__.main(everywhere) == 2
+    refused = capsys.readouterr().err
+    assert refused.startswith("error: an endpoint at 0.0.0.0 needs API keys: ")
+    assert refused.count("\n") == 1

@@ -87,6 +87,20 @@ def test_without_keys_only_this_machine(
 
 
 @pytest.mark.parametrize(
+    ("headers", "http_version"),
+    [({"x-forwarded-for": "192.0.2.1"}, "1.1"), ({"forwarded": "for=192.0.2.1"}, "1.1"), ({}, "1.0")],
+)
+def test_without_keys_no_proxy_unless_told(headers: dict[str, str], http_version: str) -> None:
+    handed_on = Headers({"host": "127.0.0.1:8000", **headers})
+    with pytest.raises(Problem, match="answers no proxy"):
+        Keys([]).caller(handed_on, "127.0.0.1", http_version)
+    public = Headers({**headers, "host": "photos.example.org"})
+    assert Keys([], behind_proxy=True).caller(public, "127.0.0.1", http_version).name == ""
+    with pytest.raises(Problem):
+        Keys([], behind_proxy=True).caller(public, "192.0.2.1", http_version)
+
+
+@pytest.mark.parametrize(
     ("host", "expected"),
     [("127.8.8.8", True), ("0.0.0.0", False), ("::", False), ("LOCALHOST:1", True), ("10.0.0.1", False)],
 )
