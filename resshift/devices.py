@@ -6,6 +6,7 @@ import torch, such as the gateway of an endpoint, need it too.
 
 from __future__ import annotations
 
+import os
 from typing import Any, TypeVar, cast
 
 import cv2
@@ -47,6 +48,13 @@ def on_device(module: Module, device: torch.device, channels_last: bool = True) 
     """Move a module; channels-last convolutions are twice as fast on CPUs, and what tensor cores want."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return cast(Any, module).to(device=device, memory_format=memory_format)
+
+
+def num_cores() -> int:
+    """Return how many cores this process may use: under taskset, and in containers with a set of CPUs, fewer
+    than the machine has.
+    """
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

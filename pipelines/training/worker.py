@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import tempfile
 import time
 import uuid
@@ -41,7 +40,7 @@ from pipelines.training.watchdog import Watchdog
 from resshift import storage, weights
 from resshift.allocator import keep_freed_pages
 from resshift.config import to_dict
-from resshift.devices import PRECISIONS, is_emulated
+from resshift.devices import PRECISIONS, is_emulated, num_cores
 from resshift.models import WeightsError, unet_file
 from resshift.training import checkpoint
 from resshift.training.autoencoder import AnyRunConfig
@@ -97,7 +96,7 @@ def train_worker(settings: Mapping[str, str]) -> dict[str, Any]:
     rank, num_ranks = context.get_world_rank(), context.get_world_size()
     device = granted_device()
     if device.type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+        torch.set_num_threads(max(1, num_cores() // context.get_local_world_size()))
         # A mask's -100 leaves exp(-100) behind softmax: a denormal, with which a matrix product takes ten
         # times as long.
         torch.set_flush_denormal(True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from resshift.devices import PRECISIONS, autocast, is_emulated, resolve_dtype
+from resshift.devices import PRECISIONS, autocast, is_emulated, num_cores, resolve_dtype
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -42,3 +43,14 @@ def test_precision_that_a_cpu_emulates_is_known(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: facts)
     assert is_emulated(torch.device("cpu"), PRECISIONS[precision]) is emulated
     assert not is_emulated(torch.device("cuda"), PRECISIONS[precision])
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux to bind a process to cores")
+def test_cores_are_those_that_the_process_may_use() -> None:
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert num_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert num_cores() == len(before)
