@@ -2,6 +2,8 @@
 
     faults.py kill-worker one worker is killed at step 17 of 40: bit for bit the uninterrupted run
     faults.py kill-pair   the same with two workers: no sample twice or missed, loss within 1e-6
+    faults.py kill-sharded the same with FSDP, whose workers write their parts of the checkpoints
+    faults.py kill-data   the processes that make training pairs are killed
     faults.py hang        one of two workers waits for ever in a step
     faults.py mistake     one of two workers finds a mistake, or a bug at every attempt
     faults.py kill-driver the command is killed and run again
@@ -203,19 +205,27 @@ def losses(out: str) -> dict[int, dict[str, float]]:
     }
 
 
+def toy_learner(config: Any) -> Any:
+    from resshift.networks.autoencoder import PixelUnshuffle
+    from resshift.training.losses import Objective
+    from resshift.training.step import DiffusionLearner, build_network
+
+    return DiffusionLearner(
+        config, build_network(config), Objective(config.model, config.loss, PixelUnshuffle(4))
+    )
+
+
 def state_of(out: str, step: int) -> dict[str, torch.Tensor]:
     """Return weights, average and moments of a checkpoint, flat."""
-    from resshift.weights import read_state_dict
+    from resshift.training import checkpoint
 
-    directory = Path(out, f"step-{step:08d}")
-    flat = {
-        f"{name}.{key}": value
-        for name in ("model", "ema")
-        for key, value in read_state_dict(directory / f"{name}.safetensors").items()
+    state = toy_learner(toy()).state
+    checkpoint.load(Path(out, f"step-{step:08d}"), state, toy())
+    weights = {f"{name}.{key}": value for name, one in state.weights().items() for key, value in one.items()}
+    moments = state.optimizer.state_dict()["state"]
+    return weights | {
+        f"adam.{i}.{name}": value for i, entry in moments.items() for name, value in entry.items()
     }
-    rest = torch.load(directory / "state.pt", weights_only=True)
-    moments = rest["optimizers"]["model"]["state"]
-    return flat | {f"adam.{i}.{name}": value for i, entry in moments.items() for name, value in entry.items()}
 
 
 def check_samples(out: str, num_steps: int, batch_size: int, num_photos: int) -> None:
@@ -277,9 +287,58 @@ def check_killed(whole: str, cut: str, num_steps: int, tolerance: float) -> None
     assert tolerance or all(torch.equal(a[key], b[key]) for key in a)
 
 
-def kill_pair(work: Path, num_steps: int = 40, kill_at: int = 17) -> Found:
+def kill_sharded(work: Path) -> Found:
+    """As `kill_pair`; one worker then goes on from the parts of two."""
+    found = kill_pair(work, num_steps=24, parallel="fsdp")
+    train(toy("train.steps=32"), str(work / "shards"), str(work / "cut"), workers=(1, 1))
+    check_samples(str(work / "cut"), 32, 8, 50)
+    return found
+
+
+def kill_data(work: Path, num_steps: int = 120, pause_s: float = 0.1) -> Found:
+    """The processes that make pairs for two workers are killed: Ray Data makes their pairs again, and no
+    worker starts anew.
+    """
+    data, out, trace = make_shards(work), str(work / "run"), work / "trace"
+    config = toy(f"train.steps={num_steps}", "train.checkpoint_every=1000")
+    thread, problems = in_background(
+        lambda: train(config, data, out, (2, 2), hurt(str(trace), pause_s=pause_s))
+    )
+    until(lambda: trace.exists() and len(trace.read_text().splitlines()) > 8, problems, "eight steps")
+    victims = descendants("ray::ReadPairSource")
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    thread.join(900)
+    if problems:
+        raise problems[0]
+    assert victims, "no task was making pairs"
+    losses(out)
+    check_samples(out, num_steps, 8, 50)
+    found = recovery(trace)
+    assert found["lost_steps"] == 0
+    return found | {"killed": len(victims)}
+
+
+def descendants(title: str) -> list[int]:
+    """Return the processes with this title that descend from this one; other clusters may run here."""
+    found: list[int] = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if not (process / "cmdline").read_text().startswith(title):
+                continue
+            pid = int(process.name)
+            while pid > 1 and pid != os.getpid():
+                pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it has ended
+            continue
+        if pid == os.getpid():
+            found.append(int(process.name))
+    return found
+
+
+def kill_pair(work: Path, num_steps: int = 40, kill_at: int = 17, parallel: str = "ddp") -> Found:
     data = make_shards(work)
-    config = toy(f"train.steps={num_steps}")
+    config = toy(f"train.steps={num_steps}", f"train.parallel={parallel}")
     whole, cut = str(work / "whole"), str(work / "cut")
     train(config, data, whole, workers=(2, 2))
     train(config, data, cut, workers=(2, 2), worker=dying(str(work / "marker"), kill_at, rank=1))
@@ -661,17 +720,11 @@ def kill_uploads(work: Path, num_kills: int) -> None:
 
 def write_checkpoints(work: Path, steps: Sequence[int]) -> list[dict[str, Any]]:
     """Write real checkpoints of a few megabytes and return their manifests."""
-    from resshift.networks.autoencoder import PixelUnshuffle
     from resshift.training import checkpoint
     from resshift.training.checkpoint import Snapshot
-    from resshift.training.losses import Objective
-    from resshift.training.step import DiffusionLearner, build_network
 
     config = toy()
-    learner = DiffusionLearner(
-        config, build_network(config), Objective(config.model, config.loss, PixelUnshuffle(4))
-    )
-    taken = checkpoint.take(learner.state)
+    taken = checkpoint.take(toy_learner(config).state)
     return [
         checkpoint.write(work / str(step), Snapshot(step, taken.weights, taken.rest | {"step": step}), config)
         for step in steps
@@ -701,6 +754,8 @@ class Upload:
 SCENARIOS: dict[str, tuple[Callable[[Path], Found], bool]] = {
     "kill-worker": (kill_worker, True),
     "kill-pair": (kill_pair, True),
+    "kill-sharded": (kill_sharded, True),
+    "kill-data": (kill_data, True),
     "hang": (hang, True),
     "mistake": (mistake, True),
     "kill-driver": (kill_driver, False),
