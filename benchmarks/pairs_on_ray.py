@@ -4,6 +4,9 @@ processes that only call the function.
 Both are timed in turn by wall time, on the same photos. The overhead is the share of the processes' rate that
 the pipeline does not reach: reading shards, starting tasks, moving pairs through the object store, ordering,
 and the consumer. Start-up is excluded.
+
+CPU time a pair is told beside it, by what spends it: on a machine that runs other programs, it is what can
+be compared.
 """
 
 from __future__ import annotations
@@ -15,11 +18,12 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import cpu_time
 import ray
 
 from pipelines.cluster import ray_internals
@@ -29,6 +33,7 @@ from pipelines.pairs.ranks import PairStream, rank_batches
 from pipelines.pairs.share import left_by_workers
 from pipelines.shards.build import ShardOptions
 from pipelines.shards.prepare import prepare_here
+from resshift.allocator import keep_freed_pages
 from resshift.config import DataConfig
 from resshift.devices import use_one_thread
 from resshift.pairs.training_pair import make_pair
@@ -37,9 +42,24 @@ from resshift.presets import preset
 _STORE_BYTES = 2 << 30  # Ray's default would be 30 % of the machine's memory
 _START_S = 30.0  # until the daemons and agents of a cluster have started and finished their imports
 _BATCH = 64
+_CORES = 2
 # A block arrives every half second; polling five times a second took 0.01 of a core here, and more in Ray's
 # daemons.
 _WATCH_S = 1.0
+
+
+class Rate(NamedTuple):
+    """What was measured of one way to make pairs.
+
+    Fields:
+        pairs_per_s: Of all cores together.
+        cpu_ms: CPU milliseconds a pair, by the kinds of `cpu_time`.
+        store_bytes: Peak of the object store.
+    """
+
+    pairs_per_s: float
+    cpu_ms: dict[str, float]
+    store_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -58,21 +78,22 @@ def _make_pairs(
 ) -> None:
     recipe = preset("realsr-x4-s4").degradation
     use_one_thread()
+    keep_freed_pages()  # as a task does
     for key, data in photos[:32]:
         make_pair(data, key, 0, 0, crop, recipe)  # fills tables, plans and caches, as a worker does once
     start.wait()
-    began, count = time.monotonic(), 0
+    began, cpu, count = time.monotonic(), time.process_time(), 0
     while (taken := time.monotonic() - began) < seconds:
         key, data = photos[(first + count) % len(photos)]
         make_pair(data, key, count // len(photos), 0, crop, recipe)
         count += 1
-    out.put(count / taken)
+    out.put((count / taken, (time.process_time() - cpu) / max(1, count)))
 
 
 def bare_rate(
     photos: Sequence[tuple[str, bytes]], crop: DataConfig, num_processes: int, seconds: float
-) -> float:
-    """Return the pairs per second of `num_processes` together, each calling only `make_pair`."""
+) -> Rate:
+    """Measure `num_processes` together, each calling only `make_pair`."""
     context = multiprocessing.get_context("spawn")
     start, out = context.Barrier(num_processes), context.Queue()
     processes = [
@@ -83,10 +104,10 @@ def bare_rate(
     ]
     for process in processes:
         process.start()
-    rates = [out.get() for _ in processes]
+    rates, cpu = zip(*(out.get() for _ in processes), strict=True)
     for process in processes:
         process.join()
-    return sum(rates)
+    return Rate(sum(rates), {"function": 1e3 * statistics.mean(cpu)})
 
 
 def store_bytes() -> int:
@@ -107,9 +128,8 @@ def take_until_waited(batches: Iterator[dict[str, Any]], wait_s: float = 0.02) -
             return count
 
 
-def ray_rate(root: str, crop: DataConfig, num_cpus: int, seconds: float) -> tuple[float, int]:
-    """Return the pairs per second that are made for a consumer of `rank_batches`, and the peak of the object
-    store in bytes.
+def ray_rate(root: str, crop: DataConfig, num_cpus: int, seconds: float) -> Rate:
+    """Measure the pairs that are made for a consumer of `rank_batches`.
 
     Pairs in the store are counted in addition to those consumed: tasks behind the first one may hold a
     thousand finished pairs, and more or fewer at the end than at the beginning.
@@ -138,13 +158,15 @@ def ray_rate(root: str, crop: DataConfig, num_cpus: int, seconds: float) -> tupl
         while rows > 0 or time.monotonic() < ready:
             rows -= len(next(batches)["row"])
         take_until_waited(batches)
-        began, count, stored = time.monotonic(), 0, -store_bytes()
+        began, count, stored, cpu = time.monotonic(), 0, -store_bytes(), cpu_time.cpu_by_kind()
         while (taken := time.monotonic() - began) < seconds:
             count += take_until_waited(batches)
         stored += store_bytes()
+        spent = cpu_time.since(cpu)
         batches.close()
-        pair_bytes = 3 * (crop.crop_px**2 + (crop.crop_px // config.degradation.scale) ** 2)
-        return (count + stored / pair_bytes) / taken, peak.num_bytes
+        count += stored / (3 * (crop.crop_px**2 + (crop.crop_px // config.degradation.scale) ** 2))
+        cpu_ms = {kind: 1e3 * seconds / max(1, count) for kind, seconds in spent.items()}
+        return Rate(count / taken, cpu_ms, peak.num_bytes)
     finally:
         stop.set()
         watcher.join()
@@ -152,20 +174,19 @@ def ray_rate(root: str, crop: DataConfig, num_cpus: int, seconds: float) -> tupl
 
 
 def measure_pipeline(
-    photos: Sequence[tuple[str, bytes]], crop: DataConfig, seconds: float, rounds: Mapping[int, int]
+    photos: Sequence[tuple[str, bytes]], crop: DataConfig, seconds: float, num_rounds: int
 ) -> dict[str, Any]:
-    """Time both in turn and return the figures.
+    """Time both on two cores in turn and return the figures.
 
-    Rates and overheads are medians over the rounds: on a shared machine, two rates are comparable only if one
-    is measured directly after the other. `ray_overhead` is the overhead on the largest number of cores.
+    Rates and overheads are medians over the rounds: two rates are comparable only if one is measured directly
+    after the other.
 
     Args:
         photos: Key and encoded bytes of each photo.
         crop: How training crops are cut.
         seconds: Duration of each measurement.
-        rounds: Number of rounds for each number of cores.
+        num_rounds: How often each is measured.
     """
-    figures: dict[str, Any] = {"store_limit_mb": _STORE_BYTES / 1e6}
     with tempfile.TemporaryDirectory(prefix="pairs-") as temporary:
         source, root = Path(temporary) / "photos", str(Path(temporary) / "shards")
         source.mkdir()
@@ -173,19 +194,21 @@ def measure_pipeline(
             (source / f"{i:05d}.jpg").write_bytes(data)
         # Row groups have the same size as in shards of ImageNet.
         prepare_here(str(source), root, ShardOptions())
-        for num, num_rounds in rounds.items():
-            bare, piped, peak = list[float](), list[float](), 0
-            for _ in range(num_rounds):
-                bare.append(bare_rate(photos, crop, num, seconds))
-                rate, num_bytes = ray_rate(root, crop, num, seconds)
-                piped.append(rate)
-                peak = max(peak, num_bytes)
-            overheads = [1 - ray / alone for ray, alone in zip(piped, bare, strict=True)]
-            figures |= {
-                f"bare_pairs_per_s_{num}": statistics.median(bare),
-                f"ray_pairs_per_s_{num}": statistics.median(piped),
-                f"ray_overhead_{num}": statistics.median(overheads),
-                f"ray_overheads_{num}": overheads,
-                f"store_peak_mb_{num}": peak / 1e6,
-            }
-    return figures | {"ray_overhead": figures[f"ray_overhead_{max(rounds)}"]}
+        bare, piped = list[Rate](), list[Rate]()
+        for _ in range(num_rounds):
+            bare.append(bare_rate(photos, crop, _CORES, seconds))
+            piped.append(ray_rate(root, crop, _CORES, seconds))
+    overheads = [1 - ray.pairs_per_s / alone.pairs_per_s for ray, alone in zip(piped, bare, strict=True)]
+    alone_ms = statistics.median(rate.cpu_ms["function"] for rate in bare)
+    cpu_ms = {kind: statistics.median(rate.cpu_ms[kind] for rate in piped) for kind in cpu_time.KINDS}
+    return {
+        "store_limit_mb": _STORE_BYTES / 1e6,
+        "bare_pairs_per_s_2": statistics.median(rate.pairs_per_s for rate in bare),
+        "ray_pairs_per_s_2": statistics.median(rate.pairs_per_s for rate in piped),
+        "ray_overhead": statistics.median(overheads),
+        "ray_overheads_2": overheads,
+        "bare_cpu_ms_2": alone_ms,
+        "ray_cpu_ms_2": cpu_ms,
+        "ray_cpu_overhead_2": 1 - alone_ms / sum(cpu_ms.values()),
+        "store_peak_mb_2": max(rate.store_bytes for rate in piped) / 1e6,
+    }

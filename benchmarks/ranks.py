@@ -23,13 +23,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cpu_time
 import numpy as np
 import ray
 import record
@@ -37,6 +38,7 @@ import scale
 import torch
 from numpy.typing import NDArray
 
+from pipelines.cluster import ray_internals
 from pipelines.pairs import maker as pairs
 from pipelines.pairs.dataset import filled, rows_per_task, rows_per_turn
 from pipelines.pairs.maker import PairMaker
@@ -52,6 +54,7 @@ from resshift.presets import preset
 _STORE_BYTES = 200 << 20
 _GROUP_ROWS = 16  # as in shards of ImageNet
 _SLEEPING = record.ROOT / "benchmarks" / "sleeping"
+Report = Callable[[dict[str, Any]], None]
 
 
 def configuration(batch_size: int, crop_px: int = 32) -> Any:
@@ -119,9 +122,11 @@ class Consumers:
             raise self._error
         return np.array(self._rows, np.int64)
 
-    def stop(self) -> None:
-        """Let each rank end with its next batch."""
+    def stop(self, dealer: Any) -> None:
+        """Let each rank end; one that still waits for a batch would connect to Ray anew after its end."""
         self._stop.set()
+        if dealer is not None:
+            ray.kill(dealer)
         for thread in self._threads:
             thread.join(60)
 
@@ -131,14 +136,28 @@ def made(counts: Path) -> NDArray[np.int64]:
     return np.array([int(np.fromfile(path, np.int64)[0]) for path in counts.iterdir()], np.int64)
 
 
-def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Run the ranks on a simulated cluster and return the figures of the time after the start."""
+def cpu_of_a_pair(pair_s: float, crop_px: int, counts: Path) -> float:
+    """Return the CPU seconds of a pair that sleeps, without all that is around it."""
+    counts.mkdir()
+    make: Any = runpy.run_path(str(_SLEEPING / "sitecustomize.py"))["SleepingPairs"](pair_s, counts)
+    crop, recipe = SimpleNamespace(crop_px=crop_px), SimpleNamespace(scale=4)
+    began, num_pairs = time.process_time(), 200
+    for i in range(num_pairs):
+        make(b"", str(i), 0, 0, crop, recipe)
+    return (time.process_time() - began) / num_pairs
+
+
+def measure(options: argparse.Namespace, work: Path, report: Report) -> None:
+    """Run the ranks on a simulated cluster and report the figures of the time after the start."""
     counts, root = work / "counts", str(work / "shards")
     counts.mkdir()
+    config = configuration(options.batch)
+    pair_cpu_s = cpu_of_a_pair(options.pair_s, config.data.crop_px, work / "alone")
     write_photos(root, 8, 16, 200)
     # Read by every process of the cluster.
     os.environ["PAIRS_COUNTED"], os.environ["PAIR_SECONDS"] = str(counts), str(options.pair_s)
     os.environ["PYTHONPATH"] = f"{_SLEEPING}:{record.ROOT}"
+    os.environ.update(ray_internals.METADATA_INLINE)
     data_cpus = options.nodes * options.cpus
     with scale.head() as cluster:
         for _ in range(options.nodes):
@@ -146,48 +165,53 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
             cluster.add_node(num_cpus=options.cpus, object_store_memory=_STORE_BYTES)
         ray.init(address=cluster.address, log_to_driver=options.log)
         try:
-            stream = PairStream(
-                root=root,
-                config=configuration(options.batch),
-                num_ranks=options.ranks,
-                held_cpus=0,
-            )
+            stream = PairStream(root=root, config=config, num_ranks=options.ranks, held_cpus=0)
+            began = time.monotonic()
             name, dealer = start_dealer(stream) if options.ranks > 1 else (None, None)
-            consumers, began = Consumers(stream, name), time.monotonic()
-            while time.monotonic() - began < options.start_s and not (
-                consumers.rows().min() and len(made(counts)) >= data_cpus
-            ):
-                time.sleep(1)
-            started_s = time.monotonic() - began
+            consumers = Consumers(stream, name)
+            first_s = wait(lambda: bool(consumers.rows().min()), began, options.start_s)
+            all_s = wait(lambda: len(made(counts)) >= data_cpus, began, options.start_s)
             time.sleep(options.settle_s)
-            taken, count, busy, began = (
-                consumers.rows(),
-                made(counts).sum(),
-                scale.cpu_seconds(),
-                time.monotonic(),
-            )
+            taken, count, began = consumers.rows(), made(counts).sum(), time.monotonic()
+            busy, cpu = scale.cpu_seconds(), cpu_time.cpu_by_kind()
             time.sleep(options.seconds)
-            took = time.monotonic() - began
-            rates = (consumers.rows() - taken) / took
-            rate = float(made(counts).sum() - count) / took
-            consumers.stop()
-            del dealer
+            num_pairs, took = int(made(counts).sum() - count), time.monotonic() - began
+            rates, rate = (consumers.rows() - taken) / took, num_pairs / took
+            spent = cpu_time.since(cpu)
+            spent["tasks"] -= pair_cpu_s * num_pairs
+            report(
+                {
+                    "ranks": options.ranks,
+                    "nodes": options.nodes,
+                    "data_cpus": data_cpus,
+                    "pair_s": options.pair_s,
+                    "batch_size": options.batch,
+                    "possible_per_s_rank": round(data_cpus / options.pair_s / options.ranks, 1),
+                    "pairs_per_s_rank": round(rate / options.ranks, 1),
+                    "taken_per_s_rank": round(float(rates.mean()), 1),
+                    "cpus_busy": round(rate * options.pair_s / data_cpus, 3),
+                    "slowest_over_mean": round(float(rates.min() / max(rates.mean(), 1e-9)), 3),
+                    "first_batch_s": first_s,
+                    "started_s": all_s,
+                    "machine_busy": scale.cpu_busy(busy, scale.cpu_seconds()),
+                    "cpu_s_per_s": {kind: round(seconds / took, 3) for kind, seconds in spent.items()},
+                    "cpu_ms_pair": {
+                        kind: round(1e3 * seconds / max(1, num_pairs), 3) for kind, seconds in spent.items()
+                    },
+                }
+            )
+            consumers.stop(dealer)
         finally:
             ray.shutdown()
-    return {
-        "ranks": options.ranks,
-        "nodes": options.nodes,
-        "data_cpus": data_cpus,
-        "pair_s": options.pair_s,
-        "batch_size": options.batch,
-        "possible_per_s_rank": round(data_cpus / options.pair_s / options.ranks, 1),
-        "pairs_per_s_rank": round(rate / options.ranks, 1),
-        "taken_per_s_rank": round(float(rates.mean()), 1),
-        "cpus_busy": round(rate * options.pair_s / data_cpus, 3),
-        "slowest_over_mean": round(float(rates.min() / max(rates.mean(), 1e-9)), 3),
-        "started_s": round(started_s, 1),
-        "machine_busy": scale.cpu_busy(busy, scale.cpu_seconds()),
-    }
+
+
+def wait(condition: Callable[[], bool], began: float, most_s: float) -> float | None:
+    """Wait until it holds; return the seconds since `began`, None after `most_s`."""
+    while not condition():
+        if time.monotonic() - began > most_s:
+            return None
+        time.sleep(0.5)
+    return round(time.monotonic() - began, 1)
 
 
 class Store:
@@ -224,8 +248,8 @@ class Store:
         self._server.shutdown()
 
 
-def measure_store(options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Let one core make the pairs of a few tasks from a bucket and return the share of the time in which it
+def measure_store(options: argparse.Namespace, work: Path, report: Report) -> None:
+    """Let one core make the pairs of a few tasks from a bucket and report the share of the time in which it
     is busy.
     """
     write_photos(str(work / "bucket" / "shards"), 24, 32, options.photo_kb << 10)
@@ -251,16 +275,18 @@ def measure_store(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     store.close()
     reads = [ask for ask in store.asked if "parquet" in ask[0]]
     groups = [ask for ask in reads if not ask[1].startswith("bytes=-")]
-    return {
-        "ranks": options.ranks,
-        "batch_size": options.batch,
-        "latency_s": options.latency_s,
-        "pair_s": options.pair_s,
-        "rows": num_rows,
-        "core_busy": round(num_rows * options.pair_s / took, 3),
-        "reads_per_group": round(len(groups) / len(set(groups)), 2),
-        "requests_per_group": round(len(reads) / len(set(groups)), 2),
-    }
+    report(
+        {
+            "ranks": options.ranks,
+            "batch_size": options.batch,
+            "latency_s": options.latency_s,
+            "pair_s": options.pair_s,
+            "rows": num_rows,
+            "core_busy": round(num_rows * options.pair_s / took, 3),
+            "reads_per_group": round(len(groups) / len(set(groups)), 2),
+            "requests_per_group": round(len(reads) / len(set(groups)), 2),
+        }
+    )
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -271,7 +297,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cpus", type=int, default=3, help="CPUs of a node that workers leave for data (3)")
     parser.add_argument("--pair-s", type=float, default=0.005, help="seconds that a pair takes (0.005)")
     parser.add_argument("--seconds", type=float, default=40, help="seconds of the measurement (40)")
-    parser.add_argument("--start-s", type=float, default=120, help="most seconds to wait for all CPUs (120)")
+    parser.add_argument("--start-s", type=float, default=300, help="most seconds to wait for all CPUs (300)")
     parser.add_argument("--settle-s", type=float, default=30, help="seconds until the measurement then (30)")
     parser.add_argument("--latency-s", type=float, help="measure a task on a bucket that answers after this")
     parser.add_argument("--batch", type=int, help="global batch size (12 for each rank)")
@@ -288,17 +314,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     os.environ.update(scale.ENVIRONMENT)
     where, load = record.machine(torch.device("cpu")), round(os.getloadavg()[0], 1)
+
+    def report(figures: dict[str, Any]) -> None:
+        """Print and write before the cluster ends, which may take longer than a caller waits."""
+        print(record.table(["figure", "value"], [[name, value] for name, value in figures.items()]))
+        run = {"command": where["command"], "commit": where["commit"], "load_average": load, **figures}
+        if options.write:
+            path = record.RESULTS / record.file_name("ranks", where)
+            known = json.loads(path.read_text()) if path.exists() else {"runs": []}
+            record.write(
+                path, {"benchmark": "ranks", **known, "machine": where, "runs": [*known["runs"], run]}
+            )
+        print(record.json_line({"benchmark": "ranks", **run}), flush=True)
+
     with tempfile.TemporaryDirectory(prefix="ranks-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         os.environ["RAY_TMPDIR"] = folder
-        measured = measure if options.latency_s is None else measure_store
-        figures = measured(options, Path(folder))
-    print(record.table(["figure", "value"], [[name, value] for name, value in figures.items()]))
-    run = {"command": where["command"], "commit": where["commit"], "load_average": load, **figures}
-    if options.write:
-        path = record.RESULTS / record.file_name("ranks", where)
-        runs = json.loads(path.read_text())["runs"] if path.exists() else []
-        record.write(path, {"benchmark": "ranks", "machine": where, "runs": [*runs, run]})
-    print(record.json_line({"benchmark": "ranks", **run}))
+        (measure if options.latency_s is None else measure_store)(options, Path(folder), report)
     return 0
 
 

@@ -96,7 +96,7 @@ def test_the_pipeline_has_a_rate_and_an_overhead(ray_cluster: None, monkeypatch:
     monkeypatch.setattr(module, "rows_per_task", lambda *_: 0)
     photo = load_script("benchmarks/synthetic_photos.py").synthetic_photo(0)
     crop = DataConfig(crop="random", crop_px=256)
-    figures = module.measure_pipeline([("a", photo), ("b", photo)], crop, 0.1, {2: 1})
+    figures = module.measure_pipeline([("a", photo), ("b", photo)], crop, 0.1, 1)
     assert figures["ray_pairs_per_s_2"] > 0
     assert figures["bare_pairs_per_s_2"] > 0
     assert figures["ray_overhead"] == 1 - figures["ray_pairs_per_s_2"] / figures["bare_pairs_per_s_2"]
