@@ -1,10 +1,9 @@
 """Parcels: how pairs travel from the task that makes them to the rank that trains on them.
 
 A task makes consecutive rows of the stream, for all ranks. It divides them into turns and hands over a parcel
-for each rank in every turn, rank 0 first, an empty one where a rank has no row. Ray Data deals blocks to the
-ranks one after the other, each to the rank that has had the fewest rows. A parcel is one row of a block,
-whatever it holds, so block k goes to rank k mod N. That is a promise of no document, so a parcel says whose
-it is.
+for each rank in every turn, rank 0 first, an empty one where a rank has no row. A parcel is a block of Ray
+Data, with one row, and block k goes to rank k mod N (`pipelines.pairs.deal`). It says whose it is, so that
+blocks that come in another order or in parts are an error.
 
 Columns: rank; num_rows; key, a list; all others as the bytes of the array in the batch.
 """
@@ -87,7 +86,7 @@ def from_block(block: pa.Table, rank: int) -> Batch:
         RuntimeError: It is another rank's.
     """
     if (found := block["rank"][0].as_py()) != rank:
-        raise RuntimeError(f"rank {rank} was given pairs of rank {found}: Ray Data deals them in another way")
+        raise RuntimeError(f"rank {rank} was given pairs of rank {found}: Ray Data changed their order")
     num_rows = block["num_rows"][0].as_py()
     batch: Batch = {"key": np.array(block["key"][0].as_py(), object)}
     for name in block.column_names:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,10 +23,12 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import pyarrow as pa
 import ray
+import ray.data
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.pairs.dataset import PairRun, pair_dataset, rows_per_task
+from pipelines.pairs.deal import Deal
 from pipelines.pairs.parcels import Batch, from_block, joined
 from pipelines.pairs.share import left_by_workers
 from resshift.training.slots import Slots
@@ -39,15 +43,15 @@ T = TypeVar("T")
 
 
 class Execution(NamedTuple):
-    """An execution of Ray Data as one rank sees it.
+    """An execution of Ray Data.
 
     Fields:
-        source: Where the rank takes its parcels.
+        dataset: What is executed; None where the dealer has it.
         stop: Row of the stream at which it ends.
         lead: Rows before its end at which the next one starts: what its last tasks make.
     """
 
-    source: Any
+    dataset: Any
     stop: int
     lead: int
 
@@ -99,24 +103,41 @@ class PairStream:
 
 
 class Dealer:
-    """Plans each execution once for all ranks."""
+    """Runs each execution once for all ranks. A rank calls it in two threads at most, those of the execution
+    that it consumes and of the next one.
+    """
 
     def __init__(self, stream: PairStream) -> None:
         self._stream = stream
-        self._dealt: dict[int, list[Execution]] = {}
+        self._planning = threading.Lock()
+        self._planned: dict[int, tuple[Execution, Deal[Any]]] = {}
 
-    def execution(self, first: int, rank: int, waited: bool) -> Execution:
-        """Return a rank's part of the execution that begins at a row; the first rank that asks says whether
-        it has waited.
+    def execution(self, first: int, waited: bool) -> Execution:
+        """Return the execution that begins at a row; the first rank that asks says whether it has waited."""
+        with self._planning:
+            if first not in self._planned:
+                # The execution before the last is consumed.
+                for old in sorted(self._planned)[:-1]:
+                    del self._planned[old]
+                planned = self._stream.execution(first, waited)
+                deal = Deal(_block_refs(planned.dataset), self._stream.num_ranks)
+                self._planned[first] = planned._replace(dataset=None), deal
+            return self._planned[first][0]
+
+    def parcel(self, first: int, rank: int) -> list[Any]:
+        """Return a reference to the next parcel of a rank, of the execution that begins at a row; none when
+        there are no more. It is in a list, because Ray would replace it by the parcel.
         """
-        if first not in self._dealt:
-            # The execution before the last is consumed; its coordinator ends when nobody refers to it.
-            for old in sorted(self._dealt)[:-1]:
-                del self._dealt[old]
-            planned = self._stream.execution(first, waited)
-            parts = planned.source.streaming_split(self._stream.num_ranks)
-            self._dealt[first] = [planned._replace(source=part) for part in parts]
-        return self._dealt[first][rank]
+        try:
+            found = self._planned[first][1].next(rank)
+        except RayTaskError as error:
+            raise error.cause from None  # as the task raised it
+        return [] if found is None else [found]
+
+
+def _block_refs(dataset: ray.data.Dataset) -> Iterator[Any]:
+    for bundle in dataset.iter_internal_ref_bundles():
+        yield from bundle.block_refs
 
 
 def start_dealer(stream: PairStream) -> tuple[str, Any]:
@@ -126,7 +147,9 @@ def start_dealer(stream: PairStream) -> tuple[str, Any]:
     name = f"pairs-{uuid.uuid4()}"
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(Dealer)
-    return name, actor.options(name=name, num_cpus=0, scheduling_strategy=here).remote(stream)
+    return name, actor.options(
+        name=name, num_cpus=0, max_concurrency=2 * stream.num_ranks, scheduling_strategy=here
+    ).remote(stream)
 
 
 def rank_batches(
@@ -155,7 +178,7 @@ def rank_batches(
         ValueError: `start_row` is not where a batch begins, or several ranks have no dealer.
         ImageError: A whole row group is broken; single pictures are only counted (`substituted`) and logged.
         StorageError: The shards cannot be read; outages of less than half a minute are waited for.
-        RuntimeError: Ray Data dealt the pairs in another way than the plan says.
+        RuntimeError: Ray Data gave the pairs in another order than the plan says.
     """
     batch_size = stream.config.train.batch_size
     if start_row % batch_size:
@@ -166,14 +189,17 @@ def rank_batches(
     slots = np.arange(own.start, own.stop)
 
     def started(first: int, waited: bool = False) -> tuple[Execution, Iterator[pa.Table]]:
-        execution: Execution = (
-            stream.execution(first, waited) if dealer is None else _dealt(dealer, first, rank, waited)
-        )
-        blocks = iter(
-            execution.source.iter_batches(
-                batch_size=None, batch_format="pyarrow", prefetch_batches=prefetch_parcels
+        if dealer is None:
+            execution = stream.execution(first, waited)
+            blocks = iter(
+                execution.dataset.iter_batches(
+                    batch_size=None, batch_format="pyarrow", prefetch_batches=prefetch_parcels
+                )
             )
-        )
+        else:
+            actor: Any = ray.get_actor(dealer)
+            execution = _answer(actor.execution.remote(first, waited))
+            blocks = _dealt(actor, first, rank, prefetch_parcels)
         return execution, itertools.chain([next(blocks)], blocks)
 
     expected = start_row
@@ -233,10 +259,26 @@ class Waits:
         return self._waited_s / max(1e-9, now - (self._began or now))
 
 
-def _dealt(dealer: str, first: int, rank: int, waited: bool) -> Execution:
-    actor: Any = ray.get_actor(dealer)
+def _dealt(dealer: Any, first: int, rank: int, num_ahead: int) -> Generator[pa.Table]:
+    """Yield the parcels that a rank is dealt of one execution; so many are fetched ahead."""
+
+    def fetch() -> pa.Table | None:
+        found = _answer(dealer.parcel.remote(first, rank))
+        return ray.get(found[0]) if found else None
+
+    pool = ThreadPoolExecutor(1, thread_name_prefix="parcels")
     try:
-        return ray.get(actor.execution.remote(first, rank, waited))
+        coming = deque(pool.submit(fetch) for _ in range(num_ahead + 1))
+        while (parcel := coming.popleft().result()) is not None:
+            coming.append(pool.submit(fetch))
+            yield parcel
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _answer(called: Any) -> Any:
+    try:
+        return ray.get(called)
     except RayTaskError as error:
         raise error.cause from None  # as it was raised there: callers tell errors by their types
 
