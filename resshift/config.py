@@ -49,6 +49,7 @@ MUTABLE_FIELDS = frozenset(
         "train.channels_last",
         "train.first_stage_weights",
         "loss.lpips_trunk",
+        "distill.teacher",
         "validation.every",
         "validation.pictures",
         "validation.grid",
@@ -107,11 +108,12 @@ class ModelConfig:
                 f"latent's {self.first_stage.channels}"
             )
         if isinstance(unet, ConvUNetConfig):
-            if self.scale != factor or unet.steps not in (1, self.schedule.steps):
+            steps = self.schedule.trained_steps or self.schedule.steps
+            if self.scale != factor or unet.steps not in (1, steps):
                 raise ValueError(
                     "model.unet with channels needs positions of model.scale pixels and steps = 1 or "
-                    f"schedule.steps, got {factor} with scale {self.scale}, and {unet.steps} with "
-                    f"{self.schedule.steps} steps"
+                    f"schedule.steps, got {factor} with scale {self.scale}, and {unet.steps} with {steps} "
+                    "steps"
                 )
             if unet.regression is not None and unet.regression.scale != self.scale:
                 raise ValueError(
@@ -494,6 +496,25 @@ class LogConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
+class DistillConfig:
+    """A teacher, and the weights of the terms of its student (`resshift.training.distillation`).
+
+    `teacher` is the address of a model, and `identity` what it was when the run began.
+    """
+
+    teacher: str
+    identity: str
+    inverse: float = 1.0
+    truth: float = 1.0
+
+    def __post_init__(self) -> None:
+        if min(self.inverse, self.truth) < 0:
+            raise ValueError(
+                f"distill.inverse and distill.truth must not be negative, got {self.inverse} and {self.truth}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class RunConfig:
     """Configuration of a training run.
 
@@ -510,8 +531,18 @@ class RunConfig:
     train: TrainConfig = TrainConfig()
     validation: ValidationConfig = ValidationConfig()
     log: LogConfig = LogConfig()
+    distill: DistillConfig | None = None
 
     def __post_init__(self) -> None:
+        if self.distill is not None:
+            schedule = self.model.schedule
+            if schedule.steps != 1 or schedule.trained_steps is None or schedule.trained_steps < 2:
+                raise ValueError(
+                    "distill needs a student of model.schedule.steps=1 and trained_steps of at least 2, got "
+                    f"{schedule.steps} and {schedule.trained_steps}"
+                )
+            if self.model.target not in (Target.X0, Target.RESIDUAL):
+                raise ValueError(f"distill needs model.target x0 or residual, got {self.model.target}")
         if self.degradation.scale != self.model.scale:
             raise ValueError(
                 f"degradation.scale ({self.degradation.scale}) must equal model.scale ({self.model.scale})"
@@ -534,7 +565,7 @@ class RunConfig:
 
 # Fields that were added when identities and fingerprints without them had been stored: left out while they
 # have these values.
-_ABSENT_WHEN = {"trained_steps": None, "lr_batch": None, "lr_rule": "sqrt"}
+_ABSENT_WHEN = {"distill": None, "trained_steps": None, "lr_batch": None, "lr_rule": "sqrt"}
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -5,19 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from resshift import weights
-from resshift.config import ConfigError, RunConfig, from_dict
+from resshift.config import ConfigError, DistillConfig, RunConfig, from_dict
 from resshift.devices import on_device
 from resshift.metrics.lpips import Lpips
-from resshift.models import first_stage_file
+from resshift.models import first_stage_file, locate_model
 from resshift.networks.autoencoder import VQAutoencoder, build_first_stage
+from resshift.networks.conv_unet import build_unet
 from resshift.training.autoencoder import (
     AnyRunConfig,
     AutoencoderLearner,
     AutoencoderRunConfig,
     build_autoencoder,
 )
+from resshift.training.distillation import Distillation
 from resshift.training.losses import Objective
 from resshift.training.slots import Slots
 from resshift.training.step import DiffusionLearner, build_network
@@ -61,6 +64,24 @@ def build_learner(
     return AutoencoderLearner(config, build_autoencoder(config, device), lpips, slots)
 
 
+def teacher_of(config: RunConfig, distill: DistillConfig) -> nn.Module:
+    """Return the frozen network of the teacher of a run.
+
+    Raises:
+        ConfigError: It is another model than the one that the run began with.
+        WeightsError: It is not there, or its weights do not fit.
+    """
+    found = locate_model(distill.teacher)
+    if found.identity() != distill.identity:
+        raise ConfigError(
+            f"{distill.teacher} is not the teacher that this run began with: {found.identity()} instead of "
+            f"{distill.identity}"
+        )
+    network = build_unet(config.model.unet)
+    weights.load_into(network, weights.read_state_dict(found.unet))
+    return network.eval().requires_grad_(False)
+
+
 def build_objective(config: RunConfig, lpips: Lpips | None, device: torch.device) -> Objective:
     """Return the loss with its frozen networks on `device`.
 
@@ -82,7 +103,11 @@ def build_objective(config: RunConfig, lpips: Lpips | None, device: torch.device
         if config.train.activation_checkpointing and isinstance(first_stage, VQAutoencoder):
             first_stage.checkpoint_decoder()
     first_stage = on_device(first_stage.eval().requires_grad_(False), device, config.train.channels_last)
-    objective = Objective(config.model, config.loss, first_stage, lpips)
+    if config.distill is None:
+        objective = Objective(config.model, config.loss, first_stage, lpips)
+    else:
+        teacher = on_device(teacher_of(config, config.distill), device, config.train.channels_last)
+        objective = Distillation(config.model, config.loss, config.distill, teacher, first_stage, lpips)
     if config.train.compile != "off":
         objective.compile(config.train.compile)
     return objective

@@ -159,9 +159,14 @@ class Objective:
         mse = mse_per_sample(
             output, wanted, t, self.schedule, self.model.target, self.loss.mse_weighting == "weighted"
         ).mean()
+        x0_pred = predict_x0(output, x_t, y0, t, self.schedule, self.model.target)
+        return self.with_picture(mse, x0_pred, hq, corner)
+
+    def with_picture(self, mse: Tensor, x0_pred: Tensor, hq: Tensor, corner: tuple[int, int]) -> LossTerms:
+        """Return the terms: `mse`, and those of the picture that a predicted latent decodes to."""
         perceptual = shown = torch.zeros_like(mse)
         if self.loss.lpips or self.loss.lattice:
-            decoded = self._decode(predict_x0(output, x_t, y0, t, self.schedule, self.model.target)).float()
+            decoded = self._decode(x0_pred).float()
             if self.lpips is not None and self.loss.lpips:
                 seen = (..., slice(corner[0], None), slice(corner[1], None))
                 perceptual = self.lpips(decoded.clamp(-1, 1)[seen], hq[seen]).mean()

@@ -38,6 +38,7 @@ TRAIN = {
 FLAGS = {
     "prepare": {"--help", "--min-side", "--short-side", "--shard-mb", "--dry-run"},
     "train": TRAIN,
+    "distill": TRAIN | {"--teacher"},
     "train_autoencoder": TRAIN | {"--report"},
     "upscale": {
         *(
