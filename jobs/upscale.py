@@ -146,12 +146,11 @@ def check(request: BulkRequest, scale: float, tolerated: float) -> Exit:
 def plan(request: BulkRequest, job: Job, worklist: Worklist, most_replicas: int) -> Exit:
     """Print what would be done."""
     from pipelines.bulk.estimate import describe, estimate
-    from pipelines.ledger.report import summarise
+    from pipelines.bulk.probe import replica_speed
 
     found = estimate(worklist, job.stages)
-    speed = summarise(request.target, options=request.settings.target)[0].replica_megapixels_per_s
-    price = request.price_per_hour
-    print(*describe(found, worklist, mp_per_s=speed, replicas=most_replicas, price_per_hour=price), sep="\n")
+    speed = replica_speed(job.stages, request.settings.engine, most_replicas) if found.pending else None
+    print(*describe(found, worklist, speed, most_replicas, request.price_per_hour), sep="\n")
     return Exit.COMPLETE
 
 

@@ -127,17 +127,16 @@ def _probe(item: WorkItem, options: StageOptions) -> tuple[int, str, str]:
 def describe(
     found: Estimate,
     worklist: Worklist,
-    *,
-    mp_per_s: float | None,
+    speed: tuple[float | None, str] | None,
     replicas: int,
-    price_per_hour: float | None,
+    price_per_hour: float | None = None,
 ) -> Iterable[str]:
     """Yield the lines of the estimate.
 
     Args:
         found: The estimate.
         worklist: The worklist, read to its end.
-        mp_per_s: Megapixels of input that a replica does in a second; None when unknown.
+        speed: What `probe.replica_speed` returned; None without anything to do.
         replicas: Largest number of replicas.
         price_per_hour: Price of one replica.
     """
@@ -161,20 +160,21 @@ def describe(
         )
         for key, reason, message in found.unreadable[:_MAX_SHOWN]:
             yield f"  {key}: {reason}: {message[:160]}"
-    if found.megapixels is None:
+    if found.megapixels is None or speed is None:
         return
     spread = f" (± {100 * found.megapixels_error:.0f} %)" if found.megapixels_error else ""
     yield (
         f"megapixels: {found.megapixels:.1f} of input{spread}, {found.megapixels * worklist.scale**2:.1f} of "
         "output"
     )
+    mp_per_s, told = speed
     if mp_per_s is None:
-        yield "time: unknown until some pictures are done here; then --plan tells it from the ledger"
+        yield f"time: unknown, {told}; when some pictures are done, --plan tells it from the ledger"
         return
     hours = found.megapixels / mp_per_s / replicas / 3600
     yield (
-        f"time: {hours:.2f} h with {replicas} replicas at {mp_per_s:.3g} MP/s each, {hours * replicas:.2f} "
-        "replica hours"
+        f"time: {hours:.2f} h with {replicas} replicas at {mp_per_s:.3g} MP/s each ({told}), "
+        f"{hours * replicas:.2f} replica hours"
     )
     if price_per_hour is not None:
         yield f"cost: {hours * replicas * price_per_hour:.2f} at {price_per_hour:g} per replica and hour"

@@ -35,11 +35,13 @@ def test_the_estimate_reads_headers_and_tells_hours_and_cost(tmp_path: Path) -> 
     found = estimate(work, StageOptions(outputs=JOB, target=str(tmp_path / "out")))
     assert (found.pending, found.num_refused, found.sampled, len(found.unreadable)) == (5, 1, 5, 1)
     assert found.megapixels == pytest.approx(2.0)
-    shown = "\n".join(describe(found, work, mp_per_s=0.001, replicas=2, price_per_hour=9.0))
+    shown = "\n".join(describe(found, work, (0.001, "in the ledger"), replicas=2, price_per_hour=9.0))
     assert "0.png: name_collision: 0.jpg is written to 0_x4.png already" in shown
     assert "headers read: 5 (all), unreadable: 1" in shown
     assert "megapixels: 2.0 of input, 32.0 of output" in shown
-    assert "time: 0.28 h with 2 replicas" in shown  # 2 / 0.001 / 2 = 1000 s
+    assert (
+        "time: 0.28 h with 2 replicas at 0.001 MP/s each (in the ledger)" in shown
+    )  # 2 / 0.001 / 2 = 1000 s
     assert "cost: 5.00 at 9 per replica and hour" in shown  # 2000 s of a replica
     assert not (tmp_path / "out").exists()
 

@@ -106,5 +106,5 @@ def test_the_plan_of_a_phone_says_so(request_: BulkRequest) -> None:
     worklist = request_.inputs().worklist(job.stages, request_.entries())
     found = estimate(worklist, job.stages)
     assert (found.pending, found.num_refused, found.unreadable) == (len(PHOTOS), len(OTHERS), [])
-    told = "\n".join(describe(found, worklist, mp_per_s=None, replicas=1, price_per_hour=None))
+    told = "\n".join(describe(found, worklist, (None, "not measured"), replicas=1))
     assert "DCIM/100APPLE/IMG_0001.MOV: not_an_image" in told
