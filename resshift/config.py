@@ -499,7 +499,11 @@ class LogConfig:
 class DistillConfig:
     """A teacher, and the weights of the terms of its student (`resshift.training.distillation`).
 
-    `teacher` is the address of a model, and `identity` what it was when the run began.
+    Fields:
+        teacher: Address of the teacher, a chain.
+        identity: Identity that it had when the run began.
+        inverse: Weight of the way back, from where the teacher's chain ends to its noise.
+        truth: Weight of the way from the truth to its noise and back.
     """
 
     teacher: str

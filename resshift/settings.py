@@ -58,6 +58,12 @@ def settings_of(config: Any, section: str = "") -> Iterator[Setting]:
     meanings, hints = meanings_of(kind), get_type_hints(kind)
     prefix = f"{section}." if section else ""
     values = [(field.name, getattr(config, field.name)) for field in fields(config)]
+    # A section that a configuration does not have is nothing that can be set.
+    values = [
+        (name, value)
+        for name, value in values
+        if value is not None or not any(map(is_dataclass, get_args(hints[name])))
+    ]
     for name, value in values:
         if not is_dataclass(value):
             yield Setting(prefix + name, _written(value), _allowed(hints[name]), meanings.get(name, ""))
