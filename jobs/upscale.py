@@ -13,9 +13,8 @@ A glob without / is matched against the file name, any other against the whole k
 Every input gets one row in DST/_resshift/ledger (Parquet: key, status, reason, sizes, sha256, seconds ...), a
 broken picture too, and the report is DST/_resshift/report.html, .json, .csv. Running the same command again
 continues the job; changed options are refused. `--model nearest-x4` repeats pixels, to try out a set-up.
-Less common settings are `--set section.field=value`, below; source.* and target.* are the buckets.
 
-Exit codes: 0 complete, 1 failed, 2 usage, 3 finished with failed items (more than --tolerate).
+Exit codes: 0 complete, 1 failed, 2 usage, 3 failed items (more than --tolerate), 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -58,7 +57,13 @@ def arguments() -> argparse.ArgumentParser:
     add("--drivers", type=command.positive, metavar="N", help="schedulers (default: one for 8 replicas)")
     add("--price-per-hour", type=float, metavar="PRICE", help="price of one replica, for plan and report")
     add("--tolerate", type=command.share, default=0.0, metavar="SHARE", help="share that may fail (0%%)")
-    add("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="see above")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.FIELD=VALUE",
+        help="less common settings, below",
+    )
     mode = options.add_mutually_exclusive_group()
     mode.add_argument("--plan", "--dry-run", action="store_true", help="count and check; write nothing")
     mode.add_argument("--status", action="store_true", help="print the counts of the ledger")
@@ -119,7 +124,8 @@ def summary(request: BulkRequest, tolerated: float) -> Exit:
     from pipelines.ledger import ledger
 
     counts = ledger.total_counts(request.target, request.settings.target)
-    print(*(f"{name}: {count}" for name, count in sorted(counts.items())), sep="\n")
+    failures = ledger.some_failures(request.target, request.settings.target) if counts["failed"] else []
+    print(*(f"{name}: {count}" for name, count in sorted(counts.items())), *failures, sep="\n")
     total = sum(counts[status] for status in ("ok", "failed", "skipped"))
     return Exit.FINISHED_WITH_FAILED_ITEMS if counts["failed"] > tolerated * total else Exit.COMPLETE
 
@@ -178,15 +184,15 @@ def work(request: BulkRequest, job: Job, sweep: Sweep, options: argparse.Namespa
         except EngineError as error:
             print(f"error: {error}", file=sys.stderr)
             return Exit.FAILED
-        except (KeyboardInterrupt, asyncio.CancelledError):
+        except (KeyboardInterrupt, asyncio.CancelledError) as error:
             print("stopped; the ledger has the finished inputs: run again to continue", file=sys.stderr)
-            return Exit.FAILED
+            return Exit.INTERRUPTED if isinstance(error, KeyboardInterrupt) else Exit.FAILED
     bulk.close_job(job, sweep, request.price_per_hour)
     seen = sweep.counts
     print(f"{seen.listed} inputs: {seen.pending} to do, {seen.done} done before, {seen.refused} refused")
     if sweep.num_continued:
         print("what an earlier run had finished was not listed; run again to find what has come there since")
-    print(f"report: {request.target.rstrip('/')}/{ledger.DIRECTORY}/report.html")
+    print(f"pictures: {request.target}\nreport: {request.target.rstrip('/')}/{ledger.DIRECTORY}/report.html")
     return summary(request, options.tolerate)
 
 

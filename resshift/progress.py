@@ -193,4 +193,6 @@ def line(what: str, state: Mapping[str, Any]) -> str:
     parts += [f"{state[status]} {status}" for status in ("failed", "skipped") if state[status]]
     others = state.keys() - {f"{what}_per_s"}
     parts += [f"{state[n]:.2f} {n.removesuffix('_per_s')}/s" for n in sorted(others) if n.endswith("_per_s")]
-    return "  ".join(parts + ([f"{state['replicas']} replicas"] if "replicas" in state else []))
+    if "replicas" in state:
+        parts.append(f"{state['replicas']} replicas" if state["replicas"] else "starting a replica")
+    return "  ".join(parts)

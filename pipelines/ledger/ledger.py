@@ -479,6 +479,18 @@ def _is_within(keys: pa.ChunkedArray, intervals: Sequence[Interval]) -> pa.Chunk
     return functools.reduce(pc.or_, masks)
 
 
+def some_failures(root: str, s3_options: S3Options = s3.DEFAULT, most: int = 10) -> list[str]:
+    """Return lines that name inputs that failed, at most `most`, and one that says if there are more."""
+    lines: list[str] = []
+    for table in latest(root, s3_options, ["key", "status", "reason", "message"]):
+        for row in table.filter(pc.field("status") == "failed").to_pylist():
+            if len(lines) == most:
+                return [*lines, "more are in the report"]
+            told = (row["message"] or "").splitlines()
+            lines.append(f"failed: {row['key']}: {row['reason']}" + (f": {told[-1][:200]}" if told else ""))
+    return lines
+
+
 def total_counts(root: str, s3_options: S3Options = s3.DEFAULT) -> Counter[str]:
     """Count the latest rows of a ledger by status, and failures by reason ("failed: truncated")."""
     result: Counter[str] = Counter()

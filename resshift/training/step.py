@@ -12,6 +12,7 @@ Nothing in a step waits for the device; means are computed there (`resshift.trai
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -258,6 +259,15 @@ def build_network(config: RunConfig) -> UNetSwin | ConvUNet:
     return network
 
 
+# Buffers are constants, alike on all workers: none needs to be sent in a step. Torch 2.13 has another name
+# for it, and warns at the former one.
+_KEEP_BUFFERS: dict[str, Any] = (
+    {"forward_sync_buffers": False}
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+    else {"broadcast_buffers": False}
+)
+
+
 def distributed(network: nn.Module, train: TrainConfig, device: torch.device, num_ranks: int) -> nn.Module:
     """Compile a network if the run is configured so, and wrap it for several workers."""
     if train.compile != "off":
@@ -269,9 +279,7 @@ def distributed(network: nn.Module, train: TrainConfig, device: torch.device, nu
     # Gradients are views of the buckets that are sent, which saves a copy of every gradient. Buffers are
     # masks and indices, which are the same on all workers.
     ids = [device] if device.type == "cuda" else None
-    wrapped = DistributedDataParallel(
-        network, gradient_as_bucket_view=True, broadcast_buffers=False, device_ids=ids
-    )
+    wrapped = DistributedDataParallel(network, gradient_as_bucket_view=True, device_ids=ids, **_KEEP_BUFFERS)
     if train.gradient_dtype == "bf16":
         # Imported here: it loads every hook that torch has.
         from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook

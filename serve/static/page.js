@@ -19,7 +19,7 @@ async function learn() {
   const chosen = $("model").value;
   $("model").replaceChildren(...models.map(({ name, scale }) => new Option(`${name} (×${scale})`, name, false, name === chosen)));
   const size = `${limits.megapixels} megapixels`;
-  $("accepts").textContent = `JPEG, PNG, WebP, TIFF, GIF or BMP, up to ${size}. The picture is sent only to this server.`;
+  $("accepts").textContent = `JPEG, PNG, WebP, TIFF, HEIC, AVIF, JPEG XL, GIF or BMP, up to ${size}. The picture is sent only to this server.`;
 }
 
 async function watch() {
@@ -54,9 +54,67 @@ function parameters() {
   return asked;
 }
 
-function upscale() {
-  request?.abort();
+// Above this many pixels, or where they are not known, the answer may take longer than a request may: it is asked
+// for as a job, and looked after.
+const MOST_AT_ONCE = 250000;
+
+async function isLong(file) {
+  const shown = await picture(file);
+  return !shown || shown.width * shown.height > MOST_AT_ONCE;
+}
+
+function cancel(text) {
+  const stopped = request;
+  request = null; // first: what follows from the end of a request that is not wanted is not shown
+  if (!stopped) return;
+  if (stopped.job) forget(stopped.job);
+  else if (!stopped.isSent) stopped.abort(); // else its answer names the job that is to be forgotten
+  $("progress").hidden = true;
+  complain(text);
+}
+
+function forget(job) {
+  return fetch(`/v1/jobs/${job}`, { method: "DELETE", headers: headers() }).catch(() => {});
+}
+
+function told(sent) {
+  const [pictureSize, size] = [sent.getResponseHeader("X-Picture-Size"), sent.getResponseHeader("X-Result-Size")];
+  const timing = Object.fromEntries((sent.getResponseHeader("Server-Timing") || "").split(", ").map((one) => one.split(";dur=")));
+  const name = decodeURIComponent((sent.getResponseHeader("Content-Disposition") || "").split("''")[1] || "picture.png");
+  const [model, notes] = ["X-Model", "X-Notes"].map((header) => decodeURIComponent(sent.getResponseHeader(header) || ""));
+  return { blob: sent.response, pictureSize, size, model, notes, name, modelSeconds: timing.model && timing.model / 1000 };
+}
+
+// Wait for a job and return what `told` returns; null when somebody cancelled it.
+async function finished(sent) {
+  let job = JSON.parse(await sent.response.text());
+  sent.job = job.id;
+  const ask = (path, options = {}) => fetch(`/v1/jobs/${job.id}${path}`, { headers: headers(), ...options });
+  while (job.state === "queued" || job.state === "running") {
+    stage(job.state === "queued" ? "Waiting for its turn" : "Upscaling", null);
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    if (request !== sent) return null;
+    const answer = await ask("");
+    if (!answer.ok) throw new Error(`the server answered ${answer.status}`);
+    job = await answer.json();
+  }
+  if (request !== sent) return null;
+  if (job.state !== "complete") throw new Error(job.message || `the job is ${job.state}`);
+  const blob = await (await ask("/result")).blob();
+  forget(job.id); // the picture is here
+  sent.job = null;
+  const [from, to] = job.result.sizes;
+  const extension = { "image/jpeg": "jpg" }[blob.type] || blob.type.replace("image/", "");
+  const name = `picture_x${Number((to[0] / from[0]).toPrecision(3))}.${extension}`;
+  return { blob, pictureSize: from.join("x"), size: to.join("x"), model: "", notes: job.result.notes.join("; "), name, modelSeconds: job.result.seconds.model };
+}
+
+async function upscale() {
+  cancel("");
   complain("");
+  const file = current;
+  const isJob = await isLong(file);
+  if (current !== file) return;
   const began = performance.now();
   const sent = new XMLHttpRequest();
   const isCurrent = () => request === sent;
@@ -68,22 +126,33 @@ function upscale() {
   sent.responseType = "blob";
   for (const [name, value] of Object.entries(headers())) sent.setRequestHeader(name, value);
   sent.setRequestHeader("Content-Type", "application/octet-stream");
+  if (isJob) sent.setRequestHeader("Prefer", "respond-async");
   sent.upload.onprogress = (event) => { if (isCurrent()) stage("Sending", event.loaded / event.total); };
-  sent.upload.onload = () => { if (isCurrent()) stage("Upscaling", null); };
+  sent.upload.onload = () => {
+    sent.isSent = isJob;
+    if (isCurrent()) stage("Upscaling", null);
+  };
   sent.onprogress = (event) => { if (isCurrent() && sent.status === 200) stage("Receiving", event.lengthComputable ? event.loaded / event.total : null); };
   sent.onloadend = async () => {
-    clearInterval(clock);
-    if (!isCurrent()) return;
+    if (!isCurrent()) {
+      clearInterval(clock);
+      if (sent.status === 202) forget(JSON.parse(await sent.response.text()).id);
+      return;
+    }
     try {
-      if (sent.status === 200) await show(current, sent, (performance.now() - began) / 1000);
+      const made = sent.status === 202 ? await finished(sent) : sent.status === 200 ? told(sent) : null;
+      if (made && isCurrent()) await show(file, made, (performance.now() - began) / 1000);
+      else if (!isCurrent() || sent.status === 202) return;
       else if (sent.status) await explain(sent);
       else complain("The server cannot be reached.");
     } catch (error) {
-      complain(`The result cannot be displayed: ${error.message}`);
+      if (isCurrent()) complain(`There is no result: ${error.message}`);
+    } finally {
+      clearInterval(clock);
     }
     if (isCurrent()) { request = null; $("progress").hidden = true; }
   };
-  sent.send(current);
+  sent.send(file);
 }
 
 function stage(text, share) {
@@ -153,14 +222,14 @@ async function compare() {
   view.draw();
 }
 
-async function show(file, sent, seconds) {
-  const blob = sent.response;
+async function show(file, made, seconds) {
+  const { blob } = made;
   URL.revokeObjectURL(link);
   link = URL.createObjectURL(blob);
   const [input, output] = await Promise.all([picture(file), picture(blob)]);
-  const [width, height] = sent.getResponseHeader("X-Result-Size").split("x").map(Number);
+  const [width, height] = made.size.split("x").map(Number);
   $("download").href = link;
-  $("download").download = decodeURIComponent((sent.getResponseHeader("Content-Disposition") || "").split("''")[1] || "picture.png").replace(/^picture/, file.name?.replace(/\.[^.]*$/, "") || "picture");
+  $("download").download = made.name.replace(/^picture/, file.name?.replace(/\.[^.]*$/, "") || "picture");
   $("result").hidden = false;
   $("view").hidden = !output;
   const isComparable = Boolean(output && input);
@@ -172,22 +241,22 @@ async function show(file, sent, seconds) {
     if (input) draw($("before"), input, input.width, input.height);
     view.show(width, height);
   }
-  facts(sent, blob, seconds, output);
+  facts(made, seconds, output);
   if (isComparable) await compare();
   $("result").dataset.done = String(Number($("result").dataset.done || 0) + 1);
   stage(`Done in ${seconds.toFixed(1)} seconds`, 1);
   $("result").scrollIntoView({ block: "nearest", behavior: "smooth" });
 }
 
-function facts(sent, blob, seconds, isShown) {
-  const timing = Object.fromEntries((sent.getResponseHeader("Server-Timing") || "").split(", ").map((one) => one.split(";dur=")));
+function facts(made, seconds, isShown) {
+  const { blob } = made;
   const listed = [
     ["Time", `${seconds.toFixed(2)} s`],
-    ["Model time", timing.model ? `${(timing.model / 1000).toFixed(2)} s` : ""],
-    ["Size", `${sent.getResponseHeader("X-Picture-Size")} → ${sent.getResponseHeader("X-Result-Size")}`.replaceAll("x", " × ")],
+    ["Model time", made.modelSeconds ? `${made.modelSeconds.toFixed(2)} s` : ""],
+    ["Size", `${made.pictureSize} → ${made.size}`.replaceAll("x", " × ")],
     ["File", blob.size < 1e6 ? `${(blob.size / 1e3).toFixed(0)} kB` : `${(blob.size / 1e6).toFixed(1)} MB`],
-    ["Model", decodeURIComponent(sent.getResponseHeader("X-Model") || "")],
-    ["Notes", decodeURIComponent(sent.getResponseHeader("X-Notes") || "") || (isShown ? "" : "this browser cannot display the format")],
+    ["Model", made.model || $("model").value],
+    ["Notes", made.notes || (isShown ? "" : "this browser cannot display the format")],
   ];
   $("facts").replaceChildren(...listed.filter(([, value]) => value).map(([name, value]) => {
     const pair = document.createElement("div");
@@ -203,7 +272,7 @@ $("file").addEventListener("change", () => { take($("file").files[0]); $("file")
 $("options").addEventListener("submit", (event) => { event.preventDefault(); if (current) upscale(); });
 $("format").addEventListener("change", () => { $("quality-field").hidden = !["jpeg", "webp", "avif", "jxl"].includes($("format").value); });
 $("key").addEventListener("change", learn);
-$("cancel").addEventListener("click", () => { request?.abort(); request = null; $("progress").hidden = true; });
+$("cancel").addEventListener("click", () => cancel("Cancelled."));
 for (const radio of document.querySelectorAll("[name=against]")) radio.addEventListener("change", compare);
 $("zoom-in").addEventListener("click", () => view.zoom(1.5, $("view").clientWidth / 2, $("view").clientHeight / 2));
 $("zoom-out").addEventListener("click", () => view.zoom(1 / 1.5, $("view").clientWidth / 2, $("view").clientHeight / 2));

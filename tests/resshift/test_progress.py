@@ -119,3 +119,23 @@ def test_the_bar_of_a_job_tells_everything() -> None:
     assert line("pictures", state) == (
         "1203/4900+  ETA 1:02:05  14.20/s  3 failed  0.98 megapixels/s  2 replicas"
     )
+
+
+def test_a_job_without_a_replica_says_what_it_waits_for() -> None:
+    state = {
+        **{"done": 0, "failed": 0, "skipped": 0, "before": 0, "listed": 5, "is_listed": True},
+        **{"pictures_per_s": 0.0, "eta_s": None, "replicas": 0},
+    }
+    assert line("pictures", state) == "0/5  0.00/s  starting a replica"
+
+
+def test_the_share_of_the_picture_under_way_moves_the_time_left(wait: Clock) -> None:
+    progress = Progress("pictures", 3)
+    progress.snapshot()
+    wait(10)
+    progress.share = 0.5
+    state = progress.snapshot()
+    assert (state["share"], state["pictures_per_s"], state["eta_s"]) == (0.5, 0.05, 50)
+    assert line("pictures", state).startswith("0/3  50% of the next  ETA 0:00:50")
+    progress.add("ok")
+    assert "share" not in progress.snapshot()

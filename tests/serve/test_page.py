@@ -94,9 +94,13 @@ CODES = {"ArrowLeft": 37, "ArrowRight": 39, "ArrowUp": 38, "ArrowDown": 40, "Tab
 
 
 @pytest.fixture(scope="module")
-def address(start_endpoint: Callable[..., Any]) -> Iterator[str]:
+def endpoint(start_endpoint: Callable[..., Any]) -> Any:
+    return start_endpoint()
+
+
+@pytest.fixture(scope="module")
+def address(endpoint: Any) -> Iterator[str]:
     """Serve an endpoint of this process on a port."""
-    endpoint = start_endpoint()
     server = uvicorn.Server(uvicorn.Config(endpoint.app, host="127.0.0.1", port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -266,3 +270,32 @@ def test_errors_are_told_and_a_phone_is_wide_enough(browser: Browser, address: s
     assert len([node for node in tree if node.get("role", {}).get("value") in roles]) > 8
     browser.call("Page.navigate", url=f"{address}/docs")
     browser.wait("document.querySelectorAll('article').length > 8")
+
+
+@pytest.mark.timeout(400)
+def test_a_long_picture_is_a_job_and_can_be_cancelled(
+    browser: Browser, address: str, endpoint: Any, tmp_path: Path
+) -> None:
+    """It is not held by one request, which would end at the deadline, and Cancel ends it at the server."""
+    open_page(browser, address, tmp_path)
+    data, jobs = encoded(13, 500, 600), f"fetch('{address}/v1/jobs').then((answer) => answer.json())"
+    endpoint.model.is_held = True
+    try:
+        drop(browser, data)
+        browser.wait("document.querySelector('#stage').textContent === 'Upscaling'")
+        browser.run("document.querySelector('#cancel').click()")
+        assert browser.run("document.querySelector('#error').textContent") == "Cancelled."
+        assert browser.run("document.querySelector('#progress').hidden")
+        deadline = time.monotonic() + WAIT_S
+        while browser.run(f"{jobs}.then(({{ jobs }}) => jobs[0].state)") != "cancelled":
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        endpoint.model.is_held = False
+    drop(browser, data)
+    browser.wait("document.querySelector('#result').dataset.done === '1'")
+    assert browser.run(PIXEL % ("#after", 101, 77)) == enlarged(data)[77, 101].tolist()
+    assert "600 × 500 → 2400 × 2000" in browser.run("document.querySelector('#facts').innerText")
+    assert browser.run("document.querySelector('#download').download") == "bridge_x4.png"
+    browser.screenshot(tmp_path / "long.png")
+    assert browser.complaints == []

@@ -203,3 +203,11 @@ def test_a_run_that_was_killed_is_counted_by_its_rows(tmp_path: Path) -> None:
     summary, _ = summarise(str(tmp_path), 3600.0)
     assert summary.replica_hours == pytest.approx(4 / 3600)
     assert summary.cost == pytest.approx(4.0)
+
+
+def test_failed_inputs_are_named_up_to_a_number(root: str) -> None:
+    assert ledger.some_failures(root) == ["failed: <d>: truncated: cut & short"]
+    ledger.append(root, [ledger.row(f"g{i}", "e", "failed", reason="empty") for i in range(3)])
+    told = ledger.some_failures(root, most=2)
+    assert told[0] == "failed: <d>: truncated: cut & short"
+    assert (len(told), told[-1]) == (3, "more are in the report")
