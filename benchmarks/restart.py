@@ -8,7 +8,7 @@ The ledger has a row for each of the first `--done` keys, in parts of fifty thou
 
     cursors    the run before was stopped: its cursors say what is finished
     parts      there are none (a new pass, or a ledger of an earlier version): ranges by parts of the ledger
-    serial     as before ranges of keys: all rows, then the listing from its first key; only with --serial
+    serial     as before ranges of keys: all rows, then the listing from its first key
 
 Each is a process that ends with the first input that is not done. The time does not include the start of a
 cluster; the memory is the largest resident set of that process.
@@ -166,7 +166,7 @@ def main() -> int:
     parser.add_argument("--keys", type=int, default=5_000_000)
     parser.add_argument("--done", type=int)
     parser.add_argument("--list-s", type=float, default=0.1)
-    parser.add_argument("--serial", action="store_true")
+    parser.add_argument("--ways", default="cursors,parts", help="of the three above")
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--target", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -185,7 +185,7 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="restart-") as target:
             write_ledger(Path(target), done)
-            for way in ("cursors", "parts", *(["serial"] if chosen.serial else [])):
+            for way in chosen.ways.split(","):
                 environment = {
                     "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
                     "AWS_ACCESS_KEY_ID": "test",

@@ -112,6 +112,7 @@ class Driver:
         self.progress = progress or JobProgress(ListingCounts())
         self._works: dict[int, RangeWork] = {}
         self._to_list: deque[RangeWork] = deque()
+        self._num_unlisted = 0
         self._work_of: dict[str, RangeWork] = {}  # of inputs that are under way
         self._ended_counts = ListingCounts()
         self._given = threading.Condition()
@@ -125,6 +126,7 @@ class Driver:
             work = one if isinstance(one, RangeWork) else RangeWork(one, self._inputs, self._job.stages)
             self._works[work.share.id] = work
             with self._given:
+                self._num_unlisted += 1
                 self._to_list.append(work)
                 self._given.notify_all()
 
@@ -180,6 +182,8 @@ class Driver:
             batch = next(batches.setdefault(id, work.batches()), None)
             if batch is None:
                 del batches[id]
+                with self._given:
+                    self._num_unlisted -= 1
                 continue
             with self._given:
                 self._to_list.insert(_LISTED_AT_A_TIME - 1, work)
@@ -250,7 +254,7 @@ class Driver:
         looked_at = time.monotonic()
         while True:
             await asyncio.sleep(0.5)
-            if bulk.is_idle:
+            if bulk.is_idle and not self._num_unlisted:
                 writer.flush()  # somebody waits for the ranges to be finished
             writer.flush_if_due()
             if time.monotonic() - looked_at > _LOOK_EVERY_S:

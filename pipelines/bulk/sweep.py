@@ -315,6 +315,7 @@ class Sweep:
         if self._has_cursors:
             self.finished = cursors.read(stages.target, self._pass(), stages.target_s3)
         self.num_continued = len(self.finished.intervals)
+        self._has_file = self.num_continued > 0
         if not self.is_divisible:
             self.queue.append(Share(id=next(self._ids)))
             return
@@ -414,11 +415,12 @@ class Sweep:
         is_long = self.num_continued or self.counts.listed >= _WORTH_CURSORS
         if self._has_cursors and is_long and self.finished.intervals:
             cursors.write(self.stages.target, self._pass(), self.finished, self.stages.target_s3)
+            self._has_file = True
 
     def close(self) -> list[Row]:
         """End a pass that is complete; return the rows of inputs that were refused and not yet written."""
         rows = [row for work in self.begun for _, refused in work.batches() for row in refused]
-        if self.is_divisible:
+        if self._has_file:
             cursors.remove(self.stages.target, self.stages.target_s3)
         return rows
 

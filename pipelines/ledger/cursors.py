@@ -87,5 +87,8 @@ def write(root: str, which: Mapping[str, Any], finished: Finished, options: S3Op
 
 
 def remove(root: str, options: S3Options = s3.DEFAULT) -> None:
-    """Remove the file: a pass is complete, or none can be continued."""
-    storage.remove(_uri(root), options)
+    """Remove the file: a pass is complete. Where nothing can be deleted it says that nothing is finished."""
+    try:
+        storage.remove(_uri(root), options)
+    except StorageError:
+        write(root, {}, Finished(), options)
