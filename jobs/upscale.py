@@ -57,13 +57,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--drivers", type=command.positive, metavar="N", help="schedulers (default: one for 8 replicas)")
     add("--price-per-hour", type=float, metavar="PRICE", help="price of one replica, for plan and report")
     add("--tolerate", type=command.share, default=0.0, metavar="SHARE", help="share that may fail (0%%)")
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.FIELD=VALUE",
-        help="less common settings, below",
-    )
+    add("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="see below")
     mode = options.add_mutually_exclusive_group()
     mode.add_argument("--plan", "--dry-run", action="store_true", help="count and check; write nothing")
     mode.add_argument("--status", action="store_true", help="print the counts of the ledger")
