@@ -97,8 +97,6 @@ def upscale(options: argparse.Namespace) -> Exit:
         return run_one(options)
     request, replicas = request_of(options), command.min_max("--replicas", options.replicas)
     if options.status or options.verify:
-        from pipelines.ledger.ledger import read_job
-
         recorded = read_job(request.target, request.settings.target)
         if recorded is None:
             raise UsageError(f"{request.target} holds no job: nothing has been upscaled into it")
@@ -170,8 +168,8 @@ def work(request: BulkRequest, job: Job, sweep: Sweep, options: argparse.Namespa
         drivers = options.drivers or bulk.default_drivers(replicas[1])
         command.connect_to_ray(num_cpus=replicas[1] + 4 + (drivers if drivers > 1 else 0))
         drivers = bulk.admitted_drivers(drivers, sweep, replicas, request.settings.engine)
-        engines = {"serve": ServeEngine, "actors": ActorEngine}
-        engine = engines[options.engine](bulk.engine_options(job.outputs, replicas, request.settings.engine))
+        how = bulk.engine_options(job.outputs, replicas, request.settings.engine, drivers)
+        engine = {"serve": ServeEngine, "actors": ActorEngine}[options.engine](how)
         try:
             with shown(JobProgress(sweep.counts)) as progress:
                 bulk.run_job(job, sweep, engine, progress, drivers)
@@ -182,10 +180,7 @@ def work(request: BulkRequest, job: Job, sweep: Sweep, options: argparse.Namespa
             print("stopped; the ledger has the finished inputs: run again to continue", file=sys.stderr)
             return Exit.INTERRUPTED if isinstance(error, KeyboardInterrupt) else Exit.FAILED
     bulk.close_job(job, sweep, request.price_per_hour)
-    seen = sweep.counts
-    print(f"{seen.listed} inputs: {seen.pending} to do, {seen.done} done before, {seen.refused} refused")
-    if sweep.num_continued:
-        print("what an earlier run had finished was not listed; run again to find what has come there since")
+    print(*sweep.told(), sep="\n")
     print(f"pictures: {request.target}\nreport: {request.target.rstrip('/')}/{ledger.DIRECTORY}/report.html")
     return summary(request, options.tolerate)
 

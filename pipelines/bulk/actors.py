@@ -30,10 +30,15 @@ class _Member:
 
 
 class ActorEngine:
-    """A pool of actors that belongs to this job alone."""
+    """A pool of actors that belongs to this job alone.
 
-    def __init__(self, options: EngineOptions) -> None:
-        self.options = options
+    Args:
+        options: Options of the replicas.
+        is_admitted: Whether there is room for them all.
+    """
+
+    def __init__(self, options: EngineOptions, *, is_admitted: bool = False) -> None:
+        self.options, self._is_admitted = options, is_admitted
         self._members: list[_Member] = []
         self._changed = asyncio.Condition()
         self._starved_since: float | None = None
@@ -51,18 +56,24 @@ class ActorEngine:
         return any(member.is_ready and not member.in_flight for member in self._members)
 
     async def start(self) -> None:
-        self.options = await asyncio.to_thread(admitted, self.options, self._pause)
+        await self._admit()
         for _ in range(self.options.low):
             self._add()
         self._spawn(self._scale())
+
+    async def _admit(self) -> None:
+        if not self._is_admitted:
+            self.options = await asyncio.to_thread(admitted, self.options, self._pause)
+            self._is_admitted = True
 
     async def divide(self, num_drivers: int) -> list[Callable[[], ActorEngine]]:
         """Give each driver its part of the replicas, one at least: a replica ends with the driver that has
         started it.
         """
+        await self._admit()
         options = self.options
         return [
-            partial(ActorEngine, replace(options, low=max(1, low), high=max(1, high)))
+            partial(ActorEngine, replace(options, low=max(1, low), high=max(1, high)), is_admitted=True)
             for low, high in zip(
                 parts(options.low, num_drivers), parts(options.high, num_drivers), strict=True
             )

@@ -58,6 +58,7 @@ class EngineOptions:
         step_s: Seconds after which a step of a replica counts as hung, see `pipelines.bulk.wedged`.
         ongoing: Number of requests at a time at a replica of a Serve deployment; pictures of all of them
             share the calls of a GPU.
+        reserved_cpus: CPUs that replicas leave to tasks, one at least, and to drivers.
     """
 
     model: str
@@ -70,6 +71,7 @@ class EngineOptions:
     upscale_s: float = 5.0
     downscale_s: float = 60.0
     ongoing: int = UNITS_PER_REPLICA
+    reserved_cpus: float = 1
     step_s: float = DEFAULT_STEP_S
 
 
@@ -100,8 +102,8 @@ def check_memory(model: str) -> None:
 
 
 def admitted(options: EngineOptions, sleep: Callable[[float], None] = time.sleep) -> EngineOptions:
-    """Return the options with as many replicas as the connected cluster has room for beside one CPU, which
-    fetches, decodes and stores; waits until the smallest number has room, and says for what.
+    """Return the options with as many replicas as the connected cluster has room for beside
+    `reserved_cpus`; waits until the smallest number has room, and says for what.
 
     Args:
         options: What was asked for.
@@ -111,24 +113,26 @@ def admitted(options: EngineOptions, sleep: Callable[[float], None] = time.sleep
         EngineError: The cluster can never have the smallest number.
     """
     held = {"CPU": options.num_cpus, "GPU": options.num_gpus}
-    fits = _most_replicas(held, reachable())
+    fits = _most_replicas(held, reachable(), options.reserved_cpus)
     if fits < options.low:
         raise EngineError(
             f"{options.low} replicas need {options.low * options.num_cpus:g} CPUs and "
-            f"{options.low * options.num_gpus:g} GPUs, and their tasks one CPU; the cluster has room for "
+            f"{options.low * options.num_gpus:g} GPUs, and drivers and tasks {options.reserved_cpus:g} more; "
+            "the cluster has room for "
             f"{fits}: ask for fewer (--replicas)"
         )
     needed = {name: options.low * number for name, number in held.items()}
-    needed["CPU"] += 1
-    most = min(options.high, _most_replicas(held, wait_for_room("the bulk job", needed, sleep=sleep)))
+    needed["CPU"] += options.reserved_cpus
+    has = wait_for_room("the bulk job", needed, sleep=sleep)
+    most = min(options.high, _most_replicas(held, has, options.reserved_cpus))
     if most < options.high:
         logger.warning("replicas=%d:%d instead of %d: no room for more", options.low, most, options.high)
     return replace(options, high=max(most, options.low))
 
 
-def _most_replicas(held: Mapping[str, float], has: Mapping[str, float]) -> int:
-    """Return how many replicas fit beside one CPU for tasks."""
-    rooms = {"CPU": has.get("CPU", 0.0) - 1, "GPU": has.get("GPU", 0.0)}
+def _most_replicas(held: Mapping[str, float], has: Mapping[str, float], reserved_cpus: float) -> int:
+    """Return how many replicas fit beside CPUs for tasks and drivers."""
+    rooms = {"CPU": has.get("CPU", 0.0) - reserved_cpus, "GPU": has.get("GPU", 0.0)}
     fits = [int(max(0.0, rooms[name]) / number + 1e-6) for name, number in held.items() if number]
     return min(fits, default=1 << 30)
 

@@ -46,7 +46,9 @@ _REPLICAS_OF_A_DRIVER = 8
 logger = logging.getLogger(__name__)
 
 
-def engine_options(job: UpscaleOptions, replicas: tuple[int, int], settings: EngineSettings) -> EngineOptions:
+def engine_options(
+    job: UpscaleOptions, replicas: tuple[int, int], settings: EngineSettings, num_drivers: int = 1
+) -> EngineOptions:
     """Return what replicas are started with on the connected cluster: a GPU each where there are any, else a
     share of a machine's cores.
 
@@ -65,6 +67,7 @@ def engine_options(job: UpscaleOptions, replicas: tuple[int, int], settings: Eng
         num_threads=num_threads,
         upscale_s=settings.upscale_s,
         downscale_s=settings.downscale_s,
+        reserved_cpus=1 + (num_drivers if num_drivers > 1 else 0),
         step_s=settings.step_s,
     )
 

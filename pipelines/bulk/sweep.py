@@ -417,6 +417,13 @@ class Sweep:
             cursors.write(self.stages.target, self._pass(), self.finished, self.stages.target_s3)
             self._has_file = True
 
+    def told(self) -> Iterator[str]:
+        """Yield lines on what this run found."""
+        seen = self.counts
+        yield f"{seen.listed} inputs: {seen.pending} to do, {seen.done} done before, {seen.refused} refused"
+        if self.num_continued:
+            yield "what an earlier run has finished was not listed; run again to find what has come there"
+
     def close(self) -> list[Row]:
         """End a pass that is complete; return the rows of inputs that were refused and not yet written."""
         rows = [row for work in self.begun for _, refused in work.batches() for row in refused]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 
 import pytest
 import ray
@@ -83,13 +84,15 @@ def test_replicas_leave_a_cpu_for_their_tasks(
     assert "replicas=1:3 instead of 8: no room for more" in caplog.text
     has["free"] = {"CPU": 3.0}
     assert admitted(replicas(2, 3)) == replicas(2, 2)
+    with_drivers = replace(replicas(1, 3), reserved_cpus=2)
+    assert admitted(with_drivers) == replace(with_drivers, high=1)
 
 
 def test_replicas_that_no_time_will_bring_are_refused(has: dict[str, dict[str, float]]) -> None:
     """Two of them on two CPUs used to stand still without a word."""
     has["all"] = {"CPU": 2.0}
     with pytest.raises(
-        EngineError, match=r"2 replicas need 2 CPUs and 0 GPUs, and their tasks one CPU; .* room for 1: ask"
+        EngineError, match=r"2 replicas need 2 CPUs and 0 GPUs, and drivers and tasks 1 more; .* room for 1"
     ):
         admitted(replicas(2, 2))
     has["all"] = {"CPU": 64.0, "GPU": 1.0}
