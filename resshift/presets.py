@@ -11,6 +11,7 @@ The docstring of a preset gives its expected scores once they have been measured
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -294,11 +295,30 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
 
 
 def preset(name: str) -> RunConfig:
-    """Return the configuration called `name`.
+    """Return the configuration called `name`, or that of the user's function MODULE:FUNCTION.
 
     Raises:
         ConfigError: There is no such preset; the message lists the presets.
     """
+    if ":" in name:
+        return _own(name)
     if name not in PRESETS:
-        raise ConfigError(f"unknown preset {name!r}; allowed: {', '.join(PRESETS)}")
+        raise ConfigError(
+            f"unknown preset {name!r}; allowed: {', '.join(PRESETS)}, or MODULE:FUNCTION of your own"
+        )
     return PRESETS[name]()
+
+
+def _own(name: str) -> RunConfig:
+    module, _, function = name.partition(":")
+    try:
+        made = getattr(importlib.import_module(module), function, None)
+    except (ImportError, ValueError) as error:  # ValueError: the name is empty
+        told = f"{module!r} cannot be imported ({error}); is its folder on PYTHONPATH?"
+        raise ConfigError(f"preset {name}: {told}") from error
+    if not callable(made):
+        raise ConfigError(f"preset {name}: {module} has no function {function!r}")
+    made = made()
+    if not isinstance(made, RunConfig):
+        raise ConfigError(f"preset {name} must return a RunConfig, got {type(made).__name__}")
+    return made

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from resshift.config import ConfigError
+from resshift.config import ConfigError, RunConfig, from_dict, to_dict
 from resshift.models import WeightsError, locate_model
+from resshift.networks.autoencoder import PixelUnshuffle
 from resshift.networks.config import UNetConfig
 from resshift.networks.conv_unet import build_unet
 from resshift.presets import PRESETS, preset
 from resshift.schedule import ScheduleConfig, ShiftSchedule, Target
+from resshift.training.losses import Objective
+from resshift.training.step import DiffusionLearner, build_network
 
 VQ_PRESETS = ["realsr-x4-s15", "realsr-x4-s4", "realsr-x2-s4", "bicubic-x4-s4"]
 
@@ -124,4 +129,44 @@ def test_the_small_chain_has_the_released_schedule_and_fits_into_16_mb() -> None
 def test_unknown_preset_lists_every_name() -> None:
     with pytest.raises(ConfigError, match="unknown preset 'tiny'") as error:
         preset("tiny")
-    assert str(error.value).endswith("allowed: " + ", ".join(PRESETS))
+    assert str(error.value).endswith("allowed: " + ", ".join(PRESETS) + ", or MODULE:FUNCTION of your own")
+
+
+@pytest.fixture
+def own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_the_example_of_the_document_is_a_preset_that_trains(own_modules: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "method.md").read_text()
+    (own_modules / "film.py").write_text(text.split("```python\n")[1].split("```")[0])
+    config = preset("film:film_x2")
+    assert (config.preset, config.model.scale, config.degradation.noise1.gaussian_sigma[1]) == (
+        "film-x2",
+        2,
+        40.0,
+    )
+    assert from_dict(RunConfig, to_dict(config)) == config
+    objective = Objective(config.model, config.loss, PixelUnshuffle(2))
+    learner = DiffusionLearner(config, build_network(config), objective)
+    batch = {
+        name: torch.zeros((8, side, side, 3), dtype=torch.uint8) for name, side in (("hq", 16), ("lq", 8))
+    }
+    assert torch.isfinite(learner.step(batch).terms["loss"])
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("nowhere_at_all:f", "'nowhere_at_all' cannot be imported"),
+        ("empty:f", "empty has no function 'f'"),
+        ("empty:number", "must return a RunConfig, got int"),
+        (":f", "cannot be imported"),
+    ],
+)
+def test_a_preset_of_ones_own_that_cannot_be_is_one_line(name: str, told: str, own_modules: Path) -> None:
+    (own_modules / "empty.py").write_text("def number():\n    return 1\n")
+    with pytest.raises(ConfigError, match=told) as error:
+        preset(name)
+    assert "\n" not in str(error.value)
