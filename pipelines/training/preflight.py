@@ -8,7 +8,7 @@ import torch
 
 from pipelines.command import UsageError
 from pipelines.training.batch import check_batch
-from pipelines.training.build_learner import build_objective, lpips_of
+from pipelines.training.build_learner import build_objective, features_of, lpips_of, needs_lpips
 from pipelines.training.validation import held_out
 from resshift import storage
 from resshift.config import ConfigError, RunConfig
@@ -58,7 +58,7 @@ def check_run(
             f"{batch_size}"
         )
     check_batch(config, most, gpus)
-    if config.validation.best == "lpips" and val is not None and not config.loss.lpips:
+    if config.validation.best == "lpips" and val is not None and not needs_lpips(config):
         raise ConfigError("validation.best=lpips needs an LPIPS network: loss.lpips must not be 0")
     check_weights(config, init)
     if val is not None:
@@ -66,17 +66,18 @@ def check_run(
 
 
 def check_weights(config: AnyRunConfig, init: str | None) -> None:
-    """Load what every worker will load: the LPIPS trunk, the first stage and the weights to start from. A few
-    seconds, instead of the minutes until a cluster has started.
+    """Load what every worker will load: the trunks of LPIPS and of the features, the first stage and the
+    weights to start from. A few seconds, instead of the minutes until a cluster has started.
 
     Raises:
-        ConfigError: The trunk or the first stage is missing.
+        ConfigError: A trunk or the first stage is missing.
         WeightsError: Weights are missing or do not fit.
     """
     cpu = torch.device("cpu")
     lpips = lpips_of(config, cpu)
     if isinstance(config, RunConfig):
         build_objective(config, lpips, cpu)
+        features_of(config, cpu)
     if init is not None:
         is_chain = isinstance(config, RunConfig)
         network = build_network(config) if is_chain else build_autoencoder(config, cpu)

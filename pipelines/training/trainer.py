@@ -137,8 +137,10 @@ def with_absolute_files(config: AnyRunConfig) -> AnyRunConfig:
     """Return the configuration with the files that it names: Ray Train's workers have another working
     directory than the command.
     """
-    trunk, stage = config.loss.lpips_trunk, config.train.first_stage_weights
-    loss: Any = replace(config.loss, lpips_trunk=trunk and absolute_model(trunk))
+    stage = config.train.first_stage_weights
+    trunks = {name: getattr(config.loss, name, None) for name in ("lpips_trunk", "features_trunk")}
+    given = {name: absolute_model(trunk) for name, trunk in trunks.items() if trunk}
+    loss: Any = replace(config.loss, **given)
     return replace(
         config, loss=loss, train=replace(config.train, first_stage_weights=stage and absolute_model(stage))
     )

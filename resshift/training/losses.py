@@ -91,6 +91,22 @@ class LossTerms(NamedTuple):
     lattice: Tensor
 
 
+class Prediction(NamedTuple):
+    """What a network says about a batch.
+
+    Fields:
+        start: Picture that the chain starts from, (B, 3, H, W).
+        output: Output of the network.
+        wanted: Output that it should have.
+        x0_pred: Prediction of x0 that follows from the output.
+    """
+
+    start: Tensor
+    output: Tensor
+    wanted: Tensor
+    x0_pred: Tensor
+
+
 class Objective:
     """The loss of a batch of pictures, from bicubic upsampling to LPIPS.
 
@@ -124,6 +140,44 @@ class Objective:
         regression = getattr(getattr(network, "module", network), "regression", None)
         return upsample(lq, self.model.scale) if regression is None else regression(lq).float()
 
+    def predict(
+        self,
+        network: nn.Module,
+        hq: Tensor,
+        lq: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        mask: Tensor | None = None,
+    ) -> Prediction:
+        """Run the network at step t.
+
+        Args:
+            network: Network that predicts the target, called as `network(x_scaled, t, lq, mask)`.
+            hq: Clean pictures in [-1, 1], (B, 3, H, W).
+            lq: Degraded pictures in [-1, 1], (B, 3, H / scale, W / scale).
+            t: Step indices in [0, T), int64 (B,).
+            noise: Standard normal noise, (B, Z, H / f, W / f). The caller draws t and noise, and so is
+                responsible for reproducibility.
+            mask: 1 in a hole and -1 where the picture is kept, (B, 1, H / scale, W / scale), for networks
+                with `cond_mask`.
+        """
+        with torch.no_grad():
+            start = self.start(network, lq)
+            # One pass for both pictures. With autocast the encoder gives half precision; the chain is
+            # float32.
+            x0, y0 = self._encode(torch.cat([hq, start])).float().chunk(2)
+            x_t = q_sample(x0, y0, t, noise, self.schedule)
+            wanted = target_of(x0, y0, noise, t, self.schedule, self.model.target)
+        condition = torch.cat((lq, y0), dim=1) if self.model.unet.sees_y0 else lq
+        x_scaled = scale_input(x_t, t, self.schedule, self.model.latent_scaling)
+        output = network(x_scaled, t, condition, mask).float()
+        x0_pred = predict_x0(output, x_t, y0, t, self.schedule, self.model.target)
+        return Prediction(start, output, wanted, x0_pred)
+
+    def picture(self, x0_pred: Tensor) -> Tensor:
+        """Return the picture that a predicted latent decodes to, (B, 3, H, W) float32."""
+        return self._decode(x0_pred).float()
+
     def __call__(
         self,
         network: nn.Module,
@@ -137,36 +191,20 @@ class Objective:
         """Compute the loss.
 
         Args:
-            network: Network that predicts the target, called as `network(x_scaled, t, lq, mask)`.
-            hq: Clean pictures in [-1, 1], (B, 3, H, W).
-            lq: Degraded pictures in [-1, 1], (B, 3, H / scale, W / scale).
-            t: Step indices in [0, T), int64 (B,).
-            noise: Standard normal noise, (B, Z, H / f, W / f). The caller draws t and noise, and so is
-                responsible for reproducibility.
-            mask: 1 in a hole and -1 where the picture is kept, (B, 1, H / scale, W / scale), for networks
-                with `cond_mask`.
+            network, hq, lq, t, noise, mask: See `predict`.
             corner: Row and column of the first pixel that LPIPS sees.
         """
-        with torch.no_grad():
-            # One pass for both pictures. With autocast the encoder gives half precision; the chain is
-            # float32.
-            x0, y0 = self._encode(torch.cat([hq, self.start(network, lq)])).float().chunk(2)
-            x_t = q_sample(x0, y0, t, noise, self.schedule)
-            wanted = target_of(x0, y0, noise, t, self.schedule, self.model.target)
-        condition = torch.cat((lq, y0), dim=1) if self.model.unet.sees_y0 else lq
-        x_scaled = scale_input(x_t, t, self.schedule, self.model.latent_scaling)
-        output = network(x_scaled, t, condition, mask).float()
+        _, output, wanted, x0_pred = self.predict(network, hq, lq, t, noise, mask)
         mse = mse_per_sample(
             output, wanted, t, self.schedule, self.model.target, self.loss.mse_weighting == "weighted"
         ).mean()
-        x0_pred = predict_x0(output, x_t, y0, t, self.schedule, self.model.target)
         return self.with_picture(mse, x0_pred, hq, corner)
 
     def with_picture(self, mse: Tensor, x0_pred: Tensor, hq: Tensor, corner: tuple[int, int]) -> LossTerms:
         """Return the terms: `mse`, and those of the picture that a predicted latent decodes to."""
         perceptual = shown = torch.zeros_like(mse)
         if self.loss.lpips or self.loss.lattice:
-            decoded = self._decode(x0_pred).float()
+            decoded = self.picture(x0_pred)
             if self.lpips is not None and self.loss.lpips:
                 seen = (..., slice(corner[0], None), slice(corner[1], None))
                 perceptual = self.lpips(decoded.clamp(-1, 1)[seen], hq[seen]).mean()

@@ -35,6 +35,8 @@ def orthogonalised(matrix: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum. The matrix of a convolution has one row per output channel.
 
+    As the fused optimisers of torch, it takes no step if the attribute `found_inf` is a tensor of 1.
+
     Args:
         parameters: weights of two or more dimensions.
         lr: singular values of a step; times sqrt(rows / columns) if there are more rows than columns.
@@ -54,16 +56,21 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  # no closure
         """Take one step."""
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        taken = 1.0 if found_inf is None else 1.0 - found_inf
         for group in self.param_groups:
-            lr, momentum = group["lr"], group["momentum"]
+            lr, momentum = taken * group["lr"], group["momentum"]
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
                 state = self.state[parameter]
                 if not state:
                     state["mean"] = torch.zeros_like(parameter)
-                mean = state["mean"].lerp_(parameter.grad, 1 - momentum)
-                update = orthogonalised(parameter.grad.lerp(mean, momentum).flatten(1))
+                gradient = parameter.grad
+                if found_inf is not None:
+                    gradient = torch.where(found_inf > 0, state["mean"], gradient)
+                mean = state["mean"].lerp_(gradient, 1 - momentum)
+                update = orthogonalised(gradient.lerp(mean, momentum).flatten(1))
                 stretch = math.sqrt(max(1.0, update.shape[0] / update.shape[1]))
                 parameter.mul_(1 - lr * group["weight_decay"])
-                parameter.add_(update.reshape(parameter.shape), alpha=-lr * stretch)
+                parameter.sub_(update.reshape(parameter.shape) * (lr * stretch))

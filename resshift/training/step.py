@@ -69,6 +69,10 @@ class Learner(Protocol):
         """Run one optimiser step on this worker's slots of the global batch; `state.step` grows by one."""
         ...
 
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of the step with index `step`, for the log."""
+        ...
+
     def render(self, batch: Mapping[str, Tensor], keys: Sequence[str]) -> Tensor:
         """Return the pictures that the averaged weights compute from a batch, (B, 3, H, W), about [-1, 1]: a
         function of the weights, the batch and the keys.
@@ -404,8 +408,8 @@ class DiffusionLearner:
         Returns:
             The terms named by `TERMS`, and the outcome.
         """
-        state, train = self.state, self.config.train
-        set_learning_rate(state.optimizer, run_learning_rate(state.step, self.config.optim, train))
+        state = self.state
+        set_learning_rate(state.optimizer, self.learning_rate(state.step))
         state.network.train()
         terms = self.backward(batch)
         outcome = guarded_step(state.optimizer, self.config.optim.clip_norm, state.scaler)
@@ -414,41 +418,13 @@ class DiffusionLearner:
         state.step += 1
         return StepResult(terms, outcome)
 
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        return run_learning_rate(step, self.config.optim, self.config.train)
+
     def render(self, batch: Mapping[str, Tensor], keys: Sequence[str]) -> Tensor:
-        """Run the chain on "lq" with the averaged weights, and return (B, 3, H, W). The noise is a function
-        of (seed, key).
-        """
-        model, dtype = self.config.model, PRECISIONS[self.config.train.precision]
-        lq = to_unit_range(batch["lq"])
-        mask = mask_to_unit_range(batch["mask"]) if model.unet.cond_mask else None
-        shape = latent_shape(model, batch["hq"])
-
-        def noise(step: int) -> Tensor:
-            generators = [
-                seeds.torch_generator(self.config.train.seed, "validation", key, step) for key in keys
-            ]
-            return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(
-                lq.device
-            )
-
-        def network(*inputs: Tensor | None) -> Tensor:
-            with autocast(lq.device, dtype):
-                return self.state.ema.module(*inputs).float()
-
-        with autocast(lq.device, dtype):
-            start = self.objective.start(self.state.ema.module, lq)
-            y0 = self.objective.first_stage.encode(start).float()
-        schedule = self.objective.schedule
-        x0 = sample(
-            network_denoiser(
-                network, lq, y0, schedule, model.target, mask, model.latent_scaling, model.unet.sees_y0
-            ),
-            y0,
-            schedule,
-            noise,
-        )
-        with autocast(lq.device, dtype):
-            return self.objective.first_stage.decode(x0)
+        """Return what the averaged weights make of "lq", see `render_chain`."""
+        return render_chain(self.config, self.objective, self.state.ema.module, batch, keys)
 
     def backward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Add the gradients of a batch, which is the first half of `step`, and return this worker's
@@ -474,6 +450,40 @@ class DiffusionLearner:
                 for total, term in zip(sums, terms, strict=True)
             ]
         return dict(zip(TERMS, sums, strict=True))
+
+
+def render_chain(
+    config: RunConfig,
+    objective: Objective,
+    unet: nn.Module,
+    batch: Mapping[str, Tensor],
+    keys: Sequence[str],
+) -> Tensor:
+    """Run the chain on "lq", and return (B, 3, H, W). The noise is a function of (seed, key)."""
+    model, dtype = config.model, PRECISIONS[config.train.precision]
+    lq = to_unit_range(batch["lq"])
+    mask = mask_to_unit_range(batch["mask"]) if model.unet.cond_mask else None
+    shape = latent_shape(model, batch["hq"])
+
+    def noise(step: int) -> Tensor:
+        generators = [seeds.torch_generator(config.train.seed, "validation", key, step) for key in keys]
+        return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(
+            lq.device
+        )
+
+    def network(*inputs: Tensor | None) -> Tensor:
+        with autocast(lq.device, dtype):
+            return unet(*inputs).float()
+
+    with autocast(lq.device, dtype):
+        y0 = objective.first_stage.encode(objective.start(unet, lq)).float()
+    schedule = objective.schedule
+    denoiser = network_denoiser(
+        network, lq, y0, schedule, model.target, mask, model.latent_scaling, model.unet.sees_y0
+    )
+    x0 = sample(denoiser, y0, schedule, noise)
+    with autocast(lq.device, dtype):
+        return objective.first_stage.decode(x0)
 
 
 def lpips_corner(config: RunConfig, step: int) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from resshift.config import (
 from resshift.networks.config import ForeignConfig, RegressionConfig, UNetConfig
 from resshift.presets import PRESETS, preset
 from resshift.schedule import ShiftSchedule
+from resshift.stages import span_at
 from resshift.training.distillation import student_run
 
 
@@ -71,7 +72,11 @@ def test_settings_reach_nested_sections_and_the_last_one_wins() -> None:
         ("train.steps=1.5", "train.steps: .*got 1.5"),
         ("train.precision=fp8", "train.precision: .*'fp32', 'bf16' or 'fp16'.*got 'fp8'"),
         ("train.ema_decay=1", "train.ema_decay must lie in"),
-        ("loss.mse=-1", "loss.mse and loss.lpips must not be negative"),
+        ("loss.mse=-1", "loss.mse, loss.lpips and loss.charbonnier must not be negative"),
+        ("loss.fourier=-1", "loss.fourier, loss.features and loss.adversary must not be negative"),
+        ("loss.charbonnier=1", "need stages, got 1.0, 0.0, 0.0, 0.0 and None without any"),
+        ("optim.muon=10", "need stages"),
+        ("stages=[{}]", "stages need loss.mse=0, loss.lattice=0 and .*constant, got 1.0, 0.03 and cosine"),
         ("degradation.scale=2", r"degradation.scale \(2\) must equal model.scale \(4\)"),
         ("data.crop_px=100", "data.crop_px must be a multiple of 32"),
         ("model.unet.in_channels=3", r"must equal the latent's 48"),
@@ -101,6 +106,87 @@ def test_bad_settings_are_one_clear_error(setting: str, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
+STAGED = [
+    ("stages.0.steps=24000", "train.steps must be more than 26000, .* got 24000; stages.0.steps, for ex"),
+    ("train.steps=16000", "train.steps must be more than 16000, .* got 16000"),
+    ("stages.2.steps=5", r"every stage but the last needs steps, .* \[14000, 2000, 5\]"),
+    ("stages.0.steps=null", r"every stage but the last needs steps, .* \[None, 2000, None\]"),
+    ("stages.0.steps=-1", "steps must not be negative, got -1"),
+    ("stages.1.lr=0", "lr must be positive, got 0"),
+    ("stages.1.lpips=-1", "loss.mse, loss.lpips and loss.charbonnier must not be negative"),
+    ("stages.1.trains=g", "stages.1.trains: .*'regression' or 'chain', got 'g'"),
+    ("stages.1.crop=3", "unknown setting 'stages.1.crop'; allowed here: adversary, decay_steps, features"),
+    ("stages.3.lr=1", "no section '3'; allowed: 0, 1, 2"),
+    ("stages.3={}", "'stages.3' is a section, not a setting; it has: 0, 1, 2"),
+    ("stages.0=1", "'stages.0' is a section, not a setting; it has: adversary, decay_steps, features, lpips"),
+    ("stages.0.trains=chain", None),
+    ("stages.2.trains=regression", r"before the chain, got \['regression', 'chain', 'regression'\]"),
+    ("stages.0.adversary=1", "stages.0 trains the regression network, which needs .* got adversary=1"),
+    ("loss.mse=1", "stages need loss.mse=0"),
+    ("optim.lr_schedule=cosine", "and cosine"),
+    (
+        "train.precision=fp16",
+        "stages need train.parallel=ddp and train.precision fp32 or bf16, got ddp and fp16",
+    ),
+    ("train.parallel=hsdp", "got hsdp and fp32"),
+]
+
+
+@pytest.mark.parametrize(("setting", "message"), STAGED)
+def test_stages_that_cannot_be_are_one_clear_error(setting: str, message: str | None) -> None:
+    if message is None:
+        assert with_settings(preset("small-x4"), [setting])
+        return
+    with pytest.raises(ConfigError, match=message) as error:
+        with_settings(preset("small-x4"), [setting])
+    assert "\n" not in str(error.value)
+
+
+def test_stages_follow_each_other_and_the_last_one_has_the_rest() -> None:
+    config = with_settings(
+        preset("small-x4"), ["stages.0.steps=3", "stages.1.steps=2", "train.steps=9", "loss.lpips=0.5"]
+    )
+    spans = [span_at(config.stages, step, config.train.steps) for step in (0, 2, 3, 5, 8, 20)]
+    assert [(span.i_stage, span.end, span.part_start) for span in spans] == [
+        (0, 3, 0),
+        (0, 3, 0),
+        (1, 5, 3),
+        (2, 9, 3),
+        (2, 9, 3),
+        (2, 9, 3),
+    ]
+    assert [loss.lpips for loss in config.losses] == [0.0, 0.5, 0.1]
+    assert [loss.adversary for loss in config.losses] == [0.0, 0.0, 1.0]
+    without_g = with_settings(config, ["stages.0.steps=0"])
+    assert span_at(without_g.stages, 0, 9)[::2] == (1, 2)
+    longer = with_settings(config, ["train.steps=30", "loss.features_trunk=/elsewhere"])
+    assert fingerprint(longer) == fingerprint(config) != fingerprint(without_g)
+    assert differing_fields(to_dict(without_g), to_dict(config)) == ["stages.0.steps: 3 -> 0"]
+
+
+# Of runs that exist: a new field must not change them (`_ABSENT_WHEN`).
+FINGERPRINTS = {
+    "realsr-x4-s15": "db59fe9769057135",
+    "realsr-x4-s4": "04dc9d8274dfe87c",
+    "sinsr-x4-s1": "f8313005b48b1916",
+    "realsr-x2-s4": "3452de837f9583b3",
+    "bicubic-x4-s4": "02568a233f5b214e",
+    "inpaint-imagenet-s4": "a26feb5aeec70c84",
+    "inpaint-face-s4": "eafc53d21a05a7c2",
+    "face-s4": "9a2678e452bdb027",
+    "tiny-x4": "921ea8fcdb89252c",
+    "tiny-x4-clean": "f07a31b5826523ef",
+    "test-x4": "17f2357e3dbef84f",
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), FINGERPRINTS.items())
+def test_fingerprints_stay(name: str, expected: str) -> None:
+    config = preset(name)
+    assert fingerprint(config) == expected
+    assert not {"stages", "loss.features_trunk", "optim.muon"} & flatten(to_dict(config)).keys()
+
+
 def test_fingerprint_is_about_the_run_not_its_length() -> None:
     config = preset("tiny-x4")
     longer = with_settings(
@@ -115,6 +201,7 @@ def test_fingerprint_is_about_the_run_not_its_length() -> None:
 def test_every_mutable_field_exists_and_leaves_the_fingerprint_alone() -> None:
     """A misspelt name in the list would make the field a defining one in silence."""
     config = student_run(preset("test-x4"), "runs/chain", "0", preset("test-x4").model)
+    config = with_settings(config, ["loss.features_trunk=/there"])
     values = flatten(to_dict(config))
     assert values.keys() >= MUTABLE_FIELDS
     choices = {

@@ -126,6 +126,12 @@ def test_the_small_chain_has_the_released_schedule_and_fits_into_16_mb() -> None
         locate_model("tiny-x4-s4")
 
 
+def test_the_model_of_three_stages_is_a_small_file() -> None:
+    """U-Net and regression network in float16: at most 16 MB, and no more than 5 M parameters."""
+    assert num_parameters("small-x4") == 4_829_360
+    assert preset("small-x4").model.has_estimate
+
+
 def test_unknown_preset_lists_every_name() -> None:
     with pytest.raises(ConfigError, match="unknown preset 'tiny'") as error:
         preset("tiny")

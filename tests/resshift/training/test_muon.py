@@ -34,3 +34,17 @@ def test_weights_shrink_without_a_gradient() -> None:
     weight.grad = torch.zeros(2, 2)
     optimiser.step()
     torch.testing.assert_close(weight.detach(), torch.full((2, 2), 0.95))
+
+
+def test_a_step_that_is_not_finite_is_not_taken() -> None:
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    optimiser = Muon([weight], lr=0.1)
+    weight.grad = torch.eye(2)
+    optimiser.step()
+    before = weight.detach().clone(), optimiser.state[weight]["mean"].clone()
+    for value, moves in ((1.0, False), (0.0, True)):
+        weight.grad = torch.full((2, 2), 1.0 if moves else float("nan"))
+        optimiser.found_inf = torch.tensor([value])  # pyright: ignore[reportAttributeAccessIssue]  # as torch does
+        optimiser.step()
+        now = weight.detach(), optimiser.state[weight]["mean"]
+        assert [torch.equal(a, b) for a, b in zip(now, before, strict=True)] == [not moves, not moves]

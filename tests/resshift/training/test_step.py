@@ -375,5 +375,5 @@ def test_rendering_follows_from_weights_and_keys_alone() -> None:
 
 
 def test_loss_config_needs_something_to_minimise() -> None:
-    with pytest.raises(ValueError, match="not both zero"):
+    with pytest.raises(ValueError, match="not all zero"):
         LossConfig(mse=0, lpips=0)
