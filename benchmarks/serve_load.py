@@ -12,7 +12,9 @@ stand-in sleeps (24 s per megapixel is 0.1 s for the 64 x 64 picture), as a CPU 
     goodput_share_10x   pictures returned per second at 10x, over the capacity
     p99_ratio           99th percentile of the time of answered requests at 10x, over that at 1x
     unexpected_status   requests that end neither with 200 nor with 429 or 503 and Retry-After
-    overhead_ms         median time of one client, minus that of the model
+    overhead_ms, overhead_ms_64
+                        median time of one client with a picture of 64 x 64, minus that of the model
+    overhead_ms_512     the same with one of 512 x 512, whose result has 12.6 MB of pixels
 """
 
 from __future__ import annotations
@@ -55,13 +57,18 @@ class Load:
     def rps(self) -> float:
         return len(self.seconds) / self.wall_s
 
+    @property
+    def overhead_ms(self) -> float:
+        """Median time without the median time in the model."""
+        return 1000 * (self.percentile(50) - float(np.median(self.model_seconds)))
+
     def percentile(self, share: float) -> float:
         return float(np.percentile(self.seconds, share)) if self.seconds else float("nan")
 
 
-def picture() -> bytes:
+def picture(side_px: int = SIDE_PX) -> bytes:
     """Return an encoded picture."""
-    pixels = np.random.default_rng(0).integers(0, 256, (SIDE_PX, SIDE_PX, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (side_px, side_px, 3), np.uint8)
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG")
     return out.getvalue()
@@ -145,7 +152,7 @@ async def measure(
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
         await closed(session, address, data, 1, min(3.0, seconds))  # decoders start
         single = await closed(session, address, data, 1, seconds / 2)
-        overhead_s = single.percentile(50) - float(np.median(single.model_seconds))
+        large = await closed(session, address, picture(512), 1, 2 * seconds)
         capacity = (await closed(session, address, data, num_clients, seconds)).rps
         print(
             f"capacity {capacity:.1f} requests/s with {num_clients} clients; one client p50 "
@@ -181,7 +188,9 @@ async def measure(
         "goodput_share_10x": loads[10.0].rps / capacity,
         "unexpected_status": sum(load.num_unexpected for load in loads.values()) + after.num_unexpected,
         "p99_ratio": loads[10.0].percentile(99) / loads[1.0].percentile(99),
-        "overhead_ms": 1000 * overhead_s,
+        "overhead_ms": single.overhead_ms,
+        "overhead_ms_64": single.overhead_ms,
+        "overhead_ms_512": large.overhead_ms,
         "recovery_s": recovery_s,
         "gateway_mb": most_mb,
     }

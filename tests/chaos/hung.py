@@ -21,7 +21,7 @@ from typing import Any
 import harness
 
 STEP_S = 10  # engine.step_s: a step of the stand-in takes 0.1 s
-POISON = 33
+POISON, POISON_PX = 33, 200  # its number, and its width, which no other picture has
 
 # Python runs this in every process that starts with its folder in PYTHONPATH.
 SITECUSTOMIZE = """
@@ -44,9 +44,9 @@ def patch(module):
     upscale, count = module.Nearest.upscale, [0]
     def hung(self, picture, *rest):
         count[0] += 1
-        if picture.width == int(os.environ["HUNG_POISON_PX"]) or (count[0] == 10 and first()):
+        if picture.width == POISON_PX or (count[0] == 10 and first()):
             print("hangs", flush=True)
-            if os.environ["HUNG_HOW"] == "asleep":
+            if HOW == "asleep":
                 time.sleep(10_000)
             ctypes.PyDLL(None).sleep(10_000)  # with the interpreter's lock
         return upscale(self, picture, *rest)
@@ -54,7 +54,7 @@ def patch(module):
 
 def first():
     try:
-        os.close(os.open(os.environ["HUNG_ONCE"], os.O_CREAT | os.O_EXCL))
+        os.close(os.open(ONCE, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return False
     return True
@@ -67,25 +67,19 @@ def hang(work: Path, engine: str, how: str, count: int) -> tuple[dict[str, Any],
     """Run a job whose replicas hang; return figures and claims."""
     source, target, calm, log = str(work / "in"), str(work / "out"), str(work / "calm"), work / "job.log"
     harness.make_pictures(source, count)
-    # Only the poisonous picture is so wide.
-    harness.make_pictures(str(work / "one"), 1, side_px=200)
+    harness.make_pictures(str(work / "one"), 1, side_px=POISON_PX)
     poison = Path(source) / "00" / f"{POISON:05d}.png"
     (work / "one" / "00" / "00000.png").rename(poison)
     (work / "sitecustomize").mkdir()
-    (work / "sitecustomize" / "sitecustomize.py").write_text(SITECUSTOMIZE)
-    hurt = {
-        "PYTHONPATH": f"{work / 'sitecustomize'}:{os.environ.get('PYTHONPATH', '')}",
-        "HUNG_ONCE": str(work / "once"),
-        "HUNG_HOW": how,
-        "HUNG_POISON_PX": "200",
-    }
+    facts = f"ONCE, HOW, POISON_PX = {str(work / 'once')!r}, {how!r}, {POISON_PX}\n"
+    (work / "sitecustomize" / "sitecustomize.py").write_text(facts + SITECUSTOMIZE)
     arguments = ["--model", "nearest-x4@24", "--engine", engine, "--replicas", "2:2"]
     began = time.monotonic()
-    os.environ.update(hurt)
+    before = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = f"{work / 'sitecustomize'}:{before}"
     code = harness.run(source, target, *arguments, "--set", f"engine.step_s={STEP_S}", log=log)
     wall_s = time.monotonic() - began
-    for name in hurt:
-        del os.environ[name]
+    os.environ["PYTHONPATH"] = before
     harness.run(source, calm, "--model", "nearest-x4", "--engine", "actors", "--replicas", "1:1", log=log)
     rows, found, expected = harness.all_rows(target), harness.outputs(target), harness.outputs(calm)
     failed = {row["key"]: row["reason"] for row in rows if row["status"] != "ok"}
@@ -114,6 +108,7 @@ def hang(work: Path, engine: str, how: str, count: int) -> tuple[dict[str, Any],
     }
     if not all(claims.values()):
         print(log.read_text(errors="replace")[-4000:])
+        print(next((row["message"] for row in rows if row["status"] != "ok"), ""))
     return result, claims
 
 
