@@ -445,12 +445,16 @@ def run_tiny(run: Run, options: argparse.Namespace) -> None:
             ("tf32", "contiguous", batches),
         ]
     _inference_series(run, "tiny-x4", series, lq_px)
-    for objective in objectives(run, "tiny-x4", options.lpips_squeeze):
-        time_training(run, "tiny-x4", (2,) if run.short else (16, 64, 256), "contiguous", objective)
+    for objective in objectives(run, "tiny-x4-swin", options.lpips_squeeze):
+        time_training(run, "tiny-x4-swin", (2,) if run.short else (16, 64, 256), "contiguous", objective)
 
 
 def run_feeding(run: Run, options: argparse.Namespace) -> None:
-    sizes = [("tiny-x4", 2)] if run.short else [("tiny-x4", 64), ("tiny-x4", 256), ("realsr-x4-s4", 12)]
+    sizes = (
+        [("tiny-x4-swin", 2)]
+        if run.short
+        else [("tiny-x4-swin", 64), ("tiny-x4-swin", 256), ("realsr-x4-s4", 12)]
+    )
     for name, micro_batch in sizes:
         if run.has_time(f"feeding {name}"):
             row = {"preset": name, "micro_batch": micro_batch}

@@ -3,7 +3,7 @@
     python benchmarks/preset_steps.py                       all presets: about five minutes on two cores,
                                                             up to 12 GiB
     python benchmarks/preset_steps.py realsr-x4-s4 tiny-x4  only these presets
-    python benchmarks/preset_steps.py --quick               tiny-x4 and test-x4
+    python benchmarks/preset_steps.py --quick               tiny-x4-swin and test-x4
 
 This shows that a preset trains, not how fast (see train_step.py). Networks are newly initialised; first stage
 and LPIPS trunk have random weights. Each preset runs in a separate process, so that its peak memory is
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--here", action="store_true", help=argparse.SUPPRESS
     )  # run in this process; used by the parent process
     options = parser.parse_args(argv)
-    names = options.presets or (["tiny-x4", "test-x4"] if options.quick else list(PRESETS))
+    names = options.presets or (["tiny-x4-swin", "test-x4"] if options.quick else list(PRESETS))
     if options.here:
         print(json.dumps(one_step(names[0])))
         return 0

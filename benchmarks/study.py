@@ -182,7 +182,7 @@ def main() -> int:
     )
     parser.add_argument("--data", required=True, metavar="SHARDS")
     parser.add_argument("--test", action="append", required=True, metavar="[NAME=]LQ:GT")
-    parser.add_argument("--preset", default="tiny-x4")
+    parser.add_argument("--preset", default="tiny-x4-swin")
     parser.add_argument("--variant", action="append", required=True, metavar="'NAME [SETTING ...]'")
     parser.add_argument(
         "--lpips-trunk", metavar="FILE", help="SqueezeNet weights, for the objective and for the figures"

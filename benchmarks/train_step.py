@@ -1,6 +1,6 @@
 """Time one optimiser step (ours, ours compiled, and a plain loop, interleaved in one run) and its parts.
 
-    python benchmarks/train_step.py                     realsr-x4-s4 on CUDA, tiny-x4 on a CPU
+    python benchmarks/train_step.py                     realsr-x4-s4 on CUDA, tiny-x4-swin on a CPU
     python benchmarks/train_step.py --quick             under a minute
     python benchmarks/train_step.py --write             also write a dated file to benchmarks/results
 
@@ -62,7 +62,7 @@ TRUNKS = {"vgg": "vgg16", "alex": "alexnet", "squeeze": "squeezenet1_1"}
 def config_of(device: torch.device, name: str | None, micro_batch: int | None) -> RunConfig:
     """Return the preset with one micro-batch per step."""
     on_gpu = device.type == "cuda"
-    config = preset(name or ("realsr-x4-s4" if on_gpu else "tiny-x4"))
+    config = preset(name or ("realsr-x4-s4" if on_gpu else "tiny-x4-swin"))
     size = micro_batch or (config.train.micro_batch if on_gpu else 4)
     train = replace(config.train, batch_size=size, micro_batch=size, precision="bf16" if on_gpu else "fp32")
     return replace(config, train=train)

@@ -1,6 +1,6 @@
 """Train a model on shards of photos, on any number of workers.
 
-    python jobs/train.py --preset tiny-x4 --data shards --out runs/tiny --val set5/lq:set5/gt \\
+    python jobs/train.py --preset tiny-x4-swin --data shards --out runs/tiny --val set5/lq:set5/gt \\
         --set train.steps=10000
     ray job submit --working-dir . -- python jobs/train.py --preset realsr-x4-s4 --workers 2:8 \\
         --data s3://bucket/shards --out s3://bucket/runs/realsr \\

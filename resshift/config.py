@@ -103,6 +103,8 @@ class ModelConfig:
     schedule: ScheduleConfig = ScheduleConfig()
 
     def __post_init__(self) -> None:
+        if not self.schedule.kappa and self.target not in (Target.X0, Target.RESIDUAL):
+            raise ValueError(f"model.target must be x0 or residual without noise, got {self.target.value}")
         factor, unet = self.first_stage.factor, self.unet
         if unet.in_channels != self.first_stage.channels or unet.out_channels != self.first_stage.channels:
             raise ValueError(

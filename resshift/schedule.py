@@ -59,7 +59,7 @@ class ScheduleConfig:
     Fields:
         form: The sequence of the released code, or that of the paper.
         steps: T, the number of steps of the chain, at least 1.
-        kappa: Strength of the noise, above 0.
+        kappa: Strength of the noise. 0 is none, which is for a released form of one step: x_T is y0.
         power: p, how late eta grows, above 0.
         min_noise: Deviation of the noise at the first step, kappa sqrt(eta_1), above 0; released form only.
         sqrt_eta_end: Root of eta_T, in (0, 1]; released form only.
@@ -83,9 +83,15 @@ class ScheduleConfig:
                 f"schedule.trained_steps must be at least schedule.steps = {self.steps}, got "
                 f"{self.trained_steps}"
             )
-        for name in ("kappa", "power", "min_noise"):
+        for name in ("power", "min_noise"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"schedule.{name} must be positive, got {getattr(self, name)}")
+        may_be_zero = self.steps == 1 and self.trained_steps is None and self.form == "released"
+        if not (self.kappa > 0 or (self.kappa == 0 and may_be_zero)):
+            raise ValueError(
+                "schedule.kappa must be positive, or 0 with schedule.form=released and steps=1, got "
+                f"{self.kappa}"
+            )
         if not 0 < self.sqrt_eta_end <= 1:
             raise ValueError(f"schedule.sqrt_eta_end must lie in (0, 1], got {self.sqrt_eta_end}")
 
@@ -100,7 +106,7 @@ class ShiftSchedule:
 
     Fields:
         sqrt_eta: Increasing values in (0, 1], shape (T,).
-        kappa: Noise level at eta = 1, in units of the latent.
+        kappa: Noise level at eta = 1, in units of the latent; 0 is no noise.
         trained_steps: Indices of the entries in the sequence that the network was trained with, shape (T,);
             None is 0 ... T - 1. See `shortened`.
     """
@@ -128,7 +134,8 @@ class ShiftSchedule:
         """Return the sequence of the released weights: sqrt(eta_1) = min(min_noise / kappa, min_noise),
         sqrt(eta_T) = sqrt_eta_end.
         """
-        return cls(_powered_curve(min(min_noise / kappa, min_noise), sqrt_eta_end, steps, power), kappa)
+        start = min_noise / max(kappa, 1.0)
+        return cls(_powered_curve(start, sqrt_eta_end, steps, power), kappa)
 
     @classmethod
     def paper(cls, steps: int = 15, kappa: float = 2.0, power: float = 0.3) -> ShiftSchedule:

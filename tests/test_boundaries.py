@@ -215,11 +215,14 @@ def test_making_pictures_brings_no_client_of_buckets() -> None:
 
 @pytest.mark.slow
 def test_a_bulk_job_runs_without_torch_in_its_driver(tmp_path: Path) -> None:
-    """Not only what it imports at first: what it does, up to where Ray begins."""
+    """Not only what it imports at first: what it does, up to where Ray begins. The speed that a plan measures
+    is that of a replica, which has torch.
+    """
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(b"no picture")
     program = (
-        "import runpy, sys; sys.argv[0] = 'upscale.py'; job = runpy.run_path('jobs/upscale.py')['main']; "
+        "import runpy, sys; from pipelines.bulk import probe; probe.replica_speed = lambda *_: (1.0, ''); "
+        "sys.argv[0] = 'upscale.py'; job = runpy.run_path('jobs/upscale.py')['main']; "
         "code = job(sys.argv[1:]); print(code, [m for m in ('torch', 'torchvision') if m in "
         "sys.modules])"
     )

@@ -156,6 +156,9 @@ class _Prior:
             plane.extend(top + y0.shape[1])
         self.y0.write(top, left, y0)
         schedule = self.networks.schedule
+        if not schedule.kappa:  # nothing is drawn: x_T is y0
+            self.x_t.write(top, left, y0)
+            return
         noise = _noise_like(y0, self.noise, schedule.steps, top, left)
         self.x_t.write(top, left, prior_sample(y0, noise, schedule))
 

@@ -225,7 +225,7 @@ def test_dry_run_needs_no_shards_and_training_does(job: Job, capsys: pytest.Capt
 
 
 def test_help_lists_settings_with_their_meaning(capsys: pytest.CaptureFixture[str]) -> None:
-    for name, setting in (("train", "optim.betas=0.9,0.999"), ("upscale", "output.frames=first")):
+    for name, setting in (("train", "optim.betas=0.9,0.99"), ("upscale", "output.frames=first")):
         with pytest.raises(SystemExit):
             load_script(f"jobs/{name}.py").main(["--help"])
         assert f"\n{setting}    (" in capsys.readouterr().out

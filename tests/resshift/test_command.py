@@ -23,9 +23,10 @@ def test_export_prints_the_comparison_and_the_files(
     out = tmp_path / "out"
     assert main(["export", "tiny-x4", "--to", "hf", "--out", str(out)]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == "picture 1x3x16x16: largest difference 0 of 1"
-    assert printed[1].startswith("step 1x48x16x16: largest difference 0 of ")
-    assert [line.split(":")[0] for line in printed[2:]] == [
+    assert printed[0] == "picture 1x3x8x8: largest difference 0 of 1"
+    assert printed[1].startswith("step 1x48x8x8: largest difference 0 of ")
+    assert printed[2] == "regression 1x3x8x8: largest difference 0 of 1.8"
+    assert [line.split(":")[0] for line in printed[3:]] == [
         str(out / name) for name in ("README.md", "config.json", "model.safetensors")
     ]
     assert Upscaler.from_pretrained(out, device="cpu").name == "tiny-x4"

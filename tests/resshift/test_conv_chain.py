@@ -21,6 +21,7 @@ from resshift.networks.config import ConvUNetConfig, FirstStageConfig, Regressio
 from resshift.networks.conv_unet import ConvUNet, build_unet
 from resshift.networks.regression import RegressionNet
 from resshift.presets import preset
+from resshift.presets import test_x4 as toy_preset
 from resshift.schedule import ScheduleConfig, Target
 from resshift.training.losses import Objective
 from resshift.training.step import DiffusionLearner, build_network, start_from
@@ -35,7 +36,7 @@ def model(steps: int = 1, regression: RegressionConfig | None = REGRESSION) -> M
         target=Target.RESIDUAL,
         unet=replace(UNET, steps=steps, regression=regression),
         first_stage=FirstStageConfig(kind="pixel_unshuffle"),
-        schedule=ScheduleConfig(steps=steps, kappa=0.1 if steps > 1 else 1e-6, sqrt_eta_end=1.0),
+        schedule=ScheduleConfig(steps=steps, kappa=0.1 if steps > 1 else 0.0, sqrt_eta_end=1.0),
     )
 
 
@@ -139,12 +140,22 @@ def test_fidelity_mixes_the_model_with_g(steps: int) -> None:
 def test_a_fidelity_that_a_model_cannot_have_is_refused() -> None:
     with pytest.raises(ValueError, match=r"fidelity must be a number in \[0, 1\], got 1.5"):
         Sampling(fidelity=1.5)
-    up = Upscaler.from_pretrained("tiny-x4", device="cpu")
+    toy = toy_preset()
+    up = Upscaler(toy.model, build_network(toy), device="cpu")
     with pytest.raises(
         ValueError, match="fidelity must be 0 for this model, which has no regression network"
     ):
         up.upscale(picture(8, 8), Sampling(fidelity=0.5))
     assert up.upscale(picture(8, 8), Sampling(fidelity=0)).pixels.shape == (32, 32, 3)
+
+
+def test_without_noise_the_seed_changes_nothing() -> None:
+    config = model(1)
+    up = Upscaler(config, trained(config), device="cpu")
+    first, second = (up.upscale(picture(16, 16), Sampling(seed=seed)).pixels for seed in (0, 1))
+    assert first.tobytes() == second.tobytes()
+    with pytest.raises(ValueError, match=r"model\.target must be x0 or residual without noise, got epsilon"):
+        replace(config, target=Target.EPSILON)
 
 
 def test_another_seed_changes_a_chain_of_two_steps() -> None:
@@ -169,7 +180,7 @@ def test_a_model_directory_and_its_configuration_come_back(tmp_path: Path) -> No
 
 
 def run(steps: int) -> RunConfig:
-    base = preset("tiny-x4")
+    base = preset("tiny-x4-swin")
     return replace(base, model=model(steps), loss=LossConfig(), train=replace(base.train, precision="fp32"))
 
 

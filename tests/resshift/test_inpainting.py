@@ -15,7 +15,7 @@ from resshift.config import Sampling
 from resshift.images import ImageError, Picture
 from resshift.images.masks import with_mask
 from resshift.networks.autoencoder import PixelUnshuffle
-from resshift.presets import tiny_x4
+from resshift.presets import tiny_x4_swin
 from resshift.sampler import network_denoiser, sample
 from resshift.tiles.batching import Batcher
 from resshift.tiles.noise import NoiseField
@@ -158,7 +158,7 @@ def test_what_cannot_be_is_one_line(model: Upscaler) -> None:
         model(source)
     with pytest.raises(ImageError, match="the mask is 10x20, and must be 20x20"):
         model(source, mask=box(20, 10))
-    plain = Upscaler(tiny_x4().model, build_network(tiny_x4()), device="cpu")
+    plain = Upscaler(tiny_x4_swin().model, build_network(tiny_x4_swin()), device="cpu")
     with pytest.raises(ValueError, match="custom fills no holes: a mask must not be given"):
         plain(source, mask=box(20, 20))
     lq = torch.zeros(1, 3, 8, 8)

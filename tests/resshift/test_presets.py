@@ -102,8 +102,8 @@ def test_released_network_has_its_published_number_of_parameters() -> None:
     assert num_parameters("realsr-x4-s15") == num_parameters("realsr-x4-s4") == 118_593_583
 
 
-@pytest.mark.parametrize("name", ["tiny-x4", "tiny-x4-clean"])
-def test_shipped_models_are_small_and_need_no_autoencoder(name: str) -> None:
+@pytest.mark.parametrize("name", ["tiny-x4", "tiny-x4-swin"])
+def test_small_models_need_no_autoencoder(name: str) -> None:
     model = preset(name).model
     assert num_parameters(name) <= 8_000_000
     assert (model.scale, model.schedule.steps, model.target) == (4, 1, Target.RESIDUAL)
@@ -128,8 +128,8 @@ def test_the_small_chain_has_the_released_schedule_and_fits_into_16_mb() -> None
 
 def test_the_model_of_three_stages_is_a_small_file() -> None:
     """U-Net and regression network in float16: at most 16 MB, and no more than 5 M parameters."""
-    assert num_parameters("small-x4") == 4_829_360
-    assert preset("small-x4").model.has_estimate
+    assert num_parameters("tiny-x4") == 4_829_360
+    assert preset("tiny-x4").model.has_estimate
 
 
 def test_unknown_preset_lists_every_name() -> None:

@@ -85,6 +85,14 @@ def test_bad_settings_name_field_and_value(field: str, value: float) -> None:
         ScheduleConfig(**{field: value})  # pyright: ignore[reportArgumentType]
 
 
+def test_one_step_may_have_no_noise() -> None:
+    without = ShiftSchedule.from_config(ScheduleConfig(steps=1, kappa=0.0, sqrt_eta_end=1.0))
+    assert (without.sqrt_eta.tolist(), without.noise_std.tolist()) == ([1.0], [0.0])
+    for other in ({"steps": 2}, {"steps": 1, "form": "paper"}, {"steps": 1, "trained_steps": 15}):
+        with pytest.raises(ValueError, match=r"schedule.kappa must be positive, or 0 with .* got 0.0"):
+            ScheduleConfig(kappa=0.0, **other)  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.parametrize(
     ("trained", "steps", "kept"),
     [(4, 1, [3]), (4, 2, [1, 3]), (4, 3, [1, 2, 3]), (15, 4, [3, 7, 11, 14]), (15, 5, [2, 5, 8, 11, 14])],

@@ -22,7 +22,7 @@ from resshift.networks.autoencoder import VectorQuantizer, VQAutoencoder
 from resshift.networks.config import ConvUNetConfig, FirstStageConfig, UNetConfig, VQConfig
 from resshift.networks.conv_unet import build_unet
 from resshift.presets import test_x4 as toy_preset
-from resshift.presets import tiny_x4
+from resshift.presets import tiny_x4_swin
 from resshift.resize.bicubic import upsample
 from resshift.sampler import network_denoiser, sample
 from resshift.tiles.noise import NoiseField
@@ -44,7 +44,7 @@ class ZeroResidual(nn.Module):
 
 @pytest.fixture
 def bicubic() -> Upscaler:
-    return Upscaler(tiny_x4().model, ZeroResidual(), device="cpu")
+    return Upscaler(tiny_x4_swin().model, ZeroResidual(), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -349,7 +349,7 @@ def test_bare_weight_file_must_say_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no architecture that spandrel knows"):
         Upscaler.from_pretrained(path)
     with pytest.raises(WeightsError, match="do not fit"):
-        Upscaler.from_pretrained(path, preset_name="tiny-x4")
+        Upscaler.from_pretrained(path, preset_name="tiny-x4-swin")
 
 
 def test_nothing_of_a_picture_stays_behind(toy: Upscaler) -> None:

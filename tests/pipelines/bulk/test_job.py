@@ -42,7 +42,9 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Work], Non
     def run(work: Work) -> None:
         def scheduler(*arguments: Any, **_: Any) -> Any:
             finished = arguments[4]
-            return SimpleNamespace(run=lambda: work(finished), is_idle=False, replica_times={})
+            return SimpleNamespace(
+                run=lambda: work(finished), is_idle=False, replica_times={}, resize=mock.Mock()
+            )
 
         monkeypatch.setattr(driver_module, "capacity", lambda *_: {"num_cpus": 1, "object_store_bytes": 1})
         monkeypatch.setattr(driver_module, "BulkRun", scheduler)

@@ -28,7 +28,7 @@ def test_realsr_fills_1_8_and_64_gpus(workers: int, settings: list[str], told: s
     assert sharing(config, workers, workers) == f"a step of {config.train.batch_size}: {told}"
 
 
-@pytest.mark.parametrize(("name", "workers"), [("realsr-x4-s4", 64), ("tiny-x4", 8), ("vq-f4", 64)])
+@pytest.mark.parametrize(("name", "workers"), [("realsr-x4-s4", 64), ("tiny-x4-swin", 8), ("vq-f4", 64)])
 def test_a_batch_that_leaves_gpus_idle_is_refused_and_the_advice_is_good(name: str, workers: int) -> None:
     from resshift.training.autoencoder import AUTOENCODER_PRESETS
 
@@ -48,11 +48,11 @@ def test_a_batch_that_leaves_gpus_idle_is_refused_and_the_advice_is_good(name: s
 
 def test_more_workers_than_samples_are_refused_everywhere() -> None:
     with pytest.raises(ConfigError, match=r"train.batch_size \(8\) must be at least .* \(9\)"):
-        check_batch(preset("tiny-x4"), 9, gpus=0.0)
+        check_batch(preset("tiny-x4-swin"), 9, gpus=0.0)
 
 
 def test_uneven_shares_are_told() -> None:
-    told = sharing(with_settings(preset("tiny-x4"), ["train.micro_batch=2"]), 2, 3)
+    told = sharing(with_settings(preset("tiny-x4-swin"), ["train.micro_batch=2"]), 2, 3)
     assert "2 workers x 4 samples in 2 micro-batches; 3 workers x 2 or 3 samples in 2 micro-batches" in told
 
 

@@ -110,19 +110,19 @@ def test_a_trunk_that_is_missing(shards: str, dry: tuple[str, ...], told: Callab
 
 def test_a_trunk_of_features_that_is_missing(shards: str, tmp_path: Path, told: Callable[..., str]) -> None:
     few = ("--set", "train.batch_size=8", "--set", "stages.1.lpips=0", "--set", "stages.2.lpips=0")
-    line = told(shards, *few, preset="small-x4")
-    assert line.startswith("preset small-x4 needs the weights of EfficientNet-Lite0: --set loss.features_tr")
-    line = told(shards, *few, "--set", "loss.features_trunk=gone.pth", preset="small-x4")
+    line = told(shards, *few, preset="tiny-x4")
+    assert line.startswith("preset tiny-x4 needs the weights of EfficientNet-Lite0: --set loss.features_tr")
+    line = told(shards, *few, "--set", "loss.features_trunk=gone.pth", preset="tiny-x4")
     assert line.startswith("no weight file at ")
     save_safetensors({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     given = f"loss.features_trunk={tmp_path / 'other.safetensors'}"
     assert "other.safetensors holds no EfficientNet-Lite0" in told(
-        shards, *few, "--set", given, preset="small-x4"
+        shards, *few, "--set", given, preset="tiny-x4"
     )
 
 
 def test_stages_longer_than_the_run(shards: str, told: Callable[..., str]) -> None:
-    line = told(shards, "--set", "train.steps=100", preset="small-x4")
+    line = told(shards, "--set", "train.steps=100", preset="tiny-x4")
     assert line.startswith(
         "train.steps must be more than 16000, the steps of the stages before the last, got 100"
     )
@@ -144,7 +144,7 @@ def test_weights_to_begin_with_that_do_not_fit(shards: str, tmp_path: Path, told
     assert "the weights do not fit the network: 1 missing" in line
     no_trunks = [f"--set=stages.{i}.{name}=0" for i in (1, 2) for name in ("lpips", "features", "adversary")]
     few = ("--set", "train.batch_size=8", *no_trunks)
-    line = told(shards, "--init", str(tmp_path / "other.safetensors"), *few, preset="small-x4")
+    line = told(shards, "--init", str(tmp_path / "other.safetensors"), *few, preset="tiny-x4")
     assert "the weights do not fit the network" in line
 
 

@@ -92,7 +92,7 @@ def test_gradients_flow() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("threads")
 def test_the_shipped_network_gives_the_same_bytes_with_one_two_and_four_threads() -> None:
-    model = preset("tiny-x4").model
+    model = preset("tiny-x4-swin").model
     torch.manual_seed(0)
     network = build_unet(model.unet)
     for parameter in network.parameters():

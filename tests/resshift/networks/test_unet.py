@@ -17,12 +17,12 @@ from torch.nn import functional as F
 from resshift.config import ModelConfig
 from resshift.networks.config import FirstStageConfig, UNetConfig
 from resshift.networks.unet import PixelHead, UNetSwin
-from resshift.presets import tiny_x4
+from resshift.presets import tiny_x4_swin
 from resshift.training.lattice import unevenness
 
 
 def small(pixel_head_channels: int) -> UNetConfig:
-    config = tiny_x4().model.unet
+    config = tiny_x4_swin().model.unet
     assert isinstance(config, UNetConfig)
     return replace(
         config,

@@ -16,7 +16,7 @@ from resshift.diffusion import q_sample, scale_input, target_of
 from resshift.metrics.lpips import Lpips
 from resshift.networks.autoencoder import PixelUnshuffle
 from resshift.networks.config import FirstStageConfig
-from resshift.presets import tiny_x4
+from resshift.presets import tiny_x4_swin
 from resshift.resize.bicubic import upsample
 from resshift.schedule import ShiftSchedule, Target
 from resshift.training.lattice import lattice, screen
@@ -107,7 +107,7 @@ def _draws() -> tuple[Tensor, Tensor]:
 
 
 def _model() -> ModelConfig:
-    model = tiny_x4().model
+    model = tiny_x4_swin().model
     return replace(model, schedule=replace(model.schedule, steps=4))
 
 

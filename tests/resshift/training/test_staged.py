@@ -26,7 +26,7 @@ from resshift.networks.autoencoder import PixelUnshuffle
 from resshift.networks.config import ConvUNetConfig, RegressionConfig
 from resshift.networks.conv_unet import ConvUNet
 from resshift.networks.regression import RegressionNet
-from resshift.presets import small_x4
+from resshift.presets import tiny_x4
 from resshift.stages import Stage
 from resshift.training import checkpoint, staged
 from resshift.training.adversary import Adversary
@@ -51,7 +51,7 @@ STAGES = (
 
 
 def toy(*settings: str, unet: ConvUNetConfig = UNET) -> RunConfig:
-    base = small_x4()
+    base = tiny_x4()
     return with_settings(
         replace(
             base,
@@ -149,7 +149,7 @@ def test_the_chain_and_its_adversary_are_those_of_the_script(
     theirs = gpu_train.Trainer(gpu_train.Detail(CPU, *files), CPU, 0)
     nn.init.normal_(theirs.network.head.weight, std=0.02)
 
-    config = replace(small_x4(), train=replace(small_x4().train, batch_size=2, micro_batch=2))
+    config = replace(tiny_x4(), train=replace(tiny_x4().train, batch_size=2, micro_batch=2))
     settings = ["model.schedule.kappa=1e-12", "stages.0.steps=0", "stages.1.steps=1"]
     config = with_settings(config, [*settings, "stages.2.decay_steps=0"])
     network = build_network(config)
@@ -171,7 +171,7 @@ def test_the_chain_and_its_adversary_are_those_of_the_script(
     weights = {"batch": 2, "crop_px": 32, "features": 0.1}
     plan = (
         gpu_train.Stage(**weights, learning_rate=1e-3, lpips=0.2),
-        gpu_train.Stage(**weights, learning_rate=3e-4, lpips=0.1, adversary=1.0),
+        gpu_train.Stage(**weights, learning_rate=3e-4, lpips=0.15, adversary=1.5),
     )
     for i, stage in enumerate(plan):
         pictures = batch(i, 2)
