@@ -110,11 +110,10 @@ class Distillation(Objective):
             """Return f(x, time) for each (x, time), in one call."""
             xs, times = (torch.cat(values) for values in zip(*parts, strict=True))
             ends, repeat = end.repeat(len(parts)), (len(parts), 1, 1, 1)
-            condition = torch.cat((lq, y0), dim=1) if self.model.unet.sees_y0 else lq
             output = network(
                 scale_input(xs, ends, self.chain, self.model.latent_scaling),
                 times,
-                condition.repeat(repeat),
+                self.condition(lq, y0).repeat(repeat),
                 None if mask is None else mask.repeat(repeat),
             ).float()
             found = predict_x0(output, xs, y0.repeat(repeat), ends, self.chain, self.model.target)

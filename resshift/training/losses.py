@@ -140,6 +140,10 @@ class Objective:
         regression = getattr(getattr(network, "module", network), "regression", None)
         return upsample(lq, self.model.scale) if regression is None else regression(lq).float()
 
+    def condition(self, lq: Tensor, y0: Tensor) -> Tensor:
+        """Return what the network sees beside x_t: the low-quality picture, and y0 if it takes that."""
+        return torch.cat((lq, y0), dim=1) if self.model.unet.sees_y0 else lq
+
     def predict(
         self,
         network: nn.Module,
@@ -168,9 +172,8 @@ class Objective:
             x0, y0 = self._encode(torch.cat([hq, start])).float().chunk(2)
             x_t = q_sample(x0, y0, t, noise, self.schedule)
             wanted = target_of(x0, y0, noise, t, self.schedule, self.model.target)
-        condition = torch.cat((lq, y0), dim=1) if self.model.unet.sees_y0 else lq
         x_scaled = scale_input(x_t, t, self.schedule, self.model.latent_scaling)
-        output = network(x_scaled, t, condition, mask).float()
+        output = network(x_scaled, t, self.condition(lq, y0), mask).float()
         x0_pred = predict_x0(output, x_t, y0, t, self.schedule, self.model.target)
         return Prediction(start, output, wanted, x0_pred)
 
