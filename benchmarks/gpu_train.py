@@ -97,6 +97,7 @@ class Stage:
         fourier: weight of the distance between spectra, added to the Charbonnier distance between pixels.
         lpips: weight of LPIPS.
         features: weight of the distance between features of EfficientNet-Lite0.
+        lattice: weight of the measure of lattices (`resshift.training.lattice`), at crops of 64 px and more.
         adversary: gradient of the adversary's term at the output picture / that of all other terms, by norms.
         bicubic: share of samples with bicubic degradation.
         mild: share of samples with mild degradation. The others have heavy degradation.
@@ -109,6 +110,7 @@ class Stage:
     fourier: float = 0.1
     lpips: float = 0.0
     features: float = 0.0
+    lattice: float = 0.0
     adversary: float = 0.0
     bicubic: float = 0.5
     mild: float = 0.25
@@ -122,6 +124,7 @@ class Stage:
             fourier=self.fourier,
             lpips=self.lpips,
             features=self.features,
+            lattice=self.lattice,
             adversary=self.adversary,
         )
 
@@ -153,6 +156,7 @@ PLANS: dict[str, tuple[Stage, ...]] = {
             learning_rate=3e-4,
             lpips=0.15,
             features=0.1,
+            lattice=0.005,
             adversary=1.5,
             bicubic=0.25,
             mild=0.3,
@@ -328,7 +332,7 @@ class Detail:
         load_into(g, {key: value.float() for key, value in read_tensors(prior).items()})
         self.g = on_device(g.eval().requires_grad_(False), device)
         trunk = on_device(EfficientNetLite0.from_file(efficientnet), device)
-        self.judge = PictureLoss(Lpips("squeeze", lpips_trunk).to(device), trunk)
+        self.judge = PictureLoss(Lpips("squeeze", lpips_trunk).to(device), trunk, SCALE)
         self.optimiser = adversary_optimizer(self.adversary)
 
     def estimate(self, network: nn.Module, lq: Tensor) -> Tensor:
@@ -368,7 +372,7 @@ class Detail:
         estimate.backward(gradient.to(estimate.dtype))
         terms = judged.terms
         pixels = terms["charbonnier"] + (stage.fourier * terms["fourier"] if stage.fourier else 0.0)
-        shown = ("lpips", "features", "fooled", "seen")
+        shown = ("lpips", "features", "lattice", "fooled", "seen")
         return {"loss": pixels} | {name: terms[name] for name in shown if name in terms}
 
 

@@ -588,7 +588,7 @@ class RunConfig:
             )
         if isinstance(self.model.unet, ConvUNetConfig) and self.train.parallel == "fsdp":
             raise ValueError("train.parallel=fsdp is for the Swin U-Net; a U-Net of convolutions needs ddp")
-        if self.loss.lattice:
+        if any(loss.lattice for loss in self.losses):
             factor = self.model.first_stage.factor
             if factor < 2 or self.data.crop_px < LATTICE_POSITIONS * factor:
                 raise ValueError(
@@ -615,10 +615,10 @@ class RunConfig:
         check_stages(self.stages, self.train.steps)
         if self.distill is not None:
             raise ValueError(f"distill is for runs without stages, got {len(self.stages)} of them")
-        if loss.mse or loss.lattice or self.optim.lr_schedule != "constant":
+        if loss.mse or self.optim.lr_schedule != "constant":
             raise ValueError(
-                "stages need loss.mse=0, loss.lattice=0 and optim.lr_schedule=constant, got "
-                f"{loss.mse}, {loss.lattice} and {self.optim.lr_schedule}"
+                "stages need loss.mse=0 and optim.lr_schedule=constant, got "
+                f"{loss.mse} and {self.optim.lr_schedule}"
             )
         if self.train.parallel != "ddp" or self.train.precision == "fp16":
             raise ValueError(

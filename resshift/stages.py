@@ -25,8 +25,8 @@ class Stage:
         lr: Learning rate; None is `optim.lr`.
         decay_steps: Number of steps at the end of the stage in which the learning rate falls linearly to
             zero, while the average of the weights forgets what came before (`DECAYING_AVERAGE`).
-        lpips, features, adversary: Weights of the terms of the same name in `LossConfig`; None is that of the
-            run.
+        lpips, features, lattice, adversary: Weights of the terms of the same name in `LossConfig`; None is
+            that of the run.
     """
 
     steps: int | None = None
@@ -35,6 +35,7 @@ class Stage:
     decay_steps: int = 0
     lpips: float | None = None
     features: float | None = None
+    lattice: float | None = None
     adversary: float | None = None
 
     def __post_init__(self) -> None:
@@ -47,8 +48,8 @@ class Stage:
     @property
     def weights(self) -> dict[str, float]:
         """Weights of terms that differ from those of the run, by name."""
-        own = {"lpips": self.lpips, "features": self.features, "adversary": self.adversary}
-        return {name: value for name, value in own.items() if value is not None}
+        names = ("lpips", "features", "lattice", "adversary")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 class Span(NamedTuple):

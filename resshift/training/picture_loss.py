@@ -3,6 +3,7 @@
     d    = picture - hq
     loss = c_charbonnier mean sqrt(d^2 + epsilon^2) + c_fourier mean |F d|      F orthonormal, in each channel
          + c_lpips LPIPS(clamp(picture), hq) + c_features (distance of features of EfficientNet-Lite0)
+         + c_lattice (L + S / 2)                           L and S: `resshift.training.lattice`
 
 (Charbonnier et al. 1994; distance of spectra as in Cho et al., ICCV 2021.) The gradient stops at the picture.
 There it meets that of the adversary (`resshift.training.adversary`), and the caller brings their sum to the
@@ -21,6 +22,7 @@ from resshift.config import LossConfig
 from resshift.metrics.lpips import Lpips
 from resshift.training.adversary import Adversary, Features, adversary_loss, feature_distance, generator_loss
 from resshift.training.efficientnet import EfficientNetLite0
+from resshift.training.lattice import lattice, screen
 
 EPSILON = 1e-3  # pixels are in [-1, 1]
 Heads = Callable[[Features, Features], tuple[Tensor, ...]]
@@ -49,11 +51,15 @@ class PictureLoss:
     Args:
         lpips: LPIPS network; required if `lpips` has a weight.
         trunk: EfficientNet-Lite0; required if `features` or `adversary` has a weight.
+        period: Pixels of a position along a side; at least 2 if `lattice` has a weight.
     """
 
-    def __init__(self, lpips: Lpips | None = None, trunk: EfficientNetLite0 | None = None) -> None:
+    def __init__(
+        self, lpips: Lpips | None = None, trunk: EfficientNetLite0 | None = None, period: int = 1
+    ) -> None:
         self.lpips = lpips
         self.trunk = trunk
+        self.period = period
 
     def __call__(
         self,
@@ -85,6 +91,8 @@ class PictureLoss:
             assert self.lpips is not None
             seen = (..., slice(corner[0], None), slice(corner[1], None))
             terms["lpips"] = self.lpips(picture.clamp(-1, 1)[seen], hq[seen]).mean()
+        if loss.lattice:
+            terms["lattice"] = lattice(picture, self.period).mean() + screen(picture, self.period) / 2
         of_truth = of_estimate = of_start = ()
         if loss.features or adversary is not None:
             assert self.trunk is not None

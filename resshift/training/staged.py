@@ -44,7 +44,7 @@ from resshift.training.step import (
     unwrapped,
 )
 
-TERMS: tuple[str, ...] = ("loss", "charbonnier", "fourier", "lpips", "features", "fooled", "seen")
+TERMS: tuple[str, ...] = ("loss", "charbonnier", "fourier", "lpips", "features", "lattice", "fooled", "seen")
 DECAYING_AVERAGE = 0.99  # older weights come from a higher learning rate
 
 
@@ -69,7 +69,7 @@ class StagedLearner:
     ) -> None:
         self.config = config
         self.objective = objective
-        self.judge = PictureLoss(objective.lpips, trunk)
+        self.judge = PictureLoss(objective.lpips, trunk, config.model.first_stage.factor)
         self.slots = slots or Slots.of_rank(config.train.batch_size)
         device = next(network.parameters()).device
         networks, optimizers = {"model": network}, muon_and_adamw(network, config.optim)
