@@ -120,7 +120,7 @@ STAGED = [
     ("stages.1.crop=3", "unknown setting 'stages.1.crop'; allowed here: adversary, decay_steps, features"),
     ("stages.3.lr=1", "no section '3'; allowed: 0, 1, 2"),
     ("stages.3={}", "'stages.3' is a section, not a setting; it has: 0, 1, 2"),
-    ("stages.0=1", "'stages.0' is a section, not a setting; it has: adversary, decay_steps, features, lattice"),
+    ("stages.0=1", "'stages.0' is a section, not a setting; it has: adversary, decay_steps, features"),
     ("stages.0.trains=chain", None),
     ("stages.2.trains=regression", r"before the chain, got \['regression', 'chain', 'regression'\]"),
     ("stages.0.adversary=1", "stages.0 trains the regression network, which needs .* got adversary=1"),
