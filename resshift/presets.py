@@ -251,24 +251,23 @@ def tiny_x4_s4() -> RunConfig:
     """A small chain of four steps: y0 is the estimate of a regression network g, and the U-Net of
     convolutions (4.9 M parameters with g, 10 MB in float16) adds what g cannot know, step by step.
 
-    The schedule is that of realsr-x4-s4, kappa 2 included: x_T is almost noise, so the first step predicts
-    from y0 and the picture alone, and the last one from an x_1 whose noise of 0.2 it has to turn into detail.
-    A small kappa, as that of tiny-x4-swin, leaves seeds and steps without effect. Start with the weights of a
-    trained g (`--init`); without them g is bicubic interpolation. No weights ship yet.
+    The schedule has the released form with kappa 1: x_T is almost noise, so the first step predicts from y0
+    and the picture alone, and the last one from an x_1 whose noise of 0.1, as much as what g misses, has to
+    become detail. A small kappa, as that of tiny-x4-swin, leaves seeds and steps without effect. The
+    objective is that of the last stage of tiny-x4, at every step of the chain; start with `--init tiny-x4`,
+    whose U-Net makes the same picture at every step.
     """
-    base = tiny_x4_swin()
+    base = tiny_x4()
     return replace(
         base,
         preset="tiny-x4-s4",
-        degradation=replace(base.degradation, mild_share=0.3),
         model=replace(
             base.model,
             unet=ConvUNetConfig(steps=4, regression=RegressionConfig()),
-            schedule=ScheduleConfig(steps=4),
+            schedule=ScheduleConfig(steps=4, kappa=1.0, min_noise=0.1),
         ),
-        loss=replace(base.loss, lpips=0.2),
-        optim=replace(base.optim, lr=3e-4),
-        train=replace(base.train, steps=20_000),
+        train=replace(base.train, steps=6000),
+        stages=(base.stages[-1],),
     )
 
 

@@ -14,7 +14,7 @@ from resshift import storage
 from resshift.config import ConfigError, RunConfig
 from resshift.models import unet_file
 from resshift.training.autoencoder import AnyRunConfig, build_autoencoder
-from resshift.training.step import build_network, part_with
+from resshift.training.step import build_network, part_for
 from resshift.weights import load_into, read_state_dict
 
 
@@ -82,7 +82,7 @@ def check_weights(config: AnyRunConfig, init: str | None) -> None:
         is_chain = isinstance(config, RunConfig)
         network = build_network(config) if is_chain else build_autoencoder(config, cpu)
         weights = read_state_dict(unet_file(init))
-        load_into(part_with(network, weights), weights)
+        load_into(*part_for(network, weights))
 
 
 def local_workers(least: int, most: int) -> int:

@@ -13,6 +13,8 @@ The last layer starts at zero. With `Target.RESIDUAL` an untrained network there
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -86,6 +88,20 @@ class ConvUNet(nn.Module):
         if self.checkpoint_activations and torch.is_grad_enabled():
             return checkpoint(blocks, x, use_reentrant=False)
         return blocks(x)
+
+
+def from_one_step(network: ConvUNet, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return weights of a U-Net of one step as those of a chain that sees y0, else `weights` as they are.
+
+    The first network has y0 where the second has x_t. So its filters of y0 are moved, those of x_t begin at
+    zero, as do the times: until it is trained the chain predicts at every step what the first one predicts.
+    """
+    stem, config = weights.get("stem.weight"), network.config
+    if stem is None or not config.sees_y0 or stem.shape[1] + config.in_channels != network.stem.in_channels:
+        return weights
+    of_y0, of_lq = stem.split((config.in_channels, stem.shape[1] - config.in_channels), dim=1)
+    times = {} if network.times is None else {"times.weight": torch.zeros_like(network.times.weight)}
+    return {**weights, **times, "stem.weight": torch.cat((torch.zeros_like(of_y0), of_lq, of_y0), dim=1)}
 
 
 def build_unet(config: UNetConfig | ConvUNetConfig) -> UNetSwin | ConvUNet:

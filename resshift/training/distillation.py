@@ -43,7 +43,7 @@ def teacher_config(student: ModelConfig) -> ModelConfig:
 
 
 def student_run(run: RunConfig, teacher: str, identity: str, config: object) -> RunConfig:
-    """Return the run of a student, with data and optimiser of `run`.
+    """Return the run of a student, with data and optimiser of `run`; of stages and their terms it has none.
 
     Args:
         run: Run of the teacher's preset.
@@ -60,6 +60,9 @@ def student_run(run: RunConfig, teacher: str, identity: str, config: object) -> 
         fields = differing_fields({"model": to_dict(config)}, {"model": to_dict(run.model)})
         raise ConfigError(f"{teacher} is no model of preset {run.preset}: {'; '.join(fields[:3])}")
     schedule = replace(config.schedule, steps=1, trained_steps=config.steps)
+    if run.stages:
+        loss = replace(run.loss, mse=1.0, charbonnier=0.0, fourier=0.0, features=0.0, adversary=0.0)
+        run = replace(run, stages=(), loss=loss, optim=replace(run.optim, muon=None))
     return replace(
         run,
         model=replace(config, schedule=schedule),

@@ -26,7 +26,7 @@ from resshift import seeds
 from resshift.config import ModelConfig, OptimConfig, RunConfig, TrainConfig
 from resshift.devices import PRECISIONS, autocast
 from resshift.models import WeightsError
-from resshift.networks.conv_unet import ConvUNet, build_unet
+from resshift.networks.conv_unet import ConvUNet, build_unet, from_one_step
 from resshift.networks.unet import UNetSwin
 from resshift.sampler import network_denoiser, sample
 from resshift.training import parts
@@ -506,14 +506,15 @@ def latent_shape(model: ModelConfig, hq: Tensor) -> tuple[int, int, int]:
     )
 
 
-def part_with(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """Return the part of a network that weights are of: its regression network, if they have the tensors of
-    one, else all of it.
+def part_for(network: nn.Module, weights: Mapping[str, Tensor]) -> tuple[nn.Module, Mapping[str, Tensor]]:
+    """Return the part of a network that weights are for, and the weights as it takes them: its regression
+    network, if they have the tensors of one, else all of it, which may begin with those of one step
+    (`resshift.networks.conv_unet.from_one_step`).
     """
     regression: nn.Module | None = getattr(network, "regression", None)
     if regression is not None and weights.keys() == regression.state_dict().keys():
-        return regression
-    return network
+        return regression, weights
+    return network, from_one_step(network, weights) if isinstance(network, ConvUNet) else weights
 
 
 def start_from(learner: Learner, weights: Mapping[str, Tensor]) -> None:
@@ -526,4 +527,4 @@ def start_from(learner: Learner, weights: Mapping[str, Tensor]) -> None:
     if learner.state.step:
         raise WeightsError(f"--init is for the start of a run; this one is at step {learner.state.step}")
     for network in (unwrapped(learner.state.network), learner.state.ema.module):
-        load_whole(part_with(network, weights), weights)
+        load_whole(*part_for(network, weights))

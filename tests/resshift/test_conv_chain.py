@@ -18,7 +18,7 @@ from resshift.images import Picture
 from resshift.models import WeightsError
 from resshift.networks.autoencoder import PixelUnshuffle
 from resshift.networks.config import ConvUNetConfig, FirstStageConfig, RegressionConfig, UNetConfig
-from resshift.networks.conv_unet import ConvUNet, build_unet
+from resshift.networks.conv_unet import ConvUNet, build_unet, from_one_step
 from resshift.networks.regression import RegressionNet
 from resshift.presets import preset
 from resshift.presets import test_x4 as toy_preset
@@ -228,6 +228,23 @@ def test_a_run_may_begin_with_the_weights_of_g_alone() -> None:
             assert torch.equal(value, state[name] if name != key else fresh[key]), key
     with pytest.raises(WeightsError, match="missing"):
         start_from(learner, {**state, "head.colour": torch.zeros(1)})
+
+
+def test_a_chain_may_begin_as_the_network_of_one_step() -> None:
+    """Then it predicts at every step, and from any x_t, what that one predicts from y0."""
+    torch.manual_seed(1)
+    one = ConvUNet(replace(UNET, steps=1))
+    for value in one.parameters():
+        torch.nn.init.normal_(value, std=0.1)
+    chain = ConvUNet(replace(UNET, steps=4))
+    chain.load_state_dict(from_one_step(chain, one.state_dict()))
+    x, y0, lq = (torch.randn(3, channels, 8, 8) for channels in (48, 48, 3))
+    with torch.no_grad():
+        expected = one(y0, torch.zeros(3, dtype=torch.int64), lq)
+        found = chain(x, torch.tensor([0, 2, 3]), torch.cat((lq, y0), dim=1))
+    torch.testing.assert_close(found, expected)
+    own = chain.state_dict()
+    assert from_one_step(chain, own) is own
 
 
 @pytest.mark.parametrize(
