@@ -6,10 +6,13 @@
     python jobs/evaluate.py --model runs/student --against runs/chain --data val/lq:val/gt --out report
 
 Data, degradation and optimiser are those of the preset, which the teacher must be a model of. The student
-begins with the teacher's weights (or --init), and learns in the form of SinSR
-(resshift/training/distillation.py): to end where the teacher's chain without noise ends, to go back from
-there, and from the truth. The weights of the last two terms are `--set distill.inverse=1` and
-`--set distill.truth=1`.
+begins with the teacher's weights (or --init), and learns in one of two forms:
+
+- `--set distill.form=sinsr`, the default (resshift/training/distillation.py): to end where the teacher's
+  chain without noise ends, to go back from there, and from the truth. The weights of the last two terms are
+  distill.inverse and distill.truth.
+- `--set distill.form=rsd` (resshift/training/rsd.py): to make pictures on which a chain that is trained on
+  them, the fake network, becomes the teacher; with loss.lpips and distill.adversary.
 
 To resume, run the same command again; runs, logs and checkpoints are those of jobs/train.py.
 

@@ -524,21 +524,36 @@ class LogConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class DistillConfig:
-    """A teacher, and the weights of the terms of its student (`resshift.training.distillation`).
+    """A teacher, and how its student learns from it.
 
     Fields:
         teacher: Address of the teacher, a chain.
         identity: Identity that it had when the run began.
-        inverse: Weight of the way back, from where the teacher's chain ends to its noise.
-        truth: Weight of the way from the truth to its noise and back.
+        form: "sinsr" follows the teacher's chain without noise (`resshift.training.distillation`); "rsd"
+            makes pictures on which a chain that is trained on them, the fake network, becomes the teacher
+            (`resshift.training.rsd`). `loss.mse` is the weight of either.
+        inverse: sinsr: weight of the way back, from where the teacher's chain ends to its noise.
+        truth: sinsr: weight of the way from the truth to its noise and back.
+        times: rsd: number of times of the chain at which the student is trained, from 1 to all of them.
+        fake_steps: rsd: steps of the fake network for each step of the student, at least 1.
+        adversary: rsd: weight of the adversary on the features of the fake network; 0 is none.
     """
 
     teacher: str
     identity: str
+    form: Literal["sinsr", "rsd"] = "sinsr"
     inverse: float = 1.0
     truth: float = 1.0
+    times: int = 4
+    fake_steps: int = 5
+    adversary: float = 3e-3
 
     def __post_init__(self) -> None:
+        if self.fake_steps < 1 or self.adversary < 0:
+            raise ValueError(
+                "distill.fake_steps must be at least 1 and distill.adversary not negative, got "
+                f"{self.fake_steps} and {self.adversary}"
+            )
         if min(self.inverse, self.truth) < 0:
             raise ValueError(
                 f"distill.inverse and distill.truth must not be negative, got {self.inverse} and {self.truth}"
@@ -577,6 +592,7 @@ class RunConfig:
                 )
             if self.model.target not in (Target.X0, Target.RESIDUAL):
                 raise ValueError(f"distill needs model.target x0 or residual, got {self.model.target}")
+            self._check_rsd(self.distill, schedule.trained_steps)
         if self.degradation.scale != self.model.scale:
             raise ValueError(
                 f"degradation.scale ({self.degradation.scale}) must equal model.scale ({self.model.scale})"
@@ -601,6 +617,17 @@ class RunConfig:
     def losses(self) -> tuple[LossConfig, ...]:
         """Objective of each stage; of the run if it has none."""
         return tuple(dataclasses.replace(self.loss, **stage.weights) for stage in self.stages or (Stage(),))
+
+    def _check_rsd(self, distill: DistillConfig, steps: int) -> None:
+        if distill.form != "rsd":
+            return
+        if not 1 <= distill.times <= steps:
+            raise ValueError(f"distill.times must lie in 1 to {steps} for this teacher, got {distill.times}")
+        if self.train.parallel != "ddp" or self.train.precision == "fp16":
+            raise ValueError(
+                "distill.form=rsd needs train.parallel=ddp and train.precision fp32 or bf16, got "
+                f"{self.train.parallel} and {self.train.precision}"
+            )
 
     def _check_stages(self) -> None:
         loss, losses = self.loss, self.losses
@@ -647,6 +674,10 @@ _ABSENT_WHEN: dict[str, Any] = {
     "LossConfig.features": 0.0,
     "LossConfig.adversary": 0.0,
     "LossConfig.features_trunk": None,
+    "DistillConfig.form": "sinsr",
+    "DistillConfig.times": 4,
+    "DistillConfig.fake_steps": 5,
+    "DistillConfig.adversary": 3e-3,
     "RunConfig.distill": None,
     "RunConfig.stages": (),
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from resshift import weights
 from resshift.config import ConfigError, DistillConfig, RunConfig, from_dict
@@ -13,7 +12,8 @@ from resshift.devices import on_device
 from resshift.metrics.lpips import Lpips
 from resshift.models import first_stage_file, locate_model
 from resshift.networks.autoencoder import VQAutoencoder, build_first_stage
-from resshift.networks.conv_unet import build_unet
+from resshift.networks.conv_unet import ConvUNet, build_unet
+from resshift.networks.unet import UNetSwin
 from resshift.training.autoencoder import (
     AnyRunConfig,
     AutoencoderLearner,
@@ -23,6 +23,7 @@ from resshift.training.autoencoder import (
 from resshift.training.distillation import Distillation
 from resshift.training.efficientnet import EfficientNetLite0
 from resshift.training.losses import Objective
+from resshift.training.rsd import RsdLearner
 from resshift.training.slots import Slots
 from resshift.training.staged import StagedLearner
 from resshift.training.step import DiffusionLearner, build_network
@@ -78,7 +79,7 @@ def features_of(config: RunConfig, device: torch.device) -> EfficientNetLite0 | 
 
 def build_learner(
     config: AnyRunConfig, lpips: Lpips | None, device: torch.device, slots: Slots
-) -> DiffusionLearner | StagedLearner | AutoencoderLearner:
+) -> DiffusionLearner | StagedLearner | RsdLearner | AutoencoderLearner:
     """Build a worker's learner at step 0.
 
     Raises:
@@ -88,13 +89,16 @@ def build_learner(
     if isinstance(config, RunConfig):
         network = on_device(build_network(config), device, config.train.channels_last)
         objective = build_objective(config, lpips, device)
+        if config.distill is not None and config.distill.form == "rsd":
+            teacher = on_device(teacher_of(config, config.distill), device, config.train.channels_last)
+            return RsdLearner(config, network, objective, teacher, slots)
         if config.stages:
             return StagedLearner(config, network, objective, features_of(config, device), slots)
         return DiffusionLearner(config, network, objective, slots)
     return AutoencoderLearner(config, build_autoencoder(config, device), lpips, slots)
 
 
-def teacher_of(config: RunConfig, distill: DistillConfig) -> nn.Module:
+def teacher_of(config: RunConfig, distill: DistillConfig) -> UNetSwin | ConvUNet:
     """Return the frozen network of the teacher of a run.
 
     Raises:
@@ -133,7 +137,7 @@ def build_objective(config: RunConfig, lpips: Lpips | None, device: torch.device
         if config.train.activation_checkpointing and isinstance(first_stage, VQAutoencoder):
             first_stage.checkpoint_decoder()
     first_stage = on_device(first_stage.eval().requires_grad_(False), device, config.train.channels_last)
-    if config.distill is None:
+    if config.distill is None or config.distill.form == "rsd":
         # Of the last stage: the weights of the run may have terms that no stage has.
         objective = Objective(config.model, config.losses[-1], first_stage, lpips)
     else:

@@ -8,7 +8,7 @@ import torch
 
 from pipelines.command import UsageError
 from pipelines.training.batch import check_batch
-from pipelines.training.build_learner import build_objective, features_of, lpips_of, needs_lpips
+from pipelines.training.build_learner import build_objective, features_of, lpips_of, needs_lpips, teacher_of
 from pipelines.training.validation import held_out
 from resshift import storage
 from resshift.config import ConfigError, RunConfig
@@ -66,8 +66,8 @@ def check_run(
 
 
 def check_weights(config: AnyRunConfig, init: str | None) -> None:
-    """Load what every worker will load: the trunks of LPIPS and of the features, the first stage and the
-    weights to start from. A few seconds, instead of the minutes until a cluster has started.
+    """Load what every worker will load: the trunks of LPIPS and of the features, the first stage, the
+    teacher and the weights to start from. A few seconds, instead of the minutes until a cluster has started.
 
     Raises:
         ConfigError: A trunk or the first stage is missing.
@@ -77,6 +77,8 @@ def check_weights(config: AnyRunConfig, init: str | None) -> None:
     lpips = lpips_of(config, cpu)
     if isinstance(config, RunConfig):
         build_objective(config, lpips, cpu)
+        if config.distill is not None and config.distill.form == "rsd":
+            teacher_of(config, config.distill)
         features_of(config, cpu)
     if init is not None:
         is_chain = isinstance(config, RunConfig)

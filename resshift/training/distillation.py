@@ -123,7 +123,7 @@ class Distillation(Objective):
             return list(found.chunk(len(parts)))
 
         with torch.no_grad():
-            x0, y0 = self._encode(torch.cat([hq, self.start(network, lq)])).float().chunk(2)
+            x0, y0 = self.latents(hq, self.start(network, lq))
             x_end = prior_sample(y0, noise, self.chain)
             z0 = self._taught(lq, y0, noise, mask)
             (x_end_of_truth,) = ask([(x0, start)], y0)

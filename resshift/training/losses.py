@@ -140,6 +140,12 @@ class Objective:
         regression = getattr(getattr(network, "module", network), "regression", None)
         return upsample(lq, self.model.scale) if regression is None else regression(lq).float()
 
+    def latents(self, hq: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x0 and y0 of the clean pictures and of those that the chain starts from, (B, Z, h, w)."""
+        # One pass for both. With autocast the encoder gives half precision; the chain is float32.
+        x0, y0 = self._encode(torch.cat([hq, start])).float().chunk(2)
+        return x0, y0
+
     def condition(self, lq: Tensor, y0: Tensor) -> Tensor:
         """Return what the network sees beside x_t: the low-quality picture, and y0 if it takes that."""
         return torch.cat((lq, y0), dim=1) if self.model.unet.sees_y0 else lq
@@ -167,9 +173,7 @@ class Objective:
         """
         with torch.no_grad():
             start = self.start(network, lq)
-            # One pass for both pictures. With autocast the encoder gives half precision; the chain is
-            # float32.
-            x0, y0 = self._encode(torch.cat([hq, start])).float().chunk(2)
+            x0, y0 = self.latents(hq, start)
             x_t = q_sample(x0, y0, t, noise, self.schedule)
             wanted = target_of(x0, y0, noise, t, self.schedule, self.model.target)
         x_scaled = scale_input(x_t, t, self.schedule, self.model.latent_scaling)
