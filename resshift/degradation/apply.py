@@ -80,9 +80,13 @@ def _resized(
 ) -> NDArray[np.float32]:
     if op.mode == "matlab_bicubic":
         return imresize(image, 1 / scale)
-    divisor = scale if op.of == "lq" else 1
-    height, width = (max(1, int(side // divisor * op.factor)) for side in hq_shape)
+    height, width = (resized_to(op, side, scale) for side in hq_shape)
     return resize(image, height, width, op.mode)
+
+
+def resized_to(op: Resize, hq_side: int, scale: int) -> int:
+    """Return the side that a resize gives, for that of the clean picture."""
+    return max(1, int(hq_side // (scale if op.of == "lq" else 1) * op.factor))
 
 
 def apply_operation(

@@ -30,11 +30,11 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from resshift.degradation.jpeg import to_u8
-from resshift.seeds import philox
+from resshift.seeds import Part, philox
 
 # Rec. 601 luma, rounded as in torchvision's rgb_to_grayscale, which the official code uses.
-_LUMA = np.array([[0.2989, 0.587, 0.114]], dtype=np.float32)
-_POISSON_BITS = 12
+LUMA = np.array([[0.2989, 0.587, 0.114]], dtype=np.float32)
+POISSON_BITS = 12
 _FEW_PIXELS = 1 << 14
 
 
@@ -60,9 +60,14 @@ class Noise:
             raise ValueError(f"noise level {self.level}: must be at least 0")
 
 
+def noise_stream(seed: int) -> tuple[Part, ...]:
+    """Return the name of the stream of random numbers of a noise."""
+    return ("degradation-noise", seed)
+
+
 def add_noise(image: NDArray[np.float32], noise: Noise) -> NDArray[np.float32]:
     """Return the picture with noise added, (H, W, 3) float32 clipped to [0, 1]."""
-    rng = philox("degradation-noise", noise.seed)
+    rng = philox(*noise_stream(noise.seed))
     if noise.kind == "gaussian":
         uniform_u16 = _random_u16(rng, image.shape[: 2 if noise.gray else 3])
         deviation = np.asarray(cv2.LUT(uniform_u16, normal_table()), dtype=np.float32).reshape(
@@ -70,7 +75,7 @@ def add_noise(image: NDArray[np.float32], noise: Noise) -> NDArray[np.float32]:
         )
         deviation *= np.float32(noise.level / 255)
     else:
-        source = np.asarray(cv2.transform(image, _LUMA), dtype=np.float32) if noise.gray else image
+        source = np.asarray(cv2.transform(image, LUMA), dtype=np.float32) if noise.gray else image
         deviation = _poisson_deviation(source, rng)
         deviation *= np.float32(noise.level)
     if noise.gray:
@@ -89,8 +94,8 @@ def _poisson_deviation(plane: NDArray[np.float32], rng: np.random.Generator) -> 
     u_u8 = to_u8(plane)
     table = poisson_table(2 ** math.ceil(math.log2(_num_levels(u_u8))))
     index = u_u8.astype(np.int32)
-    index <<= _POISSON_BITS
-    index += _random_u16(rng, plane.shape) >> (16 - _POISSON_BITS)
+    index <<= POISSON_BITS
+    index += _random_u16(rng, plane.shape) >> (16 - POISSON_BITS)
     # index_select takes 32-bit indices; NumPy would convert them to 64 bits first.
     return (
         torch.index_select(torch.from_numpy(table.ravel()), 0, torch.from_numpy(index.ravel()))
@@ -135,6 +140,6 @@ def poisson_table(photons: int) -> NDArray[np.float32]:
     with np.errstate(divide="ignore", invalid="ignore"):  # 0 log 0 at u = 0, corrected below
         mass = np.exp(counts * np.log(photons * u[:, None]) - photons * u[:, None] - log_factorials)
     mass[0] = counts == 0
-    middles = (np.arange(1 << _POISSON_BITS) + 0.5) / (1 << _POISSON_BITS)
+    middles = (np.arange(1 << POISSON_BITS) + 0.5) / (1 << POISSON_BITS)
     quantiles = np.stack([np.searchsorted(cumulated, middles) for cumulated in mass.cumsum(axis=1)])
     return (quantiles / photons - u[:, None]).astype(np.float32)

@@ -30,6 +30,7 @@ from resshift.degradation.masks import MaskRecipe
 from resshift.degradation.ranges import IntRange, Range, check_prob, check_probs, check_range, check_sizes
 
 _RECORD = ConfigDict(extra="forbid", allow_inf_nan=False)
+ON_DEVICE = ("realesrgan", "bicubic")  # kinds that `resshift.degradation.on_device` applies
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)

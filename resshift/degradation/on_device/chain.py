@@ -1,0 +1,97 @@
+"""Clean pictures and records -> low-quality pictures, a batch at a time on one device.
+
+    blur 1, resize 1, noise 1, JPEG 1
+    blur 2, resize 2, noise 2           where they were drawn; a resize to the same size changes nothing
+    resize 3, filter, JPEG 2            JPEG first or last
+
+Every sample goes through every operation, and what was not drawn for it is dropped. The result equals
+`resshift.degradation.degrade` up to the roundings of float32: tests/resshift/degradation/on_device states how
+much that is.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from resshift.degradation.noise import normal_table
+from resshift.degradation.on_device.blur import blur
+from resshift.degradation.on_device.canvas import chosen, from_levels, to_levels
+from resshift.degradation.on_device.jpeg import JpegTables, compress
+from resshift.degradation.on_device.noise import add_noise, poisson_tables, random_levels
+from resshift.degradation.on_device.plan import Bounds, Plan, decode
+from resshift.degradation.on_device.resize import matlab_weights, resize
+from resshift.degradation.recipe import DegradationRecipe
+
+
+class _Tables(NamedTuple):
+    """Constants on a device, 38 MB: tables of the noises, those of JPEG, and the matrix of `imresize`."""
+
+    normal: Tensor
+    poisson: Tensor
+    jpeg: JpegTables
+    matlab: Tensor
+
+
+class DeviceDegradation:
+    """Degrades batches of a recipe.
+
+    Args:
+        recipe: Recipe of a kind in `ON_DEVICE`, from which the records were drawn.
+        side_px: Side of the clean pictures, a multiple of the scale.
+    """
+
+    def __init__(self, recipe: DegradationRecipe, side_px: int) -> None:
+        self.recipe, self.side_px = recipe, side_px
+        self.bounds = Bounds.of(recipe, side_px)
+        self._tables: _Tables | None = None
+
+    @torch.no_grad()
+    def __call__(self, hq_u8: Tensor, records: Tensor) -> Tensor:
+        """Return low-quality pictures; nothing waits for the host after the first call, which copies tables.
+
+        Args:
+            hq_u8: Clean pictures, (B, side_px, side_px, 3) uint8 on the device.
+            records: Records from `plan.encode`, (B, PLAN_BYTES) uint8 on the same device.
+
+        Returns:
+            (B, side_px / scale, side_px / scale, 3) uint8.
+        """
+        tables = self._tables = self._tables or self._tables_on(hq_u8.device)
+        plan = decode(records)
+        # Half precision would round levels.
+        with torch.autocast(hq_u8.device.type, enabled=False):
+            hq = from_levels(hq_u8.permute(0, 3, 1, 2))
+            lq = tables.matlab @ hq @ tables.matlab.mT
+            if self.recipe.kind != "bicubic":
+                lq = chosen(plan.chain > 0, self._chain(hq, plan, tables), lq)
+            return to_levels(lq).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+    def _tables_on(self, device: torch.device) -> _Tables:
+        normal, poisson, matlab = (
+            torch.from_numpy(table).to(device)
+            for table in (normal_table(), poisson_tables(), matlab_weights(self.side_px, self.recipe.scale))
+        )
+        return _Tables(normal, poisson, JpegTables.on(device), matlab)
+
+    def _chain(self, x: Tensor, plan: Plan, tables: _Tables) -> Tensor:
+        side, kernels = self.bounds.side_px, self.bounds.kernels
+        small = self.side_px // self.recipe.scale
+        size1, size2 = plan.size1.long(), plan.size2.long()
+        size0, size3 = (torch.full_like(size1, size) for size in (self.side_px, small))
+        random1, random2 = random_levels((plan.noise1, plan.noise2), side)
+        laws = tables.normal, tables.poisson
+        x = blur(x, size0, plan.kernel1, kernels[0])
+        x = resize(x, size0, size1, plan.mode1, side)
+        x = add_noise(x, size1, plan.noise1, random1, *laws)
+        x = compress(x, size1, plan.quality1, tables.jpeg)
+        x = blur(x, size1, plan.kernel2, kernels[1])
+        x = resize(x, size1, size2, plan.mode2, side)
+        x = add_noise(x, size2, plan.noise2, random2, *laws)
+        is_last = plan.jpeg_last > 0
+        x = chosen(is_last, x, compress(x, size2, plan.quality2, tables.jpeg))
+        x = resize(x, size2, size3, plan.mode3, small)
+        x = blur(x, size3, plan.kernel3, kernels[2])
+        return chosen(is_last, compress(x, size3, plan.quality2, tables.jpeg), x)
