@@ -2,6 +2,7 @@
 
     python benchmarks/serve_load.py [--model nearest-x4@24] [--seconds 20]
     python benchmarks/serve_load.py --quick                                  nothing written
+    python benchmarks/serve_load.py --quick --nodes 3 --gateways 4 --replicas 4 --model nearest-x4@4.9
 
 Without --quick it writes benchmarks/results/serve_load-MODEL-DATE-MACHINE.json.
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import io
 import os
 import socket
@@ -33,6 +35,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 import record
+import scale
 import torch
 from PIL import Image
 
@@ -152,7 +155,7 @@ async def measure(
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
         await closed(session, address, data, 1, min(3.0, seconds))  # decoders start
         single = await closed(session, address, data, 1, seconds / 2)
-        large = await closed(session, address, picture(512), 1, 2 * seconds)
+        large = await closed(session, address, picture(512), 1, seconds)
         capacity = (await closed(session, address, data, num_clients, seconds)).rps
         print(
             f"capacity {capacity:.1f} requests/s with {num_clients} clients; one client p50 "
@@ -204,18 +207,39 @@ def main() -> int:
     )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--model", default="nearest-x4@24")
+    parser.add_argument("--gateways", type=int, default=1)
+    parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--nodes", type=int, default=0, help="simulated nodes beside a head without CPUs")
     parser.add_argument("--seconds", type=float, help="duration of each load (default 20, with --quick 5)")
     chosen = parser.parse_args()
+    with scale.head() if chosen.nodes else contextlib.nullcontext() as cluster:
+        if cluster is not None:
+            for _ in range(chosen.nodes):
+                cluster.add_node(num_cpus=4, object_store_memory=256 << 20)
+            os.environ["RAY_ADDRESS"] = cluster.address
+        connect_to_ray()
+        told, loads = endpoint_figures(chosen)
+    if not chosen.quick:
+        where = record.machine(torch.device("cpu"))
+        path = record.RESULTS / record.file_name(f"serve_load-{chosen.model.replace('@', '-')}", where)
+        record.write(path, {"machine": where, "figures": told, "loads": loads})
+    print(record.json_line({"benchmark": "serve_load", "cores": os.cpu_count()} | told))
+    return 0
+
+
+def endpoint_figures(chosen: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Start the endpoint on the connected Ray, measure it, and end it."""
     from ray import serve
 
-    connect_to_ray()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    config = configuration(arguments().parse_args(["--model", chosen.model, "--port", str(port)]))
+    flags = ["--model", chosen.model, "--port", str(port), "--replicas", str(chosen.replicas)]
+    config = configuration(arguments().parse_args(flags))
     # A queue of half a second: a client that would wait longer is better served elsewhere.
     limits = config["applications"][-1]["args"]["limits"]
-    limits["queue"] = 4
+    limits |= {"in_flight": chosen.replicas * 2 + 2 * chosen.gateways, "queue": 4 * chosen.gateways}
+    config["applications"][-1]["args"]["gateways"] = {"low": chosen.gateways, "high": chosen.gateways}
     address = start(config)
     try:
         figures, loads = asyncio.run(
@@ -223,15 +247,9 @@ def main() -> int:
         )
     finally:
         serve.shutdown()
-    told = {"model": chosen.model, "load_average": os.getloadavg()[0]} | {
-        name: round(value, 3) for name, value in figures.items()
-    }
-    if not chosen.quick:
-        where = record.machine(torch.device("cpu"))
-        path = record.RESULTS / record.file_name(f"serve_load-{chosen.model.replace('@', '-')}", where)
-        record.write(path, {"machine": where, "figures": told, "loads": loads})
-    print(record.json_line({"benchmark": "serve_load", "cores": os.cpu_count()} | told))
-    return 0
+    facts = {name: getattr(chosen, name) for name in ("model", "gateways", "replicas", "nodes")}
+    facts |= {"load_average": os.getloadavg()[0]}
+    return facts | {name: round(value, 3) for name, value in figures.items()}, loads
 
 
 if __name__ == "__main__":

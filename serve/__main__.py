@@ -3,7 +3,7 @@
     python -m serve                                         tiny-x4 at http://127.0.0.1:8000
     python -m serve --model runs/mine/model --port 9000
     python -m serve --model tiny-x4 --model nearest-x4 --jobs photos:upscaled
-    python -m serve --replicas 1:4 --ongoing 16             up to four GPUs, sixteen pictures at once on each
+    python -m serve --replicas 0:4 --ongoing 16             up to four GPUs, sixteen pictures at once on each
     python -m serve --config serve/config.yaml              a configuration, on this machine
     python -m serve --print-config > my.yaml                for `serve run my.yaml` and `serve deploy my.yaml`
     python -m serve --new-key alice --keys keys.yaml        an API key, once; its digest goes to keys.yaml
@@ -39,9 +39,9 @@ def arguments() -> argparse.ArgumentParser:
     options.add_argument("--port", type=int, default=8000, help="port to listen on (default 8000)")
     options.add_argument(
         "--replicas",
-        default="1:1",
         metavar="MIN:MAX",
-        help="replicas of each model (default 1:1); 0:MAX: none while nobody asks",
+        help="replicas of each model (default: 1 up to what the cluster can have); 0:MAX: none while nobody "
+        "asks",
     )
     options.add_argument(
         "--ongoing",
@@ -73,7 +73,7 @@ def configuration(options: argparse.Namespace) -> dict[str, Any]:
     from pipelines.bulk.worker import describe_model
     from serve.replica import app_name
 
-    low, high = min_max("--replicas", options.replicas, least=0)
+    low, high = (1, None) if options.replicas is None else min_max("--replicas", options.replicas, least=0)
     models: list[str] = options.model or ["tiny-x4"]
     if len(models) > 1 and (options.preset or options.first_stage):
         raise UsageError("--preset and --first-stage are of one --model: write MODEL#preset=NAME for several")
@@ -82,15 +82,19 @@ def configuration(options: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"--ongoing must be at least 1, got {options.ongoing}")
     if not 1 <= options.port <= 65535:
         raise UsageError(f"--port must lie in [1, 65535], got {options.port}")
-    in_flight = options.ongoing * high + 2
-    args: dict[str, Any] = {"models": models, "limits": {"in_flight": in_flight}, "jobs": {"replicas": high}}
+    args: dict[str, Any] = {"models": models, "limits": {"ongoing": options.ongoing}}
+    if high is not None:
+        args["jobs"] = {"replicas": high}
     if low == 0:
         args["sleeping"] = models
     if options.jobs is not None:
         source, _, target = options.jobs.partition(":")
         if not source or not target:
             raise UsageError(f"--jobs must be SRC:DST, got {options.jobs!r}")
-        args["jobs"] |= {"sources": [os.path.abspath(source)], "targets": [os.path.abspath(target)]}
+        args["jobs"] = args.get("jobs", {}) | {
+            "sources": [os.path.abspath(source)],
+            "targets": [os.path.abspath(target)],
+        }
     endpoint = {"name": "resshift", "route_prefix": "/", "import_path": "serve.app:application", "args": args}
     applications = [
         {
@@ -103,7 +107,7 @@ def configuration(options: argparse.Namespace) -> dict[str, Any]:
     ]
     http = {"host": options.host, "port": options.port}
     return {
-        "proxy_location": "HeadOnly",
+        "proxy_location": "EveryNode",
         "http_options": http,
         "applications": [*applications, endpoint],
     }

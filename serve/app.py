@@ -22,6 +22,7 @@ from ray import serve
 from ray.exceptions import RayError, RayTaskError
 
 import resshift
+from pipelines.cluster.capacity import reachable
 from pipelines.cluster.ray_internals import serve_host
 from resshift.allocator import give_back_freed_pages, knows_own_bytes, map_large_blocks, own_bytes
 from resshift.images import Format
@@ -137,7 +138,7 @@ def create_app(services: Services) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         giving_back = asyncio.get_running_loop().create_task(give_back_memory())
-        async with watching(services.pictures):
+        async with watching(services):
             yield
         giving_back.cancel()
         await services.jobs.close()
@@ -243,6 +244,19 @@ class RemoteJobs:
         """Do nothing: the keeper outlives a gateway."""
 
 
+async def _count_gateways() -> int:
+    """Return how many replicas of this deployment run; 0 while Serve does not tell."""
+    try:
+        status = await asyncio.to_thread(serve.status)
+    except RayError:
+        return 0
+    context = serve.get_replica_context()
+    app = status.applications.get(context.app_name)
+    deployment = None if app is None else app.deployments.get(context.deployment)
+    states = {} if deployment is None else deployment.replica_states
+    return sum(number for state, number in states.items() if state == "RUNNING")
+
+
 class Gateway:
     """A replica of the gateway.
 
@@ -262,7 +276,7 @@ class Gateway:
                 "make keys"
             )
         pictures = PictureService(settings.limits, served_models(settings.models), sleeping=settings.sleeping)
-        self._services = Services(settings, pictures, RemoteJobs(jobs))
+        self._services = Services(settings, pictures, RemoteJobs(jobs), count_gateways=_count_gateways)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the ASGI application; called by Serve after the constructor."""
@@ -324,15 +338,23 @@ def application(args: dict[str, Any]) -> serve.Application:
         ray_actor_options={"num_cpus": 0.1},
         logging_config=quiet,
     )(Keeper)
-    # More than the queue of `Admission` holds, so that the gateway refuses, with a reason, and not the
-    # proxy in front of it.
+    gateways = settings.gateways
     gateway = deployment(
         name="gateway",
-        num_replicas=1,
-        max_ongoing_requests=settings.limits.in_flight + settings.limits.queue + 1000,
+        # More than the queue of `Admission` holds, so that the gateway refuses, with a reason, and not the
+        # proxy in front of it.
+        max_ongoing_requests=10_000,
         health_check_period_s=2,
         graceful_shutdown_timeout_s=120,
-        ray_actor_options={"num_cpus": 0.5},
+        ray_actor_options={"num_cpus": gateways.num_cpus},
+        autoscaling_config={
+            "min_replicas": gateways.low,
+            "max_replicas": gateways.high or max(gateways.low, int(reachable().get("CPU", 1.0)) // 8),
+            "initial_replicas": gateways.low,
+            "target_ongoing_requests": gateways.target,
+            "upscale_delay_s": 5.0,
+            "downscale_delay_s": 120.0,
+        },
         logging_config=quiet,
     )(serve.ingress()(Gateway))
     return gateway.bind(settings, keeper.bind(settings))

@@ -22,7 +22,7 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict  # the one that pydantic takes below Python 3.12
 
-from pipelines.bulk.engine import Engine, EngineError
+from pipelines.bulk.engine import Engine, EngineError, most_replicas
 from pipelines.bulk.job import Job, close_job, engine_options, run_job_in_loop
 from pipelines.bulk.progress import JobProgress, ProgressSnapshot
 from pipelines.bulk.request import BulkRequest
@@ -326,10 +326,9 @@ class JobKeeper:
         return "complete_with_failures" if summary.counts["failed"] else "complete"
 
     def _engine(self, job: Job) -> Engine:
-        replicas = (1, self.settings.jobs.replicas)
-        return ServeEngine(
-            engine_options(job.outputs, replicas, self.settings.jobs.bulk.engine), may_deploy=False
-        )
+        engine = self.settings.jobs.bulk.engine
+        replicas = (1, self.settings.jobs.replicas or most_replicas(engine.num_gpus))
+        return ServeEngine(engine_options(job.outputs, replicas, engine), may_deploy=False)
 
     async def _run_picture(self, record: JobRecord) -> State:
         asked = dict(record.request)

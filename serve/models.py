@@ -16,10 +16,11 @@ from typing import Any, Protocol
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 
-from pipelines.bulk.worker import ModelFacts, ReplicaOptions, Upscaled, describe_model
+from pipelines.bulk.worker import ModelFacts, ReplicaOptions, describe_model
 from resshift.config import Sampling
 from resshift.images.animation import Frames
-from serve.http.problems import Problem, picture_problem
+from serve.encode import PNG, Encoded, Encoding
+from serve.http.problems import Problem
 from serve.replica import app_name, num_running
 
 _ATTEMPTS = 5
@@ -31,11 +32,13 @@ class EndpointModel(Protocol):
 
     facts: ModelFacts
 
-    async def upscale(self, frames: Frames, sampling: Sampling = Sampling()) -> tuple[Frames, float]:
-        """Return the result and the seconds in the model.
+    async def upscale(
+        self, frames: Frames, sampling: Sampling = Sampling(), encoding: Encoding = PNG
+    ) -> Encoded:
+        """Return the result, or the reason why there is none.
 
         Raises:
-            Problem: the picture's reason, or unavailable.
+            Problem: unavailable, failed.
         """
         ...
 
@@ -59,13 +62,14 @@ class ServedModel:
         self._app = app_name(self.facts.identity)
         self._handle: Any = None
 
-    async def upscale(self, frames: Frames, sampling: Sampling = Sampling()) -> tuple[Frames, float]:
+    async def upscale(
+        self, frames: Frames, sampling: Sampling = Sampling(), encoding: Encoding = PNG
+    ) -> Encoded:
         """See `EndpointModel`."""
         options = ReplicaOptions(model=self.facts.name, identity=self.facts.identity, sampling=sampling)
         for i_attempt in range(_ATTEMPTS):
             try:
-                result, done = await self._call(options, frames)
-                break
+                return await self._call(options, frames, encoding)
             except RayTaskError as error:
                 raise Problem("failed", "the replica failed; see the server log") from error
             except (RayError, ConnectionError) as error:
@@ -74,38 +78,25 @@ class ServedModel:
                         "unavailable", "replicas of the model ended repeatedly", retry_after_s=5
                     ) from error
                 await asyncio.sleep(_PAUSE_S * 2**i_attempt)
-        else:
-            raise AssertionError("unreachable")
-        if done.reason:
-            # The traceback belongs in the log.
-            told = done.message.strip().splitlines()[-1] if done.message else ""
-            raise picture_problem(
-                done.reason, told if done.reason == "out_of_memory" else "the model failed on this picture"
-            )
-        return result, done.seconds
+        raise AssertionError("unreachable")
 
-    async def _call(self, options: ReplicaOptions, frames: Frames) -> tuple[Frames, Upscaled]:
+    async def _call(self, options: ReplicaOptions, frames: Frames, encoding: Encoding) -> Encoded:
         if self._handle is None:
             try:
-                self._handle = await asyncio.to_thread(
-                    lambda: serve.get_app_handle(self._app).options(stream=True)
-                )
+                self._handle = await asyncio.to_thread(serve.get_app_handle, self._app)
             except Exception as error:  # RayServeException, before the application is there
                 raise ConnectionError(f"the application {self._app} is not there: {error}") from error
-        # An empty key: the picture's noise is that of the seed itself, as in a call of the library.
-        stream = self._handle.upscale.remote(options, ("",), frames)
-        result: Frames | None = None
+        response = self._handle.picture.remote(options, frames, encoding)
         try:
-            async for answer in stream:
-                if isinstance(answer, Frames):
-                    result = answer
-                elif isinstance(answer, Upscaled):
-                    assert result is not None  # the pixels come before their announcement
-                    return result, answer
-        except asyncio.CancelledError:
-            stream.cancel()
-            raise
-        raise ConnectionError("the stream of a replica ended early")
+            return await response
+        except asyncio.CancelledError as error:
+            response.cancel()
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Nobody cancelled this task: Serve raises the same for a call that ended otherwise, with the
+            # request in whose context a job was taken, say.
+            raise ConnectionError("the call was cancelled at the replica") from error
 
     async def count_replicas(self) -> int:
         """See `EndpointModel`."""

@@ -1,5 +1,5 @@
-"""One picture through the endpoint: header -> queue -> decode (in a limited process) -> model -> encode, each
-step timed.
+"""One picture through the endpoint: header -> queue -> decode (in a limited process) -> model and encode
+(`serve.replica`), each step timed.
 
 The gateway runs this for pictures that are answered at once, the job keeper for those that are answered
 later.
@@ -13,16 +13,17 @@ import time
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from resshift import images
 from resshift.config import OptionError
-from resshift.images import Format, ImageError, ImageHeader, Picture, scaled
-from resshift.images.animation import Frames, encode_frames, fit_frames
+from resshift.images import Format, ImageError, ImageHeader, scaled
+from resshift.images.animation import Frames
 from resshift.images.identify import identify
 from resshift.images.masks import with_mask
 from resshift.images.sandbox import Decoder, DecoderDied, DecoderLimits, DecoderTimeout
 from resshift.output_names import CONTENT_TYPES
+from serve.encode import Encoded, Encoding
 from serve.http.limits import Admission, Deadline
 from serve.http.options import PictureOptions
 from serve.http.problems import Problem, option_problem, picture_problem
@@ -144,7 +145,7 @@ class PictureService:
     ) -> None:
         self.limits, self.models = limits, models
         self.decoding = Decoding(limits.decoder(), num_cpus)
-        self.admission = Admission(limits.in_flight, limits.queue)
+        self.admission = Admission(limits.slots(1, 1), limits.queue)
         self.readiness = {
             name: Readiness(busy_s=limits.max_timeout_s, may_sleep=name in sleeping) for name in models
         }
@@ -192,18 +193,16 @@ class PictureService:
                         frames = await self.decoding.decode(data)
                         if model.facts.fills_holes:
                             frames = await self._masked(frames, mask)
-                    frames, seconds["model"] = await self._run(model, frames, options)
-                    with _timed(seconds, "encode"):
-                        first = frames.pictures[0]
-                        encoded = await asyncio.to_thread(encode_result, first, format, options)
+                    encoding = Encoding(
+                        format=format, quality=options.quality, keeps_metadata=options.metadata == "keep"
+                    )
+                    encoded = await self._run(model, frames, options, encoding)
         except TimeoutError:
             raise Problem("timeout", "the deadline passed while the picture was worked on") from None
         size_in = (header.width, header.height)
-        picture = encoded[1]
+        seconds |= {"model": encoded.model_seconds, "encode": encoded.encode_seconds}
         names = (model.facts.name, model.facts.identity)
-        return Result(
-            encoded[0], format, names, (size_in, (picture.width, picture.height)), picture.notes, seconds
-        )
+        return Result(encoded.data, format, names, (size_in, encoded.size), encoded.notes, seconds)
 
     async def _masked(self, frames: Frames, mask: bytes) -> Frames:
         """Return the picture with its hole.
@@ -224,10 +223,13 @@ class PictureService:
             raise picture_problem(error.reason, str(error)) from None
 
     async def _run(
-        self, model: EndpointModel, frames: Frames, options: PictureOptions
-    ) -> tuple[Frames, float]:
+        self, model: EndpointModel, frames: Frames, options: PictureOptions, encoding: Encoding
+    ) -> Encoded:
         async with self.noted_pass(model.facts.name):
-            return await model.upscale(frames, options.sampling)
+            encoded = await model.upscale(frames, options.sampling, encoding)
+        if encoded.reason:
+            raise picture_problem(encoded.reason, encoded.message)
+        return encoded
 
     @asynccontextmanager
     async def noted_pass(self, name: str) -> AsyncGenerator[None]:
@@ -267,30 +269,3 @@ def _timed(seconds: dict[str, float], phase: str) -> Generator[None]:
     started = time.perf_counter()
     yield
     seconds[phase] = time.perf_counter() - started
-
-
-def encode_result(picture: Picture, format: Format, options: PictureOptions) -> tuple[bytes, Picture]:
-    """Return the encoded result, and the picture as the format holds it.
-
-    Raises:
-        Problem: the result does not fit into the format, or its encoder fails.
-    """
-    try:
-        return _encode_result(picture, format, options)
-    except ImageError as error:
-        raise picture_problem(error.reason, str(error)) from None
-    except Exception as error:
-        # The boundary of the stage: whatever an encoder raises is due to this picture.
-        message = f"the result cannot be written as {format}: {type(error).__name__}: {error}"
-        raise picture_problem("encode_error", message) from error
-
-
-def _encode_result(picture: Picture, format: Format, options: PictureOptions) -> tuple[bytes, Picture]:
-    if options.metadata == "keep":
-        picture = images.in_own_profile(picture)
-    else:
-        # Samples outside sRGB mean nothing without their profile.
-        icc = None if images.is_srgb(picture) else picture.icc
-        picture = replace(picture, exif=None, xmp=None, source_icc=None, icc=icc)
-    fitted = fit_frames(Frames((picture,)), format)
-    return encode_frames(fitted, format, options.quality), fitted.pictures[0]

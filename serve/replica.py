@@ -21,15 +21,23 @@ from pydantic.dataclasses import dataclass
 from ray import serve
 from ray.serve.schema import ApplicationStatusOverview
 
-from pipelines.bulk.engine import UNITS_PER_REPLICA, EngineOptions, check_memory, replica_resources
+from pipelines.bulk.engine import (
+    UNITS_PER_REPLICA,
+    EngineOptions,
+    check_memory,
+    most_replicas,
+    replica_resources,
+)
 from pipelines.bulk.wedged import DEFAULT_STEP_S
 from pipelines.bulk.worker import Replica, ReplicaOptions, Started, Upscaled, describe_model
 from resshift.images.animation import Frames
+from serve.encode import Encoded, Encoding, encode_result
 
 _HEALTH_CHECK_S = 2.0
 # Serve replaces a replica after three checks that fail or take longer; an event loop beside other work on a
 # small machine may be late by seconds.
 _HEALTH_TIMEOUT_S = 20.0
+_ENCODING = 2
 _PROBE_EVERY_S = 10.0
 _PROBE_SHARE = 0.05  # of a replica's time at most
 
@@ -39,7 +47,7 @@ class ModelReplica:
 
     def __init__(self, model: str, identity: str, num_threads: int, ongoing: int, step_s: float) -> None:
         self._replica = Replica(model, identity, num_threads, step_s)
-        self._threads = ThreadPoolExecutor(2 * ongoing + 1, thread_name_prefix="upscale")
+        self._threads = ThreadPoolExecutor(2 * (ongoing + _ENCODING) + 1, thread_name_prefix="upscale")
         self._probe: Future[Any] | None = None
         self._probe_at = 0.0
 
@@ -72,6 +80,36 @@ class ModelReplica:
             # computes cannot be stopped.
             is_over.set()
 
+    async def picture(self, options: ReplicaOptions, frames: Frames, encoding: Encoding) -> Encoded:
+        """Upscale one picture and encode the result here."""
+        is_over = threading.Event()
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(
+                self._threads, self._picture, options, frames, encoding, is_over
+            )
+        finally:
+            is_over.set()  # as in `upscale`
+
+    def _picture(
+        self, options: ReplicaOptions, frames: Frames, encoding: Encoding, is_over: threading.Event
+    ) -> Encoded:
+        result, done = Frames(()), None
+        # An empty key: the picture's noise is that of the seed itself, as in a call of the library.
+        for answer in self._replica.upscale(options, ("",), frames, is_wanted=lambda: not is_over.is_set()):
+            if isinstance(answer, Frames):
+                result = answer
+            elif isinstance(answer, Upscaled):
+                done = answer
+        if done is None:
+            return Encoded(reason="timeout", message="nobody waits for the picture")
+        if done.reason:
+            # The traceback belongs in the log.
+            told = done.message.strip().splitlines()[-1] if done.message else ""
+            message = told if done.reason == "out_of_memory" else "the model failed on this picture"
+            return Encoded(reason=done.reason, message=message, model_seconds=done.seconds)
+        return encode_result(result.pictures[0], encoding, done.seconds)
+
 
 def app_name(identity: str) -> str:
     """Return the name of the Serve application of a model."""
@@ -88,7 +126,8 @@ def model_app(options: EngineOptions) -> serve.Application:
     """Return the application: one deployment, whose replicas take `options.ongoing` requests at a time."""
     deployment: Any = serve.deployment(
         name="model",
-        max_ongoing_requests=options.ongoing,
+        # Beside what the model works on, results are encoded.
+        max_ongoing_requests=options.ongoing + _ENCODING,
         health_check_period_s=_HEALTH_CHECK_S,
         health_check_timeout_s=_HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=120,
@@ -119,8 +158,9 @@ class ReplicaSettings:
     Fields:
         model: Name or path of the model; its application must be called `resshift-IDENTITY`, as `python -m
             serve --print-config` does.
-        low, high: Smallest and largest number of replicas; with low 0 name the model under `sleeping` of the
-            endpoint, or its probes keep it awake.
+        low, high: Smallest and largest number of replicas; high null: as many as the cluster can have, by its
+            GPUs, or one for each machine where there are none. With low 0 name the model under `sleeping` of
+            the endpoint, or its probes keep it awake.
         num_gpus: Number of GPUs of a replica; null: one where the cluster has any.
         num_cpus, num_threads: CPUs and threads of a replica; threads null: an equal share of this machine's
             cores.
@@ -132,7 +172,7 @@ class ReplicaSettings:
 
     model: str
     low: int = 1
-    high: int = 1
+    high: int | None = None
     num_gpus: float | None = None
     num_cpus: float = 1
     num_threads: int | None = None
@@ -146,7 +186,7 @@ class ReplicaSettings:
             raise ValueError(f"step_s must be positive, got {self.step_s}")
         if self.ongoing < 1:
             raise ValueError(f"ongoing must be at least 1, got {self.ongoing}")
-        if not 0 <= self.low <= self.high or self.high < 1:
+        if self.low < 0 or (self.high is not None and (self.low > self.high or self.high < 1)):
             raise ValueError(f"replicas need 0 <= low <= high and 1 <= high, got {self.low} and {self.high}")
 
 
@@ -161,13 +201,14 @@ def application(args: dict[str, Any]) -> serve.Application:
     """
     asked = TypeAdapter(ReplicaSettings).validate_python(args)
     check_memory(asked.model)
-    num_gpus, num_threads = replica_resources(asked.num_gpus, asked.high)
+    high = asked.high or max(asked.low, most_replicas(asked.num_gpus))
+    num_gpus, num_threads = replica_resources(asked.num_gpus, asked.high or asked.low or 1)
     return model_app(
         EngineOptions(
             model=asked.model,
             identity=describe_model(asked.model).identity,
             low=asked.low,
-            high=asked.high,
+            high=high,
             num_gpus=num_gpus,
             num_cpus=asked.num_cpus,
             num_threads=asked.num_threads or num_threads,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -69,6 +69,8 @@ class Services:
     metrics: Metrics = field(default_factory=Metrics)
     budget: ByteBudget = field(init=False)
     access: AccessLog = field(init=False)
+    count_gateways: Callable[[], Awaitable[int]] | None = None
+    num_gateways: int = 1
     started: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
@@ -76,8 +78,17 @@ class Services:
         self.access = AccessLog(self.settings.access_log)
         self.budget = ByteBudget(int(self.settings.limits.bodies_mb * 1e6))
 
+    def share(self, num_gateways: int) -> None:
+        """Hold this gateway's part of the line and of the quotas."""
+        self.num_gateways = num_gateways
+        num_replicas = sum(one.num_replicas for one in self.pictures.readiness.values())
+        slots = self.settings.limits.slots(num_replicas, self.num_gateways)
+        self.pictures.admission.share(slots, self.num_gateways)
+        self.keys.share(self.num_gateways)
+
     def count(self) -> None:
         """Update the gauges."""
+        self.metrics.gateways.set(self.num_gateways)
         self.metrics.in_flight.set(self.pictures.admission.num_working)
         self.metrics.waiting.set(self.pictures.admission.num_waiting)
         self.metrics.body_bytes.set(self.budget.used)
@@ -107,15 +118,28 @@ def caller(request: Request) -> Caller:
 
 
 @contextlib.asynccontextmanager
-async def watching(pictures: PictureService) -> AsyncGenerator[None]:
-    """Keep the readiness of every model up to date while this context is open."""
-    tasks = [asyncio.get_running_loop().create_task(_watch(pictures, name)) for name in pictures.models]
+async def watching(services: Services) -> AsyncGenerator[None]:
+    """Keep the readiness of every model, and the share of this gateway, up to date while this context is
+    open.
+    """
+    pictures, loop = services.pictures, asyncio.get_running_loop()
+    if services.count_gateways is not None:
+        services.share(1 + await services.count_gateways())  # this one does not run yet
+    tasks = [loop.create_task(_watch(pictures, name)) for name in pictures.models]
+    tasks.append(loop.create_task(_watch_gateways(services)))
     try:
         yield
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _watch_gateways(services: Services) -> None:
+    while True:
+        await asyncio.sleep(_LOOK_S)
+        number = 1 if services.count_gateways is None else await services.count_gateways()
+        services.share(number or services.num_gateways)
 
 
 async def _watch(pictures: PictureService, name: str) -> None:

@@ -56,7 +56,7 @@ class KeySettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
 class LimitSettings:
-    """Limits of one gateway. With several gateways, of each.
+    """Limits of an endpoint. Those of bodies are of each gateway, the line is shared by all.
 
     Fields:
         body_mb: Largest body of one request.
@@ -64,7 +64,8 @@ class LimitSettings:
         bodies_mb: Largest size of the bodies of all requests that wait or are worked on.
         megapixels, max_side_px, decode_s, decode_memory_mb: Limits of a picture; the first two are checked on
         its header. output_megapixels: Of a result. in_flight: pictures that are decoded, upscaled or encoded
-        at a time; what all replicas take (`ongoing`), and two. queue: pictures that wait for that. timeout_s:
+        at a time; null: what the replicas that run take (`ongoing` each), and two for each gateway. ongoing:
+        what a replica takes at a time. queue: pictures that wait for that. timeout_s:
         for an answer, when the request has no `X-Request-Timeout`. max_timeout_s: the longest that a request
         may ask for.
     """
@@ -77,7 +78,8 @@ class LimitSettings:
     decode_s: float = 20
     decode_memory_mb: int | None = None
     output_megapixels: float = 400
-    in_flight: int = 4
+    in_flight: int | None = None
+    ongoing: int = 2
     queue: int = 32
     timeout_s: float = 60
     max_timeout_s: float = 600
@@ -93,6 +95,10 @@ class LimitSettings:
         )
         if self.queue < 0:
             raise ValueError(f"limits.queue must be at least 0, got {self.queue}")
+
+    def slots(self, num_replicas: int, num_gateways: int) -> int:
+        """Return how many pictures may be worked on at a time."""
+        return self.in_flight or self.ongoing * max(1, num_replicas) + 2 * num_gateways
 
     @property
     def max_body_bytes(self) -> int:
@@ -120,7 +126,7 @@ class JobSettings:
         running: Number of jobs that run at a time, of each kind.
         waiting: Number of jobs that may wait.
         keep_hours: Hours for which records and results of ended jobs are kept.
-        replicas: Largest number of replicas that a bulk job keeps busy.
+        replicas: Largest number of replicas that a bulk job keeps busy; null: what the cluster can have.
         bulk: Settings of bulk jobs, as with `--set` of jobs/upscale.py.
     """
 
@@ -130,7 +136,7 @@ class JobSettings:
     running: int = 2
     waiting: int = 100
     keep_hours: float = 24
-    replicas: int = 1
+    replicas: int | None = None
     bulk: BulkSettings = field(default_factory=BulkSettings)
 
     def __post_init__(self) -> None:
@@ -143,6 +149,28 @@ class JobSettings:
                 "replicas": self.replicas,
             },
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
+class GatewaySettings:
+    """How many gateways there are: they read, decode and answer, on CPUs.
+
+    Fields:
+        low, high: Smallest and largest number; high null: one for every eight CPUs that the cluster can have.
+        num_cpus: CPUs that one reserves; it also decodes in two processes.
+        target: Requests at a gateway, waiting or worked on, above which another one is started.
+    """
+
+    low: int = 1
+    high: int | None = None
+    num_cpus: float = 0.5
+    target: int = 16
+
+    def __post_init__(self) -> None:
+        if self.low < 1 or (self.high is not None and self.high < self.low) or self.target < 1:
+            raise ValueError(
+                f"gateways need 1 <= low <= high and 1 <= target, got {self.low}, {self.high}, {self.target}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
@@ -160,6 +188,7 @@ class ServeSettings:
         cors: Origins (https://photos.example.org) whose pages may call the endpoint, or "*"; keys are needed.
         access_log: File to which each gateway appends a JSON line for every request; "-" is standard output,
             empty none.
+        gateways: How many gateways there are.
     """
 
     models: tuple[str, ...] = ("tiny-x4",)
@@ -169,6 +198,7 @@ class ServeSettings:
     cors: tuple[str, ...] = ()
     access_log: str = ""
     limits: LimitSettings = field(default_factory=LimitSettings)
+    gateways: GatewaySettings = field(default_factory=GatewaySettings)
     jobs: JobSettings = field(default_factory=JobSettings)
 
     def __post_init__(self) -> None:

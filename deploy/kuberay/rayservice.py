@@ -31,10 +31,15 @@ def rayservice(cluster: dict[str, Any], serve_config: str) -> dict[str, Any]:
         serve_config: Text of a Serve configuration.
 
     Raises:
-        ValueError: The configuration is invalid (pydantic's ValidationError), or it listens on an address
-            that probes cannot reach.
+        ValueError: The configuration is invalid (pydantic's ValidationError), or probes of workers cannot
+            succeed with it: by its address, or for want of proxies.
     """
     config = ServeDeploySchema.model_validate(yaml.safe_load(serve_config))
+    if config.proxy_location != "EveryNode":
+        raise ValueError(
+            f"proxy_location must be EveryNode, got {config.proxy_location.value}: pods of workers would "
+            "never be ready"
+        )
     if config.http_options.host != "0.0.0.0":
         raise ValueError(
             f"http_options.host must be 0.0.0.0 in a pod, got {config.http_options.host}; also set API keys, "
@@ -45,7 +50,8 @@ def rayservice(cluster: dict[str, Any], serve_config: str) -> dict[str, Any]:
         "kind": "RayService",
         "metadata": {"name": cluster["metadata"]["name"]},
         # No readiness probe for workers: KubeRay adds one that queries the Serve proxy of the pod, and a
-        # probe defined here would replace it.
+        # probe defined here would replace it. With proxy_location EveryNode there is a proxy wherever a
+        # replica is: those pods become ready, and the others get no requests.
         "spec": {"serveConfigV2": serve_config, "rayClusterConfig": cluster["spec"]},
     }
 

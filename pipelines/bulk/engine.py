@@ -86,6 +86,19 @@ def replica_resources(num_gpus: float | None, most_replicas: int) -> tuple[float
     return gpus, 1 if gpus else max(1, (os.cpu_count() or 1) // most_replicas)
 
 
+def most_replicas(num_gpus: float | None) -> int:
+    """Return how many replicas the connected cluster can have: by its GPUs, or one for each machine with
+    CPUs where there are none.
+
+    Args:
+        num_gpus: GPUs of a replica; None: one where the cluster has any.
+    """
+    gpus = float(has_gpus()) if num_gpus is None else num_gpus
+    if gpus:
+        return max(1, int(reachable().get("GPU", 0.0) / gpus + 1e-6))
+    return max(1, sum(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes()))
+
+
 def check_memory(model: str) -> None:
     """Refuse a model whose weights fit into no node of the connected cluster, before a replica is started for
     it. A cluster that grows may get larger nodes: there the replicas find out.

@@ -82,6 +82,11 @@ class Keys:
         ]
         self._anyone = Caller("", Quota(None, None))
 
+    def share(self, num_shares: int) -> None:
+        """Let every quota be one of `num_shares` equal parts from now on."""
+        for _, caller in self._entries:
+            caller.quota.share(num_shares)
+
     def caller(self, headers: Headers, peer: str | None, http_version: str = "1.1") -> Caller:
         """Return the caller.
 

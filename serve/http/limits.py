@@ -4,8 +4,11 @@
     admission = Admission(slots, queue)  a bounded queue, first come first served, with a limit on waiting
     quota = Quota(per minute, ...)       a bucket of requests and one of megapixels for every key
 
-Everything here belongs to one gateway and its event loop; with several, each has its own. Clocks are
-arguments, so that tests need not wait.
+Everything here belongs to one gateway and its event loop. Of several gateways each has its share of the line
+and of the quotas, the whole divided by their number (`share`): no request waits for another process, and
+nothing has to live for the limits to hold. Shares of the line are rounded up, and for the half second in
+which not all gateways know of a new one their sum is larger. The price is a caller whose connections all end
+at one gateway: it gets that gateway's share. Clocks are arguments, so that tests need not wait.
 """
 
 from __future__ import annotations
@@ -83,6 +86,11 @@ class Bucket:
         self._per_minute, self._clock = per_minute, clock
         self._tokens = per_minute or 0.0
         self._at = clock()
+        self._num_shares = 1
+
+    def share(self, num_shares: int) -> None:
+        """Hold one of `num_shares` equal parts of the tokens from now on."""
+        self._num_shares = num_shares
 
     def take(self, amount: float) -> float:
         """Take tokens if there are enough; return 0, or the seconds until there will be (inf: more than the
@@ -90,13 +98,15 @@ class Bucket:
         """
         if self._per_minute is None:
             return 0.0
-        now = self._clock()
-        self._tokens = min(self._per_minute, self._tokens + (now - self._at) * self._per_minute / 60)
+        now, size = self._clock(), self._per_minute / self._num_shares
+        self._tokens = min(size, self._tokens + (now - self._at) * size / 60)
         self._at = now
         if amount > self._per_minute:
             return float("inf")
-        if amount > self._tokens + 1e-9:
-            return (amount - self._tokens) * 60 / self._per_minute
+        # More than a share holds is taken from a full one, which is in debt afterwards.
+        needed = min(amount, size)
+        if needed > self._tokens + 1e-9:
+            return (needed - self._tokens) * 60 / size
         self._tokens -= amount
         return 0.0
 
@@ -117,6 +127,11 @@ class Quota:
     ) -> None:
         self._requests = Bucket(requests_per_minute, clock)
         self._megapixels = Bucket(megapixels_per_minute, clock)
+
+    def share(self, num_shares: int) -> None:
+        """Hold one of `num_shares` equal parts from now on."""
+        self._requests.share(num_shares)
+        self._megapixels.share(num_shares)
 
     def take_request(self) -> None:
         """Count a request.
@@ -199,10 +214,24 @@ class Admission:
 
     def __init__(self, slots: int, queue: int, clock: Clock = time.monotonic) -> None:
         self.slots, self.queue = slots, queue
+        self._whole_queue = queue
         self.num_working = 0
         self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
         self._clock = clock
         self._seconds: float | None = None  # estimate of how long a request holds a slot
+
+    def share(self, slots: int, num_shares: int) -> None:
+        """Have one of `num_shares` equal parts of the slots and of the line from now on; at least one slot.
+
+        Args:
+            slots: Number of slots of all shares together.
+            num_shares: Number of shares.
+        """
+        self.slots = max(1, -(-slots // num_shares))
+        self.queue = -(-self._whole_queue // num_shares)
+        while self._waiting and self.num_working < self.slots:
+            self.num_working += 1
+            self._release()
 
     @property
     def num_waiting(self) -> int:
@@ -280,8 +309,8 @@ class Admission:
             self._release()
 
     def _release(self) -> None:
-        """Hand the slot to the next in line, or free it."""
-        while self._waiting:
+        """Hand the slot to the next in line, or free it; one of more than there are by now is free."""
+        while self._waiting and self.num_working <= self.slots:
             turn = self._waiting.popleft()
             if not turn.done():
                 turn.set_result(None)

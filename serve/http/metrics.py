@@ -3,6 +3,7 @@ every node.
 
 resshift_http_requests_total{route,status}   resshift_phase_seconds{phase}   resshift_megapixels_total{side}
 resshift_in_flight   resshift_waiting   resshift_body_bytes   resshift_ready{model}   resshift_replicas{model}
+resshift_gateways
 resshift_own_memory_bytes   process_resident_memory_bytes and others of the process
 
 The resident memory of a process of Ray counts what it has read of the node's object store, which is the
@@ -47,6 +48,11 @@ class Metrics:
             "resshift_ready",
             "1 when a forward pass came through in the last seconds",
             ("model",),
+            registry=self.registry,
+        )
+        self.gateways = Gauge(
+            "resshift_gateways",
+            "Gateways that share the line, as this one counts them",
             registry=self.registry,
         )
         self.replicas = Gauge("resshift_replicas", "Replicas that run", ("model",), registry=self.registry)

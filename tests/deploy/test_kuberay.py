@@ -323,6 +323,7 @@ def test_entry_points_are_jobs_and_their_flags_exist(name: str) -> None:
 
 
 SERVE_CONFIG = """\
+proxy_location: EveryNode
 http_options: {host: 0.0.0.0, port: 8000}
 applications:
   - {name: model, import_path: "some.module:application", args: {model: tiny-x4}}
@@ -344,6 +345,7 @@ def test_a_service_is_the_cluster_and_the_serve_configuration() -> None:
     ("config", "message"),
     [
         (SERVE_CONFIG.replace("0.0.0.0", "127.0.0.1"), "http_options.host must be 0.0.0.0"),
+        (SERVE_CONFIG.replace("EveryNode", "HeadOnly"), "proxy_location must be EveryNode, got HeadOnly"),
         (SERVE_CONFIG.replace("some.module:application", "nothing"), "import_path"),
         ("applications: [{name: a}]", "import_path"),
     ],
@@ -358,12 +360,16 @@ def test_a_configuration_that_serve_refuses_is_refused(
 
 def test_only_prometheus_the_operator_and_the_namespace_reach_the_pods() -> None:
     policy = manifest("networkpolicy.yaml")["spec"]
-    assert policy["podSelector"]["matchLabels"] == {
-        "ray.io/cluster": manifest("raycluster.yaml")["metadata"]["name"]
-    }
+    selected = policy["podSelector"]["matchLabels"]
+    # Not the name of the cluster: that of a RayService is generated.
+    groups = manifest("raycluster.yaml")["spec"]
+    for group in (groups["headGroupSpec"], *groups["workerGroupSpecs"]):
+        assert group["template"]["metadata"]["labels"] == selected
     assert policy["policyTypes"] == ["Ingress"]
-    assert all(rule.get("from") for rule in policy["ingress"])  # an empty list would be everybody
-    assert {port["port"] for rule in policy["ingress"] for port in rule.get("ports", [])} == {8265, 8080}
+    open_to_all = [rule["ports"] for rule in policy["ingress"] if not rule.get("from")]
+    assert open_to_all == [[{"port": 8000}]]  # the endpoint has keys
+    ports = {port["port"] for rule in policy["ingress"] for port in rule.get("ports", [])}
+    assert ports == {8265, 8080, 8000}
 
 
 def test_pod_templates_and_policy_against_the_schemas_of_kubernetes() -> None:

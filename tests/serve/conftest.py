@@ -16,6 +16,7 @@ from pipelines.bulk.worker import describe_model
 from resshift.config import Sampling
 from resshift.images.animation import Frames
 from serve.app import create_app
+from serve.encode import PNG, Encoded, Encoding, encode_result
 from serve.jobs import JobKeeper
 from serve.pictures import PictureService
 from serve.services import Services
@@ -32,16 +33,18 @@ class LocalModel:
         self.num_replicas = 1
         self.is_held = False
 
-    async def upscale(self, frames: Frames, sampling: Sampling = Sampling()) -> tuple[Frames, float]:
+    async def upscale(
+        self, frames: Frames, sampling: Sampling = Sampling(), encoding: Encoding = PNG
+    ) -> Encoded:
         if frames.pictures[0].height == 8:  # the probe of the readiness is counted apart
             self.num_probes += 1
-            return frames, 0.0
+            return Encoded()
         self.num_begun += 1
         while self.is_held:
             await asyncio.sleep(0.01)
         result = frames.map(lambda picture: Nearest().upscale(picture, sampling))
         self.num_done += 1
-        return result, 0.001
+        return encode_result(result.pictures[0], encoding, 0.001)
 
     async def count_replicas(self) -> int:
         self.num_looks += 1

@@ -22,7 +22,7 @@ from PIL import Image, ImageCms
 
 from resshift import images
 from resshift.images.profiles import PRIMARIES, colorants, matrix_profile
-from serve import pictures
+from serve import encode
 from serve.app import Answering
 from serve.http.access import AccessLog
 from serve.http.body import Reader
@@ -149,7 +149,7 @@ class TestRefusals:
         def encode_frames(*arguments: Any) -> bytes:
             raise RuntimeError("ERROR adding frame")
 
-        monkeypatch.setattr(pictures, "encode_frames", encode_frames)
+        monkeypatch.setattr(encode, "encode_frames", encode_frames)
         answer = endpoint.post(encoded())
         assert (answer.status_code, answer.json()["type"]) == (422, "/problems/unwritable")
         assert answer.json()["reason"] == "encode_error"

@@ -13,6 +13,7 @@ import pytest
 from resshift.config import Sampling
 from resshift.images import Picture
 from resshift.images.animation import Frames
+from serve.encode import PNG, Encoded, Encoding, encode_result
 from tests.holes import box
 from tests.pictures import decoded, encoded, file_of, noise
 
@@ -21,13 +22,13 @@ MASK = file_of(np.uint8(255) * HOLE)
 FILLED = np.where(HOLE[..., None], np.uint8(77), PIXELS)
 
 
-async def fill(frames: Frames, sampling: Sampling = Sampling()) -> tuple[Frames, float]:
+async def fill(frames: Frames, sampling: Sampling = Sampling(), encoding: Encoding = PNG) -> Encoded:
     def filled(picture: Picture) -> Picture:
         assert picture.mask is not None
         pixels = np.where(picture.mask[..., None], np.uint8(77), picture.pixels)
         return replace(picture, pixels=pixels, mask=None)
 
-    return frames.map(filled), 0.0
+    return encode_result(filled(frames.pictures[0]), encoding)
 
 
 @pytest.fixture(scope="module")

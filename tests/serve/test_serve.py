@@ -318,7 +318,10 @@ def test_what_replicas_take_at_a_time_is_what_the_endpoint_hands_on() -> None:
     )
     model, endpoint = (one["args"] for one in config["applications"])
     assert model["ongoing"] == 16
-    assert endpoint["limits"]["in_flight"] == 4 * 16 + 2
+    limits = parse(endpoint).limits
+    # of each replica, and two that are decoded or answered at each gateway
+    assert [limits.slots(0, 1), limits.slots(4, 1), limits.slots(4, 3)] == [18, 66, 70]
+    assert parse(endpoint | {"limits": {"in_flight": 5}}).limits.slots(4, 3) == 5
     with pytest.raises(ValueError, match="ongoing must be at least 1, got 0"):
         ReplicaSettings(**model | {"ongoing": 0})
 

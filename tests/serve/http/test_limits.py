@@ -32,6 +32,45 @@ def test_bucket_holds_a_minute_and_fills_evenly() -> None:
     assert bucket.take(7) == float("inf")
 
 
+def test_shares_of_a_bucket_together_are_the_bucket() -> None:
+    clock = Clock()
+    shares = [Bucket(6, clock) for _ in range(3)]
+    for share in shares:
+        share.share(3)
+    assert sum(share.take(1) == 0 for share in shares for _ in range(6)) == 6
+    assert shares[0].take(1) == pytest.approx(30)  # two a minute
+    clock.now = 60
+    assert shares[0].take(6) == 0  # a large one from a full share, which pays it off before the next
+    assert shares[0].take(1) == pytest.approx(150)
+    shares[0].share(1)
+    assert shares[0].take(1) == pytest.approx(50)
+    assert shares[0].take(7) == float("inf")
+
+
+def test_shares_of_a_line_follow_the_number_of_gateways() -> None:
+    async def run() -> None:
+        line = Admission(2, 5)
+        line.share(8, 3)
+        assert (line.slots, line.queue) == (3, 2)
+        held = [line.slot(Deadline(60)) for _ in range(5)]
+        entering = [asyncio.ensure_future(one.__aenter__()) for one in held]
+        await asyncio.sleep(0)
+        assert (line.num_working, line.num_waiting) == (3, 2)
+        line.share(8, 2)  # a gateway has ended: one of those that wait begins
+        await asyncio.sleep(0)
+        assert (line.num_working, line.num_waiting, line.queue) == (4, 1, 3)
+        line.share(8, 8)  # more have come: slots are given up as requests end
+        for one in held[:3]:
+            await one.__aexit__(None, None, None)
+        assert (line.slots, line.num_working, line.num_waiting) == (1, 1, 1)
+        await held[3].__aexit__(None, None, None)
+        await asyncio.gather(*entering)
+        await held[4].__aexit__(None, None, None)
+        assert (line.num_working, line.num_waiting) == (0, 0)
+
+    asyncio.run(run())
+
+
 def test_bucket_without_a_limit_gives_always() -> None:
     assert Bucket(None, Clock()).take(1e9) == 0
 
