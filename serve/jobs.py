@@ -16,7 +16,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NotRequired
 
@@ -153,8 +153,7 @@ class JobKeeper:
 
     async def _save(self, record: JobRecord) -> None:
         data = (json.dumps(asdict(record), indent=1) + "\n").encode()
-        uri = storage.join(self.state, f"jobs/{record.id}.json")
-        await asyncio.to_thread(storage.write_bytes, uri, data, content_type="application/json")
+        await _write(storage.join(self.state, f"jobs/{record.id}.json"), data, "application/json")
 
     def _blob(self, record: JobRecord, name: str) -> str:
         return storage.join(self.state, f"pictures/{record.id}/{name}")
@@ -261,24 +260,25 @@ class JobKeeper:
         )
         try:
             for name, data in (bodies or {}).items():
-                await asyncio.to_thread(storage.write_bytes, self._blob(record, name), data)
+                await _write(self._blob(record, name), data)
             await self._save(record)
         except BaseException:
-            del self.records[record.id]
+            await self._forget(record)
             raise
         self._spawn(record)
         return self._view(record)
 
     def _spawn(self, record: JobRecord) -> None:
-        work = self._run_bulk(record) if record.kind == "bulk" else self._run_picture(record)
-        self._tasks[record.id] = asyncio.get_running_loop().create_task(self._run(record, work))
+        task = self._tasks[record.id] = asyncio.get_running_loop().create_task(self._run(record))
+        task.add_done_callback(lambda _: self._tasks.pop(record.id, None))
 
-    async def _run(self, record: JobRecord, work: Coroutine[Any, Any, State]) -> None:
+    async def _run(self, record: JobRecord) -> None:
+        work = self._run_bulk if record.kind == "bulk" else self._run_picture
         try:
             async with self._slots[record.kind]:
                 record.state = "running"
                 await self._save(record)
-                record.state = await work
+                record.state = await work(record)
         except asyncio.CancelledError:
             if record.id not in self._cancelled:
                 raise  # the keeper itself ends; the next one continues the job
@@ -290,9 +290,9 @@ class JobKeeper:
             # client.
             _logger.exception("job=%s failed", record.id)
             record.state, record.message = "failed", "internal server error; see the server log"
-        finally:
-            work.close()
-            self._tasks.pop(record.id, None)
+        await self._end(record)
+
+    async def _end(self, record: JobRecord) -> None:
         record.ended = time.time()
         await self._save(record)
 
@@ -318,7 +318,7 @@ class JobKeeper:
         if await asyncio.to_thread(sweep.has_work):
             progress = self._progress[record.id] = JobProgress(sweep.counts)
             try:
-                await run_job_in_loop(job, sweep, self._engine(job), progress)
+                await run_job_in_loop(job, sweep, await asyncio.to_thread(self._engine, job), progress)
             finally:
                 del self._progress[record.id]
         summary = await asyncio.to_thread(close_job, job, sweep)
@@ -339,9 +339,7 @@ class JobKeeper:
         result = await self.pictures.upscale(
             data, PictureOptions(**asked), format, Deadline(_PICTURE_S), mask=mask
         )
-        await asyncio.to_thread(
-            storage.write_bytes, self._blob(record, "out"), result.data, content_type=result.content_type
-        )
+        await _write(self._blob(record, "out"), result.data, result.content_type)
         record.result = {
             "content_type": result.content_type,
             "sizes": result.sizes,
@@ -372,13 +370,20 @@ class JobKeeper:
             Problem: not_found.
         """
         record = await self._find(id, owner)
-        if record.state in _ENDED:
+        task, has_ended = self._tasks.get(id), record.state in _ENDED
+        if not has_ended and id not in self._cancelled:
+            self._cancelled.add(id)
+            if task is not None:
+                task.cancel()
+        if task is not None:
+            # `wait` and not `gather`: when this client goes away too, the job still writes that it has ended.
+            await asyncio.wait({task})
+        if has_ended:
             await self._forget(record)
             return None
-        if (task := self._tasks.get(id)) is not None:
-            self._cancelled.add(id)
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        if record.state not in _ENDED:  # cancelled before its task began
+            record.state = "cancelled"
+            await self._end(record)
         return self._view(record)
 
     async def report(self, id: str, owner: str, format: str) -> tuple[bytes, str]:
@@ -430,6 +435,7 @@ class JobKeeper:
 
     async def _forget(self, record: JobRecord) -> None:
         self.records.pop(record.id, None)
+        self._cancelled.discard(record.id)
         names = [storage.join(self.state, f"jobs/{record.id}.json")]
         if record.kind == "picture":
             names += [self._blob(record, name) for name in ("in", "mask", "out")]
@@ -480,6 +486,20 @@ def check_prefix(uri: str, prefixes: Sequence[str], name: str) -> None:
     raise Problem(
         "forbidden", f"{name} must lie inside {', '.join(prefixes)}, got {storage.printable(uri)[:200]!r}"
     )
+
+
+async def _write(uri: str, data: bytes, content_type: str | None = None) -> None:
+    """Write a file. A thread cannot be cancelled: a cancelled task waits for it, lest this write comes after
+    one that the end of the task makes, or after the file was removed.
+    """
+    writing = asyncio.ensure_future(
+        asyncio.to_thread(storage.write_bytes, uri, data, content_type=content_type)
+    )
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await asyncio.wait({writing})
+        raise
 
 
 def _remove(uri: str) -> None:

@@ -88,6 +88,10 @@ function told(sent) {
 // Wait for a job and return what `told` returns; null when somebody cancelled it.
 async function finished(sent) {
   let job = JSON.parse(await sent.response.text());
+  if (request !== sent) { // cancelled while the answer that names the job was read
+    forget(job.id);
+    return null;
+  }
   sent.job = job.id;
   const ask = (path, options = {}) => fetch(`/v1/jobs/${job.id}${path}`, { headers: headers(), ...options });
   while (job.state === "queued" || job.state === "running") {

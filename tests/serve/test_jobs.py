@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +15,9 @@ import numpy as np
 import pytest
 
 from pipelines.ledger import lease
+from resshift import storage
 from serve.http.keys import digest, new_key
+from serve.http.options import PictureOptions
 from tests.pictures import decoded, encoded, enlarged
 
 LATER = {"Prefer": "respond-async"}
@@ -79,6 +83,54 @@ def test_a_job_is_cancelled(start_endpoint: Callable[..., Any]) -> None:
         made.model.is_held = False
         assert client.get(where).json()["state"] == "cancelled"
         assert made.model.num_done == 0
+
+
+def test_a_job_is_cancelled_before_its_task_begins(start_endpoint: Callable[..., Any]) -> None:
+    keeper = start_endpoint().services.jobs
+
+    async def run() -> Any:
+        taken = await keeper.submit_picture(encoded(0, 20, 24), PictureOptions(), "png", "")
+        return await keeper.cancel(taken["id"], "")  # nothing between them lets the task begin
+
+    view = asyncio.run(run())
+    assert view["state"] == "cancelled"
+    assert stored_state(keeper, view) == "cancelled"
+
+
+def test_a_job_is_cancelled_while_its_record_is_written(
+    start_endpoint: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not overtaken: were "running" written after "cancelled", the next keeper would continue the job."""
+    keeper, write_bytes = start_endpoint().services.jobs, storage.write_bytes
+    has_begun, may_end, is_overtaken = (threading.Event() for _ in range(3))
+
+    def slow(uri: str, data: bytes, **options: Any) -> None:
+        if b'"state": "running"' in data:
+            has_begun.set()
+            may_end.wait(60)
+            is_overtaken.wait(0.2)
+        write_bytes(uri, data, **options)
+        if b'"state": "cancelled"' in data:
+            is_overtaken.set()
+
+    monkeypatch.setattr(storage, "write_bytes", slow)
+
+    async def run() -> list[Any]:
+        taken = await keeper.submit_picture(encoded(0, 20, 24), PictureOptions(), "png", "")
+        await asyncio.to_thread(has_begun.wait, 60)
+        asked = [asyncio.ensure_future(keeper.cancel(taken["id"], "")) for _ in range(2)]
+        asyncio.get_running_loop().call_soon(asked[0].cancel)  # its client goes away
+        asyncio.get_running_loop().call_soon(may_end.set)
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    gone, view = asyncio.run(run())
+    assert isinstance(gone, asyncio.CancelledError)
+    assert view["state"] == "cancelled"
+    assert stored_state(keeper, view) == "cancelled"
+
+
+def stored_state(keeper: Any, view: Any) -> str:
+    return json.loads((Path(keeper.state) / "jobs" / f"{view['id']}.json").read_text())["state"]
 
 
 def test_a_new_keeper_continues_what_had_not_ended(
