@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import MutableSet
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -167,6 +167,7 @@ def test_the_state_api_asks_the_cluster_of_the_variable_first(monkeypatch: pytes
 
 
 def test_an_address_of_the_user_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="10.0.0.2:6379"))
     monkeypatch.setenv(CLUSTER_VARIABLE, "http://10.0.0.1:8265")
     with ray_internals.ray_train_asks_this_cluster():
         assert os.environ[CLUSTER_VARIABLE] == "http://10.0.0.1:8265"
