@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import pytest
 
@@ -17,9 +18,11 @@ from tests.scripts import load_script
 # a busy machine many times the work. Tests of thread counts set their own.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Read by Ray when a test starts its cluster: a short poll instead of two seconds, no bars, no telemetry, no
-# token file at home.
+# token file at home. A call that needs a cluster fails where none is, instead of starting one whose dozen
+# processes run beside all tests that follow.
 os.environ.update(
     RAY_AUTH_MODE="disabled",
+    RAY_ENABLE_AUTO_CONNECT="0",
     RAY_USAGE_STATS_ENABLED="0",
     RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",
     RAY_DATA_DISABLE_PROGRESS_BARS="1",
@@ -27,6 +30,19 @@ os.environ.update(
     **ray_internals.WORKERS_NOT_NICE,
     **ray_internals.METADATA_INLINE,
 )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep the garbage collector away from what collection makes: modules and tests, a million objects that
+    live as long as the process and would be looked through again and again.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import gc
 import re
 import subprocess
 import sys
@@ -29,7 +30,14 @@ def sources(room: str) -> list[Path]:
 
 @functools.cache
 def nodes(path: Path) -> tuple[ast.AST, ...]:
-    return tuple(ast.walk(ast.parse(path.read_text())))
+    # Before 3.11.8, Python counts the depth of the tree that it makes in a variable of the process. What the
+    # collector finalises meanwhile may parse, too, as every traceback does: "AST constructor recursion depth
+    # mismatch" (python/cpython#106905).
+    gc.disable()
+    try:
+        return tuple(ast.walk(ast.parse(path.read_text())))
+    finally:
+        gc.enable()
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -93,7 +101,7 @@ def private_names_of_ray(path: Path) -> Iterator[str]:
                     yield name
         elif isinstance(node, ast.Attribute) and uses_ray and re.match(r"_[a-z]", node.attr):
             public = own | {"_replace", "_asdict", "_fields"}  # the last three are those of named tuples
-            if ast.unparse(node.value) not in ("self", "cls", "os") and node.attr not in public:
+            if node.attr not in public and ast.unparse(node.value) not in ("self", "cls", "os"):
                 yield ast.unparse(node)
         elif isinstance(node, ast.Call):
             yield from (one.arg for one in node.keywords if one.arg and one.arg.startswith("_"))
