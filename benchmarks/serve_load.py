@@ -34,10 +34,12 @@ from typing import Any
 
 import aiohttp
 import numpy as np
+import ray
 import record
 import scale
 import torch
 from PIL import Image
+from ray import serve
 
 from pipelines.command import connect_to_ray
 from serve.__main__ import arguments, configuration, start
@@ -218,7 +220,10 @@ def main() -> int:
                 cluster.add_node(num_cpus=4, object_store_memory=256 << 20)
             os.environ["RAY_ADDRESS"] = cluster.address
         connect_to_ray()
-        told, loads = endpoint_figures(chosen)
+        try:
+            told, loads = endpoint_figures(chosen)
+        finally:
+            ray.shutdown()  # a simulated cluster cannot end before
     if not chosen.quick:
         where = record.machine(torch.device("cpu"))
         path = record.RESULTS / record.file_name(f"serve_load-{chosen.model.replace('@', '-')}", where)
@@ -229,8 +234,6 @@ def main() -> int:
 
 def endpoint_figures(chosen: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Start the endpoint on the connected Ray, measure it, and end it."""
-    from ray import serve
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
