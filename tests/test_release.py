@@ -54,6 +54,7 @@ def test_the_wheel_has_every_file_of_the_packages(wheel: Path) -> None:
     } <= names(wheel)
 
 
+@pytest.mark.slow
 def test_the_wheel_has_nothing_else(wheel: Path) -> None:
     tops = {name.split("/")[0] for name in names(wheel)}
     assert tops == {"resshift", "pipelines", "serve", f"resshift-{resshift.__version__}.dist-info"}
@@ -61,6 +62,7 @@ def test_the_wheel_has_nothing_else(wheel: Path) -> None:
     assert wheel.stat().st_size < 40 << 20
 
 
+@pytest.mark.slow
 def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         about = message_from_string(

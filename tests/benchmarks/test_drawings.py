@@ -10,6 +10,11 @@ from tests.scripts import load_script
 drawings = load_script("benchmarks/drawings.py")
 
 
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawings, "SIDE_PX", 96)
+
+
 @pytest.mark.parametrize("number", range(4))
 def test_a_picture_follows_from_seed_and_number(number: int) -> None:
     picture = drawings.drawing(7, number)

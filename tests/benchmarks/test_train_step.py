@@ -49,6 +49,7 @@ def test_parts_leave_no_gradients_behind() -> None:
     assert all(parameter.grad is None for parameter in learner.state.network.parameters())
 
 
+@pytest.mark.slow
 def test_last_line_is_the_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         train_step.main(["--quick", "--cpu", "--preset", "test-x4", "--micro-batch", "2", "--no-data"]) == 0

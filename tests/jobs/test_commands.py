@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.bulk import probe
 from pipelines.ledger import ledger
 from tests.scripts import load_script
 
@@ -103,6 +104,7 @@ def test_every_job_is_listed_and_short(name: str) -> None:
     assert len((ROOT / "jobs" / f"{name}.py").read_text().splitlines()) <= 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FLAGS)
 def test_help_shows_examples_and_exit_codes(name: str) -> None:
     shown = subprocess.run(
@@ -318,14 +320,21 @@ def test_empty_source_is_said(
 
 
 def test_plan_writes_nothing_and_names_collisions(
-    job: Job, photos: Path, toy_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    job: Job,
+    photos: Path,
+    toy_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(probe, "replica_speed", lambda *_: (0.5, "measured here"))
     (photos / "a.jpg").write_bytes((photos / "a.png").read_bytes())
     assert job("upscale", str(photos), str(tmp_path / "out"), "--model", str(toy_model), "--plan") == 0
     shown = capsys.readouterr().out
     assert "2 inputs" in shown
     assert "1 to do (0.0 MB), 0 done, 1 refused" in shown
     assert "name_collision" in shown
+    assert "at 0.5 MP/s each (measured here)" in shown
     assert not (tmp_path / "out").exists()
 
 

@@ -54,6 +54,7 @@ def test_bad_input_is_one_line(arguments: list[str], line: str, capsys: pytest.C
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_convert_makes_a_directory_that_says_what_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

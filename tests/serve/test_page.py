@@ -182,6 +182,7 @@ def drop(browser: Browser, data: bytes, name: str = "bridge.png") -> None:
     browser.run(DROP % {"data": json.dumps(base64.b64encode(data).decode()), "name": json.dumps(name)})
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_drop_compare_and_download(browser: Browser, address: str, tmp_path: Path) -> None:
     downloads = tmp_path / "downloads"
@@ -248,6 +249,7 @@ def scale_of(transform: str) -> float:
     return float(transform.split("scale(")[1].rstrip(")"))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_errors_are_told_and_a_phone_is_wide_enough(browser: Browser, address: str, tmp_path: Path) -> None:
     open_page(browser, address, tmp_path, 390, 844)
@@ -280,6 +282,7 @@ def wait_for_cancelled_jobs(browser: Browser, address: str, number: int) -> None
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_long_picture_is_a_job_and_can_be_cancelled(
     browser: Browser, address: str, endpoint: Any, tmp_path: Path

@@ -307,6 +307,7 @@ def test_a_picture_that_ends_its_decoder_is_tried_twice(
     assert (row["status"], row["reason"], len(made)) == ("failed", reason, calls)
 
 
+@pytest.mark.slow
 def test_a_killed_decoder_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(encoded())
     stage_options = options(tmp_path / "out")

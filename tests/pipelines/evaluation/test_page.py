@@ -367,6 +367,7 @@ def browse(page: Path, profile: Path) -> tuple[Page, list[str]]:
     return Page(done.stdout), [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
 
 
+@pytest.mark.slow
 def test_browser_runs_the_page_and_refuses_any_other_script(tmp_path: Path) -> None:
     path = tmp_path / "index.html"
     html = render([CARD, replace(CARD, gt=None)])
@@ -381,6 +382,7 @@ def test_browser_runs_the_page_and_refuses_any_other_script(tmp_path: Path) -> N
     assert "Content Security Policy" in console[0]
 
 
+@pytest.mark.slow
 def test_browser_slider_and_detail_follow_keyboard_and_pointer(tmp_path: Path) -> None:
     path = tmp_path / "index.html"
     html = re.sub(

@@ -96,6 +96,7 @@ def shares(batch_size: int, num_ranks: int) -> list[int]:
     return [(i + 1) * batch_size // num_ranks - i * batch_size // num_ranks for i in range(num_ranks)]
 
 
+@pytest.mark.slow
 def test_pairs_do_not_depend_on_the_number_of_ranks_or_on_interruptions(shards: str) -> None:
     """Runs are (first step, last, ranks) one after the other; the hash is over rows, keys and pixels."""
     config = config_of(8)

@@ -93,6 +93,7 @@ def test_without_a_notice_only_regular_checkpoints_are_saved(run: Callable[..., 
     assert trained.steps_saved() == [12, 16]
 
 
+@pytest.mark.slow
 def test_a_notice_leads_to_a_checkpoint_before_the_next_step(run: Callable[..., Run]) -> None:
     """Its upload is waited for: the node may be gone at any moment. A regular checkpoint makes the question
     needless.

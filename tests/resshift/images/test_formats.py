@@ -190,6 +190,7 @@ def test_limits_of_sizes_are_values_of_the_call(data: bytes) -> None:
     images.decode(data, ImageLimits(max_pixels=64 * 48, max_side_px=64, max_bytes=len(data)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", NEW)
 def test_memory_of_the_decoders_is_limited(format: Format) -> None:
     data = images.encode(Picture(pixels=np.zeros((1000, 1000, 3), np.uint8)), format, 60)

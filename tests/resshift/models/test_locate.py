@@ -281,6 +281,7 @@ def hub(toy: Path) -> Iterator[Hub]:
     server.server_close()
 
 
+@pytest.mark.slow
 def test_a_repository_on_a_hub_is_a_model(hub: Hub, toy: Path, tmp_path: Path) -> None:
     """In a process of its own: huggingface_hub reads its address when it is imported."""
     program = """if True:
