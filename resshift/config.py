@@ -383,15 +383,20 @@ class DataConfig:
             `distorted` shrinks the short side and changes geometry and colour (`resshift.pairs.augment`).
         crop_px: Side of a clean crop, at least 8, and a multiple of what the network needs.
         flip: Whether half of the crops are mirrored.
+        taught: Share of samples, in [0, 1], whose clean side is a teacher's picture instead of the truth;
+            needs shards of `jobs/teach.py`.
     """
 
     crop: Literal["short_side", "random", "scaled", "distorted"] = "short_side"
     crop_px: int = 256
     flip: bool = True
+    taught: float = 0.0
 
     def __post_init__(self) -> None:
         if self.crop_px < 8:
             raise ValueError(f"data.crop_px must be at least 8, got {self.crop_px}")
+        if not 0 <= self.taught <= 1:
+            raise ValueError(f"data.taught must lie in [0, 1], got {self.taught}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
@@ -674,6 +679,7 @@ _ABSENT_WHEN: dict[str, Any] = {
     "LossConfig.features": 0.0,
     "LossConfig.adversary": 0.0,
     "LossConfig.features_trunk": None,
+    "DataConfig.taught": 0.0,
     "DistillConfig.form": "sinsr",
     "DistillConfig.times": 4,
     "DistillConfig.fake_steps": 5,

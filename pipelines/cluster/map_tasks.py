@@ -39,7 +39,9 @@ class _Work(Datasource):
         return self.tasks
 
 
-def results(function: Callable[[T], R], inputs: Sequence[T], *, in_order: bool = False) -> Iterator[R]:
+def results(
+    function: Callable[[T], R], inputs: Sequence[T], *, in_order: bool = False, num_gpus: float = 0.0
+) -> Iterator[R]:
     """Call `function` with every input, each in a task of one CPU, and yield what it returns; results are
     small.
 
@@ -47,12 +49,15 @@ def results(function: Callable[[T], R], inputs: Sequence[T], *, in_order: bool =
         function: Importable; what it raises ends the run.
         inputs: Pickled, each with its own task only.
         in_order: Yield in the order of the inputs; else in that of completion.
+        num_gpus: GPUs of each task.
     """
     if not inputs:
         return
     # Asking for another number of blocks than there are tasks would cut or join them (Ray 2.60).
     dataset = ray.data.read_datasource(
-        _Work([_task(function, item) for item in inputs]), override_num_blocks=len(inputs)
+        _Work([_task(function, item) for item in inputs]),
+        override_num_blocks=len(inputs),
+        num_gpus=num_gpus or None,
     )
     dataset.context.enable_progress_bars = False
     dataset.context.execution_options.preserve_order = in_order

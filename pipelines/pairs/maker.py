@@ -26,7 +26,18 @@ from pipelines.shards.pictures import Photo
 from resshift import degradation
 from resshift.config import DataConfig
 from resshift.images import ImageError
-from resshift.pairs.training_pair import TrainingPair, make_pair
+from resshift.pairs.training_pair import TrainingPair, make_pair, stored_pair
+
+
+def pair_of(
+    photo: Photo, key: str, epoch: int, seed: int, crop: DataConfig, recipe: degradation.DegradationRecipe
+) -> TrainingPair:
+    """Return the pair of a row of shards: made of a photo, or as it was stored. Arguments and errors are
+    those of `make_pair`.
+    """
+    if photo.pair is None:
+        return make_pair(photo.data, key, epoch, seed, crop, recipe)
+    return stored_pair(photo.pair, key, epoch, seed, crop, recipe.scale)
 
 
 class _Made(NamedTuple):
@@ -94,9 +105,9 @@ class PairMaker:
         key = group[i].key
         failure: ImageError | None = None
         for step in range(len(group)):
-            data = group[(i + step) % len(group)].data
+            photo = group[(i + step) % len(group)]
             try:
-                pair = make_pair(data, key, epoch, self.seed, self.crop, self.recipe)
+                pair = pair_of(photo, key, epoch, self.seed, self.crop, self.recipe)
             except ImageError as error:
                 failure = failure or error
             else:

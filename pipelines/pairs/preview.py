@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from pipelines.evaluation.testset import choose
 from pipelines.pages import Embedded, embed, render
+from pipelines.pairs.maker import pair_of
 from pipelines.pairs.order import stream
 from pipelines.shards import sources
 from pipelines.shards.parquet import read_manifest, row_groups
-from pipelines.shards.pictures import read_pictures
+from pipelines.shards.pictures import Photo, read_pictures
 from pipelines.shards.sources import Item
 from resshift.config import RunConfig
 from resshift.degradation.apply import Gray, Operation
@@ -29,7 +30,7 @@ from resshift.degradation.masks import Border, Box, Mask, Stroke
 from resshift.degradation.noise import Noise
 from resshift.degradation.resize import Resize
 from resshift.images import ImageError, ImageLimits, Picture, encode
-from resshift.pairs.training_pair import TrainingPair, make_pair
+from resshift.pairs.training_pair import TrainingPair
 from resshift.storage import StorageError
 
 
@@ -53,21 +54,22 @@ def from_shards(root: str, config: RunConfig, num: int) -> Iterator[Sample]:
     for piece in stream(groups, config.train.seed, config.train.batch_size, 0, num):
         photos = [photo for group in piece.groups for photo in read_pictures(root, group)]
         for source in piece.sources.tolist():
-            yield _sample(photos[source].key, photos[source].data, config, piece.epoch)
+            yield _sample(photos[source], config, piece.epoch)
 
 
 def from_photos(items: Sequence[Item], config: RunConfig, num: int) -> Iterator[Sample]:
     """Yield pairs of some photos; one that cannot be read is a sample with a problem."""
     for item in choose(items, config.train.seed)[:num]:
         try:
-            yield _sample(item.key, sources.read(item, ImageLimits().max_bytes), config, 0)
+            yield _sample(Photo(item.key, sources.read(item, ImageLimits().max_bytes)), config, 0)
         except StorageError as error:
             yield Sample(item.key, None, f"{error.reason}: {error}")
 
 
-def _sample(key: str, data: bytes, config: RunConfig, epoch: int) -> Sample:
+def _sample(photo: Photo, config: RunConfig, epoch: int) -> Sample:
+    key, seed = photo.key, config.train.seed
     try:
-        return Sample(key, make_pair(data, key, epoch, config.train.seed, config.data, config.degradation))
+        return Sample(key, pair_of(photo, key, epoch, seed, config.data, config.degradation))
     except ImageError as error:
         return Sample(key, None, f"{error.reason}: {error}")
 
@@ -96,6 +98,7 @@ def _card(sample: Sample) -> dict[str, Any]:
     if sample.pair is None:
         return {"key": sample.key, "problem": sample.problem}
     pair = sample.pair
+    ops = () if pair.params is None else pair.params.ops  # a stored pair does not say what was drawn
     pictures = {"clean": pair.hq_u8, "degraded": pair.lq_u8} | (
         {} if pair.mask_u8 is None else {"mask": pair.mask_u8[..., None]}
     )
@@ -103,7 +106,7 @@ def _card(sample: Sample) -> dict[str, Any]:
         "key": sample.key,
         "problem": "",
         "pictures": {what: _embed(pixels) for what, pixels in pictures.items()},
-        "steps": [{"op": op.op, "text": describe(op), "kernel": _kernel(op)} for op in pair.params.ops],
+        "steps": [{"op": op.op, "text": describe(op), "kernel": _kernel(op)} for op in ops],
     }
 
 

@@ -14,6 +14,9 @@ Columns of a shard:
     message     one line; of an ok row what is odd about it ("PNG in a file named .JPEG")
     bytes       the encoded picture, null unless ok
 
+Shards of `pipelines.shards.taught` hold finished pairs instead of photos, and have two more columns of
+encoded pictures, null unless ok: lq, and taught, what a teacher made of it.
+
 A row group is the unit of random access: the manifest says where it lies in the file, and one request reads
 it (`pipelines.shards.pictures`). A shard carries the fingerprint of what went into it and depends on nothing
 else. Exact duplicates, which need the whole data set, are in `manifest.json` (the rows not to use) and in
@@ -54,6 +57,7 @@ SCHEMA = pa.schema(
         ("bytes", pa.binary()),  # last: the others of a row group are then one small piece of the file
     ]
 )
+TAUGHT_SCHEMA = pa.schema([*SCHEMA, ("lq", pa.binary()), ("taught", pa.binary())])
 STATUS_SCHEMA = pa.schema(
     [*(field for field in SCHEMA if field.name != "bytes"), ("shard", pa.string()), ("row_group", pa.int32())]
 )
@@ -139,12 +143,20 @@ class Shard:
 
 
 def write_shard_file(
-    root: str, name: str, fingerprint: str, rows: Iterable[dict[str, Any]], max_rows: int, max_bytes: int
+    root: str,
+    name: str,
+    fingerprint: str,
+    rows: Iterable[dict[str, Any]],
+    max_rows: int,
+    max_bytes: int,
+    columns: pa.Schema = SCHEMA,
 ) -> Shard:
-    """Write a shard in one piece; a row group ends after `max_rows` rows or `max_bytes` bytes of pictures."""
+    """Write a shard in one piece; a row group ends after `max_rows` rows or `max_bytes` bytes of pictures.
+    `columns` is `SCHEMA` or `TAUGHT_SCHEMA`.
+    """
     sink = io.BytesIO()
     status: list[dict[str, Any]] = []
-    schema = SCHEMA.with_metadata({_FINGERPRINT: fingerprint})
+    schema = columns.with_metadata({_FINGERPRINT: fingerprint})
     # Encoded pictures do not compress again; statistics would make the footer half as long again.
     # `pipelines.shards.pictures` reads pages of just this kind.
     with pq.ParquetWriter(

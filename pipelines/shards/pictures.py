@@ -14,21 +14,24 @@ from __future__ import annotations
 
 import functools
 import struct
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from pipelines.shards.parquet import SCHEMA, RowGroup, footer, spans_of
+from pipelines.shards.parquet import SCHEMA, TAUGHT_SCHEMA, RowGroup, footer, spans_of
 from resshift import storage
+from resshift.pairs.training_pair import StoredPair
 from resshift.storage import StorageError, StorageReason
 
-_WANTED = ("key", "status", "bytes")
+_WANTED = ("key", "status", "bytes", "lq", "taught")
 _DATA_PAGE, _PLAIN = 0, 0  # of PageType and of Encoding
 
 
 class Photo(NamedTuple):
-    """An encoded picture."""
+    """An encoded picture; in shards of finished pairs it is the clean one, and the others are there."""
 
     key: str
     data: bytes
+    pair: StoredPair | None = None
 
 
 def read_pictures(root: str, group: RowGroup) -> list[Photo]:
@@ -44,9 +47,15 @@ def read_pictures(root: str, group: RowGroup) -> list[Photo]:
     try:
         columns = _columns(data, group.num_rows)
         ok = [i for i, status in enumerate(columns["status"]) if status == b"ok"]  # the others have no bytes
+        photos = columns["bytes"]
+        pairs: Sequence[StoredPair | None] = [None] * len(photos)
+        if "taught" in columns:
+            pairs = [
+                StoredPair(*three) for three in zip(photos, columns["lq"], columns["taught"], strict=True)
+            ]
         return [
-            Photo(columns["key"][i].decode(), picture)
-            for i, picture in zip(ok, columns["bytes"], strict=True)
+            Photo(columns["key"][i].decode(), photo, pair)
+            for i, photo, pair in zip(ok, photos, pairs, strict=True)
             if i not in group.duplicates
         ]
     except (LookupError, ValueError, struct.error) as error:
@@ -64,7 +73,9 @@ def _columns(data: bytes, num_rows: int) -> dict[str, list[bytes]]:
     """Return the values of the wanted columns of a row group, without nulls."""
     found: dict[str, list[bytes]] = {}
     at = rest = 0
-    for name in SCHEMA.names:
+    for name in TAUGHT_SCHEMA.names:
+        if at == len(data) and name not in SCHEMA.names:
+            break  # photos
         values: list[bytes] = []
         rest = num_rows
         while rest > 0:

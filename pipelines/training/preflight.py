@@ -7,6 +7,7 @@ import os
 import torch
 
 from pipelines.command import UsageError
+from pipelines.shards.taught import check_pairs
 from pipelines.training.batch import check_batch
 from pipelines.training.build_learner import build_objective, features_of, lpips_of, needs_lpips, teacher_of
 from pipelines.training.validation import held_out
@@ -57,6 +58,8 @@ def check_run(
             f"train.batch_size must be at most {num_pictures}, the number of pictures in {where}, got "
             f"{batch_size}"
         )
+    if data is not None and isinstance(config, RunConfig):
+        check_pairs(data, config)
     check_batch(config, most, gpus)
     if config.validation.best == "lpips" and val is not None and not needs_lpips(config):
         raise ConfigError("validation.best=lpips needs an LPIPS network: loss.lpips must not be 0")

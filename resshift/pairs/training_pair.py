@@ -1,4 +1,5 @@
-"""One training pair: decode a photo, cut the clean side, degrade it.
+"""One training pair: decode a photo, cut the clean side, degrade it; or one that was made before, with what a
+teacher made of its degraded side.
 
 A pair depends only on (seed, epoch, key) and on the bytes of the photo, not on the batch, the worker, the
 order of work or a restart.
@@ -7,7 +8,9 @@ order of work or a restart.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,13 +30,14 @@ class TrainingPair:
         lq_u8: Degraded picture, (crop_px / scale, crop_px / scale, 3) uint8 RGB.
         mask_u8: Mask, (crop_px / scale, crop_px / scale) uint8, 255 in a hole; None unless the recipe cuts
             holes.
-        params: Degradation that was drawn; `degrade(hq_u8, params)` gives `lq_u8` again.
+        params: Degradation that was drawn; `degrade(hq_u8, params)` gives `lq_u8` again. None of a stored
+            pair.
     """
 
     hq_u8: NDArray[np.uint8]
     lq_u8: NDArray[np.uint8]
     mask_u8: NDArray[np.uint8] | None
-    params: DegradationParams
+    params: DegradationParams | None
 
 
 def make_pair(
@@ -59,3 +63,47 @@ def make_pair(
     hq_u8 = target(hq_u8, params)
     lq_u8 = degrade(hq_u8, params)
     return TrainingPair(hq_u8=hq_u8, lq_u8=lq_u8, mask_u8=hole_mask(params, *lq_u8.shape[:2]), params=params)
+
+
+class StoredPair(NamedTuple):
+    """Encoded pictures of a pair that was made before: clean, degraded, and what a teacher made of the
+    degraded one, of the size of the clean one.
+    """
+
+    hq: bytes
+    lq: bytes
+    taught: bytes
+
+
+def stored_pair(
+    stored: StoredPair, key: str, epoch: int, seed: int, crop: DataConfig, scale: int
+) -> TrainingPair:
+    """Decode a stored pair, and cut and mirror it; a pure function of its arguments.
+
+    The clean side is the teacher's picture with probability `crop.taught`, else the truth: the expectation of
+    a loss is then `crop.taught` times that of the one and 1 - `crop.taught` times that of the other.
+
+    Args:
+        stored: Encoded pictures.
+        key: Name of the pair, unique in the data set.
+        epoch: Number of times that the pair was seen before.
+        seed: Seed of the run.
+        crop: Side of the crop, at most that of the stored one; share of taught samples; whether to mirror.
+        scale: Side of the clean picture divided by that of the degraded one.
+
+    Raises:
+        ImageError: A picture cannot be decoded.
+    """
+    across, down, flip, which = seeds.philox(seed, "pair", epoch, key).random(4)
+    hq, lq = (decode_photo(data) for data in (stored.taught if which < crop.taught else stored.hq, stored.lq))
+    side = crop.crop_px // scale
+    top, left = (
+        int(share * (length - side + 1)) for share, length in zip((down, across), lq.shape, strict=False)
+    )
+    lq = lq[top : top + side, left : left + side]
+    hq = hq[scale * top : scale * (top + side), scale * left : scale * (left + side)]
+    if crop.flip and flip < 0.5:
+        hq, lq = (np.asarray(cv2.flip(picture, 1), np.uint8) for picture in (hq, lq))
+    return TrainingPair(
+        hq_u8=np.ascontiguousarray(hq), lq_u8=np.ascontiguousarray(lq), mask_u8=None, params=None
+    )

@@ -22,7 +22,14 @@ def test_every_setting_has_a_meaning(config: Any) -> None:
     settings = list(settings_of(config))
     assert [setting.path for setting in settings if not setting.meaning] == []
     # Of stored configurations.
-    left_out = {"model.schedule.trained_steps", "optim.lr_batch", "optim.lr_rule", "optim.muon", "stages"}
+    left_out = {
+        "data.taught",
+        "model.schedule.trained_steps",
+        "optim.lr_batch",
+        "optim.lr_rule",
+        "optim.muon",
+        "stages",
+    }
     picture = ("charbonnier", "fourier", "features", "adversary", "features_trunk")
     left_out |= {f"loss.{name}" for name in picture}
     assert {setting.path for setting in settings} - left_out == flatten(to_dict(config)).keys() - left_out

@@ -76,6 +76,7 @@ def test_page_holds_the_pictures_and_every_operation(tree: Path, config: RunConf
         ]
         np.testing.assert_array_equal(shown[0], sample.pair.hq_u8)
         np.testing.assert_array_equal(shown[1], sample.pair.lq_u8)
+        assert sample.pair.params is not None
         assert card.count("<li>") == len(sample.pair.params.ops)
         assert all(html.escape(describe(op)) in card for op in sample.pair.params.ops)
 

@@ -106,4 +106,5 @@ def test_what_was_drawn_reproduces_the_pair() -> None:
     gray = replace(degradation.face(), face=replace(degradation.face().face, gray_prob=1.0))
     for recipe in (RECIPE, degradation.face(), gray, degradation.inpainting()):
         pair = make_pair(photo(), "k", 0, 0, CROP, recipe)
+        assert pair.params is not None
         np.testing.assert_array_equal(degradation.degrade(pair.hq_u8, pair.params), pair.lq_u8)
