@@ -211,7 +211,7 @@ def test_pictures_that_run_out_of_memory_together_try_smaller_tiles_once() -> No
     up = Sharing(toy_preset().model, Cramped(build_network(toy_preset())), device="cpu")
     batcher = Batcher()
     futures = [
-        batcher.submit(up.upscaling(Picture(pixels=np.full((20, 20, 3), i, np.uint8)))) for i in range(3)
+        batcher.submit(up.upscaling(Picture(pixels=np.full((20, 12, 3), i, np.uint8)))) for i in range(3)
     ]
     drive(batcher)
     assert {future.result().value.notes for future in futures} == {("tiles of at most 8 px: memory ran out",)}
