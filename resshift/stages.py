@@ -25,8 +25,8 @@ class Stage:
         lr: Learning rate; None is `optim.lr`.
         decay_steps: Number of steps at the end of the stage in which the learning rate falls linearly to
             zero, while the average of the weights forgets what came before (`DECAYING_AVERAGE`).
-        lpips, features, lattice, adversary: Weights of the terms of the same name in `LossConfig`; None is
-            that of the run.
+        lpips, features, lattice, artifacts, adversary: Weights of the terms of the same name in `LossConfig`;
+            None is that of the run.
     """
 
     steps: int | None = None
@@ -36,6 +36,7 @@ class Stage:
     lpips: float | None = None
     features: float | None = None
     lattice: float | None = None
+    artifacts: float | None = None
     adversary: float | None = None
 
     def __post_init__(self) -> None:
@@ -48,7 +49,7 @@ class Stage:
     @property
     def weights(self) -> dict[str, float]:
         """Weights of terms that differ from those of the run, by name."""
-        names = ("lpips", "features", "lattice", "adversary")
+        names = ("lpips", "features", "lattice", "artifacts", "adversary")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 

@@ -4,8 +4,10 @@
     loss = c_charbonnier mean sqrt(d^2 + epsilon^2) + c_fourier mean |F d|      F orthonormal, in each channel
          + c_lpips LPIPS(clamp(picture), hq) + c_features (distance of features of EfficientNet-Lite0)
          + c_lattice (L + S / 2)                           L and S: `resshift.training.lattice`
+         + c_artifacts mean(M |d|)                         M: `artifact_map`
 
-(Charbonnier et al. 1994; distance of spectra as in Cho et al., ICCV 2021.) The gradient stops at the picture.
+(Charbonnier et al. 1994; distance of spectra as in Cho et al., ICCV 2021; artifacts as in Liang et al., CVPR
+2022, without the comparison with averaged weights.) The gradient stops at the picture.
 There it meets that of the adversary (`resshift.training.adversary`), and the caller brings their sum to the
 network.
 """
@@ -17,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from resshift.config import LossConfig
 from resshift.metrics.lpips import Lpips
@@ -25,6 +28,7 @@ from resshift.training.efficientnet import EfficientNetLite0
 from resshift.training.lattice import lattice, screen
 
 EPSILON = 1e-3  # pixels are in [-1, 1]
+_NEIGHBOURHOOD_PX = 7
 Heads = Callable[[Features, Features], tuple[Tensor, ...]]
 
 
@@ -93,6 +97,8 @@ class PictureLoss:
             terms["lpips"] = self.lpips(picture.clamp(-1, 1)[seen], hq[seen]).mean()
         if loss.lattice:
             terms["lattice"] = lattice(picture, self.period).mean() + screen(picture, self.period) / 2
+        if loss.artifacts:
+            terms["artifacts"] = (artifact_map(difference.detach()) * difference.abs()).mean()
         of_truth = of_estimate = of_start = ()
         if loss.features or adversary is not None:
             assert self.trunk is not None
@@ -119,3 +125,22 @@ class PictureLoss:
         return Judged(
             told | {"fooled": fooled.detach(), "seen": seen_loss.detach()}, gradient, pull, seen_loss
         )
+
+
+def artifact_map(difference: Tensor) -> Tensor:
+    """Return how much a pixel looks like an artifact of an adversary: where the error changes from pixel to
+    pixel. Texture that is wrong has that too, blur has not.
+
+        M = var(e)^(1/5) var_7x7(e)     e = sum over the channels of |d|
+
+    Args:
+        difference: d, picture - hq, (B, C, H, W).
+
+    Returns:
+        (B, 1, H, W); beyond the edges the error goes on mirrored.
+    """
+    error = difference.abs().sum(1, keepdim=True)
+    around = F.pad(error, (_NEIGHBOURHOOD_PX // 2,) * 4, mode="reflect")
+    mean, square = (F.avg_pool2d(x, _NEIGHBOURHOOD_PX, 1) for x in (around, around.square()))
+    local = (square - mean.square()).clamp(min=0)
+    return error.var((1, 2, 3), keepdim=True) ** 0.2 * local

@@ -44,7 +44,17 @@ from resshift.training.step import (
     unwrapped,
 )
 
-TERMS: tuple[str, ...] = ("loss", "charbonnier", "fourier", "lpips", "features", "lattice", "fooled", "seen")
+TERMS: tuple[str, ...] = (
+    "loss",
+    "charbonnier",
+    "fourier",
+    "lpips",
+    "features",
+    "lattice",
+    "artifacts",
+    "fooled",
+    "seen",
+)
 DECAYING_AVERAGE = 0.99  # older weights come from a higher learning rate
 
 

@@ -33,7 +33,7 @@ from resshift.training.adversary import Adversary
 from resshift.training.efficientnet import EfficientNetLite0
 from resshift.training.lattice import lattice, screen
 from resshift.training.losses import Objective
-from resshift.training.picture_loss import PictureLoss
+from resshift.training.picture_loss import PictureLoss, artifact_map
 from resshift.training.slots import Slots
 from resshift.training.staged import StagedLearner
 from resshift.training.step import TrainState, build_network, start_from
@@ -395,6 +395,24 @@ def test_the_lattice_term_is_that_of_the_picture() -> None:
     assert float(judged.terms["lattice"]) == pytest.approx(float(expected))
     total = judged.terms["charbonnier"] + 3 * expected
     assert float(judged.terms["loss"]) == pytest.approx(float(total))
+
+
+def test_artifacts_are_where_the_error_changes_from_pixel_to_pixel() -> None:
+    """A constant error has none. One pixel of 3 x 1/2 in 7 x 7: var_7x7 = 1.5^2 (1/49 - 1/49^2) around it,
+    and the term is that of this pixel alone.
+    """
+    hq = torch.zeros(1, 3, 16, 16)
+    assert not artifact_map(hq + 0.5).any()
+    dot = hq.clone()
+    dot[..., 8, 8] = 0.5
+    local = 1.5**2 * (1 / 49 - 1 / 49**2)
+    whole = 1.5**2 * (1 / 256 - 1 / 256**2) * 256 / 255
+    expected = whole**0.2 * local
+    found = artifact_map(dot)
+    assert float(found[0, 0, 8, 11]) == pytest.approx(expected, rel=1e-4)
+    assert float(found[0, 0, 8, 12]) == pytest.approx(0, abs=1e-7)
+    judged = PictureLoss()(dot, hq, hq, LossConfig(mse=0, charbonnier=1.0, artifacts=9.0))
+    assert float(judged.terms["artifacts"]) == pytest.approx(expected * 0.5 / 256, rel=1e-4)
 
 
 def test_the_factor_of_the_adversary_is_the_ratio_of_running_means() -> None:
