@@ -22,6 +22,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from resshift.config import OptionError
 from resshift.images import ImageReason
@@ -206,6 +207,15 @@ def install(api: FastAPI) -> None:
             body = {"type": "about:blank", "title": str(error.detail), "status": error.status_code}
             answer = JSONResponse(body, error.status_code, media_type=MEDIA_TYPE)
         answer.headers.update(error.headers or {})
+        if error.status_code == 405:
+            # Starlette names the methods of the first of several routes of an address.
+            answer.headers["allow"] = ", ".join(
+                method
+                for method in ("DELETE", "GET", "HEAD", "POST")
+                if any(
+                    one.matches({**request.scope, "method": method})[0] == Match.FULL for one in api.routes
+                )
+            )
         return answer
 
     def on_mistake(request: Request, error: Exception) -> JSONResponse:

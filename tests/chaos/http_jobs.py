@@ -107,7 +107,7 @@ def main() -> int:
         places = {"sources": [SOURCE], "targets": ["s3://pictures/out"], "state": "s3://pictures/state"}
 
         def change(config: Any) -> None:
-            config["applications"][1]["args"]["jobs"] |= places
+            config["applications"][1]["args"]["jobs"] = places
 
         _, port, _ = stack.enter_context(harness.endpoint(work, change, "--model", "nearest-x4@24"))
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:

@@ -303,6 +303,12 @@ class TestRefusals:
                 status,
                 "application/problem+json",
             )
+        for path, methods in (
+            ("/v1/jobs", "GET, POST"),
+            ("/v1/jobs/x", "DELETE, GET"),
+            ("/healthz", "GET, HEAD"),
+        ):
+            assert endpoint.client.patch(path).headers["allow"] == methods
 
     def test_a_mistake_of_ours_tells_nothing(self, start_endpoint: Callable[..., Any]) -> None:
         broken = start_endpoint()
