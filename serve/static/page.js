@@ -1,7 +1,10 @@
+import { Hole } from "/static/hole.js";
 import { View } from "/static/view.js";
 
 const $ = (id) => document.getElementById(id);
 const view = new View($("view"), $("split"));
+const hole = new Hole($("hole-picture"), $("hole-layer"), $("brush"));
+let filling = new Set(); // names of the models that fill holes
 let current = null; // the chosen picture
 let request = null; // the request in progress
 let link = ""; // object URL of the last result
@@ -17,8 +20,10 @@ async function learn() {
   if (!answer.ok) return;
   const { models, limits } = await answer.json();
   const chosen = $("model").value;
+  filling = new Set(models.filter(({ mask }) => mask).map(({ name }) => name));
   $("model").replaceChildren(...models.map(({ name, scale }) => new Option(`${name} (×${scale})`, name, false, name === chosen)));
   const size = `${limits.megapixels} megapixels`;
+  askForHole();
   $("accepts").textContent = `JPEG, PNG, WebP, TIFF, HEIC, AVIF, JPEG XL, GIF or BMP, up to ${size}. The picture is sent only to this server.`;
 }
 
@@ -39,12 +44,43 @@ function complain(text) {
   $("error").hidden = !text;
 }
 
+const isFilling = () => filling.has($("model").value);
+
 function take(file) {
   if (!file) return;
   current = file;
   $("drop").classList.add("small");
   $("again").disabled = false;
-  upscale();
+  if (isFilling()) paint();
+  else upscale();
+}
+
+// The hole of the chosen picture is drawn if the chosen model fills holes.
+function askForHole() {
+  $("again").textContent = isFilling() ? "Fill the hole" : "Upscale again";
+  $("hole").hidden = !isFilling() || !current;
+}
+
+async function paint() {
+  const file = current;
+  askForHole();
+  if (!isFilling() || !file) return;
+  const shown = await picture(file);
+  if (current !== file) return;
+  cancel("");
+  complain(shown ? "" : "This browser cannot display the picture, so no hole can be drawn.");
+  $("hole").hidden = !shown;
+  if (shown) hole.show(shown);
+}
+
+// The body of a request: the picture, with its mask if the model fills holes; null if no hole was drawn.
+async function bodyOf(file) {
+  if (!isFilling()) return file;
+  if (hole.isEmpty || $("hole").hidden) return null;
+  const form = new FormData();
+  form.append("image", file);
+  form.append("mask", await hole.mask(), "mask.png");
+  return form;
 }
 
 function parameters() {
@@ -117,8 +153,12 @@ async function upscale() {
   cancel("");
   complain("");
   const file = current;
-  const isJob = await isLong(file);
+  const [isJob, body] = [await isLong(file), await bodyOf(file)];
   if (current !== file) return;
+  if (!body) {
+    complain("Paint the hole first.");
+    return;
+  }
   const began = performance.now();
   const sent = new XMLHttpRequest();
   const isCurrent = () => request === sent;
@@ -129,7 +169,7 @@ async function upscale() {
   sent.open("POST", `/v1/upscale?${parameters()}`);
   sent.responseType = "blob";
   for (const [name, value] of Object.entries(headers())) sent.setRequestHeader(name, value);
-  sent.setRequestHeader("Content-Type", "application/octet-stream");
+  if (body === file) sent.setRequestHeader("Content-Type", "application/octet-stream");
   if (isJob) sent.setRequestHeader("Prefer", "respond-async");
   sent.upload.onprogress = (event) => { if (isCurrent()) stage("Sending", event.loaded / event.total); };
   sent.upload.onload = () => {
@@ -156,7 +196,7 @@ async function upscale() {
     }
     if (isCurrent()) { request = null; $("progress").hidden = true; }
   };
-  sent.send(file);
+  sent.send(body);
 }
 
 function stage(text, share) {
@@ -275,6 +315,8 @@ function facts(made, seconds, isShown) {
 $("file").addEventListener("change", () => { take($("file").files[0]); $("file").value = ""; });
 $("options").addEventListener("submit", (event) => { event.preventDefault(); if (current) upscale(); });
 $("format").addEventListener("change", () => { $("quality-field").hidden = !["jpeg", "webp", "avif", "jxl"].includes($("format").value); });
+$("model").addEventListener("change", paint);
+$("clear").addEventListener("click", () => hole.clear());
 $("key").addEventListener("change", learn);
 $("cancel").addEventListener("click", () => cancel("Cancelled."));
 for (const radio of document.querySelectorAll("[name=against]")) radio.addEventListener("change", compare);

@@ -11,7 +11,8 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ import pytest
 import uvicorn
 from websockets.sync.client import ClientConnection, connect
 
+from resshift.config import Sampling
+from resshift.images.animation import Frames
+from serve.encode import PNG, Encoded, Encoding, encode_result
 from tests.pictures import decoded, encoded, enlarged
 
 WAIT_S = 120
@@ -100,8 +104,14 @@ def endpoint(start_endpoint: Callable[..., Any]) -> Any:
 
 @pytest.fixture(scope="module")
 def address(endpoint: Any) -> Iterator[str]:
+    with served(endpoint.app) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def served(app: Any) -> Generator[str]:
     """Serve an endpoint of this process on a port."""
-    server = uvicorn.Server(uvicorn.Config(endpoint.app, host="127.0.0.1", port=0, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -180,6 +190,45 @@ def open_page(browser: Browser, address: str, downloads: Path, width: int = 1280
 
 def drop(browser: Browser, data: bytes, name: str = "bridge.png") -> None:
     browser.run(DROP % {"data": json.dumps(base64.b64encode(data).decode()), "name": json.dumps(name)})
+
+
+async def grey(frames: Frames, sampling: Sampling = Sampling(), encoding: Encoding = PNG) -> Encoded:
+    """Fill holes with a grey."""
+    (picture,) = frames.pictures
+    assert picture.mask is not None
+    pixels = np.where(picture.mask[..., None], np.uint8(77), picture.pixels)
+    return encode_result(replace(picture, pixels=pixels, mask=None), encoding)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_hole_is_painted_and_filled(
+    browser: Browser, start_endpoint: Callable[..., Any], tmp_path: Path
+) -> None:
+    made = start_endpoint()
+    made.model.facts = replace(made.model.facts, scale=1, has_one_scale=False, fills_holes=True)
+    made.model.upscale = grey
+    with served(made.app) as address:
+        open_page(browser, address, tmp_path)
+        data = encoded(11, 60, 80)
+        drop(browser, data)
+        browser.wait("!document.querySelector('#hole').hidden")
+        browser.run("document.querySelector('#again').click()")
+        browser.wait("document.querySelector('#error').textContent === 'Paint the hole first.'")
+        box = "document.querySelector('#hole-layer').getBoundingClientRect()"
+        left, top, width, height = (
+            browser.run(f"{box}.{side}") for side in ("left", "top", "width", "height")
+        )
+        browser.drag((left + 0.2 * width, top + 0.5 * height), (left + 0.8 * width, top + 0.5 * height))
+        browser.run("document.querySelector('#again').click()")
+        browser.wait("document.querySelector('#result').dataset.done === '1'")
+        expected = decoded(data)
+        for x, y in ((40, 30), (20, 30), (60, 31)):
+            assert browser.run(PIXEL % ("#after", x, y)) == [77, 77, 77]
+        for x, y in ((5, 5), (40, 10), (40, 50), (75, 30)):
+            assert browser.run(PIXEL % ("#after", x, y)) == expected[y, x].tolist()
+        browser.screenshot(tmp_path / "hole.png")
+        assert browser.complaints == []
 
 
 @pytest.mark.slow
