@@ -7,7 +7,7 @@ with a learning rate for it.
 
 from __future__ import annotations
 
-from resshift.config import ConfigError
+from resshift.config import ConfigError, RunConfig
 from resshift.training.autoencoder import AnyRunConfig
 from resshift.training.slots import Slots
 
@@ -51,8 +51,10 @@ def sharing(config: AnyRunConfig, least: int, most: int) -> str:
     """
     train, optim = config.train, config.optim
     parts = [_share(train.batch_size, train.micro_batch, number) for number in sorted({least, most})]
-    rate = optim.lr * optim.lr_factor(train.batch_size)
-    return f"a step of {train.batch_size}: {'; '.join(parts)}; learning rate {rate:.3g}"
+    stages = config.stages if isinstance(config, RunConfig) else ()
+    rates = [optim.lr if stage.lr is None else stage.lr for stage in stages if stage.steps != 0]
+    told = [f"{rate * optim.lr_factor(train.batch_size):.3g}" for rate in rates or [optim.lr]]
+    return f"a step of {train.batch_size}: {'; '.join(parts)}; learning rate {', '.join(told)}"
 
 
 def _share(batch: int, micro: int, workers: int) -> str:

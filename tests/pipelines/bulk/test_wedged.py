@@ -17,7 +17,6 @@ from pipelines.bulk.wedged import Wedged
 
 wedged = Wedged(0.2)
 wedged.watch(True)
-time.sleep(0.05)
 wedged.watch(False)
 time.sleep(2)  # nothing to do is no hang
 print("idle", flush=True)

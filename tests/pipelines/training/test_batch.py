@@ -28,6 +28,11 @@ def test_realsr_fills_1_8_and_64_gpus(workers: int, settings: list[str], told: s
     assert sharing(config, workers, workers) == f"a step of {config.train.batch_size}: {told}"
 
 
+def test_each_stage_has_its_learning_rate() -> None:
+    config = with_settings(preset("tiny-x4"), ["stages.1.steps=0"])
+    assert sharing(config, 1, 1).endswith("; learning rate 0.001, 0.0003")
+
+
 @pytest.mark.parametrize(("name", "workers"), [("realsr-x4-s4", 64), ("tiny-x4-swin", 8), ("vq-f4", 64)])
 def test_a_batch_that_leaves_gpus_idle_is_refused_and_the_advice_is_good(name: str, workers: int) -> None:
     from resshift.training.autoencoder import AUTOENCODER_PRESETS
