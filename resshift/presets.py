@@ -242,7 +242,7 @@ def tiny_x4() -> RunConfig:
         stages=(
             Stage(trains="regression", steps=14_000, decay_steps=2_000, lpips=0.0, features=0.0),
             Stage(steps=2_000),
-            Stage(lr=3e-4, lpips=0.15, lattice=0.005, artifacts=50.0, adversary=1.5),
+            Stage(lr=3e-4, lpips=0.15, lattice=0.005, artifacts=5.0, adversary=1.5),
         ),
     )
 
