@@ -191,7 +191,8 @@ def append(root: str, rows: Sequence[Row], s3_options: S3Options = s3.DEFAULT) -
     """Write one part. Call it after the outputs of its rows are in place."""
     if not rows:
         return
-    stamped = [{**one, "written_at": time.time()} for one in rows]
+    now = time.time()
+    stamped = [{**one, "written_at": now} for one in rows]
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(stamped, schema=SCHEMA), sink, compression="zstd")
     # Time first: parts sort in the order of writing. The random part keeps two writers apart.

@@ -5,7 +5,8 @@ DST/_resshift/runs/RUN.json        of every run that came to its end: wall clock
 
 The ledger is read part by part and never held: memory depends on the size of a part, on how many keys have
 several rows (`ledger.latest`) and on how many rows have no output (a million are kept), not on the number of
-inputs. All figures are exact except the times of the timeline, which are rounded to milliseconds.
+inputs. All figures are exact except the times of the timeline, which are rounded to milliseconds, or in long
+jobs to a two-thousandth of the job.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
@@ -52,6 +54,7 @@ _ROWS_AT_ONCE = 10_000
 _MAX_CSV_ROWS = 1_000_000
 _MAX_PAGE_ROWS = 200
 _NUM_BINS = 60
+_MOST_SPANS = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,7 +135,7 @@ def summarise(
         The figures, and the rows that are not ok with the columns of report.csv (at most a million).
     """
     summary = JobSummary()
-    times: Counter[float] = Counter()
+    timeline = _Timeline()
     rows_by_run: dict[str, _RunRows] = {}
     others = [ledger.SCHEMA.empty_table().select(_CSV_COLUMNS)]
     num_others = 0
@@ -140,7 +143,7 @@ def summarise(
         is_ok = pc.equal(table["status"], "ok")
         _add_reasons(summary.counts, table)
         _add_sizes(summary, table.filter(is_ok))
-        times.update(_value_counts(pc.round(table["written_at"], 3)))
+        timeline.add(table["written_at"])
         _add_runs(rows_by_run, table)
         rest = table.filter(pc.invert(is_ok)).select(_CSV_COLUMNS).slice(0, _MAX_CSV_ROWS - num_others)
         num_others += rest.num_rows
@@ -163,7 +166,7 @@ def summarise(
     if summary.model_seconds > 0:
         summary.replica_megapixels_per_s = summary.megapixels_in / summary.model_seconds
     summary.cost = None if price_per_hour is None else summary.replica_hours * price_per_hour
-    summary.timeline = _timeline(times)
+    summary.timeline = timeline.bins()
     return summary, pa.concat_tables(others)
 
 
@@ -235,16 +238,36 @@ def _kinds(notes: str) -> Iterable[str]:
     return dict.fromkeys(kind for kind in kinds if kind)
 
 
-def _timeline(times: Counter[float]) -> list[tuple[float, int]]:
-    """Return (seconds since the first row, rows) of equal spans; rows carry the time of their part."""
-    if len(times) < 2:
-        return [(0.0, num) for num in times.values()]
-    first, last = min(times), max(times)
-    width = (last - first) / _NUM_BINS
-    bins: Counter[int] = Counter()
-    for t, num in times.items():
-        bins[min(_NUM_BINS - 1, int((t - first) / width))] += num
-    return [(round(i * width, 1), bins[i]) for i in range(_NUM_BINS)]
+class _Timeline:
+    """Counts rows in equal spans of time, whose length doubles when there are too many of them."""
+
+    def __init__(self) -> None:
+        self._doublings = 0  # of a millisecond
+        self._counts: Counter[int] = Counter()
+
+    def add(self, times: pa.ChunkedArray) -> None:
+        """Count rows by their Unix times; nulls are left out."""
+        milliseconds = np.rint(1000 * times.drop_null().to_numpy()).astype(np.int64)
+        spans, counts = np.unique(milliseconds >> self._doublings, return_counts=True)
+        self._counts.update(dict(zip(spans.tolist(), counts.tolist(), strict=True)))
+        while len(self._counts) > _MOST_SPANS:
+            self._doublings += 1
+            halved: Counter[int] = Counter()
+            for span, count in self._counts.items():
+                halved[span >> 1] += count
+            self._counts = halved
+
+    def bins(self) -> list[tuple[float, int]]:
+        """Return (seconds since the first row, rows) of equal parts of the time."""
+        counts = {(span << self._doublings) / 1000: count for span, count in self._counts.items()}
+        if len(counts) < 2:
+            return [(0.0, count) for count in counts.values()]
+        first, last = min(counts), max(counts)
+        width = (last - first) / _NUM_BINS
+        bins: Counter[int] = Counter()
+        for t, count in counts.items():
+            bins[min(_NUM_BINS - 1, int((t - first) / width))] += count
+        return [(round(i * width, 1), bins[i]) for i in range(_NUM_BINS)]
 
 
 def write_report(

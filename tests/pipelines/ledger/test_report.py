@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import random
 import re
@@ -190,6 +191,21 @@ def test_rows_without_an_output_are_listed_up_to_a_limit(root: str, monkeypatch:
     assert others["key"].to_pylist() == ["<d>", "f", "g0", "g1"]
     assert summary.counts["failed"] == 6
     assert "<p>1 more in report.csv</p>" in page(root, summary, others, {}, None)
+
+
+def test_a_timeline_of_a_long_job_is_exact_to_a_span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """600 rows, one a second, counted in 128 spans at most: no limit of a bin is off by more than one."""
+    monkeypatch.setattr("pipelines.ledger.report._MOST_SPANS", 128)
+    ledger.append(str(tmp_path), [ok(str(i)) for i in range(600)])
+    (part,) = (tmp_path / ledger.DIRECTORY / "ledger").iterdir()
+    table = pq.read_table(part)
+    times = pa.array([1.7e9 + i for i in range(600)])
+    pq.write_table(table.set_column(table.schema.get_field_index("written_at"), "written_at", times), part)
+    timeline = summarise(str(tmp_path))[0].timeline
+    told = list(itertools.accumulate(count for _, count in timeline))
+    assert told[-1] == 600
+    assert max(abs(told[i] - 10 * (i + 1)) for i in range(60)) <= 8
+    assert timeline[30][0] == pytest.approx(300, abs=8)
 
 
 def test_a_report_of_nothing_is_empty(tmp_path: Path) -> None:
