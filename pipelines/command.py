@@ -116,6 +116,8 @@ def connect_to_ray(num_cpus: int | None = None) -> None:
     """
     import ray
 
+    from pipelines.cluster.ray_internals import TOKEN_LOGGER
+
     if ray.is_initialized():
         return
     if os.environ.get("RAY_ADDRESS"):
@@ -123,6 +125,7 @@ def connect_to_ray(num_cpus: int | None = None) -> None:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     wait_passively()
+    logging.getLogger(TOKEN_LOGGER).setLevel(logging.ERROR)
     # "local": without it, init would find a cluster that somebody started on this machine, and refuse
     # num_cpus.
     ray.init(

@@ -29,6 +29,9 @@ METADATA_INLINE = {"RAY_DATA_METADATA_PREFETCH_ON_THREAD": "0"}
 # Warns once in each process that progress bars are off, which is what `enable_progress_bars` asked for.
 PROGRESS_LOGGER = "ray.data._internal.progress"
 
+# Warns at each start of a local cluster that it is closed to everybody else, which nobody has to act on.
+TOKEN_LOGGER = "ray._private.authentication.authentication_token_setup"
+
 # The variable that Ray's state API, which Ray Train asks, reads before it looks for a cluster on the machine.
 # It is documented for `ray job submit` only.
 CLUSTER_VARIABLE = "RAY_API_SERVER_ADDRESS"

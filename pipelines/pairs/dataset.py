@@ -7,6 +7,7 @@ and hands its pairs over as parcels, for one rank after the other (`pipelines.pa
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Iterable, Iterator
 from typing import Protocol
@@ -136,6 +137,7 @@ def pair_dataset(
     )
     context = dataset.context
     context.enable_progress_bars = False  # workers have no terminal: bars would fill the log
+    logging.getLogger(ray_internals.PROGRESS_LOGGER).setLevel(logging.ERROR)
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
     # A parcel goes as it is: more bytes than this, so it is not kept for the next one, and a single row, so

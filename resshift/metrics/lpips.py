@@ -4,6 +4,7 @@ training objective.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -40,7 +41,9 @@ class Lpips(nn.Module):
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"no LPIPS trunk at {trunk}")
         try:
-            self.distance = lpips.LPIPS(net=net, pnet_rand=path is not None, verbose=False)
+            with warnings.catch_warnings():  # it calls torchvision in a way of before
+                warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
+                self.distance = lpips.LPIPS(net=net, pnet_rand=path is not None, verbose=False)
         except (URLError, OSError) as error:
             raise ConnectionError(
                 f"the {net} trunk of LPIPS could not be downloaded ({error}). Give a file with its weights "

@@ -113,6 +113,17 @@ def test_progress_logger_is_the_one_that_tells_of_bars_that_are_off(
     assert len(warned) == 1, told
 
 
+def test_token_logger_is_the_one_that_tells_of_a_closed_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private.authentication import authentication_token_setup as setup
+
+    warned: list[str] = []
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setattr(setup, "_enable_token_auth", lambda: None)
+    monkeypatch.setattr(logging.getLogger(ray_internals.TOKEN_LOGGER), "warning", warned.append)
+    assert setup.enable_token_auth_by_default()
+    assert len(warned) == 1, "another logger tells of tokens, and commands print it"
+
+
 class TestTheLoopBehindThePairs:
     pytestmark = needs_cluster
 
