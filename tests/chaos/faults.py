@@ -11,6 +11,7 @@
     faults.py lose-node   2 -> 1 -> 2 workers as a node of a simulated cluster dies and another comes
     faults.py notice      AWS announces an interruption: checkpoints, then the node goes
     faults.py shared      training and a bulk job on one cluster of four CPUs
+    faults.py shared-endpoint the same beside an endpoint, whose replica the bulk job shares
     faults.py kill-upload 20 kills while a checkpoint goes to S3: the latest can be read every time
 
 Each prints what it found, last as one line of JSON: the steps that were lost and the seconds until the next
@@ -20,6 +21,7 @@ what fits into the test suite is in tests/pipelines/training/test_on_ray.py and 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -31,10 +33,11 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import torch
 from PIL import Image
@@ -42,6 +45,7 @@ from PIL import Image
 from tests import servers
 from tests.chaos import harness
 from tests.metadata_server import metadata_server
+from tests.pictures import encoded
 
 ROOT = Path(__file__).resolve().parents[2]
 Found = dict[str, Any]  # what a scenario measured
@@ -632,7 +636,53 @@ def shared(work: Path, num_pictures: int = 400) -> Found:
     """A bulk job that may grow and a training run with two workers on one cluster of four CPUs: both come to
     their end. Replicas that leave no CPU for their tasks are refused.
     """
-    import ray
+    with four_cpus():
+        bulk, train = beside(work, num_pictures)
+        ended = wait_for_both(work, {"bulk": [*bulk, "--replicas", "1:3"], "train": train})
+        bulk[3] = str(work / "out2")
+        log = work / "greedy.log"
+        greedy = started([*bulk, "--replicas", "4:4"], log)
+        assert greedy.wait(120) == 1
+        (line,) = [one for one in log.read_text().splitlines() if one.startswith("error: ")]
+        assert line.startswith("error: 4 replicas need 4 CPUs"), line
+        print(line)
+    return ended | {"refused": line}
+
+
+def shared_endpoint(work: Path, num_pictures: int = 400) -> Found:
+    """The same beside an endpoint, whose replica the bulk job shares: both come to their end, and every
+    request is answered meanwhile, with a picture or with 503 and when to try again.
+    """
+    picture, answers = encoded(0, 16, 16), Counter[int]()
+    with (
+        four_cpus(),
+        harness.endpoint(work, lambda _: None, "--model", "nearest-x4") as (server, port, _),
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client,
+    ):
+
+        def is_ready() -> bool:
+            assert server.poll() is None, (work / "serve.log").read_text()[-2000:]
+            with contextlib.suppress(httpx2.TransportError):
+                return client.get("/readyz").status_code == 200
+            return False
+
+        def ask() -> int:
+            answer = client.post("/v1/upscale", content=picture)
+            assert answer.status_code == 200 or "retry-after" in answer.headers, answer.text
+            answers[answer.status_code] += 1
+            return answer.status_code
+
+        until(is_ready, (), "the endpoint is up", 600)
+        bulk, train = beside(work, num_pictures)
+        ended = wait_for_both(work, {"bulk": bulk, "train": train}, ask)
+        assert ask() == 200
+    assert set(answers) <= {200, 503}, answers
+    return ended | {"answers": dict(answers)}
+
+
+@contextlib.contextmanager
+def four_cpus() -> Generator[None]:
+    """Run a cluster of four CPUs that commands join."""
     from ray.cluster_utils import Cluster
 
     ray_environment()
@@ -643,37 +693,43 @@ def shared(work: Path, num_pictures: int = 400) -> Found:
         "dashboard_port": servers.free_port(),
     }
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    address = str(cluster.address)
+    os.environ["RAY_ADDRESS"] = str(cluster.address)
+    try:
+        yield
+    finally:
+        cluster.shutdown()
+
+
+def beside(work: Path, num_pictures: int) -> tuple[list[str], list[str]]:
+    """Return the commands of a bulk job and of a training run with two workers and 48 steps."""
     data, out = make_shards(work), str(work / "run")
     harness.make_pictures(str(work / "in"), num_pictures)
     bulk = [sys.executable, "jobs/upscale.py", str(work / "in"), str(work / "out"), "--model", "nearest-x4"]
+    return bulk, train_command(data, out, "train.steps=48", workers="2")
+
+
+def wait_for_both(
+    work: Path, commands: Mapping[str, list[str]], meanwhile: Callable[[], object] = lambda: None
+) -> dict[str, float]:
+    """Run commands together until all have ended well; return the seconds of each, and print what they said
+    that they wait for.
+    """
     began = time.monotonic()
-    log = {name: work / f"{name}.log" for name in ("bulk", "train", "greedy")}
-    jobs = {
-        "bulk": started([*bulk, "--replicas", "1:3"], log["bulk"], RAY_ADDRESS=address),
-        "train": started(
-            train_command(data, out, "train.steps=48", workers="2"), log["train"], RAY_ADDRESS=address
-        ),
-    }
+    log = {name: work / f"{name}.log" for name in commands}
+    jobs = {name: started(command, log[name]) for name, command in commands.items()}
     ended: dict[str, float] = {}
     while len(ended) < len(jobs):
         for name, process in jobs.items():
             if process.poll() is not None and name not in ended:
                 ended[name] = round(time.monotonic() - began, 1)
                 assert process.returncode == 0, f"{name}: {log[name].read_text()[-2000:]}"
-        assert time.monotonic() - began < 300, "".join(path.read_text()[-2000:] for path in log.values())
+        assert time.monotonic() - began < 600, "".join(path.read_text()[-2000:] for path in log.values())
+        meanwhile()
         time.sleep(0.2)
-    assert latest(out) == 48
-    bulk[3] = str(work / "out2")
-    greedy = started([*bulk, "--replicas", "4:4"], log["greedy"], RAY_ADDRESS=address)
-    assert greedy.wait(120) == 1
-    (line,) = [one for one in log["greedy"].read_text().splitlines() if one.startswith("error: ")]
-    assert line.startswith("error: 4 replicas need 4 CPUs"), line
-    waits = [line for path in log.values() for line in path.read_text().splitlines() if " waits for " in line]
-    print(*waits, line, sep="\n")
-    ray.shutdown()
-    cluster.shutdown()
-    return {f"{name}_s": seconds for name, seconds in ended.items()} | {"refused": line}
+    assert latest(str(work / "run")) == 48
+    said = [line for path in log.values() for line in path.read_text().splitlines()]
+    print(*(line for line in said if " waits for " in line or " free are " in line), sep="\n")
+    return {f"{name}_s": seconds for name, seconds in ended.items()}
 
 
 def kill_upload(work: Path, num_kills: int = 20) -> Found:
@@ -763,6 +819,7 @@ SCENARIOS: dict[str, tuple[Callable[[Path], Found], bool]] = {
     "lose-node": (lose_node, False),
     "notice": (notice, False),
     "shared": (shared, False),
+    "shared-endpoint": (shared_endpoint, False),
     "kill-upload": (kill_upload, False),
 }
 
