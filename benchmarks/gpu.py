@@ -10,6 +10,8 @@ Start it with `benchmarks/gpu.sh`, which finds Python and the package. Sections,
     tiny       inference and training of tiny-x4
     feeding    training steps on batches from the host (`pipelines.training.feeding`), and the same steps on
                a batch that is on the device: what copies cost, and how long the loop waits for them
+    degrading  pairs a second that `data.degrade_on=device` makes of drawn ones on the device, and how many of
+               its low-quality pictures are those of the CPU
     upscale    whole pictures through `Upscaler`, tiles, noise and colour fix included: seconds a megapixel
     together   small pictures alone and with shared calls (`together.py`): speed ratio and identical bytes
     compile    the best of the above under torch.compile
@@ -38,6 +40,7 @@ import parity
 import record
 import torch
 from parity import in_precision, randomise, set_precision
+from synthetic_photos import synthetic_photo
 from timing import Timing, measure, stopwatch_for
 from together import compare
 from torch import Tensor, nn
@@ -45,8 +48,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.training.feeding import Batch, feed
 from resshift.config import LossConfig, RunConfig
+from resshift.degradation import degrade
+from resshift.degradation.on_device.chain import DeviceDegradation
+from resshift.degradation.on_device.plan import encode
 from resshift.metrics.lpips import Lpips
 from resshift.networks.autoencoder import FirstStage, build_first_stage
+from resshift.pairs.training_pair import draw_pair
 from resshift.presets import preset
 from resshift.resize.bicubic import upsample
 from resshift.sampler import network_denoiser, sample
@@ -75,6 +82,7 @@ class Run:
     inference: list[dict[str, Any]] = field(default_factory=list)
     training: list[dict[str, Any]] = field(default_factory=list)
     feeding: list[dict[str, Any]] = field(default_factory=list)
+    degrading: list[dict[str, Any]] = field(default_factory=list)
     upscale: list[dict[str, Any]] = field(default_factory=list)
     together: list[dict[str, Any]] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
@@ -499,6 +507,43 @@ def time_feeding(run: Run, name: str, micro_batch: int) -> dict[str, Any]:
     }
 
 
+def run_degrading(run: Run, options: argparse.Namespace) -> None:
+    for batch in (4,) if run.short else (16, 64, 256):
+        if run.has_time(f"degrading {batch}"):
+            row = {"preset": "tiny-x4-s4", "batch": batch}
+            run.degrading.append(row | run.attempt(partial(time_degrading, run, "tiny-x4-s4", batch)))
+
+
+def time_degrading(run: Run, name: str, batch: int) -> dict[str, Any]:
+    """Time the degradation of a batch on the device, and compare the first pictures with the CPU's."""
+    config = preset(name)
+    side_px, photos = config.data.crop_px, [synthetic_photo(i) for i in range(16)]
+    set_precision("fp32")
+    drawn = [
+        draw_pair(photos[i % len(photos)], "photo", i, 0, config.data, config.degradation)
+        for i in range(batch)
+    ]
+    hq, records = (
+        torch.from_numpy(np.stack(column)).to(run.device)
+        for column in zip(*((hq, encode(params, side_px)) for hq, params in drawn), strict=True)
+    )
+    degradation = DeviceDegradation(config.degradation, side_px)
+    timing = run.time(lambda: degradation(hq, records))
+    compared = drawn[:32]
+    found = degradation(hq, records)[: len(compared)].cpu().numpy().astype(int)
+    difference = np.abs(found - np.stack([degrade(*one) for one in compared])).reshape(len(compared), -1)
+    return {
+        "status": "ok",
+        "ms": timing.median_s * 1e3,
+        "pairs_per_s": batch / timing.median_s,
+        "equal_pictures": float(np.mean(~difference.any(axis=1))),
+        "mean_levels": float(difference.mean()),
+        "peak_memory_gib": torch.cuda.max_memory_allocated(run.device) / 2**30
+        if run.device.type == "cuda"
+        else None,
+    }
+
+
 def run_upscale(run: Run, options: argparse.Namespace) -> None:
     cases = [("tiny-x4", 64)] if run.short else [("tiny-x4", 1024), ("realsr-x4-s4", 512)]
     for name, side_px in cases:
@@ -569,6 +614,7 @@ SECTIONS: dict[str, Callable[[Run, argparse.Namespace], None]] = {
     "training": run_training,
     "tiny": run_tiny,
     "feeding": run_feeding,
+    "degrading": run_degrading,
     "upscale": run_upscale,
     "together": run_together,
     "compile": run_compile,
@@ -631,7 +677,8 @@ def print_new(run: Run, section: str, before: tuple[int, int]) -> None:
         print(parity_table(run))
     if section == "ceilings":
         print(record.table(("ceiling", "measured"), list(run.ceilings.items())))
-    tables = {"feeding": run.feeding, "upscale": run.upscale, "together": run.together}
+    tables = {"feeding": run.feeding, "degrading": run.degrading}
+    tables |= {"upscale": run.upscale, "together": run.together}
     if found := tables.get(section):
         columns = list(dict.fromkeys(key for row in found for key in row))
         print(record.table(columns, [[row.get(column) for column in columns] for row in found]))
@@ -670,6 +717,7 @@ def summary(run: Run) -> dict[str, Any]:
         "best_inference": {name: best(run.inference, preset=name, stage="chain") for name in presets},
         "best_training": {name: best(run.training, preset=name) for name in presets},
         "feeding": [rounded(row) for row in run.feeding],
+        "degrading": [rounded(row) for row in run.degrading],
         "upscale": [rounded(row) for row in run.upscale],
         "failed": run.failed,
         "dropped": run.dropped,
@@ -752,6 +800,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "training": run.training,
                 "together": run.together,
                 "feeding": run.feeding,
+                "degrading": run.degrading,
                 "upscale": run.upscale,
             }
             record.write(path, head | {"seconds": time.monotonic() - started} | summary(run) | rows)

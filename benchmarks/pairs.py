@@ -2,9 +2,10 @@
 with a plain implementation of the same pairs.
 
 Both process the same blocks of photos in turn, so that a busy moment of the machine affects both. Time is the
-CPU time of the one working thread, which equals wall time on an idle machine. Then the Ray Data pipeline on
-two cores is compared with bare processes by wall time (pairs_on_ray.py). The last line is a JSON object with
-the main figures; the file has all figures.
+CPU time of the one working thread, which equals wall time on an idle machine. What `data.degrade_on=device`
+leaves of a pair on the CPU is measured in the same way. Then the Ray Data pipeline on two cores is compared
+with bare processes by wall time (pairs_on_ray.py). The last line is a JSON object with the main figures; the
+file has all figures.
 
     python benchmarks/pairs.py                      photos made by the script, about ten minutes
     python benchmarks/pairs.py --photos DIR         JPEG photos under DIR
@@ -36,10 +37,12 @@ from resshift.config import DataConfig
 from resshift.degradation import DegradationRecipe, draw, realesrgan_x4
 from resshift.degradation.apply import apply_operation
 from resshift.degradation.jpeg import from_u8, to_u8
+from resshift.degradation.on_device.plan import encode
 from resshift.devices import use_one_thread
 from resshift.pairs.crops import training_crop
 from resshift.pairs.jpeg import decode_photo
-from resshift.pairs.training_pair import make_pair
+from resshift.pairs.training_pair import draw_pair, make_pair
+from resshift.presets import preset
 
 CROP = DataConfig(crop="short_side", crop_px=256)
 STAGES = ("decode", "crop", "draw", "blur", "resize", "noise", "jpeg", "rounding")
@@ -138,6 +141,46 @@ def measure_function(photos: Photos, seconds: float, block_size: int) -> dict[st
         "spread": {name: timings[name].spread for name in ("ours", "plain")},
         "num_pairs": len(taken["ours"]) * block_size,
     }
+
+
+def measure_drawn(photos: Photos, seconds: float, block_size: int, name: str) -> dict[str, Any]:
+    """Time whole pairs of a preset and what is left of them with `data.degrade_on=device`, on the same blocks
+    in turn; return CPU milliseconds a pair.
+    """
+    config = preset(name)
+    made = config.data, config.degradation
+
+    def whole(block: Photos) -> None:
+        for key, data in block:
+            make_pair(data, key, 0, 0, *made)
+
+    def drawn(block: Photos) -> None:
+        for key, data in block:
+            _, params = draw_pair(data, key, 0, 0, *made)
+            encode(params, config.data.crop_px)
+
+    whole(photos)
+    taken: dict[str, list[float]] = {"whole": [], "drawn": []}
+    deadline = time.monotonic() + seconds
+    for block in blocks(photos, block_size):
+        for case in (whole, drawn):
+            one = cpu_stopwatch(lambda case=case, block=block: case(block)) / len(block)
+            taken[case.__name__].append(one)
+        if time.monotonic() > deadline and len(taken["whole"]) >= 3:
+            break
+    whole_s, drawn_s = (Timing.of(values).median_s for values in taken.values())
+    return {
+        "preset": name,
+        "ms_whole": whole_s * 1e3,
+        "ms_drawn": drawn_s * 1e3,
+        "times_fewer": whole_s / drawn_s,
+        "num_pairs": len(taken["whole"]) * block_size,
+    }
+
+
+def drawn_table(rows: Sequence[dict[str, Any]]) -> str:
+    header = ("preset", "whole pair, ms", "degraded on the device, ms", "times fewer", "pairs")
+    return record.table(header, [list(row.values()) for row in rows])
 
 
 def function_table(figures: dict[str, Any]) -> str:
@@ -241,6 +284,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     figures = measure_function(photos, options.seconds, block_size=16 if options.quick else 32)
     print(function_table(figures))
     print(f"ratio to plain: {figures['ratio_to_plain']:.2f}")
+    size = 16 if options.quick else 32
+    drawn = [
+        measure_drawn(photos, options.seconds / 4, size, name) for name in ("realsr-x4-s4", "tiny-x4-s4")
+    ]
+    print(drawn_table(drawn))
+    figures["drawn"] = drawn
     if not options.no_ray:
         figures |= pairs_on_ray.measure_pipeline(photos, CROP, options.seconds / 4.5, options.rounds)
         print(pipeline_table(figures))
@@ -256,6 +305,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.write:
         record.write(path, head | figures)
     main_figures = {key: round(value, 3) for key, value in figures.items() if isinstance(value, float)}
+    main_figures |= {f"times_fewer_{row['preset']}": round(row["times_fewer"], 2) for row in drawn}
     print(record.json_line(head | {"file": str(path) if options.write else None} | main_figures), flush=True)
     return 0
 

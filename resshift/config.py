@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Discriminator, Tag, TypeAdapter, ValidationErro
 from pydantic.dataclasses import dataclass
 
 from resshift.degradation import DegradationRecipe
+from resshift.degradation.recipe import ON_DEVICE
 from resshift.networks.config import ConvUNetConfig, FirstStageConfig, UNetConfig
 from resshift.schedule import Sampler, ScheduleConfig, Target
 from resshift.stages import Stage, check_stages
@@ -49,6 +50,7 @@ MUTABLE_FIELDS = frozenset(
         "train.activation_checkpointing",
         "train.channels_last",
         "train.first_stage_weights",
+        "data.degrade_on",
         "loss.lpips_trunk",
         "distill.teacher",
         "loss.features_trunk",
@@ -377,7 +379,7 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class DataConfig:
-    """How clean crops are cut.
+    """How clean crops are cut, and where they are degraded.
 
     Fields:
         crop: `short_side` takes the largest square, shrunk to `crop_px`; `random` cuts at native resolution;
@@ -387,12 +389,16 @@ class DataConfig:
         flip: Whether half of the crops are mirrored.
         taught: Share of samples, in [0, 1], whose clean side is a teacher's picture instead of the truth;
             needs shards of `jobs/teach.py`.
+        degrade_on: `cpu` degrades in the data tasks; `device` only draws there, and each worker degrades its
+            samples on its own device (`resshift.degradation.on_device`), with the same parameters and noise
+            and up to rounding the same result. For recipes of kind realesrgan and bicubic.
     """
 
     crop: Literal["short_side", "random", "scaled", "distorted"] = "short_side"
     crop_px: int = 256
     flip: bool = True
     taught: float = 0.0
+    degrade_on: Literal["cpu", "device"] = "cpu"
 
     def __post_init__(self) -> None:
         if self.crop_px < 8:
@@ -604,6 +610,11 @@ class RunConfig:
             raise ValueError(
                 f"degradation.scale ({self.degradation.scale}) must equal model.scale ({self.model.scale})"
             )
+        if self.data.degrade_on == "device" and self.degradation.kind not in ON_DEVICE:
+            raise ValueError(
+                f"data.degrade_on=device needs degradation.kind {' or '.join(ON_DEVICE)}, got "
+                f"{self.degradation.kind}"
+            )
         multiple = self.model.unet.size_multiple * self.model.first_stage.factor
         if self.data.crop_px % multiple:
             raise ValueError(
@@ -686,6 +697,7 @@ _ABSENT_WHEN: dict[str, Any] = {
     "DistillConfig.times": 4,
     "DistillConfig.fake_steps": 5,
     "DistillConfig.adversary": 3e-3,
+    "DataConfig.degrade_on": "cpu",
     "RunConfig.distill": None,
     "RunConfig.stages": (),
 }

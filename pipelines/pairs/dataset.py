@@ -28,6 +28,7 @@ from pipelines.shards.parquet import read_manifest, row_groups
 from resshift import degradation
 from resshift.allocator import keep_freed_pages
 from resshift.config import DataConfig, TrainConfig
+from resshift.degradation.on_device.plan import PLAN_BYTES
 from resshift.devices import use_one_thread
 
 _BLOCK_BYTES = 32 << 20  # of pairs that one rank gets at once: 160 of 256 px, 16 to 256 in any case
@@ -198,4 +199,5 @@ def _rows_per_block(config: PairRun) -> int:
 def _pair_bytes(config: PairRun) -> int:
     recipe = config.degradation
     lq_px = config.data.crop_px**2 // recipe.scale**2
-    return 3 * (config.data.crop_px**2 + lq_px) + (lq_px if recipe.kind == "inpainting" else 0) + _OTHER_BYTES
+    made = PLAN_BYTES if config.data.degrade_on == "device" else 3 * lq_px
+    return 3 * config.data.crop_px**2 + made + (lq_px if recipe.kind == "inpainting" else 0) + _OTHER_BYTES

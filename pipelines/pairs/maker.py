@@ -7,6 +7,9 @@ Columns of a batch: hq (H, W, 3) and lq (H / scale, W / scale, 3) uint8; mask (H
 with inpainting only; key; epoch; row, its number in the stream; substituted, 1 when the picture could not be
 decoded any more. It is replaced by the next decodable picture of its row group, with the crop and degradation
 of the broken one: no other pair moves, and the replacement does not depend on the reader.
+
+With `data.degrade_on=device` the degradation is drawn here and applied by the worker that trains: plan
+(PLAN_BYTES,) uint8 (`resshift.degradation.on_device.plan`) takes the place of lq.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipelines.pairs.order import Piece, Rows, Span
 from pipelines.pairs.parcels import Batch, Turns, to_block
@@ -25,8 +29,11 @@ from pipelines.pairs.photos import groups_ahead
 from pipelines.shards.pictures import Photo
 from resshift import degradation
 from resshift.config import DataConfig
+from resshift.degradation.on_device.plan import PLAN_BYTES, encode
 from resshift.images import ImageError
-from resshift.pairs.training_pair import TrainingPair, make_pair, stored_pair
+from resshift.pairs.training_pair import TrainingPair, draw_pair, make_pair, stored_pair
+
+Pictures = dict[str, NDArray[np.uint8]]
 
 
 def pair_of(
@@ -46,7 +53,7 @@ class _Made(NamedTuple):
     row: int
     epoch: int
     key: str
-    pair: TrainingPair
+    pictures: Pictures
     substituted: bool
 
 
@@ -101,18 +108,24 @@ class PairMaker:
         for group, i, row, epoch in zip(photos, i_row.tolist(), rows.tolist(), epochs.tolist(), strict=True):
             yield _Made(row, epoch, *self._pair(group, i, epoch))
 
-    def _pair(self, group: Sequence[Photo], i: int, epoch: int) -> tuple[str, TrainingPair, bool]:
+    def _pair(self, group: Sequence[Photo], i: int, epoch: int) -> tuple[str, Pictures, bool]:
         key = group[i].key
         failure: ImageError | None = None
         for step in range(len(group)):
             photo = group[(i + step) % len(group)]
             try:
-                pair = pair_of(photo, key, epoch, self.seed, self.crop, self.recipe)
+                return key, self._pictures(photo, key, epoch), step > 0
             except ImageError as error:
                 failure = failure or error
-            else:
-                return key, pair, step > 0
         raise failure or ValueError("an empty row group has no pairs")
+
+    def _pictures(self, photo: Photo, key: str, epoch: int) -> Pictures:
+        if self.crop.degrade_on == "device":
+            hq_u8, params = draw_pair(photo.data, key, epoch, self.seed, self.crop, self.recipe)
+            return {"hq": hq_u8, "plan": encode(params, self.crop.crop_px)}
+        pair = pair_of(photo, key, epoch, self.seed, self.crop, self.recipe)
+        made = {"hq": pair.hq_u8, "lq": pair.lq_u8}
+        return made if pair.mask_u8 is None else made | {"mask": pair.mask_u8}
 
     def _batch(self, pairs: Iterable[_Made], num_rows: int) -> Batch:
         """Write each pair into its place as it comes: joined at the end, all pairs would be held twice."""
@@ -124,18 +137,20 @@ class PairMaker:
             "row": np.empty(num_rows, np.int64),
             "substituted": np.zeros(num_rows, np.uint8),
             "hq": np.empty((num_rows, px, px, 3), np.uint8),
-            "lq": np.empty((num_rows, small, small, 3), np.uint8),
         }
+        if self.crop.degrade_on == "device":
+            batch["plan"] = np.empty((num_rows, PLAN_BYTES), np.uint8)
+        else:
+            batch["lq"] = np.empty((num_rows, small, small, 3), np.uint8)
         if self.recipe.kind == "inpainting":
             batch["mask"] = np.empty((num_rows, small, small), np.uint8)
-        for i, (row, epoch, key, pair, substituted) in enumerate(pairs):
+        for i, (row, epoch, key, pictures, substituted) in enumerate(pairs):
             batch["row"][i], batch["epoch"][i], batch["key"][i], batch["substituted"][i] = (
                 row,
                 epoch,
                 key,
                 substituted,
             )
-            for name, picture in {"hq": pair.hq_u8, "lq": pair.lq_u8, "mask": pair.mask_u8}.items():
-                if picture is not None:
-                    batch[name][i] = picture
+            for name, picture in pictures.items():
+                batch[name][i] = picture
         return batch

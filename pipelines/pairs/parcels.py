@@ -19,6 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.pairs.order import Rows
+from resshift.degradation.on_device.plan import PLAN_BYTES
 from resshift.training.slots import Slots
 
 Batch = dict[str, NDArray[Any]]
@@ -94,6 +95,8 @@ def from_block(block: pa.Table, rank: int) -> Batch:
             data = _bytes_of(block[name].chunk(0))
             if name in _NUMBERS:
                 batch[name] = data.view(_NUMBERS[name])
+            elif name == "plan":
+                batch[name] = data.reshape(num_rows, PLAN_BYTES)
             else:
                 batch[name] = _pictures(data, num_rows, 1 if name == "mask" else 3)
     return batch

@@ -216,7 +216,8 @@ def check_pairs(root: str, config: RunConfig) -> None:
     """Check that a run can be trained on the pairs or photos of a data set.
 
     Raises:
-        ConfigError: It needs pairs and there are photos, or pairs of another scale or smaller ones.
+        ConfigError: It needs pairs and there are photos, or pairs of another scale or smaller ones; or it
+            would degrade pairs on a device.
     """
     facts = taught_facts(root)
     if facts is None:
@@ -231,5 +232,7 @@ def check_pairs(root: str, config: RunConfig) -> None:
             f"{root} holds pairs of scale {facts['scale']} and {facts['crop_px']} pixels, got model.scale="
             f"{config.model.scale} and data.crop_px={config.data.crop_px}"
         )
+    if config.data.degrade_on == "device":
+        raise ConfigError(f"{root} holds pairs that are degraded already, data.degrade_on must be cpu")
     if config.degradation.kind == "inpainting":
         raise ConfigError(f"{root} holds pairs without holes, got preset {config.preset}")

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, cuda
 
 Batch = Mapping[str, NDArray[Any]]
-PICTURES = ("hq", "lq", "mask")
+PICTURES = ("hq", "lq", "mask", "plan")
 _CLOSE_S = 10.0  # for a source that does not answer when a run fails
 
 
@@ -31,7 +31,8 @@ class Fed(NamedTuple):
 
     Fields:
         batch: Columns of the batch besides the pictures.
-        pictures: "hq", "lq" and perhaps "mask" on the device, uint8; valid until the next batch is asked for.
+        pictures: "hq" and "lq", or "hq" and "plan", and perhaps "mask" on the device, uint8; valid until the
+            next batch is asked for.
         waited_s: Seconds that the loop waited for it.
     """
 

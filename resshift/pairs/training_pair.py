@@ -40,6 +40,17 @@ class TrainingPair:
     params: DegradationParams | None
 
 
+def draw_pair(
+    data: bytes, key: str, epoch: int, seed: int, crop: DataConfig, recipe: DegradationRecipe
+) -> tuple[NDArray[np.uint8], DegradationParams]:
+    """Return the clean picture of `make_pair` and its degradation, which is not applied."""
+    rgb_u8 = decode_photo(data, None if crop.crop in ("random", "scaled") else crop.crop_px)
+    rng = seeds.philox(seed, "pair", epoch, key)
+    hq_u8 = training_crop(rgb_u8, rng, crop)
+    params = draw(rng, recipe)
+    return target(hq_u8, params), params
+
+
 def make_pair(
     data: bytes, key: str, epoch: int, seed: int, crop: DataConfig, recipe: DegradationRecipe
 ) -> TrainingPair:
@@ -56,11 +67,7 @@ def make_pair(
     Raises:
         ImageError: The photo cannot be decoded.
     """
-    rgb_u8 = decode_photo(data, None if crop.crop in ("random", "scaled") else crop.crop_px)
-    rng = seeds.philox(seed, "pair", epoch, key)
-    hq_u8 = training_crop(rgb_u8, rng, crop)
-    params = draw(rng, recipe)
-    hq_u8 = target(hq_u8, params)
+    hq_u8, params = draw_pair(data, key, epoch, seed, crop, recipe)
     lq_u8 = degrade(hq_u8, params)
     return TrainingPair(hq_u8=hq_u8, lq_u8=lq_u8, mask_u8=hole_mask(params, *lq_u8.shape[:2]), params=params)
 

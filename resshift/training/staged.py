@@ -30,17 +30,16 @@ from resshift.training.running_means import RunningMeans
 from resshift.training.sharding import synchronise_gradients
 from resshift.training.slots import Slots
 from resshift.training.step import (
+    Pictures,
     StepResult,
     TrainState,
     distributed,
     draw_noise,
     latent_shape,
     lpips_corner,
-    mask_to_unit_range,
     render_chain,
     seeded,
     shares,
-    to_unit_range,
     unwrapped,
 )
 
@@ -79,6 +78,7 @@ class StagedLearner:
     ) -> None:
         self.config = config
         self.objective = objective
+        self.pictures = Pictures(config)
         self.judge = PictureLoss(objective.lpips, trunk, config.model.first_stage.factor)
         self.slots = slots or Slots.of_rank(config.train.batch_size)
         device = next(network.parameters()).device
@@ -204,11 +204,10 @@ class StagedLearner:
         config, step, slots = self.config, self.state.step, self.slots
         # Dropout draws from torch's global generator.
         torch.manual_seed(seeds.derive(config.train.seed, "dropout", step, slots.start + part.start) % 2**63)
-        hq, lq = to_unit_range(batch["hq"][part]), to_unit_range(batch["lq"][part])
+        hq, lq, mask = self.pictures(batch, part)
         if span.stage.trains == "regression":
             estimate = start = self._trained(lq)
         else:
-            mask = mask_to_unit_range(batch["mask"][part]) if config.model.unet.cond_mask else None
             shape = latent_shape(config.model, batch["hq"])
             t, noise = (drawn[part] for drawn in draw_noise(config, step, slots, shape, hq.device))
             prediction = self.objective.predict(self._trained, hq, lq, t, noise, mask)

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from resshift import seeds
 from resshift.config import ModelConfig, OptimConfig, RunConfig, TrainConfig
+from resshift.degradation.on_device.chain import DeviceDegradation
 from resshift.devices import PRECISIONS, autocast
 from resshift.models import WeightsError
 from resshift.networks.conv_unet import ConvUNet, build_unet, from_one_step
@@ -341,6 +342,27 @@ def mask_to_unit_range(mask_u8: Tensor) -> Tensor:
     return mask_u8[:, None].float() / 127.5 - 1
 
 
+class Pictures:
+    """Pictures of a batch in [-1, 1]; with `data.degrade_on=device` the low-quality ones are made here."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._has_mask = config.model.unet.cond_mask
+        self._degradation = (
+            DeviceDegradation(config.degradation, config.data.crop_px)
+            if config.data.degrade_on == "device"
+            else None
+        )
+
+    def __call__(self, batch: Mapping[str, Tensor], part: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return hq, lq and, for inpainting, the mask of some samples of a batch."""
+        hq_u8 = batch["hq"][part]
+        lq_u8 = (
+            batch["lq"][part] if self._degradation is None else self._degradation(hq_u8, batch["plan"][part])
+        )
+        mask = mask_to_unit_range(batch["mask"][part]) if self._has_mask else None
+        return to_unit_range(hq_u8), to_unit_range(lq_u8), mask
+
+
 def draw_noise(
     config: RunConfig, step: int, slots: Slots, shape: tuple[int, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
@@ -394,6 +416,7 @@ class DiffusionLearner:
     ) -> None:
         self.config = config
         self.objective = objective
+        self.pictures = Pictures(config)
         self.slots = slots or Slots.of_rank(config.train.batch_size)
         self.state = diffusion_state(config, network, self.slots.num_ranks)
 
@@ -402,8 +425,9 @@ class DiffusionLearner:
 
         Args:
             batch: Samples of this worker's slots: "hq" (B, H, W, 3), "lq" (B, H / scale, W / scale, 3) and,
-                for inpainting, "mask" (B, H / scale, W / scale) with 255 in a hole; uint8, on the device of
-                the network.
+                for inpainting, "mask" (B, H / scale, W / scale) with 255 in a hole; with
+                `data.degrade_on=device` "plan" (B, PLAN_BYTES) instead of "lq"; uint8, on the device of the
+                network.
 
         Returns:
             The terms named by `TERMS`, and the outcome.
@@ -440,8 +464,7 @@ class DiffusionLearner:
             torch.manual_seed(
                 seeds.derive(train.seed, "dropout", state.step, self.slots.start + part.start) % 2**63
             )
-            hq, lq = to_unit_range(batch["hq"][part]), to_unit_range(batch["lq"][part])
-            mask = mask_to_unit_range(batch["mask"][part]) if model.unet.cond_mask else None
+            hq, lq, mask = self.pictures(batch, part)
             with autocast(device, PRECISIONS[train.precision]):
                 terms = self.objective(state.network, hq, lq, t[part], noise[part], mask, corner)
             state.scaler.scale(terms.total * factor).backward()

@@ -99,6 +99,7 @@ def test_settings_reach_nested_sections_and_the_last_one_wins() -> None:
         ("train.batch_size=0", "train.batch_size must be at least 1, got 0"),
         ("data.flip=maybe", "data.flip: .*got 'maybe'"),
         ("data.crop_px=4", "data.crop_px must be at least 8"),
+        ("data.degrade_on=gpu", "data.degrade_on: .*'cpu' or 'device', got 'gpu'"),
         ("=1", "looks like section.field=value"),
     ],
 )
@@ -204,7 +205,7 @@ def test_fingerprint_is_about_the_run_not_its_length() -> None:
 def test_every_mutable_field_exists_and_leaves_the_fingerprint_alone() -> None:
     """A misspelt name in the list would make the field a defining one in silence."""
     config = student_run(preset("test-x4"), "runs/chain", "0", preset("test-x4").model)
-    config = with_settings(config, ["loss.features_trunk=/there"])
+    config = with_settings(config, ["loss.features_trunk=/there", "data.degrade_on=device"])
     values = flatten(to_dict(config))
     assert values.keys() >= MUTABLE_FIELDS
     choices = {
@@ -213,6 +214,7 @@ def test_every_mutable_field_exists_and_leaves_the_fingerprint_alone() -> None:
         "train.compile": "default",
         "validation.best": "ssim_y",
         "train.milestone_every": "7",
+        "data.degrade_on": "cpu",
     }
     for name in MUTABLE_FIELDS:
         value = values[name]

@@ -31,7 +31,7 @@ def test_every_setting_has_a_meaning(config: Any) -> None:
         "stages",
     }
     picture = ("charbonnier", "fourier", "features", "artifacts", "adversary", "features_trunk")
-    left_out |= {f"loss.{name}" for name in picture}
+    left_out |= {f"loss.{name}" for name in picture} | {"data.degrade_on"}
     assert {setting.path for setting in settings} - left_out == flatten(to_dict(config)).keys() - left_out
 
 

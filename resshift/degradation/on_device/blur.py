@@ -7,6 +7,7 @@ Results equal those of the CPU within 1e-5 of the range.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -15,15 +16,15 @@ from torch import Tensor
 from resshift.degradation.on_device.canvas import chosen, steps, taken
 from resshift.degradation.on_device.plan import KERNELS, KernelPlan
 
-_PULSE, _SINC = KERNELS.index("pulse"), KERNELS.index("sinc")
+_SINC = KERNELS.index("sinc")
 _PLATEAUS = tuple(KERNELS.index(name) for name in ("plateau_iso", "plateau_aniso"))
 
 
-def kernels(plan: KernelPlan, side: int) -> Tensor:
-    """Return kernels, (B, side, side) float32 with sum 1, in the middle of the squares. `side` is odd and at
-    least that of each kernel. Pulses are not made here: their squares mean nothing.
+def kernels(plans: Sequence[KernelPlan], side: int) -> tuple[Tensor, ...]:
+    """Return the kernels of each plan, (B, side, side) float32 with sum 1, in the middle of the squares.
+    `side` is odd and at least that of each kernel.
     """
-    column = KernelPlan(*(values[:, None, None] for values in plan))
+    column = KernelPlan(*(torch.cat(values)[:, None, None] for values in zip(*plans, strict=True)))
     offsets = torch.arange(side, device=column.type.device, dtype=torch.float64) - side // 2
     x, y = offsets[None, None, :], offsets[None, :, None]
     is_sinc = column.type == _SINC
@@ -44,25 +45,25 @@ def kernels(plan: KernelPlan, side: int) -> Tensor:
     k = torch.where(is_sinc, sinc, k)
     radius = column.size // 2
     k = torch.where((x.abs() <= radius) & (y.abs() <= radius), k, torch.zeros_like(k))
-    return (k / k.sum(dim=(1, 2), keepdim=True)).float()
+    return (k / k.sum(dim=(1, 2), keepdim=True)).float().chunk(len(plans))
 
 
-def blur(canvas: Tensor, sides: Tensor, plan: KernelPlan, kernel_side: int) -> Tensor:
+def blur(canvas: Tensor, sides: Tensor, kernel: Tensor, is_pulse: Tensor) -> Tensor:
     """Correlate every channel of each picture with its kernel; borders are reflected (101).
 
     Args:
         canvas: Canvases, (B, C, S, S) float32.
         sides: Sides of the pictures.
-        plan: Kernels; a pulse leaves its picture as it is.
-        kernel_side: Odd, at least the side of each kernel.
+        kernel: Kernels, (B, K, K) with K odd.
+        is_pulse: Whether a picture stays as it is, (B,).
     """
-    side, radius = canvas.shape[3], kernel_side // 2
+    side, radius = canvas.shape[3], kernel.shape[2] // 2
     padded = taken(canvas, _reflected(steps(-radius, side + radius, sides), sides))
     length = _fast_length(side + 2 * radius)
     spectrum = torch.fft.rfft2(padded, s=(length, length))
-    spectrum = spectrum * torch.fft.rfft2(kernels(plan, kernel_side), s=(length, length)).conj()[:, None]
+    spectrum = spectrum * torch.fft.rfft2(kernel, s=(length, length)).conj()[:, None]
     out = torch.fft.irfft2(spectrum, s=(length, length))[..., :side, :side]
-    return chosen(plan.type == _PULSE, canvas, out)
+    return chosen(is_pulse, canvas, out)
 
 
 def _reflected(positions: Tensor, sides: Tensor) -> Tensor:

@@ -11,17 +11,18 @@ much that is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from resshift.degradation.noise import normal_table
-from resshift.degradation.on_device.blur import blur
+from resshift.degradation.on_device.blur import blur, kernels
 from resshift.degradation.on_device.canvas import chosen, from_levels, to_levels
 from resshift.degradation.on_device.jpeg import JpegTables, compress
 from resshift.degradation.on_device.noise import add_noise, poisson_tables, random_levels
-from resshift.degradation.on_device.plan import Bounds, Plan, decode
+from resshift.degradation.on_device.plan import PULSE, Bounds, KernelPlan, Plan, decode
 from resshift.degradation.on_device.resize import matlab_weights, resize
 from resshift.degradation.recipe import DegradationRecipe
 
@@ -76,22 +77,34 @@ class DeviceDegradation:
         )
         return _Tables(normal, poisson, JpegTables.on(device), matlab)
 
+    def _kernels(self, plans: Sequence[KernelPlan]) -> list[Tensor]:
+        """Return kernels of each plan, all made at once and cut to the side that a plan needs."""
+        widest = max(self.bounds.kernels)
+        margins = [(widest - side) // 2 for side in self.bounds.kernels]
+        return [
+            made[:, margin : widest - margin, margin : widest - margin]
+            for made, margin in zip(kernels(plans, widest), margins, strict=True)
+        ]
+
     def _chain(self, x: Tensor, plan: Plan, tables: _Tables) -> Tensor:
-        side, kernels = self.bounds.side_px, self.bounds.kernels
+        side = self.bounds.side_px
+        plans = plan.kernel1, plan.kernel2, plan.kernel3
+        of_pulses = [one.type == PULSE for one in plans]
+        kernel1, kernel2, kernel3 = self._kernels(plans)
         small = self.side_px // self.recipe.scale
         size1, size2 = plan.size1.long(), plan.size2.long()
         size0, size3 = (torch.full_like(size1, size) for size in (self.side_px, small))
         random1, random2 = random_levels((plan.noise1, plan.noise2), side)
         laws = tables.normal, tables.poisson
-        x = blur(x, size0, plan.kernel1, kernels[0])
+        x = blur(x, size0, kernel1, of_pulses[0])
         x = resize(x, size0, size1, plan.mode1, side)
         x = add_noise(x, size1, plan.noise1, random1, *laws)
         x = compress(x, size1, plan.quality1, tables.jpeg)
-        x = blur(x, size1, plan.kernel2, kernels[1])
+        x = blur(x, size1, kernel2, of_pulses[1])
         x = resize(x, size1, size2, plan.mode2, side)
         x = add_noise(x, size2, plan.noise2, random2, *laws)
         is_last = plan.jpeg_last > 0
         x = chosen(is_last, x, compress(x, size2, plan.quality2, tables.jpeg))
         x = resize(x, size2, size3, plan.mode3, small)
-        x = blur(x, size3, plan.kernel3, kernels[2])
+        x = blur(x, size3, kernel3, of_pulses[2])
         return chosen(is_last, compress(x, size3, plan.quality2, tables.jpeg), x)

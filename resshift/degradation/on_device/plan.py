@@ -25,6 +25,7 @@ from resshift.degradation.resize import InterpolationMode, Resize
 
 MODES: tuple[InterpolationMode, ...] = get_args(InterpolationMode)
 KERNELS: tuple[str, ...] = ("pulse", "sinc", *get_args(GaussianType))
+PULSE = KERNELS.index("pulse")
 NOISES = ("none", "gaussian", "poisson")
 
 

@@ -6,6 +6,8 @@ CPU within 1e-5 of the range.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,6 +19,8 @@ from resshift.degradation.on_device.plan import MODES
 _AREA, _BILINEAR = MODES.index("area"), MODES.index("bilinear")
 _A = -0.75  # of F.interpolate and OpenCV
 _A_MATLAB = -0.5
+
+Distances = TypeVar("Distances", Tensor, NDArray[np.float64])
 
 
 def resize(canvas: Tensor, sides: Tensor, to_sides: Tensor, mode: Tensor, side: int) -> Tensor:
@@ -42,29 +46,28 @@ def _weights(sides: Tensor, to_sides: Tensor, mode: Tensor, side_in: int, side_o
     area = ((i_in >= first) & (i_in < end)) / (end - first)
     centre = (i_out + 0.5) * (num_in.double() / num_out) - 0.5
     bilinear = (1 - (centre.maximum(centre.new_zeros(())).minimum(num_in - 1) - i_in).abs()).clamp(min=0)
-    left = centre.floor()
-    bicubic = torch.zeros_like(bilinear)
-    for step in range(-1, 3):
-        tap = left + step
-        at = tap.clamp(min=0).minimum(num_in - 1)
-        bicubic = bicubic + torch.where(at == i_in, _cubic((centre - tap).abs(), _A), 0.0)
+    # Two pixels beyond each edge, whose weights are added to that of the edge.
+    taps = steps(-2, side_in + 2, sides)[:, None]
+    weights = _cubic((centre - taps).abs(), _A)
+    beyond = (weights * (taps >= num_in)).sum(dim=2, keepdim=True)
+    bicubic = weights[..., 2:-2] * (i_in < num_in) + beyond * (i_in == num_in - 1)
+    bicubic = bicubic + weights[..., :2].sum(dim=2, keepdim=True) * (i_in == 0)
     of = mode[:, None, None]
     return torch.where(of == _AREA, area, torch.where(of == _BILINEAR, bilinear, bicubic)).float()
 
 
-def _cubic(x: Tensor, a: float) -> Tensor:
-    """Return the cubic convolution kernel at distances x in [0, 2]."""
+def _cubic(x: Distances, a: float) -> Distances:
+    """Return the cubic convolution kernel at distances x of at least 0."""
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-    return torch.where(x <= 1, near, far)
+    return (x <= 1) * near + ((x > 1) & (x < 2)) * far
 
 
 def matlab_weights(side: int, scale: int) -> NDArray[np.float32]:
     """Return R of `imresize(picture, 1 / scale)`, (side / scale, side) float32."""
     centres = (np.arange(side // scale) + 0.5) * scale - 0.5
     taps = np.arange(-2 * scale, side + 2 * scale)  # beyond the edges the picture is mirrored
-    distance = torch.from_numpy(np.abs(centres[:, None] - taps) / scale)
-    weights = torch.where(distance < 2, _cubic(distance, _A_MATLAB), 0.0).numpy()
+    weights = _cubic(np.abs(centres[:, None] - taps) / scale, _A_MATLAB)
     weights /= weights.sum(axis=1, keepdims=True)
     folded = taps % (2 * side)
     return (weights @ np.eye(side)[np.minimum(folded, 2 * side - 1 - folded)]).astype(np.float32)

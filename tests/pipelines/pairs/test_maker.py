@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pipelines.pairs.maker import PairMaker
 from pipelines.pairs.order import stream
-from pipelines.pairs.parcels import Batch
+from pipelines.pairs.parcels import Batch, from_block, to_block
 from pipelines.shards.build import ShardOptions
 from pipelines.shards.parquet import read_manifest, row_groups, write_shard_file
 from pipelines.shards.prepare import finish, prepare_here
 from resshift import degradation
 from resshift.config import DataConfig
+from resshift.degradation.on_device.chain import DeviceDegradation
 from resshift.images import ImageError
 from resshift.pairs.training_pair import make_pair
 from tests.pictures import encoded
@@ -64,6 +66,27 @@ def test_rows_do_not_depend_on_how_they_are_cut(shards: str) -> None:
         part = all_of(make, pieces_of(shards, start, stop))
         for name, column in part.items():
             np.testing.assert_array_equal(column, whole[name][start:stop])
+
+
+def test_records_take_the_place_of_low_quality_pictures(tmp_path: Path) -> None:
+    """A batch of which the device makes the low-quality pictures is that of the CPUs, also where a picture is
+    broken.
+    """
+    photos = [b"broken" if i in (2, 3) else encoded(i) for i in range(8)]
+    root = rotten(str(tmp_path / "bad"), photos)
+    expected, found = (
+        all_of(PairMaker(root, 5, replace(CROP, degrade_on=where), RECIPE), pieces_of(root, 0, 8))
+        for where in ("cpu", "device")
+    )
+    assert sorted(found) == ["epoch", "hq", "key", "plan", "row", "substituted"]
+    for name in sorted(found.keys() - {"plan"}):
+        np.testing.assert_array_equal(found[name], expected[name])
+    arrived = from_block(to_block(found, 0), 0)
+    np.testing.assert_array_equal(arrived["plan"], found["plan"])
+    made = DeviceDegradation(RECIPE, CROP.crop_px)(
+        *(torch.from_numpy(found[name]) for name in ("hq", "plan"))
+    )
+    assert np.abs(made.numpy().astype(int) - expected["lq"]).mean() < 0.1
 
 
 def test_a_broken_picture_moves_no_neighbour(tmp_path: Path) -> None:

@@ -157,6 +157,7 @@ def test_runs_and_teachers_that_do_not_fit_are_told_in_one_line(
     for where, run, message in (
         (photos, run_of("data.taught=0.5"), r"data.taught=0.5 needs shards .* jobs/teach.py makes of"),
         (root, run_of("data.crop_px=96"), "holds pairs of scale 4 and 64 pixels, got .* data.crop_px=96"),
+        (root, run_of("data.degrade_on=device"), "are degraded already, data.degrade_on must be cpu"),
         (root, preset("realsr-x2-s4"), "holds pairs of scale 4 .* got model.scale=2"),
     ):
         with pytest.raises(ConfigError, match=message):

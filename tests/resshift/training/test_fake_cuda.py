@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from resshift.config import RunConfig
+from resshift.config import RunConfig, with_settings
+from resshift.degradation.noise import normal_table
+from resshift.degradation.on_device.noise import poisson_tables
+from resshift.degradation.on_device.plan import PLAN_BYTES
 from resshift.metrics.lpips import Lpips
 from resshift.networks.autoencoder import build_first_stage
 from resshift.networks.unet import UNetSwin
@@ -87,10 +90,11 @@ def learner_of(
 
 def batch_of(config: AnyRunConfig, device: torch.device) -> dict[str, Tensor]:
     side = config.data.crop_px
-    shapes = {"hq": (side, side, 3)}
+    shapes: dict[str, tuple[int, ...]] = {"hq": (side, side, 3)}
     if isinstance(config, RunConfig):
         low = side // config.model.scale
         shapes |= {"lq": (low, low, 3)} | ({"mask": (low, low)} if config.model.unet.cond_mask else {})
+        shapes |= {"plan": (PLAN_BYTES,)} if config.data.degrade_on == "device" else {}
     return {
         name: torch.zeros(BATCH, *shape, dtype=torch.uint8, device=device) for name, shape in shapes.items()
     }
@@ -128,6 +132,15 @@ def train(config: AnyRunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", fast_and_slow([*PRESETS, *AUTOENCODER_PRESETS]))
 def test_a_step_and_a_picture_stay_on_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     train(config_of(name), monkeypatch)
+
+
+@pytest.mark.slow
+def test_a_step_that_degrades_stays_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for the host no more than one that gets its low-quality pictures."""
+    settings = ("degradation.kind=realesrgan", "data.degrade_on=device", "train.micro_batch=2")
+    normal_table()  # kept, as the other tables are: without values none can be made
+    poisson_tables()
+    train(with_settings(config_of("test-x4"), settings), monkeypatch)
 
 
 @pytest.mark.parametrize("name", fast_and_slow([*PRESETS, *AUTOENCODER_PRESETS]))

@@ -8,11 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from resshift import seeds
 from resshift.config import LossConfig, RunConfig, with_settings
+from resshift.degradation import degrade, draw
+from resshift.degradation.on_device.plan import encode
 from resshift.models import WeightsError
 from resshift.networks.autoencoder import PixelUnshuffle
 from resshift.presets import test_x4 as toy_preset
@@ -21,12 +25,14 @@ from resshift.training.losses import LossTerms, Objective
 from resshift.training.slots import Slots
 from resshift.training.step import (
     DiffusionLearner,
+    Pictures,
     TrainState,
     build_network,
     draw_noise,
     lpips_corner,
     mask_to_unit_range,
     start_from,
+    to_unit_range,
 )
 from resshift.weights import state_to_store
 
@@ -137,15 +143,18 @@ def test_every_slot_belongs_to_one_worker(num_ranks: int) -> None:
         assert max(sizes) - min(sizes) <= 1
 
 
-def gradients(config: RunConfig, num_ranks: int) -> dict[str, Tensor]:
+def gradients(
+    config: RunConfig, num_ranks: int, samples: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """Run one step as `num_ranks` workers would, each on its slots, and average their gradients as DDP
     does.
     """
+    samples = samples or batch(0)
     total: dict[str, Tensor] = {}
     for rank in range(num_ranks):
         slots = Slots.of_rank(config.train.batch_size, rank, num_ranks)
         learner = start(config, Slots(slots.start, slots.stop, slots.batch_size, 1))
-        own = {name: value[slots.start : slots.stop] for name, value in batch(0).items()}
+        own = {name: value[slots.start : slots.stop] for name, value in samples.items()}
         learner.backward(own)
         for name, parameter in learner.state.network.named_parameters():
             assert parameter.grad is not None
@@ -164,6 +173,24 @@ def test_gradient_does_not_depend_on_how_the_batch_is_cut(micro_batch: int, num_
         torch.testing.assert_close(
             cut[name], value, rtol=1e-4, atol=1e-6
         )  # the order of float32 sums differs
+
+
+def test_pictures_degraded_here_do_not_depend_on_how_the_batch_is_cut() -> None:
+    """1 x 4 = two workers x 2; and they are those of the CPU."""
+    settings = ("degradation.kind=realesrgan", "data.degrade_on=device", "train.batch_size=4")
+    config = toy(*settings)
+    params = [draw(seeds.philox(1, "degrade", i), config.degradation) for i in range(4)]
+    hq = batch(0, 4)["hq"]
+    records = torch.from_numpy(np.stack([encode(one, 32) for one in params]))
+    drawn = {"hq": hq, "plan": records}
+    whole = gradients(config, 1, drawn)
+    lq = np.stack([degrade(picture.numpy(), one) for picture, one in zip(hq, params, strict=True)])
+    _, found, _ = Pictures(config)(drawn, slice(0, 4))
+    torch.testing.assert_close(found, to_unit_range(torch.from_numpy(lq)), rtol=0, atol=2 / 127.5)
+    assert torch.equal(Pictures(config)(drawn, slice(2, 4))[1], found[2:])
+    cut = gradients(config, 2, drawn)
+    for name, value in whole.items():
+        torch.testing.assert_close(cut[name], value, rtol=1e-4, atol=1e-6)
 
 
 def test_noise_of_a_slot_does_not_depend_on_its_worker() -> None:

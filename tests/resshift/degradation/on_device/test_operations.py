@@ -22,9 +22,9 @@ from resshift.degradation.jpeg import Jpeg
 from resshift.degradation.kernels import Blur, GaussianKernel, KernelSpec, PulseKernel, SincKernel
 from resshift.degradation.noise import Noise
 from resshift.degradation.on_device import jpeg, noise, resize
-from resshift.degradation.on_device.blur import blur
+from resshift.degradation.on_device.blur import blur, kernels
 from resshift.degradation.on_device.philox import random_u16
-from resshift.degradation.on_device.plan import MODES, Plan, decode, encode
+from resshift.degradation.on_device.plan import MODES, PULSE, Plan, decode, encode
 from resshift.degradation.resize import Resize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -104,7 +104,8 @@ def test_blur_is_that_of_the_cpu(side: int) -> None:
     """Also where the kernel is larger than the picture, which is then reflected several times."""
     pictures = textures(len(KERNELS))
     sides = [side] * len(KERNELS)
-    found = blur(*canvases(pictures, sides), plan_of(KERNELS).kernel1, 21)
+    (kernel,) = kernels([plan_of(KERNELS).kernel1], 21)
+    found = blur(*canvases(pictures, sides), kernel, torch.zeros(len(KERNELS), dtype=torch.bool))
     expected = [
         cpu_kernels.blur(picture, spec)
         for picture, spec in zip(corners(pictures, sides), KERNELS, strict=True)
@@ -114,7 +115,10 @@ def test_blur_is_that_of_the_cpu(side: int) -> None:
 
 def test_a_pulse_changes_nothing() -> None:
     laid, sides = canvases(textures(2), (40, 7))
-    assert torch.equal(blur(laid, sides, plan_of(num=2).kernel1, 5), laid)
+    plan = plan_of(num=2).kernel1
+    (kernel,) = kernels([plan], 5)
+    assert torch.equal(blur(laid, sides, kernel, plan.type == PULSE), laid)
+    assert differences(blur(laid, sides, kernel, plan.type != PULSE), corners(textures(2), (40, 7))) < 1e-6
 
 
 @pytest.mark.parametrize("mode", MODES)
