@@ -1,8 +1,9 @@
-"""Make a RayService from the cluster in raycluster.yaml and a Serve configuration, so that neither is
+"""Make a RayService from the cluster in base/raycluster.yaml and a Serve configuration, so that neither is
 duplicated.
 
     python -m serve --host 0.0.0.0 --print-config > service.yaml
-    python deploy/kuberay/rayservice.py service.yaml | kubectl apply -n resshift -f -
+    python deploy/kuberay/rayservice.py service.yaml > deploy/kuberay/overlays/service/rayservice.yaml
+    kubectl apply -k deploy/kuberay/overlays/service
 
 Before the second command add args.keys of the endpoint (docs/operate.md). The configuration is a file for
 `serve deploy`, with a host that probes can reach (`serve/config.yaml` listens on loopback). KubeRay applies
@@ -20,7 +21,7 @@ from typing import Any
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-_CLUSTER = Path(__file__).with_name("raycluster.yaml")
+_CLUSTER = Path(__file__).with_name("base") / "raycluster.yaml"
 
 
 def rayservice(cluster: dict[str, Any], serve_config: str) -> dict[str, Any]:

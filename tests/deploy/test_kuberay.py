@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
@@ -30,7 +32,8 @@ CRDS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("kuberay-crds.yam
 
 
 def manifest(name: str) -> Manifest:
-    return yaml.safe_load((KUBERAY / name).read_text())
+    path = KUBERAY / "base" / name
+    return yaml.safe_load((path if path.exists() else KUBERAY / name).read_text())
 
 
 def render_service(serve_config: str) -> Manifest:
@@ -46,8 +49,8 @@ def rendered_service() -> Manifest:
     )
 
 
-def refusals(made: Manifest) -> list[str]:
-    schema = {**CRDS, "$ref": f"#/$defs/{made['kind']}"}
+def refusals(made: Manifest, kind: str = "") -> list[str]:
+    schema = {**CRDS, "$ref": f"#/$defs/{kind or made['kind']}"}
     return [f"{error.json_path}: {error.message}" for error in Draft202012Validator(schema).iter_errors(made)]
 
 
@@ -92,7 +95,7 @@ def test_every_object_in_the_schema_is_closed_or_open_on_purpose() -> None:
             schema.get("x-kubernetes-preserve-unknown-fields")
         ), schema
     references = {schema["$ref"] for schema in subschemas(CRDS) if "$ref" in schema}
-    assert references <= {f"#/$defs/{name}" for name in CRDS["$defs"]}
+    assert {reference.split("/")[2] for reference in references} <= set(CRDS["$defs"])
 
 
 @pytest.mark.parametrize("name", ["raycluster.yaml", *JOBS])
@@ -398,6 +401,142 @@ def test_pod_templates_and_policy_against_the_schemas_of_kubernetes() -> None:
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": {"containers": [container]}}
     validate.validate(pod, "1.31", strict=True)
     validate.validate(manifest("networkpolicy.yaml"), "1.31", strict=True)
+
+
+def test_only_the_head_may_speak_to_kubernetes() -> None:
+    """Workers open strangers' pictures, and KubeRay gives the account of the head rights to delete pods."""
+    accounts = {
+        one["metadata"]["name"]: one
+        for one in yaml.safe_load_all((KUBERAY / "base" / "serviceaccounts.yaml").read_text())
+    }
+    pods = {name: group["template"]["spec"] for name, group in groups(manifest("raycluster.yaml"))}
+    assert (
+        {pod["serviceAccountName"] for pod in pods.values()} == set(accounts) == {"resshift", "resshift-head"}
+    )
+    assert [name for name, pod in pods.items() if pod["serviceAccountName"] == "resshift-head"] == ["head"]
+    assert accounts["resshift"]["automountServiceAccountToken"] is False
+    for name, pod in pods.items():
+        assert pod.get("automountServiceAccountToken", True) == (name == "head")
+    (trust,) = yaml.safe_load((ROOT / "deploy/aws/trust-eks.json").read_text())["Statement"]
+    assert trust["Condition"]["StringEquals"]["YOUR-OIDC:sub"] == [
+        f"system:serviceaccount:resshift:{name}" for name in sorted(accounts)
+    ]
+
+
+# What the operator refuses beyond the CRDs (validation.go of ray-project/kuberay, ValidateRayJobSpec and
+# ValidateClusterUpgradeOptions), for the modes that the overlays use.
+def operator_refuses_job(spec: Manifest) -> list[str]:
+    found: list[str] = []
+    if spec.get("submissionMode") == "SidecarMode":
+        found += [
+            key for key in ("clusterSelector", "submitterPodTemplate", "submitterConfig") if key in spec
+        ]
+        policy = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"].get("restartPolicy", "Never")
+        found += [] if policy == "Never" else ["restartPolicy"]
+    if ("rayClusterSpec" in spec) == ("clusterSelector" in spec):
+        found.append("one of rayClusterSpec and clusterSelector")
+    if spec.get("ttlSecondsAfterFinished") and not spec.get("shutdownAfterJobFinishes"):
+        found.append("ttlSecondsAfterFinished")
+    if "clusterSelector" in spec and spec.get("backoffLimit"):
+        found.append("backoffLimit")
+    return found
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_the_operator_takes_the_jobs(name: str) -> None:
+    spec = manifest(name)["spec"]
+    assert operator_refuses_job(spec) == []
+    assert operator_refuses_job(
+        {**spec, "submissionMode": "SidecarMode", "rayClusterSpec": manifest("raycluster.yaml")["spec"]}
+    )
+
+
+def kustomized(folder: Path) -> list[Manifest]:
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl is not installed")
+    done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def kind_of(made: list[Manifest], kind: str) -> Manifest:
+    (found,) = [one for one in made if one["kind"] == kind]
+    return found
+
+
+CLUSTER = manifest("raycluster.yaml")["spec"]
+KINDS = {
+    "base": ["NetworkPolicy", "RayCluster", "ServiceAccount", "ServiceAccount"],
+    "overlays/job": ["NetworkPolicy", "RayJob", "ServiceAccount", "ServiceAccount"],
+    "overlays/nightly": ["NetworkPolicy", "RayCronJob", "ServiceAccount", "ServiceAccount"],
+    "overlays/history": [
+        *("Deployment", "NetworkPolicy", "NetworkPolicy", "RayCluster", "Role", "RoleBinding", "Service"),
+        *["ServiceAccount"] * 3,
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", KINDS)
+def test_overlays_are_what_the_crds_and_the_operator_take(folder: str) -> None:
+    made = kustomized(KUBERAY / folder)
+    assert sorted(one["kind"] for one in made) == KINDS[folder]
+    assert {one["metadata"]["namespace"] for one in made} == {"resshift"}
+    for one in made:
+        if one["apiVersion"] != "ray.io/v1":
+            continue
+        spec = one["spec"]
+        if (history := spec.pop("historyServerOptions", None)) is not None:  # KubeRay 1.7
+            assert refusals(history, "historyServerOptions") == []
+        assert refusals(one) == []
+        if one["kind"] != "RayCluster":
+            job = spec["jobTemplate"] if one["kind"] == "RayCronJob" else spec
+            assert job["rayClusterSpec"] == CLUSTER  # written once, in base
+            assert operator_refuses_job(job) == []
+            program, script, *arguments = shlex.split(job["entrypoint"])
+            assert program == "python"
+            assert load_script(str(Path(script).relative_to("/app"))).arguments().parse_args(arguments)
+
+
+@pytest.mark.slow
+def test_the_service_is_made_of_its_configuration_and_upgraded_step_by_step(tmp_path: Path) -> None:
+    shutil.copytree(KUBERAY, tmp_path / "kuberay")
+    overlays = tmp_path / "kuberay" / "overlays"
+    (overlays / "service" / "rayservice.yaml").write_text(yaml.safe_dump(rendered_service()))
+    plain = kustomized(overlays / "service")
+    assert sorted(one["kind"] for one in plain) == [
+        "NetworkPolicy",
+        "RayService",
+        "ServiceAccount",
+        "ServiceAccount",
+    ]
+    assert refusals(kind_of(plain, "RayService")) == []
+    made = kind_of(kustomized(overlays / "incremental"), "RayService")
+    assert refusals(made) == []
+    upgrade = made["spec"].pop("upgradeStrategy")
+    assert upgrade["type"] == "NewClusterWithIncrementalUpgrade"
+    options = upgrade["clusterUpgradeOptions"]
+    assert 0 < options["stepSizePercent"] <= options["maxSurgePercent"] <= 100
+    assert options["intervalSeconds"] > 0
+    assert made["spec"]["rayClusterConfig"]["enableInTreeAutoscaling"] is True  # the operator demands it
+    assert made == kind_of(plain, "RayService")
+    # Its cluster has a generated name: the policy selects pods by the label that they bring along.
+    (policy,) = [one for one in plain if one["kind"] == "NetworkPolicy"]
+    for group in (CLUSTER["headGroupSpec"], *CLUSTER["workerGroupSpecs"]):
+        assert (
+            policy["spec"]["podSelector"]["matchLabels"].items()
+            <= group["template"]["metadata"]["labels"].items()
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", KINDS)
+def test_objects_of_kubernetes_itself_against_its_schemas(folder: str) -> None:
+    validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+    for one in kustomized(KUBERAY / folder):
+        if one["apiVersion"] != "ray.io/v1":
+            validate.validate(one, "1.31", strict=True)
 
 
 def test_every_worker_tells_ray_before_its_pod_ends() -> None:
