@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup demo test test-fast lint lock licences wheel clean
+.PHONY: help setup demo test test-fast lint lock licences sbom audit wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -41,6 +41,12 @@ lock: ## resolve requirements.lock again
 
 licences: setup ## list the licences of all installed packages; fail on non-commercial and strong copyleft ones
 	$(RUN) deploy/licences.py
+
+sbom: setup ## write dist/resshift.cdx.json, the bill of materials of requirements.lock (CycloneDX)
+	$(RUN) deploy/sbom.py dist/resshift.cdx.json
+
+audit: setup ## ask PyPI's database for known vulnerabilities of what requirements.lock pins; needs a network
+	$(VENV)/bin/uv tool run pip-audit==2.10.1 --requirement requirements.lock --no-deps --disable-pip
 
 wheel: setup ## build dist/*.whl from this tree, without a network
 	$(RUN) -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
