@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -118,9 +119,10 @@ def trained(learner: Learner, source: Iterator[Batch], steps: int) -> ConvUNet:
     return cast(ConvUNet, learner.state.ema.module)
 
 
-def psnr(pictures: Tensor, truth: Tensor) -> float:
-    """Return the PSNR of all pixels together, in dB; both in [-1, 1]."""
-    return float(-10 * torch.log10(((pictures - truth) / 2).square().mean()))
+def psnr(pictures: Tensor, truth: Tensor) -> float | None:
+    """Return the PSNR of all pixels together, in dB, None of equal pictures; both in [-1, 1]."""
+    found = float(-10 * torch.log10(((pictures - truth) / 2).square().mean()))
+    return None if math.isinf(found) else found
 
 
 def grain(pictures: Tensor, truth: Tensor, scale: int = 4) -> float:
@@ -155,7 +157,7 @@ class Test:
         return self.stage.decode(x0).clamp(-1, 1)
 
 
-def of_a_chain(test: Test, factor: float) -> dict[str, dict[str, float]]:
+def of_a_chain(test: Test, factor: float) -> dict[str, dict[str, float | None]]:
     """Return the figures of a chain, and of its students of one step."""
     steps, taught_steps = round(3000 * factor), round(400 * factor)
     source, stage = pairs(0, 512), PixelUnshuffle(4)
@@ -217,7 +219,7 @@ class AtTheEnd(Objective):
         return super().predict(at_end, hq, lq, t, noise, mask)  # type: ignore[arg-type]
 
 
-def of_any_model(test: Test, factor: float) -> dict[str, dict[str, float]]:
+def of_any_model(test: Test, factor: float) -> dict[str, dict[str, float | None]]:
     """Return the figures of a large network that saw many pairs, and of small ones that saw few."""
     large, small = (
         run_of(channels, round(steps * factor), chain=1)

@@ -1,7 +1,7 @@
 """Where faces are: an interface, and YuNet in OpenCV with a file of the user.
 
-No package that this project installs ships the weights of a detector; YuNet's are MIT, a file of a quarter of a
-megabyte in OpenCV's model zoo (face_detection_yunet_2023mar.onnx).
+No package that this project installs ships the weights of a detector; YuNet's are MIT, a small file in
+OpenCV's model zoo (face_detection_yunet_2023mar.onnx).
 """
 
 from __future__ import annotations
