@@ -55,7 +55,7 @@ def measure(kind: str, source: str, target: str, milliseconds: float, replicas: 
             StageOptions(outputs=job, target=target),
             engine,
             BulkOptions(),
-            rows.append,
+            rows.extend,
             num_cpus=int(resources["CPU"]),
             object_store_bytes=int(resources["object_store_memory"]),
         )

@@ -216,9 +216,9 @@ class Driver:
             return self.state()
         writer = LedgerWriter(self.write)
 
-        def finished(row: Row) -> None:
-            self.progress.count(row)
-            writer.add({**row, "run": self._run})
+        def finished(rows: Sequence[Row]) -> None:
+            self.progress.count(rows)
+            writer.add([{**row, "run": self._run} for row in rows])
 
         engine = self._engine = self._make_engine()
         bulk = self._bulk = BulkRun(

@@ -178,7 +178,9 @@ class Engine(Protocol):
     def upscale(
         self, options: ReplicaOptions, keys: Sequence[str], inputs: Sequence[ray.ObjectRef], *, alone: bool
     ) -> AsyncGenerator[ray.ObjectRef]:
-        """Upscale a unit; yield references to what `Replica.upscale` yields."""
+        """Upscale the pictures of these keys, which are in these parcels; yield references to what
+        `Replica.upscale` yields.
+        """
         ...
 
     async def close(self) -> None:

@@ -73,8 +73,8 @@ def engine_options(
 
 
 def default_drivers(replicas: int) -> int:
-    """Return how many drivers keep so many replicas busy: each schedules some hundred pictures a second, and
-    eight replicas seldom do more.
+    """Return how many drivers keep so many replicas busy: each schedules some hundred pictures a second, a
+    thousand small ones, and eight replicas seldom do more.
     """
     return -(-replicas // _REPLICAS_OF_A_DRIVER)
 

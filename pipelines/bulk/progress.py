@@ -9,6 +9,7 @@ Metrics (exported by every Ray node): `ray_resshift_bulk_pictures_total{status,r
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, cast
 
 from ray.util.metrics import Counter as MetricsCounter
@@ -68,12 +69,13 @@ class JobProgress(Progress):
         self._replicas = Gauge("resshift_bulk_replicas", "Replicas that are ready")
         self._pending = Gauge("resshift_bulk_pending", "Inputs listed and without a row")
 
-    def count(self, row: Row) -> None:
-        """Count a finished row."""
-        self.add(row["status"])
-        megapixels = (row["width_in"] or 0) * (row["height_in"] or 0) / 1e6
-        self._pictures.inc(1, {"status": row["status"], "reason": row["reason"] or ""})
-        if row["status"] == "ok" and megapixels:
+    def count(self, rows: Sequence[Row]) -> None:
+        """Count finished rows."""
+        for (status, reason), num in Counter((row["status"], row["reason"] or "") for row in rows).items():
+            self.add(status, num)
+            self._pictures.inc(num, {"status": status, "reason": reason})
+        sides = ((row["width_in"] or 0, row["height_in"] or 0) for row in rows if row["status"] == "ok")
+        if megapixels := sum(width * height for width, height in sides) / 1e6:
             self.megapixels += megapixels
             self._megapixels.inc(megapixels)
 

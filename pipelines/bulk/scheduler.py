@@ -6,10 +6,15 @@ pass through the driver; pictures stay in the object store, within a budget of b
 can work on: CPU tasks scale with the cluster, replicas with the engine, and the listing is read as fast as
 work is done.
 
+Tasks and units are cut by what they are expected to cost: by bytes in the listing before pictures are
+decoded, by megapixels and the measured speed of the model then. Small pictures travel in hundreds
+(`pipelines.bulk.parcels`), large or slow ones in eights at most.
+
 Nothing is lost: every input gets exactly one row, in `_finish`; work that was interrupted is repeated and
-gives the same bytes. When a worker or replica ends, the unfinished items of its unit go back to the queue.
-The item that it was working on is a suspect: it is tried alone at its replica, and after `max_deaths` workers
-that ended with it alone it becomes a row with reason killed_worker. Its neighbours are never charged.
+gives the same bytes. When a worker or replica ends, the unfinished items of its unit go back to the queue: in
+units of a few, if it was a large one. Of a few, the item that it was working on is a suspect: it is tried
+alone at its replica, and after `max_deaths` workers that ended with it alone it becomes a row with reason
+killed_worker. Its neighbours are never charged.
 """
 
 from __future__ import annotations
@@ -26,15 +31,19 @@ from typing import Any
 import ray
 from ray.exceptions import NodeDiedError, ObjectLostError, RayError, RayTaskError
 
-from pipelines.bulk.engine import Engine
+from pipelines.bulk.engine import UNITS_PER_REPLICA, Engine
+from pipelines.bulk.parcels import FEW, MOST_PARCELS, Parcel, by_key, packed
 from pipelines.bulk.selection import Batch, WorkItem
 from pipelines.bulk.stages import StageOptions, prepare, store
 from pipelines.bulk.worker import ReplicaOptions, Started, Upscaled
 from pipelines.ledger.ledger import Row, failed
-from resshift.images.animation import Frames
 from resshift.storage import StorageError
 
 _HAND_ON_S = 5.0  # results of a unit are stored that often, and at its end
+_UNIT_S = 2.0  # time in the model that a unit of more than a few pictures is expected to take at most
+# What a file takes in memory is known when it is decoded; until then, this many times its size is assumed.
+_BYTES_A_BYTE = 12
+_FETCH_BYTES = 2_000_000  # files of a fetch task, if they are more than a few
 # Attempts at one item, whatever cut them off: on a cluster that keeps losing work it must not be retried
 # forever.
 _MAX_ATTEMPTS = 20
@@ -47,14 +56,14 @@ class BulkOptions:
     Fields:
         unit_pictures, unit_megapixels: Inputs, or megapixels of input, with which the unit of a replica is
             full.
-        fetch_pictures: Inputs of one fetch task.
+        fetch_pictures: Inputs of one fetch task at most.
         in_flight_mb: Megabytes of pictures in the object store; None: 40 % of the cluster's store.
         max_deaths: Number of workers that may end while they have an input alone.
     """
 
-    unit_pictures: int = 8
+    unit_pictures: int = 256
     unit_megapixels: float = 1.0
-    fetch_pictures: int = 8
+    fetch_pictures: int = 256
     in_flight_mb: float | None = None
     max_deaths: int = 2
 
@@ -71,11 +80,11 @@ class BulkOptions:
 
 @dataclass(slots=True)
 class _Ready:
-    """A decoded input that waits for a replica."""
+    """A decoded input that waits for a replica, in a parcel with others."""
 
     item: WorkItem
     row: Row
-    frames: ray.ObjectRef
+    parcel: ray.ObjectRef
     num_pixels: int
     reserved: int
 
@@ -115,12 +124,23 @@ class Budget:
 @ray.remote(max_retries=0, num_cpus=1)
 def _prepare(items: Sequence[WorkItem], options: StageOptions) -> tuple[Any, ...]:
     rows, frames = prepare(items, options)
-    return [(row, one.num_pixels, one.num_bytes) for row, one in zip(rows, frames, strict=True)], *frames
+    places = packed(frames)
+    parcels: list[Parcel] = []
+    for place in range(_num_parcels(items)):
+        among = [i for i in range(len(rows)) if places[i] == place]
+        parcels.append(Parcel(tuple(items[i].key for i in among), tuple(frames[i] for i in among)))
+    sizes = ((one.num_pixels, one.num_bytes) for one in frames)
+    return [(row, *size, place) for row, size, place in zip(rows, sizes, places, strict=True)], *parcels
+
+
+def _num_parcels(items: Sequence[WorkItem]) -> int:
+    return min(MOST_PARCELS, len(items))
 
 
 @ray.remote(max_retries=0, num_cpus=1)
-def _store(rows: Sequence[Row], options: StageOptions, *results: Frames) -> list[Row]:
-    return store(rows, results, options)
+def _store(rows: Sequence[Row], options: StageOptions, *results: Parcel) -> list[Row]:
+    frames = by_key(results)
+    return store(rows, [frames[row["key"]] for row in rows], options)
 
 
 class BulkRun:
@@ -131,7 +151,7 @@ class BulkRun:
         stages: Options of the CPU stages.
         engine: The GPU stage, started.
         options: How the work is cut.
-        finished: Function that is called once for every input with its ledger row, in the loop's thread.
+        finished: Function that is called with ledger rows, once for every input, in the loop's thread.
         settle: `Worklist.settle`: which inputs follow from the row of an item.
         num_cpus: CPUs of the cluster, the number of tasks that are submitted at a time.
         object_store_bytes: Size of the cluster's object store.
@@ -143,7 +163,7 @@ class BulkRun:
         stages: StageOptions,
         engine: Engine,
         options: BulkOptions,
-        finished: Callable[[Row], None],
+        finished: Callable[[Sequence[Row]], None],
         *,
         num_cpus: int,
         object_store_bytes: int,
@@ -162,7 +182,9 @@ class BulkRun:
         self.resize(num_cpus=num_cpus, object_store_bytes=object_store_bytes)
         self._queue: collections.deque[WorkItem] = collections.deque()
         self._ready: collections.deque[_Ready] = collections.deque()
-        self._num_preparing = 0
+        self._ready_pixels = 0
+        self._num_preparing = self._preparing_pixels = self._num_fetching = 0
+        self._model_seconds = self._model_pixels = 0.0
         self._num_open = 0
         self._is_listed = False
         self._changed = asyncio.Condition()
@@ -195,7 +217,8 @@ class BulkRun:
         """
         ticking = asyncio.get_running_loop().create_task(self._tick())
         try:
-            await asyncio.gather(self._guarded(self._fetch()), self._guarded(self._dispatch()))
+            parts = (self._list(), self._fetch(), self._dispatch())
+            await asyncio.gather(*(self._guarded(part) for part in parts))
         finally:
             ticking.cancel()
             for task in tuple(self._tasks):
@@ -237,80 +260,107 @@ class BulkRun:
     def _is_done(self) -> bool:
         return self._is_listed and not self._num_open
 
-    # Listing, fetch and decode.
+    # Listing.
 
-    async def _more(self) -> None:
-        """Take the next batch of the listing."""
-        batch = await asyncio.get_running_loop().run_in_executor(self._listing, next, self._batches, None)
-        if batch is None:
-            self._is_listed = True
+    async def _list(self) -> None:
+        """Read ahead in the listing, by what two tasks take."""
+        loop = asyncio.get_running_loop()
+        while not self._is_listed:
+            await self._wait_for(lambda: len(self._queue) < 2 * self.options.fetch_pictures)
+            batch = await loop.run_in_executor(self._listing, next, self._batches, None)
+            if batch is None:
+                self._is_listed = True
+            else:
+                self._take(batch)
             await self._notify()
-            return
-        self._take(batch)
 
     def _take(self, batch: Batch) -> None:
         items, refused = batch
         self._num_open += len(items)
         self._queue.extend(items)
-        for row in refused:
-            self._finished(row)
+        if refused:
+            self._finished(refused)
+
+    # Fetch and decode.
 
     def _wants_inputs(self) -> bool:
         """Whether more should be decoded now, so that every replica finds its next units full."""
-        ahead = self.options.unit_pictures * 2 * (self.engine.num_replicas + 1)
-        tasks = -(-self._num_preparing // self.options.fetch_pictures)
-        return (
-            tasks < self.num_tasks
-            and self._num_preparing + len(self._ready) < ahead + self.options.fetch_pictures
+        units = UNITS_PER_REPLICA * (self.engine.num_replicas + 1)
+        num = self._num_preparing + len(self._ready)
+        num_pixels = self._preparing_pixels + self._ready_pixels
+        return self._num_fetching < self.num_tasks and (
+            num < (units + 1) * min(FEW, self.options.unit_pictures)
+            or (
+                num < units * self.options.unit_pictures
+                and num_pixels < units * self.options.unit_megapixels * 1e6
+            )
         )
 
     async def _fetch(self) -> None:
         while True:
-            await self._wait_for(
-                lambda: self._is_done() or (self._wants_inputs() and bool(self._queue or not self._is_listed))
-            )
+            await self._wait_for(lambda: self._is_done() or bool(self._queue and self._wants_inputs()))
             if self._is_done():
                 return
-            if not self._queue:
-                await self._more()
-                continue
-            items = [self._queue.popleft()]
-            while (
-                not items[0].is_suspect
-                and len(items) < self.options.fetch_pictures
-                and self._queue
-                and not self._queue[0].is_suspect
-            ):
-                items.append(self._queue.popleft())
+            items = self._take_items()
+            num_pixels = sum(map(_expected_pixels, items))
+            self._num_fetching += 1
             self._num_preparing += len(items)
-            # What a file takes in memory is known when it is decoded; until then, twelve times its size is
-            # assumed.
-            reserved = min(sum(int(12 * item.size * self._growth) for item in items), self.budget.limit)
+            self._preparing_pixels += num_pixels
+            reserved = int(sum(_BYTES_A_BYTE * item.size for item in items) * self._growth)
+            reserved = min(reserved, self.budget.limit)
             await self.budget.reserve(reserved)
-            self._spawn(self._prepare(items, reserved))
+            self._spawn(self._prepare(items, num_pixels, reserved))
 
-    async def _prepare(self, items: list[WorkItem], reserved: int) -> None:
+    def _take_items(self) -> list[WorkItem]:
+        """Take the inputs of a task from the queue: many small ones, as long as there are enough for all."""
+        share = max(FEW, -(-len(self._queue) // max(1, self.num_tasks - self._num_fetching)))
+        most = min(self.options.fetch_pictures, share)
+        items: list[WorkItem] = []
+        num_bytes = 0
+        while self._queue:
+            following = self._queue[0]
+            most, num_bytes = min(most, following.company), num_bytes + following.size
+            if items and (len(items) >= most or (len(items) >= FEW and num_bytes > _FETCH_BYTES)):
+                break
+            items.append(self._queue.popleft())
+        return items
+
+    async def _prepare(self, items: list[WorkItem], num_pixels: int, reserved: int) -> None:
         # Ray's stubs know a single return value.
-        refs: Any = _prepare.options(num_returns=1 + len(items)).remote(items, self.stages)
-        rows_ref, *frame_refs = refs
+        refs: Any = _prepare.options(num_returns=1 + _num_parcels(items)).remote(items, self.stages)
+        answers_ref, *parcels = refs
         try:
-            answers: list[tuple[Row, int, int]] = await rows_ref
+            answers: list[tuple[Row, int, int, int]] = await answers_ref
         except RayError as error:
             await self.budget.adjust(-reserved)
-            self._cut_off(items, error, suspects=items)
+            self._cut_off(items, error, suspects=items, num_together=len(items))
         else:
-            await self.budget.adjust(-reserved)
-            for item, (row, num_pixels, num_bytes), frames in zip(items, answers, frame_refs, strict=True):
+            self._queue.extendleft(reversed(items[len(answers) :]))  # a task may leave some
+            num_bytes = 0
+            finished: list[Row] = []
+            for item, (row, pixels, size, place) in zip(items, answers, strict=False):
                 if row["status"] == "ok":
-                    needed = int(num_bytes * self._growth)
-                    await self.budget.adjust(needed)
-                    self._ready.append(_Ready(item, row, frames, num_pixels, needed))
+                    needed = int(size * self._growth)
+                    num_bytes += needed
+                    self._ready.append(_Ready(item, row, parcels[place], pixels, needed))
+                    self._ready_pixels += pixels
                 else:
-                    self._finish(row)
+                    finished.append(row)
+            await self.budget.adjust(num_bytes - reserved)
+            self._finish(finished)
+        self._num_fetching -= 1
         self._num_preparing -= len(items)
+        self._preparing_pixels -= num_pixels
         await self._notify()
 
     # Upscale.
+
+    def _may_be_unit(self, num: int, num_pixels: int) -> bool:
+        """Whether so many pictures may be one unit."""
+        if num > self.options.unit_pictures or num_pixels > self.options.unit_megapixels * 1e6:
+            return False
+        seconds = self._model_seconds * num_pixels / self._model_pixels if self._model_pixels else _UNIT_S
+        return num <= FEW or seconds < _UNIT_S
 
     def _has_unit(self) -> bool:
         """Whether a unit can be sent: a full one, or what there is when nothing more comes or a replica has
@@ -318,27 +368,23 @@ class BulkRun:
         """
         if not self._ready:
             return False
-        full = len(self._ready) >= self.options.unit_pictures
-        full = full or sum(entry.num_pixels for entry in self._ready) >= self.options.unit_megapixels * 1e6
         return (
-            full
+            not self._may_be_unit(len(self._ready) + 1, self._ready_pixels + 1)
             or not (self._num_preparing or self._queue)
             or self.engine.is_starving
             or self._ready[0].item.is_suspect
         )
 
     def _take_unit(self) -> list[_Ready]:
-        unit = [self._ready.popleft()]
-        num_pixels = unit[0].num_pixels
-        while self._ready and len(unit) < self.options.unit_pictures and not unit[0].item.is_suspect:
+        unit: list[_Ready] = []
+        num_pixels, most = 0, self.options.unit_pictures
+        while self._ready:
             following = self._ready[0]
-            if (
-                following.item.is_suspect
-                or num_pixels + following.num_pixels > self.options.unit_megapixels * 1e6
-            ):
+            most, num_pixels = min(most, following.item.company), num_pixels + following.num_pixels
+            if unit and (len(unit) >= most or not self._may_be_unit(len(unit) + 1, num_pixels)):
                 break
-            num_pixels += following.num_pixels
             unit.append(self._ready.popleft())
+        self._ready_pixels -= sum(entry.num_pixels for entry in unit)
         return unit
 
     async def _dispatch(self) -> None:
@@ -361,22 +407,26 @@ class BulkRun:
         # A suspect is alone at its replica, so that its death says who it was. A unit that happens to have
         # one picture has neighbours there and is not charged.
         is_alone = unit[0].item.is_suspect
-        inputs = [entry.frames for entry in unit]
-        stream = self.engine.upscale(self._replica_options, keys, inputs, alone=is_alone)
+        parcels = list(dict.fromkeys(entry.parcel for entry in unit))
+        stream = self.engine.upscale(self._replica_options, keys, parcels, alone=is_alone)
         try:
             async with contextlib.aclosing(stream):
                 started = await (await anext(stream))
                 assert started is not None
                 times = self.replica_times.setdefault(started.replica, ReplicaTime(started.at))
-                for entry in unit:
+                while len(answered) < len(unit):
                     result = await anext(stream)
                     try:
-                        upscaled: Upscaled = await (await anext(stream))
+                        group: Sequence[Upscaled] = await (await anext(stream))
                     except StopAsyncIteration:
                         await result  # a stream ends with the error in place of a result
                         raise
-                    times.busy, times.last = times.busy + upscaled.seconds, upscaled.at
-                    answered.append((entry, upscaled, result))
+                    for upscaled in group:
+                        entry = unit[len(answered)]
+                        times.busy, times.last = times.busy + upscaled.seconds, upscaled.at
+                        self._model_seconds += upscaled.seconds
+                        self._model_pixels += entry.num_pixels
+                        answered.append((entry, upscaled, result))
                     # Slow pictures do not wait for their unit: what is stored is not repeated after a kill,
                     # and progress shows.
                     if time.monotonic() - handed_on_at > _HAND_ON_S:
@@ -389,6 +439,7 @@ class BulkRun:
                 [entry.item for entry in left],
                 error,
                 suspects=[entry.item for entry in left[: 0 if started is None else started.ahead]],
+                num_together=len(unit),
                 alone=is_alone,
             )
         await self._hand_on(answered[num_handed_on:])
@@ -396,10 +447,10 @@ class BulkRun:
 
     async def _hand_on(self, answered: Sequence[tuple[_Ready, Upscaled, ray.ObjectRef]]) -> None:
         """Start storing results; finish the inputs that the model failed on."""
-        for entry, upscaled, _ in answered:
-            if upscaled.reason:
-                await self.budget.adjust(-entry.reserved)
-                self._finish(failed(entry.row, upscaled.reason, upscaled.message))
+        bad = [(entry, upscaled) for entry, upscaled, _ in answered if upscaled.reason]
+        if bad:
+            await self.budget.adjust(-sum(entry.reserved for entry, _ in bad))
+            self._finish([failed(entry.row, told.reason, told.message) for entry, told in bad])
         if good := [(entry, result, upscaled) for entry, upscaled, result in answered if not upscaled.reason]:
             self._spawn(self._store(good))
 
@@ -415,22 +466,21 @@ class BulkRun:
             for entry, _, upscaled in results
         ]
         try:
-            finished: list[Row] = await _store.remote(
-                rows, self.stages, *(result for _, result, _ in results)
-            )
+            parcels = dict.fromkeys(result for _, result, _ in results)
+            finished: list[Row] = await _store.remote(rows, self.stages, *parcels)
         except RayError as error:
             items = [entry.item for entry, _, _ in results]
-            self._cut_off(items, error, suspects=items)
+            self._cut_off(items, error, suspects=items, num_together=len(items))
         else:
-            for row in finished:
-                self._finish(row)
+            self._finish(finished)
         await self.budget.adjust(-sum(entry.reserved for entry, _, _ in results))
         await self._notify()
 
-    def _finish(self, row: Row) -> None:
-        self._num_open -= 1
-        self._finished(row)
-        self._take(self._settle(row))
+    def _finish(self, rows: Sequence[Row]) -> None:
+        self._num_open -= len(rows)
+        self._finished(rows)
+        for row in rows:
+            self._take(self._settle(row))
 
     def _cut_off(
         self,
@@ -438,9 +488,17 @@ class BulkRun:
         error: BaseException,
         *,
         suspects: Sequence[WorkItem],
+        num_together: int,
         alone: bool | None = None,
     ) -> None:
         """Put unfinished items back into the queue, and charge a death to the one that was alone.
+
+        Args:
+            items: The items.
+            error: What ended their task or unit.
+            suspects: Those that it may have been working on; of many, whether it was working on any.
+            num_together: Number of all its items.
+            alone: Whether nobody else was at the worker; None: if nobody else was in the task.
 
         Raises:
             StorageError: The destination cannot be written.
@@ -454,20 +512,27 @@ class BulkRun:
         # machine that was taken back. A replica that ends with its node is charged: a picture may bring a
         # node down.
         is_of_node = isinstance(cause, ObjectLostError | NodeDiedError) or getattr(cause, "preempted", False)
-        suspected = set[str]() if is_of_node else {item.key for item in suspects}
+        is_large = num_together > FEW
+        suspected = set[str]() if is_of_node or is_large else {item.key for item in suspects}
         for item in items:
             again = replace(item, attempts=item.attempts + 1)
-            if item.key in suspected:
-                again = replace(again, is_suspect=True, deaths=item.deaths + (1 if is_alone else 0))
+            if is_large and suspects and not is_of_node:
+                again = replace(again, company=FEW)
+            elif item.key in suspected:
+                again = replace(again, company=1, deaths=item.deaths + is_alone)
             if again.deaths >= self.options.max_deaths or again.attempts >= _MAX_ATTEMPTS:
                 told = " ".join(str(cause).split())[:300]
                 message = (
                     f"{again.deaths} workers ended while they had this input alone, {again.attempts} "
                     f"attempts in all: {told}"
                 )
-                self._finish(failed(item.row(self.stages.outputs.identity), "killed_worker", message))
+                self._finish([failed(item.row(self.stages.outputs.identity), "killed_worker", message)])
             else:
                 self._queue.append(again)
+
+
+def _expected_pixels(item: WorkItem) -> int:
+    return _BYTES_A_BYTE * item.size // 3
 
 
 def busy_share(times: Sequence[ReplicaTime]) -> float | None:

@@ -17,6 +17,7 @@ import itertools
 import math
 import posixpath
 import re
+import sys
 import threading
 import time
 from collections import OrderedDict, deque
@@ -127,7 +128,8 @@ class WorkItem:
         output: Name of the output relative to DST.
         attempts: How often work on it began and was cut off.
         deaths: How many workers ended while they had this item alone.
-        is_suspect: Whether a worker ended while it had this item among others; it is tried alone.
+        company: Largest number of inputs of a task or unit that it may be among. A worker that ended while it
+            had this item among many leaves a few, one that had a few leaves 1: it is tried alone.
     """
 
     key: str
@@ -137,7 +139,12 @@ class WorkItem:
     output: str
     attempts: int = 0
     deaths: int = 0
-    is_suspect: bool = False
+    company: int = sys.maxsize
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it is tried alone."""
+        return self.company == 1
 
     def row(self, model: str) -> Row:
         """Return the ledger row of this item as it is before the work: nothing has gone wrong.
@@ -266,7 +273,7 @@ class Worklist:
         """Take note of what became of an item; return what follows for inputs that waited for its name: the
         first of them as an item where the name is free, all as refusals where it is taken.
         """
-        output = self.output(row["key"])
+        output = row["output"] or self.output(row["key"])
         with self._lock:
             claim = self._claims.pop(output)
             if row["status"] == "failed" and claim.waiting:

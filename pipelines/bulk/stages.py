@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from pipelines.bulk.parcels import FEW
 from pipelines.bulk.selection import WorkItem
 from pipelines.ledger.ledger import DIRECTORY, Row, failed, skipped
 from resshift import images, storage
@@ -34,6 +35,7 @@ from resshift.storage.s3 import S3Options
 
 IfExists = Literal["skip", "verify", "overwrite"]
 _THREADS = 8
+_MOST_PIXELS = 16_000_000
 _MAX_RESULT_BYTES = 8 << 30
 _MAX_OUTPUT_BYTES = 1 << 30  # of an output that was there, read whole by `--if-exists verify`
 
@@ -109,24 +111,30 @@ def _decoder(limits: DecoderLimits) -> Decoder:
 
 
 def prepare(items: Sequence[WorkItem], options: StageOptions) -> tuple[list[Row], list[Frames]]:
-    """Fetch and decode the inputs of a unit.
+    """Fetch and decode inputs.
 
     Returns:
         For each item its row so far, and its frames; a row that is not "ok" is final, and its frames are
-        empty.
+        empty. Both end early, behind `FEW` items, where these took more than `_MOST_PIXELS`: small files may
+        hold large pictures.
     """
-    with ThreadPoolExecutor(min(_THREADS, len(items))) as pool:
-        fetched = list(pool.map(lambda item: _fetch(item, options), items))
     rows: list[Row] = []
     results: list[Frames] = []
-    for item, (row, data) in zip(items, fetched, strict=True):
-        frames = Frames(())
-        if row["status"] == "ok":
-            row, frames = _decode(item, row, data, options)
-        if frames.pictures and options.if_exists == "verify":
-            row, frames = _verified(item, row, frames, options)
-        rows.append(row)
-        results.append(frames)
+    num_pixels = 0
+    with ThreadPoolExecutor(min(_THREADS, len(items))) as pool:
+        fetched = pool.map(lambda item: _fetch(item, options), items)
+        for item, (row, data) in zip(items, fetched, strict=True):
+            frames = Frames(())
+            if row["status"] == "ok":
+                row, frames = _decode(item, row, data, options)
+            if frames.pictures and options.if_exists == "verify":
+                row, frames = _verified(item, row, frames, options)
+            rows.append(row)
+            results.append(frames)
+            num_pixels += frames.num_pixels
+            if len(rows) >= FEW and num_pixels > _MOST_PIXELS:
+                pool.shutdown(wait=False, cancel_futures=True)
+                break
     return rows, results
 
 

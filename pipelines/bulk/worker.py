@@ -1,11 +1,11 @@
 """A replica: one model in one process, which upscales work units. Both engines run this class.
 
-A unit is answered picture by picture, so that what is done survives the replica and a death is charged to the
-picture it was at:
+A unit is answered bit by bit, so that what is done survives the replica:
 
     Started, then for every input: Frames (large, stays in the object store), Upscaled (small, for the driver)
+    or, if inputs came in parcels: Parcel, tuple[Upscaled, ...], for one or several at a time (`grouped`)
 
-`Frames` come before the `Upscaled` that announces them: when it arrives, the pixels are available.
+Pixels come before what announces them: when it arrives, they are available.
 
 Pictures of all units at a replica share the calls of its networks (`resshift.tiles.batching`), which run in
 one thread.
@@ -23,11 +23,12 @@ import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast, overload
 
 import numpy as np
 
 from pipelines.bulk.nearest import nearest_model
+from pipelines.bulk.parcels import Parcel, by_key, grouped
 from pipelines.bulk.wedged import DEFAULT_STEP_S, Wedged
 from resshift import seeds
 from resshift.allocator import keep_freed_pages
@@ -259,40 +260,76 @@ class Replica:
         """Return the process id; an answer means that the replica is ready."""
         return os.getpid()
 
+    @overload
     def upscale(
         self,
         options: ReplicaOptions,
         keys: Sequence[str],
         *inputs: Frames,
         alone: bool = False,
+        is_wanted: Callable[[], bool] = ...,
+    ) -> Iterator[Started | Frames | Upscaled]: ...
+
+    @overload
+    def upscale(
+        self,
+        options: ReplicaOptions,
+        keys: Sequence[str],
+        *inputs: Parcel,
+        alone: bool = False,
+        is_wanted: Callable[[], bool] = ...,
+    ) -> Iterator[Started | Parcel | tuple[Upscaled, ...]]: ...
+
+    def upscale(
+        self,
+        options: ReplicaOptions,
+        keys: Sequence[str],
+        *inputs: Frames | Parcel,
+        alone: bool = False,
         is_wanted: Callable[[], bool] = lambda: True,
-    ) -> Iterator[Started | Frames | Upscaled]:
+    ) -> Iterator[Started | Frames | Upscaled | Parcel | tuple[Upscaled, ...]]:
         """Upscale the inputs of a unit in order; see the module for what is yielded.
 
         Args:
             options: Options of the job.
             keys: Keys of the inputs; the noise of a picture depends on its key. An empty key stands for a
                 picture without a name: its noise depends on the seed alone, as in a call of `Upscaler`.
-            inputs: The decoded inputs.
+            inputs: The decoded inputs, in the order of the keys; or parcels that have them, and may have
+                others.
             alone: Whether to begin when nothing else is under way here, and to keep others waiting.
             is_wanted: Function that is asked before the model begins a picture; the unit ends when it is
                 false.
         """
         with self._room.entered(alone=alone):
             yield Started(os.getpid(), time.time(), self._ahead)
-            waiting = iter(zip(keys, inputs, strict=True))
-            line: collections.deque[Future[Done[Frames]]] = collections.deque()
-            while True:
-                for key, frames in itertools.islice(waiting, self._ahead - len(line)):
-                    line.append(self._batcher.submit(self._work(options, key, frames), is_wanted))
-                if not line:
-                    return
-                try:
-                    result, done = _answer(line.popleft())
-                except CancelledError:  # no longer wanted
-                    return
-                yield result
-                yield done
+            if isinstance(inputs[0], Parcel):
+                pictures = by_key(cast("tuple[Parcel, ...]", inputs))
+                frames = [pictures[key] for key in keys]
+                yield from grouped(keys, self._answers(options, keys, frames, is_wanted))
+                return
+            for answer in self._answers(options, keys, cast("tuple[Frames, ...]", inputs), is_wanted):
+                yield from answer
+
+    def _answers(
+        self,
+        options: ReplicaOptions,
+        keys: Sequence[str],
+        inputs: Sequence[Frames],
+        is_wanted: Callable[[], bool],
+    ) -> Iterator[tuple[Frames, Upscaled]]:
+        """Yield the results; some inputs are in line at a time."""
+        waiting = iter(zip(keys, inputs, strict=True))
+        line: collections.deque[Future[Done[Frames]]] = collections.deque()
+        while True:
+            for key, frames in itertools.islice(waiting, self._ahead - len(line)):
+                line.append(self._batcher.submit(self._work(options, key, frames), is_wanted))
+            if not line:
+                return
+            try:
+                answer = _answer(line.popleft())
+            except CancelledError:  # no longer wanted
+                return
+            yield answer
 
     def _work(self, options: ReplicaOptions, key: str, frames: Frames) -> Work[Frames]:
         """Upscale every frame of one input."""

@@ -219,9 +219,9 @@ class LedgerWriter:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._parts: list[asyncio.Future[None]] = []
 
-    def add(self, row: Row) -> None:
-        """Take a row whose output is in place; called in the loop."""
-        self._rows.append(row)
+    def add(self, rows: Iterable[Row]) -> None:
+        """Take rows whose outputs are in place; called in the loop."""
+        self._rows.extend(rows)
         self.flush_if_due()
 
     def flush_if_due(self) -> None:

@@ -64,10 +64,9 @@ class Model:
     ) -> AsyncGenerator[Any]:
         del options, alone
         yield Ref(Started(1, 0.0))
-        for key, frames in zip(keys, inputs, strict=True):
-            assert frames.value == key
-            yield frames
-            yield Ref(Upscaled("", "", 0.01, 0.0))
+        assert set(keys) <= {key for parcel in inputs for key in parcel.value}
+        yield Ref(list(keys))
+        yield Ref([Upscaled("", "", 0.01, 0.0) for _ in keys])
 
 
 class Actor:
@@ -109,8 +108,8 @@ def outputs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     Actor.all = []
 
     def prepare(items: Sequence[Any], options: StageOptions) -> list[Ref]:
-        rows = [(item.row(options.outputs.identity) | {"seconds": 0.0}, 100, 300) for item in items]
-        return [Ref(rows), *(Ref(item.key) for item in items)]
+        rows = [(item.row(options.outputs.identity) | {"seconds": 0.0}, 100, 300, 0) for item in items]
+        return [Ref(rows), Ref([item.key for item in items])]
 
     def store(rows: Sequence[Row], options: StageOptions, *results: Ref) -> Ref:
         del options, results

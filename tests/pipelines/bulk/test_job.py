@@ -6,7 +6,7 @@ import asyncio
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +22,7 @@ from pipelines.ledger import ledger
 from pipelines.ledger.ledger import Row
 
 OPTIONS = UpscaleOptions(model="nearest-x4", identity="nearest-x4", scale=4)
-Work = Callable[[Callable[[Row], None]], Coroutine[Any, Any, None]]
+Work = Callable[[Callable[[Sequence[Row]], None]], Coroutine[Any, Any, None]]
 
 
 class NoEngine:
@@ -71,8 +71,8 @@ def test_a_row_reaches_the_ledger_while_the_job_runs(
     monkeypatch.setattr(ledger, "time", clock)
     seen: list[str] = []
 
-    async def work(finished: Callable[[Row], None]) -> None:
-        finished(ledger.row("a", "1", "ok"))
+    async def work(finished: Callable[[Sequence[Row]], None]) -> None:
+        finished([ledger.row("a", "1", "ok")])
         until = time.monotonic() + 20
         while not seen and time.monotonic() < until:
             await asyncio.sleep(0.05)
@@ -83,8 +83,8 @@ def test_a_row_reaches_the_ledger_while_the_job_runs(
 
 
 def test_rows_of_a_job_that_is_stopped_are_in_the_ledger(run: Callable[[Work], None], tmp_path: Path) -> None:
-    async def work(finished: Callable[[Row], None]) -> None:
-        finished(ledger.row("a", "1", "ok"))
+    async def work(finished: Callable[[Sequence[Row]], None]) -> None:
+        finished([ledger.row("a", "1", "ok")])
         signal.raise_signal(signal.SIGINT)  # Ctrl-C
         await asyncio.sleep(60)
 

@@ -61,7 +61,7 @@ def run_bulk(
 
         stages = StageOptions(outputs=JOB, target=str(target))
         bulk = BulkRun(
-            listed(), stages, engine, options, rows.append, num_cpus=2, object_store_bytes=300 << 20
+            listed(), stages, engine, options, rows.extend, num_cpus=2, object_store_bytes=300 << 20
         )
         try:
             await engine.start()

@@ -10,8 +10,8 @@ from pipelines.ledger import ledger
 def test_rows_are_counted_against_the_listing() -> None:
     listing = ListingCounts(listed=4, done=1, pending=2, refused=1)
     progress = JobProgress(listing)
-    progress.count(ledger.row("a", "e", "ok", width_in=1000, height_in=500))
-    progress.count(ledger.row("b", "e", "failed", reason="empty", width_in=1000, height_in=500))
+    progress.count([ledger.row("a", "e", "ok", width_in=1000, height_in=500)])
+    progress.count([ledger.row("b", "e", "failed", reason="empty", width_in=1000, height_in=500)])
     assert progress.snapshot()["eta_s"] is None
     listing.listed, listing.pending = 5, 3
     progress.watch(num_replicas=2, is_listed=True)

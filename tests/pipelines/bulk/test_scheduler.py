@@ -25,6 +25,7 @@ from ray.exceptions import (
 from pipelines.bulk import scheduler
 from pipelines.bulk.actors import ActorEngine
 from pipelines.bulk.engine import EngineOptions
+from pipelines.bulk.parcels import FEW
 from pipelines.bulk.scheduler import Budget, BulkOptions, BulkRun, ReplicaTime, busy_share
 from pipelines.bulk.selection import Batch, WorkItem
 from pipelines.bulk.stages import StageOptions, UpscaleOptions
@@ -57,6 +58,11 @@ class Stages:
     last one.
     """
 
+    @staticmethod
+    def ends_at(keys: Sequence[str]) -> int:
+        """Return the number of the picture at which a fault ends a unit."""
+        return min(2, len(keys) - 1)
+
     num_replicas = 1
     is_starving = True
 
@@ -77,12 +83,12 @@ class Stages:
 
     def prepare(self, items: Sequence[WorkItem], options: StageOptions) -> list[Ref]:
         error = self._begin("prepare", [item.key for item in items])
-        answers = [(item.row(options.outputs.identity) | {"seconds": 0.0}, 100, 300) for item in items]
-        return [Ref(error or answers), *(Ref(item.key) for item in items)]
+        answers = [(item.row(options.outputs.identity) | {"seconds": 0.0}, 100, 300, 0) for item in items]
+        return [Ref(error or answers), Ref([item.key for item in items])]
 
     def store(self, rows: Sequence[Row], options: StageOptions, *results: Ref) -> Ref:
         del options
-        assert [row["key"] for row in rows] == [result.value for result in results]
+        assert [row["key"] for row in rows] == [key for result in results for key in result.value]
         self.stored_at.append(self.now)
         return Ref(self._begin("store", [row["key"] for row in rows]) or list(rows))
 
@@ -98,21 +104,25 @@ class Stages:
     async def upscale(
         self, options: Any, keys: Sequence[str], inputs: Sequence[Any], *, alone: bool
     ) -> AsyncGenerator[Any]:
-        """Answer picture by picture; an error is in the place of a result, as Ray puts it."""
-        del options, inputs
+        """Answer as a replica does; an error is in the place of a result, as Ray puts it."""
+        del options
+        assert set(keys) <= {key for parcel in inputs for key in parcel.value}
         if alone:
             self.alone.extend(keys)
-        error = self._begin("upscale", list(keys))
+        error, group = self._begin("upscale", list(keys)), list[str]()
         yield Ref(Started(1, 0.0, self.ahead))
         for i, key in enumerate(keys):
             for _ in range(5):  # what is ready runs before the time of the model passes
                 await asyncio.sleep(0)
             self.now += self.seconds
-            if error is not None and i == min(2, len(keys) - 1):
+            if error is not None and i == self.ends_at(keys):
                 yield Ref(error)
                 return
-            yield Ref(key)
-            yield Ref(Upscaled("", "", self.seconds, self.now))
+            group.append(key)
+            if len(keys) <= FEW or i == len(keys) - 1:
+                yield Ref(group)
+                yield Ref([Upscaled("", "", self.seconds, self.now) for _ in group])
+                group = []
 
 
 @pytest.fixture
@@ -138,7 +148,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[s
                 StageOptions(outputs=JOB, target=str(tmp_path)),
                 stages,
                 options or BulkOptions(),
-                rows.append,
+                rows.extend,
                 num_cpus=2,
                 object_store_bytes=1_000_000,
                 **settle,
@@ -289,6 +299,114 @@ def test_what_was_handed_on_is_not_done_again_after_a_death(run: Callable[..., d
     assert [rows[key]["attempts"] for key in "abcd"] == [1, 1, 2, 2]
 
 
+def letters(num: int) -> str:
+    """Return so many keys of one letter."""
+    return "".join(chr(0x4E00 + i) for i in range(num))
+
+
+class Busy(Stages):
+    """Has room for two units, as a replica has."""
+
+    num_units = 0
+
+    async def wait_for_slot(self) -> None:
+        while self.num_units == 2:
+            await asyncio.sleep(0)
+
+    async def upscale(
+        self, options: Any, keys: Sequence[str], inputs: Sequence[Any], *, alone: bool
+    ) -> AsyncGenerator[Any]:
+        self.num_units += 1
+        try:
+            async for ref in super().upscale(options, keys, inputs, alone=alone):
+                yield ref
+        finally:
+            self.num_units -= 1
+
+
+def test_small_pictures_travel_in_hundreds(run: Callable[..., dict[str, Row]]) -> None:
+    """600 of 5 ms each. Units are of eight until the speed of the model is known."""
+    stages = Busy(no_fault, seconds=0.005)
+    rows = run(stages, letters(600))
+    assert {row["status"] for row in rows.values()} == {"ok"}
+    assert [len(keys) for keys in stages.units("prepare")] == [256, 256, 88]
+    sizes = [len(keys) for keys in stages.units()]
+    assert sizes[:2] == [8, 8]
+    assert 200 < max(sizes) <= 256
+    assert len(sizes) <= 6
+    assert len(stages.units("store")) == len(sizes)
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0.1, 19), (1.0, 8)])
+def test_units_of_slow_pictures_are_short(
+    seconds: float, expected: int, run: Callable[..., dict[str, Row]]
+) -> None:
+    """Nobody waits long for a unit, and a death costs little."""
+    stages = Busy(no_fault, seconds=seconds)
+    run(stages, letters(60))
+    assert max(len(keys) for keys in stages.units()) == expected
+
+
+class Poisoned(Busy):
+    """A picture ends every worker of a stage that has it."""
+
+    def __init__(self, stage: str, poison: str) -> None:
+        super().__init__(no_fault, seconds=0.001)
+        self.stage, self.poison = stage, poison
+
+    def ends_at(self, keys: Sequence[str]) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return keys.index(self.poison)
+
+    def _begin(self, stage: str, keys: list[str]) -> BaseException | None:
+        super()._begin(stage, keys)
+        return ActorDiedError() if stage == self.stage and self.poison in keys else None
+
+
+@pytest.mark.parametrize("stage", ["prepare", "upscale", "store"])
+def test_a_picture_among_hundreds_that_ends_workers_is_found(
+    stage: str, run: Callable[..., dict[str, Row]]
+) -> None:
+    """Once among many, once among a few, then alone; the many are never tried one by one."""
+    keys = letters(500)
+    poison = keys[300]
+    stages = Poisoned(stage, poison)
+    rows = run(stages, keys, BulkOptions(max_deaths=2))
+    assert {key for key, row in rows.items() if row["status"] != "ok"} == {poison}
+    assert rows[poison]["reason"] == "killed_worker"
+    with_it = [len(unit) for unit in stages.units(stage) if poison in unit]
+    assert with_it[0] > 8
+    assert 1 < with_it[1] <= 8
+    assert with_it[2:] == [1, 1]
+    alone = [unit for unit in stages.units(stage) if len(unit) == 1]
+    assert len(alone) <= 2 + (7 if stage != "upscale" else 0)
+
+
+def test_a_death_among_many_charges_nobody(run: Callable[..., dict[str, Row]]) -> None:
+    keys = letters(300)
+    faults = iter([None, None, ActorDiedError()])
+    stages = Busy(lambda stage: next(faults, None) if stage == "upscale" else None, seconds=0.001)
+    rows = run(stages, keys, BulkOptions(max_deaths=1))
+    assert len(stages.units()[2]) > 100
+    assert {row["status"] for row in rows.values()} == {"ok"}
+    assert not stages.alone
+    assert {row["attempts"] for row in rows.values()} == {1, 2}
+
+
+class Leaving(Stages):
+    """A fetch task does ten inputs at most."""
+
+    def prepare(self, items: Sequence[WorkItem], options: StageOptions) -> list[Ref]:
+        return super().prepare(items[:10], options)
+
+
+def test_what_a_fetch_task_leaves_is_fetched_by_another(run: Callable[..., dict[str, Row]]) -> None:
+    stages = Leaving(no_fault)
+    rows = run(stages, letters(35))
+    assert {(row["status"], row["attempts"]) for row in rows.values()} == {("ok", 1)}
+    assert len(stages.units("prepare")) == 4
+    assert sorted("".join(stages.units("prepare"))) == sorted(letters(35))
+
+
 def test_a_budget_admits_one_and_then_what_fits() -> None:
     async def play() -> list[str]:
         budget, told = Budget(10), list[str]()
@@ -315,7 +433,7 @@ def test_a_run_works_with_what_the_cluster_has_become(
     stages = StageOptions(outputs=JOB, target=str(tmp_path))
     engine = ActorEngine(EngineOptions(model="nearest-x4", identity="nearest-x4"))
     options = BulkOptions(in_flight_mb=in_flight_mb)
-    bulk = BulkRun(iter([]), stages, engine, options, list[Row]().append, num_cpus=0, object_store_bytes=1000)
+    bulk = BulkRun(iter([]), stages, engine, options, list[Row]().extend, num_cpus=0, object_store_bytes=1000)
     seen = [(bulk.num_tasks, bulk.budget.limit)]
     bulk.resize(num_cpus=30, object_store_bytes=2000)
     seen.append((bulk.num_tasks, bulk.budget.limit))

@@ -21,6 +21,7 @@ from spandrel.architectures.Compact import Compact
 from pipelines.bulk import stages
 from pipelines.bulk.estimate import estimate
 from pipelines.bulk.nearest import Nearest, nearest_model
+from pipelines.bulk.parcels import Parcel, by_key
 from pipelines.bulk.selection import WorkItem, Worklist
 from pipelines.bulk.stages import StageOptions, UpscaleOptions, prepare, store
 from pipelines.bulk.worker import Replica, ReplicaOptions, Started, Upscaled, describe_model
@@ -374,6 +375,38 @@ def test_a_replica_announces_every_picture_after_its_pixels() -> None:
     )
     sizes = [[picture.width for picture in one.pictures] for one in told if isinstance(one, Frames)]
     assert sizes == [[28], [], [20]]
+
+
+def test_a_replica_takes_what_it_is_asked_for_out_of_parcels() -> None:
+    """Nine keys of twelve, in an order of their own; the fifth fails, and the results come together."""
+    replica = Replica("nearest-x4", "nearest-x4", 1)
+    replica.model = Thirteen()
+    pictures = {f"{i}": Frames((Picture(pixels=np.full((2, i + 9, 3), i, np.uint8)),)) for i in range(12)}
+    halves = [
+        Parcel(tuple(keys), tuple(pictures[key] for key in keys)) for keys in (list("0123"), list("456789"))
+    ]
+    keys = list("987654321")
+    options = ReplicaOptions(model="nearest-x4", identity="nearest-x4")
+    _, results, told = replica.upscale(options, keys, *halves)
+    assert isinstance(results, Parcel)
+    assert isinstance(told, tuple)
+    assert results.keys == tuple(keys)
+    assert [one.reason for one in told] == [""] * 5 + ["upscale_error"] + [""] * 3
+    for key, frames in by_key([results]).items():
+        widths = [picture.width for picture in frames.pictures]
+        assert widths == ([] if key == "4" else [4 * (int(key) + 9)])
+
+
+def test_small_files_of_large_pictures_are_left_to_other_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "_MOST_PIXELS", 9 * 35)
+    paths = [tmp_path / f"{i}.png" for i in range(12)]
+    for path in paths:
+        path.write_bytes(encoded(1, 5, 7))
+    rows, frames = prepare([item(path) for path in paths], options(tmp_path / "out"))
+    assert [row["key"] for row in rows] == [path.name for path in paths[:10]]
+    assert len(frames) == 10
 
 
 def test_a_suspect_has_its_replica_for_itself() -> None:

@@ -178,7 +178,7 @@ def test_the_writer_loses_no_row() -> None:
     async def write(count: int) -> None:
         writer = LedgerWriter(parts.append)
         for i in range(count):
-            writer.add(ledger.row(str(i), "e", "ok"))
+            writer.add([ledger.row(str(i), "e", "ok")])
         await asyncio.to_thread(writer.close)
 
     asyncio.run(write(250))
@@ -201,13 +201,13 @@ def test_a_part_that_could_not_be_written_is_told_by_every_later_call(
     async def play() -> None:
         nonlocal now
         writer = LedgerWriter(write)
-        writer.add(ledger.row("a", "e", "ok"))
+        writer.add([ledger.row("a", "e", "ok")])
         now = 11.0
         writer.flush_if_due()
         while not parts:
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.01)
-        writer.add(ledger.row("b", "e", "ok"))
+        writer.add([ledger.row("b", "e", "ok")])
         now = 22.0
         for _ in range(2):
             with pytest.raises(OSError, match="the store is down"):
@@ -236,7 +236,7 @@ def division(monkeypatch: pytest.MonkeyPatch, events: Iterable[tuple[float, str]
         for seconds, key in events:
             now = seconds
             if key:
-                writer.add(ledger.row(key, "e", "ok"))
+                writer.add([ledger.row(key, "e", "ok")])
             else:
                 writer.flush_if_due()
         await asyncio.to_thread(writer.close)
