@@ -2,7 +2,7 @@
 is not.
 
     python jobs/doctor.py                                     this machine, and the cluster of RAY_ADDRESS
-    python jobs/doctor.py --read s3://in/photos s3://out/x4   also access rights: list and get for the first,
+    python jobs/doctor.py --read s3://photos/in s3://out/x4   also access rights: list and get for the first,
                                                               list, put, get and delete for the second
     python jobs/doctor.py s3://out/x4 --set target.endpoint=https://s3.example.org
     ray job submit --working-dir . -- python jobs/doctor.py --nodes s3://out/x4    every node of the cluster

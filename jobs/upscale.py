@@ -1,13 +1,13 @@
 """Upscale every picture of a folder or bucket into another one, or one, as `resshift` does without Ray.
 
     python jobs/upscale.py photos upscaled
-    python jobs/upscale.py s3://in/photos s3://out/x4 --replicas 1:8 --include '*.jpg' --exclude 'private/*'
+    python jobs/upscale.py s3://photos/in s3://out/x4 --replicas 1:8 --include '*.jpg' --exclude 'private/*'
     python jobs/upscale.py photos upscaled --plan --price-per-hour 1.9     estimate hours and cost
     python jobs/upscale.py photos upscaled --status                        counts so far
     python jobs/upscale.py photos upscaled --retry-failed                  process failed inputs once more
     python jobs/upscale.py photos upscaled --verify                        re-read the outputs, list problems
     python jobs/upscale.py photos upscaled --repair                        redo missing and corrupt outputs
-    ray job submit --working-dir . -- python jobs/upscale.py s3://in/photos s3://out/x4
+    ray job submit --working-dir . -- python jobs/upscale.py s3://photos/in s3://out/x4
 
 A glob without / is matched against the file name, any other against the whole key.
 Every input gets one row in DST/_resshift/ledger (Parquet: key, status, reason, sizes, sha256, seconds ...), a
