@@ -4,7 +4,7 @@
     loss = c_charbonnier mean sqrt(d^2 + epsilon^2) + c_fourier mean |F d|      F orthonormal, in each channel
          + c_lpips LPIPS(clamp(picture), hq) + c_features (distance of features of EfficientNet-Lite0)
          + c_lattice (L + S / 2)                           L and S: `resshift.training.lattice`
-         + c_artifacts mean(M |d|)                         M: `artifact_map`
+         + c_artifacts mean(M |clamp(picture) - hq|)       M: `artifact_map`
 
 (Charbonnier et al. 1994; distance of spectra as in Cho et al., ICCV 2021; artifacts as in Liang et al., CVPR
 2022, without the comparison with averaged weights.) The gradient stops at the picture.
@@ -98,7 +98,9 @@ class PictureLoss:
         if loss.lattice:
             terms["lattice"] = lattice(picture, self.period).mean() + screen(picture, self.period) / 2
         if loss.artifacts:
-            terms["artifacts"] = (artifact_map(difference.detach()) * difference.abs()).mean()
+            # M grows with the square of the error: beyond the range a few pixels would be all of the gradient.
+            shown = picture.clamp(-1, 1) - hq
+            terms["artifacts"] = (artifact_map(shown.detach()) * shown.abs()).mean()
         of_truth = of_estimate = of_start = ()
         if loss.features or adversary is not None:
             assert self.trunk is not None

@@ -411,8 +411,11 @@ def test_artifacts_are_where_the_error_changes_from_pixel_to_pixel() -> None:
     found = artifact_map(dot)
     assert float(found[0, 0, 8, 11]) == pytest.approx(expected, rel=1e-4)
     assert float(found[0, 0, 8, 12]) == pytest.approx(0, abs=1e-7)
-    judged = PictureLoss()(dot, hq, hq, LossConfig(mse=0, charbonnier=1.0, artifacts=9.0))
+    loss = LossConfig(mse=0, charbonnier=1.0, artifacts=9.0)
+    judged = PictureLoss()(dot, hq, hq, loss)
     assert float(judged.terms["artifacts"]) == pytest.approx(expected * 0.5 / 256, rel=1e-4)
+    white, brighter = (PictureLoss()(dot * scale, hq, hq, loss).terms["artifacts"] for scale in (2, 200))
+    assert white == brighter  # a network that diverges is not driven by this term
 
 
 def test_the_factor_of_the_adversary_is_the_ratio_of_running_means() -> None:
