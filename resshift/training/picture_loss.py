@@ -98,7 +98,7 @@ class PictureLoss:
         if loss.lattice:
             terms["lattice"] = lattice(picture, self.period).mean() + screen(picture, self.period) / 2
         if loss.artifacts:
-            # M grows with the square of the error: beyond the range a few pixels would be all of the gradient.
+            # M grows with the square of the error: beyond the range few pixels would be all of the gradient.
             shown = picture.clamp(-1, 1) - hq
             terms["artifacts"] = (artifact_map(shown.detach()) * shown.abs()).mean()
         of_truth = of_estimate = of_start = ()
