@@ -83,6 +83,9 @@ def test_a_row_reaches_the_ledger_while_the_job_runs(
 
 
 def test_rows_of_a_job_that_is_stopped_are_in_the_ledger(run: Callable[[Work], None], tmp_path: Path) -> None:
+    # In a process that was started in the background of a script it is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
     async def work(finished: Callable[[Sequence[Row]], None]) -> None:
         finished([ledger.row("a", "1", "ok")])
         signal.raise_signal(signal.SIGINT)  # Ctrl-C
