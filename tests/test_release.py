@@ -50,6 +50,7 @@ def test_the_wheel_has_every_file_of_the_packages(wheel: Path) -> None:
     assert {
         "resshift/pretrained/tiny-x4/model.safetensors",
         "resshift/pretrained/tiny-x4/config.json",
+        "resshift/pretrained/tiny-x4-s4/model.safetensors",
         "pipelines/ledger/report.html",
     } <= names(wheel)
 

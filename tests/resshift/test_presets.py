@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from resshift.config import ConfigError, RunConfig, from_dict, to_dict
-from resshift.models import WeightsError, locate_model
+from resshift.models import locate_model
 from resshift.networks.autoencoder import PixelUnshuffle
 from resshift.networks.config import UNetConfig
 from resshift.networks.conv_unet import build_unet
@@ -123,8 +123,7 @@ def test_the_small_chain_has_the_released_form_of_schedule_and_fits_into_16_mb()
     assert model.unet.sees_y0
     # The last step still has noise to turn into detail, of a twentieth of the range of a picture.
     assert ShiftSchedule.from_config(model.schedule).noise_std[0] == pytest.approx(0.1)
-    with pytest.raises(WeightsError, match="tiny-x4-s4 is a preset without published weights"):
-        locate_model("tiny-x4-s4")
+    assert locate_model("tiny-x4-s4").config == model
 
 
 def test_the_model_of_three_stages_is_a_small_file() -> None:
