@@ -153,7 +153,8 @@ def read_job(root: str, s3_options: S3Options = s3.DEFAULT) -> dict[str, Any] | 
 
 
 def check_job(root: str, options: Mapping[str, Any], s3_options: S3Options = s3.DEFAULT) -> bool:
-    """Return whether the destination has a job, which then has these options.
+    """Return whether the destination has a job, which then has these options. A model may be given by another
+    address if its identity is the same.
 
     Raises:
         JobMismatch: It belongs to another job; outputs of other options must not mix with earlier ones.
@@ -161,10 +162,11 @@ def check_job(root: str, options: Mapping[str, Any], s3_options: S3Options = s3.
     found = read_job(root, s3_options)
     if found is None:
         return False
+    same_model = bool(found.get("identity")) and found.get("identity") == options.get("identity")
     differing = [
         f"{name}: {found.get(name)!r} -> {options.get(name)!r}"
         for name in sorted(found.keys() | options.keys())
-        if found.get(name) != options.get(name)
+        if found.get(name) != options.get(name) and not (same_model and name == "model")
     ]
     if differing:
         raise JobMismatch(

@@ -45,6 +45,15 @@ def test_options_of_a_job_cannot_change(root: str) -> None:
         ledger.begin_job(root, {"model": "tiny-x4", "seed": 0, "tile": 64})
 
 
+def test_a_job_is_continued_with_the_same_model_at_another_address(tmp_path: Path) -> None:
+    """A job that began with a name goes on when these weights ship no longer and lie in a bucket."""
+    root = str(tmp_path)
+    ledger.begin_job(root, {"model": "tiny-x4", "identity": "c6"})
+    ledger.begin_job(root, {"model": "s3://bucket/tiny", "identity": "c6"})
+    with pytest.raises(ledger.JobMismatch, match=r"identity: 'c6' -> 'a2'; model: 'tiny-x4' -> 'other'"):
+        ledger.begin_job(root, {"model": "other", "identity": "a2"})
+
+
 def test_failed_rows_are_done_unless_they_are_retried(root: str) -> None:
     ledger.append(
         root, [ledger.row("a", "1", "ok", output="a_x4"), ledger.row("b", "2", "failed", reason="empty")]
