@@ -22,6 +22,7 @@ from pipelines.bulk.driver import Driver
 from pipelines.bulk.job import close_job, run_job
 from pipelines.bulk.progress import JobProgress
 from pipelines.bulk.request import BulkRequest
+from pipelines.bulk.settings import BulkSettings, WorkSettings
 from pipelines.bulk.stages import StageOptions
 from pipelines.bulk.sweep import Sweep
 from pipelines.bulk.worker import Started, Upscaled
@@ -236,7 +237,11 @@ def test_a_pass_that_was_stopped_lists_only_what_is_open(
     """And the next pass lists everything again, and finds what is new. Rows are those of one run."""
     monkeypatch.setattr(sweep, "_WORTH_CURSORS", 100)
     folder_of(tmp_path / "in", 900)
-    request = BulkRequest(source=str(tmp_path / "in"), target=str(tmp_path / "out"), model="nearest-x4")
+    # Small units: with hundreds in each, all pictures may be under way when the pass is stopped.
+    small = BulkSettings(work=WorkSettings(unit_pictures=8, fetch_pictures=8))
+    request = BulkRequest(
+        source=str(tmp_path / "in"), target=str(tmp_path / "out"), model="nearest-x4", settings=small
+    )
     with monkeypatch.context() as patch:
         interrupted(patch, 500)
         with pytest.raises(storage.StorageError, match="No space left"):
