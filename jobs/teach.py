@@ -21,7 +21,16 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
-from pipelines.command import Exit, check_places, connect_to_ray, parser, positive, quiet_ray_data, run
+from pipelines.command import (
+    Exit,
+    add_settings,
+    check_places,
+    connect_to_ray,
+    parser,
+    positive,
+    quiet_ray_data,
+    run,
+)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -31,13 +40,7 @@ def arguments() -> argparse.ArgumentParser:
     options.add_argument("target", metavar="DST", help="where the shards of pairs go")
     options.add_argument("--preset", required=True, help="named configuration, for example tiny-x4-s4")
     options.add_argument("--teacher", required=True, metavar="MODEL", help="the model to learn from")
-    options.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.FIELD=VALUE",
-        help="change one setting; may be repeated (`resshift settings PRESET` lists them)",
-    )
+    add_settings(options)
     options.add_argument(
         "--passes", type=positive, default=1, metavar="N", help="pairs of each photo (default 1)"
     )

@@ -70,6 +70,17 @@ def min_max(flag: str, text: str, least: int = 1) -> tuple[int, int]:
     return low, high
 
 
+def add_settings(options: argparse.ArgumentParser) -> None:
+    """Add `--set`, for commands with the configuration of a run."""
+    options.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.FIELD=VALUE",
+        help="change one setting; may be repeated (`resshift settings PRESET` lists them)",
+    )
+
+
 def positive(text: str) -> int:
     """Return a whole number of at least 1, for the `type` of a flag."""
     if not text.isdecimal() or not int(text):

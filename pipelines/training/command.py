@@ -10,7 +10,15 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from pipelines.command import Exit, UsageError, connect_to_ray, min_max, on_a_cluster, quiet_ray_data
+from pipelines.command import (
+    Exit,
+    UsageError,
+    add_settings,
+    connect_to_ray,
+    min_max,
+    on_a_cluster,
+    quiet_ray_data,
+)
 
 if TYPE_CHECKING:
     from pipelines.training.trainer import Summary
@@ -22,13 +30,7 @@ def add_arguments(options: argparse.ArgumentParser, preset: str) -> argparse.Arg
     options.add_argument("--preset", required=True, help=f"named configuration, for example {preset}")
     options.add_argument("--data", help="shards written by jobs/prepare.py")
     options.add_argument("--out", help="run directory, local or s3://")
-    options.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.FIELD=VALUE",
-        help="change one setting; may be repeated (`resshift settings PRESET` lists them)",
-    )
+    add_settings(options)
     options.add_argument(
         "--workers",
         default="1",
