@@ -27,6 +27,7 @@ class Deal(Generic[T]):
         self._dealt = [deque[T]() for _ in range(num_ranks)]
         self._waiting = set[int]()
         self._has_ended = False
+        self._told = set[int]()
         self._error: Exception | None = None
         threading.Thread(target=self._deal, args=(blocks,), daemon=True, name="deal").start()
 
@@ -46,7 +47,14 @@ class Deal(Generic[T]):
                 return dealt.popleft()
             if self._error is not None:
                 raise self._error
+            self._told.add(rank)
             return None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every rank has been told that there are no more blocks."""
+        with self._wanted:
+            return len(self._told) == len(self._dealt)
 
     def _deal(self, blocks: Iterator[T]) -> None:
         rank = 0

@@ -116,8 +116,8 @@ class Dealer:
         """Return the execution that begins at a row; the first rank that asks says whether it has waited."""
         with self._planning:
             if first not in self._planned:
-                # The execution before the last is consumed.
-                for old in sorted(self._planned)[:-1]:
+                # A rank may be whole executions ahead of another: each is kept until all have seen its end.
+                for old in [old for old, (_, deal) in self._planned.items() if deal.is_over]:
                     del self._planned[old]
                 planned = self._stream.execution(first, waited)
                 deal = Deal(_block_refs(planned.dataset), self._stream.num_ranks)
@@ -128,8 +128,11 @@ class Dealer:
         """Return a reference to the next parcel of a rank, of the execution that begins at a row; none when
         there are no more. It is in a list, because Ray would replace it by the parcel.
         """
+        planned = self._planned.get(first)
+        if planned is None:  # all ranks have seen its end, and this one asked ahead of it
+            return []
         try:
-            found = self._planned[first][1].next(rank)
+            found = planned[1].next(rank)
         except RayTaskError as error:
             raise error.cause from None  # as the task raised it
         return [] if found is None else [found]

@@ -64,3 +64,13 @@ def test_an_error_comes_after_all_blocks_before_and_to_every_rank() -> None:
     for rank in (0, 1):
         with pytest.raises(OSError, match="the store is gone"):
             deal.next(rank)
+
+
+def test_a_deal_is_over_when_every_rank_has_been_told() -> None:
+    deal = Deal(iter("ab"), 2)
+    assert [deal.next(0), deal.next(0)] == ["a", None]
+    assert not deal.is_over  # rank 1 has yet to take its block
+    assert deal.next(1) == "b"
+    assert not deal.is_over
+    assert deal.next(1) is None
+    assert deal.is_over

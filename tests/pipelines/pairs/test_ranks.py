@@ -231,6 +231,27 @@ def test_an_execution_that_cannot_start_costs_no_pair_of_the_one_before(
     assert ("stop", 0) in ray_data.told
 
 
+def test_a_rank_that_is_executions_behind_another_still_gets_its_parcels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def dataset(root: str, config: RunConfig, start_row: int, stop_row: int, **_: object) -> Any:
+        del root, config
+        bundle = SimpleNamespace(block_refs=[f"parcel {row}" for row in range(start_row, stop_row, 4)])
+        return SimpleNamespace(iter_internal_ref_bundles=lambda: iter([bundle]))
+
+    monkeypatch.setattr(ranks, "pair_dataset", dataset)
+    dealer = ranks.Dealer(PairStream(root="", config=config_of(8), num_ranks=2, rows_per_execution=8))
+
+    def parcels(rank: int, first: int) -> list[str]:
+        dealer.execution(first, waited=False)
+        return list(itertools.chain.from_iterable(iter(lambda: dealer.parcel(first, rank), [])))
+
+    assert [parcels(0, first) for first in (0, 8, 16)] == [["parcel 0"], ["parcel 8"], ["parcel 16"]]
+    assert [parcels(1, first) for first in (0, 8, 16)] == [["parcel 4"], ["parcel 12"], ["parcel 20"]]
+    dealer.execution(24, waited=False)
+    assert dealer.parcel(0, 1) == []  # asked ahead of an end that it has seen by now
+
+
 def test_rows_in_another_order_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     order = np.array([*range(8), 9, 8, *range(10, 16)])
     source = SimpleNamespace(iter_batches=lambda **_: [parcel(order)])
