@@ -33,7 +33,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from resshift import images, seeds, weights
-from resshift.config import ModelConfig, Sampling
+from resshift.config import ModelConfig, OptionError, Sampling
 from resshift.devices import Module, on_device, resolve_device, resolve_dtype
 from resshift.images import Picture, scaled
 from resshift.images.alpha import fill_transparent
@@ -244,16 +244,26 @@ class Upscaler:
             tile_px=tile_px,
             tile_batch=tile_batch,
         )
-        picture = _picture(image)
-        if mask is not None:
-            if not isinstance(mask, Image.Image) and mask.dtype == np.bool_:
-                mask = np.uint8(255) * mask
-            picture = with_mask(picture, _picture(mask))
-        result = self.upscale(picture, sampling, progress)
-        if isinstance(image, Image.Image):
-            return images.to_pil(result)
-        array = images.to_array(result)
-        return array[..., 0] if image.ndim == 2 else array
+        return _like(image, self.upscale(_picture(image, mask), sampling, progress))
+
+    def trajectory(
+        self,
+        image: Pixels,
+        sampling: Sampling = Sampling(),
+        *,
+        mask: Image.Image | NDArray[Any] | None = None,
+    ) -> list[Pixels]:
+        """Return the picture that the chain predicts at each step, x0 by x_t: as many as there are steps, the
+        last of them the result of `__call__` with the same options. A model without a chain has one.
+
+        Args:
+            image, mask: As for `__call__`; the pictures are of the kind of `image`.
+            sampling: How pixels are made, without `cascade`.
+
+        Raises:
+            ValueError: The image or an option is not usable; the message names the value and what is allowed.
+        """
+        return [_like(image, one) for one in alone(self.predictions(_picture(image, mask), sampling))]
 
     def upscale(
         self,
@@ -278,11 +288,7 @@ class Upscaler:
         """Return `upscale` as a work for `resshift.tiles.batching.Batcher`, so that pictures share calls. The
         bytes are the same; errors are raised when the work runs.
         """
-        if self.fills_holes and picture.mask is None:
-            picture = with_mask(picture, None)
-        if picture.mask is not None and not self.fills_holes:
-            raise ValueError(f"{self.name} fills no holes: a mask must not be given")
-        factors = self._passes(sampling)
+        picture, factors = self._with_hole(picture), self._passes(sampling)
         made, total = picture, sum(before**2 for before in (1, *factors[:-1]))
         done, before = 0.0, 1.0
         for i, factor in enumerate(factors):
@@ -291,7 +297,7 @@ class Upscaler:
             told, share = progress, before**2 / total
             if progress is not None and len(factors) > 1:
                 told = partial(_tell_part, progress, done, share)
-            made = yield from self._upscaling(made, size, replace(sampling, seed=seed), told)
+            (made,) = yield from self._upscaling(made, size, replace(sampling, seed=seed), told)
             done, before = done + share, factor
         factor, scale = factors[-1], self.scale
         if len(factors) > 1:
@@ -301,6 +307,29 @@ class Upscaler:
             note = f"x{factor:g} is the model's x{scale} enlarged by bicubic interpolation"
             return replace(made, notes=(*made.notes, note))
         return made
+
+    def predictions(self, picture: Picture, sampling: Sampling = Sampling()) -> Work[tuple[Picture, ...]]:
+        """Return the pictures of `trajectory` as a work; see `upscaling`."""
+        if sampling.cascade:
+            raise OptionError("cascade", "must not be given where the steps of one chain are shown")
+        factor = float(sampling.outscale or self.scale)
+        size = scaled(picture.height, factor), scaled(picture.width, factor)
+        picture = self._with_hole(picture)
+        self.plan(picture.height, picture.width, sampling)  # refuses steps that the model has not
+        number = sampling.steps or self.config.steps
+        return (yield from self._upscaling(picture, size, sampling, None, number))
+
+    def _with_hole(self, picture: Picture) -> Picture:
+        """Return a picture with its mask, if the model fills holes.
+
+        Raises:
+            ValueError: It has a mask, and the model fills none.
+        """
+        if self.fills_holes and picture.mask is None:
+            return with_mask(picture, None)
+        if picture.mask is not None and not self.fills_holes:
+            raise ValueError(f"{self.name} fills no holes: a mask must not be given")
+        return picture
 
     def _passes(self, sampling: Sampling) -> list[float]:
         """Return the sides after each pass, over those of the input."""
@@ -315,11 +344,14 @@ class Upscaler:
         size: tuple[int, int],
         sampling: Sampling,
         progress: Callable[[float], None] | None,
-    ) -> Work[Picture]:
-        """Upscale a picture to a size, (height, width), in one pass."""
+        num_shown: int = 1,
+    ) -> Work[tuple[Picture, ...]]:
+        """Upscale a picture to a size, (height, width), in one pass: what each of the last `num_shown` steps
+        predicts, where 1 is the result alone and else all steps are meant.
+        """
         hidden, (height, width) = fill_transparent(_emptied(picture)), size
         dtype: Any = picture.pixels.dtype.type
-        pixels = np.empty((height, width, picture.pixels.shape[2]), dtype)
+        pixels = np.empty((num_shown, height, width, picture.pixels.shape[2]), dtype)
         backoff = self.renderer.backoff
         while True:
             plan, longest = self.plan(picture.height, picture.width, sampling), backoff.longest
@@ -335,7 +367,7 @@ class Upscaler:
         if longest is not None:
             notes += (f"tiles of at most {longest * self.renderer.ratio} px: memory ran out",)
         alpha = None if picture.alpha is None else resize_alpha(picture.alpha, height, width)
-        return replace(picture, pixels=pixels, alpha=alpha, mask=None, notes=notes)
+        return tuple(replace(picture, pixels=one, alpha=alpha, mask=None, notes=notes) for one in pixels)
 
     def upscale_tensor(
         self,
@@ -406,11 +438,11 @@ class Upscaler:
         progress: Callable[[float], None] | None,
     ) -> Work[None]:
         """Upscale `source`, what the network may see of a picture, (h, w, channels), to the size of `pixels`,
-        (H, W, channels), which is written.
+        (n, H, W, channels), which is written.
         """
         mask = picture.mask if self.scale == 1 else None
         shown = source if mask is None else picture.pixels
-        output = RowOutput(shown, pixels, self.scale, self.renderer.fixes_colour, mask)
+        outputs = [RowOutput(shown, one, self.scale, self.renderer.fixes_colour, mask).push for one in pixels]
 
         def read(top: int, bottom: int) -> Tensor:
             rows = images.to_tensor(source[top:bottom])[0]
@@ -423,7 +455,8 @@ class Upscaler:
             (source.shape[0], source.shape[1]),
             sampling,
             read=read,
-            emit=output.push,
+            emit=outputs[-1],
+            shown=outputs[:-1],
             batch=self._batch(sampling),
             count=None if progress is None else TileCount(progress),
         )
@@ -433,8 +466,21 @@ class Upscaler:
         return sampling.tile_batch if self.shares_calls else 1
 
 
-def _picture(image: Image.Image | NDArray[Any]) -> Picture:
-    return images.from_pil(image) if isinstance(image, Image.Image) else images.from_array(image)
+def _picture(image: Image.Image | NDArray[Any], mask: Image.Image | NDArray[Any] | None = None) -> Picture:
+    picture = images.from_pil(image) if isinstance(image, Image.Image) else images.from_array(image)
+    if mask is None:
+        return picture
+    if not isinstance(mask, Image.Image) and mask.dtype == np.bool_:
+        mask = np.uint8(255) * mask
+    return with_mask(picture, _picture(mask))
+
+
+def _like(image: Pixels, result: Picture) -> Pixels:
+    """Return a result as the kind that `image` is."""
+    if isinstance(image, Image.Image):
+        return images.to_pil(result)
+    array = images.to_array(result)
+    return array[..., 0] if image.ndim == 2 else array
 
 
 def _tell_part(progress: Callable[[float], None], done: float, share: float, part: float) -> None:

@@ -6,7 +6,10 @@ travels to the gateway is what it sends.
 
 from __future__ import annotations
 
+import io
 import time
+import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from resshift import images
@@ -32,12 +35,17 @@ class Encoding:
 PNG = Encoding()
 
 
+def extension(format: Format) -> str:
+    """Return the extension of a file that is offered for download."""
+    return "jpg" if format == "jpeg" else format
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encoded:
     """A result as a file, or why there is none.
 
     Fields:
-        data: Encoded picture.
+        data: Encoded picture, or an archive of those of the steps of a chain.
         size: Width and height.
         notes: What was changed, for the user.
         reason, message: Reason and message of a failure; empty when there is none.
@@ -71,6 +79,21 @@ def encode_result(picture: Picture, encoding: Encoding, model_seconds: float = 0
         model_seconds=model_seconds,
         encode_seconds=time.perf_counter() - started,
     )
+
+
+def encode_steps(pictures: Sequence[Picture], encoding: Encoding, model_seconds: float = 0.0) -> Encoded:
+    """Encode what each step of a chain predicts: a ZIP file of step_1.png, ..., the last one the result."""
+    made = [encode_result(picture, encoding, model_seconds) for picture in pictures]
+    failed = next((one for one in made if one.reason), None)
+    if failed is not None:
+        return failed
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:  # stored: pictures are compressed already
+        for i, one in enumerate(made, 1):
+            # Of a fixed date: the same request has the same bytes.
+            file.writestr(zipfile.ZipInfo(f"step_{i}.{extension(encoding.format)}"), one.data)
+    seconds = sum(one.encode_seconds for one in made)
+    return replace(made[-1], data=archive.getvalue(), encode_seconds=seconds)
 
 
 def _encode(picture: Picture, encoding: Encoding) -> tuple[Picture, bytes]:

@@ -33,9 +33,14 @@ class EndpointModel(Protocol):
     facts: ModelFacts
 
     async def upscale(
-        self, frames: Frames, sampling: Sampling = Sampling(), encoding: Encoding = PNG
+        self,
+        frames: Frames,
+        sampling: Sampling = Sampling(),
+        encoding: Encoding = PNG,
+        has_steps: bool = False,
     ) -> Encoded:
-        """Return the result, or the reason why there is none.
+        """Return the result, with `has_steps` an archive of what each step predicts, or the reason why there
+        is none.
 
         Raises:
             Problem: unavailable, failed.
@@ -63,13 +68,17 @@ class ServedModel:
         self._handle: Any = None
 
     async def upscale(
-        self, frames: Frames, sampling: Sampling = Sampling(), encoding: Encoding = PNG
+        self,
+        frames: Frames,
+        sampling: Sampling = Sampling(),
+        encoding: Encoding = PNG,
+        has_steps: bool = False,
     ) -> Encoded:
         """See `EndpointModel`."""
         options = ReplicaOptions(model=self.facts.name, identity=self.facts.identity, sampling=sampling)
         for i_attempt in range(_ATTEMPTS):
             try:
-                return await self._call(options, frames, encoding)
+                return await self._call(options, frames, encoding, has_steps)
             except RayTaskError as error:
                 raise Problem("failed", "the replica failed; see the server log") from error
             except (RayError, ConnectionError) as error:
@@ -80,13 +89,15 @@ class ServedModel:
                 await asyncio.sleep(_PAUSE_S * 2**i_attempt)
         raise AssertionError("unreachable")
 
-    async def _call(self, options: ReplicaOptions, frames: Frames, encoding: Encoding) -> Encoded:
+    async def _call(
+        self, options: ReplicaOptions, frames: Frames, encoding: Encoding, has_steps: bool
+    ) -> Encoded:
         if self._handle is None:
             try:
                 self._handle = await asyncio.to_thread(serve.get_app_handle, self._app)
             except Exception as error:  # RayServeException, before the application is there
                 raise ConnectionError(f"the application {self._app} is not there: {error}") from error
-        response = self._handle.picture.remote(options, frames, encoding)
+        response = self._handle.picture.remote(options, frames, encoding, has_steps)
         try:
             return await response
         except asyncio.CancelledError as error:

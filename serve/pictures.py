@@ -36,12 +36,13 @@ class Result:
     """A finished picture.
 
     Fields:
-        data: Encoded picture.
-        format: Format of `data`.
+        data: Encoded picture, or the archive of those of the steps.
+        format: Format of the picture or pictures.
         model: Name and identity of the model.
         sizes: Width and height of the input and of the result.
         notes: What was changed, for the user.
         seconds: Seconds of each phase: queue, decode, model, encode.
+        has_steps: Whether it is an archive.
     """
 
     data: bytes
@@ -50,10 +51,11 @@ class Result:
     sizes: tuple[tuple[int, int], tuple[int, int]]
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict[str, float])
+    has_steps: bool = False
 
     @property
     def content_type(self) -> str:
-        return CONTENT_TYPES[self.format]
+        return "application/zip" if self.has_steps else CONTENT_TYPES[self.format]
 
 
 _READ_BY_LIBRARIES = ("HEIF", "AVIF", "JXL")
@@ -176,13 +178,21 @@ class PictureService:
         model = find_model(self.models, options.model)
         try:
             model.facts.check(options.sampling)
+            if options.trajectory and (model.facts.steps == 1 or options.cascade):
+                why = (
+                    f"for {model.facts.name}, which has one step"
+                    if model.facts.steps == 1
+                    else "with cascade"
+                )
+                raise OptionError("trajectory", f"must be false {why}")
             if mask and not model.facts.fills_holes:
                 message = f"must not be given for {model.facts.name}, which fills no holes"
                 raise OptionError("mask", message)
         except OptionError as error:
             raise option_problem(error) from None
         header = await self.decoding.header(data)
-        self._check_output(header, options.outscale or model.facts.scale, format)
+        num_pictures = (options.steps or model.facts.steps) if options.trajectory else 1
+        self._check_output(header, options.outscale or model.facts.scale, format, num_pictures)
         if charge is not None:
             charge(header.width * header.height)
         seconds: dict[str, float] = {}
@@ -202,7 +212,8 @@ class PictureService:
         size_in = (header.width, header.height)
         seconds |= {"model": encoded.model_seconds, "encode": encoded.encode_seconds}
         names = (model.facts.name, model.facts.identity)
-        return Result(encoded.data, format, names, (size_in, encoded.size), encoded.notes, seconds)
+        sizes = size_in, encoded.size
+        return Result(encoded.data, format, names, sizes, encoded.notes, seconds, options.trajectory)
 
     async def _masked(self, frames: Frames, mask: bytes) -> Frames:
         """Return the picture with its hole.
@@ -226,7 +237,7 @@ class PictureService:
         self, model: EndpointModel, frames: Frames, options: PictureOptions, encoding: Encoding
     ) -> Encoded:
         async with self.noted_pass(model.facts.name):
-            encoded = await model.upscale(frames, options.sampling, encoding)
+            encoded = await model.upscale(frames, options.sampling, encoding, options.trajectory)
         if encoded.reason:
             raise picture_problem(encoded.reason, encoded.message)
         return encoded
@@ -246,16 +257,17 @@ class PictureService:
         finally:
             readiness.end(is_good)
 
-    def _check_output(self, header: ImageHeader, factor: float, format: Format) -> None:
+    def _check_output(self, header: ImageHeader, factor: float, format: Format, number: int) -> None:
         width, height = scaled(header.width, factor), scaled(header.height, factor)
         try:
             images.check_sizes([(width, height)], format)
         except ImageError as error:
             raise picture_problem(error.reason, str(error)) from None
-        if width * height > self.limits.output_megapixels * 1e6:
+        if number * width * height > self.limits.output_megapixels * 1e6:
+            times = f"{number} times " if number > 1 else ""
             message = (
-                f"the result would be {width}x{height}, at most {self.limits.output_megapixels:g} megapixels "
-                "are allowed"
+                f"the result would be {times}{width}x{height}, at most {self.limits.output_megapixels:g} "
+                "megapixels are allowed"
             )
             raise Problem("too_large", message, members={"reason": "too_large"})
 

@@ -32,7 +32,7 @@ from pipelines.bulk.parcels import Parcel
 from pipelines.bulk.wedged import DEFAULT_STEP_S
 from pipelines.bulk.worker import Replica, ReplicaOptions, Started, Upscaled, describe_model
 from resshift.images.animation import Frames
-from serve.encode import Encoded, Encoding, encode_result
+from serve.encode import Encoded, Encoding, encode_result, encode_steps
 
 _HEALTH_CHECK_S = 2.0
 # Serve replaces a replica after three checks that fail or take longer; an event loop beside other work on a
@@ -81,27 +81,41 @@ class ModelReplica:
             # computes cannot be stopped.
             is_over.set()
 
-    async def picture(self, options: ReplicaOptions, frames: Frames, encoding: Encoding) -> Encoded:
-        """Upscale one picture and encode the result here."""
+    async def picture(
+        self, options: ReplicaOptions, frames: Frames, encoding: Encoding, has_steps: bool = False
+    ) -> Encoded:
+        """Upscale one picture and encode the result here, or with `has_steps` what each step predicts."""
         is_over = threading.Event()
         try:
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(
-                self._threads, self._picture, options, frames, encoding, is_over
+                self._threads, self._picture, options, frames, encoding, has_steps, is_over
             )
         finally:
             is_over.set()  # as in `upscale`
 
     def _picture(
-        self, options: ReplicaOptions, frames: Frames, encoding: Encoding, is_over: threading.Event
+        self,
+        options: ReplicaOptions,
+        frames: Frames,
+        encoding: Encoding,
+        has_steps: bool,
+        is_over: threading.Event,
     ) -> Encoded:
         result, done = Frames(()), None
-        # An empty key: the picture's noise is that of the seed itself, as in a call of the library.
-        for answer in self._replica.upscale(options, ("",), frames, is_wanted=lambda: not is_over.is_set()):
-            if isinstance(answer, Frames):
-                result = answer
-            elif isinstance(answer, Upscaled):
-                done = answer
+
+        def is_wanted() -> bool:
+            return not is_over.is_set()
+
+        if has_steps:
+            result, done = self._replica.predictions(options, frames, is_wanted) or (result, done)
+        else:
+            # An empty key: the picture's noise is that of the seed itself, as in a call of the library.
+            for answer in self._replica.upscale(options, ("",), frames, is_wanted=is_wanted):
+                if isinstance(answer, Frames):
+                    result = answer
+                elif isinstance(answer, Upscaled):
+                    done = answer
         if done is None:
             return Encoded(reason="timeout", message="nobody waits for the picture")
         if done.reason:
@@ -109,6 +123,8 @@ class ModelReplica:
             told = done.message.strip().splitlines()[-1] if done.message else ""
             message = told if done.reason == "out_of_memory" else "the model failed on this picture"
             return Encoded(reason=done.reason, message=message, model_seconds=done.seconds)
+        if has_steps:
+            return encode_steps(result.pictures, encoding, done.seconds)
         return encode_result(result.pictures[0], encoding, done.seconds)
 
 

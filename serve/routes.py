@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from resshift.config import MAX_OUTSCALE
 from resshift.output_names import CONTENT_TYPES
+from serve.encode import extension
 from serve.http.body import Body, Reader
 from serve.http.keys import Caller
 from serve.http.limits import LEAST_TIMEOUT_S, Deadline
@@ -79,7 +80,7 @@ _UPSCALE_DOC: dict[str, Any] = {
     | {
         200: {
             "description": "the picture",
-            "content": {kind: {"schema": _PICTURE} for kind in CONTENT_TYPES.values()},
+            "content": {kind: {"schema": _PICTURE} for kind in (*CONTENT_TYPES.values(), "application/zip")},
         },
         202: {
             "description": "a job that will have the picture",
@@ -110,7 +111,8 @@ async def upscale(
     try:
         body = await reader.read(request)
         options = merged(options, body.options)
-        format = negotiated_format(options.format, request.headers.get("accept", ""))
+        accept = "" if options.trajectory else request.headers.get("accept", "")
+        format = negotiated_format(options.format, accept)
         if is_async:
             return await _later(request, asking, body, options, format, idempotency_key)
         work = service.pictures.upscale(
@@ -161,9 +163,8 @@ def result_headers(result: Result, filename: str) -> dict[str, str]:
     """Return the headers that go with a result."""
     stem = posixpath.splitext(posixpath.basename(filename.replace("\\", "/")))[0] or "picture"
     factor = result.sizes[1][0] / result.sizes[0][0]
-    name = urllib.parse.quote(
-        f"{stem[:120]}_x{factor:.3g}.{'jpg' if result.format == 'jpeg' else result.format}"
-    )
+    ending = "_steps.zip" if result.has_steps else f".{extension(result.format)}"
+    name = urllib.parse.quote(f"{stem[:120]}_x{factor:.3g}{ending}")
     timing = ", ".join(f"{phase};dur={1000 * seconds:.1f}" for phase, seconds in result.seconds.items())
     return {
         "Server-Timing": timing,
@@ -190,6 +191,7 @@ async def models(request: Request, asking: Asking) -> dict[str, Any]:
             "scale": model.facts.scale,
             "outscale": [model.facts.scale] if model.facts.has_one_scale else f"(0, {MAX_OUTSCALE}]",
             "steps": model.facts.steps,
+            "seed": model.facts.draws_noise,
             "fidelity": model.facts.has_estimate,
             "mask": model.facts.fills_holes,
             "ready": service.pictures.readiness[name].is_ready,

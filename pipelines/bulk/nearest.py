@@ -62,6 +62,10 @@ class Nearest:
         yield from ()
         return self.upscale(picture, sampling)
 
+    def predictions(self, picture: Picture, sampling: Sampling = Sampling()) -> Work[tuple[Picture, ...]]:
+        """Return what `Upscaler.predictions` has of a model without a chain."""
+        return ((yield from self.upscaling(picture, sampling)),)
+
 
 def nearest_model(name: str) -> Nearest | None:
     """Return the model that `name` asks for; None for the name of another model.

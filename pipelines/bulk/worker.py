@@ -57,6 +57,8 @@ class Model(Protocol):
 
     def upscaling(self, picture: Picture, sampling: Sampling = Sampling()) -> Work[Picture]: ...
 
+    def predictions(self, picture: Picture, sampling: Sampling = Sampling()) -> Work[tuple[Picture, ...]]: ...
+
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
@@ -70,6 +72,7 @@ class ModelFacts:
         has_one_scale: Whether no `outscale` but this scale can be asked for.
         has_estimate: Whether it has a `fidelity`, see `Sampling`.
         fills_holes: Whether it fills holes, so that pictures need masks.
+        draws_noise: Whether another seed gives another picture.
     """
 
     name: str
@@ -80,6 +83,7 @@ class ModelFacts:
     has_one_scale: bool = False
     has_estimate: bool = False
     fills_holes: bool = False
+    draws_noise: bool = False
 
     def check(self, sampling: Sampling) -> None:
         """Refuse what this model cannot do.
@@ -113,6 +117,7 @@ def describe_model(name: str) -> ModelFacts:
         config.steps,
         has_estimate=isinstance(config, ModelConfig) and config.has_estimate,
         fills_holes=files.fills_holes,
+        draws_noise=isinstance(config, ModelConfig) and config.schedule.kappa > 0,
     )
 
 
@@ -309,6 +314,22 @@ class Replica:
                 return
             for answer in self._answers(options, keys, cast("tuple[Frames, ...]", inputs), is_wanted):
                 yield from answer
+
+    def predictions(
+        self, options: ReplicaOptions, frames: Frames, is_wanted: Callable[[], bool] = lambda: True
+    ) -> tuple[Frames, Upscaled] | None:
+        """Return what the chain predicts at each step for a picture without a name, as so many frames; None
+        when it was no longer wanted.
+        """
+
+        def work() -> Work[Frames]:
+            return Frames((yield from self.model.predictions(frames.pictures[0], options.sampling)))
+
+        with self._room.entered(alone=False):
+            try:
+                return _answer(self._batcher.submit(work(), is_wanted))
+            except CancelledError:
+                return None
 
     def _answers(
         self,

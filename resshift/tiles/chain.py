@@ -9,7 +9,7 @@ whatever the networks compute in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -231,6 +231,18 @@ class _EncodeRows:
         yield from ()  # rearranging pixels needs no network
 
 
+@dataclass(frozen=True, slots=True)
+class _Both:
+    """Two outputs of the same rows."""
+
+    first: Output
+    second: Output
+
+    def take(self, blended: RowBuffer, top: int, bottom: int) -> None:
+        self.first.take(blended, top, bottom)
+        self.second.take(blended, top, bottom)
+
+
 def _noise_like(x: Tensor, noise: LatentNoise, step: int, top: int, left: int) -> Tensor:
     return noise(step, top, left, x.shape[1], x.shape[2]).to(x.device)
 
@@ -242,9 +254,10 @@ class Windows:
         networks: Networks of the model.
         plan: Tiles of the latent plane.
         allocate: Where the windows live.
+        num_decoded: Number of predictions of x0 that are decoded.
     """
 
-    def __init__(self, networks: Networks, plan: TilePlan, allocate: Allocate) -> None:
+    def __init__(self, networks: Networks, plan: TilePlan, allocate: Allocate, num_decoded: int = 1) -> None:
         steps, ratio = networks.schedule.steps, networks.config.unet.lq_ratio
         stage, height, width = networks.first_stage, plan.rows.length, plan.columns.length
         self.all: list[RowBuffer] = []
@@ -265,8 +278,9 @@ class Windows:
         if not networks.unshuffles or networks.regression is not None:
             self.encoded = latent(0)
         if not networks.unshuffles:
-            self.x0 = latent(1)
-            self.decoded = window(3, stage.factor, capacity(plan.rows, 0) * stage.factor)
+            self.x0 = [latent(1) for _ in range(num_decoded)]
+            rows = capacity(plan.rows, 0) * stage.factor
+            self.decoded = [window(3, stage.factor, rows) for _ in range(num_decoded)]
 
     @property
     def num_bytes(self) -> int:
@@ -274,9 +288,9 @@ class Windows:
         return sum(one.num_bytes for one in self.all)
 
 
-def window_bytes(networks: Networks, plan: TilePlan) -> int:
+def window_bytes(networks: Networks, plan: TilePlan, num_decoded: int = 1) -> int:
     """Return the bytes of all windows of a run."""
-    return Windows(networks, plan, in_memory(torch.device("meta"))).num_bytes
+    return Windows(networks, plan, in_memory(torch.device("meta")), num_decoded).num_bytes
 
 
 def row_chain(
@@ -290,6 +304,7 @@ def row_chain(
     allocate: Allocate,
     batch: int,
     count: TileCount | None = None,
+    shown: Sequence[Emit] = (),
 ) -> Work[None]:
     """Return the chain over one picture, to be run once.
 
@@ -305,8 +320,9 @@ def row_chain(
         allocate: Where windows live.
         batch: Number of tiles in a call.
         count: Count of the tiles that are done.
+        shown: See `resshift.tiles.rows.Renderer`.
     """
-    windows, ratio = Windows(networks, plan, allocate), networks.config.unet.lq_ratio
+    windows, ratio = Windows(networks, plan, allocate, 1 + len(shown)), networks.config.unet.lq_ratio
     rows, columns = reflected(size[0], windows.lq.height), reflected(size[1], windows.lq.width)
     lq, y0 = Input(window=windows.lq, scale=ratio), Input(window=windows.y0)
     enlarged = _Enlarged(
@@ -334,23 +350,30 @@ def row_chain(
         stages.append(
             tiles(function=networks.encode, inputs=[enlarged], blended=windows.encoded, output=prior)
         )
-    for i in range(networks.schedule.steps - 1, 0, -1):
-        stages.append(step(i, _Reverse(networks, noise, i, windows.y0, windows.x[i], windows.x[i - 1])))
-    if networks.unshuffles:
-        stages.append(step(0, _DecodeRows(networks, emit)))
-    else:
-        stages.append(step(0, _Reverse(networks, noise, 0, windows.y0, windows.x[0], windows.x0)))
-        factor = networks.first_stage.factor
-        stages.append(
-            tiles(
-                function=networks.decode,
-                inputs=[Input(window=windows.x0)],
-                blended=windows.decoded,
-                output=RowEmitter(factor, emit),
-                scale=factor,
-            )
+
+    def decoded(i: int, take: Emit) -> tuple[Output, list[Stage]]:
+        """Return what takes a prediction of x0 to be decoded, the i-th of them, and the stages behind it."""
+        if networks.unshuffles:
+            return _DecodeRows(networks, take), []
+        factor, x0 = networks.first_stage.factor, windows.x0[i]
+        decoding = tiles(
+            function=networks.decode,
+            inputs=[Input(window=x0)],
+            blended=windows.decoded[i],
+            output=RowEmitter(factor, take),
+            scale=factor,
         )
-    return drive(stages)
+        return _Reverse(networks, noise, 0, windows.y0, windows.x[0], x0), [decoding]
+
+    for i in range(networks.schedule.steps - 1, 0, -1):
+        output: Output = _Reverse(networks, noise, i, windows.y0, windows.x[i], windows.x[i - 1])
+        behind: list[Stage] = []
+        if shown:
+            picture, behind = decoded(i, shown[networks.schedule.steps - 1 - i])
+            output = _Both(output, picture)
+        stages += [step(i, output), *behind]
+    output, behind = decoded(0, emit)
+    return drive([*stages, step(0, output), *behind])
 
 
 @dataclass(eq=False)
@@ -437,6 +460,7 @@ class Chain:
         noise: LatentNoise | None = None,
         batch: int | None = None,
         count: TileCount | None = None,
+        shown: Sequence[Emit] = (),
     ) -> Work[None]:
         """Compute a picture, once."""
         networks = self.networks(sampling.steps, sampling.fidelity, sampling.sampler)
@@ -449,7 +473,8 @@ class Chain:
             read=read,
             noise=noise,
             emit=emit,
-            allocate=place_windows(window_bytes(networks, plan), self.device),
+            allocate=place_windows(window_bytes(networks, plan, 1 + len(shown)), self.device),
             batch=batch or tiles_per_call(plan.tile_area),
             count=count,
+            shown=shown,
         )

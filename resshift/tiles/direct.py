@@ -8,7 +8,7 @@ is known, and then tiles change nothing but rounding, or else an eighth of a til
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -93,6 +93,7 @@ class Direct:
         noise: LatentNoise | None = None,
         batch: int | None = None,
         count: TileCount | None = None,
+        shown: Sequence[Emit] = (),
     ) -> Work[None]:
         """Compute a picture, once; of `sampling` nothing remains to be done, and there is no noise."""
         needed = Windows(self.config, plan, in_memory(torch.device("meta"))).num_bytes

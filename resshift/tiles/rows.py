@@ -7,7 +7,7 @@ held whole. `Renderer` is what `resshift.upscaler.Upscaler` needs of a model, `r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -72,6 +72,7 @@ class Renderer(Protocol):
         noise: LatentNoise | None = None,
         batch: int | None = None,
         count: TileCount | None = None,
+        shown: Sequence[Emit] = (),
     ) -> Work[None]:
         """Compute a picture, once.
 
@@ -85,6 +86,8 @@ class Renderer(Protocol):
             noise: Noise of the chain; None is that of the seed. A model without a chain uses none.
             batch: Number of tiles in a call; None is enough to keep a GPU busy.
             count: Count of the tiles that are done.
+            shown: Take what each step before the last predicts, as `emit` takes that of the last; one for
+                each of them, or none. A model without a chain has no such steps.
         """
         ...
 

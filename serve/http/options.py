@@ -44,6 +44,9 @@ class PictureOptions(BaseModel):
         float | None, Field(ge=0, le=1, description="0, the model, to 1, which invents nothing; default: 0")
     ] = None
     seed: Annotated[Seed, Field(description="same seed, same pixels")] = 0
+    trajectory: Annotated[
+        bool, Field(description="a ZIP file of what each step of the chain predicts, the result last")
+    ] = False
     format: Annotated[Format | None, Field(description="of the result; default: by `Accept`, else png")] = (
         None
     )

@@ -16,7 +16,7 @@ from pipelines.bulk.worker import describe_model
 from resshift.config import Sampling
 from resshift.images.animation import Frames
 from serve.app import create_app
-from serve.encode import PNG, Encoded, Encoding, encode_result
+from serve.encode import PNG, Encoded, Encoding, encode_result, encode_steps
 from serve.jobs import JobKeeper
 from serve.pictures import PictureService
 from serve.services import Services
@@ -25,7 +25,9 @@ from tests.pictures import encoded
 
 
 class LocalModel:
-    """`nearest-x4` without replicas. Tests hold it up, count what it does, and take its replicas away."""
+    """`nearest-x4` without replicas. Tests hold it up, count what it does, and take its replicas away. With
+    more steps than one, all before the last predict the negative.
+    """
 
     def __init__(self) -> None:
         self.facts = describe_model("nearest-x4")
@@ -34,7 +36,11 @@ class LocalModel:
         self.is_held = False
 
     async def upscale(
-        self, frames: Frames, sampling: Sampling = Sampling(), encoding: Encoding = PNG
+        self,
+        frames: Frames,
+        sampling: Sampling = Sampling(),
+        encoding: Encoding = PNG,
+        has_steps: bool = False,
     ) -> Encoded:
         if frames.pictures[0].height == 8:  # the probe of the readiness is counted apart
             self.num_probes += 1
@@ -44,6 +50,10 @@ class LocalModel:
             await asyncio.sleep(0.01)
         result = frames.map(lambda picture: Nearest().upscale(picture, sampling))
         self.num_done += 1
+        if has_steps:
+            (last,), number = result.pictures, sampling.steps or self.facts.steps
+            steps = [replace(last, pixels=255 - last.pixels)] * (number - 1)
+            return encode_steps([*steps, last], encoding)
         return encode_result(result.pictures[0], encoding, 0.001)
 
     async def count_replicas(self) -> int:

@@ -10,8 +10,10 @@ import json
 import re
 import struct
 import time
+import zipfile
 import zlib
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -119,6 +121,43 @@ class TestPicture:
 
 
 PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class TestTrajectory:
+    @pytest.fixture(scope="class")
+    def chain(self, start_endpoint: Callable[..., Any]) -> Iterator[Any]:
+        made = start_endpoint(limits={"output_megapixels": 0.03})  # three pictures of 96 x 80, and not four
+        made.model.facts = replace(made.model.facts, steps=4, draws_noise=True)
+        with made.client:
+            yield made
+
+    def test_an_archive_has_what_each_step_predicts_and_the_result_last(self, chain: Any) -> None:
+        data = encoded(0, 20, 24)
+        asked = "/v1/upscale?trajectory=true&steps=3"
+        answer = chain.post(data, asked, headers={"Accept": "application/zip"})
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "application/zip"), answer.text
+        assert answer.headers["content-disposition"].endswith("picture_x4_steps.zip")
+        assert answer.headers["x-result-size"] == "96x80"
+        with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+            assert archive.testzip() is None
+            assert archive.namelist() == ["step_1.png", "step_2.png", "step_3.png"]
+            negative = 255 - enlarged(data)
+            for name, expected in zip(archive.namelist(), (negative, negative, enlarged(data)), strict=True):
+                assert np.array_equal(decoded(archive.read(name)), expected)
+            assert archive.read("step_3.png") == chain.post(data).content
+        assert chain.post(data, asked).content == answer.content
+        assert chain.client.get("/v1/models").json()["models"][0]["seed"] is True
+
+    def test_all_of_its_pictures_count(self, chain: Any, endpoint: Any) -> None:
+        told = [
+            chain.post(encoded(0, 20, 24), "/v1/upscale?trajectory=true"),
+            chain.post(encoded(0, 20, 24), "/v1/upscale?trajectory=true&steps=3&cascade=true"),
+            endpoint.post(encoded(0, 20, 24), "/v1/upscale?trajectory=true"),
+        ]
+        assert [answer.status_code for answer in told] == [413, 422, 422]
+        assert "4 times 96x80" in told[0].json()["detail"]
+        assert told[1].json()["detail"] == "trajectory must be false with cascade"
+        assert "for nearest-x4, which has one step" in told[2].json()["detail"]
 
 
 class TestRefusals:

@@ -22,7 +22,9 @@ MASK = file_of(np.uint8(255) * HOLE)
 FILLED = np.where(HOLE[..., None], np.uint8(77), PIXELS)
 
 
-async def fill(frames: Frames, sampling: Sampling = Sampling(), encoding: Encoding = PNG) -> Encoded:
+async def fill(
+    frames: Frames, sampling: Sampling = Sampling(), encoding: Encoding = PNG, has_steps: bool = False
+) -> Encoded:
     def filled(picture: Picture) -> Picture:
         assert picture.mask is not None
         pixels = np.where(picture.mask[..., None], np.uint8(77), picture.pixels)

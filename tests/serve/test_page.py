@@ -192,7 +192,9 @@ def drop(browser: Browser, data: bytes, name: str = "bridge.png") -> None:
     browser.run(DROP % {"data": json.dumps(base64.b64encode(data).decode()), "name": json.dumps(name)})
 
 
-async def grey(frames: Frames, sampling: Sampling = Sampling(), encoding: Encoding = PNG) -> Encoded:
+async def grey(
+    frames: Frames, sampling: Sampling = Sampling(), encoding: Encoding = PNG, has_steps: bool = False
+) -> Encoded:
     """Fill holes with a grey."""
     (picture,) = frames.pictures
     assert picture.mask is not None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import io
+import zipfile
 from collections.abc import Generator
 from types import SimpleNamespace
 from typing import Any
@@ -39,6 +41,10 @@ def test_results_are_encoded_beside_the_model() -> None:
         assert (png.reason, png.size) == ("", (96, 80))
         assert np.array_equal(decoded(png.data), FRAMES.pictures[0].pixels.repeat(4, 0).repeat(4, 1))
         assert png.encode_seconds > 0
+        steps = await model.picture(OPTIONS, FRAMES, Encoding(), has_steps=True)
+        with zipfile.ZipFile(io.BytesIO(steps.data)) as archive:
+            assert archive.namelist() == ["step_1.png"]  # one step, which is the result
+            assert archive.read("step_1.png") == png.data
         wide = Frames((Picture(pixels=noise(0, 1, 5000)),))
         refused = await model.picture(OPTIONS, wide, Encoding(format="webp"))
         assert (refused.reason, refused.data) == ("too_large", b"")

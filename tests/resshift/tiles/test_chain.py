@@ -24,7 +24,7 @@ from resshift.networks.config import FirstStageConfig, UNetConfig, VQConfig
 from resshift.networks.unet import UNetSwin
 from resshift.presets import test_x4 as toy_preset
 from resshift.resize.bicubic import RowResampler, upsample
-from resshift.sampler import network_denoiser, sample
+from resshift.sampler import network_denoiser, trajectory
 from resshift.schedule import Sampler
 from resshift.tiles.batching import alone
 from resshift.tiles.chain import row_chain, window_bytes
@@ -108,8 +108,8 @@ def blended(function: Callable[..., Tensor], planes: list[Tensor], plan: TilePla
 @torch.inference_mode()
 def on_whole_planes(
     up: Upscaler, lq: Tensor, plan: TilePlan, seed: int, sampler: Sampler = Sampler.POSTERIOR
-) -> Tensor:
-    """Encode, sample and decode with every latent whole in memory."""
+) -> list[Tensor]:
+    """Encode, sample and decode with every latent whole in memory: what each step predicts, not clamped."""
     size = lq.shape[-2:]
     lq = lq[..., reflected(size[0], plan.rows.length)[:, None], reflected(size[1], plan.columns.length)]
     networks = up.chain.networks()
@@ -130,9 +130,12 @@ def on_whole_planes(
 
         return blended(tile, [x_t, y0, lq], plan)
 
-    latent = sample(denoise, y0, up.chain.schedule, noise, sampler)
-    out = networks.decode(latent) if networks.unshuffles else blended(networks.decode, [latent], plan, 4)
-    return out[..., : size[0] * 4, : size[1] * 4].clamp(-1, 1)
+    def decoded(latent: Tensor) -> Tensor:
+        out = networks.decode(latent) if networks.unshuffles else blended(networks.decode, [latent], plan, 4)
+        return out[..., : size[0] * 4, : size[1] * 4]
+
+    steps = trajectory(denoise, y0, up.chain.schedule, noise, sampler)
+    return [decoded(step.x0_pred) for step in steps]
 
 
 @pytest.mark.slow
@@ -145,7 +148,15 @@ def test_rows_of_tiles_equal_whole_planes(make: Callable[[], Upscaler], size: tu
     out = up.upscale_tensor(lq, Sampling(seed=3, tile_px=16))
     # Elementwise results may differ in the last bit with the shape of the plane; a missing row or neighbour
     # would show as 0.01 and more.
-    torch.testing.assert_close(out, on_whole_planes(up, lq, plan, 3), atol=2e-5, rtol=0)
+    planes = on_whole_planes(up, lq, plan, 3)
+    torch.testing.assert_close(out, planes[-1].clamp(-1, 1), atol=2e-5, rtol=0)
+    # What the steps before predicted, as pictures: all with the colours of the input, and quantised.
+    shown = up.trajectory(picture(*size), Sampling(seed=3, tile_px=16))
+    assert len(shown) == len(planes) == up.config.steps
+    for one, plane in zip(shown, planes, strict=True):
+        fixed = WaveletFix(size[0], 4).push(plane[0], lq[0]).clamp(-1, 1)
+        assert np.abs(one.astype(int) - from_tensor(fixed, np.uint8)).max() <= 1
+    assert np.array_equal(shown[-1], up(picture(*size), seed=3, tile_px=16))
 
 
 @pytest.mark.parametrize("steps", [None, 2])
@@ -156,7 +167,8 @@ def test_rows_of_tiles_without_noise_after_the_first_step_equal_whole_planes(ste
     assert plan.num_tiles > 1
     out = up.upscale_tensor(lq, sampling)
     if steps is None:
-        torch.testing.assert_close(out, on_whole_planes(up, lq, plan, 3, Sampler.DDIM), atol=2e-5, rtol=0)
+        planes = on_whole_planes(up, lq, plan, 3, Sampler.DDIM)
+        torch.testing.assert_close(out, planes[-1].clamp(-1, 1), atol=2e-5, rtol=0)
     assert not torch.equal(out, up.upscale_tensor(lq, replace(sampling, sampler=None)))
     assert not torch.equal(out, up.upscale_tensor(lq, replace(sampling, seed=4)))
     one = replace(sampling, steps=1)
