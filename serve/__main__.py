@@ -17,6 +17,7 @@ Exit codes: 0 complete, 1 failed, 2 usage.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -191,21 +192,32 @@ def check_address(config: dict[str, Any]) -> None:
 
 
 def start(config: dict[str, Any]) -> str:
-    """Deploy a configuration on the connected Ray and return the address of the endpoint when it answers."""
+    """Deploy a configuration on the connected Ray and return the address of the endpoint when it answers.
+
+    Raises:
+        UsageError: Serve runs on this cluster already, for a bulk job, and listens nowhere.
+    """
     import ray
     from ray import serve
+    from ray.exceptions import ActorAlreadyExistsError
     from ray.serve.schema import LoggingConfig, ServeDeploySchema
 
     # Checked by Serve's own schema, and deployed by name: every deployment can be imported wherever this
     # package is installed.
     schema = ServeDeploySchema.model_validate(config)
     http = schema.http_options
-    serve.start(
-        proxy_location=schema.proxy_location,
-        http_options={"host": http.host, "port": http.port},
-        controller_options=schema.controller_options,
-        logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
-    )
+    with contextlib.suppress(ActorAlreadyExistsError):  # a bulk job that starts at this moment was faster
+        serve.start(
+            proxy_location=schema.proxy_location,
+            http_options={"host": http.host, "port": http.port},
+            controller_options=schema.controller_options,
+            logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
+        )
+    if schema.proxy_location != "Disabled" and not serve.status().proxies:  # Serve keeps the first settings
+        raise UsageError(
+            "a bulk job has started Serve on this cluster, without an address to listen on: start the "
+            "endpoint before bulk jobs, which share its replicas, or after they have ended"
+        )
     targets: list[serve.RunTarget] = []
     for one in schema.applications:
         build = getattr(_module(one.import_path.split(":")[0]), one.import_path.split(":")[1])

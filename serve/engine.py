@@ -9,6 +9,7 @@ that runs already is used and left running.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import threading
@@ -18,6 +19,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import ActorAlreadyExistsError
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from pipelines.bulk.engine import UNITS_PER_REPLICA, EngineError, EngineOptions, admitted, cause
@@ -81,8 +83,9 @@ class ServeEngine:
         if not status.applications and not status.proxies:
             # No HTTP proxy: this job listens on no port. Where Serve runs already, its own settings
             # stay.
-            serve.start(proxy_location="Disabled", logging_config=LoggingConfig(log_level="WARNING"))
-            self._has_started_serve = True
+            with contextlib.suppress(ActorAlreadyExistsError):  # another job or an endpoint was faster
+                serve.start(proxy_location="Disabled", logging_config=LoggingConfig(log_level="WARNING"))
+                self._has_started_serve = True
         running = status.applications.get(self._name)
         # An application that is starting, or replaces a replica, belongs to whoever deployed it.
         if self._may_deploy and (running is None or running.status not in _IN_USE):

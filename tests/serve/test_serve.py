@@ -4,6 +4,7 @@ dropped.
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -13,13 +14,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
 import numpy as np
 import pytest
 
+from pipelines.bulk.engine import EngineOptions
 from pipelines.bulk.worker import Replica, ReplicaOptions, Started
+from pipelines.command import UsageError
 from resshift.config import Sampling
 from resshift.images import Picture
 from resshift.images.animation import Frames
@@ -364,6 +368,50 @@ def test_a_port_in_use_is_told_before_a_cluster_is_started(
     monkeypatch.setattr(__main__, "connect_to_ray", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     assert __main__.main(["--model", "nearest-x4", "--port", str(port)]) == 1
     assert capsys.readouterr().err == "stopped before the endpoint answered\n"
+
+
+class Elsewhere:
+    """Serve as somebody else has started it a moment ago: to start it fails, and nothing listens."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from ray import serve
+        from ray.exceptions import ActorAlreadyExistsError
+
+        def refuse(**_: Any) -> None:
+            raise ActorAlreadyExistsError("SERVE_CONTROLLER_ACTOR")
+
+        self.deployed: list[str] = []
+        monkeypatch.setattr(serve, "start", refuse)
+        monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications={}, proxies={}))
+        monkeypatch.setattr(serve, "run_many", lambda apps, **_: self.deployed.extend(a.name for a in apps))
+        monkeypatch.setattr(serve, "get_app_handle", lambda name: SimpleNamespace(options=lambda **_: name))
+
+
+def test_an_endpoint_does_not_start_on_a_serve_that_listens_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = Elsewhere(monkeypatch)
+    with pytest.raises(UsageError, match="without an address to listen on: start the endpoint before"):
+        start(configuration(arguments().parse_args(["--model", "nearest-x4"])))
+    assert elsewhere.deployed == []
+
+
+def test_a_bulk_job_deploys_on_a_serve_that_somebody_else_starts_at_the_same_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from serve import engine
+
+    elsewhere = Elsewhere(monkeypatch)
+    monkeypatch.setattr(engine, "admitted", lambda options, _: options)
+    deleted: list[str] = []
+    monkeypatch.setattr(engine.ray_internals, "begin_to_delete", deleted.append)
+    monkeypatch.setattr(engine.serve, "shutdown", lambda: pytest.fail("Serve is not this job's"))
+
+    async def work() -> None:
+        made = engine.ServeEngine(EngineOptions(model="nearest-x4", identity="nearest-x4"))
+        await made.start()
+        await made.close()
+
+    asyncio.run(work())
+    assert elsewhere.deployed == deleted == ["resshift-nearest-x4"]
 
 
 def test_a_new_key_is_printed_once_with_its_entry(capsys: pytest.CaptureFixture[str]) -> None:
