@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import json
 import shutil
 import subprocess
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,17 +23,20 @@ import pytest
 import uvicorn
 from websockets.sync.client import ClientConnection, connect
 
+from pipelines.bulk.nearest import Nearest
 from resshift.config import Sampling
 from resshift.images.animation import Frames
-from serve.encode import PNG, Encoded, Encoding, encode_result
+from serve.encode import PNG, Encoded, Encoding, encode_result, encode_steps
 from tests.pictures import decoded, encoded, enlarged
 
 WAIT_S = 120
 DROP = """
 (async () => {
-  const bytes = Uint8Array.from(atob(%(data)s), (c) => c.charCodeAt(0));
   const carried = new DataTransfer();
-  carried.items.add(new File([bytes], %(name)s, { type: "image/png" }));
+  for (const [name, data] of %s) {
+    const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+    carried.items.add(new File([bytes], name, { type: "image/png" }));
+  }
   document.querySelector("#drop").dispatchEvent(
     new DragEvent("drop", { dataTransfer: carried, bubbles: true, cancelable: true }));
 })()
@@ -188,8 +193,20 @@ def open_page(browser: Browser, address: str, downloads: Path, width: int = 1280
     browser.wait("document.readyState === 'complete' && document.querySelector('#model')?.options.length")
 
 
-def drop(browser: Browser, data: bytes, name: str = "bridge.png") -> None:
-    browser.run(DROP % {"data": json.dumps(base64.b64encode(data).decode()), "name": json.dumps(name)})
+def drop(browser: Browser, data: bytes, name: str = "bridge.png", *others: tuple[str, bytes]) -> None:
+    files = [(name, base64.b64encode(data).decode()) for name, data in ((name, data), *others)]
+    browser.run(DROP % json.dumps(files))
+
+
+def saved(path: Path) -> bytes:
+    """Wait for a download and return it."""
+    deadline = time.monotonic() + WAIT_S
+    while not path.exists():
+        assert time.monotonic() < deadline, list(path.parent.iterdir())
+        time.sleep(0.1)
+    data = path.read_bytes()
+    path.unlink()
+    return data
 
 
 async def grey(
@@ -280,14 +297,116 @@ def test_drop_compare_and_download(browser: Browser, address: str, tmp_path: Pat
     assert browser.run(PIXEL % ("#before", 25, 19)) == decoded(data)[19, 25].tolist()
     # The download is the file that the server made.
     browser.run("document.querySelector('#download').click()")
-    saved = downloads / "bridge_x4.png"
-    deadline = time.monotonic() + WAIT_S
-    while not saved.exists():
-        assert time.monotonic() < deadline, list(downloads.iterdir())
-        time.sleep(0.1)
-    assert np.array_equal(decoded(saved.read_bytes()), expected)
+    assert np.array_equal(decoded(saved(downloads / "bridge_x4.png")), expected)
     assert "80 × 60 → 320 × 240" in browser.run("document.querySelector('#facts').innerText")
     assert browser.complaints == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_several_files_are_one_archive(browser: Browser, address: str, tmp_path: Path) -> None:
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    open_page(browser, address, downloads)
+    first, second = encoded(11, 60, 80), encoded(12, 20, 24)
+    drop(browser, first, "größe.png", ("notes.txt", b"no picture at all"), ("größe.png", second))
+    browser.wait("document.querySelector('#error').textContent.startsWith('1 of 3 failed: notes.txt')")
+    states = "[...document.querySelector('#list').children].map((row) => row.dataset.state)"
+    assert browser.run(states) == ["done", "failed", "done"]
+    assert browser.run(PIXEL % ("#after", 101, 77)) == enlarged(first)[77, 101].tolist()
+    browser.run("document.querySelector('#list').lastElementChild.querySelector('button').click()")
+    browser.wait("document.querySelector('#result').dataset.done === '2'")
+    assert browser.run(PIXEL % ("#after", 41, 33)) == enlarged(second)[33, 41].tolist()
+    browser.run("document.querySelector('#all').click()")
+    with zipfile.ZipFile(io.BytesIO(saved(downloads / "pictures.zip"))) as archive:
+        assert archive.testzip() is None  # checks the sums
+        assert archive.namelist() == ["größe_x4.png", "größe_x4 (2).png"]
+        for name, data in zip(archive.namelist(), (first, second), strict=True):
+            assert np.array_equal(decoded(archive.read(name)), enlarged(data))
+    browser.screenshot(tmp_path / "files.png")
+    (refused,) = browser.complaints  # the browser says it of every 415
+    assert "415" in refused
+
+
+class Sliding:
+    """A chain whose picture has every pixel four times and whose other end is the negative of that."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[float, int, int | None]] = []
+
+    async def upscale(
+        self,
+        frames: Frames,
+        sampling: Sampling = Sampling(),
+        encoding: Encoding = PNG,
+        has_steps: bool = False,
+    ) -> Encoded:
+        picture = Nearest().upscale(frames.pictures[0])
+        x0, y0, share = picture.pixels.astype(float), 255.0 - picture.pixels, sampling.fidelity or 0
+        mixed = replace(picture, pixels=np.rint(x0 + share * (y0 - x0)).astype(np.uint8))
+        if frames.pictures[0].height > 8:  # no probe
+            self.asked.append((share, sampling.seed, sampling.steps))
+        if has_steps:
+            earlier = [replace(picture, pixels=np.full_like(picture.pixels, 10 * i)) for i in (1, 2)]
+            return encode_steps([*earlier, mixed], encoding)
+        return encode_result(mixed, encoding)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_chain_has_steps_a_seed_and_a_slider(
+    browser: Browser, start_endpoint: Callable[..., Any], tmp_path: Path
+) -> None:
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    made, model = start_endpoint(), Sliding()
+    made.model.facts = replace(made.model.facts, steps=4, has_estimate=True, draws_noise=True)
+    made.model.upscale = model.upscale
+    with served(made.app) as address:
+        open_page(browser, address, downloads)
+        browser.run("document.querySelector('#steps').value = '3'")
+        browser.run("document.querySelector('#seed').value = '7'")
+        data = encoded(11, 60, 80)
+        drop(browser, data)
+        browser.wait("document.querySelector('#result').dataset.done === '1'")
+        one, other = enlarged(data), 255 - enlarged(data)
+        assert model.asked == [(0, 7, 3)]
+
+        def slide(share: str) -> list[int]:
+            browser.run(
+                f"document.querySelector('#fidelity').value = '{share}';"
+                "document.querySelector('#fidelity').dispatchEvent(new Event('input'))"
+            )
+            browser.wait(f"document.querySelector('#result').dataset.share === '{share}'")
+            return browser.run(PIXEL % ("#after", 101, 77))
+
+        def download() -> bytes:
+            browser.run("document.querySelector('#download').click()")
+            return saved(downloads / "bridge_x4.png")
+
+        mixed = one[77, 101] + 0.35 * (other[77, 101].astype(float) - one[77, 101])
+        assert np.abs(slide("0.35") - mixed).max() <= 0.5  # rounded, and mixed by the browser:
+        assert model.asked[1:] == [(1, 7, 3)]
+        assert slide("1") == other[77, 101].tolist()
+        assert np.array_equal(decoded(download()), other)
+        assert slide("0") == one[77, 101].tolist()
+        assert np.array_equal(decoded(download()), one)
+        assert len(model.asked) == 2
+        slide("0.35")
+        assert np.abs(decoded(download()) - (one + 0.35 * (other.astype(float) - one))).max() <= 0.5
+        assert model.asked[2:] == [(0.35, 7, 3)]  # a file in between is the server's
+
+        browser.run("document.querySelector('#show-steps').click()")
+        browser.wait("document.querySelectorAll('#strip button').length === 3")
+        for i, expected in ((0, [10] * 3), (1, [20] * 3), (2, one[77, 101].tolist())):
+            browser.run(f"document.querySelector('#strip').children[{i}].click()")
+            told = browser.run("document.querySelector('#tag-after').textContent")
+            assert (told, browser.run(PIXEL % ("#after", 101, 77))) == (f"step {i + 1} of 3", expected)
+        browser.run("document.querySelector('#save-steps').click()")
+        with zipfile.ZipFile(io.BytesIO(saved(downloads / "bridge_x4_steps.zip"))) as archive:
+            assert np.array_equal(decoded(archive.read("step_3.png")), one)
+        browser.screenshot(tmp_path / "steps.png")
+        assert browser.complaints == []
 
 
 def bicubic_pixels(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
