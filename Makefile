@@ -45,8 +45,8 @@ licences: setup ## list the licences of all installed packages; fail on non-comm
 sbom: setup ## write dist/resshift.cdx.json, the bill of materials of requirements.lock (CycloneDX)
 	$(RUN) deploy/sbom.py dist/resshift.cdx.json
 
-audit: setup ## ask PyPI's database for known vulnerabilities of what requirements.lock pins; needs a network
-	$(VENV)/bin/uv tool run pip-audit==2.10.1 --requirement requirements.lock --no-deps --disable-pip
+audit: setup ## ask PyPI's database for known vulnerabilities of what requirements.lock pins; fails also where it is not answered
+	$(VENV)/bin/uv tool run pip-audit==2.10.1 --requirement requirements.lock --no-deps --disable-pip --strict
 
 wheel: setup ## build dist/*.whl from this tree, without a network
 	$(RUN) -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
