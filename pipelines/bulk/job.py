@@ -29,6 +29,7 @@ from pipelines.bulk.stages import UpscaleOptions
 from pipelines.bulk.sweep import Sweep
 from pipelines.cluster.admission import Patience, free
 from pipelines.ledger import ledger
+from pipelines.ledger.pictures import Places
 from pipelines.ledger.report import JobSummary, RunRecord, write_report, write_run
 
 __all__ = [
@@ -124,9 +125,11 @@ def close_job(job: Job, sweep: Sweep, price_per_hour: float | None = None) -> Jo
     Raises:
         StorageError: The ledger or the report cannot be read or written.
     """
-    target, options = job.stages.target, job.stages.target_s3
+    stages = job.stages
+    target, options = stages.target, stages.target_s3
     ledger.append(target, sweep.close(), options)
-    return write_report(target, job.record(), price_per_hour, options)
+    places = Places(job.source, target, stages.source_s3, options)
+    return write_report(target, job.record(), price_per_hour, options, places)
 
 
 async def run_job_in_loop(

@@ -1,5 +1,5 @@
 """What a bulk job did, from its ledger: report.json, report.csv (what did not become an output) and
-report.html, next to the ledger.
+report.html, with some of the pictures (`pipelines.ledger.pictures`), next to the ledger.
 
 DST/_resshift/runs/RUN.json        of every run that came to its end: wall clock, replica hours, busy share
 
@@ -15,7 +15,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
@@ -26,6 +26,7 @@ import pyarrow.compute
 
 from pipelines.ledger import ledger
 from pipelines.ledger.ledger import DIRECTORY
+from pipelines.ledger.pictures import Card, Places, Sample, cards
 from pipelines.pages import render
 from pipelines.spreadsheet import cell
 from resshift import storage
@@ -80,10 +81,13 @@ class RunRecord:
 
 @dataclass(slots=True)
 class JobSummary:
-    """Figures of all runs together. Sizes are of the ok rows."""
+    """Figures of all runs together. Sizes are of the ok rows; notes are counted without their numbers, and
+    `examples` has one of each kind as it is.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict[str, str])
     megapixels_in: float = 0.0
     megapixels_out: float = 0.0
     bytes_in: int = 0
@@ -122,7 +126,10 @@ def _runs(root: str, options: S3Options) -> list[dict[str, Any]]:
 
 
 def summarise(
-    root: str, price_per_hour: float | None = None, options: S3Options = s3.DEFAULT
+    root: str,
+    price_per_hour: float | None = None,
+    options: S3Options = s3.DEFAULT,
+    see: Callable[[pa.Table], None] = lambda _: None,
 ) -> tuple[JobSummary, pa.Table]:
     """Sum up the latest row of every key.
 
@@ -130,6 +137,7 @@ def summarise(
         root: DST.
         price_per_hour: Price of one replica for an hour.
         options: How DST is reached.
+        see: Function that is called with the ok rows of each part.
 
     Returns:
         The figures, and the rows that are not ok with the columns of report.csv (at most a million).
@@ -142,7 +150,9 @@ def summarise(
     for table in ledger.latest(root, options, _COLUMNS):
         is_ok = pc.equal(table["status"], "ok")
         _add_reasons(summary.counts, table)
-        _add_sizes(summary, table.filter(is_ok))
+        ok = table.filter(is_ok)
+        _add_sizes(summary, ok)
+        see(ok)
         timeline.add(table["written_at"])
         _add_runs(rows_by_run, table)
         rest = table.filter(pc.invert(is_ok)).select(_CSV_COLUMNS).slice(0, _MAX_CSV_ROWS - num_others)
@@ -204,8 +214,9 @@ def _add_sizes(summary: JobSummary, ok: pa.Table) -> None:
     summary.bytes_out += _sum(ok["bytes_out"])
     summary.model_seconds += _sum(ok["model_seconds"])
     for notes, num in _value_counts(ok["notes"]).items():
-        for kind in _kinds(notes):
+        for kind, note in _kinds(notes).items():
             summary.notes[kind] += num
+            summary.examples.setdefault(kind, note)
 
 
 def _add_runs(rows_by_run: dict[str, _RunRows], table: pa.Table) -> None:
@@ -230,12 +241,14 @@ def _value_counts(values: pa.ChunkedArray) -> dict[Any, int]:
     return dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True))
 
 
-def _kinds(notes: str) -> Iterable[str]:
-    """Return the notes of a row without their numbers, each once, so that they can be counted."""
-    kinds = (
-        "".join("N" if c.isdigit() else c for c in note).replace("NN", "N") for note in notes.split("; ")
-    )
-    return dict.fromkeys(kind for kind in kinds if kind)
+def _kinds(notes: str) -> dict[str, str]:
+    """Return the notes of a row by what they are without their numbers, so that they can be counted."""
+    kinds = {
+        "".join("N" if c.isdigit() else c for c in note).replace("NN", "N"): note
+        for note in notes.split("; ")
+    }
+    kinds.pop("", None)
+    return kinds
 
 
 class _Timeline:
@@ -271,7 +284,11 @@ class _Timeline:
 
 
 def write_report(
-    root: str, job: Mapping[str, Any], price_per_hour: float | None, options: S3Options = s3.DEFAULT
+    root: str,
+    job: Mapping[str, Any],
+    price_per_hour: float | None,
+    options: S3Options = s3.DEFAULT,
+    places: Places | None = None,
 ) -> JobSummary:
     """Write the three files and return the figures.
 
@@ -280,9 +297,12 @@ def write_report(
         job: Options of the job, for the page.
         price_per_hour: Price of one replica for an hour.
         options: How DST is reached.
+        places: Where the pictures are; None: the page has none.
     """
-    summary, others = summarise(root, price_per_hour, options)
-    html = page(root, summary, others, job, price_per_hour)
+    sample = Sample()
+    summary, others = summarise(root, price_per_hour, options, sample.add)
+    shown = [] if places is None else cards(sample.rows(), places)
+    html = page(root, summary, others, job, price_per_hour, shown, places)
     for name, data, content_type in (
         ("report.json", to_json(summary, job).encode(), "application/json"),
         ("report.csv", to_csv(others), "text/csv; charset=utf-8"),
@@ -295,6 +315,7 @@ def write_report(
 def to_json(summary: JobSummary, job: Mapping[str, Any]) -> str:
     """Return the figures and the options of the job."""
     values = {one.name: getattr(summary, one.name) for one in fields(summary)}  # asdict cannot copy a Counter
+    del values["examples"]
     return json.dumps({"job": dict(job)} | values, indent=1) + "\n"
 
 
@@ -315,6 +336,8 @@ def page(
     others: pa.Table,
     job: Mapping[str, Any],
     price_per_hour: float | None,
+    pictures: Sequence[Card] = (),
+    places: Places | None = None,
 ) -> str:
     """Return the HTML page; it loads nothing and runs no script."""
     total = sum(summary.counts[status] for status in ("ok", "failed", "skipped"))
@@ -345,10 +368,12 @@ def page(
         chart=_chart(summary.timeline),
         seconds=f"{summary.timeline[-1][0]:,.0f}" if summary.timeline else "",
         reasons=[(name, f"{count:,}") for name, count in reasons],
-        notes=[(name, f"{count:,}") for name, count in summary.notes.most_common(30)],
+        notes=[(summary.examples[kind], f"{count:,}") for kind, count in summary.notes.most_common(30)],
         failures=[
-            (row["key"], row["reason"], row["message"]) for row in others.slice(0, _MAX_PAGE_ROWS).to_pylist()
+            (row["key"], places and places.link_to_input(row["key"]), row["reason"], row["message"])
+            for row in others.slice(0, _MAX_PAGE_ROWS).to_pylist()
         ],
+        pictures=pictures,
         num_more=others.num_rows - _MAX_PAGE_ROWS,
         runs=[
             (
@@ -361,8 +386,12 @@ def page(
             )
             for run in summary.runs
         ],
-        job=[(name, json.dumps(value)) for name, value in job.items()],
+        job=[(name, _printed(value)) for name, value in job.items()],
     )
+
+
+def _printed(value: Any) -> str:
+    return "–" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
 def _number(value: float | None) -> str:
