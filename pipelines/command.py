@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 
+from pipelines.cluster.ray_internals import SKIPPED_LINES
 from resshift.command import Exit as Exit
 from resshift.command import UsageError as UsageError
 from resshift.command import add_format as add_format
@@ -103,6 +104,8 @@ def run(
 ) -> int:
     """Parse, run, and turn expected errors into one line on standard error and an exit code."""
     options = arguments.parse_args(argv)
+    for name, value in SKIPPED_LINES.items():  # before anything imports Ray
+        os.environ.setdefault(name, value)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", datefmt="%H:%M:%S"
     )

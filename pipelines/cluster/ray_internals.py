@@ -32,6 +32,19 @@ PROGRESS_LOGGER = "ray.data._internal.progress"
 # Warns at each start of a local cluster that it is closed to everybody else, which nobody has to act on.
 TOKEN_LOGGER = "ray._private.authentication.authentication_token_setup"
 
+# Lines of Ray that say nothing of a run in which all is well, by their texts, which are Ray's own. Serve's
+# controller ends by being killed, and what waits for it meanwhile counts as failed and to be tried again:
+# yellow lines at the end of every run. Large models take longer to load than the 30 s after which Serve
+# warns, and progress says that they load. The last is about an actor that Ray Train starts. Ray reads the
+# pattern, documented for its logs, when it is imported in the process that prints them.
+_NO_NEWS = (
+    r"Task ServeController\.\w+ failed\. There are infinite retries remaining",
+    r"replicas that have taken more than \d+s to initialize",
+    r"This may be caused by a slow __init__ or reconfigure method",
+    r"Actor with class name: 'PreemptionWatcher' .* has constructor arguments in the object store",
+)
+SKIPPED_LINES = {"RAY_DEDUP_LOGS_SKIP_REGEX": "|".join(_NO_NEWS)}
+
 # The variable that Ray's state API, which Ray Train asks, reads before it looks for a cluster on the machine.
 # It is documented for `ray job submit` only.
 CLUSTER_VARIABLE = "RAY_API_SERVER_ADDRESS"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 import pytest
 
-from pipelines.command import UsageError, min_max, positive, share
+from pipelines.cluster.ray_internals import SKIPPED_LINES
+from pipelines.command import Exit, UsageError, min_max, positive, run, share
 
 
 @pytest.mark.parametrize(
@@ -45,3 +47,21 @@ def test_a_number_is_at_least_one() -> None:
     for text in ("0", "-1", "2.5", ""):
         with pytest.raises(argparse.ArgumentTypeError, match=f"at least 1, got '{text}'"):
             positive(text)
+
+
+@pytest.mark.parametrize("given", [None, "what the user has set"])
+def test_ray_is_told_what_is_no_news_before_a_command_runs(
+    given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ((name, pattern),) = SKIPPED_LINES.items()
+    monkeypatch.setenv(name, given or "")
+    if given is None:
+        monkeypatch.delenv(name)
+    seen: list[str | None] = []
+
+    def command(_: argparse.Namespace) -> Exit:
+        seen.append(os.environ.get(name))
+        return Exit.COMPLETE
+
+    assert run(command, argparse.ArgumentParser(), []) == 0
+    assert seen == [given or pattern]

@@ -124,6 +124,33 @@ def test_token_logger_is_the_one_that_tells_of_a_closed_cluster(monkeypatch: pyt
     assert len(warned) == 1, "another logger tells of tokens, and commands print it"
 
 
+def test_lines_that_are_no_news_are_not_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ray._private import ray_logging, worker
+
+    ((name, pattern),) = ray_internals.SKIPPED_LINES.items()
+    monkeypatch.setenv(name, pattern)
+    read = getattr(loaded_again("ray._private.ray_constants"), name)
+    monkeypatch.setattr(ray_logging, "RAY_DEDUP_LOGS", True)
+    monkeypatch.setattr(worker, "stdout_deduplicator", ray_logging.LogDeduplicator(5, None, read))
+    retry = "There are infinite retries remaining, so the task will be retried. Error: The actor is dead"
+    for line in (
+        f"Task ServeController.graceful_shutdown failed. {retry}",
+        f"Task ServeController.listen_for_change failed. {retry}",
+        "WARNING controller 7 -- Deployment 'model' in application 'a' has 1 replicas that have taken more "
+        "than 30s to initialize.",
+        "core_worker.cc:2465: Actor with class name: 'PreemptionWatcher' and ID: '18' has constructor "
+        "arguments in the object store and max_restarts > 0.",
+        f"Task _store failed. {retry}",  # this one is news
+    ):
+        # As Ray's own thread prints what its processes report to the driver.
+        worker.print_to_stdstream({"lines": [line], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+    told = "Ray prints by other ways, or reads another variable: commands end with its yellow lines"
+    (shown,) = capsys.readouterr().out.splitlines()
+    assert "_store" in shown, told
+
+
 class TestTheLoopBehindThePairs:
     pytestmark = needs_cluster
 
