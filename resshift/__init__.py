@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from resshift.client import Client
     from resshift.upscaler import Upscaler
 
-__all__ = ["Upscaler"]
+__all__ = ["Client", "Upscaler"]
 __version__ = "0.1.0"
 
 
@@ -22,4 +23,8 @@ def __getattr__(name: str) -> object:
         from resshift.upscaler import Upscaler
 
         return Upscaler
+    if name == "Client":
+        from resshift.client import Client
+
+        return Client
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

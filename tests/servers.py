@@ -7,9 +7,11 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 
@@ -47,6 +49,24 @@ def running(
     finally:
         process.terminate()
         process.wait(20)
+
+
+@contextlib.contextmanager
+def serving(app: Any) -> Generator[int]:
+    """Serve an ASGI application of this process while the block lasts and return its port."""
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "uvicorn ended"
+        time.sleep(0.02)
+    try:
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(30)
 
 
 @contextlib.contextmanager

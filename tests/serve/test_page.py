@@ -10,7 +10,6 @@ import io
 import json
 import shutil
 import subprocess
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Generator, Iterator
@@ -20,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 from websockets.sync.client import ClientConnection, connect
 
 from pipelines.bulk.nearest import Nearest
@@ -28,6 +26,7 @@ from resshift.config import Sampling
 from resshift.images.animation import Frames
 from serve.encode import PNG, Encoded, Encoding, encode_result, encode_steps
 from tests.pictures import decoded, encoded, enlarged
+from tests.servers import serving
 
 WAIT_S = 120
 DROP = """
@@ -115,15 +114,8 @@ def address(endpoint: Any) -> Iterator[str]:
 
 @contextlib.contextmanager
 def served(app: Any) -> Generator[str]:
-    """Serve an endpoint of this process on a port."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join(30)
+    with serving(app) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import contextlib
 import shutil
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -14,31 +13,17 @@ from typing import Any
 
 import httpx2
 import pytest
-import uvicorn
 import yaml
 
 from serve.http.keys import digest, new_key
 from tests.pictures import decoded, encoded, enlarged
+from tests.servers import serving
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "deploy" / "proxy" / "nginx.conf"
 PLAIN = "server {{ listen 127.0.0.1:{front}; location / {{ proxy_pass http://127.0.0.1:{back}; }} }}"
 KEY = new_key()
 WAIT_S = 60
-
-
-@contextlib.contextmanager
-def serving(app: Any) -> Generator[int]:
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    try:
-        yield server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join(30)
 
 
 @contextlib.contextmanager

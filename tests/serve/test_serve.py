@@ -153,25 +153,6 @@ class TestOnServe:
             assert done.returncode == 0, (shown, done.stdout, done.stderr)
         assert np.array_equal(decoded((tmp_path / "photo_x4.png").read_bytes()), enlarged(data))
 
-    def test_the_python_example_of_the_docs(self, address: str, tmp_path: Path) -> None:
-        import re
-        import subprocess
-        import sys
-
-        text = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
-        example = re.search(r"```python\n(.*?)```", text, re.DOTALL)
-        assert example is not None
-        assert len(example[1].splitlines()) <= 40
-        data = encoded(8, 20, 24)
-        (tmp_path / "photo.png").write_bytes(data)
-        (tmp_path / "client.py").write_text(
-            example[1].replace("http://127.0.0.1:8000", address), encoding="utf-8"
-        )
-        subprocess.run(
-            [sys.executable, "client.py", "photo.png", "big.png"], cwd=tmp_path, check=True, timeout=120
-        )
-        assert np.array_equal(decoded((tmp_path / "big.png").read_bytes()), enlarged(data))
-
     def test_a_bulk_job_is_watched_cancelled_and_continued(self, address: str, tmp_path: Path) -> None:
         source, target = tmp_path / "in", tmp_path / "out"
         source.mkdir()
