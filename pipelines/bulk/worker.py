@@ -343,7 +343,8 @@ class Replica:
         line: collections.deque[Future[Done[Frames]]] = collections.deque()
         while True:
             for key, frames in itertools.islice(waiting, self._ahead - len(line)):
-                line.append(self._batcher.submit(self._work(options, key, frames), is_wanted))
+                work = self._work(options, key, frames)
+                line.append(self._batcher.submit(work, is_wanted, frames.num_pixels))
             if not line:
                 return
             try:

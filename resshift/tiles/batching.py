@@ -28,6 +28,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 MOST_OPEN = 16  # number of works under way at a time
+_SMALL = 1 / 8  # of the size of the oldest work under way: such a work does not wait for it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,6 +81,7 @@ class _Open:
 
     work: Work[Any]
     is_wanted: Callable[[], bool]
+    size: float = 0.0
     future: Future[Done[Any]] = field(default_factory=Future[Done[Any]])
     call: TileCall | None = None
     results: list[Tensor] = field(default_factory=list[Tensor])
@@ -107,7 +109,8 @@ class Batcher:
 
     The oldest work is part of every call, so none waits forever; others with tiles of the same shape fill the
     call up. A new work is begun only while those under way have too few tiles for a call: large pictures are
-    computed one after the other, small ones together.
+    computed one after the other, small ones together. Small works pass a large one: every other call is
+    theirs, and they are begun while theirs have too few tiles for a call.
 
     Args:
         most_open: Number of works under way at a time; each may hold windows of its picture.
@@ -119,19 +122,23 @@ class Batcher:
         self._most_open, self._watch = most_open, watch
         self._waiting: collections.deque[_Open] = collections.deque()
         self._open: list[_Open] = []
+        self._is_turn_of_small = False
         self._changed = threading.Condition()
 
-    def submit(self, work: Work[T], is_wanted: Callable[[], bool] = lambda: True) -> Future[Done[T]]:
+    def submit(
+        self, work: Work[T], is_wanted: Callable[[], bool] = lambda: True, size: float = 0.0
+    ) -> Future[Done[T]]:
         """Queue a work.
 
         Args:
             work: Work that has not begun.
             is_wanted: Asked before the work begins; if it returns False, the future is cancelled.
+            size: Size of the work in any unit, for example pixels; 0: it neither passes nor is passed.
 
         Returns:
             A future of the result, or of the error that ended the work.
         """
-        entry = _Open(work, is_wanted)
+        entry = _Open(work, is_wanted, size)
         with self._changed:
             self._waiting.append(entry)
             self._changed.notify()
@@ -165,9 +172,24 @@ class Batcher:
 
     def _next_parts(self) -> list[_Part]:
         """Return the parts of the next call; begins works until there are enough tiles."""
-        while True:
-            if self._has_enough() or not self._begin():
-                return self._parts_for_oldest()
+        while not self._has_enough() and self._begin():
+            pass
+        while not self._has_enough_small() and self._begin(self._is_small):
+            pass
+        small = next(filter(self._is_small, self._open), None)
+        self._is_turn_of_small = small is not None and not self._is_turn_of_small
+        lead = small if self._is_turn_of_small else next(iter(self._open), None)
+        return [] if lead is None else self._parts_for(lead)
+
+    def _is_small(self, entry: _Open) -> bool:
+        """Tell whether a work need not wait for the oldest one under way."""
+        return bool(self._open) and 0 < entry.size <= _SMALL * self._open[0].size
+
+    def _has_enough_small(self) -> bool:
+        """Tell whether the small works under way fill a call."""
+        small = list(filter(self._is_small, self._open))
+        num_waiting = sum(_call(entry).count - entry.num_done for entry in small)
+        return len(self._open) >= self._most_open or bool(small and num_waiting >= _call(small[0]).size)
 
     def _has_enough(self) -> bool:
         """Tell whether the works under way fill a call, regardless of the shapes of their tiles: each may
@@ -178,26 +200,27 @@ class Batcher:
         num_waiting = sum(_call(entry).count - entry.num_done for entry in self._open)
         return num_waiting >= _call(self._open[0]).size or len(self._open) >= self._most_open
 
-    def _parts_for_oldest(self) -> list[_Part]:
-        """Return tiles of the oldest work and of others that can share its call, up to the call's size."""
-        if not self._open:
-            return []
-        first = _call(self._open[0])
+    def _parts_for(self, lead: _Open) -> list[_Part]:
+        """Return tiles of a work and of others that can share its call, the oldest first, up to the call's
+        size.
+        """
+        first = _call(lead)
         parts: list[_Part] = []
         room = first.size
-        for entry in self._open:
+        for entry in (lead, *(other for other in self._open if other is not lead)):
             if room and _call(entry).key == first.key:
                 stop = min(_call(entry).count, entry.num_done + room)
                 parts.append(_Part(entry, entry.num_done, stop))
                 room -= stop - entry.num_done
         return parts
 
-    def _begin(self) -> bool:
-        """Begin the next work of the queue; return False when there is none."""
+    def _begin(self, may: Callable[[_Open], bool] = lambda _: True) -> bool:
+        """Begin the next work of the queue that may begin; return False when there is none."""
         with self._changed:
-            if not self._waiting:
+            entry = next(filter(may, self._waiting), None)
+            if entry is None:
                 return False
-            entry = self._waiting.popleft()
+            self._waiting.remove(entry)
         if not entry.is_wanted():
             entry.work.close()
             entry.future.cancel()

@@ -106,6 +106,31 @@ def test_full_calls_begin_no_further_work() -> None:
     assert begun[3:] == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [(8.0, ["small"] * 4 + ["large"]), (9.0, ["large"] + ["small"] * 4), (0.0, ["large"] + ["small"] * 4)],
+)
+def test_small_works_pass_a_large_one_with_every_other_call(size: float, expected: list[str]) -> None:
+    network, batcher, ended = Halving(), Batcher(), list[str]()
+
+    def noting(name: str, num_calls: int, count: int) -> Work[None]:
+        for _ in range(num_calls):
+            yield TileCall(network.call, (torch.ones(count, 1),), SIZE)
+        ended.append(name)
+
+    batcher.submit(noting("large", 8, SIZE), size=64.0)
+    batcher.submit(noting("as large", 1, SIZE), size=64.0)  # has to wait: each may hold gigabytes
+    for _ in range(4):
+        batcher.submit(noting("small", 2, 2), size=size)
+    for _ in range(8):
+        batcher.turn()
+    # Four calls each: two small works fill a call, and have two to make.
+    assert ended == (["small"] * 4 if size == 8.0 else ["large"])
+    drive(batcher)
+    assert [name for name in ended if name != "as large"] == expected
+    assert ended.index("as large") > ended.index("large")
+
+
 def test_an_error_meets_only_the_work_it_belongs_to() -> None:
     network, batcher = Halving(), Batcher()
     good, bad = (
