@@ -28,7 +28,8 @@ from pipelines.cluster import ray_internals
 from serve.replica import app_name, model_app, num_running
 
 _PATIENCE_S = 90.0
-_GRACE_S = 5.0
+_GRACE_S = 2.0  # nobody waits for what a replica still computes, and docker kills 10 s after it has asked
+_GONE_S = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +170,7 @@ class ServeEngine:
             ray_internals.begin_to_delete(self._name)
             if not self._is_gone_within(_GRACE_S):
                 ray_internals.kill_replicas(self._name)
-                if not self._is_gone_within(_GRACE_S):
+                if not self._is_gone_within(_GONE_S):
                     logger.warning(
                         "Serve still has the application %s; `serve.delete(%r)` ends it",
                         self._name,

@@ -82,16 +82,27 @@ def test_a_row_reaches_the_ledger_while_the_job_runs(
     assert seen == ["a"]
 
 
-def test_rows_of_a_job_that_is_stopped_are_in_the_ledger(run: Callable[[Work], None], tmp_path: Path) -> None:
-    # In a process that was started in the background of a script it is ignored.
+@pytest.mark.parametrize(
+    ("number", "raised"),
+    [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, asyncio.CancelledError)],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_rows_of_a_job_that_is_stopped_are_in_the_ledger(
+    number: signal.Signals, raised: type[BaseException], run: Callable[[Work], None], tmp_path: Path
+) -> None:
+    # In a process that was started in the background of a script SIGINT is ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    stopped_at = 0.0
 
     async def work(finished: Callable[[Sequence[Row]], None]) -> None:
+        nonlocal stopped_at
         finished([ledger.row("a", "1", "ok")])
-        signal.raise_signal(signal.SIGINT)  # Ctrl-C
-        await asyncio.sleep(60)
+        stopped_at = time.monotonic()
+        signal.raise_signal(number)
+        await asyncio.sleep(600)  # a unit that would take longer than anybody waits
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(raised):
         run(work)
+    assert time.monotonic() - stopped_at < 300
     (row,) = ledger.read(str(tmp_path)).to_pylist()
     assert (row["key"], row["status"], bool(row["run"])) == ("a", "ok", True)
