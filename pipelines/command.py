@@ -8,6 +8,7 @@ import argparse
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 
 from pipelines.cluster.ray_internals import SKIPPED_LINES
@@ -22,6 +23,10 @@ from resshift.command import model_of as model_of
 from resshift.command import parser as parser
 from resshift.command import sampling_of as sampling_of
 from resshift.openmp import wait_passively
+
+
+class NoCluster(RuntimeError):
+    """Ray can be neither reached nor started; the message is one line."""
 
 
 def check_places(source: str, target: str, made: str) -> None:
@@ -109,7 +114,11 @@ def run(
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", datefmt="%H:%M:%S"
     )
-    return exit_code(command, options)
+    try:
+        return exit_code(command, options)
+    except NoCluster as error:
+        sys.stderr.write(f"error: {error}\n")
+        return int(Exit.FAILED)
 
 
 def on_a_cluster() -> bool:
@@ -127,6 +136,9 @@ def connect_to_ray(num_cpus: int | None = None) -> None:
 
     Args:
         num_cpus: Logical CPUs of a local cluster.
+
+    Raises:
+        NoCluster: The cluster does not answer, or none can be started.
     """
     import ray
 
@@ -134,17 +146,27 @@ def connect_to_ray(num_cpus: int | None = None) -> None:
 
     if ray.is_initialized():
         return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.WARNING)
+    if address := os.environ.get("RAY_ADDRESS"):
+        try:
+            ray.init(logging_level=logging.WARNING)
+        except ConnectionError as error:
+            told = str(error).splitlines()[0]
+            raise NoCluster(f"no cluster answers at RAY_ADDRESS={address}: {told}") from error
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     wait_passively()
     logging.getLogger(TOKEN_LOGGER).setLevel(logging.ERROR)
-    # "local": without it, init would find a cluster that somebody started on this machine, and refuse
-    # num_cpus.
-    ray.init(
-        address="local", num_cpus=num_cpus or max(4, (os.cpu_count() or 2) + 2), logging_level=logging.WARNING
-    )
+    num_cpus = num_cpus or max(4, (os.cpu_count() or 2) + 2)
+    try:
+        # "local": without it, init would find a cluster that somebody started on this machine, and refuse
+        # num_cpus.
+        ray.init(address="local", num_cpus=num_cpus, logging_level=logging.WARNING)
+    except Exception as error:  # Ray has no class of its own for a node that is not up within 30 s
+        if "timed out during startup" not in str(error):
+            raise
+        raise NoCluster(
+            "Ray did not start within the time that it gives itself (30 s); this machine may be too busy"
+        ) from error
 
 
 def quiet_ray_data() -> None:

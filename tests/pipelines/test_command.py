@@ -8,7 +8,7 @@ import os
 import pytest
 
 from pipelines.cluster.ray_internals import SKIPPED_LINES
-from pipelines.command import Exit, UsageError, min_max, positive, run, share
+from pipelines.command import Exit, UsageError, connect_to_ray, min_max, positive, run, share
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,36 @@ def test_ray_is_told_what_is_no_news_before_a_command_runs(
 
     assert run(command, argparse.ArgumentParser(), []) == 0
     assert seen == [given or pattern]
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "told"),
+    [
+        ("192.0.2.1:6379", ConnectionError("no GCS\nmore"), "answers at RAY_ADDRESS=192.0.2.1:6379: no GCS"),
+        ("", Exception("The current node timed out during startup. This could"), "Ray did not start within"),
+    ],
+)
+def test_a_cluster_that_does_not_start_is_told_in_one_line(
+    address: str,
+    error: Exception,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import ray
+
+    def init(**_: object) -> None:
+        raise error
+
+    def command(_: argparse.Namespace) -> Exit:
+        connect_to_ray()
+        return Exit.COMPLETE
+
+    monkeypatch.setattr("pipelines.command.wait_passively", lambda: None)  # sets variables of this process
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert run(command, argparse.ArgumentParser(), []) == Exit.FAILED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert told in line

@@ -69,6 +69,7 @@ def shown(picture: Embedded | None) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data))).astype(int)
 
 
+@pytest.mark.slow  # with a decoder of its own, as the next
 def test_the_report_shows_the_detail_that_varies_most_and_links_to_its_files(
     places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +101,7 @@ def test_the_report_shows_the_detail_that_varies_most_and_links_to_its_files(
     assert "<script" not in page
 
 
+@pytest.mark.slow
 def test_large_outputs_are_not_decoded(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "_MOST_PIXELS", 384 * 512)  # one of them
     row = {"width_in": 96, "height_in": 128, "width_out": 384, "height_out": 512}
