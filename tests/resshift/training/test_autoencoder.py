@@ -125,6 +125,16 @@ def test_cut_into_micro_batches_does_not_matter_before_the_discriminator() -> No
     torch.testing.assert_close(steps[1].terms["loss"], steps[0].terms["loss"], rtol=1e-5, atol=1e-6)
 
 
+def test_codes_begin_among_the_latents() -> None:
+    """Of 64 codes; with codes between -1/64 and 1/64, pictures have fewer than ten of them."""
+    autoencoder = build_autoencoder(toy(), CPU)
+    pictures = smooth(3)["hq"].permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        assert len(autoencoder.quantize.nearest(autoencoder.encode(pictures)).unique()) > 32
+        nn.init.uniform_(autoencoder.quantize.embedding.weight, -1 / 64, 1 / 64)
+        assert len(autoencoder.quantize.nearest(autoencoder.encode(pictures)).unique()) < 10
+
+
 def test_codebook_learns() -> None:
     learner = start(toy("loss.adversarial=0"))
     before = learner.state.network.quantize.embedding.weight.detach().clone()  # type: ignore[operator, union-attr]
