@@ -19,7 +19,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(VENV)/bin/uv pip install --quiet --python $(RUN) --no-deps --editable .
 	@touch $@
 
-demo: setup ## upscale a few photos and write demo/index.html
+demo: setup ## damage and upscale a few photos and write demo/index.html
 	$(RUN) jobs/demo.py
 
 test: setup ## the whole suite: lint, types, tests

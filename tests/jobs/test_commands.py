@@ -83,7 +83,7 @@ FLAGS = {
         ),
         *("--against", "--merge", "--protocol", "--steps", "--sampler", "--fidelity", "--niqe", "--iqa"),
     },
-    "demo": {"--help", "--out", "--model"},
+    "demo": {"--help", "--out", "--model", "--lpips-trunk"},
     "doctor": {"--help", "--read", "--nodes", "--lock", "--set"},
     "preview": {"--help", "--preset", "--set", "--num"},
     "testset": {"--help", "--protocol", "--recipe", "--num", "--seed", "--dry-run"},
