@@ -14,6 +14,7 @@ from typing import get_args
 import numpy as np
 from PIL import Image
 
+from resshift.images.avif import encode_deep_avif
 from resshift.images.exif import resize_exif
 from resshift.images.icc import from_working, means_srgb
 from resshift.images.jxl import encode_jxl
@@ -27,7 +28,8 @@ from resshift.images.xmp import resize_xmp
 _MAX_SIDE_PX: dict[str, int] = {"jpeg": 65_500, "webp": 16_383, "avif": 32_768}
 _AVIF_SPEED = 8  # photographs: the default, 6, takes five times as long for as many bytes
 _ONE_FRAME = ("jpeg", "jxl")
-_EIGHT_BIT = ("jpeg", "webp", "avif", "jxl")
+_EIGHT_BIT = ("jpeg", "webp", "jxl")
+_TEN_BIT_NOTE = "16 bit reduced to 10 for avif"
 _MAX_JPEG_EXIF_BYTES = 65_000  # a segment holds 65 533 bytes
 _MAX_JPEG_XMP_BYTES = 65_400
 
@@ -37,9 +39,10 @@ def encode(picture: Picture, format: Format = "png", quality: int = 95) -> bytes
 
     Args:
         picture: Picture to encode. It is changed as by `fit_format`; call that first to get its notes.
-        format: File format; png and tiff keep 16 bit and are lossless, jpeg has no alpha.
-        quality: Quality of jpeg, webp, avif and jxl, 1-100. From 90 on, colour of JPEG and AVIF is not
-            subsampled; 100 is lossless in jxl.
+        format: File format; png and tiff keep 16 bit and are lossless, avif keeps 10 of them, jpeg has no
+            alpha.
+        quality: Quality of jpeg, webp, avif and jxl, 1-100. From 90 on, colour of JPEG and AVIF of 8 bit is
+            not subsampled; 100 is lossless in jxl and in AVIF of 10 bit.
     """
     if not 1 <= quality <= 100:
         raise ValueError(f"quality must be 1 to 100, got {quality}")
@@ -55,6 +58,8 @@ def encode(picture: Picture, format: Format = "png", quality: int = 95) -> bytes
         return encode_png(picture.pixels, picture.alpha, picture.icc, exif, xmp, chunks)
     if format == "jxl":
         return encode_jxl(picture.pixels, picture.alpha, quality, picture.icc, exif, xmp)
+    if format == "avif" and picture.pixels.dtype == np.uint16:
+        return encode_deep_avif(picture.pixels, picture.alpha, quality, _AVIF_SPEED, picture.icc, exif, xmp)
     image = to_pil(picture)
     out = io.BytesIO()
     metadata = {"icc_profile": picture.icc or b"", "exif": exif or b"", "xmp": xmp or b""}
@@ -83,6 +88,8 @@ def fit_format(picture: Picture, format: Format) -> Picture:
         picture = replace(picture, text=(), notes=(*picture.notes, f"text of the PNG dropped: {names[:200]}"))
     if format in _EIGHT_BIT:
         picture = _reduced(picture, f"16 bit reduced to 8 for {format}")
+    if format == "avif" and picture.pixels.dtype == np.uint16 and _TEN_BIT_NOTE not in picture.notes:
+        picture = replace(picture, notes=(*picture.notes, _TEN_BIT_NOTE))
     if (
         format == "tiff"
         and picture.alpha is not None

@@ -113,6 +113,33 @@ def test_avif_of_ten_and_twelve_bits_keeps_them() -> None:
         assert difference(picture.pixels, np.round(deep * (65535 / highest))) <= 1
 
 
+@pytest.mark.parametrize(("quality", "most"), [(100, 33), (95, 300)])
+@pytest.mark.parametrize("kind", ["colour", "alpha", "grey"])
+def test_sixteen_bit_is_written_as_ten_in_an_avif(kind: str, quality: int, most: int) -> None:
+    """Lossless at 100: a step of ten bits is 64 of 65535. Below it, the mean error of a smooth picture."""
+    y, x = np.mgrid[0:32, 0:48]
+    smooth = np.stack([x * 1300, y * 2000, (x + y) * 800], axis=2).astype(np.uint16)
+    alpha = (65535 - y * 1900).astype(np.uint16) if kind == "alpha" else None
+    pixels = smooth[..., :1] if kind == "grey" else smooth
+    exif = images.decode(heic("turned")).exif
+    xmp = b'<x:xmpmeta><rdf:RDF><rdf:Description dc:title="Sea"/></rdf:RDF></x:xmpmeta>'
+    icc = None if kind == "grey" else P3
+    picture = Picture(pixels=pixels, alpha=alpha, icc=icc, exif=exif, xmp=xmp)
+    fitted = images.fit_format(picture, "avif")
+    assert images.fit_format(fitted, "avif").notes == ("16 bit reduced to 10 for avif",)
+    back = images.decode(images.encode(picture, "avif", quality))
+    assert back.pixels.dtype == np.uint16
+    assert (back.icc, back.xmp) == (icc, xmp)
+    tags = Image.Exif()
+    tags.load(back.exif or b"")
+    assert tags[0x010F] == "Phone"
+    error = np.abs(back.pixels.astype(int) - pixels)
+    assert (error.max() if quality == 100 else error.mean()) <= most
+    if alpha is not None:
+        assert back.alpha is not None
+        assert np.abs(back.alpha.astype(int) - alpha).mean() <= most
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_avif_is_turned_once(orientation: int) -> None:
     exif = Image.Exif()
