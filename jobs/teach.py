@@ -44,6 +44,11 @@ def arguments() -> argparse.ArgumentParser:
     options.add_argument(
         "--passes", type=positive, default=1, metavar="N", help="pairs of each photo (default 1)"
     )
+    options.add_argument(
+        "--keep-bicubic",
+        action="store_true",
+        help="of pairs degraded by bicubic alone the truth stays: teachers of bad photos make good ones soft",
+    )
     options.add_argument("--dry-run", action="store_true", help="check and plan; write nothing")
     return options
 
@@ -61,7 +66,11 @@ def teach(options: argparse.Namespace) -> Exit:
     check_places(options.source, options.target, "the pairs")
     config = with_settings(preset(options.preset), options.set)
     tasks = plan(
-        read_manifest(options.source), config, teacher_identity(options.teacher, config), options.passes
+        read_manifest(options.source),
+        config,
+        teacher_identity(options.teacher, config),
+        options.passes,
+        keep_bicubic=options.keep_bicubic,
     )
     num_pairs = sum(group.num_ok for task in tasks for group in task.groups)
     print(f"{num_pairs} pairs of {config.data.crop_px} px -> {len(tasks)} shards in {options.target}")
@@ -71,7 +80,13 @@ def teach(options: argparse.Namespace) -> Exit:
     quiet_ray_data()
     num_gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
     status, num_reused = make(
-        options.source, options.target, config, options.teacher, passes=options.passes, num_gpus=num_gpus
+        options.source,
+        options.target,
+        config,
+        options.teacher,
+        passes=options.passes,
+        keep_bicubic=options.keep_bicubic,
+        num_gpus=num_gpus,
     )
     counts = Counter(status["status"].to_pylist())
     print(

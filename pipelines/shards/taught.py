@@ -76,6 +76,8 @@ class Lesson:
         config: Configuration of the run whose pairs they are, as `config.to_dict` gives it.
         teacher: Address of the teacher.
         device: Device of the teacher.
+        keep_bicubic: Whether the truth takes the place of the teacher's picture of a pair that is degraded by
+            bicubic alone.
     """
 
     source: str
@@ -83,6 +85,7 @@ class Lesson:
     config: dict[str, Any]
     teacher: str
     device: str
+    keep_bicubic: bool
 
 
 def teacher_identity(teacher: str, config: RunConfig) -> str:
@@ -103,10 +106,18 @@ def teacher_identity(teacher: str, config: RunConfig) -> str:
     return found.identity()
 
 
-def plan(shards: Sequence[ShardSummary], config: RunConfig, identity: str, passes: int) -> list[TeachTask]:
+def plan(
+    shards: Sequence[ShardSummary],
+    config: RunConfig,
+    identity: str,
+    passes: int,
+    *,
+    keep_bicubic: bool = False,
+) -> list[TeachTask]:
     """Return the tasks, one for each shard of photos and pass."""
     values = to_dict(config)
     of_pairs = [values["data"], values["degradation"], values["train"]["seed"], identity]
+    of_pairs += ["keep_bicubic"] * keep_bicubic
     tasks: list[TeachTask] = []
     for epoch in range(passes):
         for shard in sorted(shards, key=lambda shard: shard.name):
@@ -147,9 +158,10 @@ def _rows(task: TeachTask, lesson: Lesson) -> Iterator[dict[str, Any]]:
             except ImageError as error:
                 yield row | {"status": "failed", "reason": str(error.reason), "message": str(error)}
                 continue
+            keeps = lesson.keep_bicubic and pair.params is not None and pair.params.is_bicubic
             hq, lq, taught = (
                 encode(Picture(pixels=np.asarray(pixels)), "png")
-                for pixels in (pair.hq_u8, pair.lq_u8, teacher(pair.lq_u8))
+                for pixels in (pair.hq_u8, pair.lq_u8, pair.hq_u8 if keeps else teacher(pair.lq_u8))
             )
             yield row | {
                 "status": "ok",
@@ -165,7 +177,14 @@ def _rows(task: TeachTask, lesson: Lesson) -> Iterator[dict[str, Any]]:
 
 
 def teach(
-    source: str, root: str, config: RunConfig, teacher: str, *, passes: int = 1, num_gpus: float = 0.0
+    source: str,
+    root: str,
+    config: RunConfig,
+    teacher: str,
+    *,
+    passes: int = 1,
+    keep_bicubic: bool = False,
+    num_gpus: float = 0.0,
 ) -> tuple[pa.Table, int]:
     """Make the shards of pairs that are missing on the cluster, then status and manifest.
 
@@ -175,6 +194,7 @@ def teach(
         config: Configuration of the run whose pairs they are.
         teacher: Address of the teacher.
         passes: Number of pairs of each photo.
+        keep_bicubic: See `Lesson`.
         num_gpus: GPUs of a task; 0 computes on CPUs.
 
     Returns:
@@ -188,8 +208,8 @@ def teach(
     if (known := taught_facts(root)) not in (None, facts):
         raise ConfigError(f"{root} holds pairs of another teacher or size: {known} instead of {facts}")
     storage.write_bytes(storage.join(root, FACTS), (json.dumps(facts, indent=1) + "\n").encode())
-    lesson = Lesson(source, root, to_dict(config), teacher, "cuda" if num_gpus else "cpu")
-    tasks = plan(read_manifest(source), config, identity, passes)
+    lesson = Lesson(source, root, to_dict(config), teacher, "cuda" if num_gpus else "cpu", keep_bicubic)
+    tasks = plan(read_manifest(source), config, identity, passes, keep_bicubic=keep_bicubic)
     done: list[Shard] = []
     with shown(Progress("pairs", sum(group.num_ok for task in tasks for group in task.groups))) as progress:
         for shard in results(partial(teach_shard, lesson=lesson), tasks, num_gpus=num_gpus):

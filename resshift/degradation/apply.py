@@ -24,6 +24,8 @@ from resshift.degradation.masks import Mask, render
 from resshift.degradation.noise import Noise, add_noise
 from resshift.degradation.resize import Resize, imresize, resize
 
+BICUBIC = Resize(of="lq", factor=1.0, mode="matlab_bicubic")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
 class Gray:
@@ -47,6 +49,11 @@ class DegradationParams:
     def __post_init__(self) -> None:
         if self.scale < 1:
             raise ValueError(f"scale {self.scale}: must be at least 1")
+
+    @property
+    def is_bicubic(self) -> bool:
+        """Whether MATLAB's bicubic interpolation is all there is."""
+        return self.ops == (BICUBIC,)
 
     def to_json(self) -> str:
         """Return the parameters as one line of JSON, from which floats are read back exactly."""

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from resshift.degradation.apply import DegradationParams, Gray, Operation
+from resshift.degradation.apply import BICUBIC, DegradationParams, Gray, Operation
 from resshift.degradation.jpeg import Jpeg
 from resshift.degradation.kernels import Blur, GaussianKernel, GaussianType, PulseKernel, SincKernel
 from resshift.degradation.masks import draw_mask
@@ -136,7 +136,7 @@ def draw(rng: np.random.Generator, recipe: DegradationRecipe) -> DegradationPara
     kind = draws.unit()
     ops: tuple[Operation, ...]
     if recipe.kind == "bicubic" or kind < recipe.bicubic_share:
-        ops = (Resize(of="lq", factor=1.0, mode="matlab_bicubic"),)
+        ops = (BICUBIC,)
     elif recipe.kind == "face":
         ops = _draw_face(draws, recipe.face)
     elif recipe.kind == "inpainting":

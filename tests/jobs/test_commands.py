@@ -40,7 +40,7 @@ FLAGS = {
     "prepare": {"--help", "--min-side", "--short-side", "--shard-mb", "--dry-run"},
     "train": TRAIN,
     "distill": TRAIN | {"--teacher"},
-    "teach": {"--help", "--preset", "--teacher", "--set", "--passes", "--dry-run"},
+    "teach": {"--help", "--preset", "--teacher", "--set", "--passes", "--keep-bicubic", "--dry-run"},
     "train_autoencoder": TRAIN | {"--report"},
     "upscale": {
         *(

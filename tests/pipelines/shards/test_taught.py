@@ -21,7 +21,8 @@ from pipelines.shards.build import ShardOptions
 from pipelines.shards.parquet import read_manifest, row_groups
 from pipelines.shards.prepare import prepare_here
 from resshift.config import ConfigError, DataConfig, ModelConfig, RunConfig, with_settings
-from resshift.degradation import realesrgan_x4
+from resshift.degradation import DegradationParams, degrade, realesrgan_x4
+from resshift.degradation.apply import BICUBIC
 from resshift.images import decode
 from resshift.pairs.training_pair import make_pair
 from resshift.presets import preset
@@ -72,9 +73,9 @@ def teach(monkeypatch: pytest.MonkeyPatch, photos: str, tmp_path: Path) -> Calla
     monkeypatch.setattr(taught, "_teacher", lambda *_: nearest)
     monkeypatch.setattr(taught, "locate_model", lambda _: Found())
 
-    def make(*settings: str) -> tuple[str, int]:
-        root = str(tmp_path / "pairs")
-        return root, taught.teach(photos, root, run_of(*settings), "nearest", passes=2)[1]
+    def make(*settings: str, keep_bicubic: bool = False) -> tuple[str, int]:
+        root, config = str(tmp_path / "pairs"), run_of(*settings)
+        return root, taught.teach(photos, root, config, "nearest", passes=2, keep_bicubic=keep_bicubic)[1]
 
     return make
 
@@ -108,6 +109,19 @@ def test_pairs_are_those_of_a_run_with_the_picture_of_the_teacher(
         np.testing.assert_array_equal(hq, pair.hq_u8)
         np.testing.assert_array_equal(lq, pair.lq_u8)
         np.testing.assert_array_equal(made, nearest(pair.lq_u8))
+
+
+def test_bicubic_pairs_may_keep_the_truth(teach: Callable[..., tuple[str, int]]) -> None:
+    root, _ = teach("degradation.bicubic_share=0.5", keep_bicubic=True)
+    rows = [row for path in Path(root).glob("shard-*.parquet") for row in pq.read_table(path).to_pylist()]
+    kept = 0
+    for row in (row for row in rows if row["status"] == "ok"):
+        hq, lq, made = (decode(row[name]).pixels for name in ("bytes", "lq", "taught"))
+        shrunk = degrade(hq, DegradationParams(scale=4, ops=(BICUBIC,)))
+        kept += np.array_equal(shrunk, lq)
+        np.testing.assert_array_equal(made, hq if np.array_equal(shrunk, lq) else nearest(lq))
+    assert 0 < kept < len(rows)
+    assert teach("degradation.bicubic_share=0.5")[1] == 0  # other pairs: all are made again
 
 
 def test_the_share_says_whose_picture_is_the_target(teach: Callable[..., tuple[str, int]]) -> None:
