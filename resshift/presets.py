@@ -213,9 +213,8 @@ def tiny_x4() -> RunConfig:
 
     It is trained in three stages: g alone, for the distance of pixels and of spectra; the U-Net with g frozen
     and with LPIPS and distances of features; the U-Net with an adversary. There is no noise (kappa 0), so
-    neither seeds nor steps change a picture. The weights that ship were trained in these stages by
-    `benchmarks/gpu_train.py`, the last one without a falling rate (docs/tiny-x4.md says why) and, as they
-    came later, without the terms against lattices and artifacts.
+    neither seeds nor steps change a picture. The weights that ship were trained in these stages, the last one
+    without a falling rate, and then with the pictures of a teacher (docs/tiny-x4.md says why).
     """
     base = tiny_x4_swin()
     return replace(
