@@ -116,6 +116,8 @@ def cards(rows: Sequence[dict[str, Any]], places: Places) -> list[Card]:
         for row in rows:
             if time.monotonic() > ends:
                 break
+            if row["width_out"] is None or row["height_out"] is None:
+                continue
             num_pixels = row["width_out"] * row["height_out"]
             try:
                 made.append(_card(row, places, decoder, shows_output=num_pixels <= left))

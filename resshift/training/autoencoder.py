@@ -28,6 +28,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resshift import seeds
 from resshift.config import (
     STRICT,
     ConfigError,
@@ -225,26 +226,25 @@ class TrainableAutoencoder(VQAutoencoder):
 def build_autoencoder(config: AutoencoderRunConfig, device: torch.device) -> TrainableAutoencoder:
     """Return the autoencoder with initial weights that depend only on the seed of the run."""
     vq: VQConfig = config.first_stage.vq
-    autoencoder = seeded(_with_spread_codes, vq, config.train)
+    autoencoder = seeded(TrainableAutoencoder, vq, config.train)
+    _spread_codes(autoencoder, seeds.torch_generator(config.train.seed, "codes"))
     return on_device(autoencoder, device, config.train.channels_last)
 
 
 @torch.no_grad()
-def _with_spread_codes(config: VQConfig) -> TrainableAutoencoder:
-    """Return an autoencoder whose codes are latents of soft patches of random colours.
+def _spread_codes(autoencoder: TrainableAutoencoder, generator: torch.Generator) -> None:
+    """Take latents of soft patches of random colours as codes.
 
     Codes between -1/n and 1/n, with which the released models began, are one point beside the latents of an
     untrained encoder. Then a few codes are the nearest of all latents, and the others are never trained.
     """
-    autoencoder = TrainableAutoencoder(config)
     codes = autoencoder.quantize.embedding.weight
     latent_side, number = 16, -(-len(codes) // 16**2)
-    patches = torch.rand(number, 3, latent_side // 2, latent_side // 2) * 2 - 1
+    patches = torch.rand((number, 3, latent_side // 2, latent_side // 2), generator=generator) * 2 - 1
     side = latent_side * autoencoder.factor
     pictures = F.interpolate(patches, (side, side), mode="bicubic").clamp(-1, 1)
     latents = autoencoder.encode(pictures).movedim(1, -1).flatten(0, 2)
-    codes.copy_(latents[torch.randperm(len(latents))[: len(codes)]])
-    return autoencoder
+    codes.copy_(latents[torch.randperm(len(latents), generator=generator)[: len(codes)]])
 
 
 class AutoencoderLearner:

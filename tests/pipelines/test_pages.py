@@ -26,6 +26,7 @@ def html(request: pytest.FixtureRequest, tmp_path: object) -> str:
         summary = JobSummary(runs=[{"run": HOSTILE, "started": 0.0, "ended": 1.0, "replica_seconds": 1.0}])
         summary.runs[0] |= {"busy_share": None, "facts": {HOSTILE: HOSTILE}}
         summary.counts["ok"] = summary.notes[HOSTILE] = summary.counts[f"failed: {HOSTILE}"] = 1
+        summary.examples[HOSTILE] = HOSTILE
         summary.timeline = [(0.0, 1), (1.0, 1)]
         others = summarise(str(tmp_path))[1]
         return page(f"s3://bucket/{HOSTILE}", summary, others, {HOSTILE: HOSTILE}, None)

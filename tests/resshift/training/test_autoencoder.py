@@ -126,13 +126,14 @@ def test_cut_into_micro_batches_does_not_matter_before_the_discriminator() -> No
 
 
 def test_codes_begin_among_the_latents() -> None:
-    """Of 64 codes; with codes between -1/64 and 1/64, pictures have fewer than ten of them."""
+    """Pictures have most of the 64 codes; fewer than half of them if these lie between -1/64 and 1/64."""
     autoencoder = build_autoencoder(toy(), CPU)
     pictures = smooth(3)["hq"].permute(0, 3, 1, 2) / 127.5 - 1
     with torch.no_grad():
-        assert len(autoencoder.quantize.nearest(autoencoder.encode(pictures)).unique()) > 32
-        nn.init.uniform_(autoencoder.quantize.embedding.weight, -1 / 64, 1 / 64)
-        assert len(autoencoder.quantize.nearest(autoencoder.encode(pictures)).unique()) < 10
+        assert len(autoencoder.quantize.nearest(autoencoder.encode(pictures)).unique()) > 48
+        narrow = torch.Generator().manual_seed(0)
+        nn.init.uniform_(autoencoder.quantize.embedding.weight, -1 / 64, 1 / 64, narrow)
+        assert len(autoencoder.quantize.nearest(autoencoder.encode(pictures)).unique()) < 32
 
 
 def test_codebook_learns() -> None:
