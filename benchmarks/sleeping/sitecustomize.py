@@ -62,7 +62,7 @@ class SleepingPairs:
 
 
 class _Anything:
-    """Stands for whatever a module takes from torch when it is imported."""
+    """Stands for whatever a module takes from a stand-in when it is imported."""
 
     def __init__(self, *_: object, **__: object) -> None: ...
 
@@ -70,7 +70,7 @@ class _Anything:
         return values[0] if values else None
 
 
-class _NoTorch(ModuleType):
+class _StandIn(ModuleType):
     def __getattr__(self, name: str) -> type:
         if name.startswith("__"):
             raise AttributeError(name)
@@ -81,10 +81,10 @@ class _NoTorch(ModuleType):
 
 if "PAIRS_COUNTED" in os.environ:
     torch, nn, functional = modules = tuple[Any, ...](
-        _NoTorch(f"torch{name}") for name in ("", ".nn", ".nn.functional")
+        _StandIn(f"torch{name}") for name in ("", ".nn", ".nn.functional")
     )
     torch.nn, nn.functional = nn, functional
-    pairs: Any = ModuleType("resshift.pairs.training_pair")
+    pairs: Any = _StandIn("resshift.pairs.training_pair")
     pairs.TrainingPair = TrainingPair
     pairs.make_pair = SleepingPairs(float(os.environ["PAIR_SECONDS"]), Path(os.environ["PAIRS_COUNTED"]))
     sys.modules |= {module.__name__: module for module in (*modules, pairs)}
