@@ -18,7 +18,7 @@ from pipelines.evaluation import evaluate
 from resshift import Upscaler
 
 # Top left corner of the cut, in pixels of the original.
-SHOWN = {"coffee.png": (100, 60), "motorcycle_left.png": (60, 120)}
+SHOWN = {"coffee.png": (100, 60), "chelsea.png": (40, 0)}
 SIZE, BAR = (400, 300), 30
 
 

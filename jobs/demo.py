@@ -30,9 +30,8 @@ if TYPE_CHECKING:
 # to it, and the model for that: the chain draws more detail, and more of the damage of what is very noisy.
 PHOTOS = {
     "coffee.png": ("realesrgan-x4", "tiny-x4"),
-    "motorcycle_left.png": ("imagenet-test-x4", "tiny-x4-s4"),
     "rocket.jpg": ("realesrgan-x4", "tiny-x4"),
-    "chelsea.png": ("imagenet-test-x4", "tiny-x4"),
+    "chelsea.png": ("imagenet-test-x4", "tiny-x4-s4"),
     "hubble_deep_field.jpg": ("bicubic-x4", "tiny-x4"),
 }
 DAMAGES = {
