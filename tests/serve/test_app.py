@@ -689,6 +689,7 @@ class TestReadiness:
             wait_until(lambda: made.model.num_looks > looks + 2)
             assert made.model.num_probes == 0
 
+    @pytest.mark.slow
     def test_readyz_follows_the_replicas(self, start_endpoint: Callable[..., Any]) -> None:
         made = start_endpoint()
         with made.client as client:

@@ -157,6 +157,7 @@ def folder_of(root: Path, num: int) -> None:
         (root / name).write_bytes(b"photo")
 
 
+@pytest.mark.slow
 def test_rows_are_the_same_with_one_driver_and_with_three(outputs: list[str], tmp_path: Path) -> None:
     """Each input once; and the ranges were divided: at least two drivers made something."""
     folder_of(tmp_path / "in", 900)
@@ -179,6 +180,7 @@ def test_rows_are_the_same_with_one_driver_and_with_three(outputs: list[str], tm
     assert sorted(made)[-2] > 60  # the third may come when all is done: this engine takes no time
 
 
+@pytest.mark.slow
 def test_ranges_of_a_driver_that_ends_go_to_others(
     outputs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +232,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     monkeypatch.setattr(Driver, "write", write)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_drivers", [1, 3])
 def test_a_pass_that_was_stopped_lists_only_what_is_open(
     num_drivers: int, outputs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

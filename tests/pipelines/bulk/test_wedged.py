@@ -27,6 +27,7 @@ ctypes.PyDLL(None).sleep(1000)  # with the interpreter's lock
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["python", "library"])
 def test_a_step_that_hangs_ends_the_process_with_its_stacks(where: str) -> None:
     began = time.monotonic()

@@ -104,6 +104,7 @@ def test_replicas_that_reserve_nothing_fit_always(has: dict[str, dict[str, float
     assert admitted(replicas(1, 5, cpus=0.0)) == replicas(1, 5, cpus=0.0)
 
 
+@pytest.mark.slow
 def test_a_wait_says_what_is_free_meanwhile(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

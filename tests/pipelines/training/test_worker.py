@@ -88,6 +88,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
     return train
 
 
+@pytest.mark.slow
 def test_without_a_notice_only_regular_checkpoints_are_saved(run: Callable[..., Run]) -> None:
     trained = run(None, settings=["train.checkpoint_every=12"])
     assert trained.steps_saved() == [12, 16]

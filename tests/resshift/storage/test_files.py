@@ -85,6 +85,7 @@ def test_listing_is_complete_in_byte_order_and_readable(root: str) -> None:
     assert list(list_entries(f"{root}/")) == entries
 
 
+@pytest.mark.slow
 def test_a_part_of_a_listing_is_that_part(root: str) -> None:
     """From every key to before every other, and between keys that do not exist."""
     for key in AWKWARD_KEYS:

@@ -232,6 +232,7 @@ def test_pictures_that_share_calls_have_the_bytes_of_pictures_alone(
     assert not np.array_equal(expected[0], expected[1])
 
 
+@pytest.mark.slow
 def test_pictures_that_run_out_of_memory_together_try_smaller_tiles_once() -> None:
     up = Sharing(toy_preset().model, Cramped(build_network(toy_preset())), device="cpu")
     batcher = Batcher()

@@ -159,6 +159,7 @@ def test_rows_of_tiles_equal_whole_planes(make: Callable[[], Upscaler], size: tu
     assert np.array_equal(shown[-1], up(picture(*size), seed=3, tile_px=16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [None, 2])
 def test_rows_of_tiles_without_noise_after_the_first_step_equal_whole_planes(steps: int | None) -> None:
     up = toy()
@@ -202,6 +203,7 @@ def test_windows_in_files_change_no_byte(make: Callable[[], Upscaler]) -> None:
     assert torch.equal(result_of(up, lq, 0, in_memory(CPU)), result_of(up, lq, 0, in_file))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("outscale", "channels", "dtype"), [(None, 3, np.uint8), (2.5, 3, np.uint16), (8, 1, np.uint8)]
 )
