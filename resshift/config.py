@@ -203,6 +203,8 @@ class Sampling:
         sampler: Form of a step: "posterior", the default, draws noise at every step, "ddim" at the first.
         fidelity: Share f of the estimate of g, for models whose chain starts from y0 = encode(g(lq)): the
             last x0 becomes (1 - f) x0 + f y0. 0 or None is the model, 1 is g alone, which invents nothing.
+        faces: File of a face detector (`resshift.faces.YuNet`), for models of scale 1: the faces of a picture
+            are found and restored, and the rest stays as it is. None: the whole picture is restored.
         tile_px: Longest side of a tile in input pixels; None is the fastest size, up to 256. Smaller tiles
             need less memory. A picture that is not larger than a tile is computed whole.
         tile_batch: Number of tiles in one call of the network on a GPU, which several pictures may share
@@ -219,6 +221,7 @@ class Sampling:
     steps: int | None = None
     sampler: str | None = None
     fidelity: float | None = None
+    faces: str | None = None
     tile_px: int | None = None
     tile_batch: int | None = None
 
@@ -238,10 +241,21 @@ class Sampling:
         is_share = isinstance(self.fidelity, int | float)
         if self.fidelity is not None and not (is_share and 0 <= self.fidelity <= 1):
             raise OptionError("fidelity", f"must be a number in [0, 1], got {self.fidelity!r}")
+        if self.faces is not None and not (isinstance(self.faces, str) and self.faces):  # pyright: ignore[reportUnnecessaryIsInstance] - not a pydantic dataclass
+            raise OptionError("faces", f"must be the file of a face detector, got {self.faces!r}")
+        if self.faces is not None and self.outscale not in (None, 1):
+            raise OptionError("outscale", f"must be 1 where faces are restored, got {self.outscale:g}")
         if self.tile_batch is not None and self.tile_batch < 1:
             raise OptionError("tile_batch", f"must be at least 1, got {self.tile_batch}")
 
-    def check_for(self, model: str, steps: int, smallest_tile_px: int, has_estimate: bool = False) -> None:
+    def check_for(
+        self,
+        model: str,
+        steps: int,
+        smallest_tile_px: int,
+        has_estimate: bool = False,
+        takes_faces: bool = False,
+    ) -> None:
         """Check the options against a model.
 
         Args:
@@ -249,6 +263,7 @@ class Sampling:
             steps: Number of steps that the model was trained with.
             smallest_tile_px: Side of its smallest tile, from the model's configuration.
             has_estimate: Whether its chain starts from the estimate of a regression network.
+            takes_faces: Whether it has scale 1 and fills no holes.
 
         Raises:
             OptionError: A value is not allowed for the model.
@@ -258,6 +273,9 @@ class Sampling:
         if self.fidelity and not has_estimate:
             message = f"must be 0 for {model}, which has no regression network, got {self.fidelity:g}"
             raise OptionError("fidelity", message)
+        if self.faces is not None and not takes_faces:
+            message = f"must not be given for {model}: a model of faces has scale 1 and fills no holes"
+            raise OptionError("faces", message)
         if self.tile_px is not None and self.tile_px < smallest_tile_px:
             message = f"must be at least {smallest_tile_px} for {model}, got {self.tile_px}"
             raise OptionError("tile_px", message)

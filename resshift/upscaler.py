@@ -35,6 +35,9 @@ from torch import Tensor, nn
 from resshift import images, seeds, weights
 from resshift.config import ModelConfig, OptionError, Sampling
 from resshift.devices import Module, on_device, resolve_device, resolve_dtype
+from resshift.faces.align import SIDE_PX, aligned, pasted
+from resshift.faces.detect import yunet
+from resshift.faces.restore import NO_FACE, face_seed, similarities
 from resshift.images import Picture, scaled
 from resshift.images.alpha import fill_transparent
 from resshift.images.masks import with_mask
@@ -203,6 +206,7 @@ class Upscaler:
         steps: int | None = None,
         sampler: str | None = None,
         fidelity: float | None = None,
+        faces: str | None = None,
         tile_px: int | None = None,
         tile_batch: int | None = None,
         progress: Callable[[float], None] | None = None,
@@ -222,6 +226,7 @@ class Upscaler:
             steps: Steps of the chain, see `Sampling`.
             sampler: "posterior" or "ddim", see `Sampling`.
             fidelity: From 0, the model, to 1, which invents nothing, see `Sampling`.
+            faces: File of a face detector, see `Sampling`: only faces are restored, by a model of scale 1.
             tile_px: Longest side of a tile in input pixels, see `Sampling`.
             tile_batch: Number of tiles in one call of the network on a GPU, see `Sampling`.
             progress: Function that is called after every tile with the share of the tiles that are done, in
@@ -241,6 +246,7 @@ class Upscaler:
             steps=steps,
             sampler=sampler,
             fidelity=fidelity,
+            faces=faces,
             tile_px=tile_px,
             tile_batch=tile_batch,
         )
@@ -288,6 +294,8 @@ class Upscaler:
         """Return `upscale` as a work for `resshift.tiles.batching.Batcher`, so that pictures share calls. The
         bytes are the same; errors are raised when the work runs.
         """
+        if sampling.faces is not None:
+            return (yield from self._restoring_faces(picture, sampling, progress))
         picture, factors = self._with_hole(picture), self._passes(sampling)
         made, total = picture, sum(before**2 for before in (1, *factors[:-1]))
         done, before = 0.0, 1.0
@@ -312,12 +320,37 @@ class Upscaler:
         """Return the pictures of `trajectory` as a work; see `upscaling`."""
         if sampling.cascade:
             raise OptionError("cascade", "must not be given where the steps of one chain are shown")
+        if sampling.faces is not None:
+            raise OptionError("faces", "must not be given where the steps of one chain are shown")
         factor = float(sampling.outscale or self.scale)
         size = scaled(picture.height, factor), scaled(picture.width, factor)
         picture = self._with_hole(picture)
         self.plan(picture.height, picture.width, sampling)  # refuses steps that the model has not
         number = sampling.steps or self.config.steps
         return (yield from self._upscaling(picture, size, sampling, None, number))
+
+    def _restoring_faces(
+        self, picture: Picture, sampling: Sampling, progress: Callable[[float], None] | None
+    ) -> Work[Picture]:
+        """Restore the faces that the detector of `sampling` finds; all else stays as it is, with a note of
+        how many there were.
+        """
+        assert sampling.faces is not None
+        self._check(sampling)
+        picture = self._with_hole(picture)
+        found = similarities(yunet(sampling.faces)(images.rgb_u8(picture)))
+        pixels, notes = picture.pixels, picture.notes
+        tile_px = sampling.tile_px or SIDE_PX  # a face is seen whole
+        for i, to_square in enumerate(found):
+            face = replace(picture, pixels=aligned(picture.pixels, to_square), alpha=None, notes=())
+            options = replace(
+                sampling, faces=None, outscale=None, tile_px=tile_px, seed=face_seed(sampling.seed, i)
+            )
+            told = progress and partial(_tell_part, progress, i / len(found), 1 / len(found))
+            (square,) = yield from self._upscaling(face, (SIDE_PX, SIDE_PX), options, told)
+            pixels, notes = pasted(pixels, square.pixels, to_square), notes + square.notes
+        note = f"{len(found)} face{'s' * (len(found) > 1)} restored" if found else NO_FACE
+        return replace(picture, pixels=pixels, notes=tuple(dict.fromkeys((*notes, note))))
 
     def _with_hole(self, picture: Picture) -> Picture:
         """Return a picture with its mask, if the model fills holes.
@@ -422,11 +455,16 @@ class Upscaler:
         Raises:
             ValueError: The model cannot do what `sampling` says.
         """
-        has_estimate = isinstance(self.config, ModelConfig) and self.config.has_estimate
-        sampling.check_for("this model", self.config.steps, self.config.smallest_tile_px, has_estimate)
+        self._check(sampling)
         asked = None if sampling.tile_px is None else sampling.tile_px // self.renderer.ratio
         limits = [side for side in (self.renderer.backoff.longest, asked) if side is not None]
         return self.renderer.plan(height, width, min(limits, default=None))
+
+    def _check(self, sampling: Sampling) -> None:
+        has_estimate = isinstance(self.config, ModelConfig) and self.config.has_estimate
+        takes_faces = self.scale == 1 and not self.fills_holes
+        config = self.config
+        sampling.check_for("this model", config.steps, config.smallest_tile_px, has_estimate, takes_faces)
 
     def _fill(
         self,

@@ -275,7 +275,12 @@ class Gateway:
                 f"Serve listens on {host} and there are no API keys: set http_options.host to 127.0.0.1, or "
                 "make keys"
             )
-        pictures = PictureService(settings.limits, served_models(settings.models), sleeping=settings.sleeping)
+        pictures = PictureService(
+            settings.limits,
+            served_models(settings.models),
+            sleeping=settings.sleeping,
+            detector=settings.faces,
+        )
         self._services = Services(settings, pictures, RemoteJobs(jobs), count_gateways=_count_gateways)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -290,7 +295,11 @@ class Keeper(JobKeeper):
         super().__init__(
             settings,
             PictureService(
-                settings.limits, served_models(settings.models), num_cpus=1, sleeping=settings.sleeping
+                settings.limits,
+                served_models(settings.models),
+                num_cpus=1,
+                sleeping=settings.sleeping,
+                detector=settings.faces,
             ),
         )
         self._tending: list[asyncio.Task[None]] = []

@@ -194,7 +194,10 @@ class JobKeeper:
         """
         try:
             request = body.request(
-                next(iter(self.pictures.models)), self.settings.limits.megapixels, self.settings.jobs.bulk
+                next(iter(self.pictures.models)),
+                self.settings.limits.megapixels,
+                self.settings.jobs.bulk,
+                self.settings.faces,
             )
             return request, request.job()
         except OptionError as error:

@@ -16,7 +16,8 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from resshift import images
-from resshift.config import OptionError
+from resshift.config import OptionError, Sampling
+from resshift.faces.detect import yunet
 from resshift.images import Format, ImageError, ImageHeader, scaled
 from resshift.images.animation import Frames
 from resshift.images.identify import identify
@@ -136,6 +137,10 @@ class PictureService:
         models: Models by name.
         num_cpus: Number of threads for decoding.
         sleeping: Names of the models that may have no replicas.
+        detector: File of the face detector; empty: faces cannot be asked for.
+
+    Raises:
+        OptionError: The detector cannot be loaded.
     """
 
     def __init__(
@@ -144,7 +149,11 @@ class PictureService:
         models: Mapping[str, EndpointModel],
         num_cpus: int = 2,
         sleeping: Collection[str] = (),
+        detector: str = "",
     ) -> None:
+        if detector:
+            yunet(detector)
+        self.detector = detector
         self.limits, self.models = limits, models
         self.decoding = Decoding(limits.decoder(), num_cpus)
         self.admission = Admission(limits.slots(1, 1), limits.queue)
@@ -177,12 +186,13 @@ class PictureService:
         """
         model = find_model(self.models, options.model)
         try:
-            model.facts.check(options.sampling)
-            if options.trajectory and (model.facts.steps == 1 or options.cascade):
+            sampling = options.sampling(self.detector)
+            model.facts.check(sampling)
+            if options.trajectory and (model.facts.steps == 1 or options.cascade or options.faces):
                 why = (
                     f"for {model.facts.name}, which has one step"
                     if model.facts.steps == 1
-                    else "with cascade"
+                    else f"with {'cascade' if options.cascade else 'faces'}"
                 )
                 raise OptionError("trajectory", f"must be false {why}")
             if mask and not model.facts.fills_holes:
@@ -206,7 +216,7 @@ class PictureService:
                     encoding = Encoding(
                         format=format, quality=options.quality, keeps_metadata=options.metadata == "keep"
                     )
-                    encoded = await self._run(model, frames, options, encoding)
+                    encoded = await self._run(model, frames, sampling, encoding, options.trajectory)
         except TimeoutError:
             raise Problem("timeout", "the deadline passed while the picture was worked on") from None
         size_in = (header.width, header.height)
@@ -234,10 +244,15 @@ class PictureService:
             raise picture_problem(error.reason, str(error)) from None
 
     async def _run(
-        self, model: EndpointModel, frames: Frames, options: PictureOptions, encoding: Encoding
+        self,
+        model: EndpointModel,
+        frames: Frames,
+        sampling: Sampling,
+        encoding: Encoding,
+        has_steps: bool,
     ) -> Encoded:
         async with self.noted_pass(model.facts.name):
-            encoded = await model.upscale(frames, options.sampling, encoding, options.trajectory)
+            encoded = await model.upscale(frames, sampling, encoding, has_steps)
         if encoded.reason:
             raise picture_problem(encoded.reason, encoded.message)
         return encoded

@@ -194,6 +194,7 @@ async def models(request: Request, asking: Asking) -> dict[str, Any]:
             "seed": model.facts.draws_noise,
             "fidelity": model.facts.has_estimate,
             "mask": model.facts.fills_holes,
+            "faces": bool(service.pictures.detector) and model.facts.takes_faces,
             "ready": service.pictures.readiness[name].is_ready,
         }
         for name, model in service.pictures.models.items()

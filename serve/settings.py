@@ -185,6 +185,8 @@ class ServeSettings:
         keys: API keys; without any, the endpoint answers only its own machine.
         behind_proxy: Without keys, whether to answer what a proxy on this machine hands on: whoever reaches
             the proxy may then use the endpoint.
+        faces: File of a face detector on every machine (YuNet's ONNX file: a path, s3:// or hf://), for the
+            option of this name; empty: requests cannot ask for it.
         cors: Origins (https://photos.example.org) whose pages may call the endpoint, or "*"; keys are needed.
         access_log: File to which each gateway appends a JSON line for every request; "-" is standard output,
             empty none.
@@ -195,6 +197,7 @@ class ServeSettings:
     sleeping: tuple[str, ...] = ()
     keys: tuple[KeySettings, ...] = ()
     behind_proxy: bool = False
+    faces: str = ""
     cors: tuple[str, ...] = ()
     access_log: str = ""
     limits: LimitSettings = field(default_factory=LimitSettings)

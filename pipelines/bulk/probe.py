@@ -44,6 +44,8 @@ def replica_speed(
     known = summarise(stages.target, options=stages.target_s3)[0].replica_megapixels_per_s
     if known is not None:
         return known, "in the ledger"
+    if stages.outputs.sampling.faces is not None:
+        return None, "it depends on the faces in each picture"
     if not command.on_a_cluster():
         threads = max(1, (os.cpu_count() or 1) // most_replicas)
         return Probe(stages.outputs, threads).megapixels_per_s(), "measured here"

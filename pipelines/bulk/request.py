@@ -15,6 +15,7 @@ from pipelines.bulk.worker import describe_model
 from pipelines.command import UsageError, check_places
 from pipelines.ledger import ledger
 from resshift.config import OptionError, Sampling
+from resshift.faces.detect import yunet
 from resshift.output_names import OutputFormat
 from resshift.storage import Entry
 
@@ -78,7 +79,8 @@ class BulkRequest:
 
         Raises:
             WeightsError: There is no such model.
-            OptionError: The model cannot do it, needs masks or takes none, or the name is no template.
+            OptionError: The model cannot do it, needs masks or takes none, the face detector cannot be read,
+                or the name is no template.
             JobMismatch: The target belongs to another job.
         """
         model = describe_model(self.model)
@@ -99,6 +101,7 @@ class BulkRequest:
             name=self.name,
             frames=self.settings.output.frames,
             masks=self.masks,
+            detector=None if self.sampling.faces is None else yunet(self.sampling.faces).sha256,
         )
         try:
             outputs.output_key("folder/picture.png")

@@ -54,6 +54,7 @@ class UpscaleOptions:
         name: Template of output names, see `names.output_key`.
         frames: Which frames of files with several are upscaled.
         masks: Folder or s3:// prefix of the masks of a model that fills holes, see `mask_keys`.
+        detector: sha256 of the face detector that `sampling` names, if any.
     """
 
     model: str
@@ -65,6 +66,7 @@ class UpscaleOptions:
     name: str = "{dir}/{stem}_x{scale}.{ext}"
     frames: FrameChoice = "first"
     masks: str | None = None
+    detector: str | None = None
 
     def output_key(self, key: str) -> str:
         """Return the key of the output of an input, relative to DST; see `names.output_key`."""
@@ -76,6 +78,9 @@ class UpscaleOptions:
         sampling: dict[str, Any] = facts.pop("sampling")
         if facts.pop("masks") is not None:
             facts["masks"] = storage.printable(str(self.masks))
+        if facts.pop("detector") is not None:
+            facts["detector"] = self.detector
+            sampling["faces"] = storage.printable(str(self.sampling.faces))
         # What a job did not ask for is left out, except what job.json has always had: jobs continue that were
         # begun before there was such an option.
         always = ("seed", "outscale", "tile_px")

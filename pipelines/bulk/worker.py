@@ -72,6 +72,7 @@ class ModelFacts:
         has_one_scale: Whether no `outscale` but this scale can be asked for.
         has_estimate: Whether it has a `fidelity`, see `Sampling`.
         fills_holes: Whether it fills holes, so that pictures need masks.
+        takes_faces: Whether it may restore the faces of a picture, see `Sampling.faces`.
         draws_noise: Whether another seed gives another picture.
     """
 
@@ -83,6 +84,7 @@ class ModelFacts:
     has_one_scale: bool = False
     has_estimate: bool = False
     fills_holes: bool = False
+    takes_faces: bool = False
     draws_noise: bool = False
 
     def check(self, sampling: Sampling) -> None:
@@ -94,7 +96,7 @@ class ModelFacts:
         if self.has_one_scale and sampling.outscale not in (None, self.scale):
             message = f"must be {self.scale} for {self.name}, got {sampling.outscale:g}"
             raise OptionError("outscale", message)
-        sampling.check_for(self.name, self.steps, self.smallest_tile_px, self.has_estimate)
+        sampling.check_for(self.name, self.steps, self.smallest_tile_px, self.has_estimate, self.takes_faces)
 
 
 def describe_model(name: str) -> ModelFacts:
@@ -117,6 +119,7 @@ def describe_model(name: str) -> ModelFacts:
         config.steps,
         has_estimate=isinstance(config, ModelConfig) and config.has_estimate,
         fills_holes=files.fills_holes,
+        takes_faces=files.takes_faces,
         draws_noise=isinstance(config, ModelConfig) and config.schedule.kappa > 0,
     )
 

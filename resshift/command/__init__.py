@@ -86,10 +86,11 @@ def add_sampling(options: argparse.ArgumentParser) -> None:
 
 
 def add_outscale(options: argparse.ArgumentParser) -> None:
-    """Add `--outscale` and `--cascade`."""
+    """Add `--outscale`, `--cascade` and `--faces`."""
     add = options.add_argument
     add("--outscale", type=float, help="scale of the result (the model's); costs as much as the model's")
     add("--cascade", action="store_true", help="beyond the model's scale run it again instead of bicubic")
+    add("--faces", metavar="FILE", help="restore faces only, which YuNet's ONNX file finds (scale 1)")
 
 
 def add_format(options: argparse.ArgumentParser, default: str) -> None:
@@ -118,6 +119,7 @@ def sampling_of(flags: argparse.Namespace) -> Sampling:
         steps=flags.steps,
         sampler=flags.sampler,
         fidelity=flags.fidelity,
+        faces=getattr(flags, "faces", None),
         tile_px=flags.tile,
     )
 

@@ -79,6 +79,10 @@ def run(options: argparse.Namespace) -> Exit:
     found = locate_model(model_of(options.model, options))
     sampling = sampling_of(options)
     found.check_sampling(sampling)
+    if sampling.faces is not None:
+        from resshift.faces.detect import yunet
+
+        yunet(sampling.faces)  # a file that is none is one line, not one of each picture
     contents = _contents(options, sampling.outscale or found.config.scale)
     if not contents.tasks:
         for uri, why in contents.refused:

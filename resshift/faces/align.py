@@ -8,11 +8,14 @@ Eqs. 34 to 42.) Points are (x, y) in pixels, with the centre of the first pixel 
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[np.uint8]
+Image = NDArray[np.uint8] | NDArray[np.uint16]
 Points = NDArray[np.float64]
 SIDE_PX = 512
 # Mean places in FFHQ's aligned faces of 512 px: the eyes and, last, the corners of the mouth from left to
@@ -51,18 +54,17 @@ def similarity(source: Points, target: Points) -> Points:
     return np.concatenate([scaled, (of_target - scaled @ of_source)[:, None]], axis=1)
 
 
-def aligned(photo_u8: Image, to_square: Points) -> Image:
-    """Return the face as a square, (512, 512, 3); where it leaves the photo, the photo goes on mirrored.
+def aligned(photo: Image, to_square: Points) -> Image:
+    """Return the face as a square, (512, 512, C); where it leaves the photo, the photo goes on mirrored.
 
     Args:
-        photo_u8: Photo, (H, W, 3).
+        photo: Photo, (H, W, C) uint8 or uint16.
         to_square: Similarity from the photo to the square, (2, 3).
     """
     size = (SIDE_PX, SIDE_PX)
-    return np.asarray(
-        cv2.warpAffine(photo_u8, to_square, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101),
-        np.uint8,
-    )
+    mirrored = cv2.BORDER_REFLECT_101
+    square: Any = cv2.warpAffine(photo, to_square, size, flags=cv2.INTER_LINEAR, borderMode=mirrored)
+    return square.reshape(SIDE_PX, SIDE_PX, photo.shape[2])
 
 
 def soft_mask() -> NDArray[np.float32]:
@@ -73,17 +75,45 @@ def soft_mask() -> NDArray[np.float32]:
     return smooth[:, None] * smooth
 
 
-def pasted(photo_u8: Image, square_u8: Image, to_square: Points) -> Image:
+def pasted(photo: Image, square: Image, to_square: Points) -> Image:
     """Return the photo with a square put back into it; pixels outside the square stay as they are.
 
     Args:
-        photo_u8: Photo, (H, W, 3).
-        square_u8: Restored face, (512, 512, 3).
+        photo: Photo, (H, W, C) uint8 or uint16.
+        square: Restored face, (512, 512, C) of the same type.
         to_square: Similarity from the photo to the square, (2, 3).
+
+    Raises:
+        ValueError: The square has another size, as from a model that enlarges.
     """
-    height, width = photo_u8.shape[:2]
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    face = cv2.warpAffine(square_u8, to_square, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    share = np.asarray(cv2.warpAffine(soft_mask(), to_square, (width, height), flags=flags))[..., None]
-    mixed = share * np.asarray(face, np.float32) + (1 - share) * photo_u8
-    return np.rint(mixed).astype(np.uint8)
+    if square.shape[:2] != (SIDE_PX, SIDE_PX):
+        raise ValueError(
+            f"a model of faces must have scale 1, got {square.shape} of a square of {SIDE_PX} px"
+        )
+    place = _place(photo.shape[:2], to_square)
+    part = photo[place]
+    moved = to_square.copy()
+    moved[:, 2] += to_square[:, :2] @ (place[1].start, place[0].start)
+
+    def warped(values: NDArray[Any], border: int) -> NDArray[np.float32]:
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        size = (part.shape[1], part.shape[0])
+        found = np.asarray(cv2.warpAffine(values, moved, size, flags=flags, borderMode=border), np.float32)
+        return found.reshape(*part.shape[:2], -1)
+
+    result = photo.copy()
+    if part.size:
+        share = warped(soft_mask(), cv2.BORDER_CONSTANT)
+        result[place] = np.rint(share * warped(square, cv2.BORDER_REPLICATE) + (1 - share) * part)
+    return result
+
+
+def _place(size: tuple[int, ...], to_square: Points) -> tuple[slice, slice]:
+    """Return the rows and columns of a photo, (height, width), that a square reaches."""
+    reach = np.array([[0, 0], [0, 1], [1, 0], [1, 1]]) * (SIDE_PX - 1)
+    corners = np.linalg.solve(to_square[:, :2], (reach - to_square[:, 2]).T)
+    down, across = (
+        slice(*np.clip([math.floor(places.min()), math.ceil(places.max()) + 1], 0, length).tolist())
+        for places, length in zip(corners[::-1], size, strict=True)
+    )
+    return down, across

@@ -165,6 +165,11 @@ class ModelFiles:
         """Whether the model fills holes, so that pictures need masks."""
         return isinstance(self.config, ModelConfig) and self.config.fills_holes
 
+    @property
+    def takes_faces(self) -> bool:
+        """Whether it may restore the faces of a picture, see `Sampling.faces`."""
+        return self.config.scale == 1 and not self.fills_holes
+
     def check_sampling(self, sampling: Sampling) -> None:
         """Refuse options that this model cannot do.
 
@@ -172,7 +177,9 @@ class ModelFiles:
             OptionError: It cannot.
         """
         has_estimate = isinstance(self.config, ModelConfig) and self.config.has_estimate
-        sampling.check_for(self.name, self.config.steps, self.config.smallest_tile_px, has_estimate)
+        sampling.check_for(
+            self.name, self.config.steps, self.config.smallest_tile_px, has_estimate, self.takes_faces
+        )
 
     def check_memory(self, num_bytes: int, where: str) -> None:
         """Refuse a model whose weights alone do not fit into memory. Files may hold float16; networks hold

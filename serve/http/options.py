@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipelines.bulk.request import BulkRequest
 from pipelines.bulk.settings import BulkSettings
 from pipelines.bulk.stages import IfExists
-from resshift.config import MAX_OUTSCALE, Sampling
+from resshift.config import MAX_OUTSCALE, OptionError, Sampling
 from resshift.images import Format
 from resshift.output_names import CONTENT_TYPES, OutputFormat
 from resshift.schedule import Sampler
@@ -43,6 +43,9 @@ class PictureOptions(BaseModel):
     fidelity: Annotated[
         float | None, Field(ge=0, le=1, description="0, the model, to 1, which invents nothing; default: 0")
     ] = None
+    faces: Annotated[
+        bool, Field(description="restore only the faces that a detector finds; for models that can")
+    ] = False
     seed: Annotated[Seed, Field(description="same seed, same pixels")] = 0
     trajectory: Annotated[
         bool, Field(description="a ZIP file of what each step of the chain predicts, the result last")
@@ -56,9 +59,15 @@ class PictureOptions(BaseModel):
         Field(description="strip: no EXIF, and sRGB without a profile (other colours keep theirs)"),
     ] = "keep"
 
-    @property
-    def sampling(self) -> Sampling:
-        """How the pixels are made."""
+    def sampling(self, detector: str) -> Sampling:
+        """Return how the pixels are made.
+
+        Args:
+            detector: File of the endpoint's face detector; empty: it has none.
+
+        Raises:
+            OptionError: Faces are wanted, and there is no detector; or beside another size.
+        """
         return Sampling(
             seed=self.seed,
             outscale=self.outscale,
@@ -66,7 +75,19 @@ class PictureOptions(BaseModel):
             steps=self.steps,
             sampler=self.sampler,
             fidelity=self.fidelity,
+            faces=_detector(self.faces, detector),
         )
+
+
+def _detector(is_wanted: bool, detector: str) -> str | None:
+    """Return the detector for `Sampling.faces`.
+
+    Raises:
+        OptionError: It is wanted, and there is none.
+    """
+    if is_wanted and not detector:
+        raise OptionError("faces", "must be false: this endpoint has no face detector")
+    return detector if is_wanted else None
 
 
 class BulkBody(BaseModel):
@@ -95,6 +116,9 @@ class BulkBody(BaseModel):
     fidelity: Annotated[
         float | None, Field(description="0, the model, to 1, which invents nothing; default: 0")
     ] = None
+    faces: Annotated[
+        bool, Field(description="restore only the faces that a detector finds; for models that can")
+    ] = False
     format: Annotated[OutputFormat, Field(description="of outputs; keep: as the input's extension")] = (
         BulkRequest.format
     )
@@ -114,13 +138,16 @@ class BulkBody(BaseModel):
     )
     retry_failed: Annotated[bool, Field(description="do what failed once more")] = False
 
-    def request(self, default_model: str, max_megapixels: float, settings: BulkSettings) -> BulkRequest:
+    def request(
+        self, default_model: str, max_megapixels: float, settings: BulkSettings, detector: str = ""
+    ) -> BulkRequest:
         """Return the job that is asked for.
 
         Args:
             default_model: Name of the model when the body names none.
             max_megapixels: Size of the largest input that the server takes.
             settings: What the server sets for all bulk jobs.
+            detector: File of the endpoint's face detector; empty: it has none.
 
         Raises:
             OptionError: An option cannot have its value.
@@ -136,6 +163,7 @@ class BulkBody(BaseModel):
                 steps=self.steps,
                 sampler=self.sampler,
                 fidelity=self.fidelity,
+                faces=_detector(self.faces, detector),
                 tile_px=self.tile,
             ),
             format=self.format,

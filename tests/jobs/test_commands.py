@@ -63,7 +63,7 @@ FLAGS = {
         ),
         *("--plan", "--dry-run", "--status", "--retry-failed", "--verify", "--repair", "--set"),
         *("--include", "--exclude", "--keys", "--masks", "--if-exists", "--engine", "--price-per-hour"),
-        *("--drivers", "--tolerate"),
+        *("--drivers", "--tolerate", "--faces"),
     },
     "evaluate": {
         *(

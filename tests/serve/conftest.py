@@ -67,7 +67,11 @@ class Endpoint:
     def __init__(self, settings: ServeSettings) -> None:
         self.model = LocalModel()
         self.pictures = PictureService(
-            settings.limits, {"nearest-x4": self.model}, num_cpus=1, sleeping=settings.sleeping
+            settings.limits,
+            {"nearest-x4": self.model},
+            num_cpus=1,
+            sleeping=settings.sleeping,
+            detector=settings.faces,
         )
         self.services = Services(settings, self.pictures, JobKeeper(settings, self.pictures))
         self.app = create_app(self.services)

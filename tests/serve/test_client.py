@@ -89,7 +89,7 @@ def test_a_client_that_stops_cancels_its_job(
 
 def test_a_refusal_is_the_line_of_the_server(upscale: Client, address: str) -> None:
     with pytest.raises(
-        EndpointError, match="colour: there is no such option; allowed: cascade, fidelity"
+        EndpointError, match="colour: there is no such option; allowed: cascade, faces, fidelity"
     ) as told:
         upscale(encoded(), colour="red")
     assert (told.value.status, told.value.problem["type"]) == (422, "/problems/bad_option")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from pipelines.ledger.ledger import JobMismatch, Known, begin_job
 from resshift.config import OptionError, Sampling
 from resshift.models.files import write_model_config
 from resshift.storage import EPOCH, Entry
+from tests.faces import write_detector
 from tests.holes import hole_config
 
 OUTPUTS = UpscaleOptions(model="nearest-x4", identity="nearest-x4", scale=4)
@@ -51,6 +53,11 @@ def request(tmp_path: Path, **values: Any) -> BulkRequest:
             "masks",
             "must not be given for nearest-x4, which fills no holes, got masks",
         ),
+        (
+            {"sampling": Sampling(faces="yunet.onnx")},
+            "faces",
+            "must not be given for nearest-x4: a model of faces has scale 1 and fills no holes",
+        ),
         ({"keys": "no/such/list"}, "keys", "no/such/list: No such file or directory"),
     ],
 )
@@ -77,6 +84,21 @@ def test_a_model_that_fills_holes_needs_masks_and_a_job_remembers_where(tmp_path
     record = request(tmp_path, **model, masks="m/x").job().record()
     assert (record["masks"], record["scale"]) == ("m/x", 1)
     assert "masks" not in request(tmp_path).job().record()
+
+
+def test_a_job_of_faces_needs_a_detector_and_remembers_which(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").touch()
+    holes = hole_config()
+    write_model_config(tmp_path / "model", "faces", replace(holes, unet=replace(holes.unet, cond_mask=False)))
+    detector, model = tmp_path / "cells.onnx", {"model": str(tmp_path / "model")}
+    with pytest.raises(OptionError, match=r"faces must be the file of a face detector: .* not there"):
+        request(tmp_path, **model, sampling=Sampling(faces=str(detector))).job()
+    write_detector(detector)
+    record = request(tmp_path, **model, sampling=Sampling(faces=str(detector))).job().record()
+    assert record["faces"] == str(detector)
+    assert record["detector"] == hashlib.sha256(detector.read_bytes()).hexdigest()
+    assert not {"faces", "detector"} & request(tmp_path).job().record().keys()
 
 
 def test_a_target_inside_its_source_is_refused(tmp_path: Path) -> None:

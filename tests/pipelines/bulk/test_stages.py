@@ -35,8 +35,9 @@ from resshift.images.sandbox import DecoderDied, DecoderLimits, DecoderTimeout
 from resshift.models import WeightsError
 from resshift.storage import StorageError, StorageReason
 from resshift.upscaler import Upscaler
+from tests.faces import check_grey_faces, grey_model, photo_with, write_detector
 from tests.holes import box
-from tests.pictures import encoded, file_of, noise, tiff_of
+from tests.pictures import decoded, encoded, file_of, noise, tiff_of
 
 JOB = UpscaleOptions(model="nearest-x4", identity="nearest-x4", scale=4)
 
@@ -456,6 +457,31 @@ def test_a_replica_runs_the_network_of_a_file_of_other_people(tmp_path: Path) ->
     results = [one for one in replica.upscale(options, ["a.png"], Frames((picture,))) if type(one) is Frames]
     expected = Upscaler.from_pretrained(path, device="cpu").upscale(picture)
     assert np.array_equal(results[0].pictures[0].pixels, expected.pixels)
+
+
+def test_faces_of_a_job_and_what_the_rows_say(tmp_path: Path) -> None:
+    """Several faces, one at the border, and a picture without any, which is as it was."""
+    cells = [(40, 56), (120, 0), (48, 160)]
+    photos = {"three.png": photo_with(cells, 176, 233), "none.png": photo_with([], 40, 50)}
+    for name, pixels in photos.items():
+        (tmp_path / name).write_bytes(file_of(pixels))
+    sampling = Sampling(faces=write_detector(tmp_path / "cells.onnx"))
+    job = replace(JOB, scale=1, name="{name}", sampling=sampling)
+    how = options(tmp_path / "out", outputs=job)
+    items = [WorkItem(name, str(tmp_path / name), "e", 1, name) for name in photos]
+    replica = Replica("nearest-x4", "nearest-x4", 1)
+    replica.model = grey_model()
+    rows, frames = prepare(items, how)
+    asked = ReplicaOptions(model="nearest-x4", identity="nearest-x4", sampling=sampling)
+    results = [one for one in replica.upscale(asked, list(photos), *frames) if isinstance(one, Frames)]
+    rows = store(rows, results, how)
+    assert [(row["status"], row["notes"]) for row in rows] == [
+        ("ok", "3 faces restored"),
+        ("ok", "no face was found"),
+    ]
+    restored = {name: decoded((tmp_path / "out" / name).read_bytes()) for name in photos}
+    check_grey_faces(restored["three.png"], photos["three.png"], cells)
+    assert np.array_equal(restored["none.png"], photos["none.png"])
 
 
 def test_the_stand_in_is_asked_for_by_name() -> None:

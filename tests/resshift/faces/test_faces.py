@@ -4,6 +4,7 @@ in place of the model.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +12,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from resshift.config import OptionError, Sampling
 from resshift.faces import YuNet, restore_faces
 from resshift.faces.align import SIDE_PX, TEMPLATE, aligned, pasted, similarity, soft_mask
+from resshift.images import Picture
+from resshift.upscaler import Upscaler
+from tests.faces import check_grey_faces, grey_model, photo_with, write_detector
 
 Image = NDArray[np.uint8]
 Points = NDArray[np.float64]
@@ -120,6 +125,91 @@ def test_without_a_face_the_photo_is_as_it_was() -> None:
     result = restore_faces(photo, Known(), identity)
     assert result.pixels is photo
     assert (result.num_faces, result.note) == (0, "no face was found")
+
+
+@pytest.mark.parametrize("order", itertools.permutations(range(3)))
+def test_the_order_in_which_a_detector_names_faces_does_not_matter(order: Sequence[int]) -> None:
+    """Two of them overlap: the larger one, which is nearer, is in front."""
+    faces = [face_at(90.0, 80.0, 0.3, 10.0), face_at(130.0, 90.0, 0.35, 0.0), face_at(250.0, 80.0, 0.2, -5.0)]
+
+    def paint(square_u8: Image, seed: int) -> Image:
+        return np.full_like(square_u8, seed % 251)
+
+    photo = smooth(180, 300)
+    expected = restore_faces(photo, Known(*faces), paint, seed=1).pixels
+    result = restore_faces(photo, Known(*[faces[i] for i in order]), paint, seed=1).pixels
+    np.testing.assert_array_equal(result, expected)
+    assert len({tuple(expected[y, x]) for x, y in ((30, 80), (130, 90), (250, 80))}) == 3
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_detector(tmp_path_factory.mktemp("detector") / "cells.onnx")
+
+
+@pytest.fixture(scope="module")
+def grey() -> Upscaler:
+    return grey_model()
+
+
+CELLS = [(40, 56), (120, 0), (48, 160)]  # the second at the left border
+
+
+def test_yunet_gives_the_landmarks_of_its_file_in_photos_of_any_size(detector: str) -> None:
+    yunet = YuNet(detector)
+    template = TEMPLATE / 8 - 32
+    for cells in ([], CELLS[:1], CELLS):
+        found = yunet(photo_with(cells, 176, 233))
+        expected = [template + np.array([left, top]) for top, left in cells]
+        assert len(found) == len(expected)
+        for one in expected:
+            assert min(np.abs(one - other).max() for other in found) < 1e-4
+    (found,) = yunet(photo_with([(40, 56)], 96, 1024).repeat(2, 0).repeat(2, 1))  # seen at half its size
+    np.testing.assert_allclose(found, (template + (56, 40) + 0.5) * 2 - 0.5, atol=1e-3)
+    assert len(yunet(np.zeros((1, 1, 3), np.uint8))) == 0
+
+
+def test_faces_become_what_the_model_makes_of_them_and_nothing_else_changes(
+    detector: str, grey: Upscaler
+) -> None:
+    photo = photo_with(CELLS, 176, 233)
+    told: list[float] = []
+    result = grey.upscale(Picture(pixels=photo), Sampling(faces=detector), told.append)
+    check_grey_faces(result.pixels, photo, CELLS)
+    assert result.notes == ("3 faces restored",)
+    assert (len(told), told[-1]) == (3, pytest.approx(1))
+    np.testing.assert_array_equal(grey(photo, faces=detector), result.pixels)
+
+
+def test_a_photo_without_a_face_is_as_it_was(detector: str, grey: Upscaler) -> None:
+    pixels = np.random.default_rng(1).integers(0, 65536, (50, 40, 1), np.uint16)
+    picture = Picture(pixels=pixels, alpha=pixels[..., 0], notes=("first of 2 frames",))
+    result = grey.upscale(picture, Sampling(faces=detector))
+    assert result.pixels is pixels
+    assert result.alpha is picture.alpha
+    assert result.notes == ("first of 2 frames", "no face was found")
+
+
+def test_sixteen_bits_and_alpha_stay(detector: str, grey: Upscaler) -> None:
+    photo = photo_with(CELLS[:1], 96, 120)
+    deep = photo.astype(np.uint16) * 257
+    result = grey.upscale(Picture(pixels=deep, alpha=deep[..., 0]), Sampling(faces=detector))
+    assert result.alpha is not None
+    assert np.array_equal(result.alpha, deep[..., 0])
+    check_grey_faces(result.pixels / np.float32(257), photo, CELLS[:1])
+
+
+def test_options_that_do_not_go_with_faces_are_refused(detector: str, grey: Upscaler, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="outscale must be 1 where faces are restored, got 2"):
+        Sampling(faces=detector, outscale=2)
+    with pytest.raises(OptionError, match="faces must be the file of a face detector, got ''"):
+        Sampling(faces="")
+    with pytest.raises(OptionError, match="faces must not be given for tiny: a model of faces has scale 1"):
+        Sampling(faces=detector).check_for("tiny", steps=1, smallest_tile_px=8)
+    with pytest.raises(OptionError, match="faces must not be given where the steps of one chain are shown"):
+        grey.trajectory(photo_with([], 64, 64), Sampling(faces=detector))
+    with pytest.raises(OptionError, match=r"faces must be the file of a face detector: .* is not there"):
+        grey(photo_with([], 64, 64), faces=str(tmp_path / "missing.onnx"))
 
 
 def test_what_cannot_be_is_told(tmp_path: Path) -> None:
