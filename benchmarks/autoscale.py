@@ -192,14 +192,7 @@ def bulk(address: str, work: Path, count: int, seconds: float) -> dict[str, Any]
     scale.make_pictures(source, count)
     watch = Watch()
     assert is_empty(watch.look())
-    command = [
-        sys.executable,
-        str(record.ROOT / "jobs" / "upscale.py"),
-        str(source),
-        str(target),
-        "--engine",
-        "actors",
-    ]
+    command = [sys.executable, str(record.ROOT / "jobs" / "upscale.py"), str(source), str(target)]
     command += [
         "--model",
         f"nearest-x4@{seconds * 1e6 / scale.SIDE_PX**2:.4f}",

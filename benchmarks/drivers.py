@@ -1,7 +1,7 @@
 """Measure what scheduling costs: pictures a second, and milliseconds of CPU a picture, of a bulk job with one
 or several drivers and tiny pictures that a stand-in upscales.
 
-    python benchmarks/drivers.py --drivers 2 --objects 20000 [--engine serve] [--replicas 2]
+    python benchmarks/drivers.py --drivers 2 --objects 20000 [--replicas 2]
 
 Pictures of 16 x 16 are files of a folder; the model repeats pixels. Start-up is excluded: figures are those
 from the first part of the ledger to the last. `cpu_ms_object` is the CPU time of all drivers together,
@@ -69,14 +69,7 @@ def watch(pid: int, parts: Path, seconds: list[float], stop: threading.Event) ->
 def measure(source: str, target: str, chosen: argparse.Namespace) -> dict[str, float | int | str]:
     """Run the job once and return its figures."""
     command = [sys.executable, str(ROOT / "jobs" / "upscale.py"), source, target, "--model", "nearest-x4"]
-    command += [
-        "--engine",
-        chosen.engine,
-        "--replicas",
-        str(chosen.replicas),
-        "--drivers",
-        str(chosen.drivers),
-    ]
+    command += ["--replicas", str(chosen.replicas), "--drivers", str(chosen.drivers)]
     environment = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", **os.environ}
     seconds: list[float] = []
     parts = Path(target) / ledger.DIRECTORY / "ledger"
@@ -100,7 +93,6 @@ def measure(source: str, target: str, chosen: argparse.Namespace) -> dict[str, f
     later = int((times > times[0]).sum())
     return {
         "drivers": chosen.drivers,
-        "engine": chosen.engine,
         "objects": chosen.objects,
         "objects_per_s": round(later / max(times[-1] - times[0], 1e-9), 1),
         "cpu_ms_object": round(1000 * (seconds[-1] - seconds[0]) / max(later, 1), 3),
@@ -116,7 +108,6 @@ def main() -> int:
     )
     parser.add_argument("--drivers", type=int, default=1)
     parser.add_argument("--objects", type=int, default=20_000)
-    parser.add_argument("--engine", default="serve", choices=["serve", "actors"])
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--source", help="folder that keeps the pictures from one call to the next")
     chosen = parser.parse_args()

@@ -94,14 +94,7 @@ def start(
     cluster: Any, source: Path, target: Path, seconds: float, replicas: tuple[int, int], log: Path
 ) -> subprocess.Popen[bytes]:
     """Start the command of the bulk job on the cluster, as a user would."""
-    command = [
-        sys.executable,
-        str(record.ROOT / "jobs" / "upscale.py"),
-        str(source),
-        str(target),
-        "--engine",
-        "actors",
-    ]
+    command = [sys.executable, str(record.ROOT / "jobs" / "upscale.py"), str(source), str(target)]
     command += [
         "--model",
         f"nearest-x4@{seconds / _MEGAPIXELS:.4f}",
@@ -209,8 +202,9 @@ def scaling(
         took, busy = time.monotonic() - started, cpu_busy(before, cpu_seconds())
         record_of_run = run_record(target)
         # Over the lifetime of the replicas, including the first and last unit: the times of outputs alone
-        # would hide a slow start.
-        rate = len(found) * level / record_of_run["replica_seconds"]
+        # would hide a slow start. Serve takes seconds to end replicas, which no picture waits for.
+        ending_s = record_of_run["ended"] - made_at(target)[-1]
+        rate = len(found) * level / (record_of_run["replica_seconds"] - level * ending_s)
         base = results[0]["pictures_per_s"] if results else rate
         efficiency = rate / base / level * levels[0]
         results.append(

@@ -52,7 +52,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--masks", metavar="DIR", help="masks of the holes, under the same keys or as NAME.png")
     add("--keys", metavar="FILE", help="read the input keys from this file, one per line; SRC is not listed")
     add("--if-exists", default="overwrite", choices=["skip", "verify", "overwrite"], help="without a row")
-    add("--engine", default="serve", choices=["serve", "actors"], help="Ray Serve, or actors of this job")
+    add("--engine", help=argparse.SUPPRESS)  # of earlier versions: refused with what to do
     add("--replicas", default="1:1", metavar="MIN:MAX", help="replicas of the model, or one number (1:1)")
     add("--drivers", type=command.positive, metavar="N", help="schedulers (default: one for 8 replicas)")
     add("--price-per-hour", type=float, metavar="PRICE", help="price of one replica, for plan and report")
@@ -93,6 +93,8 @@ def upscale(options: argparse.Namespace) -> Exit:
     from pipelines.ledger.ledger import read_job
     from resshift.command.upscale import is_one_picture, run_one
 
+    if options.engine is not None:
+        raise UsageError("--engine is gone, every job runs on Ray Serve: give the same command without it")
     if is_one_picture(options.source, options.target):
         return run_one(options)
     request, replicas = request_of(options), command.min_max("--replicas", options.replicas)
@@ -155,7 +157,6 @@ def plan(request: BulkRequest, job: Job, worklist: Worklist, most_replicas: int)
 def work(request: BulkRequest, job: Job, sweep: Sweep, options: argparse.Namespace) -> Exit:
     """Do the work and write the report."""
     from pipelines.bulk import job as bulk
-    from pipelines.bulk.actors import ActorEngine
     from pipelines.bulk.engine import EngineError
     from pipelines.bulk.progress import JobProgress
     from pipelines.ledger import ledger
@@ -169,10 +170,9 @@ def work(request: BulkRequest, job: Job, sweep: Sweep, options: argparse.Namespa
         command.connect_to_ray(num_cpus=replicas[1] + 4 + (drivers if drivers > 1 else 0))
         drivers = bulk.admitted_drivers(drivers, sweep, replicas, request.settings.engine)
         how = bulk.engine_options(job.outputs, replicas, request.settings.engine, drivers)
-        engine = {"serve": ServeEngine, "actors": ActorEngine}[options.engine](how)
         try:
             with shown(JobProgress(sweep.counts)) as progress:
-                bulk.run_job(job, sweep, engine, progress, drivers)
+                bulk.run_job(job, sweep, ServeEngine(how), progress, drivers)
         except EngineError as error:
             print(f"error: {error}", file=sys.stderr)
             return Exit.FAILED

@@ -72,11 +72,9 @@ class ServeEngine:
         await asyncio.to_thread(self._deploy)
         self._watching = asyncio.get_running_loop().create_task(self._watch())
 
-    async def divide(self, num_drivers: int) -> list[Callable[[], ServeEngine]]:
-        """Start the application, whose replicas all drivers share."""
+    async def start_shared(self, num_drivers: int) -> Callable[[], ServeEngine]:
         await self.start()
-        make = functools.partial(ServeEngine, self.options, may_deploy=False, num_drivers=num_drivers)
-        return [make] * num_drivers
+        return functools.partial(ServeEngine, self.options, may_deploy=False, num_drivers=num_drivers)
 
     def _deploy(self) -> None:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)

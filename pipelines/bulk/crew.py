@@ -15,7 +15,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -86,9 +86,9 @@ class Crew:
         moved: Callable[[], None],
     ) -> None:
         self._job, self._sweep, self._engine, self._run = job, sweep, engine, run
+        self._make_engine: Callable[[], Engine] = lambda: engine
         self._progress, self._num_drivers, self._moved = progress, num_drivers, moved
         self._members: list[_Member] = []
-        self._makers: Sequence[Callable[[], Engine]] = ()
         self._ended: list[DriverState] = []
         self._aside: list[Entry] = []
         self._waiting: list[Interval] = []  # ranges that are finished but for what they put aside
@@ -105,8 +105,7 @@ class Crew:
     @property
     def num_replicas(self) -> int:
         """Replicas that are ready."""
-        states = (member.state for member in self._members)
-        return self._engine.num_replicas or sum(state.num_replicas for state in states if state is not None)
+        return self._engine.num_replicas
 
     @property
     def is_listed(self) -> bool:
@@ -137,7 +136,7 @@ class Crew:
         """
         try:
             if self.is_alone:
-                self._add(lambda: self._engine)
+                self._add()
                 only = self._members[0]
                 for work in self._sweep.begun:
                     only.shares[work.share.id] = work.share
@@ -146,16 +145,16 @@ class Crew:
                     only.driver.complete()  # nothing can be put aside
             else:
                 self._sweep.unread()
-                self._makers = await self._engine.divide(self._num_drivers)
-                for make in self._makers:
-                    self._add(make)
+                self._make_engine = await self._engine.start_shared(self._num_drivers)
+                for _ in range(self._num_drivers):
+                    self._add()
                 await asyncio.to_thread(self._sweep.divide, self._num_drivers)
             await self._attend()
         finally:
             await asyncio.shield(self._end())
 
-    def _add(self, make_engine: Callable[[], Engine]) -> None:
-        arguments = (self._job, self._sweep.inputs, self._run, make_engine, self._num_drivers)
+    def _add(self) -> None:
+        arguments = (self._job, self._sweep.inputs, self._run, self._make_engine, self._num_drivers)
         loop = asyncio.get_running_loop()
         if self.is_alone:
             driver = Driver(*arguments, self._progress)
@@ -250,7 +249,6 @@ class Crew:
             raise EngineError(f"{self._num_lost} drivers of this run have ended: {error}")
         member.running.cancel()
         await asyncio.gather(member.running, return_exceptions=True)
-        index = self._members.index(member)
         self._members.remove(member)
         if member.state is not None:
             # What it had listed and not finished is listed again.
@@ -263,7 +261,7 @@ class Crew:
             known = member.state_of(share.id)
             start = share.start if known is None or known.cursor is None else known.cursor
             self._sweep.queue.appendleft(self._sweep.share(start, share.stop, share.aside))
-        self._add(self._makers[index % len(self._makers)])
+        self._add()
 
     async def _deal(self) -> None:
         """Give ranges to those who have none, then some more; divide a range for those who get none."""

@@ -60,7 +60,6 @@ class DriverState:
         counts: Number of finished inputs by status.
         megapixels: Megapixels of input upscaled.
         listing: Counts of the listings of all its ranges so far.
-        num_replicas: Replicas that are ready, as its engine sees them.
         replica_times: Times of replicas, by process id.
     """
 
@@ -69,7 +68,6 @@ class DriverState:
     counts: Counter[str]
     megapixels: float
     listing: ListingCounts
-    num_replicas: int
     replica_times: dict[int, ReplicaTime]
 
 
@@ -107,7 +105,6 @@ class Driver:
     ) -> None:
         self._job, self._inputs, self._run, self._num_drivers = job, inputs, run, num_drivers
         self._make_engine = make_engine
-        self._engine: Engine | None = None
         self._bulk: BulkRun | None = None
         self.progress = progress or JobProgress(ListingCounts())
         self._works: dict[int, RangeWork] = {}
@@ -161,7 +158,6 @@ class Driver:
             counts=Counter(self.progress.counts),
             megapixels=self.progress.megapixels,
             listing=listing,
-            num_replicas=0 if self._engine is None else self._engine.num_replicas,
             replica_times={} if self._bulk is None else dict(self._bulk.replica_times),
         )
 
@@ -220,7 +216,7 @@ class Driver:
             self.progress.count(rows)
             writer.add([{**row, "run": self._run} for row in rows])
 
-        engine = self._engine = self._make_engine()
+        engine = self._make_engine()
         bulk = self._bulk = BulkRun(
             self.batches(),
             self._job.stages,

@@ -1,8 +1,9 @@
-"""The GPU stage of a bulk job as the scheduler sees it: a small interface with two implementations.
+"""The GPU stage of a bulk job as the scheduler sees it, and the options that its replicas are started with.
 
 An engine takes a work unit (decoded inputs in the object store) and returns the stream of `Replica.upscale`:
-references that the driver owns, so results outlive the replica that made them. `pipelines.bulk.actors` owns
-its replicas; `serve.engine` uses those of a Serve deployment.
+references that the driver owns, so results outlive the replica that made them. `serve.engine` is the one
+that there is, on replicas of a Serve deployment; this package, on which `serve` depends, knows it by its
+interface.
 
 Two units are in flight at a replica: while one is computed, the inputs of the next arrive and the results of
 the previous one are stored.
@@ -187,6 +188,6 @@ class Engine(Protocol):
         """End what this engine started."""
         ...
 
-    async def divide(self, num_drivers: int) -> Sequence[Callable[[], Engine]]:
-        """Start what several drivers share, in place of `start`; return how each makes its own engine."""
+    async def start_shared(self, num_drivers: int) -> Callable[[], Engine]:
+        """Start replicas that several drivers share; return the function by which each makes its engine."""
         ...

@@ -171,7 +171,6 @@ async def run_job_in_loop(
         if not crew.is_alone:
             await engine.close()
     facts = {
-        "engine": type(engine).__name__.removesuffix("Engine").lower(),
         "replicas seen": str(len(crew.replica_times)),
         "ray": ray.__version__,
         "python": platform.python_version(),

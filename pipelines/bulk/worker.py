@@ -1,4 +1,4 @@
-"""A replica: one model in one process, which upscales work units. Both engines run this class.
+"""A replica: one model in one process, which upscales work units.
 
 A unit is answered bit by bit, so that what is done survives the replica:
 
@@ -263,10 +263,6 @@ class Replica:
         """Send a small picture through the model, behind what is under way."""
         frames = Picture(pixels=np.zeros((8, 8, 3), np.uint8))
         return self._batcher.submit(self.model.upscaling(frames))
-
-    def pid(self) -> int:
-        """Return the process id; an answer means that the replica is ready."""
-        return os.getpid()
 
     @overload
     def upscale(

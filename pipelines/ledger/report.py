@@ -68,7 +68,7 @@ class RunRecord:
         replica_seconds: Number of ready replicas, summed over time in seconds.
         busy_share: Share of the replicas' time that was spent in the model; None when there was nothing to
             do.
-        facts: Engine, versions and machine, for readers.
+        facts: Versions and machine, for readers.
     """
 
     run: str

@@ -30,7 +30,6 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("--quick", action="store_true")
-    options.add_argument("--engine", default="actors", choices=["serve", "actors"])
     chosen = options.parse_args()
     count = 100 if chosen.quick else 600
     cut = 0.02 if chosen.quick else 0.005
@@ -49,7 +48,7 @@ def main() -> int:
             started = time.monotonic()
             with servers.running(command, port, work / "proxy.log"):
                 os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
-                arguments = ["--model", "nearest-x4", "--engine", chosen.engine, "--replicas", "2:2"]
+                arguments = ["--model", "nearest-x4", "--replicas", "2:2"]
                 code = harness.run("s3://faulty/in", "s3://faulty/out", *arguments, log=work / "job.log")
             wall = time.monotonic() - started
             os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{upstream}"

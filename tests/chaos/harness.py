@@ -127,7 +127,6 @@ def victims(pid: int) -> list[tuple[int, str]]:
     but Ray's own services and the job itself.
     """
     kinds = {
-        "ray::Replica": "replica",
         "ray::ServeReplica": "replica",
         "ray::_prepare": "worker",
         "ray::_store": "worker",

@@ -1,7 +1,7 @@
 """Let replicas of a bulk job hang: they live, and never answer again.
 
-    python tests/chaos/hung.py                          both engines; asleep, and in a library with the lock
-    python tests/chaos/hung.py --engine actors --how library
+    python tests/chaos/hung.py                  asleep, and in a library with the lock
+    python tests/chaos/hung.py --how library
 
 One of two replicas hangs at its tenth picture, once; one picture hangs every replica that takes it. The
 first must cost nothing but time, the second is the row of that picture and of no other.
@@ -63,7 +63,7 @@ sys.meta_path.insert(0, Finder())
 """
 
 
-def hang(work: Path, engine: str, how: str, count: int) -> tuple[dict[str, Any], dict[str, bool]]:
+def hang(work: Path, how: str, count: int) -> tuple[dict[str, Any], dict[str, bool]]:
     """Run a job whose replicas hang; return figures and claims."""
     source, target, calm, log = str(work / "in"), str(work / "out"), str(work / "calm"), work / "job.log"
     harness.make_pictures(source, count)
@@ -73,20 +73,19 @@ def hang(work: Path, engine: str, how: str, count: int) -> tuple[dict[str, Any],
     (work / "sitecustomize").mkdir()
     facts = f"ONCE, HOW, POISON_PX = {str(work / 'once')!r}, {how!r}, {POISON_PX}\n"
     (work / "sitecustomize" / "sitecustomize.py").write_text(facts + SITECUSTOMIZE)
-    arguments = ["--model", "nearest-x4@24", "--engine", engine, "--replicas", "2:2"]
+    arguments = ["--model", "nearest-x4@24", "--replicas", "2:2"]
     began = time.monotonic()
     before = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = f"{work / 'sitecustomize'}:{before}"
     code = harness.run(source, target, *arguments, "--set", f"engine.step_s={STEP_S}", log=log)
     wall_s = time.monotonic() - began
     os.environ["PYTHONPATH"] = before
-    harness.run(source, calm, "--model", "nearest-x4", "--engine", "actors", "--replicas", "1:1", log=log)
+    harness.run(source, calm, "--model", "nearest-x4", "--replicas", "1:1", log=log)
     rows, found, expected = harness.all_rows(target), harness.outputs(target), harness.outputs(calm)
     failed = {row["key"]: row["reason"] for row in rows if row["status"] != "ok"}
     poisoned = str(poison.relative_to(source))
     wrong = sum(found[key] != expected[key] for key in found if key in expected)
     result = {
-        "engine": engine,
         "how": how,
         "pictures": count,
         "lost": count - len({row["key"] for row in rows}),
@@ -98,13 +97,13 @@ def hang(work: Path, engine: str, how: str, count: int) -> tuple[dict[str, Any],
         "wall_s": round(wall_s, 1),
     }
     claims = {
-        f"{engine}, {how}: 0 lost, 0 duplicate, 0 wrong": not (
+        f"{how}: 0 lost, 0 duplicate, 0 wrong": not (
             result["lost"] or result["duplicate"] or result["wrong"]
         ),
-        f"{engine}, {how}: only the picture that hangs alone is blamed, exit code 3": failed
+        f"{how}: only the picture that hangs alone is blamed, exit code 3": failed
         == {poisoned: "killed_worker"}
         and code == 3,
-        f"{engine}, {how}: a replica hung for no fault of a picture": (work / "once").exists(),
+        f"{how}: a replica hung for no fault of a picture": (work / "once").exists(),
     }
     if not all(claims.values()):
         print(log.read_text(errors="replace")[-4000:])
@@ -117,19 +116,17 @@ def main() -> int:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("--engine", choices=["serve", "actors"])
     options.add_argument("--how", choices=["asleep", "library"])
     options.add_argument("--pictures", type=int, default=100)
     chosen = options.parse_args()
     results: list[dict[str, Any]] = []
     claims: dict[str, bool] = {}
-    for engine in [chosen.engine] if chosen.engine else ["serve", "actors"]:
-        for how in [chosen.how] if chosen.how else ["asleep", "library"]:
-            with tempfile.TemporaryDirectory(prefix="hung-") as temporary:
-                result, held = hang(Path(temporary), engine, how, chosen.pictures)
-            print(json.dumps(result))
-            results.append(result)
-            claims |= held
+    for how in [chosen.how] if chosen.how else ["asleep", "library"]:
+        with tempfile.TemporaryDirectory(prefix="hung-") as temporary:
+            result, held = hang(Path(temporary), how, chosen.pictures)
+        print(json.dumps(result))
+        results.append(result)
+        claims |= held
     return harness.report({"runs": results}, claims)
 
 

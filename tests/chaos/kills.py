@@ -47,7 +47,6 @@ def main() -> int:
     options.add_argument("--quick", action="store_true")
     options.add_argument("--pictures", type=int)
     options.add_argument("--every-s", type=float, default=3.0)
-    options.add_argument("--engine", default="serve", choices=["serve", "actors"])
     options.add_argument("--drivers", type=int, default=1)
     options.add_argument("--seed", type=int, default=0)
     chosen = options.parse_args()
@@ -57,9 +56,9 @@ def main() -> int:
         source, target, calm, log = str(work / "in"), str(work / "out"), str(work / "calm"), work / "job.log"
         harness.make_pictures(source, count)
         # 4 MP/s would be 1 ms a picture: the stand-in takes 100 ms, so that there is something to kill.
-        arguments = ["--model", "nearest-x4@24", "--engine", chosen.engine, "--replicas", "3:3"]
+        arguments = ["--model", "nearest-x4@24", "--replicas", "3:3"]
         arguments += ["--drivers", str(chosen.drivers)]
-        print(f"{count} pictures, {chosen.engine}, a kill about every {chosen.every_s:g} s")
+        print(f"{count} pictures, a kill about every {chosen.every_s:g} s")
 
         def begun(before: int) -> Callable[[], bool]:
             return lambda: len(list(Path(target).glob("*/*.png"))) > before
@@ -97,9 +96,7 @@ def main() -> int:
             harness.end(process)
         wall = time.monotonic() - started
         rows, found = harness.all_rows(target), harness.outputs(target)
-        undisturbed = harness.run(
-            source, calm, "--model", "nearest-x4", "--engine", "actors", "--replicas", "2:2", log=log
-        )
+        undisturbed = harness.run(source, calm, "--model", "nearest-x4", "--replicas", "2:2", log=log)
         expected = harness.outputs(calm)
         if code or undisturbed:
             print(log.read_text(errors="replace")[-6000:])
@@ -109,7 +106,6 @@ def main() -> int:
     ok = {row["key"] for row in rows if row["status"] == "ok"}
     result = {
         "pictures": count,
-        "engine": chosen.engine,
         "drivers": chosen.drivers,
         "kills": dict(kills),
         "lost": count - len(ok),

@@ -123,7 +123,7 @@ def main() -> int:
     Bucket.num_keys, Bucket.picture = chosen.keys, file_of(np.zeros((64, 64, 3), np.uint8))
     server = ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    arguments = ["--model", "nearest-x4", "--engine", "actors", "--replicas", "1:1"]
+    arguments = ["--model", "nearest-x4", "--replicas", "1:1"]
     with (
         tempfile.TemporaryDirectory(prefix="listing-") as temporary,
         using_store(f"http://127.0.0.1:{server.server_address[1]}"),
@@ -148,7 +148,7 @@ def main() -> int:
         samples: list[float] = []
         stop = threading.Event()
         started = time.monotonic()
-        process = harness.start("s3://big/in", target, *arguments[:4], *arguments[4:], log=work / "job.log")
+        process = harness.start("s3://big/in", target, *arguments, log=work / "job.log")
         watcher = threading.Thread(target=watch, args=(process.pid, samples, stop))
         watcher.start()
         try:

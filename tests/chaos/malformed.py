@@ -89,7 +89,6 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("archive", nargs="?")
-    options.add_argument("--engine", default="actors", choices=["serve", "actors"])
     options.add_argument("--good", type=int, default=100)
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="malformed-") as temporary:
@@ -103,16 +102,7 @@ def main() -> int:
         os.mkfifo(work / "in" / "pipe.png")
         (work / "in" / "loop.png").symlink_to("loop.png")
         (work / "in" / "folder.png").mkdir()
-        arguments = [
-            "--model",
-            "nearest-x4",
-            "--engine",
-            chosen.engine,
-            "--replicas",
-            "2:2",
-            "--exclude",
-            "MANIFEST.json",
-        ]
+        arguments = ["--model", "nearest-x4", "--replicas", "2:2", "--exclude", "MANIFEST.json"]
         arguments += ["--name", "{dir}/{name}.{ext}"]  # nothing collides
         started = time.monotonic()
         code = harness.run(str(work / "in"), str(work / "out"), *arguments, log=work / "job.log")

@@ -53,7 +53,7 @@ def main() -> int:
         harness.make_pictures(source, chosen.pictures)
         storage.write_bytes(f"{source}/odd name ✓ +&.png", storage.read_bytes(f"{source}/00/00000.png"))
         storage.write_bytes(f"{source}/broken.jpg", b"not a picture")
-        arguments = ["--model", "nearest-x4", "--engine", "actors", "--replicas", "2:2"]
+        arguments = ["--model", "nearest-x4", "--replicas", "2:2"]
         started = time.monotonic()
         codes = {
             "first half": harness.run(source, target, *arguments, "--include", "00/*", log=work / "job.log")

@@ -1,5 +1,5 @@
-"""Run one job with 1 and with 3 replicas, with both engines, with several drivers, and in two halves: the
-same bytes and the same rows, apart from times.
+"""Run one job with 1 and with 3 replicas, with several drivers, and in two halves: the same bytes and the
+same rows, apart from times.
 
 python tests/chaos/sameness.py [--quick]
 """
@@ -40,19 +40,13 @@ def main() -> int:
         (work / "in" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
         model = ["--model", "nearest-x4@5"]
         runs = {
-            "actors 1": [["--engine", "actors", "--replicas", "1:1"]],
-            "actors 3": [["--engine", "actors", "--replicas", "3:3"]],
-            "serve 1": [["--engine", "serve", "--replicas", "1:1"]],
-            "serve 3": [["--engine", "serve", "--replicas", "1:3"]],
-            "actors 3, drivers 3": [["--engine", "actors", "--replicas", "3:3", "--drivers", "3"]],
-            "serve 3, drivers 3": [["--engine", "serve", "--replicas", "3:3", "--drivers", "3"]],
-            "resumed": [
-                ["--engine", "actors", "--replicas", "2:2", "--include", "00/*"],
-                ["--engine", "actors", "--replicas", "2:2"],
-            ],
+            "1 replica": [["--replicas", "1:1"]],
+            "1 to 3 replicas": [["--replicas", "1:3"]],
+            "3 replicas, 3 drivers": [["--replicas", "3:3", "--drivers", "3"]],
+            "resumed": [["--replicas", "2:2", "--include", "00/*"], ["--replicas", "2:2"]],
         }
         if chosen.quick:
-            runs = {name: runs[name] for name in ("actors 1", "serve 3, drivers 3", "resumed")}
+            del runs["1 to 3 replicas"]
         codes: list[int] = []
         found: dict[str, tuple[dict[str, str], list[dict[str, Any]]]] = {}
         for name, steps in runs.items():

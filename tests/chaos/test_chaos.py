@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 @pytest.mark.parametrize(
     "script",
     [
-        ["kills.py", "--quick", "--pictures", "60", "--engine", "actors"],
+        ["kills.py", "--quick", "--pictures", "60"],
         ["malformed.py", "--good", "12"],
         ["faulty_s3.py", "--quick"],
     ],

@@ -62,8 +62,9 @@ FLAGS = {
             "--replicas",
         ),
         *("--plan", "--dry-run", "--status", "--retry-failed", "--verify", "--repair", "--set"),
-        *("--include", "--exclude", "--keys", "--masks", "--if-exists", "--engine", "--price-per-hour"),
+        *("--include", "--exclude", "--keys", "--masks", "--if-exists", "--price-per-hour"),
         *("--drivers", "--tolerate", "--faces"),
+        "--engine",  # of earlier versions: refused with what to do
     },
     "evaluate": {
         *(
@@ -97,6 +98,16 @@ def test_flags_are_frozen(name: str) -> None:
     assert {flag for action in actions for flag in action.option_strings if flag.startswith("--")} == FLAGS[
         name
     ]
+
+
+@pytest.mark.parametrize("engine", ["serve", "actors"])
+def test_an_engine_that_an_old_command_names_is_refused_with_what_to_do(
+    engine: str, job: Job, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert job("upscale", str(photos), str(tmp_path / "out"), "--engine", engine) == 2
+    told = "error: --engine is gone, every job runs on Ray Serve: give the same command without it\n"
+    assert capsys.readouterr().err == told
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", FLAGS)

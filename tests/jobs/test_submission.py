@@ -165,16 +165,7 @@ def test_jobs_are_refused_without_the_token_and_with_another(head: Head, tmp_pat
 def test_a_submitted_bulk_job_finds_code_and_entry_point_on_the_cluster(
     head: Head, photos: Path, tmp_path: Path
 ) -> None:
-    command = (
-        "python",
-        "jobs/upscale.py",
-        str(photos),
-        str(tmp_path / "out"),
-        "--model",
-        "nearest-x4",
-        "--engine",
-        "actors",
-    )
+    command = ("python", "jobs/upscale.py", str(photos), str(tmp_path / "out"), "--model", "nearest-x4")
     done = head.submit(*command)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     found = ledger.read(str(tmp_path / "out")).to_pylist()

@@ -66,13 +66,17 @@ def test_a_job_of_before_does_what_is_left() -> None:
         BulkRequest(source="photos", target="out", model="nearest-x4", quality=90).job()
 
 
-def test_rows_and_runs_of_before_are_read(left: Path) -> None:
+@pytest.mark.parametrize("engine", ["serve", "actors"])  # that a run of before had
+def test_rows_and_runs_of_before_are_read(engine: str, left: Path) -> None:
+    (run,) = (left / "out" / "_resshift" / "runs").glob("*.json")
+    run.write_text(run.read_text().replace('"serve"', f'"{engine}"'))
     assert list(verify("out", 4.0)) == []  # the outputs are as the ledger says
     summary = write_report(
         "out", BulkRequest(source="photos", target="out", model="nearest-x4").job().record(), None
     )
     assert (summary.counts["ok"], summary.counts["failed"], summary.megapixels_in) == (2, 3, 96e-6)
     assert summary.replica_hours == pytest.approx(30 / 3600)
+    assert f"engine {engine}" in (left / "out" / "_resshift" / "report.html").read_text()
     ledger.append("out", [ledger.row("new.png", "e", "ok", output="new_x4.png")])  # beside the old parts
     rows = {row["key"]: row["status"] for row in ledger.read("out").to_pylist()}
     assert (len(rows), rows["new.png"], rows["sub/b.png"]) == (6, "ok", "ok")

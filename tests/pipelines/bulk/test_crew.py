@@ -53,8 +53,9 @@ class Model:
 
     async def start(self) -> None: ...
 
-    async def divide(self, num_drivers: int) -> list[Callable[[], Any]]:
-        return [Model] * num_drivers
+    async def start_shared(self, num_drivers: int) -> Callable[[], Any]:
+        del num_drivers
+        return Model
 
     async def close(self) -> None: ...
 

@@ -1,4 +1,4 @@
-"""The scheduler and both engines on a real Ray: rows, pixels, replicas that come, and replicas that end."""
+"""The scheduler and its engine on a real Ray: rows, pixels, replicas that come, and replicas that end."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import os
 import shutil
 import signal
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipelines.bulk import actors
-from pipelines.bulk.actors import ActorEngine
 from pipelines.bulk.engine import Engine, EngineError, EngineOptions
 from pipelines.bulk.scheduler import BulkOptions, BulkRun, ReplicaTime
 from pipelines.bulk.selection import WorkItem, Worklist
@@ -23,6 +21,7 @@ from pipelines.bulk.sweep import Inputs
 from pipelines.ledger.digests import DigestSet, OwnerMap
 from pipelines.ledger.ledger import Known, Row
 from resshift import images
+from serve import engine as serve_engine
 from serve.engine import ServeEngine
 
 # Starting a replica is what takes the time: a test says how many it starts.
@@ -76,10 +75,7 @@ def run_bulk(
     return by_key, times
 
 
-@pytest.mark.parametrize("kind", [ActorEngine, ServeEngine])
-def test_replicas_come_when_work_waits_and_every_input_has_its_own_pixels(
-    kind: Callable[[EngineOptions], Engine], tree: Path, tmp_path: Path
-) -> None:
+def test_replicas_come_when_work_waits_and_every_input_has_its_own_pixels(tree: Path, tmp_path: Path) -> None:
     """Two replicas. There is work for two minutes or until the second one answers: how long a process takes
     to start is not what is tested.
     """
@@ -88,7 +84,7 @@ def test_replicas_come_when_work_waits_and_every_input_has_its_own_pixels(
     rows, times = run_bulk(
         tree,
         tmp_path / "out",
-        kind(engine_options(low=1, high=2)),
+        ServeEngine(engine_options(low=1, high=2)),
         BulkOptions(unit_pictures=1, fetch_pictures=4),
         enough_replicas=2,
     )
@@ -117,16 +113,15 @@ def test_a_picture_that_kills_replicas_is_charged_and_its_neighbours_are_not(
 def test_a_replica_that_cannot_start_ends_the_job(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two replicas, one after the other."""
-    monkeypatch.setattr(actors, "_MAX_FAILED_STARTS", 2)
-    engine = ActorEngine(engine_options(identity="another"))
-    with pytest.raises(
-        EngineError, match=r"(?s)2 replicas in a row .*another nearest-x4@150: nearest-x4 instead of another"
-    ):
+    """Three replicas, one after the other."""
+    monkeypatch.setattr(serve_engine, "_PATIENCE_S", 0.0)
+    engine = ServeEngine(engine_options(identity="another"))
+    told = "this node has another nearest-x4@150: nearest-x4 instead of another"
+    with pytest.raises(EngineError, match=f"^the Serve application resshift-another does not run: {told}$"):
         run_bulk(tree, tmp_path / "out", engine, BulkOptions())
 
 
-class PoisonedEngine(ActorEngine):
+class PoisonedEngine(ServeEngine):
     """Kills the replica that is given one certain picture, as a fault of a driver would."""
 
     def __init__(self, options: EngineOptions, poison: str) -> None:

@@ -23,8 +23,6 @@ from ray.exceptions import (
 )
 
 from pipelines.bulk import scheduler
-from pipelines.bulk.actors import ActorEngine
-from pipelines.bulk.engine import EngineOptions
 from pipelines.bulk.parcels import FEW
 from pipelines.bulk.scheduler import Budget, BulkOptions, BulkRun, ReplicaTime, busy_share
 from pipelines.bulk.selection import Batch, WorkItem
@@ -94,8 +92,9 @@ class Stages:
 
     async def start(self) -> None: ...
 
-    async def divide(self, num_drivers: int) -> list[Callable[[], Any]]:
-        return [lambda: self] * num_drivers
+    async def start_shared(self, num_drivers: int) -> Callable[[], Any]:
+        del num_drivers
+        return lambda: self
 
     async def close(self) -> None: ...
 
@@ -431,7 +430,7 @@ def test_a_run_works_with_what_the_cluster_has_become(
     tmp_path: Path, in_flight_mb: float | None, expected: list[int]
 ) -> None:
     stages = StageOptions(outputs=JOB, target=str(tmp_path))
-    engine = ActorEngine(EngineOptions(model="nearest-x4", identity="nearest-x4"))
+    engine = Stages(lambda _: None)
     options = BulkOptions(in_flight_mb=in_flight_mb)
     bulk = BulkRun(iter([]), stages, engine, options, list[Row]().extend, num_cpus=0, object_store_bytes=1000)
     seen = [(bulk.num_tasks, bulk.budget.limit)]

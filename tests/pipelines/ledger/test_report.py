@@ -61,7 +61,7 @@ def root(tmp_path: Path) -> str:
             ended=160.0,
             replica_seconds=120.0,
             busy_share=0.98,
-            facts={"engine": "actors"},
+            facts={"engine": "actors"},  # as earlier versions wrote
         ),
     )
     return out
