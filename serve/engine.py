@@ -19,7 +19,8 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import ActorAlreadyExistsError
+from ray.exceptions import ActorAlreadyExistsError, ActorUnavailableError, RayActorError
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from pipelines.bulk.engine import UNITS_PER_REPLICA, EngineError, EngineOptions, admitted, cause
@@ -104,7 +105,10 @@ class ServeEngine:
 
     def _look(self) -> tuple[int, str]:
         """Return the number of replicas that run, and, when there is none, what Serve says of it."""
-        running = serve.status().applications.get(self._name)
+        try:
+            running = serve.status().applications.get(self._name)
+        except RayActorError:  # whoever started Serve has ended it
+            running = None
         if running is None:
             return 0, "it is gone"
         told = "\n".join(
@@ -152,6 +156,11 @@ class ServeEngine:
             response = self._handle.upscale.remote(options, keys, *inputs, alone=alone)
             async for ref in await ray_internals.object_refs(response):
                 yield ref
+        except DeploymentUnavailableError as error:
+            # It failed, or was deleted by the job that had started it. The unit was not sent: it waits for a
+            # replica to run, and `_watch` for 90 s.
+            self._num_replicas = 0
+            raise ActorUnavailableError(str(error), None) from error
         finally:
             self._in_flight -= 1
             async with self._changed:

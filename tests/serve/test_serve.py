@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import numpy as np
@@ -393,6 +393,54 @@ def test_a_bulk_job_deploys_on_a_serve_that_somebody_else_starts_at_the_same_mom
 
     asyncio.run(work())
     assert elsewhere.deployed == deleted == ["resshift-nearest-x4"]
+
+
+def test_a_job_whose_application_another_one_deletes_ends_with_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """First its requests are refused, then Serve itself is gone."""
+    from ray.exceptions import ActorUnavailableError, RayActorError
+    from ray.serve.exceptions import DeploymentUnavailableError
+
+    from serve import engine
+
+    Elsewhere(monkeypatch)
+    model = SimpleNamespace(replica_states={"RUNNING": 1}, message="")
+    app = SimpleNamespace(status="RUNNING", deployments={"model": model}, message="")
+    ended: list[bool] = []
+
+    def status() -> Any:
+        if ended:
+            raise RayActorError
+        return SimpleNamespace(applications={"resshift-nearest-x4": app}, proxies={})
+
+    async def refuse(_: Any) -> None:
+        ended.append(True)
+        raise DeploymentUnavailableError(cast(Any, "model"))
+
+    handle = SimpleNamespace(upscale=SimpleNamespace(remote=lambda *_, **__: None))
+    handle.options = lambda **_: handle
+    monkeypatch.setattr(engine.serve, "status", status)
+    monkeypatch.setattr(engine.serve, "get_app_handle", lambda _: handle)
+    monkeypatch.setattr(engine.ray_internals, "object_refs", refuse)
+    monkeypatch.setattr(engine, "_PATIENCE_S", 0.0)
+
+    async def until_refused(made: Any) -> None:
+        while True:  # a look at Serve that had begun before may still find a replica
+            await made.wait_for_slot()
+            await asyncio.sleep(0.05)
+
+    async def work() -> None:
+        made = engine.ServeEngine(EngineOptions(model="nearest-x4", identity="nearest-x4"))
+        await made.start()
+        await made.wait_for_slot()
+        with pytest.raises(ActorUnavailableError):  # as of a replica that died: the unit is tried again
+            await anext(made.upscale(OPTIONS, ["a"], [], alone=False))
+        with pytest.raises(engine.EngineError, match=r"resshift-nearest-x4 does not run: it is gone$"):
+            await until_refused(made)
+        await made.close()
+
+    asyncio.run(work())
 
 
 def test_a_new_key_is_printed_once_with_its_entry(capsys: pytest.CaptureFixture[str]) -> None:
