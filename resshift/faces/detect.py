@@ -25,6 +25,7 @@ Landmarks = NDArray[np.float64]
 # YuNet was trained on faces of 10 to 300 px: in a larger photo it takes details for faces and misses large
 # ones.
 _LONGEST_PX = 1024
+_ERROR = 2  # level of OpenCV's log
 
 
 class FaceDetector(Protocol):
@@ -53,12 +54,17 @@ class YuNet:
         path = local_file(weights)
         if not path.is_file():
             raise ValueError(f"the weights of YuNet must be an ONNX file, got {weights}, which is not there")
+        log: Any = cv2.utils.logging
+        level = log.getLogLevel()
+        log.setLogLevel(_ERROR)  # OpenCV 5 warns of a target that nobody asked for
         try:
             self._net: Any = cv2.FaceDetectorYN.create(str(path), "", (320, 320), least_score)
         except cv2.error as error:
             raise ValueError(
                 f"the weights of YuNet must be an ONNX file, got {weights}: {' '.join(str(error).split())}"
             ) from error
+        finally:
+            log.setLogLevel(level)
         self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         self._turn = threading.Lock()
 
