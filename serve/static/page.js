@@ -33,10 +33,11 @@ async function learn() {
 
 // Show the options that the chosen model has.
 function offer() {
-  const { steps = 1, seed, fidelity } = model();
+  const { steps = 1, seed, fidelity, faces } = model();
   $("steps-field").hidden = steps === 1;
   $("steps").replaceChildren(...Array.from({ length: steps }, (_, i) => new Option(i ? steps - i : `${steps} (all)`, i ? steps - i : "")));
   $("seed-field").hidden = !seed;
+  $("faces-field").hidden = !faces;
   $("fidelity-field").hidden = !fidelity;
   title();
 }
@@ -104,7 +105,7 @@ async function bodyOf(file) {
 function parameters() {
   const asked = {};
   for (const name of ["model", "outscale", "format", "metadata"]) if ($(name).value) asked[name] = $(name).value;
-  for (const name of ["steps", "seed", "quality"]) if (!$(`${name}-field`).hidden && $(name).value) asked[name] = $(name).value;
+  for (const name of ["steps", "seed", "faces", "quality"]) if (!$(`${name}-field`).hidden && $(name).value) asked[name] = $(name).value;
   return asked;
 }
 

@@ -25,7 +25,8 @@ from pipelines.bulk.nearest import Nearest
 from resshift.config import Sampling
 from resshift.images.animation import Frames
 from serve.encode import PNG, Encoded, Encoding, encode_result, encode_steps
-from tests.pictures import decoded, encoded, enlarged
+from tests.faces import GREY, grey_model, photo_with, write_detector
+from tests.pictures import decoded, encoded, enlarged, file_of
 from tests.servers import serving
 
 WAIT_S = 120
@@ -239,6 +240,34 @@ def test_a_hole_is_painted_and_filled(
         for x, y in ((5, 5), (40, 10), (40, 50), (75, 30)):
             assert browser.run(PIXEL % ("#after", x, y)) == expected[y, x].tolist()
         browser.screenshot(tmp_path / "hole.png")
+        assert browser.complaints == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_faces_can_be_asked_for_where_the_model_restores_them(
+    browser: Browser, start_endpoint: Callable[..., Any], tmp_path: Path
+) -> None:
+    made, model = start_endpoint(faces=write_detector(tmp_path / "cells.onnx")), grey_model()
+
+    async def restore(
+        frames: Frames, sampling: Sampling = Sampling(), encoding: Encoding = PNG, has_steps: bool = False
+    ) -> Encoded:
+        return encode_result(model.upscale(frames.pictures[0], sampling), encoding)
+
+    made.model.facts = replace(made.model.facts, scale=1, has_one_scale=False, takes_faces=True)
+    made.model.upscale = restore
+    photo = photo_with([(40, 56)], 100, 160)
+    with served(made.app) as address:
+        open_page(browser, address, tmp_path)
+        browser.wait("!document.querySelector('#faces-field').hidden")
+        browser.run("document.querySelector('#faces').value = 'true'")
+        drop(browser, file_of(photo))
+        browser.wait("document.querySelector('#result').dataset.done === '1'")
+        assert browser.run(PIXEL % ("#after", 60, 44)) == [GREY] * 3
+        assert browser.run(PIXEL % ("#after", 150, 44)) == photo[44, 150].tolist()
+        browser.wait("document.body.textContent.includes('1 face restored')")
+        browser.screenshot(tmp_path / "faces.png")
         assert browser.complaints == []
 
 
