@@ -58,7 +58,9 @@ def tried(name: str, directory: Path, wrapping: str) -> tuple[str, ...]:
         found = locate_model(unet, preset_name=released.preset, first_stage=stage)
         up = Upscaler.from_files(found, device="cpu")
         lq = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-        picture = up(lq)
+        hole = np.zeros((64, 64), np.uint8)
+        hole[20:40, 16:48] = 255
+        picture = up(lq, mask=hole if config.fills_holes else None)
         told = f"{picture.shape[1]} x {picture.shape[0]}, {config.steps} steps"
     except WeightsError as error:
         told = str(error).replace(f"{directory}/", "")
