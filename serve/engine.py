@@ -20,7 +20,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray.exceptions import ActorAlreadyExistsError, ActorUnavailableError, RayActorError
-from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from pipelines.bulk.engine import UNITS_PER_REPLICA, EngineError, EngineOptions, admitted, cause
@@ -31,6 +31,7 @@ from serve.replica import app_name, model_app, num_running
 _PATIENCE_S = 90.0
 _GRACE_S = 2.0  # nobody waits for what a replica still computes, and docker kills 10 s after it has asked
 _GONE_S = 5.0
+_LOOK_EVERY_S = 0.5
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,8 @@ class ServeEngine:
             # Serve reports one.
             serve.run_many([app], wait_for_applications_running=False)
         if self._may_deploy or running is not None:
-            self._handle = serve.get_app_handle(self._name).options(stream=True)
+            with contextlib.suppress(RayServeException):  # deleted a moment ago: `_watch` tells
+                self._handle = serve.get_app_handle(self._name).options(stream=True)
 
     def _pause(self, seconds: float) -> None:
         """Wait for room; `close` ends it."""
@@ -130,7 +132,7 @@ class ServeEngine:
                 self._error = EngineError(f"the Serve application {self._name} does not run: {told}")
             async with self._changed:
                 self._changed.notify_all()
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(_LOOK_EVERY_S)
 
     def _has_slot(self) -> bool:
         # Until the first replica runs, units would only wait in the router.
@@ -156,7 +158,7 @@ class ServeEngine:
             response = self._handle.upscale.remote(options, keys, *inputs, alone=alone)
             async for ref in await ray_internals.object_refs(response):
                 yield ref
-        except DeploymentUnavailableError as error:
+        except RayServeException as error:
             # It failed, or was deleted by the job that had started it. The unit was not sent: it waits for a
             # replica to run, and `_watch` for 90 s.
             self._num_replicas = 0

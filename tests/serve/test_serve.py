@@ -398,9 +398,9 @@ def test_a_bulk_job_deploys_on_a_serve_that_somebody_else_starts_at_the_same_mom
 def test_a_job_whose_application_another_one_deletes_ends_with_a_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """First its requests are refused, then Serve itself is gone."""
+    """There is no handle when it starts, then its requests are refused, then Serve itself is gone."""
     from ray.exceptions import ActorUnavailableError, RayActorError
-    from ray.serve.exceptions import DeploymentUnavailableError
+    from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
     from serve import engine
 
@@ -421,9 +421,18 @@ def test_a_job_whose_application_another_one_deletes_ends_with_a_line(
     handle = SimpleNamespace(upscale=SimpleNamespace(remote=lambda *_, **__: None))
     handle.options = lambda **_: handle
     monkeypatch.setattr(engine.serve, "status", status)
-    monkeypatch.setattr(engine.serve, "get_app_handle", lambda _: handle)
+    asked: list[str] = []
+
+    def get_app_handle(name: str) -> Any:
+        asked.append(name)
+        if len(asked) == 1:
+            raise RayServeException("there is no such application")
+        return handle
+
+    monkeypatch.setattr(engine.serve, "get_app_handle", get_app_handle)
     monkeypatch.setattr(engine.ray_internals, "object_refs", refuse)
     monkeypatch.setattr(engine, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(engine, "_LOOK_EVERY_S", 0.01)
 
     async def until_refused(made: Any) -> None:
         while True:  # a look at Serve that had begun before may still find a replica
