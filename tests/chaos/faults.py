@@ -2,6 +2,7 @@
 
     faults.py kill-worker one worker is killed at step 17 of 40: bit for bit the uninterrupted run
     faults.py kill-pair   the same with two workers: no sample twice or missed, loss within 1e-6
+    faults.py kill-distill as kill-worker, with the student of a chain in both forms
     faults.py kill-sharded the same with FSDP, whose workers write their parts of the checkpoints
     faults.py kill-data   the processes that make training pairs are killed
     faults.py hang        one of two workers waits for ever in a step
@@ -42,13 +43,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tests import servers
+from tests import servers, stops
 from tests.chaos import harness
 from tests.metadata_server import metadata_server
 from tests.pictures import encoded
 
 ROOT = Path(__file__).resolve().parents[2]
 Found = dict[str, Any]  # what a scenario measured
+TERMS = ("loss", "mse", "lpips", "grad_norm", "fake", "fooled", "seen")
 SETTINGS = (
     "optim.warmup_steps=0",
     "train.log_every=1",
@@ -102,10 +104,11 @@ def hurt(
 
         from pipelines.training import worker
         from resshift.config import ConfigError
+        from resshift.training.rsd import RsdLearner
         from resshift.training.step import DiffusionLearner
 
         worker.granted_device = lambda: torch.device("cpu")
-        original = DiffusionLearner.step
+        originals: dict[Any, Any] = {kind: kind.step for kind in (DiffusionLearner, RsdLearner)}
 
         def step_or_hurt(self: Any, batch: Any) -> Any:
             time.sleep(pause_s)
@@ -124,13 +127,15 @@ def hurt(
                     time.sleep(10_000)
                 if how == "kill" and not has_been:
                     os.kill(os.getpid(), signal.SIGKILL)
-            return original(self, batch)
+            return originals[type(self)](self, batch)
 
-        DiffusionLearner.step = step_or_hurt  # type: ignore[method-assign]
+        for kind in originals:
+            kind.step = step_or_hurt
         try:
             return worker.train_worker(settings)
         finally:
-            DiffusionLearner.step = original  # type: ignore[method-assign]
+            for kind, original in originals.items():
+                kind.step = original
 
     return worker
 
@@ -161,6 +166,7 @@ def train(
     workers: tuple[int, int] = (1, 1),
     worker: Any = None,
     check_resize_s: float = 60.0,
+    init: str | None = None,
 ) -> None:
     """Run the trainer with another worker function."""
     from pipelines.training import trainer
@@ -174,6 +180,7 @@ def train(
             out,
             trainer.Workers(least=workers[0], most=workers[1], cpus=0.5),
             check_resize_s=check_resize_s,
+            init=init,
         )
     finally:
         trainer.train_worker = original
@@ -203,33 +210,25 @@ def losses(out: str) -> dict[int, dict[str, float]]:
     assert len(set(steps)) == len(steps), (
         f"logged twice: {[step for step, n in Counter(steps).items() if n > 1]}"
     )
-    return {
-        int(line["step"]): {name: line[name] for name in ("loss", "mse", "lpips", "grad_norm")}
-        for line in lines
-    }
+    return {int(line["step"]): {name: line[name] for name in TERMS if name in line} for line in lines}
 
 
-def toy_learner(config: Any) -> Any:
-    from resshift.networks.autoencoder import PixelUnshuffle
-    from resshift.training.losses import Objective
-    from resshift.training.step import DiffusionLearner, build_network
+def learner_of(config: Any) -> Any:
+    from pipelines.training.build_learner import build_learner
+    from resshift.training.slots import Slots
 
-    return DiffusionLearner(
-        config, build_network(config), Objective(config.model, config.loss, PixelUnshuffle(4))
-    )
+    return build_learner(config, None, torch.device("cpu"), Slots.of_rank(config.train.batch_size))
 
 
 def state_of(out: str, step: int) -> dict[str, torch.Tensor]:
     """Return weights, average and moments of a checkpoint, flat."""
+    from resshift.config import RunConfig, from_dict
     from resshift.training import checkpoint
 
-    state = toy_learner(toy()).state
-    checkpoint.load(Path(out, f"step-{step:08d}"), state, toy())
-    weights = {f"{name}.{key}": value for name, one in state.weights().items() for key, value in one.items()}
-    moments = state.optimizer.state_dict()["state"]
-    return weights | {
-        f"adam.{i}.{name}": value for i, entry in moments.items() for name, value in entry.items()
-    }
+    config = from_dict(RunConfig, json.loads(Path(out, "run.json").read_text())["config"])
+    state = learner_of(config).state
+    checkpoint.load(Path(out, f"step-{step:08d}"), state, config)
+    return stops.tensors(state)
 
 
 def check_samples(out: str, num_steps: int, batch_size: int, num_photos: int) -> None:
@@ -266,14 +265,46 @@ def start_ray() -> None:
 
 
 def kill_worker(work: Path, num_steps: int = 40, kill_at: int = 17) -> Found:
-    data = make_shards(work)
-    config = toy(f"train.steps={num_steps}")
-    whole, cut = str(work / "whole"), str(work / "cut")
-    train(config, data, whole)
-    train(config, data, cut, worker=dying(str(work / "marker"), kill_at))
+    return killed(toy(f"train.steps={num_steps}"), make_shards(work), work, kill_at)
+
+
+def kill_distill(work: Path, num_steps: int = 40, kill_at: int = 17) -> Found:
+    """A student in the form of SinSR, and one in that of RSD, whose fake network and head stop too."""
+    from resshift import weights
+    from resshift.config import with_settings
+    from resshift.models import locate_model
+    from resshift.training.distillation import student_run
+    from resshift.training.step import build_network
+
+    data, chain, at = make_shards(work), toy(f"train.steps={num_steps}"), str(work / "chain")
+    weights.save_model(at, "chain", chain.model, build_network(chain))
+    teacher = locate_model(at)
+    student = student_run(chain, at, teacher.identity(), teacher.config)
+    return {
+        form: killed(with_settings(student, [f"distill.form={form}"]), data, work / form, kill_at, init=at)
+        for form in ("sinsr", "rsd")
+    }
+
+
+def killed(
+    config: Any,
+    data: str,
+    work: Path,
+    kill_at: int,
+    num_workers: int = 1,
+    tolerance: float = 0.0,
+    init: str | None = None,
+) -> Found:
+    """Run `config` undisturbed, and with the last worker killed before the step after `kill_at`: both end
+    alike.
+    """
+    work.mkdir(exist_ok=True)
+    whole, cut, workers = str(work / "whole"), str(work / "cut"), (num_workers, num_workers)
+    train(config, data, whole, workers, init=init)
+    train(config, data, cut, workers, dying(str(work / "marker"), kill_at, num_workers - 1), init=init)
     assert (work / "marker.hurt").exists()
-    check_killed(whole, cut, num_steps, tolerance=0.0)
-    check_samples(cut, num_steps, 8, 50)
+    check_killed(whole, cut, config.train.steps, tolerance)
+    check_samples(cut, config.train.steps, 8, 50)
     return recovery(work / "marker")
 
 
@@ -341,15 +372,8 @@ def descendants(title: str) -> list[int]:
 
 
 def kill_pair(work: Path, num_steps: int = 40, kill_at: int = 17, parallel: str = "ddp") -> Found:
-    data = make_shards(work)
     config = toy(f"train.steps={num_steps}", f"train.parallel={parallel}")
-    whole, cut = str(work / "whole"), str(work / "cut")
-    train(config, data, whole, workers=(2, 2))
-    train(config, data, cut, workers=(2, 2), worker=dying(str(work / "marker"), kill_at, rank=1))
-    assert (work / "marker.hurt").exists()
-    check_killed(whole, cut, num_steps, tolerance=1e-6)
-    check_samples(cut, num_steps, 8, 50)
-    return recovery(work / "marker")
+    return killed(config, make_shards(work), work, kill_at, num_workers=2, tolerance=1e-6)
 
 
 def hang(work: Path, hung_at: int = 17, limit_s: float = 40) -> Found:
@@ -780,7 +804,7 @@ def write_checkpoints(work: Path, steps: Sequence[int]) -> list[dict[str, Any]]:
     from resshift.training.checkpoint import Snapshot
 
     config = toy()
-    taken = checkpoint.take(toy_learner(config).state)
+    taken = checkpoint.take(learner_of(config).state)
     return [
         checkpoint.write(work / str(step), Snapshot(step, taken.weights, taken.rest | {"step": step}), config)
         for step in steps
@@ -810,6 +834,7 @@ class Upload:
 SCENARIOS: dict[str, tuple[Callable[[Path], Found], bool]] = {
     "kill-worker": (kill_worker, True),
     "kill-pair": (kill_pair, True),
+    "kill-distill": (kill_distill, True),
     "kill-sharded": (kill_sharded, True),
     "kill-data": (kill_data, True),
     "hang": (hang, True),

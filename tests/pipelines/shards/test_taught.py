@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from pipelines.pairs.maker import PairMaker
@@ -24,8 +25,12 @@ from resshift.config import ConfigError, DataConfig, ModelConfig, RunConfig, wit
 from resshift.degradation import DegradationParams, degrade, realesrgan_x4
 from resshift.degradation.apply import BICUBIC
 from resshift.images import decode
+from resshift.networks.autoencoder import PixelUnshuffle
 from resshift.pairs.training_pair import make_pair
 from resshift.presets import preset
+from resshift.training.losses import Objective
+from resshift.training.step import DiffusionLearner, build_network
+from tests.stops import check_stops
 
 Image = NDArray[np.uint8]
 
@@ -143,6 +148,25 @@ def test_the_share_says_whose_picture_is_the_target(teach: Callable[..., tuple[s
     near = np.abs(small - truth["lq"]).mean((1, 2, 3))
     far = np.abs(small[:, ::-1] - truth["lq"]).mean((1, 2, 3))
     assert np.median(near) < np.median(far)
+
+
+@pytest.mark.slow
+def test_training_on_them_stops_and_continues_bit_for_bit(
+    teach: Callable[..., tuple[str, int]], tmp_path: Path
+) -> None:
+    root, _ = teach()
+    run = run_of("data.crop_px=32", "data.taught=0.5", "train.batch_size=4", "train.micro_batch=4")
+
+    def batches(start: int) -> list[dict[str, torch.Tensor]]:
+        pieces = list(stream(row_groups(read_manifest(root)), 1, 4, 4 * start, 12))
+        parts = list(np.arange(12 - 4 * start).reshape(-1, 4))
+        found = PairMaker(root, 1, run.data, run.degradation).batches(pieces, parts)
+        return [{name: torch.from_numpy(batch[name]) for name in ("hq", "lq")} for batch in found]
+
+    def learner() -> DiffusionLearner:
+        return DiffusionLearner(run, build_network(run), Objective(run.model, run.loss, PixelUnshuffle(4)))
+
+    check_stops(run, learner, batches, (1,), tmp_path / "run")
 
 
 def test_running_again_makes_what_is_missing(teach: Callable[..., tuple[str, int]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from resshift.sampler import network_denoiser, sample
 from resshift.schedule import Sampler, ShiftSchedule, Target
 from resshift.training.distillation import Distillation, student_run, teacher_config
 from resshift.training.step import DiffusionLearner
+from tests.stops import check_stops
 
 
 def teacher_run() -> RunConfig:
@@ -40,6 +42,13 @@ def student(**changes: float) -> RunConfig:
     run = student_run(teacher_run(), "runs/chain", "0123", teacher_run().model)
     assert run.distill is not None
     return replace(run, distill=replace(run.distill, **changes))
+
+
+def pictures(draw: torch.Generator) -> dict[str, Tensor]:
+    return {
+        name: torch.randint(0, 256, (8, side, side, 3), dtype=torch.uint8, generator=draw)
+        for name, side in (("hq", 32), ("lq", 8))
+    }
 
 
 class Linear(nn.Module):
@@ -106,6 +115,28 @@ def test_no_gradient_reaches_the_teacher_or_the_start_of_the_truth() -> None:
     assert network.abc.grad[1] != 0  # of the term of the truth, asked at T; the time 0 has none
 
 
+def test_a_stopped_run_continues_bit_for_bit(tmp_path: Path) -> None:
+    run = with_settings(student(), ["optim.warmup_steps=2"])
+    assert run.distill is not None
+    torch.manual_seed(0)
+    teacher = build_unet(run.model.unet).requires_grad_(False)
+    for parameter in teacher.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    loss = Distillation(run.model, LossConfig(), run.distill, teacher, PixelUnshuffle(4))
+
+    def learner() -> DiffusionLearner:
+        network = build_unet(run.model.unet)
+        network.load_state_dict(teacher.state_dict())
+        return DiffusionLearner(run, network, loss)
+
+    def batches(start: int) -> list[dict[str, Tensor]]:
+        return [pictures(torch.Generator().manual_seed(i)) for i in range(start, 4)]
+
+    whole = check_stops(run, learner, batches, (1, 3), tmp_path)
+    begun = teacher.state_dict()
+    assert all(not torch.equal(begun[key], value) for key, value in whole.state.network.state_dict().items())
+
+
 @pytest.mark.slow
 def test_a_student_comes_nearer_to_its_teacher_than_the_teacher_in_one_step() -> None:
     run = with_settings(student(inverse=0.1, truth=0.0), ["optim.lr=0.005", "optim.warmup_steps=1"])
@@ -120,10 +151,7 @@ def test_a_student_comes_nearer_to_its_teacher_than_the_teacher_in_one_step() ->
     )
     learner = DiffusionLearner(run, network, objective)
     draw = torch.Generator().manual_seed(1)
-    batch = {
-        name: torch.randint(0, 256, (8, side, side, 3), dtype=torch.uint8, generator=draw)
-        for name, side in (("hq", 32), ("lq", 8))
-    }
+    batch = pictures(draw)
     lq = batch["lq"].permute(0, 3, 1, 2) / 127.5 - 1
     y0 = PixelUnshuffle(4).encode(upsample(lq, 4))
     noise = torch.randn(y0.shape, generator=draw)

@@ -24,12 +24,12 @@ from resshift.networks.conv_unet import ConvUNet, build_unet
 from resshift.presets import preset
 from resshift.resize.bicubic import upsample
 from resshift.schedule import ShiftSchedule, Target
-from resshift.training import checkpoint
 from resshift.training.distillation import student_run
 from resshift.training.losses import Objective
 from resshift.training.rsd import FakeNetwork, RsdLearner, asked_times, disagreement
 from resshift.training.slots import Slots
-from resshift.training.step import TrainState, unwrapped
+from resshift.training.step import unwrapped
+from tests.stops import check_stops, tensors
 
 UNET = ConvUNetConfig(channels=(8, 8), blocks_before=(1, 1), blocks_after=(1,), steps=4)
 
@@ -213,34 +213,14 @@ def test_students_are_asked_at_times_through_the_chain_and_always_at_its_end() -
     assert asked_times(chain, 15).tolist() == list(range(15))
 
 
-def everything(state: TrainState) -> dict[str, Tensor]:
-    moments = {
-        f"{name}.{i}.{key}": value
-        for name, optimizer in state.optimizers.items()
-        for i, values in optimizer.state_dict()["state"].items()
-        for key, value in values.items()
-    }
-    return {f"{n}.{key}": v for n, part in state.weights().items() for key, v in part.items()} | moments
-
-
 @pytest.mark.slow
 def test_a_stopped_run_continues_bit_for_bit(tmp_path: Path) -> None:
     regression = RegressionConfig(channels=8, half_channels=8, blocks_before=1, half_blocks=1, blocks_after=1)
     run = run_of("distill.adversary=0.1", unet=replace(UNET, regression=regression))
-    whole, first = learner(run), learner(run)
-    for i in range(3):
-        whole.state.means.add(*whole.step(batch(i)))
-    first.state.means.add(*first.step(batch(0)))
-    checkpoint.write(tmp_path, checkpoint.take(first.state), run)
-    second = learner(run)
-    checkpoint.load(tmp_path, second.state, run)
-    for i in (1, 2):
-        second.state.means.add(*second.step(batch(i)))
-    ours, theirs = everything(second.state), everything(whole.state)
-    assert ours.keys() == theirs.keys()
-    assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
-    assert second.state.means.pop() == whole.state.means.pop()
-    begun = everything(learner(run).state)
+    whole = check_stops(
+        run, lambda: learner(run), lambda at: [batch(i) for i in range(at, 3)], (1,), tmp_path
+    )
+    theirs, begun = tensors(whole.state), tensors(learner(run).state)
     kept = {key for key in theirs if key in begun and torch.equal(begun[key], theirs[key])}
     assert kept == {key for key in begun if ".regression." in key}  # g is frozen, all else has moved
     assert whole.render(batch(), list("abcd")).shape == (4, 3, 32, 32)

@@ -28,7 +28,7 @@ from resshift.networks.conv_unet import ConvUNet
 from resshift.networks.regression import RegressionNet
 from resshift.presets import tiny_x4
 from resshift.stages import Stage
-from resshift.training import checkpoint, staged
+from resshift.training import staged
 from resshift.training.adversary import Adversary
 from resshift.training.efficientnet import EfficientNetLite0
 from resshift.training.lattice import lattice, screen
@@ -40,6 +40,7 @@ from resshift.training.step import TrainState, build_network, start_from
 from resshift.weights import state_to_store
 from tests.gloo import run_workers
 from tests.resshift.training.test_adversary import published
+from tests.stops import check_stops, tensors
 
 CPU = torch.device("cpu")
 SMALL = RegressionConfig(channels=8, half_channels=8, blocks_before=1, half_blocks=1, blocks_after=1)
@@ -79,17 +80,6 @@ def trunk() -> EfficientNetLite0:
 def learner(config: RunConfig, slots: Slots | None = None, network: nn.Module | None = None) -> StagedLearner:
     objective = Objective(config.model, config.loss, PixelUnshuffle(4))
     return StagedLearner(config, network or build_network(config), objective, trunk(), slots)
-
-
-def tensors(state: TrainState) -> dict[str, Tensor]:
-    moments = {
-        f"{name}.{i}.{key}": value
-        for name, optimizer in state.optimizers.items()
-        for i, values in optimizer.state_dict()["state"].items()
-        for key, value in values.items()
-    }
-    weights = {f"{name}.{key}": v for name, part in state.weights().items() for key, v in part.items()}
-    return weights | moments
 
 
 @pytest.fixture(scope="module")
@@ -245,21 +235,9 @@ def test_learning_rate_and_average_of_each_stage() -> None:
 def test_a_stop_anywhere_leaves_no_trace(tmp_path: Path) -> None:
     """Bit for bit: in a stage, at the boundary where g is handed over, and where the adversary begins."""
     config = toy()
-    whole = learner(config)
-    for i in range(6):
-        checkpoint.write(tmp_path / str(i), checkpoint.take(whole.state), config)
-        whole.state.means.add(*whole.step(batch(i)))
-    theirs, means = tensors(whole.state), whole.state.means.pop()
-    for stop in (1, 2, 4, 5):
-        second = learner(config)
-        checkpoint.load(tmp_path / str(stop), second.state, config)
-        torch.rand(5)
-        for i in range(stop, 6):
-            second.state.means.add(*second.step(batch(i)))
-        ours = tensors(second.state)
-        assert ours.keys() == theirs.keys()
-        assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
-        assert second.state.means.pop() == means
+    check_stops(
+        config, lambda: learner(config), lambda at: [batch(i) for i in range(at, 6)], (1, 2, 4, 5), tmp_path
+    )
 
 
 def run_five(
