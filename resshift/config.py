@@ -115,11 +115,15 @@ class ModelConfig:
             )
         if isinstance(unet, ConvUNetConfig):
             steps = self.schedule.trained_steps or self.schedule.steps
-            if self.scale != factor or unet.steps not in (1, steps):
+            if self.scale * unet.lq_ratio != factor or unet.steps not in (1, steps):
                 raise ValueError(
-                    "model.unet with channels needs positions of model.scale pixels and steps = 1 or "
-                    f"schedule.steps, got {factor} with scale {self.scale}, and {unet.steps} with {steps} "
-                    "steps"
+                    "model.unet with channels needs positions of model.scale x lq_ratio pixels and steps = 1 "
+                    f"or schedule.steps, got {factor} with scale {self.scale} and lq_ratio {unet.lq_ratio}, "
+                    f"and {unet.steps} with {steps} steps"
+                )
+            if unet.lq_ratio > 1 and unet.sees_y0:
+                raise ValueError(
+                    f"model.unet.lq_ratio must be 1 for a network of {unet.steps} steps, got {unet.lq_ratio}"
                 )
             if unet.regression is not None and unet.regression.scale != self.scale:
                 raise ValueError(
@@ -701,6 +705,8 @@ class RunConfig:
 # have these values.
 _ABSENT_WHEN: dict[str, Any] = {
     "ScheduleConfig.trained_steps": None,
+    "ConvUNetConfig.lq_ratio": 1,
+    "ConvUNetConfig.cond_mask": False,
     "OptimConfig.lr_batch": None,
     "OptimConfig.lr_rule": "sqrt",
     "OptimConfig.muon": None,

@@ -25,6 +25,7 @@ from resshift.config import (
     RunConfig,
     TrainConfig,
 )
+from resshift.degradation.masks import MaskRecipe
 from resshift.networks.config import (
     ConvUNetConfig,
     FirstStageConfig,
@@ -271,6 +272,49 @@ def tiny_x4_s4() -> RunConfig:
     )
 
 
+def tiny_inpaint() -> RunConfig:
+    """A small model that fills strokes and boxes: the U-Net of tiny-x4 at scale 1, whose positions are 4 x 4
+    pixels, with fewer channels; one step, no noise.
+
+    The objective is that of a picture whose known pixels are those of the truth. Masks have brush strokes of
+    6-28 px and boxes of 10-40 px, for crops of 96 px.
+    """
+    base = tiny_x4()
+    return replace(
+        base,
+        preset="tiny-inpaint",
+        model=replace(
+            base.model,
+            scale=1,
+            unet=ConvUNetConfig(
+                channels=(48, 96, 128),
+                blocks_before=(1, 2, 4),
+                blocks_after=(2, 2),
+                lq_ratio=4,
+                cond_mask=True,
+            ),
+        ),
+        degradation=replace(
+            degradation.inpainting(),
+            mask=MaskRecipe(
+                kind_probs=(0.75, 0.25, 0.0),
+                strokes=(1, 3),
+                stroke_segments=(1, 3),
+                stroke_length_px=(10, 60),
+                stroke_width_px=(6, 28),
+                boxes=(1, 2),
+                box_side_px=(10, 40),
+                box_margin_px=0,
+            ),
+        ),
+        loss=LossConfig(mse=0.0, charbonnier=1.0, lpips=0.5, lpips_net="squeeze", lpips_corners=4),
+        optim=replace(base.optim, warmup_steps=100),
+        data=DataConfig(crop="scaled", crop_px=96),
+        train=replace(base.train, steps=6000, ema_decay=0.995),
+        stages=(Stage(decay_steps=1000),),
+    )
+
+
 def test_x4() -> RunConfig:
     """A minimal model of the construction of tiny-x4-swin for tests: 32-pixel crops, bicubic, steps of
     milliseconds. Its pictures are not useful.
@@ -313,6 +357,7 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "tiny-x4": tiny_x4,
     "tiny-x4-swin": tiny_x4_swin,
     "tiny-x4-s4": tiny_x4_s4,
+    "tiny-inpaint": tiny_inpaint,
     "test-x4": test_x4,
 }
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from resshift import weights
 from resshift.config import ModelConfig
+from resshift.networks.config import ConvUNetConfig
 from resshift.networks.conv_unet import build_unet
 from resshift.presets import test_x4 as toy_preset
 from resshift.upscaler import Upscaler
@@ -22,9 +23,15 @@ def hole_config() -> ModelConfig:
     return replace(toy, scale=1, unet=replace(toy.unet, lq_size=32, cond_mask=True))
 
 
-def hole_model() -> Upscaler:
-    """Return the model."""
-    config = hole_config()
+def conv_hole_config() -> ModelConfig:
+    """Return that of a model with the network of `tiny-inpaint`, for which the condition is unshuffled."""
+    unet = ConvUNetConfig(channels=(16,), blocks_before=(1,), blocks_after=(), lq_ratio=4, cond_mask=True)
+    return replace(hole_config(), unet=unet)
+
+
+def hole_model(config: ModelConfig | None = None) -> Upscaler:
+    """Return the model, or one of another configuration."""
+    config = config or hole_config()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build_unet(config.unet)

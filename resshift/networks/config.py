@@ -301,6 +301,9 @@ class ConvUNetConfig:
         blocks_before: Number of residual blocks of each level on the way down.
         blocks_after: The same on the way up, for every level but the last.
         steps: Number of times that the network tells apart.
+        lq_ratio: Side of the low-quality picture divided by the side of the latent: the scale of the latent
+            divided by that of the model. The network sees the picture unshuffled to the size of the latent.
+        cond_mask: Whether it sees the mask of holes beside the picture.
         regression: Shape of the regression network g whose estimate the chain starts from, y0 =
             encode(g(lq)), instead of bicubic interpolation. Its weights are the tensors `regression.*` of the
             U-Net, and they are frozen. With more than one step the U-Net sees y0 beside x_t.
@@ -312,6 +315,8 @@ class ConvUNetConfig:
     blocks_before: tuple[int, ...] = (3, 3, 3)
     blocks_after: tuple[int, ...] = (5, 3)
     steps: int = 1
+    lq_ratio: int = 1
+    cond_mask: bool = False
     regression: RegressionConfig | None = None
 
     def __post_init__(self) -> None:
@@ -322,8 +327,8 @@ class ConvUNetConfig:
                 f"channels {self.channels}, blocks_before {self.blocks_before} and blocks_after "
                 f"{self.blocks_after}"
             )
-        if min(*self.channels, self.steps, self.in_channels, self.out_channels) < 1:
-            raise ValueError("model.unet: channels and steps must be at least 1")
+        if min(*self.channels, self.steps, self.lq_ratio, self.in_channels, self.out_channels) < 1:
+            raise ValueError("model.unet: channels, steps and lq_ratio must be at least 1")
 
     @property
     def size_multiple(self) -> int:
@@ -336,16 +341,6 @@ class ConvUNetConfig:
         return 8 * self.size_multiple
 
     @property
-    def lq_ratio(self) -> int:
-        """Side of the low-quality picture divided by the side of the latent."""
-        return 1
-
-    @property
-    def cond_mask(self) -> bool:
-        """Whether the network sees masks."""
-        return False
-
-    @property
     def sees_y0(self) -> bool:
         """Whether y0 is a part of the condition; with one step x_T is y0, except for its noise."""
         return self.steps > 1
@@ -353,7 +348,8 @@ class ConvUNetConfig:
     @property
     def cond_channels(self) -> int:
         """Number of channels of the condition."""
-        return 3 + (self.in_channels if self.sees_y0 else 0)
+        seen = (3 + self.cond_mask) * self.lq_ratio**2
+        return seen + (self.in_channels if self.sees_y0 else 0)
 
     @property
     def macs_per_position(self) -> float:

@@ -63,16 +63,18 @@ class ConvUNet(nn.Module):
         Args:
             x: Scaled x_t, (B, in_channels, h, w); sides are multiples of `config.size_multiple`.
             t: Step indices in [0, steps), int64 (B,).
-            lq: Condition, (B, cond_channels, h, w): the low-quality picture in [-1, 1], and y0 after it if
-                `config.sees_y0`.
-            mask: Not supported.
+            lq: The low-quality picture in [-1, 1], (B, 3, r h, r w) with r = `config.lq_ratio`; if
+                `config.sees_y0` with y0 after it, (B, 3 + in_channels, h, w).
+            mask: 1 in a hole and -1 where the picture is kept, (B, 1, r h, r w); required if
+                `config.cond_mask`.
 
         Returns:
             (B, out_channels, h, w).
         """
-        if mask is not None:
-            raise ValueError("ConvUNet takes no mask")
-        features = self.stem(torch.cat((x, lq), dim=1))
+        if (mask is not None) != self.config.cond_mask:
+            raise ValueError(f"this network {'needs a' if mask is None else 'takes no'} mask")
+        seen = lq if mask is None else torch.cat((lq, mask), dim=1)
+        features = self.stem(torch.cat((x, F.pixel_unshuffle(seen, self.config.lq_ratio)), dim=1))
         if self.times is not None:
             features = features + self.times(t)[:, :, None, None]
         skips: list[Tensor] = []

@@ -212,6 +212,8 @@ class StagedLearner:
             t, noise = (drawn[part] for drawn in draw_noise(config, step, slots, shape, hq.device))
             prediction = self.objective.predict(self._trained, hq, lq, t, noise, mask)
             estimate, start = self.objective.picture(prediction.x0_pred), prediction.start
+        if mask is not None:  # known pixels are those of the picture, as in results
+            estimate = torch.where(mask > 0, estimate, hq)
         heads = None
         if adversary is not None:
             heads = self.state.networks["adversary"]

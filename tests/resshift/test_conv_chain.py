@@ -257,7 +257,11 @@ def test_a_chain_may_begin_as_the_network_of_one_step() -> None:
         ({"unet": {"model_channels": 64, "colour": 1}}, "unknown setting 'unet.colour'; allowed here: att"),
         ({"unet": {"channels": [8, 8, 8], "regression": {"scale": 2}}}, r"model\.unet\.regression\.scale"),
         ({"unet": {"channels": [8, 8, 8], "steps": 3}}, "3 with 4 steps"),
-        ({"unet": {"channels": [8, 8, 8]}, "scale": 2}, "positions of model.scale pixels"),
+        ({"unet": {"channels": [8, 8, 8]}, "scale": 2}, "positions of model.scale x lq_ratio pixels"),
+        (
+            {"unet": {"channels": [8, 8, 8], "lq_ratio": 4, "steps": 4}, "scale": 1},
+            r"model\.unet\.lq_ratio must be 1 for a network of 4 steps, got 4",
+        ),
     ],
 )
 def test_configurations_that_cannot_be_are_refused(change: dict[str, Any], told: str) -> None:

@@ -21,12 +21,12 @@ from resshift.tiles.batching import Batcher
 from resshift.tiles.noise import NoiseField
 from resshift.training.step import build_network
 from resshift.upscaler import Upscaler
-from tests.holes import box, hole_config, hole_model
+from tests.holes import box, conv_hole_config, hole_config, hole_model
 
 
-@pytest.fixture(scope="module")
-def model() -> Upscaler:
-    return hole_model()
+@pytest.fixture(scope="module", params=[hole_config, conv_hole_config], ids=["swin", "convolutions"])
+def model(request: pytest.FixtureRequest) -> Upscaler:
+    return hole_model(request.param())
 
 
 def noise_picture(height: int, width: int, channels: int = 3, dtype: type = np.uint8) -> np.ndarray:
@@ -91,7 +91,8 @@ def test_a_hole_may_be_given_as_a_picture_or_as_transparency(model: Upscaler) ->
 @pytest.mark.parametrize("sampler", [None, "ddim"])
 def test_a_picture_of_one_tile_is_the_chain_with_the_mask(model: Upscaler, sampler: str | None) -> None:
     """The sampler of the paper on whole planes, whose network agrees with the released one."""
-    config, networks = hole_config(), model.chain.networks(sampler=sampler)
+    networks = model.chain.networks(sampler=sampler)
+    config = networks.config
     lq = torch.rand((1, 3, 32, 64), generator=torch.Generator().manual_seed(0)) * 2 - 1
     mask = torch.where(torch.from_numpy(box(32, 64)), 1.0, -1.0)[None, None]
     lq = torch.where(mask > 0, -1.0, lq)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from resshift.config import ConfigError, RunConfig, from_dict, to_dict
+from resshift import seeds
+from resshift.config import ConfigError, RunConfig, from_dict, to_dict, with_settings
+from resshift.degradation import draw, hole_mask
 from resshift.models import locate_model
 from resshift.networks.autoencoder import PixelUnshuffle
 from resshift.networks.config import UNetConfig
@@ -16,6 +19,7 @@ from resshift.networks.conv_unet import build_unet
 from resshift.presets import PRESETS, preset
 from resshift.schedule import ScheduleConfig, ShiftSchedule, Target
 from resshift.training.losses import Objective
+from resshift.training.staged import StagedLearner
 from resshift.training.step import DiffusionLearner, build_network
 
 VQ_PRESETS = ["realsr-x4-s15", "realsr-x4-s4", "realsr-x2-s4", "bicubic-x4-s4"]
@@ -130,6 +134,32 @@ def test_the_model_of_three_stages_is_a_small_file() -> None:
     """U-Net and regression network in float16: at most 16 MB, and no more than 5 M parameters."""
     assert num_parameters("tiny-x4") == 4_829_360
     assert preset("tiny-x4").model.has_estimate
+
+
+def test_the_small_model_that_fills_holes_fits_into_10_mb_and_its_holes_are_a_sixth() -> None:
+    config = preset("tiny-inpaint")
+    model = config.model
+    assert 2 * num_parameters("tiny-inpaint") <= 10e6  # float16
+    assert model.fills_holes
+    assert (model.scale, model.steps, model.smallest_tile_px, model.size_multiple_px) == (1, 1, 128, 16)
+    side, rng = config.data.crop_px, seeds.philox(0, "masks")
+    holes = [hole_mask(draw(rng, config.degradation), side, side) for _ in range(400)]
+    shares = [float((hole > 0).mean()) for hole in holes if hole is not None]
+    assert 0.12 < np.mean(shares) < 0.2
+
+
+def test_known_pixels_are_not_in_its_objective() -> None:
+    """An untrained network returns its input, black: the Charbonnier distance to white is 2 in the hole."""
+    config = with_settings(preset("tiny-inpaint"), ["loss.lpips=0", "train.precision=fp32"])
+    unet = replace(config.model.unet, channels=(8, 8, 8))
+    config = replace(config, model=replace(config.model, unet=unet))
+    objective = Objective(config.model, config.loss, PixelUnshuffle(4))
+    learner = StagedLearner(config, build_network(config), objective)
+    hq = torch.full((8, 96, 96, 3), 255, dtype=torch.uint8)
+    mask = torch.zeros((8, 96, 96), dtype=torch.uint8)
+    mask[:, 24:48] = 255
+    term = learner.step({"hq": hq, "lq": 0 * hq, "mask": mask}).terms["charbonnier"]
+    assert float(term) == pytest.approx(2 / 4 + 3 / 4 * 1e-3, rel=1e-5)
 
 
 def test_unknown_preset_lists_every_name() -> None:

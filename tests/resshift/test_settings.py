@@ -25,6 +25,9 @@ def test_every_setting_has_a_meaning(config: Any) -> None:
     left_out = {
         "data.taught",
         "model.schedule.trained_steps",
+        "model.unet.lq_ratio",
+        "model.unet.cond_mask",
+        "model.unet.regression",  # none
         "optim.lr_batch",
         "optim.lr_rule",
         "optim.muon",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -74,13 +77,40 @@ def test_a_shift_by_its_grid_shifts_the_interior() -> None:
     torch.testing.assert_close(shifted[..., 40:48], whole[..., 40 + shift : 48 + shift])
 
 
-def test_masks_are_refused() -> None:
+@torch.no_grad()
+def test_a_finer_picture_and_its_mask_are_seen_pixel_by_pixel() -> None:
+    """Every pixel of the picture and of the mask has filters of its own; one changes what is near."""
+    torch.manual_seed(0)
+    network = ConvUNet(
+        replace(
+            SMALL, channels=(8,), blocks_before=(1,), blocks_after=(), steps=1, lq_ratio=4, cond_mask=True
+        )
+    )
+    torch.nn.init.normal_(network.head.weight, std=0.1)
+    draw = torch.Generator().manual_seed(0)
+    x, lq, mask = (torch.randn(1, n, s, s, generator=draw) for n, s in ((48, 16), (3, 64), (1, 64)))
+    t, found = torch.zeros(1, dtype=torch.int64), set[bytes]()
+    before = network(x, t, lq, mask)
+    for i, at in itertools.product(range(4), itertools.product(range(4), repeat=2)):
+        both = torch.cat((lq, mask), dim=1)
+        both[0, i, 32 + at[0], 32 + at[1]] += 1
+        change = network(x, t, both[:, :3], both[:, 3:]) - before
+        assert change[..., 8, 8].any()
+        assert not change[..., :4, :].any()
+        found.add(change.numpy().tobytes())
+    assert len(found) == 4 * 16
+
+
+def test_a_mask_is_given_to_networks_that_see_it() -> None:
     with pytest.raises(ValueError, match="takes no mask"):
         trained()(*inputs(8), torch.zeros(2, 1, 8, 8))
+    with pytest.raises(ValueError, match="needs a mask"):
+        ConvUNet(replace(SMALL, cond_mask=True))(*inputs(8))
 
 
 @pytest.mark.parametrize(
-    "change", [{"channels": ()}, {"blocks_before": (1, 1)}, {"blocks_after": (1,)}, {"steps": 0}]
+    "change",
+    [{"channels": ()}, {"blocks_before": (1, 1)}, {"blocks_after": (1,)}, {"steps": 0}, {"lq_ratio": 0}],
 )
 def test_shapes_that_cannot_be_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"model\.unet"):
