@@ -127,10 +127,14 @@ class WindowAttention(nn.Module):
 
     def _bias(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Return position bias plus mask, (1, k, N, N) or (1, n k, N, N). Without gradients it is kept for
-        the next call with the same arguments, but not by a graph that is being traced, which it would break.
+        the next call with the same arguments, but not by a graph that is being traced, which it would break,
+        and not in training: fused optimisers change the table without counting its version.
         """
         table = self.relative_position_bias_table
-        keeps = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or table.is_inference())
+        traced = torch.compiler.is_compiling()
+        if self.training and not traced:
+            self._kept = None
+        keeps = not (self.training or torch.is_grad_enabled() or traced or table.is_inference())
         # An inference tensor has no version counter.
         key = (dtype, table.device, table.data_ptr(), table._version) if keeps else None
         if key is not None and self._kept is not None and self._kept[0] == key and self._kept[1] is mask:
