@@ -42,6 +42,8 @@ from pipelines.cluster import ray_internals
 
 _STORE_BYTES = 100 << 20
 _IDLE_MINUTES = 0.2
+# A raylet aborts when its agent has not started in time, which takes half a minute on a busy machine.
+_FAKE_CLUSTER = {"RAY_FAKE_CLUSTER": "1", "RAY_agent_register_timeout_ms": "300000"}
 _HEAD_TYPE = "ray.head.default"  # the only name that the fake provider accepts
 
 
@@ -72,9 +74,7 @@ def fake_cluster(port: int) -> dict[str, Any]:
     empty = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
     return {
         "cluster_name": "fake",
-        "max_workers": 6,
         "upscaling_speed": 1.0,
-        "idle_timeout_minutes": _IDLE_MINUTES,
         "provider": {
             "type": "fake_multinode",
             "use_node_id_as_ip": True,
@@ -102,10 +102,20 @@ def _own_ip() -> str:
 
 
 @contextmanager
-def head(work: Path) -> Generator[str]:
-    """Run a head with the autoscaler in its own process group; yield its address."""
+def head(
+    work: Path, max_workers: int = 6, idle_minutes: float = _IDLE_MINUTES, *, is_lost: bool = False
+) -> Generator[str]:
+    """Run a head with the autoscaler in its own process group; yield its address.
+
+    Args:
+        work: Folder of its files.
+        max_workers: Largest number of nodes beside it.
+        idle_minutes: Minutes after which a node that does nothing is released.
+        is_lost: Whether it ends as a machine that is lost, with all its nodes, instead of being stopped.
+    """
     port = scale.free_port()
     config = fake_cluster(port)
+    config |= {"max_workers": max_workers, "idle_timeout_minutes": idle_minutes}
     path = work / "cluster.json"
     path.write_text(json.dumps(config))
     labels = ",".join(
@@ -125,20 +135,45 @@ def head(work: Path) -> Generator[str]:
         f"--temp-dir={work}/ray",
         f"--autoscaling-config={path}",
         "--include-dashboard=false",
+        f"--dashboard-port={scale.free_port()}",
+        "--include-log-monitor=false",
     ]
     command += [f"--node-ip-address={_own_ip()}"]
-    environment = os.environ | {"RAY_FAKE_CLUSTER": "1"} | ray_internals.QUICK_AUTOSCALER
-    with (work / "head.log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    process = _started(
+        command, os.environ | _FAKE_CLUSTER | ray_internals.QUICK_AUTOSCALER, work / "head.log"
+    )
     try:
         yield f"{_own_ip()}:{port}"
     finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        if not is_lost:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a busy machine is slow to stop nodes
+                process.wait(30)
+        _end(process)
+
+
+def _started(command: Sequence[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a head and wait until it runs. Ray gives its processes half a minute, which does not always do on
+    a busy machine: then it is tried again.
+    """
+    for _ in range(5):
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                command, env=environment, stdout=out, stderr=out, start_new_session=True
+            )
+        while process.poll() is None:
+            if "Ray runtime started" in log.read_text(errors="replace"):
+                return process
+            time.sleep(0.2)
+        _end(process)
+    raise RuntimeError(f"the head does not start: {log.read_text(errors='replace')[-2000:]}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process and what it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 @dataclass(slots=True)
@@ -329,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         work = Path(folder)
         try:
             with head(work) as address:
-                _connect(address)
+                connect(address)
                 grown = bulk(address, work, options.pictures, options.seconds)
                 print(
                     "\na bulk job on a cluster that has only a head\n\n"
@@ -353,7 +388,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _connect(address: str, timeout_s: float = 60) -> None:
+def connect(address: str, timeout_s: float = 60) -> None:
+    """Join the cluster of a head."""
     import ray
 
     deadline = time.monotonic() + timeout_s

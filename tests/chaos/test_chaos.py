@@ -24,6 +24,7 @@ HERE = Path(__file__).parent
         ["kills.py", "--quick", "--pictures", "60"],
         ["malformed.py", "--good", "12"],
         ["faulty_s3.py", "--quick"],
+        ["cluster.py", "--quick"],
     ],
     ids=lambda script: script[0],
 )
