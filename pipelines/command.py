@@ -138,9 +138,10 @@ def connect_to_ray(num_cpus: int | None = None) -> None:
         num_cpus: Logical CPUs of a local cluster.
 
     Raises:
-        NoCluster: The cluster does not answer, or none can be started.
+        NoCluster: The cluster does not answer, it wants a token that is not here, or none can be started.
     """
     import ray
+    from ray.exceptions import AuthenticationError
 
     from pipelines.cluster.ray_internals import TOKEN_LOGGER
 
@@ -149,7 +150,7 @@ def connect_to_ray(num_cpus: int | None = None) -> None:
     if address := os.environ.get("RAY_ADDRESS"):
         try:
             ray.init(logging_level=logging.WARNING)
-        except ConnectionError as error:
+        except (ConnectionError, AuthenticationError) as error:
             told = str(error).splitlines()[0]
             raise NoCluster(f"no cluster answers at RAY_ADDRESS={address}: {told}") from error
         return

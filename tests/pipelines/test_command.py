@@ -6,6 +6,7 @@ import argparse
 import os
 
 import pytest
+from ray.exceptions import AuthenticationError
 
 from pipelines.cluster.ray_internals import SKIPPED_LINES
 from pipelines.command import Exit, UsageError, connect_to_ray, min_max, positive, run, share
@@ -71,6 +72,7 @@ def test_ray_is_told_what_is_no_news_before_a_command_runs(
     ("address", "error", "told"),
     [
         ("192.0.2.1:6379", ConnectionError("no GCS\nmore"), "answers at RAY_ADDRESS=192.0.2.1:6379: no GCS"),
+        ("192.0.2.1:6379", AuthenticationError("no token was found"), "6379: no token was found. "),
         ("", Exception("The current node timed out during startup. This could"), "Ray did not start within"),
     ],
 )
