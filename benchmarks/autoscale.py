@@ -42,8 +42,7 @@ from pipelines.cluster import ray_internals
 
 _STORE_BYTES = 100 << 20
 _IDLE_MINUTES = 0.2
-# A raylet aborts when its agent has not started in time, which takes half a minute on a busy machine.
-_FAKE_CLUSTER = {"RAY_FAKE_CLUSTER": "1", "RAY_agent_register_timeout_ms": "300000"}
+_FAKE_CLUSTER = {"RAY_FAKE_CLUSTER": "1"} | ray_internals.QUICK_AUTOSCALER | ray_internals.PATIENT_RAYLETS
 _HEAD_TYPE = "ray.head.default"  # the only name that the fake provider accepts
 
 
@@ -139,9 +138,7 @@ def head(
         "--include-log-monitor=false",
     ]
     command += [f"--node-ip-address={_own_ip()}"]
-    process = _started(
-        command, os.environ | _FAKE_CLUSTER | ray_internals.QUICK_AUTOSCALER, work / "head.log"
-    )
+    process = _started(command, os.environ | _FAKE_CLUSTER, work / "head.log")
     try:
         yield f"{_own_ip()}:{port}"
     finally:

@@ -59,6 +59,8 @@ QUICK_HEALTH_CHECKS = {
     "RAY_health_check_failure_threshold": "3",
 }
 QUICK_AUTOSCALER = {"AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+# A raylet aborts when its agent has not started in time, which takes half a minute on a busy machine.
+PATIENT_RAYLETS = {"RAY_agent_register_timeout_ms": "300000"}
 
 
 class Paced:
