@@ -336,7 +336,7 @@ class Worklist:
                     if unusable[i] is None:
                         self._remember(outputs[i], keys[i])
                 elif (why := unusable[i]) is not None:
-                    refused.append(self._refused(entry, keys[i], _reason(why), why))
+                    refused.append(self._refused(entry, keys[i], *_reason(why)))
             self.counts.pending += len(items)
             self.counts.refused += len(refused)
             self.divided_to = batch[-1].key
@@ -432,7 +432,7 @@ def _stem(key: str) -> str:
     return posixpath.splitext(key)[0]
 
 
-def _reason(why: str) -> str:
-    """Return the reason that a text begins with; without one the file is irregular."""
-    named = why.partition(": ")[0]
-    return named if named in set(StorageReason) else str(StorageReason.IRREGULAR)
+def _reason(why: str) -> tuple[str, str]:
+    """Return the reason that a text begins with, and the rest; without one the file is irregular."""
+    named, _, message = why.partition(": ")
+    return (named, message) if named in set(StorageReason) else (StorageReason.IRREGULAR.value, why)

@@ -114,7 +114,9 @@ def _naming(stages: StageOptions) -> tuple[Any, float, Any]:
 
 def _lines(path: str) -> Iterator[str]:
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+        with open(path, "rb") as file:
+            encoding, errors = storage.list_encoding(file.read(2))
+        with open(path, encoding=encoding, errors=errors) as file:
             yield from file
     except OSError as error:
         raise OptionError("keys", f"{path}: {error.strerror}") from None

@@ -165,7 +165,8 @@ def _below(uri: str, stem: str | None) -> Iterator[Item | Archive]:
 
 def _listed(source: str) -> Iterator[Item | Archive]:
     folder = posixpath.dirname(source)
-    lines = storage.read_bytes(source).decode("utf-8-sig", "surrogateescape").splitlines()
+    text = storage.read_bytes(source)
+    lines = text.decode(*storage.list_encoding(text)).splitlines()
     rows = [line.partition("\t") for line in lines if line.strip() and not line.startswith("#")]
     with ThreadPoolExecutor(_READERS) as pool:
         for found in pool.map(lambda row: _line(folder, row[0].strip(), row[2].strip() or None), rows):

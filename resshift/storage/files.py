@@ -13,6 +13,7 @@ than one file at a time.
 
 from __future__ import annotations
 
+import codecs
 import os
 import posixpath
 from collections.abc import Iterator
@@ -27,6 +28,19 @@ _PROBED_KEYS = 4  # of which one may lie before the start, or be the marker of a
 
 def is_s3(uri: str) -> bool:
     return uri.startswith("s3://")
+
+
+def list_encoding(start: bytes) -> tuple[str, str]:
+    """Return the encoding, and what becomes of wrong bytes, of a text that lists names.
+
+    Editors and spreadsheets of Windows write UTF-16 or UTF-8, both with a byte order mark.
+
+    Args:
+        start: At least the first two bytes of the text.
+    """
+    if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "utf-16", "replace"
+    return "utf-8-sig", "surrogateescape"
 
 
 def list_entries(

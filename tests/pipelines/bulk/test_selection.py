@@ -297,11 +297,12 @@ def test_a_list_of_keys_is_looked_up_once_each(tmp_path: Path) -> None:
     assert divided(found)[1]["gone.png"][0] == "missing"
 
 
-@pytest.mark.parametrize("text", ["\ufeffa.png\r\nb.png\r\n", "\ufeffa.png\n\nb.png", "a.png\nb.png\n"])
-def test_a_list_of_keys_may_come_from_any_editor(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("text", ["\ufeffa.png\r\nb.png\r\n", "\ufeffa.png\n\nb.png"])
+def test_a_list_of_keys_may_come_from_any_editor(text: str, encoding: str, tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"photo")
-    (tmp_path / "keys.txt").write_text(text, encoding="utf-8", newline="")
+    (tmp_path / "keys.txt").write_text(text, encoding=encoding, newline="")
     listed = BulkRequest(source=str(tmp_path), target="/out", keys=str(tmp_path / "keys.txt")).entries()
     assert [(one.key, one.irregular) for one in listed] == [("a.png", None), ("b.png", None)]
 

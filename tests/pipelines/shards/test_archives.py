@@ -151,11 +151,12 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     assert item.outcome[:2] == ("failed", "irregular")
 
 
-def test_a_list_names_files_and_folders_with_labels(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_list_names_files_and_folders_with_labels(encoding: str, tmp_path: Path) -> None:
     for name in ("a.jpg", "sub/b.jpg", "sub/deep/c.jpg", "with space.jpg"):
         storage.write_bytes(str(tmp_path / name), name.encode())
     lines = ["# photos", "", f"{tmp_path}/a.jpg\tcat", "sub", "with space.jpg", "missing.jpg"]
-    (tmp_path / "list.txt").write_text("\n".join(lines) + "\n")
+    (tmp_path / "list.txt").write_text("\n".join(lines) + "\n", encoding=encoding)
     found = [one for one in list_inputs(str(tmp_path / "list.txt")) if isinstance(one, Item)]
     absolute = f"{tmp_path}/a.jpg".lstrip("/")
     assert {item.key: sources.label_of(item) for item in found} == {
