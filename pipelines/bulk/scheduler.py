@@ -245,7 +245,12 @@ class BulkRun:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(self._guarded(work))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # it is in _failure: asyncio logs a traceback of what nobody asks for
 
     async def _wait_for(self, condition: Callable[[], bool]) -> None:
         async with self._changed:

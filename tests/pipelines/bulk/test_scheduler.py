@@ -5,6 +5,7 @@ test.
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -466,10 +467,12 @@ def test_inputs_that_follow_from_a_row_are_done_in_the_same_run(run: Callable[..
 
 
 def test_a_destination_that_cannot_be_written_ends_the_run_without_a_row(
-    run: Callable[..., dict[str, Row]],
+    run: Callable[..., dict[str, Row]], caplog: pytest.LogCaptureFixture
 ) -> None:
     full = StorageError("/out/c_x4.png", StorageReason.FULL, "No space left on device")
     stages = Stages(times(1, "store", RayTaskError("_store", "traceback", full)))
     with pytest.raises(StorageError, match=r"/out/c_x4.png: full: No space left on device$"):
         run(stages, "abc")
     assert len(stages.units("store")) == 1
+    gc.collect()
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
