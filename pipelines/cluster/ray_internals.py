@@ -7,6 +7,7 @@ process which needs one of its libraries does not load the others.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Generator
@@ -207,4 +208,5 @@ def kill_replicas(app: str) -> None:
     actors: Any = ray.util.list_named_actors(all_namespaces=True)  # Ray's type is that of the other form
     for actor in actors:
         if actor["name"].startswith(f"SERVE_REPLICA::{app}#"):
-            ray.kill(ray.get_actor(actor["name"], namespace=actor["namespace"]))
+            with contextlib.suppress(ValueError):  # it ended after it was listed, which is what is wanted
+                ray.kill(ray.get_actor(actor["name"], namespace=actor["namespace"]))

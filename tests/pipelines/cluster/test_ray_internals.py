@@ -336,6 +336,27 @@ def test_kill_replicas_finds_them_by_name() -> None:
 # --- Flags of simulated clusters
 
 
+def test_a_replica_that_ends_by_itself_hinders_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[str] = []
+
+    def get_actor(name: str, namespace: str) -> str:
+        if name.endswith("gone"):
+            raise ValueError(f"Failed to look up actor with name {name!r}")
+        return name
+
+    names = (
+        "SERVE_REPLICA::app#model#gone",
+        "SERVE_REPLICA::app#model#there",
+        "SERVE_REPLICA::other#model#a",
+    )
+    listed = [{"name": name, "namespace": "serve"} for name in names]
+    monkeypatch.setattr(ray.util, "list_named_actors", lambda all_namespaces: listed)
+    monkeypatch.setattr(ray, "get_actor", get_actor)
+    monkeypatch.setattr(ray, "kill", killed.append)
+    ray_internals.kill_replicas("app")
+    assert killed == ["SERVE_REPLICA::app#model#there"]
+
+
 def test_quick_health_checks_are_flags_of_ray() -> None:
     from ray._raylet import Config  # pyright: ignore[reportAttributeAccessIssue] - compiled
 
