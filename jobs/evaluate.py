@@ -54,7 +54,7 @@ def arguments() -> argparse.ArgumentParser:
         metavar="MODEL",
         help="compare with it instead of bicubic, on the same pictures and noise",
     )
-    told = "test set; may be repeated. Pictures are matched by name without extension"
+    told = "test set; may be repeated. Pictures are matched by name, also as DIV2K, Set5 and RealSR have them"
     add("--data", action="append", default=[], metavar="[NAME=]LQ_DIR[:GT_DIR[:MASK_DIR]]", help=told)
     add("--out", required=True, metavar="REPORT_DIR")
     add("--merge", nargs="+", metavar="REPORT_DIR", help="merge reports of parts instead of evaluating")

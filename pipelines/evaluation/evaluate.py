@@ -18,7 +18,7 @@ import posixpath
 import re
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -46,6 +46,9 @@ from resshift.upscaler import Upscaler
 
 _logger = logging.getLogger(__name__)
 _MOST_REPLICAS_ON_CPUS = 8  # each holds the models and torch: 1 GB
+# How names of one scene differ in published sets: 0801x4 and 0801 (DIV2K), img_001_SRF_4_LR and _HR (Set5,
+# Set14, BSD100), Canon_011_LR4 and Canon_011_HR (RealSR), DSC_1_x1 and DSC_1_x4 (DRealSR).
+_RESOLUTION = re.compile(r"((_SRF_\d+)?_(LR|HR|LQ|GT)\d*|_?x\d+)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,7 +165,8 @@ def pairs_of(sets: Sequence[PictureSet]) -> list[Pair]:
 
 
 def pair_up(lq_root: str, gt_root: str | None, mask_root: str | None = None) -> list[Pair]:
-    """Match pictures of the trees by their path without extension.
+    """Match pictures of the trees by their path without extension; one that has no such partner, by what is
+    left of it without the sign of its resolution, as test sets are published (`_RESOLUTION`).
 
     Raises:
         ValueError: There are no pictures, one has no truth or no mask, or two have the same name; the message
@@ -175,6 +179,7 @@ def pair_up(lq_root: str, gt_root: str | None, mask_root: str | None = None) -> 
         what: _by_stem(root) for what, root in (("truth", gt_root), ("mask", mask_root)) if root is not None
     }
     for what, tree in trees.items():
+        tree |= _by_name_of_scene(lq.keys() - tree.keys(), tree)
         if missing := sorted(lq.keys() - tree.keys()):
             root = gt_root if what == "truth" else mask_root
             raise ValueError(
@@ -195,6 +200,15 @@ def _by_stem(root: str) -> dict[str, str]:
             raise ValueError(f"{found[stem]} and {entry.uri} have the same name without extension")
         found[stem] = entry.uri
     return found
+
+
+def _by_name_of_scene(stems: Iterable[str], tree: Mapping[str, str]) -> dict[str, str]:
+    """Return the files of a tree that stems belong to, where only one has that name without a resolution."""
+    scenes: dict[str, list[str]] = {}
+    for stem, uri in tree.items():
+        scenes.setdefault(_RESOLUTION.sub("", stem), []).append(uri)
+    named = ((stem, scenes.get(_RESOLUTION.sub("", stem), [])) for stem in stems)
+    return {stem: uris[0] for stem, uris in named if len(uris) == 1}
 
 
 def _is_picture(entry: Entry) -> bool:

@@ -46,6 +46,30 @@ def test_pictures_are_matched_without_their_extension(tmp_path: Path) -> None:
     assert [Path(pair.mask_uri or "").name for pair in pair_up(lq, gt, masks)] == ["a.png", "b.jpg"]
 
 
+@pytest.mark.parametrize(
+    ("lq", "gt"),
+    [
+        ("0801x4.png", "0801.png"),
+        ("babyx4.png", "baby.png"),
+        ("img_001_SRF_4_LR.png", "img_001_SRF_4_HR.png"),
+        ("Canon_011_LR4.png", "Canon_011_HR.png"),
+        ("x/DSC_1_x1.png", "x/DSC_1_x4.jpg"),
+    ],
+)
+def test_names_of_published_sets_are_matched(lq: str, gt: str, tmp_path: Path) -> None:
+    pairs = pair_up(write(tmp_path / "lq", lq, "max.png"), write(tmp_path / "gt", gt, "max.png"))
+    assert {Path(pair.lq_uri).name: Path(pair.gt_uri or "").name for pair in pairs} == {
+        Path(lq).name: Path(gt).name,
+        "max.png": "max.png",
+    }
+
+
+def test_a_scene_of_two_truths_is_not_guessed(tmp_path: Path) -> None:
+    truths = write(tmp_path / "gt", "ax2.png", "ax3.png")
+    with pytest.raises(ValueError, match=r"1 pictures .*: ax4"):
+        pair_up(write(tmp_path / "lq", "ax4.png"), truths)
+
+
 def test_what_cannot_be_matched_is_named(tmp_path: Path) -> None:
     lq = write(tmp_path / "lq", "a.jpg", "b.png")
     with pytest.raises(ValueError, match=r"1 pictures .*: b"):
