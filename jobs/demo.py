@@ -112,8 +112,9 @@ def demo(options: argparse.Namespace) -> Exit:
     page = comparison_page(
         title="Residual shifting, four times larger",
         lead="Photos that come with scikit-image, damaged, made four times smaller, and upscaled through "
-        "Ray on this machine. Drag the divider: bicubic on the left, ours on the right. Marked is the better "
-        "of two figures, whichever it is: PSNR rewards blur, and bicubic wins it on some damaged photos; "
+        "Ray on this machine. Drag the divider: bicubic on the left, ours on the right. With each photo the "
+        "better of two figures is marked, whichever it is: PSNR rewards blur, and bicubic wins it on some "
+        "damaged photos; "
         + (
             "LPIPS is nearer to what people see (this kind was part of the training)."
             if trunk
