@@ -95,11 +95,15 @@ class ModelConfig:
         scale: Side of the output divided by the side of the low-quality picture.
         target: What the network predicts: x0, the noise, or the residual e0 = y0 - x0.
         latent_scaling: Whether x_t is scaled to unit variance before the network (`diffusion.scale_input`).
+        hole: What the low-quality picture of a model that fills holes has in them: "black", -1, as in the
+            official models; or "surroundings", a membrane (`resshift.networks.holes`), so that y0 has the
+            colours around the hole, and the network adds what is missing.
     """
 
     scale: int = 4
     target: Target = Target.X0
     latent_scaling: bool = True
+    hole: Literal["black", "surroundings"] = "black"
     unet: UNetShape = UNetConfig()
     first_stage: FirstStageConfig = FirstStageConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -704,6 +708,7 @@ class RunConfig:
 # Fields that were added when identities and fingerprints without them had been stored: left out while they
 # have these values.
 _ABSENT_WHEN: dict[str, Any] = {
+    "ModelConfig.hole": "black",
     "ScheduleConfig.trained_steps": None,
     "ConvUNetConfig.lq_ratio": 1,
     "ConvUNetConfig.cond_mask": False,

@@ -286,6 +286,7 @@ def tiny_inpaint() -> RunConfig:
         model=replace(
             base.model,
             scale=1,
+            hole="surroundings",
             unet=ConvUNetConfig(
                 channels=(48, 96, 128),
                 blocks_before=(1, 2, 4),

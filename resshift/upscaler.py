@@ -49,6 +49,7 @@ from resshift.networks.config import ForeignConfig, RegressionConfig
 from resshift.networks.conv_unet import build_unet
 from resshift.networks.foreign import ForeignNet
 from resshift.networks.foreign import load as load_foreign
+from resshift.networks.holes import fill_holes
 from resshift.networks.regression import RegressionNet
 from resshift.tiles.batching import Work, alone
 from resshift.tiles.chain import Chain
@@ -364,6 +365,21 @@ class Upscaler:
             raise ValueError(f"{self.name} fills no holes: a mask must not be given")
         return picture
 
+    def _emptied(self, picture: Picture) -> Picture:
+        """Return a picture with what the network sees in its hole, see `ModelConfig.hole`."""
+        if picture.mask is None:
+            return picture
+        black = picture.pixels * ~picture.mask[..., None]
+        if not self._starts_from_surroundings:
+            return replace(picture, pixels=black)
+        pixels = torch.from_numpy(black.astype(np.float32)).permute(2, 0, 1)[None]
+        filled = fill_holes(pixels, torch.from_numpy(picture.mask)[None, None]).round()
+        return replace(picture, pixels=filled[0].permute(1, 2, 0).numpy().astype(picture.pixels.dtype))
+
+    @property
+    def _starts_from_surroundings(self) -> bool:
+        return isinstance(self.config, ModelConfig) and self.config.hole == "surroundings"
+
     def _passes(self, sampling: Sampling) -> list[float]:
         """Return the sides after each pass, over those of the input."""
         factors = [float(sampling.outscale or self.scale)]
@@ -382,7 +398,7 @@ class Upscaler:
         """Upscale a picture to a size, (height, width), in one pass: what each of the last `num_shown` steps
         predicts, where 1 is the result alone and else all steps are meant.
         """
-        hidden, (height, width) = fill_transparent(_emptied(picture)), size
+        hidden, (height, width) = fill_transparent(self._emptied(picture)), size
         dtype: Any = picture.pixels.dtype.type
         pixels = np.empty((num_shown, height, width, picture.pixels.shape[2]), dtype)
         backoff = self.renderer.backoff
@@ -418,8 +434,8 @@ class Upscaler:
             sampling: How pixels are made; `outscale` must be None.
             noise: Function that replaces the noise field of a chain in parity tests: `noise(step)` of the
                 shape of the padded latent, for steps T ... 1.
-            mask: (1, 1, h, w), 1 in a hole, where lq is -1, and -1 elsewhere; for models that fill holes. The
-                network's result is returned whole.
+            mask: (1, 1, h, w), 1 in a hole, where lq is -1 unless `ModelConfig.hole` says otherwise, and -1
+                elsewhere; for models that fill holes. The network's result is returned whole.
 
         Raises:
             ValueError: Wrong shape, or an option is not usable.
@@ -433,6 +449,8 @@ class Upscaler:
         if (mask is not None) != self.fills_holes or (mask is not None and mask[0, 0].shape != lq.shape[2:]):
             needed = f"(1, 1, {lq.shape[2]}, {lq.shape[3]})" if self.fills_holes else "None"
             raise ValueError(f"mask must be {needed}, got {None if mask is None else tuple(mask.shape)}")
+        if mask is not None and self._starts_from_surroundings:
+            lq = fill_holes(lq, mask)
         inputs = lq if mask is None else torch.cat((lq, mask), dim=1)
         height, width = lq.shape[2:]
         bands: list[Tensor] = []
@@ -523,13 +541,6 @@ def _like(image: Pixels, result: Picture) -> Pixels:
 
 def _tell_part(progress: Callable[[float], None], done: float, share: float, part: float) -> None:
     progress(done + share * part)
-
-
-def _emptied(picture: Picture) -> Picture:
-    """Return a picture whose hole is black, as models that fill holes are trained: -1 in [-1, 1]."""
-    if picture.mask is None:
-        return picture
-    return replace(picture, pixels=picture.pixels * ~picture.mask[..., None])
 
 
 def load_networks(found: ModelFiles) -> tuple[nn.Module, VQAutoencoder | PixelUnshuffle | None]:

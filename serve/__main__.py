@@ -54,6 +54,9 @@ def arguments() -> argparse.ArgumentParser:
     options.add_argument(
         "--jobs", metavar="SRC:DST", help="allow bulk jobs from inside SRC to inside DST (plain paths)"
     )
+    options.add_argument(
+        "--faces", metavar="FILE", help="face detector (YuNet's ONNX file), so that faces can be asked for"
+    )
     options.add_argument("--config", metavar="FILE", help="take all of it from a configuration")
     options.add_argument(
         "--keys", metavar="FILE", help="API keys, as --new-key writes them; read when the endpoint starts"
@@ -72,6 +75,7 @@ def configuration(options: argparse.Namespace) -> dict[str, Any]:
         WeightsError: No such model.
     """
     from pipelines.bulk.worker import describe_model
+    from resshift.faces.detect import yunet
     from serve.replica import app_name
 
     low, high = (1, None) if options.replicas is None else min_max("--replicas", options.replicas, least=0)
@@ -88,6 +92,9 @@ def configuration(options: argparse.Namespace) -> dict[str, Any]:
         args["jobs"] = {"replicas": high}
     if low == 0:
         args["sleeping"] = models
+    if options.faces is not None:
+        yunet(options.faces)  # refused here if it is none
+        args["faces"] = options.faces if "://" in options.faces else os.path.abspath(options.faces)
     if options.jobs is not None:
         source, _, target = options.jobs.partition(":")
         if not source or not target:

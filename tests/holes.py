@@ -24,9 +24,9 @@ def hole_config() -> ModelConfig:
 
 
 def conv_hole_config() -> ModelConfig:
-    """Return that of a model with the network of `tiny-inpaint`, for which the condition is unshuffled."""
+    """Return that of a model as `tiny-inpaint`: unshuffled pixels, and y0 is a membrane."""
     unet = ConvUNetConfig(channels=(16,), blocks_before=(1,), blocks_after=(), lq_ratio=4, cond_mask=True)
-    return replace(hole_config(), unet=unet)
+    return replace(hole_config(), unet=unet, hole="surroundings")
 
 
 def hole_model(config: ModelConfig | None = None) -> Upscaler:

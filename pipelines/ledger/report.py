@@ -346,7 +346,7 @@ def page(
         "upscaled": f"{summary.counts['ok']:,}",
         "failed": f"{summary.counts['failed']:,}",
         "skipped": f"{summary.counts['skipped']:,}",
-        "megapixels in → out": f"{summary.megapixels_in:,.1f} → {summary.megapixels_out:,.1f}",
+        "megapixels in → out": f"{_number(summary.megapixels_in)} → {_number(summary.megapixels_out)}",
         "bytes in → out": f"{_size(summary.bytes_in)} → {_size(summary.bytes_out)}",
         "pictures / s": _number(summary.pictures_per_s),
         "input megapixels / s": _number(summary.megapixels_per_s),
@@ -395,7 +395,9 @@ def _printed(value: Any) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.3g}"
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"  # never 1.2e+03
 
 
 def _size(num_bytes: float) -> str:

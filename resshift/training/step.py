@@ -28,6 +28,7 @@ from resshift.degradation.on_device.chain import DeviceDegradation
 from resshift.devices import PRECISIONS, autocast
 from resshift.models import WeightsError
 from resshift.networks.conv_unet import ConvUNet, build_unet, from_one_step
+from resshift.networks.holes import fill_holes
 from resshift.networks.unet import UNetSwin
 from resshift.sampler import network_denoiser, sample
 from resshift.training import parts
@@ -346,7 +347,7 @@ class Pictures:
     """Pictures of a batch in [-1, 1]; with `data.degrade_on=device` the low-quality ones are made here."""
 
     def __init__(self, config: RunConfig) -> None:
-        self._has_mask = config.model.unet.cond_mask
+        self._model = config.model
         self._degradation = (
             DeviceDegradation(config.degradation, config.data.crop_px)
             if config.data.degrade_on == "device"
@@ -359,8 +360,17 @@ class Pictures:
         lq_u8 = (
             batch["lq"][part] if self._degradation is None else self._degradation(hq_u8, batch["plan"][part])
         )
-        mask = mask_to_unit_range(batch["mask"][part]) if self._has_mask else None
-        return to_unit_range(hq_u8), to_unit_range(lq_u8), mask
+        mask_u8 = batch["mask"][part] if self._model.fills_holes else None
+        return to_unit_range(hq_u8), *_seen(self._model, lq_u8, mask_u8)
+
+
+def _seen(model: ModelConfig, lq_u8: Tensor, mask_u8: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return what the network sees of low-quality pictures and masks."""
+    lq = to_unit_range(lq_u8)
+    if mask_u8 is None:
+        return lq, None
+    mask = mask_to_unit_range(mask_u8)
+    return (fill_holes(lq, mask) if model.hole == "surroundings" else lq), mask
 
 
 def draw_noise(
@@ -484,8 +494,7 @@ def render_chain(
 ) -> Tensor:
     """Run the chain on "lq", and return (B, 3, H, W). The noise is a function of (seed, key)."""
     model, dtype = config.model, PRECISIONS[config.train.precision]
-    lq = to_unit_range(batch["lq"])
-    mask = mask_to_unit_range(batch["mask"]) if model.unet.cond_mask else None
+    lq, mask = _seen(model, batch["lq"], batch["mask"] if model.fills_holes else None)
     shape = latent_shape(model, batch["hq"])
 
     def noise(step: int) -> Tensor:

@@ -61,6 +61,7 @@ async function watch() {
 
 function complain(text) {
   $("error").textContent = text;
+  $("error").classList.remove("asked");
   $("error").hidden = !text;
 }
 
@@ -125,6 +126,7 @@ function stop(text) {
   stopped.cancel();
   $("progress").hidden = true;
   complain(text);
+  $("error").classList.add("asked"); // what somebody asked for is no failure
 }
 
 // Send a picture; return what was made of it, or null when that is no longer wanted.

@@ -15,6 +15,7 @@ from resshift.config import Sampling
 from resshift.images import ImageError, Picture
 from resshift.images.masks import with_mask
 from resshift.networks.autoencoder import PixelUnshuffle
+from resshift.networks.holes import fill_holes
 from resshift.presets import tiny_x4_swin
 from resshift.sampler import network_denoiser, sample
 from resshift.tiles.batching import Batcher
@@ -95,15 +96,16 @@ def test_a_picture_of_one_tile_is_the_chain_with_the_mask(model: Upscaler, sampl
     config = networks.config
     lq = torch.rand((1, 3, 32, 64), generator=torch.Generator().manual_seed(0)) * 2 - 1
     mask = torch.where(torch.from_numpy(box(32, 64)), 1.0, -1.0)[None, None]
-    lq = torch.where(mask > 0, -1.0, lq)
+    asked = lq = torch.where(mask > 0, -1.0, lq)
+    lq = fill_holes(lq, mask) if config.hole == "surroundings" else lq
     y0 = PixelUnshuffle(4).encode(lq)
     noise = NoiseField(5, "upscale", channels=48).for_latent(8, 16)
     network = networks.unet
     denoise = network_denoiser(network, lq, y0, networks.schedule, config.target, mask, config.latent_scaling)
     expected = PixelUnshuffle(4).decode(sample(denoise, y0, networks.schedule, noise, networks.sampler))
-    found = model.upscale_tensor(lq, Sampling(seed=5, sampler=sampler), mask=mask)
+    found = model.upscale_tensor(asked, Sampling(seed=5, sampler=sampler), mask=mask)
     torch.testing.assert_close(found, expected.clamp(-1, 1), atol=2e-5, rtol=0)
-    without = model.upscale_tensor(lq, Sampling(seed=5, sampler=sampler), mask=-torch.ones_like(mask))
+    without = model.upscale_tensor(asked, Sampling(seed=5, sampler=sampler), mask=-torch.ones_like(mask))
     assert (without - found).abs().max() > 1e-3
 
 

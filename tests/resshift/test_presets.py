@@ -162,6 +162,22 @@ def test_known_pixels_are_not_in_its_objective() -> None:
     assert float(term) == pytest.approx(2 / 4 + 3 / 4 * 1e-3, rel=1e-5)
 
 
+def test_its_chain_starts_from_the_surroundings_of_holes() -> None:
+    """An untrained network returns y0, white in the hole as well: nothing is left but the epsilon."""
+    config = with_settings(preset("tiny-inpaint"), ["loss.lpips=0", "train.precision=fp32"])
+    config = replace(config, model=replace(config.model, unet=replace(config.model.unet, channels=(8, 8, 8))))
+    objective = Objective(config.model, config.loss, PixelUnshuffle(4))
+    learner = StagedLearner(config, build_network(config), objective)
+    white = torch.full((8, 96, 96, 3), 255, dtype=torch.uint8)
+    mask = torch.zeros((8, 96, 96), dtype=torch.uint8)
+    mask[:, 24:48, 10:50] = 255
+    lq = white * (mask == 0)[..., None]
+    rendered = learner.render({"hq": white, "lq": lq, "mask": mask}, [str(i) for i in range(8)])
+    torch.testing.assert_close(rendered, torch.ones_like(rendered), atol=1e-5, rtol=0)
+    term = learner.step({"hq": white, "lq": lq, "mask": mask}).terms["charbonnier"]
+    assert float(term) == pytest.approx(1e-3, rel=1e-3)
+
+
 def test_unknown_preset_lists_every_name() -> None:
     with pytest.raises(ConfigError, match="unknown preset 'tiny'") as error:
         preset("tiny")

@@ -24,6 +24,7 @@ def test_every_setting_has_a_meaning(config: Any) -> None:
     # Of stored configurations.
     left_out = {
         "data.taught",
+        "model.hole",
         "model.schedule.trained_steps",
         "model.unet.lq_ratio",
         "model.unet.cond_mask",

@@ -499,6 +499,7 @@ def test_a_long_picture_is_a_job_and_can_be_cancelled(
         )
         browser.run("document.querySelector('#cancel').click()")
         assert browser.run("document.querySelector('#error').textContent") == "Cancelled."
+        assert browser.run("document.querySelector('#error').className") == "error asked"  # grey, not red
         assert browser.run("document.querySelector('#progress').hidden")
         wait_for_cancelled_jobs(browser, address, 2)
     finally:

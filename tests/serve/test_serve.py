@@ -319,6 +319,7 @@ def test_what_replicas_take_at_a_time_is_what_the_endpoint_hands_on() -> None:
         ["--replicas", "2:1"],
         ["--replicas", "0:0"],
         ["--ongoing", "0"],
+        ["--faces", "/nowhere.onnx"],
         ["--port", "0"],
         ["--port", "99999"],
         ["--config", "/nowhere.yaml"],
