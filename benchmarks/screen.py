@@ -10,6 +10,8 @@ and PSNR hardly measure it, but people see it. Two measures:
                whole periods of `scale` pixels, the mean power of 5 x 5 bins over the median of the 17 x 17
                bins around them, in dB; the mean over these frequencies. Photographs have about 1 dB. It
                detects a pattern that is the same over the whole picture.
+    weave      W of `resshift.training.lattice`, for the positions of the coarsest level of the first model:
+               a pattern that is repeated in even areas.
     lattice    `resshift.training.lattice`, which also detects a pattern that changes with the content, and
                may be part of the training objective.
 """
@@ -27,10 +29,10 @@ from pipelines.evaluation.evaluate import bicubic_resized
 from resshift import images, seeds
 from resshift.images import Array
 from resshift.metrics import psnr_ssim
-from resshift.training.lattice import lattice
+from resshift.training.lattice import lattice, weave
 from resshift.upscaler import Upscaler
 
-MEASURES = ("screen_db", "lattice")
+MEASURES = ("screen_db", "weave", "lattice")
 _NEAR, _AROUND = 2, 8
 
 
@@ -67,6 +69,12 @@ def screen_db(rgb_u8: Array, period: int) -> float:
     return float(np.mean(found))
 
 
+def measured(picture: Array, scale: int, coarsest: int) -> tuple[float, ...]:
+    """Return `MEASURES` of a picture, (H, W, 3) uint8."""
+    x = images.to_tensor(picture)
+    return screen_db(picture, scale), float(weave(x, coarsest)), float(lattice(x, scale))
+
+
 def main() -> int:
     """Measure ground truth, bicubic and models."""
     parser = argparse.ArgumentParser(
@@ -76,16 +84,15 @@ def main() -> int:
     parser.add_argument("--data", action="append", required=True, metavar="[NAME=]LQ:GT")
     chosen = parser.parse_args()
     models = {name: Upscaler.from_pretrained(name) for name in chosen.model}
-    scale = next(iter(models.values())).scale
-    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    first = next(iter(models.values()))
+    scale, coarsest = first.scale, getattr(first.config, "coarsest_px", first.scale)
+    found: dict[str, dict[str, list[tuple[float, ...]]]] = {}
     for truth in load_truths(chosen.data):
         seed = seeds.derive(0, "picture", truth.key)
         made = {"truth": truth.gt, "bicubic": bicubic_resized(truth.lq, scale)}
         made |= {name: up(truth.lq, seed=seed) for name, up in models.items()}
         for name, picture in made.items():
-            found.setdefault(name, {}).setdefault(truth.set, []).append(
-                (screen_db(picture, scale), float(lattice(images.to_tensor(picture), scale)))
-            )
+            found.setdefault(name, {}).setdefault(truth.set, []).append(measured(picture, scale, coarsest))
     result = {
         name: {
             data: dict(zip(MEASURES, np.mean(values, axis=0).round(3).tolist(), strict=True))
@@ -104,7 +111,7 @@ def main() -> int:
             ],
         )
     )
-    print(record.json_line({"period_px": scale, "sets": result}))
+    print(record.json_line({"period_px": scale, "coarsest_px": coarsest, "sets": result}))
     return 0
 
 

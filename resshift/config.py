@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 
 from resshift.degradation import DegradationRecipe
 from resshift.degradation.recipe import ON_DEVICE
-from resshift.networks.config import ConvUNetConfig, FirstStageConfig, UNetConfig
+from resshift.networks.config import HALVING, ConvUNetConfig, FirstStageConfig, UNetConfig
 from resshift.schedule import Sampler, ScheduleConfig, Target
 from resshift.stages import Stage, check_stages
 
@@ -28,7 +28,8 @@ from resshift.stages import Stage, check_stages
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 T = TypeVar("T")
 MAX_OUTSCALE = 16
-LATTICE_POSITIONS = 16  # least number along a side for `resshift.training.lattice`
+# Least numbers along a side for `resshift.training.lattice`: of the latent, and of the coarsest level.
+LATTICE_POSITIONS, COARSE_POSITIONS = 16, 4
 
 # Fields that may change when a run is continued: its length, its reports, paths of files, and how the same
 # numbers are computed (up to rounding). All other fields define the run.
@@ -165,6 +166,14 @@ class ModelConfig:
     def size_multiple_px(self) -> int:
         """Number that the sides of a tile are multiples of, in input pixels."""
         return self.unet.size_multiple * self.unet.lq_ratio
+
+    @property
+    def coarsest_px(self) -> int:
+        """Side of a position of the coarsest level of the network, in pixels of the output: the longest
+        period that a pattern of the network can have.
+        """
+        levels = self.unet.channels if isinstance(self.unet, ConvUNetConfig) else self.unet.channel_mult
+        return self.first_stage.factor * HALVING ** (len(levels) - 1)
 
     @property
     def steps(self) -> int:
@@ -650,10 +659,12 @@ class RunConfig:
             raise ValueError("train.parallel=fsdp is for the Swin U-Net; a U-Net of convolutions needs ddp")
         if any(loss.lattice for loss in self.losses):
             factor = self.model.first_stage.factor
-            if factor < 2 or self.data.crop_px < LATTICE_POSITIONS * factor:
+            least = max(LATTICE_POSITIONS * factor, COARSE_POSITIONS * self.model.coarsest_px)
+            if factor < 2 or self.data.crop_px < least:
                 raise ValueError(
                     "loss.lattice needs positions of at least 2 pixels and crops of at least "
-                    f"{LATTICE_POSITIONS} positions, got {factor} and data.crop_px={self.data.crop_px}"
+                    f"{LATTICE_POSITIONS} positions of the latent and {COARSE_POSITIONS} of the coarsest "
+                    f"level, {least} px, got {factor} and data.crop_px={self.data.crop_px}"
                 )
         self._check_stages()
 

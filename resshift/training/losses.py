@@ -2,10 +2,11 @@
 prediction of x0.
 
     mse_b  = mean over (Z, h, w) of (target - output)^2
-    loss_b = c_mse w_t mse_b + c_lpips LPIPS(clamp(D(x0_pred)), hq) + c_lattice (L + S / 2)
+    loss_b = c_mse w_t mse_b + c_lpips LPIPS(clamp(D(x0_pred)), hq) + c_lattice (L + S / 2 + W)
 
-mse_b is divided by kappa^2 eta_t if the target is epsilon_scale. L and S measure how visible the lattice of
-positions is in D(x0_pred), in each picture and in the batch (`resshift.training.lattice`).
+mse_b is divided by kappa^2 eta_t if the target is epsilon_scale. L, S and W measure how visible the positions
+of the latent and of the coarsest level are in D(x0_pred), in each picture and in the batch
+(`resshift.training.lattice`).
 
 w_t is 1 ("plain") or the weight of the variational bound ("weighted"):
 
@@ -33,7 +34,7 @@ from resshift.metrics.lpips import Lpips
 from resshift.networks.autoencoder import FirstStage
 from resshift.resize.bicubic import upsample
 from resshift.schedule import Float64Array, ShiftSchedule, Target
-from resshift.training.lattice import lattice, screen
+from resshift.training.lattice import patterns
 
 
 def step_weights(schedule: ShiftSchedule, target: Target | str) -> Float64Array:
@@ -216,7 +217,6 @@ class Objective:
                 seen = (..., slice(corner[0], None), slice(corner[1], None))
                 perceptual = self.lpips(decoded.clamp(-1, 1)[seen], hq[seen]).mean()
             if self.loss.lattice:
-                factor = self.model.first_stage.factor
-                shown = lattice(decoded, factor).mean() + screen(decoded, factor) / 2
+                shown = patterns(decoded, self.model.first_stage.factor, self.model.coarsest_px)
         total = self.loss.mse * mse + self.loss.lpips * perceptual + self.loss.lattice * shown
         return LossTerms(total, mse.detach(), perceptual.detach(), shown.detach())

@@ -25,7 +25,7 @@ from resshift.config import LossConfig
 from resshift.metrics.lpips import Lpips
 from resshift.training.adversary import Adversary, Features, adversary_loss, feature_distance, generator_loss
 from resshift.training.efficientnet import EfficientNetLite0
-from resshift.training.lattice import lattice, screen
+from resshift.training.lattice import patterns
 
 EPSILON = 1e-3  # pixels are in [-1, 1]
 _NEIGHBOURHOOD_PX = 7
@@ -55,15 +55,19 @@ class PictureLoss:
     Args:
         lpips: LPIPS network; required if `lpips` has a weight.
         trunk: EfficientNet-Lite0; required if `features` or `adversary` has a weight.
-        period: Pixels of a position along a side; at least 2 if `lattice` has a weight.
+        periods: Pixels of a position along a side, of the latent and of the coarsest level of the network;
+            required if `lattice` has a weight.
     """
 
     def __init__(
-        self, lpips: Lpips | None = None, trunk: EfficientNetLite0 | None = None, period: int = 1
+        self,
+        lpips: Lpips | None = None,
+        trunk: EfficientNetLite0 | None = None,
+        periods: tuple[int, int] = (1, 1),
     ) -> None:
         self.lpips = lpips
         self.trunk = trunk
-        self.period = period
+        self.periods = periods
 
     def __call__(
         self,
@@ -96,7 +100,7 @@ class PictureLoss:
             seen = (..., slice(corner[0], None), slice(corner[1], None))
             terms["lpips"] = self.lpips(picture.clamp(-1, 1)[seen], hq[seen]).mean()
         if loss.lattice:
-            terms["lattice"] = lattice(picture, self.period).mean() + screen(picture, self.period) / 2
+            terms["lattice"] = patterns(picture, *self.periods)
         if loss.artifacts:
             # M grows with the square of the error: beyond the range few pixels would be all of the gradient.
             shown = picture.clamp(-1, 1) - hq

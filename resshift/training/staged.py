@@ -79,7 +79,9 @@ class StagedLearner:
         self.config = config
         self.objective = objective
         self.pictures = Pictures(config)
-        self.judge = PictureLoss(objective.lpips, trunk, config.model.first_stage.factor)
+        self.judge = PictureLoss(
+            objective.lpips, trunk, (config.model.first_stage.factor, config.model.coarsest_px)
+        )
         self.slots = slots or Slots.of_rank(config.train.batch_size)
         device = next(network.parameters()).device
         networks, optimizers = {"model": network}, muon_and_adamw(network, config.optim)

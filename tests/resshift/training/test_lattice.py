@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from resshift.training.lattice import lattice, lines, screen, unevenness
+from resshift.training.lattice import lattice, lines, patterns, screen, unevenness, weave
 
 
 def noise(side: int = 512, seed: int = 0, batch: int = 1) -> Tensor:
@@ -83,6 +83,50 @@ def test_screen_does_not_depend_on_contrast_and_takes_any_size() -> None:
     x = noise(batch=2) + sine(0.02, 4)
     torch.testing.assert_close(screen(x, 4), screen(3 * x, 4), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(screen(x[..., :-4, :-8], 4), screen(x[..., :-3, :-5], 4))
+
+
+def test_weave_of_a_known_line() -> None:
+    """Windows of four periods: the line has 1, 1/4 and 1/16 of its power in the bins around it and none two
+    bins away.
+    """
+    amplitude, sigma, period = 0.4, 0.2, 16
+    window = torch.hann_window(4 * period, dtype=torch.float64)
+    line = amplitude**2 / 4 * float(window.sum()) ** 4 / (sigma**2 * float(window.square().sum()) ** 2)
+    excess = math.log(line) - (4 * math.log(4) + 4 * math.log(16)) / 9 + 0.5772
+    found = float(weave(noise(batch=2) + sine(amplitude, period), period))
+    assert found == pytest.approx(2 / 255 * excess, abs=0.03)
+    assert excess > 3
+
+
+def test_weave_finds_a_tile_that_is_repeated_in_even_areas_only() -> None:
+    """Detail elsewhere, twenty times as strong, does not hide it."""
+    tile = 0.05 * noise(16, seed=5)  # 1.3 levels of 255
+    x = noise(128, batch=8)
+    faint = x.clone()
+    faint[:4] = 1e-3 * x[:4] + tile.repeat(1, 1, 8, 8)
+    assert float(weave(x, 16)) < 0.1
+    assert float(weave(faint, 16)) == pytest.approx(float(weave(faint[:4], 16)) / 2, rel=0.05)
+    assert float(weave(faint, 16)) > 1
+
+
+def test_weave_of_noise_goes_away_with_the_number_of_windows() -> None:
+    few, many = (float(weave(noise(128, batch=batch), 16)) for batch in (2, 64))
+    assert few < 0.2
+    assert many < 0.04
+
+
+def test_weave_does_not_depend_on_where_a_picture_begins() -> None:
+    x = noise(256) + noise(16, seed=1).repeat(1, 1, 16, 16)
+    torch.testing.assert_close(
+        weave(x[..., 5:197, 3:195], 16), weave(x[..., :192, :192], 16), rtol=0.1, atol=0
+    )
+
+
+def test_patterns_have_the_coarse_level_where_there_is_one() -> None:
+    x = noise(128) + 0.1 * noise(16, seed=1).repeat(1, 1, 8, 8)
+    fine = lattice(x, 4).mean() + screen(x, 4) / 2
+    torch.testing.assert_close(patterns(x, 4, 4), fine)
+    torch.testing.assert_close(patterns(x, 4, 16), fine + weave(x, 16))
 
 
 def test_texture_that_is_stronger_at_a_phase_has_no_lines() -> None:
@@ -163,3 +207,8 @@ def test_what_is_too_small_is_refused(side: int, period: int) -> None:
         lattice(torch.zeros(1, 3, side, 64), period)
     with pytest.raises(ValueError, match="sides of 16 periods"):
         screen(torch.zeros(1, 3, side, 64), period)
+
+
+def test_a_weave_needs_four_periods() -> None:
+    with pytest.raises(ValueError, match=r"4 periods at least, got period 16 and \(1, 3, 64, 63\)"):
+        weave(torch.zeros(1, 3, 64, 63), 16)

@@ -31,7 +31,7 @@ from resshift.stages import Stage
 from resshift.training import staged
 from resshift.training.adversary import Adversary
 from resshift.training.efficientnet import EfficientNetLite0
-from resshift.training.lattice import lattice, screen
+from resshift.training.lattice import patterns
 from resshift.training.losses import Objective
 from resshift.training.picture_loss import PictureLoss, artifact_map
 from resshift.training.slots import Slots
@@ -364,13 +364,13 @@ def test_the_loss_of_a_picture_is_its_formula() -> None:
 
 
 def test_the_lattice_term_is_that_of_the_picture() -> None:
-    """One pixel of every position of 4 x 4 is brighter, which both measures see."""
+    """One pixel of every position of 4 x 4 is brighter, which the measures see."""
     hq = torch.zeros(2, 3, 64, 64)
     picture = hq.clone()
     picture[..., 1::4, 2::4] = 0.5
     loss = LossConfig(mse=0, charbonnier=1.0, lattice=3.0)
-    judged = PictureLoss(period=4)(picture, hq, hq, loss)
-    expected = lattice(picture, 4).mean() + screen(picture, 4) / 2
+    judged = PictureLoss(periods=(4, 16))(picture, hq, hq, loss)
+    expected = patterns(picture, 4, 16)
     assert float(judged.terms["lattice"]) == pytest.approx(float(expected))
     total = judged.terms["charbonnier"] + 3 * expected
     assert float(judged.terms["loss"]) == pytest.approx(float(total))
