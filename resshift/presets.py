@@ -311,8 +311,8 @@ def tiny_inpaint() -> RunConfig:
         loss=LossConfig(mse=0.0, charbonnier=1.0, lpips=0.5, lpips_net="squeeze", lpips_corners=4),
         optim=replace(base.optim, warmup_steps=100),
         data=DataConfig(crop="scaled", crop_px=96),
-        train=replace(base.train, steps=6000, ema_decay=0.995),
-        stages=(Stage(decay_steps=1000),),
+        train=replace(base.train, steps=4000, ema_decay=0.995),
+        stages=(Stage(steps=2000), Stage(lr=3e-4, decay_steps=1000, lattice=0.02, adversary=1.0)),
     )
 
 
