@@ -26,14 +26,14 @@ distance of 3 to 6 bins). S finds the faintest pattern, if it is the same over a
 
 A fourth measure is for the coarser levels of a U-Net, whose positions are f' x f' pixels, for example 8 x 8
 and 16 x 16: a deterministic network that is asked for grain in an even area can only repeat it from position
-to position, and it hatches stripes and edges. W, weave: R of windows of 4 f' pixels, whose lines are four bins
-apart. With P the spectrum of a window and d = mean log P near k / f' - mean log P between the lines,
+to position, and it hatches stripes and edges. W, weave: R of windows of 4 f' pixels, whose lines are four
+bins apart. With P the spectrum of a window and d = mean log P near k / f' - mean log P between the lines,
 
     W = mean over k of max(0, mean over windows of d) + 4 x mean over k and windows of max(0, d - 1)
 
 Means are of logarithms, over all windows of a batch, so that an even area counts as much as a detailed one.
-The second part is for a few windows, those along one stripe. Of 64 crops of 128 x 128 of photographs W is 0.09
-for f' = 8 and 0.07 for f' = 16, by chance and from repeated patterns in them.
+The second part is for a few windows, those along one stripe. Of 64 crops of 128 x 128 of photographs W is
+0.09 for f' = 8 and 0.07 for f' = 16, by chance and from repeated patterns in them.
 
 (In signal processing: cyclostationarity of period f, of first and of second order.) A network that is trained
 against only one measure moves its pattern to where the other measures it. For f = 4, L of photographs of 256
