@@ -158,4 +158,4 @@ def test_models_and_doctor_tell_what_is_there(capsys: pytest.CaptureFixture[str]
     assert "  tiny-x4                   x4, 1 steps\n" in told
     assert "https://github.com/zsyOAOA/ResShift:\n" in told
     assert main(["doctor"]) == 0
-    assert "ok    weights: tiny-x4, tiny-x4-s4\n" in capsys.readouterr().out
+    assert "ok    weights: tiny-inpaint, tiny-x4, tiny-x4-s4\n" in capsys.readouterr().out
