@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from resshift.training.lattice import lattice, lines, patterns, screen, unevenness, weave
+from resshift.training.lattice import beads, lattice, lines, patterns, screen, unevenness, weave
 
 
 def noise(side: int = 512, seed: int = 0, batch: int = 1) -> Tensor:
@@ -124,10 +124,35 @@ def test_weave_does_not_depend_on_where_a_picture_begins() -> None:
 
 def test_patterns_have_the_coarse_level_where_there_is_one() -> None:
     x = noise(128) + 0.1 * noise(16, seed=1).repeat(1, 1, 8, 8)
-    fine = lattice(x, 4).mean() + screen(x, 4) / 2
+    fine = lattice(x, 4).mean() + screen(x, 4) / 2 + 10 * beads(x, 4)
     torch.testing.assert_close(patterns(x, 4, 4), fine)
     torch.testing.assert_close(patterns(x, 4, 8), fine + weave(x, 8))
     torch.testing.assert_close(patterns(x, 4, 16), fine + weave(x, 8) + weave(x, 16))
+
+
+@pytest.mark.parametrize("is_across", [False, True])
+def test_beads_of_a_known_row(is_across: bool) -> None:
+    """Four lines of a picture of noise have a wave of four pixels: k = 1 and 3 of their segments. The bins
+    next to a line have 1/4 of its power, those two away none.
+    """
+    amplitude, sigma, side = 0.4, 0.02, 128
+    x = sigma / 0.2 * noise(side)
+    window = torch.hann_window(32, dtype=torch.float64)
+    line = amplitude**2 / 4 * float(window.sum()) ** 2 / (sigma**2 * float(window.square().sum()))
+    excess = math.log(line) - 2 * math.log(4) / 3 + 1 / 8  # the log of a mean of four is about 1/8 below
+    beaded = x.clone()
+    beaded[..., 32:36, :] += sine(amplitude, 4, side)[..., 32:36, :]
+    beaded = beaded.mT if is_across else beaded
+    expected = 2 / 3 * 4 / side / 2 * (excess - 1)
+    assert float(beads(beaded, 4)) - float(beads(x, 4)) == pytest.approx(expected, rel=0.05)
+
+
+def test_edges_and_noise_have_hardly_any_beads() -> None:
+    x = noise(256)
+    stripes = torch.zeros_like(x)
+    stripes[..., 40:45] = stripes[..., 100:101] = 1.0
+    assert float(beads(x, 4)) < 0.01
+    assert float(beads(0.01 * x + stripes, 4)) < 0.02
 
 
 def test_a_hatched_stripe_is_seen_among_many_windows() -> None:
