@@ -215,7 +215,7 @@ def tiny_x4() -> RunConfig:
     It is trained in three stages: g alone, for the distance of pixels and of spectra; the U-Net with g frozen
     and with LPIPS and distances of features; the U-Net with an adversary. There is no noise (kappa 0), so
     neither seeds nor steps change a picture. The weights that ship were trained in these stages, the last one
-    without a falling rate, and then with the pictures of a teacher (docs/tiny-x4.md says why).
+    in parts and at the end with the pictures of a teacher (docs/tiny-x4.md).
     """
     base = tiny_x4_swin()
     return replace(
@@ -243,7 +243,7 @@ def tiny_x4() -> RunConfig:
         stages=(
             Stage(trains="regression", steps=14_000, decay_steps=2_000, lpips=0.0, features=0.0),
             Stage(steps=2_000),
-            Stage(lr=3e-4, lpips=0.15, lattice=0.005, artifacts=5.0, adversary=1.5),
+            Stage(lr=3e-4, decay_steps=1_000, lpips=0.15, lattice=0.06, artifacts=8.0, adversary=2.0),
         ),
     )
 
