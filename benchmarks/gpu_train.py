@@ -336,7 +336,8 @@ class Detail:
         load_into(g, {key: value.float() for key, value in read_tensors(prior).items()})
         self.g = on_device(g.eval().requires_grad_(False), device)
         trunk = on_device(EfficientNetLite0.from_file(efficientnet), device)
-        self.judge = PictureLoss(Lpips("squeeze", lpips_trunk).to(device), trunk, SCALE)
+        periods = (SCALE, SCALE * config.size_multiple)
+        self.judge = PictureLoss(Lpips("squeeze", lpips_trunk).to(device), trunk, periods)
         self.optimiser = adversary_optimizer(self.adversary)
 
     def estimate(self, network: nn.Module, lq: Tensor) -> Tensor:
