@@ -20,6 +20,7 @@ from resshift.config import ModelConfig, Sampling
 from resshift.devices import autocast
 from resshift.diffusion import prior_sample
 from resshift.networks.autoencoder import FirstStage, PixelUnshuffle
+from resshift.networks.config import ConvUNetConfig
 from resshift.resize.bicubic import upsample
 from resshift.sampler import network_denoiser, reverse_step
 from resshift.schedule import Sampler, ShiftSchedule
@@ -442,6 +443,7 @@ class Chain:
             self.config.unet.size_multiple,
             smallest=self.smallest,
             longest=longest,
+            step=self.config.unet.size_multiple if isinstance(self.config.unet, ConvUNetConfig) else 1,
             attention_positions=_VQ_ATTENTION_POSITIONS if has_attention else float("inf"),
         )
 

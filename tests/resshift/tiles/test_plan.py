@@ -65,6 +65,21 @@ def test_tiles_are_as_few_and_as_short_as_the_overlap_allows() -> None:
         assert axis.length == (length if count > 1 else -(-length // 16) * 16)
 
 
+def test_tiles_on_a_grid_start_on_it_and_share_what_they_should() -> None:
+    for length in range(1, 300, 7):
+        axis = cut_axis(length, 64, 9, 8, step=4)
+        assert all(start % 4 == 0 for start in axis.starts)
+        assert axis.length == max(-(-length // 4) * 4, axis.tile if len(axis.starts) == 1 else 0)
+        assert axis.starts[-1] + axis.tile == axis.length
+        assert all(b - a <= axis.tile - 12 for a, b in zip(axis.starts, axis.starts[1:], strict=False))
+
+
+def test_small_tiles_on_a_grid_share_more_than_an_eighth() -> None:
+    for longest, shared in ((32, 12), (64, 16), (128, 16), (256, 32)):
+        rows = choose_tiles(5000, 10, 4, longest=longest, step=4).rows
+        assert min(a + rows.tile - b for a, b in zip(rows.starts, rows.starts[1:], strict=False)) == shared
+
+
 def test_complete_rows_partition_the_axis() -> None:
     axis = cut_axis(61, 16, 4)
     spans = [axis.complete(i) for i in range(len(axis.starts))]
