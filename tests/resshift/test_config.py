@@ -159,7 +159,7 @@ def test_stages_follow_each_other_and_the_last_one_has_the_rest() -> None:
         (2, 9, 3),
     ]
     assert [loss.lpips for loss in config.losses] == [0.0, 0.5, 0.15]
-    assert [loss.adversary for loss in config.losses] == [0.0, 0.0, 1.5]
+    assert [loss.adversary for loss in config.losses] == [0.0, 0.0, 2.0]
     without_g = with_settings(config, ["stages.0.steps=0"])
     assert span_at(without_g.stages, 0, 9)[::2] == (1, 2)
     longer = with_settings(config, ["train.steps=30", "loss.features_trunk=/elsewhere"])
@@ -301,7 +301,8 @@ def test_condition_must_have_the_size_that_the_scale_gives() -> None:
 def test_a_lattice_needs_room() -> None:
     with_settings(preset("tiny-x4-swin"), ["loss.lattice=0.03", "data.crop_px=64"])
     with pytest.raises(
-        ConfigError, match=r"loss.lattice needs .* crops of at least 16 positions, got 4 and data.crop_px=32"
+        ConfigError,
+        match=r"loss.lattice needs .* crops of at least 16 positions .*, 64 px, got 4 and data.crop_px=32",
     ):
         with_settings(preset("tiny-x4-swin"), ["loss.lattice=0.03", "data.crop_px=32"])
 

@@ -471,6 +471,8 @@ def test_a_destination_that_cannot_be_written_ends_the_run_without_a_row(
 ) -> None:
     full = StorageError("/out/c_x4.png", StorageReason.FULL, "No space left on device")
     stages = Stages(times(1, "store", RayTaskError("_store", "traceback", full)))
+    gc.collect()
+    caplog.clear()  # what other tests left behind
     with pytest.raises(StorageError, match=r"/out/c_x4.png: full: No space left on device$"):
         run(stages, "abc")
     assert len(stages.units("store")) == 1

@@ -19,7 +19,7 @@ from resshift.networks.config import FirstStageConfig
 from resshift.presets import tiny_x4_swin
 from resshift.resize.bicubic import upsample
 from resshift.schedule import ShiftSchedule, Target
-from resshift.training.lattice import lattice, screen
+from resshift.training.lattice import beads, lattice, screen
 from resshift.training.losses import Objective, mse_per_sample, step_weights
 
 Load = Callable[[str], dict[str, np.ndarray]]
@@ -146,7 +146,7 @@ def test_lattice_is_that_of_the_decoded_prediction() -> None:
     )
     terms = Objective(_model(), LossConfig(lattice=5.0), stage)(_Oracle(pattern), hq, lq, *_draws())
     predicted = upsample(lq, 4) - stage.decode(pattern)
-    parts = lattice(predicted, 4).mean(), screen(predicted, 4) / 2
+    parts = lattice(predicted, 4).mean(), screen(predicted, 4) / 2, 10 * beads(predicted, 4)
     assert min(parts) > 0.01
     torch.testing.assert_close(terms.lattice, sum(parts))
     torch.testing.assert_close(terms.total.detach(), terms.mse + 5 * sum(parts))

@@ -163,7 +163,7 @@ def test_the_chain_and_its_adversary_are_those_of_the_script(
     weights = {"batch": 2, "crop_px": 32, "features": 0.1}
     plan = (
         gpu_train.Stage(**weights, learning_rate=1e-3, lpips=0.2),
-        gpu_train.Stage(**weights, learning_rate=3e-4, lpips=0.15, artifacts=5.0, adversary=1.5),
+        gpu_train.Stage(**weights, learning_rate=3e-4, lpips=0.15, artifacts=8.0, adversary=2.0),
     )
     for i, stage in enumerate(plan):
         pictures = batch(i, 2)
