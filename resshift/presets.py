@@ -276,7 +276,8 @@ def tiny_inpaint() -> RunConfig:
     """A small model that fills strokes and boxes: the U-Net of tiny-x4 at scale 1, whose positions are 4 x 4
     pixels, with fewer channels; one step, no noise.
 
-    The objective is that of a picture whose known pixels are those of the truth. Masks have brush strokes of
+    The chain starts from a membrane over the hole. The objective is that of a picture whose known pixels are
+    those of the truth, in the second stage with an adversary. Masks have brush strokes of
     6-28 px and boxes of 10-40 px, for crops of 96 px.
     """
     base = tiny_x4()

@@ -2,10 +2,10 @@
 prediction of x0.
 
     mse_b  = mean over (Z, h, w) of (target - output)^2
-    loss_b = c_mse w_t mse_b + c_lpips LPIPS(clamp(D(x0_pred)), hq) + c_lattice (L + S / 2 + W)
+    loss_b = c_mse w_t mse_b + c_lpips LPIPS(clamp(D(x0_pred)), hq) + c_lattice (L + S / 2 + 10 B + W)
 
-mse_b is divided by kappa^2 eta_t if the target is epsilon_scale. L, S and W measure how visible the positions
-of the latent and of the coarsest level are in D(x0_pred), in each picture and in the batch
+mse_b is divided by kappa^2 eta_t if the target is epsilon_scale. L, S, B and W measure how visible the
+positions of the latent and of the coarser levels are in D(x0_pred), in each picture and in the batch
 (`resshift.training.lattice`).
 
 w_t is 1 ("plain") or the weight of the variational bound ("weighted"):
