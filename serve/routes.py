@@ -178,6 +178,7 @@ def result_headers(result: Result, filename: str) -> dict[str, str]:
     }
 
 
+@router.head("/v1/models", include_in_schema=False)
 @router.get("/v1/models", summary="List the models", responses=_PROBLEMS)
 async def models(request: Request, asking: Asking) -> dict[str, Any]:
     """Return the models and what a request may ask of them."""
@@ -239,12 +240,14 @@ async def submit(
     return view
 
 
+@router.head("/v1/jobs", include_in_schema=False)
 @router.get("/v1/jobs", summary="List your jobs", responses=_PROBLEMS)
 async def jobs(request: Request, asking: Asking) -> dict[str, list[JobView]]:
     """Return the caller's jobs, the latest first."""
     return {"jobs": await services(request).jobs.list(asking.name)}
 
 
+@router.head("/v1/jobs/{id}", include_in_schema=False)
 @router.get("/v1/jobs/{id}", summary="See how a job stands", responses=_PROBLEMS)
 async def job(request: Request, asking: Asking, id: str) -> JobView:
     """Return a job: its state, and for one that runs the counts, rates and seconds left
@@ -332,6 +335,7 @@ async def metrics(request: Request) -> Response:
     return Response(service.metrics.text(), headers={"Content-Type": METRICS_TYPE})
 
 
+@router.head("/problems/{kind}", include_in_schema=False)
 @router.get("/problems/{kind}", summary="What a kind of problem means", responses=_PROBLEMS)
 async def problem(kind: str) -> dict[str, Any]:
     """Return the meaning of a problem's `type`."""

@@ -41,6 +41,12 @@ from resshift.openmp import wait_passively
 if TYPE_CHECKING:
     from resshift.tiles.batching import Done, Work
 
+# A library that hangs with the interpreter's lock also stops the threads that send answers. So that a death is
+# charged to the right unit, its start has left the process before the model begins, and what a suspect made
+# before the next suspect is let in. A unit's wait passes while the model works on others.
+_DELIVERY_S = 0.05
+_DELIVERY_ALONE_S = 0.5
+
 
 class Model(Protocol):
     """What a replica needs of a model; `resshift.Upscaler` is one."""
@@ -307,9 +313,13 @@ class Replica:
         with self._room.entered(alone=alone):
             yield Started(os.getpid(), time.time(), self._ahead)
             if isinstance(inputs[0], Parcel):
+                delivery_s = _DELIVERY_ALONE_S if alone else _DELIVERY_S
+                time.sleep(delivery_s)
                 pictures = by_key(cast("tuple[Parcel, ...]", inputs))
                 frames = [pictures[key] for key in keys]
                 yield from grouped(keys, self._answers(options, keys, frames, is_wanted))
+                if alone:
+                    time.sleep(delivery_s)
                 return
             for answer in self._answers(options, keys, cast("tuple[Frames, ...]", inputs), is_wanted):
                 yield from answer

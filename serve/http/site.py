@@ -48,18 +48,21 @@ def _answer(request: Request, name: str) -> Response:
     return Response(data, headers=headers | {"Content-Type": content_type})
 
 
+@router.head("/")
 @router.get("/")
 async def page(request: Request) -> Response:
     """Return the page."""
     return _answer(request, "index.html")
 
 
+@router.head("/docs")
 @router.get("/docs")
 async def docs(request: Request) -> Response:
     """Return the description of the API."""
     return _answer(request, "docs.html")
 
 
+@router.head("/static/{name}")
 @router.get("/static/{name}")
 async def static(request: Request, name: str) -> Response:
     """Return a file of the page."""

@@ -172,8 +172,11 @@ class TestRefusals:
         for damaged in (data[:40], data[:20] + bytes(50)):
             assert endpoint.post(damaged).status_code == 422
 
-    @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
-    def test_probes_answer_head_without_a_body(self, endpoint: Any, path: str) -> None:
+    @pytest.mark.parametrize(
+        "path",
+        ["/healthz", "/readyz", "/metrics", "/v1/models", "/v1/jobs", "/v1/jobs/none", "/problems/auth", "/"],
+    )
+    def test_what_answers_get_answers_head_without_a_body(self, endpoint: Any, path: str) -> None:
         answer = endpoint.client.head(path)
         assert (answer.status_code, answer.content) == (endpoint.client.get(path).status_code, b"")
 
@@ -343,8 +346,8 @@ class TestRefusals:
                 "application/problem+json",
             )
         for path, methods in (
-            ("/v1/jobs", "GET, POST"),
-            ("/v1/jobs/x", "DELETE, GET"),
+            ("/v1/jobs", "GET, HEAD, POST"),
+            ("/v1/jobs/x", "DELETE, GET, HEAD"),
             ("/healthz", "GET, HEAD"),
         ):
             assert endpoint.client.patch(path).headers["allow"] == methods

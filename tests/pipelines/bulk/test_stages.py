@@ -441,6 +441,32 @@ def test_a_suspect_has_its_replica_for_itself() -> None:
     assert not upscale("another", alone=False).is_alive()
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_the_model_waits_until_an_announcement_has_left(alone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hang with the interpreter's lock stops also what sends answers. A suspect's wait at its end is still in
+    the room, so that the next suspect cannot stop the results.
+    """
+    replica = Replica("nearest-x4", "nearest-x4", 1)
+    options = ReplicaOptions(model="nearest-x4", identity="nearest-x4")
+    parcel = Parcel(("a",), (Frames((Picture(pixels=np.zeros((2, 2, 3), np.uint8)),)),))
+    events: list[str] = []
+    real = replica._batcher.submit
+
+    def submit(*arguments: Any) -> Any:
+        events.append("model")
+        return real(*arguments)
+
+    monkeypatch.setattr(replica._batcher, "submit", submit)
+    monkeypatch.setattr(
+        "pipelines.bulk.worker.time.sleep",
+        lambda seconds: events.append(f"wait, {replica._room._num_inside} inside"),
+    )
+    for answer in replica.upscale(options, ["a"], parcel, alone=alone):
+        events.append(type(answer).__name__)
+    end = ["wait, 1 inside"] if alone else []
+    assert events == ["Started", "wait, 1 inside", "model", "Parcel", "tuple", *end]
+
+
 def test_a_replica_refuses_another_model() -> None:
     with pytest.raises(RuntimeError, match="another nearest-x4: nearest-x4 instead of 0123"):
         Replica("nearest-x4", "0123", 1)
