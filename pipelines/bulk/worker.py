@@ -41,9 +41,9 @@ from resshift.openmp import wait_passively
 if TYPE_CHECKING:
     from resshift.tiles.batching import Done, Work
 
-# A library that hangs with the interpreter's lock also stops the threads that send answers. So that a death is
-# charged to the right unit, its start has left the process before the model begins, and what a suspect made
-# before the next suspect is let in. A unit's wait passes while the model works on others.
+# A library that hangs with the interpreter's lock also stops the threads that send answers. So that a death
+# is charged to the right unit, its start has left the process before the model begins, and what a suspect
+# made before the next suspect is let in. A unit's wait passes while the model works on others.
 _DELIVERY_S = 0.05
 _DELIVERY_ALONE_S = 0.5
 

@@ -443,24 +443,27 @@ def test_a_suspect_has_its_replica_for_itself() -> None:
 
 @pytest.mark.parametrize("alone", [False, True])
 def test_the_model_waits_until_an_announcement_has_left(alone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hang with the interpreter's lock stops also what sends answers. A suspect's wait at its end is still in
-    the room, so that the next suspect cannot stop the results.
+    """A hang with the interpreter's lock also stops what sends answers. A suspect still has the room while
+    its results leave, so that the next suspect cannot stop them.
     """
-    replica = Replica("nearest-x4", "nearest-x4", 1)
+    events: list[str] = []
+
+    class Recording(Nearest):
+        def upscale(self, picture: Picture, sampling: Sampling = Sampling()) -> Picture:
+            events.append("model")
+            return super().upscale(picture, sampling)
+
+    replica: Any = Replica("nearest-x4", "nearest-x4", 1)
+    replica.model = Recording()
+
+    def sleep(seconds: float) -> None:
+        if threading.current_thread() is threading.main_thread():  # the stand-in sleeps in the model's thread
+            assert seconds > 0
+            events.append(f"wait, {replica._room._num_inside} inside")
+
+    monkeypatch.setattr("pipelines.bulk.worker.time.sleep", sleep)
     options = ReplicaOptions(model="nearest-x4", identity="nearest-x4")
     parcel = Parcel(("a",), (Frames((Picture(pixels=np.zeros((2, 2, 3), np.uint8)),)),))
-    events: list[str] = []
-    real = replica._batcher.submit
-
-    def submit(*arguments: Any) -> Any:
-        events.append("model")
-        return real(*arguments)
-
-    monkeypatch.setattr(replica._batcher, "submit", submit)
-    monkeypatch.setattr(
-        "pipelines.bulk.worker.time.sleep",
-        lambda seconds: events.append(f"wait, {replica._room._num_inside} inside"),
-    )
     for answer in replica.upscale(options, ["a"], parcel, alone=alone):
         events.append(type(answer).__name__)
     end = ["wait, 1 inside"] if alone else []
