@@ -61,7 +61,7 @@ class Progress:
         is_listed: Whether `listed` is the number of all inputs.
         before: Number of inputs that an earlier run has done.
         counts: Number of inputs of this run by status: "ok", "failed" or "skipped".
-        share: Share of the input under way that is done, where one is done after the other.
+        share: Share of the input under way that is done; where several are, the sum.
     """
 
     def __init__(self, what: str, listed: int = 0) -> None:
@@ -186,7 +186,7 @@ def line(what: str, state: Mapping[str, Any]) -> str:
     num, total = _worked_on(state)
     parts = [f"{num}/{total}{'' if state['is_listed'] else '+'}"]
     if share := state.get("share"):
-        parts.append(f"{share:.0%} of the next")
+        parts.append(f"{share:.0%} of the next" if share < 1 else f"{share:.1f} of the next ones")
     if (eta_s := state["eta_s"]) is not None:
         parts.append(f"ETA {eta_s // 3600}:{eta_s // 60 % 60:02d}:{eta_s % 60:02d}")
     parts.append(f"{state[f'{what}_per_s']:.2f}/s")

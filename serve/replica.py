@@ -28,7 +28,7 @@ from pipelines.bulk.engine import (
     most_replicas,
     replica_resources,
 )
-from pipelines.bulk.parcels import Parcel
+from pipelines.bulk.parcels import Parcel, Underway
 from pipelines.bulk.wedged import DEFAULT_STEP_S
 from pipelines.bulk.worker import Replica, ReplicaOptions, Started, Upscaled, describe_model
 from resshift.images.animation import Frames
@@ -66,7 +66,7 @@ class ModelReplica:
 
     async def upscale(
         self, options: ReplicaOptions, keys: Sequence[str], *inputs: Parcel, alone: bool = False
-    ) -> AsyncGenerator[Started | Parcel | tuple[Upscaled, ...]]:
+    ) -> AsyncGenerator[Started | Parcel | tuple[Upscaled | Underway, ...]]:
         """Upscale a work unit; see `Replica.upscale`."""
         loop = asyncio.get_running_loop()
         is_over = threading.Event()

@@ -72,7 +72,7 @@ class Crew:
         run: Id of the run.
         progress: What is shown.
         num_drivers: Number of drivers.
-        moved: Function that is called when inputs have been finished.
+        moved: Function that is called when inputs have been finished, or slow ones have got on.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Crew:
         self._narrow: set[int] = set()  # ranges that cannot be divided
         self._dividing: asyncio.Task[None] | None = None
         self._num_lost = 0
-        self._num_finished = 0
+        self._reached = (0, 0.0)  # number of finished inputs, and share of those under way
 
     @property
     def is_alone(self) -> bool:
@@ -237,8 +237,9 @@ class Crew:
         counts = sum((state.counts for state in states), Counter[str]())
         if not self.is_alone:
             self._progress.take(counts, sum(state.megapixels for state in states))
-        if counts.total() != self._num_finished:
-            self._num_finished = counts.total()
+        share = self._progress.share = sum(state.share for state in states)
+        if (counts.total(), share) != self._reached:
+            self._reached = counts.total(), share
             self._moved()
 
     async def _lose(self, member: _Member, error: RayActorError) -> None:
@@ -255,7 +256,7 @@ class Crew:
             counts, listing = member.state.counts, member.state.listing
             again = listing.pending + listing.refused - counts.total()
             listing = replace(listing, listed=listing.listed - again, pending=listing.pending - again)
-            self._ended.append(replace(member.state, listing=listing, ranges=()))
+            self._ended.append(replace(member.state, listing=listing, ranges=(), share=0.0))
         await asyncio.to_thread(self._sweep.look_into_ledger)
         for share in member.shares.values():
             known = member.state_of(share.id)

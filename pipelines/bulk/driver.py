@@ -59,6 +59,7 @@ class DriverState:
         num_waiting: Number of its ranges whose listing has not ended.
         counts: Number of finished inputs by status.
         megapixels: Megapixels of input upscaled.
+        share: See `BulkRun.share`.
         listing: Counts of the listings of all its ranges so far.
         replica_times: Times of replicas, by process id.
     """
@@ -67,6 +68,7 @@ class DriverState:
     num_waiting: int
     counts: Counter[str]
     megapixels: float
+    share: float
     listing: ListingCounts
     replica_times: dict[int, ReplicaTime]
 
@@ -157,6 +159,7 @@ class Driver:
             num_waiting=sum(not state.is_listed for state in states),
             counts=Counter(self.progress.counts),
             megapixels=self.progress.megapixels,
+            share=0.0 if self._bulk is None else self._bulk.share,
             listing=listing,
             replica_times={} if self._bulk is None else dict(self._bulk.replica_times),
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -57,8 +58,14 @@ class Nearest:
         time.sleep(max(0.0, ends - time.monotonic()))
         return replace(picture, pixels=pixels, alpha=alpha)
 
-    def upscaling(self, picture: Picture, sampling: Sampling = Sampling()) -> Work[Picture]:
-        """Return `upscale` as a `Work`, which calls no network."""
+    def upscaling(
+        self,
+        picture: Picture,
+        sampling: Sampling = Sampling(),
+        progress: Callable[[float], None] | None = None,
+    ) -> Work[Picture]:
+        """Return `upscale` as a `Work`, which calls no network and has one part."""
+        del progress
         yield from ()
         return self.upscale(picture, sampling)
 

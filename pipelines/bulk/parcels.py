@@ -2,6 +2,8 @@
 
     fetch task --1 to 8 parcels--> replica --groups of results--> store task
 
+Between the results of large pictures, empty parcels come with how far those are (`Underway`).
+
 A unit of a replica names the pictures of its parcels that it wants by their keys. Units of a few pictures are
 answered picture by picture, so that a death is charged to the right one; larger ones in groups.
 """
@@ -38,6 +40,18 @@ class Parcel:
     frames: tuple[Frames, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Underway:
+    """How far pictures of a unit are whose results take long.
+
+    Fields:
+        shares: Key of each picture that the model has begun, and the share of its work that is done, in
+            (0, 1].
+    """
+
+    shares: tuple[tuple[str, float], ...]
+
+
 def by_key(parcels: Iterable[Parcel]) -> dict[str, Frames]:
     """Return the pictures of parcels."""
     return {key: one for parcel in parcels for key, one in zip(parcel.keys, parcel.frames, strict=True)}
@@ -60,14 +74,14 @@ def packed(frames: Sequence[Frames]) -> list[int]:
 
 def grouped(
     keys: Sequence[str],
-    answers: Iterator[tuple[Frames, Upscaled]],
+    answers: Iterator[tuple[Frames, Upscaled] | Underway],
     clock: Callable[[], float] = time.monotonic,
-) -> Iterator[Parcel | tuple[Upscaled, ...]]:
+) -> Iterator[Parcel | tuple[Upscaled | Underway, ...]]:
     """Yield the results of a unit: a parcel, then what is to be told of its pictures.
 
     Args:
         keys: Keys of the unit.
-        answers: Results in this order; it may end early.
+        answers: Results in this order, and between them how far the next are; it may end early.
         clock: Function that returns seconds.
     """
     first = num_bytes = 0
@@ -79,7 +93,12 @@ def grouped(
         yield Parcel(tuple(keys[first : first + len(frames)]), tuple(frames))
         yield tuple(told)
 
-    for result, done in answers:
+    for answer in answers:
+        if isinstance(answer, Underway):
+            yield Parcel((), ())
+            yield (answer,)
+            continue
+        result, done = answer
         frames.append(result)
         told.append(done)
         num_bytes += result.num_bytes

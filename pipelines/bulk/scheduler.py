@@ -32,7 +32,7 @@ import ray
 from ray.exceptions import NodeDiedError, ObjectLostError, RayError, RayTaskError
 
 from pipelines.bulk.engine import UNITS_PER_REPLICA, Engine
-from pipelines.bulk.parcels import FEW, MOST_PARCELS, Parcel, by_key, packed
+from pipelines.bulk.parcels import FEW, MOST_PARCELS, Parcel, Underway, by_key, packed
 from pipelines.bulk.selection import Batch, WorkItem
 from pipelines.bulk.stages import StageOptions, prepare, store
 from pipelines.bulk.worker import ReplicaOptions, Started, Upscaled
@@ -186,6 +186,7 @@ class BulkRun:
         self._num_preparing = self._preparing_pixels = self._num_fetching = 0
         self._model_seconds = self._model_pixels = 0.0
         self._num_open = 0
+        self._shares: dict[str, float] = {}  # of inputs that take long
         self._is_listed = False
         self._changed = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -202,6 +203,11 @@ class BulkRun:
     def is_listed(self) -> bool:
         """Whether the listing has come to its end."""
         return self._is_listed
+
+    @property
+    def share(self) -> float:
+        """Sum over the inputs that take long of the shares of their work that are done."""
+        return sum(self._shares.values())
 
     @property
     def is_idle(self) -> bool:
@@ -422,12 +428,17 @@ class BulkRun:
                 while len(answered) < len(unit):
                     result = await anext(stream)
                     try:
-                        group: Sequence[Upscaled] = await (await anext(stream))
+                        group: Sequence[Upscaled | Underway] = await (await anext(stream))
                     except StopAsyncIteration:
                         await result  # a stream ends with the error in place of a result
                         raise
                     for upscaled in group:
+                        if isinstance(upscaled, Underway):
+                            self._shares.update(upscaled.shares)
+                            continue
                         entry = unit[len(answered)]
+                        if entry.item.key in self._shares:
+                            self._shares[entry.item.key] = 1.0  # until it is stored
                         times.busy, times.last = times.busy + upscaled.seconds, upscaled.at
                         self._model_seconds += upscaled.seconds
                         self._model_pixels += entry.num_pixels
@@ -485,6 +496,7 @@ class BulkRun:
         self._num_open -= len(rows)
         self._finished(rows)
         for row in rows:
+            self._shares.pop(row["key"], None)
             self._take(self._settle(row))
 
     def _cut_off(
@@ -520,6 +532,7 @@ class BulkRun:
         is_large = num_together > FEW
         suspected = set[str]() if is_of_node or is_large else {item.key for item in suspects}
         for item in items:
+            self._shares.pop(item.key, None)
             again = replace(item, attempts=item.attempts + 1)
             if is_large and suspects and not is_of_node:
                 again = replace(again, company=FEW)

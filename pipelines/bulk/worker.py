@@ -3,7 +3,8 @@
 A unit is answered bit by bit, so that what is done survives the replica:
 
     Started, then for every input: Frames (large, stays in the object store), Upscaled (small, for the driver)
-    or, if inputs came in parcels: Parcel, tuple[Upscaled, ...], for one or several at a time (`grouped`)
+    or, if inputs came in parcels: Parcel, tuple[Upscaled, ...], for one or several at a time (`grouped`),
+    and for slow ones, every few seconds, an empty Parcel and a tuple with an Underway
 
 Pixels come before what announces them: when it arrives, they are available.
 
@@ -21,14 +22,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, cast, overload
 
 import numpy as np
 
 from pipelines.bulk.nearest import nearest_model
-from pipelines.bulk.parcels import Parcel, by_key, grouped
+from pipelines.bulk.parcels import Parcel, Underway, by_key, grouped
 from pipelines.bulk.wedged import DEFAULT_STEP_S, Wedged
 from resshift import seeds
 from resshift.allocator import keep_freed_pages
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 # made before the next suspect is let in. A unit's wait passes while the model works on others.
 _DELIVERY_S = 0.05
 _DELIVERY_ALONE_S = 0.5
+_TELL_S = 5.0  # a picture that takes longer is told of that often
 
 
 class Model(Protocol):
@@ -61,7 +63,12 @@ class Model(Protocol):
         """Whether tiles of several pictures go through the networks together."""
         ...
 
-    def upscaling(self, picture: Picture, sampling: Sampling = Sampling()) -> Work[Picture]: ...
+    def upscaling(
+        self,
+        picture: Picture,
+        sampling: Sampling = Sampling(),
+        progress: Callable[[float], None] | None = None,
+    ) -> Work[Picture]: ...
 
     def predictions(self, picture: Picture, sampling: Sampling = Sampling()) -> Work[tuple[Picture, ...]]: ...
 
@@ -288,7 +295,7 @@ class Replica:
         *inputs: Parcel,
         alone: bool = False,
         is_wanted: Callable[[], bool] = ...,
-    ) -> Iterator[Started | Parcel | tuple[Upscaled, ...]]: ...
+    ) -> Iterator[Started | Parcel | tuple[Upscaled | Underway, ...]]: ...
 
     def upscale(
         self,
@@ -297,7 +304,7 @@ class Replica:
         *inputs: Frames | Parcel,
         alone: bool = False,
         is_wanted: Callable[[], bool] = lambda: True,
-    ) -> Iterator[Started | Frames | Upscaled | Parcel | tuple[Upscaled, ...]]:
+    ) -> Iterator[Started | Frames | Upscaled | Parcel | tuple[Upscaled | Underway, ...]]:
         """Upscale the inputs of a unit in order; see the module for what is yielded.
 
         Args:
@@ -322,7 +329,8 @@ class Replica:
                     time.sleep(delivery_s)
                 return
             for answer in self._answers(options, keys, cast("tuple[Frames, ...]", inputs), is_wanted):
-                yield from answer
+                if not isinstance(answer, Underway):
+                    yield from answer
 
     def predictions(
         self, options: ReplicaOptions, frames: Frames, is_wanted: Callable[[], bool] = lambda: True
@@ -346,30 +354,43 @@ class Replica:
         keys: Sequence[str],
         inputs: Sequence[Frames],
         is_wanted: Callable[[], bool],
-    ) -> Iterator[tuple[Frames, Upscaled]]:
+    ) -> Iterator[tuple[Frames, Upscaled] | Underway]:
         """Yield the results; some inputs are in line at a time."""
         waiting = iter(zip(keys, inputs, strict=True))
         line: collections.deque[Future[Done[Frames]]] = collections.deque()
+        shares: dict[str, float] = {}
         while True:
             for key, frames in itertools.islice(waiting, self._ahead - len(line)):
-                work = self._work(options, key, frames)
+                work = self._work(options, key, frames, shares)
                 line.append(self._batcher.submit(work, is_wanted, frames.num_pixels))
             if not line:
                 return
+            while not wait((line[0],), _TELL_S).done:
+                if told := tuple(shares.items()):
+                    yield Underway(told)
             try:
                 answer = _answer(line.popleft())
             except CancelledError:  # no longer wanted
                 return
             yield answer
 
-    def _work(self, options: ReplicaOptions, key: str, frames: Frames) -> Work[Frames]:
-        """Upscale every frame of one input."""
+    def _work(
+        self, options: ReplicaOptions, key: str, frames: Frames, shares: dict[str, float]
+    ) -> Work[Frames]:
+        """Upscale every frame of one input, and note in `shares` how far that is until it is done."""
         sampling = options.sampling
         if key:
             sampling = replace(sampling, seed=seeds.derive(sampling.seed, "picture", key))
         pictures: list[Picture] = []
-        for picture in frames.pictures:
-            pictures.append((yield from self.model.upscaling(picture, sampling)))
+
+        def note(share: float) -> None:
+            shares[key] = (len(pictures) + share) / len(frames.pictures)
+
+        try:
+            for picture in frames.pictures:
+                pictures.append((yield from self.model.upscaling(picture, sampling, note)))
+        finally:
+            shares.pop(key, None)
         return replace(frames, pictures=tuple(pictures))
 
 

@@ -52,7 +52,8 @@ def test_a_picture_without_a_key_has_the_noise_of_its_seed() -> None:
     class Model:
         identity = "nearest-x4"
 
-        def upscaling(self, picture: Picture, sampling: Sampling = Sampling()) -> Work[Picture]:
+        def upscaling(self, picture: Picture, sampling: Sampling, progress: Any) -> Work[Picture]:
+            del progress
             seen.append(sampling.seed)
             yield from ()
             return picture

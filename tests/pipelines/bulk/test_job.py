@@ -43,7 +43,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Work], Non
         def scheduler(*arguments: Any, **_: Any) -> Any:
             finished = arguments[4]
             return SimpleNamespace(
-                run=lambda: work(finished), is_idle=False, replica_times={}, resize=mock.Mock()
+                run=lambda: work(finished), is_idle=False, replica_times={}, share=0.0, resize=mock.Mock()
             )
 
         monkeypatch.setattr(driver_module, "capacity", lambda *_: {"num_cpus": 1, "object_store_bytes": 1})

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipelines.bulk import parcels
-from pipelines.bulk.parcels import FEW, MOST_PARCELS, Parcel, by_key, grouped, packed
+from pipelines.bulk.parcels import FEW, MOST_PARCELS, Parcel, Underway, by_key, grouped, packed
 from pipelines.bulk.worker import Upscaled
 from resshift.images import Picture
 from resshift.images.animation import Frames
@@ -52,7 +52,9 @@ def sizes(num: int, seconds: float) -> list[int]:
     assert [type(one) for one in told] == [Parcel, tuple] * len(pixels)
     assert list(by_key(pixels)) == keys
     assert [one.pictures[0].width for one in by_key(pixels).values()] == list(range(1, num + 1))
-    assert [one.seconds for group in answers for one in group] == list(range(num))
+    assert [one.seconds for group in answers for one in group if isinstance(one, Upscaled)] == list(
+        range(num)
+    )
     assert [len(one.keys) for one in pixels] == [len(group) for group in answers]
     return [len(group) for group in answers]
 
@@ -63,6 +65,21 @@ def test_results_of_a_few_come_one_by_one_and_those_of_many_together(monkeypatch
     assert sizes(20, 1.0)[0] == 2  # not later than after two seconds
     monkeypatch.setattr(parcels, "_GROUP_BYTES", 3 * 81)
     assert sizes(9, 0.0) == [6, 2, 1]  # 3 x (1 + 4 + 9 + 16 + 25 + 36), then 3 x (49 + 64)
+
+
+def test_how_far_slow_pictures_are_comes_between_the_results() -> None:
+    def answers() -> Iterator[tuple[Frames, Upscaled] | Underway]:
+        yield Underway((("0", 0.25), ("1", 0.1)))
+        for i, answer in enumerate(results(2)):
+            yield answer
+            yield Underway((("1", 0.5 + i / 10),))
+
+    told = list(grouped(["0", "1"], answers()))
+    assert [type(one) for one in told] == [Parcel, tuple] * 5
+    assert [one.keys for one in told if isinstance(one, Parcel)] == [(), ("0",), (), ("1",), ()]
+    groups = [one for one in told if isinstance(one, tuple)]
+    assert groups[0] == (Underway((("0", 0.25), ("1", 0.1))),)
+    assert [type(one) for group in groups for one in group] == [Underway, Upscaled] * 2 + [Underway]
 
 
 def test_a_unit_that_ends_early_gives_what_it_has() -> None:

@@ -24,7 +24,7 @@ from ray.exceptions import (
 )
 
 from pipelines.bulk import scheduler
-from pipelines.bulk.parcels import FEW
+from pipelines.bulk.parcels import FEW, Underway
 from pipelines.bulk.scheduler import Budget, BulkOptions, BulkRun, ReplicaTime, busy_share
 from pipelines.bulk.selection import Batch, WorkItem
 from pipelines.bulk.stages import StageOptions, UpscaleOptions
@@ -71,6 +71,7 @@ class Stages:
         self.calls: list[tuple[str, list[str]]] = []
         self.alone: list[str] = []
         self.stored_at: list[float] = []
+        self.bulk: BulkRun | None = None
 
     def units(self, stage: str = "upscale") -> list[str]:
         """Return the keys of each call of a stage, put together."""
@@ -153,6 +154,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[s
                 object_store_bytes=1_000_000,
                 **settle,
             )
+            stages.bulk = bulk
             await asyncio.wait_for(bulk.run(), 20)
             assert bulk.budget.used == 0
 
@@ -322,6 +324,46 @@ class Busy(Stages):
                 yield ref
         finally:
             self.num_units -= 1
+
+
+class Slow(Stages):
+    """Tells how far its pictures are, before each result."""
+
+    shares: list[float]
+
+    async def upscale(
+        self, options: Any, keys: Sequence[str], inputs: Sequence[Any], *, alone: bool
+    ) -> AsyncGenerator[Any]:
+        assert self.bulk is not None
+        self.shares = []
+        stream = super().upscale(options, keys, inputs, alone=alone)
+        yield await anext(stream)
+        for key in keys:
+            for share in (0.25, 0.75):
+                yield Ref([])
+                yield Ref([Underway(((key, share),))])
+                self.shares.append(self.bulk.share)
+            yield await anext(stream)
+            told = await anext(stream, None)
+            if told is None:  # the fault
+                return
+            yield told
+            self.shares.append(self.bulk.share)
+
+
+def test_how_far_slow_pictures_are_is_known(run: Callable[..., dict[str, Row]]) -> None:
+    """One that is done counts as a whole until it is stored, which is at the end of its unit here."""
+    stages = Slow(no_fault)
+    run(stages, "ab")
+    assert stages.shares == [0.25, 0.75, 1.0, 1.25, 1.75]
+    assert stages.bulk is not None
+    assert stages.bulk.share == 0
+
+
+def test_how_far_a_picture_was_is_forgotten_with_its_replica(run: Callable[..., dict[str, Row]]) -> None:
+    stages = Slow(times(1, "upscale", ActorDiedError()))
+    run(stages, "a")
+    assert stages.shares == [0.25, 0.75]  # of the second attempt
 
 
 def test_small_pictures_travel_in_hundreds(run: Callable[..., dict[str, Row]]) -> None:
