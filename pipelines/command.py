@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
-from pipelines.cluster.ray_internals import SKIPPED_LINES
+from pipelines.cluster.ray_internals import NO_CLUSTER_BY_ITSELF, SKIPPED_LINES
 from resshift.command import Exit as Exit
 from resshift.command import UsageError as UsageError
 from resshift.command import add_format as add_format
@@ -109,7 +109,7 @@ def run(
 ) -> int:
     """Parse, run, and turn expected errors into one line on standard error and an exit code."""
     options = arguments.parse_args(argv)
-    for name, value in SKIPPED_LINES.items():  # before anything imports Ray
+    for name, value in (SKIPPED_LINES | NO_CLUSTER_BY_ITSELF).items():  # before anything imports Ray
         os.environ.setdefault(name, value)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", datefmt="%H:%M:%S"

@@ -46,6 +46,11 @@ _NO_NEWS = (
 )
 SKIPPED_LINES = {"RAY_DEDUP_LOGS_SKIP_REGEX": "|".join(_NO_NEWS)}
 
+# A function of Ray that is called before `ray.init` starts a cluster of its own, also in a thread of Serve's
+# router that is late when a command ends: then a second cluster came up behind the last line of a job. Every
+# command here calls `ray.init`. Ray reads the variable when it is imported.
+NO_CLUSTER_BY_ITSELF = {"RAY_ENABLE_AUTO_CONNECT": "0"}
+
 # The variable that Ray's state API, which Ray Train asks, reads before it looks for a cluster on the machine.
 # It is documented for `ray job submit` only.
 CLUSTER_VARIABLE = "RAY_API_SERVER_ADDRESS"

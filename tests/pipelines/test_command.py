@@ -8,7 +8,7 @@ import os
 import pytest
 from ray.exceptions import AuthenticationError
 
-from pipelines.cluster.ray_internals import SKIPPED_LINES
+from pipelines.cluster.ray_internals import NO_CLUSTER_BY_ITSELF, SKIPPED_LINES
 from pipelines.command import Exit, UsageError, connect_to_ray, min_max, positive, run, share
 
 
@@ -51,21 +51,22 @@ def test_a_number_is_at_least_one() -> None:
 
 
 @pytest.mark.parametrize("given", [None, "what the user has set"])
-def test_ray_is_told_what_is_no_news_before_a_command_runs(
+def test_ray_has_its_variables_before_a_command_runs(
     given: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ((name, pattern),) = SKIPPED_LINES.items()
-    monkeypatch.setenv(name, given or "")
-    if given is None:
-        monkeypatch.delenv(name)
-    seen: list[str | None] = []
+    variables = SKIPPED_LINES | NO_CLUSTER_BY_ITSELF
+    for name in variables:
+        monkeypatch.setenv(name, given or "")
+        if given is None:
+            monkeypatch.delenv(name)
+    seen: list[dict[str, str | None]] = []
 
     def command(_: argparse.Namespace) -> Exit:
-        seen.append(os.environ.get(name))
+        seen.append({name: os.environ.get(name) for name in variables})
         return Exit.COMPLETE
 
     assert run(command, argparse.ArgumentParser(), []) == 0
-    assert seen == [given or pattern]
+    assert seen == [{name: given or value for name, value in variables.items()}]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ import importlib.util
 import inspect
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import MutableSet
@@ -122,6 +124,18 @@ def test_token_logger_is_the_one_that_tells_of_a_closed_cluster(monkeypatch: pyt
     monkeypatch.setattr(logging.getLogger(ray_internals.TOKEN_LOGGER), "warning", warned.append)
     assert setup.enable_token_auth_by_default()
     assert len(warned) == 1, "another logger tells of tokens, and commands print it"
+
+
+def test_ray_starts_no_cluster_by_itself() -> None:
+    """In a process of its own: Ray reads the variable when it is imported."""
+    program = (
+        "import ray\ntry: ray.get_actor('x')\nexcept Exception as error: print(type(error).__name__, error)"
+    )
+    env = os.environ | ray_internals.NO_CLUSTER_BY_ITSELF
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "Ray has not been started yet" in ended.stdout, ended
 
 
 def test_lines_that_are_no_news_are_not_printed(
