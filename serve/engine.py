@@ -176,6 +176,8 @@ class ServeEngine:
 
     def _undeploy(self) -> None:
         if self._is_ours:
+            # The router warns of every replica that is gone, which is what is asked for here.
+            logging.getLogger("ray.serve").setLevel(logging.ERROR)
             ray_internals.begin_to_delete(self._name)
             if not self._is_gone_within(_GRACE_S):
                 ray_internals.kill_replicas(self._name)
