@@ -119,7 +119,8 @@ def summary(request: BulkRequest, tolerated: float) -> Exit:
 
     counts = ledger.total_counts(request.target, request.settings.target)
     failures = ledger.some_failures(request.target, request.settings.target) if counts["failed"] else []
-    print(*(f"{name}: {count}" for name, count in sorted(counts.items())), *failures, sep="\n")
+    lines = [f"{name}: {count}" for name, count in sorted(counts.items())] or ["nothing is done yet"]
+    print(*lines, *failures, sep="\n")
     total = sum(counts[status] for status in ("ok", "failed", "skipped"))
     return Exit.FINISHED_WITH_FAILED_ITEMS if counts["failed"] > tolerated * total else Exit.COMPLETE
 

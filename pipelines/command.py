@@ -114,6 +114,7 @@ def run(
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", datefmt="%H:%M:%S"
     )
+    logging.getLogger("aiobotocore.credentials").setLevel(logging.WARNING)  # where it found them
     try:
         return exit_code(command, options)
     except NoCluster as error:
@@ -158,16 +159,20 @@ def connect_to_ray(num_cpus: int | None = None) -> None:
     wait_passively()
     logging.getLogger(TOKEN_LOGGER).setLevel(logging.ERROR)
     num_cpus = num_cpus or max(4, (os.cpu_count() or 2) + 2)
-    try:
-        # "local": without it, init would find a cluster that somebody started on this machine, and refuse
-        # num_cpus.
-        ray.init(address="local", num_cpus=num_cpus, logging_level=logging.WARNING)
-    except Exception as error:  # Ray has no class of its own for a node that is not up within 30 s
-        if "timed out during startup" not in str(error):
-            raise
-        raise NoCluster(
-            "Ray did not start within the time that it gives itself (30 s); this machine may be too busy"
-        ) from error
+    for is_last in (False, True):
+        try:
+            # "local": without it, init would find a cluster that somebody started on this machine, and refuse
+            # num_cpus.
+            ray.init(address="local", num_cpus=num_cpus, logging_level=logging.WARNING)
+            return
+        except Exception as error:  # Ray has no class of its own for a node that is not up within 30 s
+            if "timed out during startup" not in str(error):
+                raise
+            if is_last:
+                raise NoCluster(
+                    "Ray did not start within the time that it gives itself (30 s), twice; this machine may "
+                    "be too busy: run the command again when it is not"
+                ) from error
 
 
 def quiet_ray_data() -> None:

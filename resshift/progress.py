@@ -189,10 +189,15 @@ def line(what: str, state: Mapping[str, Any]) -> str:
         parts.append(f"{share:.0%} of the next" if share < 1 else f"{share:.1f} of the next ones")
     if (eta_s := state["eta_s"]) is not None:
         parts.append(f"ETA {eta_s // 3600}:{eta_s // 60 % 60:02d}:{eta_s % 60:02d}")
-    parts.append(f"{state[f'{what}_per_s']:.2f}/s")
+    parts.append(f"{_rate(state[f'{what}_per_s'])}/s")
     parts += [f"{state[status]} {status}" for status in ("failed", "skipped") if state[status]]
     others = state.keys() - {f"{what}_per_s"}
-    parts += [f"{state[n]:.2f} {n.removesuffix('_per_s')}/s" for n in sorted(others) if n.endswith("_per_s")]
+    rates = sorted(name for name in others if name.endswith("_per_s"))
+    parts += [f"{_rate(state[name])} {name.removesuffix('_per_s')}/s" for name in rates]
     if "replicas" in state:
         parts.append(f"{state['replicas']} replicas" if state["replicas"] else "starting a replica")
     return "  ".join(parts)
+
+
+def _rate(per_s: float) -> str:
+    return f"{per_s:.2f}" if per_s >= 0.1 or not per_s else f"{per_s:.1g}"

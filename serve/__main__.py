@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -212,6 +213,7 @@ def start(config: dict[str, Any]) -> str:
     # Checked by Serve's own schema, and deployed by name: every deployment can be imported wherever this
     # package is installed.
     schema = ServeDeploySchema.model_validate(config)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     http = schema.http_options
     with contextlib.suppress(ActorAlreadyExistsError):  # a bulk job that starts at this moment was faster
         serve.start(

@@ -422,7 +422,7 @@ class Sweep:
     def told(self) -> Iterator[str]:
         """Yield lines on what this run found."""
         seen = self.counts
-        yield f"{seen.listed} inputs: {seen.pending} to do, {seen.done} done before, {seen.refused} refused"
+        yield f"{seen.listed} inputs: {seen.pending} to do, {seen.done} done before, {seen.refused} left out"
         if self.num_continued:
             yield "what an earlier run has finished was not listed; run again to find what has come there"
 

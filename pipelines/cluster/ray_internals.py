@@ -36,12 +36,15 @@ TOKEN_LOGGER = "ray._private.authentication.authentication_token_setup"
 # Lines of Ray that say nothing of a run in which all is well, by their texts, which are Ray's own. Serve's
 # controller ends by being killed, and what waits for it meanwhile counts as failed and to be tried again:
 # yellow lines at the end of every run. Large models take longer to load than the 30 s after which Serve
-# warns, and progress says that they load. The last is about an actor that Ray Train starts. Ray reads the
-# pattern, documented for its logs, when it is imported in the process that prints them.
+# warns, and progress says that they load; a proxy takes more than 5 s on a busy machine, and a command says
+# so when it has none. The last is about an actor that Ray Train starts. Ray reads the pattern, documented for
+# its logs, when it is imported in the process that prints them.
 _NO_NEWS = (
     r"Task ServeController\.\w+ failed\. There are infinite retries remaining",
     r"replicas that have taken more than \d+s to initialize",
     r"This may be caused by a slow __init__ or reconfigure method",
+    r"Proxy actor (readiness check for proxy on \w+ didn't complete|reported not ready on node)",
+    r"Cannot deregister autoscaling state for deployment .* because it is not registered",
     r"Actor with class name: 'PreemptionWatcher' .* has constructor arguments in the object store",
 )
 SKIPPED_LINES = {"RAY_DEDUP_LOGS_SKIP_REGEX": "|".join(_NO_NEWS)}

@@ -201,7 +201,7 @@ def test_bulk_job_gives_every_input_its_row(
     capsys.readouterr()
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
     assert job("upscale", str(hostile), str(out), "--model", model) == 3
-    assert f"0 to do, {len(rows)} done before, 0 refused" in capsys.readouterr().out
+    assert f"0 to do, {len(rows)} done before, 0 left out" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.png")} == before  # nothing was done twice
 
     (hostile / "truncated.png").write_bytes(encoded(photo(9)))  # repaired by its owner

@@ -101,3 +101,20 @@ def test_a_cluster_that_does_not_start_is_told_in_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert told in line
+
+
+def test_a_local_cluster_that_was_late_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    errors = [Exception("The current node timed out during startup. This could")]
+
+    def init(**_: object) -> None:
+        if errors:
+            raise errors.pop()
+
+    monkeypatch.setattr("pipelines.command.wait_passively", lambda: None)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    connect_to_ray()
+    assert not errors

@@ -156,6 +156,10 @@ def test_lines_that_are_no_news_are_not_printed(
         "than 30s to initialize.",
         "core_worker.cc:2465: Actor with class name: 'PreemptionWatcher' and ID: '18' has constructor "
         "arguments in the object store and max_restarts > 0.",
+        "WARNING controller 7 -- Proxy actor readiness check for proxy on 0a1b didn't complete in 5.0s.",
+        "WARNING controller 7 -- Proxy actor reported not ready on node 0a1b",
+        "WARNING controller 7 -- Cannot deregister autoscaling state for deployment "
+        "Deployment(name='keeper', app='resshift') because it is not registered",
         f"Task _store failed. {retry}",  # this one is news
     ):
         # As Ray's own thread prints what its processes report to the driver.
