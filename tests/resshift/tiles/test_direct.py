@@ -85,7 +85,10 @@ def test_tiles_of_the_regression_network_are_the_whole_picture(size: tuple[int, 
     whole = up.renderer.predict(extended)[..., : 4 * size[1]].clamp(-1, 1)  # type: ignore[attr-defined]
     # Of the order of rounding; one row fewer of context shows as 1e-3 (the next test).
     torch.testing.assert_close(tiled, whole, atol=5e-6, rtol=0)
-    assert torch.equal(up.upscale_tensor(lq), whole)
+    # Kernels of AVX2 round by the place in a row: bits are equal where the plan has one tile.
+    unasked = up.upscale_tensor(lq)
+    torch.testing.assert_close(unasked, whole, atol=5e-6, rtol=0)
+    assert torch.equal(unasked, whole) or up.plan(*size, Sampling()).num_tiles > 1
 
 
 def test_results_near_the_edge_of_a_tile_are_not_used() -> None:
