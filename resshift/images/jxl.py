@@ -82,7 +82,7 @@ def encode_jxl(
     )
     with _codec() as codec:
         return codec.encode(
-            np.ascontiguousarray(pixels),
+            np.require(pixels, requirements=("C", "W")),  # the binding takes no read-only array
             effort=_EFFORT,
             distance=distance,
             lossless=quality == 100,

@@ -6,6 +6,7 @@ import io
 import struct
 import time
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -88,6 +89,29 @@ def test_a_result_is_written_and_read_back(format: Format, channels: int, has_al
     if alpha is not None and back.alpha is not None:
         assert difference(back.alpha, alpha) <= (0 if format == "jxl" else 3)
     assert len(images.encode(source, format, 40)) < len(images.encode(source, format, 95))
+
+
+@pytest.mark.parametrize("format", get_args(Format))
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("has_alpha", [False, True])
+def test_arrays_that_cannot_be_written_to_are_encoded(
+    format: Format, dtype: type, channels: int, has_alpha: bool
+) -> None:
+    """Ray's arrays are so. The file is that of arrays that can be written to."""
+    pixels = RAMP[..., :channels].astype(dtype)
+    alpha = RAMP[..., 1].astype(dtype) if has_alpha else None
+    mask = RAMP[..., 0] > 9
+    for num_frames in (1,) if format in ("jpeg", "jxl") else (1, 2):
+        frames = Frames((Picture(pixels=pixels, alpha=alpha, mask=mask),) * num_frames)
+        results: list[Frames] = []
+        for is_writeable in (True, False):
+            for plane in (pixels, alpha, mask):
+                if plane is not None:
+                    plane.flags.writeable = is_writeable
+            results.append(decode_frames(encode_frames(frames, format), None, "all"))
+        for one, other in zip(*(result.pictures for result in results), strict=True):
+            np.testing.assert_array_equal(images.to_array(one), images.to_array(other))
 
 
 @pytest.mark.parametrize("format", NEW)
