@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from resshift.images.decoding import decode, from_pil
+from resshift.images.decoding import decode, read_frame
 from resshift.images.encoding import check_sizes, encode, fit_format, to_pil
 from resshift.images.header import probe, read_header, refusals
 from resshift.images.identify import identify, pages
@@ -104,9 +104,7 @@ def decode_frames(data: bytes, limits: ImageLimits | None = None, choice: FrameC
     with refusals(f"{name} frames"):
         for i_frame in pages(data) if name == "TIFF" else range(num_frames):
             image.seek(i_frame)
-            image.load()
-            limits.check_size(*image.size)
-            pictures.append(replace(from_pil(image.copy() if name != "TIFF" else image), format=name))
+            pictures.append(read_frame(image, data, limits, is_film=name != "TIFF"))
             durations.append(round(float(image.info.get("duration") or 0)))
         loop = int(image.info.get("loop") or 0)
     first = replace(pictures[0], notes=(f"{num_frames} frames", *pictures[0].notes))

@@ -24,7 +24,7 @@ from resshift.images.coded_colours import coded_colours
 from resshift.images.exif import ORIENTATION, descriptive_exif, read_orientation, upright
 from resshift.images.header import count_frames, read_header, refusals, sample_bits
 from resshift.images.icc import to_working
-from resshift.images.identify import identify, pages
+from resshift.images.identify import identify
 from resshift.images.png import essential_png, read_text, scale_transparent_level
 from resshift.images.resolution import read_resolution
 from resshift.images.samples import swap_red_blue
@@ -46,29 +46,51 @@ def decode(data: bytes, limits: ImageLimits | None = None) -> Picture:
     image = read_header(data, limits)
     name = identify(data)
     with refusals(f"{name} data"):
-        orientation = read_orientation(image) if name == "TIFF" else 1  # Pillow rotates a TIFF as it loads it
         num_in_file = int(getattr(image, "n_frames", 1)) if name in ("JPEG", "HEIF") else 1
-        image.load()
-        if name in ("HEIF", "JXL"):
-            image.getexif()[ORIENTATION] = 1  # libheif and libjxl have applied theirs, and EXIF may repeat it
-        if name == "PNG":
-            scale_transparent_level(image, sample_bits(image, data))
-        icc, colour_notes = coded_colours(image, data)
-        limits.check_size(*image.size)  # a frame of a GIF may be larger than its header says
+        picture = read_frame(image, data, limits)
         num_frames, is_exact = count_frames(data)
         notes = (f"first of {'' if is_exact else 'at least '}{num_frames} frames",) if num_frames > 1 else ()
         if name in ("JPEG", "HEIF") and (num_more := num_in_file - 1):
             notes += (
                 f"further pictures in the file left out (gain map, preview or second view): {num_more}",
             )
-        if orientation != 1:
-            notes += (f"orientation {orientation} applied",)
         if getattr(image, "is_animated", False) and name == "JXL":
             notes += ("first frame of an animation",)
-        picture = _from_loaded(image, icc, _deep_samples(image, data))
-        if sample_bits(image, data) > 8 and picture.pixels.dtype == np.uint8:
-            notes += (f"{sample_bits(image, data)} bit read as 8",)
-        return replace(picture, format=name, notes=notes + colour_notes + picture.notes)
+        return replace(picture, notes=notes + picture.notes)
+
+
+def read_frame(image: Image.Image, data: bytes, limits: ImageLimits, is_film: bool = False) -> Picture:
+    """Convert the frame or page at which an opened file stands.
+
+    Args:
+        image: What `read_header` returned, moved to a frame.
+        data: Content of the file.
+        limits: Sizes that are accepted.
+        is_film: Whether further frames of an animation are read: they are composed by Pillow, in 8 bit, so
+            all are of 8 bit. Pages of a TIFF keep 16.
+
+    Raises:
+        ImageError: too_large, unsupported_mode or corrupt. Exceptions of decoders are left to the caller.
+    """
+    name = identify(data)
+    orientation = read_orientation(image) if name == "TIFF" else 1  # Pillow rotates a TIFF as it loads it
+    image.load()
+    limits.check_size(*image.size)  # a frame of a GIF may be larger than its header says
+    if is_film:
+        copy = image.copy()  # `info`, which is changed below, is that of later frames too
+        copy.format = image.format
+        image = copy
+    if name in ("HEIF", "JXL"):
+        image.getexif()[ORIENTATION] = 1  # libheif and libjxl have applied theirs, and EXIF may repeat it
+    bits = sample_bits(image, data)
+    if name == "PNG":
+        scale_transparent_level(image, bits)
+    icc, colour_notes = coded_colours(image, data)
+    picture = _from_loaded(image, icc, None if is_film else _deep_samples(image, data))
+    notes = () if orientation == 1 else (f"orientation {orientation} applied",)
+    if bits > 8 and picture.pixels.dtype == np.uint8:
+        notes += (f"{bits} bit read as 8",)
+    return replace(picture, format=name, notes=notes + colour_notes + picture.notes)
 
 
 def from_pil(image: Image.Image) -> Picture:
@@ -163,7 +185,7 @@ def _sixteen_bit_colour(image: Image.Image, data: bytes) -> Array | None:
     ):
         return None
     clean = np.frombuffer(essential_png(data) if image.format == "PNG" else data, dtype=np.uint8)
-    page = pages(data)[0] if image.format == "TIFF" else 0
+    page = image.tell() if image.format == "TIFF" else 0
     _, read = cv2.imdecodemulti(clean, cv2.IMREAD_UNCHANGED, range=(page, page + 1))
     decoded = read[0] if read else None
     if (

@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from pipelines.bulk.nearest import Nearest
 from resshift import images
 from resshift.images import Format
+from resshift.images.animation import FrameChoice, decode_frames
 from tests.pictures import encoded, file_of, noise
 
 RGB = noise(0, 12, 16)
@@ -38,8 +40,29 @@ def png_with(pixels: np.ndarray, *chunks: tuple[bytes, bytes], bits: int = 8) ->
         rows += b"\0" + bytes(int(digits[i : i + 8], 2) for i in range(0, len(digits), 8))
     data = b"\x89PNG\r\n\x1a\n"
     for name, body in ((b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
-        data += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        data += chunk(name, body)
     return data
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def apng_with(frames: Iterable[np.ndarray], *chunks: tuple[bytes, bytes], bits: int = 8) -> bytes:
+    """Return an APNG of frames that replace each other, with chunks behind its header."""
+    frames = list(frames)
+    height, width = frames[0].shape[:2]
+
+    def control(number: int) -> bytes:
+        return struct.pack(">IIIIIHHBB", number, width, height, 0, 0, 1, 10, 0, 0)
+
+    first = ((b"acTL", struct.pack(">II", len(frames), 0)), *chunks, (b"fcTL", control(0)))
+    data = png_with(frames[0], *first, bits=bits)[:-12]
+    for i, frame in enumerate(frames[1:]):
+        alone = png_with(frame, bits=bits)
+        rows = alone[alone.index(b"IDAT") + 4 : -16]
+        data += chunk(b"fcTL", control(2 * i + 1)) + chunk(b"fdAT", struct.pack(">I", 2 * i + 2) + rows)
+    return data + chunk(b"IEND", b"")
 
 
 TEXTS = {0x010E: "Übung am Zürichsee – 日本", 0x013B: "José Müller", 0x8298: "© 2026 José Müller"}
@@ -216,3 +239,52 @@ def test_the_transparent_level_of_grey_is_transparent(bits: int) -> None:
         assert picture.alpha is not None
         np.testing.assert_array_equal(picture.alpha == 0, levels == level)
         np.testing.assert_array_equal(picture.pixels[..., 0], levels * (255 // ((1 << bits) - 1)))
+
+
+@pytest.mark.parametrize("choice", ["first", "all"])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_the_transparent_level_of_grey_is_that_of_every_frame(bits: int, choice: FrameChoice) -> None:
+    levels = np.random.default_rng(bits).integers(0, min(1 << bits, 7), (3, 9, 13), np.uint8)
+    for level in {0, min(1 << bits, 7) // 2}:
+        data = apng_with(levels, (b"tRNS", struct.pack(">H", level)), bits=bits)
+        pictures = decode_frames(data, None, choice).pictures
+        assert len(pictures) == (1 if choice == "first" else 3)
+        for picture, expected in zip(pictures, levels, strict=False):
+            assert picture.alpha is not None
+            np.testing.assert_array_equal(picture.alpha == 0, expected == level)
+            scale = 1 if bits == 16 else 255 // ((1 << bits) - 1)
+            np.testing.assert_array_equal(picture.pixels[..., 0], expected * scale)
+
+
+@pytest.mark.parametrize("pixels", [RGB, RGB[..., 0]])
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [(b"cICP", bytes([12, 13, 0, 1]))],
+        [(b"cICP", bytes([9, 16, 0, 1]))],
+        [LINEAR],
+        [LINEAR, P3_PRIMARIES],
+        [(b"tRNS", bytes(6))],
+        [(b"pHYs", struct.pack(">IIB", 11811, 5906, 1))],
+    ],
+)
+def test_every_frame_is_read_as_a_picture_alone(
+    chunks: list[tuple[bytes, bytes]], pixels: np.ndarray
+) -> None:
+    chunks = [(name, body[:2] if name == b"tRNS" and pixels.ndim == 2 else body) for name, body in chunks]
+    frames = decode_frames(apng_with((pixels, 255 - pixels), *chunks), None, "all")
+    for picture, shown in zip(frames.pictures, (pixels, 255 - pixels), strict=True):
+        alone = images.decode(png_with(shown, *chunks))
+        for plane in ("pixels", "alpha"):
+            np.testing.assert_array_equal(getattr(picture, plane), getattr(alone, plane))
+        for name in ("icc", "source_icc", "resolution"):
+            assert getattr(picture, name) == getattr(alone, name)
+        assert picture.notes[-len(alone.notes) :] == alone.notes or not alone.notes
+
+
+def test_an_apng_of_sixteen_bit_colour_is_read_in_eight_and_says_so() -> None:
+    deep = np.random.default_rng(0).integers(0, 1 << 16, (2, 9, 13, 3), np.uint16)
+    frames = decode_frames(apng_with(deep, bits=16), None, "all")
+    assert [picture.notes[-1] for picture in frames.pictures] == ["16 bit read as 8"] * 2
+    for picture, expected in zip(frames.pictures, deep, strict=True):
+        np.testing.assert_array_equal(picture.pixels, expected >> 8)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageCms
 
 from pipelines.bulk.nearest import Nearest
@@ -279,6 +280,18 @@ def test_several_frames_can_be_refused(format: str) -> None:
         decode_frames(film(format), None, "fail")
     assert caught.value.reason is ImageReason.ANIMATED
     assert len(decode_frames(saved(Image.fromarray(RGB), format), None, "fail").pictures) == 1
+
+
+@pytest.mark.parametrize("shape", [(12, 10), (12, 10, 3), (12, 10, 4)])
+def test_pages_of_sixteen_bit_are_read_in_sixteen_bit(shape: tuple[int, ...]) -> None:
+    pages = RNG.integers(1, 1 << 16, (3, *shape), np.uint16)
+    out = io.BytesIO()
+    extra = {"extrasamples": ["unassalpha"]} if shape[2:] == (4,) else {}
+    with tifffile.TiffWriter(out) as writer:
+        for page in pages:
+            writer.write(page, photometric="minisblack" if len(shape) == 2 else "rgb", **extra)  # pyright: ignore[reportArgumentType]
+    for picture, page in zip(decode_frames(out.getvalue(), None, "all").pictures, pages, strict=True):
+        np.testing.assert_array_equal(np.squeeze(images.to_array(picture)), page)
 
 
 def test_frames_have_limits_and_formats_their_own() -> None:
