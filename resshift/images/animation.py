@@ -5,10 +5,11 @@
 
 A still picture is one frame, so pictures are passed on as `Frames` everywhere. APNG, WebP and GIF give
 composed frames of the canvas size, so does AVIF, and TIFF gives its pages. Several frames are written as
-APNG, WebP, AVIF or a TIFF of pages, in 8 bit, lossless except for WebP below quality 100 and AVIF.
+APNG, WebP, AVIF or a TIFF of pages, lossless except for WebP below quality 100 and AVIF. Pages of a TIFF keep
+16 bit, their profiles, XMP and resolutions; frames are of 8 bit and of one profile.
 
-What it does not do: GIF output (256 colours), a profile or EXIF for each frame (those of the first frame are
-written).
+What it does not do: GIF output (256 colours), EXIF for each frame or page, XMP, resolution and text for each
+frame (those of the first are written).
 """
 
 from __future__ import annotations
@@ -18,12 +19,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from PIL import Image
+from PIL import TiffImagePlugin
 
 from resshift.images.decoding import decode, read_frame
-from resshift.images.encoding import check_sizes, encode, fit_format, to_pil
+from resshift.images.encoding import (
+    check_sizes,
+    encode,
+    fit_format,
+    in_eight_bit,
+    in_srgb,
+    metadata_of,
+    to_pil,
+)
 from resshift.images.header import probe, read_header, refusals
 from resshift.images.identify import identify, pages
+from resshift.images.png import insert_chunks, read_text, resolution_chunks, text_chunks
 from resshift.images.types import Format, ImageError, ImageLimits, ImageReason, Picture, scaled
 
 _PAGE_MS = 1000  # pages of a document have no duration: in an animation each is shown for a second
@@ -107,43 +117,58 @@ def decode_frames(data: bytes, limits: ImageLimits | None = None, choice: FrameC
             pictures.append(read_frame(image, data, limits, is_film=name != "TIFF"))
             durations.append(round(float(image.info.get("duration") or 0)))
         loop = int(image.info.get("loop") or 0)
-    first = replace(pictures[0], notes=(f"{num_frames} frames", *pictures[0].notes))
+        text, text_notes = read_text(image)  # of an APNG, from all of its frames
+    first = pictures[0]
+    first = replace(first, text=text, notes=(f"{num_frames} frames", *first.notes, *text_notes))
     return Frames((first, *pictures[1:]), () if name == "TIFF" else tuple(durations), loop)
 
 
 def fit_frames(frames: Frames, format: Format) -> Frames:
-    """Return the frames as `format` can hold them, with notes on the first frame; see `images.fit_format`.
+    """Return the frames as `format` can hold them; the notes of all are on the first. See
+    `images.fit_format`.
 
     Raises:
         ImageError: See `images.check_sizes`.
     """
     check_sizes(frames.sizes(), format)
-    return frames.map(lambda picture: fit_format(picture, format))
+    if len(frames.pictures) > 1 and format != "tiff":
+        frames = frames.map(lambda one: in_eight_bit(one, f"16 bit reduced to 8 for frames of {format}"))
+        if len({one.icc for one in frames.pictures}) > 1:
+            frames = frames.map(lambda one: in_srgb(one, "frames of unlike profiles converted to sRGB"))
+    first, *others = (fit_format(picture, format) for picture in frames.pictures)
+    notes = dict.fromkeys(note for one in (first, *others) for note in one.notes)
+    return replace(frames, pictures=(replace(first, notes=tuple(notes)), *others))
 
 
 def encode_frames(frames: Frames, format: Format = "png", quality: int = 95) -> bytes:
     """Encode one picture as `images.encode` does, or all frames of an animation."""
-    first = frames.pictures[0]
     if len(frames.pictures) == 1:
-        return encode(first, format, quality)
-    converted = [to_pil(picture) for picture in fit_frames(frames, format).pictures]
-    mode = "RGBA" if any(image.has_transparency_data for image in converted) else "RGB"
-    shown: list[Image.Image] = converted if format == "tiff" else [image.convert(mode) for image in converted]
+        return encode(frames.pictures[0], format, quality)
+    first, *others = fit_frames(frames, format).pictures
+    out = io.BytesIO()
+    if format == "tiff":
+        with TiffImagePlugin.AppendingTiffWriter(out, True) as writer:
+            for page in (first, *(replace(other, exif=None) for other in others)):
+                writer.write(encode(page, format))
+                writer.newFrame()
+        return out.getvalue()
+    converted = [to_pil(picture) for picture in (first, *others)]
+    is_grey = format == "png" and all(picture.pixels.shape[2] == 1 for picture in (first, *others))
+    has_alpha = any(image.has_transparency_data for image in converted)
+    mode = ("L" if is_grey else "RGB") + ("A" if has_alpha else "")
+    shown = [image.convert(mode) for image in converted]
     # Frames replace each other instead of being blended, so that a decoder shows exactly these pixels.
     durations = list(frames.durations_ms) or [_PAGE_MS] * len(shown)
     options: dict[str, Any] = {
-        "png": {"duration": durations, "loop": frames.loop, "compress_level": 1, "blend": 0, "disposal": 0},
-        "webp": {
-            "duration": durations,
-            "loop": frames.loop,
-            "quality": quality,
-            "lossless": quality == 100,
-            "method": 4,
-        },
-        "avif": {"duration": durations, "quality": quality},
-        "tiff": {"compression": "tiff_deflate"},
+        "png": {"loop": frames.loop, "compress_level": 1, "blend": 0, "disposal": 0, "icc_profile": None},
+        "webp": {"loop": frames.loop, "quality": quality, "lossless": quality == 100, "method": 4},
+        "avif": {"quality": quality},
     }[format]
-    out = io.BytesIO()
-    metadata = {"icc_profile": first.icc} if first.icc else {}
-    shown[0].save(out, format.upper(), save_all=True, append_images=shown[1:], **options, **metadata)
-    return out.getvalue()
+    exif, xmp = metadata_of(first, format)
+    if format != "png":
+        options |= {"icc_profile": first.icc or b"", "exif": exif or b"", "xmp": xmp or b""}
+    shown[0].save(out, format.upper(), save_all=True, append_images=shown[1:], duration=durations, **options)
+    if format != "png":
+        return out.getvalue()
+    chunks = (*resolution_chunks(first.resolution), *text_chunks(first.text))
+    return insert_chunks(out.getvalue(), first.icc, exif, xmp, chunks)

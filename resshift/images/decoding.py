@@ -85,6 +85,8 @@ def read_frame(image: Image.Image, data: bytes, limits: ImageLimits, is_film: bo
     bits = sample_bits(image, data)
     if name == "PNG":
         scale_transparent_level(image, bits)
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and TiffImagePlugin.ICCPROFILE not in image.tag_v2:
+        image.info.pop("icc_profile", None)  # Pillow leaves that of the page before
     icc, colour_notes = coded_colours(image, data)
     picture = _from_loaded(image, icc, None if is_film else _deep_samples(image, data))
     notes = () if orientation == 1 else (f"orientation {orientation} applied",)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from resshift.images.avif import encode_deep_avif
 from resshift.images.exif import resize_exif
-from resshift.images.icc import from_working, means_srgb
+from resshift.images.icc import from_working, means_srgb, to_srgb
 from resshift.images.jxl import encode_jxl
 from resshift.images.png import encode_png, resolution_chunks, text_chunks
 from resshift.images.samples import to_eight_bit
@@ -47,10 +47,7 @@ def encode(picture: Picture, format: Format = "png", quality: int = 95) -> bytes
     if not 1 <= quality <= 100:
         raise ValueError(f"quality must be 1 to 100, got {quality}")
     picture = fit_format(picture, format)
-    # JPEG, PNG and TIFF have a place of their own for it.
-    told = None if format in ("jpeg", "png", "tiff") else picture.resolution
-    exif = resize_exif(picture.exif, picture.width, picture.height, told) if picture.exif or told else None
-    xmp = resize_xmp(picture.xmp, picture.width, picture.height) if picture.xmp else None
+    exif, xmp = metadata_of(picture, format)
     if format == "tiff":
         return encode_tiff(picture.pixels, picture.alpha, picture.icc, exif, xmp, picture.resolution)
     if format == "png":
@@ -74,6 +71,14 @@ def encode(picture: Picture, format: Format = "png", quality: int = 95) -> bytes
     return out.getvalue()
 
 
+def metadata_of(picture: Picture, format: Format) -> tuple[bytes | None, bytes | None]:
+    """Return the EXIF block and the XMP packet of a file of the picture, or None where there is none."""
+    # JPEG, PNG and TIFF have a place of their own for it.
+    told = None if format in ("jpeg", "png", "tiff") else picture.resolution
+    exif = resize_exif(picture.exif, picture.width, picture.height, told) if picture.exif or told else None
+    return exif, resize_xmp(picture.xmp, picture.width, picture.height) if picture.xmp else None
+
+
 def fit_format(picture: Picture, format: Format) -> Picture:
     """Return the picture as `format` can hold it, with a note for everything that was dropped or changed.
 
@@ -87,7 +92,7 @@ def fit_format(picture: Picture, format: Format) -> Picture:
         names = ", ".join(dict.fromkeys(name for name, _ in picture.text))
         picture = replace(picture, text=(), notes=(*picture.notes, f"text of the PNG dropped: {names[:200]}"))
     if format in _EIGHT_BIT:
-        picture = _reduced(picture, f"16 bit reduced to 8 for {format}")
+        picture = in_eight_bit(picture, f"16 bit reduced to 8 for {format}")
     if format == "avif" and picture.pixels.dtype == np.uint16 and _TEN_BIT_NOTE not in picture.notes:
         picture = replace(picture, notes=(*picture.notes, _TEN_BIT_NOTE))
     if (
@@ -100,6 +105,9 @@ def fit_format(picture: Picture, format: Format) -> Picture:
         picture = replace(
             picture, pixels=pixels, notes=(*picture.notes, "16-bit grey with alpha written as RGB for tiff")
         )
+    is_spread = format in ("webp", "avif") or (format == "jxl" and picture.alpha is not None)
+    if is_spread and picture.icc and picture.pixels.shape[2] == 1 and picture.pixels.dtype == np.uint8:
+        picture = in_srgb(picture, f"grey of a profile converted to sRGB, {format} holds it as RGB")
     if format == "jpeg" and picture.alpha is not None:
         weight = picture.alpha[..., None].astype(np.uint32)
         blended = ((picture.pixels * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)
@@ -173,7 +181,7 @@ def to_pil(picture: Picture) -> Image.Image:
     Pillow has no 16-bit colour and no 16-bit alpha: both are reduced to 8 bit with rounding.
     """
     if picture.pixels.shape[2] == 3 or picture.alpha is not None:
-        picture = _reduced(picture)
+        picture = in_eight_bit(picture)
     samples = (
         picture.pixels
         if picture.alpha is None
@@ -189,7 +197,14 @@ def to_pil(picture: Picture) -> Image.Image:
     return image
 
 
-def _reduced(picture: Picture, *notes: str) -> Picture:
+def in_srgb(picture: Picture, *notes: str) -> Picture:
+    """Return a picture of 8 bit in sRGB, without a profile, with the notes added."""
+    return replace(
+        picture, pixels=to_srgb(picture.pixels, picture.icc), icc=None, notes=picture.notes + notes
+    )
+
+
+def in_eight_bit(picture: Picture, *notes: str) -> Picture:
     """Return a 16-bit picture in 8 bit with the notes added; return any other picture as it is."""
     if picture.pixels.dtype == np.uint8:
         return picture

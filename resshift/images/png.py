@@ -51,7 +51,7 @@ def encode_png(
     Raises:
         ImageError: too_large, if OpenCV cannot write a picture of this size.
     """
-    return _insert_chunks(_pixel_chunks(pixels, alpha), icc, exif, xmp, chunks)
+    return insert_chunks(_pixel_chunks(pixels, alpha), icc, exif, xmp, chunks)
 
 
 def resolution_chunks(resolution: tuple[float, float] | None) -> Sequence[bytes]:
@@ -127,7 +127,7 @@ def essential_png(png: bytes) -> bytes:
     return b"".join((*kept, _chunk(b"IEND", b"")))
 
 
-def _insert_chunks(
+def insert_chunks(
     png: bytes, icc: bytes | None, exif: bytes | None, xmp: bytes | None, chunks: Sequence[bytes]
 ) -> bytes:
     """Return a PNG with iCCP, eXIf and iTXt (XMP) chunks inserted after IHDR, where all are allowed."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from resshift import images
 from resshift.images import Format, ImageError, ImageLimits, ImageReason, Picture
 from resshift.images.alpha import fill_transparent
 from resshift.images.animation import Frames, decode_frames, encode_frames, fit_frames
+from resshift.images.profiles import PRIMARIES, colorants, grey_profile, matrix_profile
 
 RNG = np.random.default_rng(7)
 GREY = RNG.integers(0, 256, (12, 10), np.uint8)
@@ -292,6 +293,99 @@ def test_pages_of_sixteen_bit_are_read_in_sixteen_bit(shape: tuple[int, ...]) ->
             writer.write(page, photometric="minisblack" if len(shape) == 2 else "rgb", **extra)  # pyright: ignore[reportArgumentType]
     for picture, page in zip(decode_frames(out.getvalue(), None, "all").pictures, pages, strict=True):
         np.testing.assert_array_equal(np.squeeze(images.to_array(picture)), page)
+
+
+FILMS: tuple[Format, ...] = ("png", "webp", "avif", "tiff")
+P3 = matrix_profile(colorants(PRIMARIES[12]), None, "Display P3")
+GREY_18 = grey_profile(1.8, "grey of 1.8")
+
+
+@pytest.mark.parametrize("format", FILMS)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("has_alpha", [False, True])
+def test_frames_of_sixteen_bit_are_reduced_with_a_note_and_pages_are_not(
+    format: Format, channels: int, has_alpha: bool
+) -> None:
+    levels = (10_000, 40_000, 65_535)
+    alpha = np.full((16, 24), 51_400, np.uint16) if has_alpha else None
+    deep = [Picture(pixels=np.full((16, 24, channels), level, np.uint16), alpha=alpha) for level in levels]
+    fitted = fit_frames(Frames(tuple(deep)), format)
+    back = decode_frames(encode_frames(fitted, format, 100), None, "all").pictures
+    notes = () if format == "tiff" else (f"16 bit reduced to 8 for frames of {format}",)
+    assert fitted.pictures[0].notes[: len(notes)] == notes
+    assert "16 bit reduced to 10 for avif" not in fitted.pictures[0].notes
+    for picture, level in zip(back, levels, strict=True):
+        assert picture.pixels.dtype == (np.uint16 if format == "tiff" else np.uint8)
+        shown = images.rgb_u8(picture).astype(int)
+        assert np.abs(shown - round(level / 257)).max() <= (0 if format in ("png", "tiff") else 2)
+        if format == "tiff":
+            assert (picture.pixels == level).all()
+        if has_alpha:
+            assert picture.alpha is not None
+            assert np.abs(picture.alpha * (1.0 if format == "tiff" else 257.0) - 51_400).max() <= 257
+
+
+@pytest.mark.parametrize("format", FILMS)
+def test_what_the_first_frame_says_is_written(format: Format) -> None:
+    exif, xmp = images.decode(shot(1, "JPEG")).exif, b"<x:xmpmeta><rdf:RDF>sea</rdf:RDF></x:xmpmeta>"
+    text = (("Title", "Sea"), ("Author", "日本"))
+    first = Picture(pixels=SMOOTH, icc=P3, exif=exif, xmp=xmp, resolution=(300, 150), text=text)
+    frames = Frames((first, Picture(pixels=SMOOTH[::-1].copy(), icc=P3)), (100, 200))
+    back = decode_frames(encode_frames(fit_frames(frames, format), format), None, "all").pictures[0]
+    tags = Image.Exif()
+    tags.load(back.exif or b"")
+    assert (tags[0x010F], tags[0x8298], tags.get_ifd(0x8825)[1]) == ("Maker", "Owner", "N")
+    assert tags.get_ifd(0x8769)[0x9003] == "2024:01:02 03:04:05"
+    assert (back.icc, back.xmp) == (P3, xmp)
+    assert back.resolution is not None
+    np.testing.assert_allclose(back.resolution, (300, 150), atol=0.1)
+    assert back.text == (text if format == "png" else ())
+
+
+@pytest.mark.parametrize(
+    ("format", "num_frames"), [*((one, 1) for one in get_args(Format)), *((one, 2) for one in FILMS)]
+)
+@pytest.mark.parametrize("has_alpha", [False, True])
+def test_grey_of_a_profile_looks_the_same(format: Format, num_frames: int, has_alpha: bool) -> None:
+    grey = SMOOTH[..., :1]
+    alpha = np.full(grey.shape[:2], 200, np.uint8) if has_alpha and format != "jpeg" else None
+    source = [
+        Picture(pixels=one, alpha=alpha, icc=GREY_18) for one in (grey, grey[:, ::-1].copy())[:num_frames]
+    ]
+    fitted = fit_frames(Frames(tuple(source)), format)
+    back = decode_frames(encode_frames(fitted, format, 100), None, "all").pictures
+    for one, expected in zip(back, source, strict=True):
+        assert not any("ignored" in note for note in one.notes)
+        shown, wanted = images.rgb_u8(one).astype(int), images.rgb_u8(expected)
+        assert np.abs(shown - wanted).max() <= (0 if format in ("png", "tiff") else 8)
+    keeps = format in ("png", "tiff", "jpeg") or (format == "jxl" and not has_alpha)
+    assert back[0].icc == (GREY_18 if keeps else None)
+    note = f"grey of a profile converted to sRGB, {format} holds it as RGB"
+    assert (note in fitted.pictures[0].notes) != keeps
+
+
+@pytest.mark.parametrize("format", FILMS)
+@pytest.mark.parametrize("profiles", [(P3, None), (None, P3), (None, P3, None)])
+def test_frames_of_unlike_profiles_look_the_same(profiles: tuple[bytes | None, ...], format: Format) -> None:
+    colours = [(200, 80, 80), (80, 200, 80), (90, 90, 200)]
+    source = [
+        Picture(pixels=np.full((16, 24, 3), colour, np.uint8), icc=icc)
+        for colour, icc in zip(colours, profiles, strict=False)
+    ]
+    fitted = fit_frames(Frames(tuple(source)), format)
+    back = decode_frames(encode_frames(fitted, format, 100), None, "all").pictures
+    for one, expected in zip(back, source, strict=True):
+        error = np.abs(images.rgb_u8(one).astype(int) - images.rgb_u8(expected))
+        assert error.max() <= (0 if format in ("png", "tiff") else 4)
+        assert one.icc == (expected.icc if format == "tiff" else None)
+    note = "frames of unlike profiles converted to sRGB"
+    assert (note in fitted.pictures[0].notes) == (format != "tiff")
+
+
+def test_notes_of_all_frames_stand_on_the_first_once() -> None:
+    said = ("3 frames", "a"), ("b", "a"), ("b",)
+    frames = Frames(tuple(Picture(pixels=RGB, notes=notes) for notes in said))
+    assert fit_frames(frames, "png").pictures[0].notes == ("3 frames", "a", "b")
 
 
 def test_frames_have_limits_and_formats_their_own() -> None:
