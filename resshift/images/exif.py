@@ -23,7 +23,7 @@ ORIENTATION = 0x0112
 _EXIF_IFD, _GPS_IFD = 0x8769, 0x8825
 _PIXEL_WIDTH, _PIXEL_HEIGHT = 0xA002, 0xA003
 _INTEROP_IFD = 0xA005
-_ASCII = 2  # type of a tag
+_ASCII, _UTF8 = 2, 129  # types of a tag; the second is that of Exif 3.0, section 4.6.2
 # TIFF 6.0 and Exif 3.0 section 4.6.5: text, resolution, date, rights; Windows rating and XP* comment fields.
 _KEPT_TAGS = (
     *(
@@ -92,6 +92,10 @@ def descriptive_exif(image: Image.Image) -> tuple[bytes | None, tuple[str, ...]]
     """
     try:
         old = image.getexif()
+        block = image.info.get("exif") or b""
+        if (known := _utf8_as_ascii(block)) != block:
+            old = Image.Exif()
+            old.load(known)
         new = Image.Exif()
         new.endian = old.endian
         for tag in _KEPT_TAGS:
@@ -106,6 +110,28 @@ def descriptive_exif(image: Image.Image) -> tuple[bytes | None, tuple[str, ...]]
         return with_text(new.tobytes(), new), ()
     except _EXIF_ERRORS as error:
         return None, (f"EXIF dropped, it is damaged: {str(error)[:120]}",)
+
+
+def _utf8_as_ascii(block: bytes) -> bytes:
+    """Return a block in which texts of type UTF-8 are of type ASCII: Pillow skips types that it does not
+    know, and UTF-8 in texts of type ASCII is what editors write and programs read.
+    """
+    start = 6 * block[:12].count(b"Exif\0\0")
+    patched = bytearray(block)
+    order = "<" if block[start : start + 2] == b"II" else ">"
+    try:
+        directories = list(struct.unpack_from(order + "I", block, start + 4))
+        for at in directories:
+            (count,) = struct.unpack_from(order + "H", block, start + at)
+            for entry in range(start + at + 2, start + at + 2 + 12 * count, 12):
+                tag, kind, _, offset = struct.unpack_from(order + "HHII", block, entry)
+                if tag in (_EXIF_IFD, _GPS_IFD) and len(directories) < 3:
+                    directories.append(offset)
+                elif kind == _UTF8:
+                    struct.pack_into(order + "H", patched, entry + 2, _ASCII)
+    except struct.error:  # the block ends here; what Pillow makes of it is told there
+        pass
+    return bytes(patched)
 
 
 def resize_exif(
@@ -152,7 +178,7 @@ def with_text(block: bytes, exif: Image.Exif) -> bytes:
         (count,) = struct.unpack_from(order + "H", block, start + at)
         for entry in range(start + at + 2, start + at + 2 + 12 * count, 12):
             tag, kind, length, offset = struct.unpack_from(order + "HHII", block, entry)
-            if tag in (_EXIF_IFD, _GPS_IFD):
+            if tag in (_EXIF_IFD, _GPS_IFD) and tags is exif:  # not in those: a damaged one may name itself
                 inner = exif[tag]
                 directories.append((offset, inner if isinstance(inner, dict) else exif.get_ifd(tag)))
                 continue

@@ -68,8 +68,10 @@ def apng_with(frames: Iterable[np.ndarray], *chunks: tuple[bytes, bytes], bits: 
 TEXTS = {0x010E: "Übung am Zürichsee – 日本", 0x013B: "José Müller", 0x8298: "© 2026 José Müller"}
 
 
-def exif_with_text() -> bytes:
-    """Return a block with UTF-8 in tags of type ASCII, as editors write them, one of four bytes in place."""
+def exif_with_text(kind: int = 2, order: str = "<") -> bytes:
+    """Return a block with UTF-8 in tags of type ASCII, as editors write them, or of another type, one of four
+    bytes in place.
+    """
     inner = {0xA430: "Zoë".encode() + b"\0", 0x9003: b"2026:08:05 10:00:00\0"}
     tags = {tag: text.encode() + b"\0" for tag, text in TEXTS.items()} | {0x0131: "é!".encode() + b"\0"}
     inner_at = 8 + 2 + 12 * (len(tags) + 1) + 4
@@ -79,24 +81,40 @@ def exif_with_text() -> bytes:
         data_at = start + 2 + 12 * len(values) + len(pointer) + 4 + (len(inner_block) if pointer else 0)
         for tag in sorted(values):
             value = values[tag]
-            place = value.ljust(4, b"\0") if len(value) <= 4 else struct.pack("<I", data_at + len(data))
+            place = (
+                value.ljust(4, b"\0") if len(value) <= 4 else struct.pack(order + "I", data_at + len(data))
+            )
             data += value if len(value) > 4 else b""
-            entries += struct.pack("<HHI", tag, 2, len(value)) + place
-        count = struct.pack("<H", len(values) + bool(pointer))
+            entries += struct.pack(order + "HHI", tag, kind, len(value)) + place
+        count = struct.pack(order + "H", len(values) + bool(pointer))
         return count + entries + pointer + bytes(4) + (inner_block if pointer else b"") + data
 
     inner_block = directory(inner_at, inner)
-    body = directory(8, tags, struct.pack("<HHII", 0x8769, 4, 1, inner_at))
-    return b"Exif\0\0II*\0\x08\0\0\0" + body
+    body = directory(8, tags, struct.pack(order + "HHII", 0x8769, 4, 1, inner_at))
+    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8)
+    return b"Exif\0\0" + head + body
 
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("in_format", ["JPEG", "WEBP", "PNG"])
-def test_exif_text_keeps_its_bytes(in_format: str, format: Format) -> None:
-    exif = upscaled(file_of(RGB, in_format, exif=exif_with_text()), format).getexif()
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", [2, 129])  # ASCII, and UTF-8 of Exif 3.0
+def test_exif_text_keeps_its_bytes(kind: int, order: str, in_format: str, format: Format) -> None:
+    exif = upscaled(file_of(RGB, in_format, exif=exif_with_text(kind, order)), format).getexif()
     assert {tag: exif[tag].encode("latin-1").decode() for tag in TEXTS} == TEXTS
     assert exif[0x0131].encode("latin-1").decode() == "é!"
     assert exif.get_ifd(0x8769)[0xA430].encode("latin-1").decode() == "Zoë"
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns about damaged tags
+@pytest.mark.parametrize("kind", [2, 129])
+def test_a_damaged_block_of_exif_is_no_reason_to_refuse_a_picture(kind: int) -> None:
+    block = exif_with_text(kind)
+    loop = struct.pack("<HHII", 0x8769, 4, 1, 8)  # the directory points to itself
+    at = block.index(loop[:8])
+    for damaged in (*(block[:n] for n in range(0, len(block), 5)), block[:at] + loop + block[at + 12 :]):
+        picture = images.decode(file_of(RGB, "PNG", exif=damaged))
+        np.testing.assert_array_equal(picture.pixels, RGB)
 
 
 def test_exif_text_that_a_program_set_is_written_as_pillow_does() -> None:
