@@ -13,6 +13,7 @@ What it does not do: animation (`resshift.images.animation`), floating-point col
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +31,9 @@ from resshift.images.resolution import read_resolution
 from resshift.images.samples import swap_red_blue
 from resshift.images.types import Array, ImageError, ImageLimits, ImageReason, Picture
 from resshift.images.xmp import descriptive_xmp
+
+_EOI = 0xD9
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # of a segment, or EOI; a scan holds none of them
 
 
 def decode(data: bytes, limits: ImageLimits | None = None) -> Picture:
@@ -54,9 +58,26 @@ def decode(data: bytes, limits: ImageLimits | None = None) -> Picture:
             notes += (
                 f"further pictures in the file left out (gain map, preview or second view): {num_more}",
             )
+        elif name == "JPEG" and data[(end := _jpeg_end(data)) :].strip(b"\0\xff"):  # which may be padding
+            notes += (
+                f"data behind the picture left out (a video or a further picture): {len(data) - end} bytes",
+            )
         if getattr(image, "is_animated", False) and name == "JXL":
             notes += ("first frame of an animation",)
         return replace(picture, notes=notes + picture.notes)
+
+
+def _jpeg_end(data: bytes) -> int:
+    """Return where the first picture of a JPEG ends, behind its EOI marker (ITU-T T.81, section B.1); the
+    length of the data if it has none.
+    """
+    at = 2
+    while match := _MARKER.search(data, at):
+        at = match.end()
+        if data[at - 1] == _EOI:
+            return at
+        at += int.from_bytes(data[at : at + 2])  # a segment, in which a thumbnail may have an EOI of its own
+    return len(data)
 
 
 def read_frame(image: Image.Image, data: bytes, limits: ImageLimits, is_film: bool = False) -> Picture:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,6 +122,21 @@ def test_a_gain_map_is_no_second_frame(second: np.ndarray, choice: str) -> None:
     )
     assert np.abs(frames.pictures[0].pixels.astype(int) - LARGE).mean() < 3
     assert images.probe(photo_with(second)).num_frames == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 1}])
+def test_data_behind_a_jpeg_is_left_out_with_a_note(options: dict[str, Any]) -> None:
+    exif = b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0" + encoded(3, format="JPEG")  # as a thumbnail is
+    photo = encoded(1, 24, 32, "JPEG", exif=exif, comment=b"\xff\xd9", **options)
+    for behind in (encoded(2, format="JPEG"), media(b"mp42") + bytes(50), b"\0\0SEFT"):
+        for padding in (b"", bytes(16)):
+            picture = images.decode(photo + padding + behind)
+            size = len(padding + behind)
+            note = f"data behind the picture left out (a video or a further picture): {size} bytes"
+            assert picture.notes == (note,)
+            np.testing.assert_array_equal(picture.pixels, images.decode(photo).pixels)
+    for padding in (b"", bytes(700), b"\xff" * 9):
+        assert images.decode(photo + padding).notes == ()
 
 
 def test_the_packet_of_a_photo_does_not_promise_its_gain_map_or_video() -> None:
