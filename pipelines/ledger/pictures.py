@@ -55,8 +55,12 @@ class Places:
 
     def link_to_input(self, key: str) -> str | None:
         """Return the address of an input for a page on the same machine, None where a browser has none."""
-        uri = storage.join(self.source, key)
-        return None if storage.is_s3(uri) else Path(os.path.abspath(uri)).as_uri()
+        if storage.is_s3(self.source):
+            return None
+        try:
+            return Path(os.path.abspath(storage.join(self.source, key))).as_uri()
+        except StorageError:  # a list of keys may name anything
+            return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,3 +114,17 @@ def test_large_outputs_are_not_decoded(places: Places, monkeypatch: pytest.Monke
 
 def test_a_bucket_has_no_address_for_browsers() -> None:
     assert Places("s3://bucket/in", "s3://bucket/out").link_to_input("a.png") is None
+
+
+@pytest.mark.parametrize("source", ["folder", "s3://bucket/in"])
+def test_keys_that_name_no_file_are_in_the_report_without_a_link(source: str, tmp_path: Path) -> None:
+    keys = ["/x.dng", "//x.dng", "../x.png", "a/../b.png", "a//b.png", "./a.png", "..", "a\0b.png"]
+    sizes = {"width_in": 1, "height_in": 1, "width_out": 4, "height_out": 4}
+    made = ledger.row("/y.png", "e", "ok", output="(empty)/y_x4.png", **sizes)
+    ledger.append(str(tmp_path), [made, *(ledger.row(key, "e", "failed", reason="invalid") for key in keys)])
+    root = str(tmp_path / source) if source == "folder" else source
+    summary = write_report(str(tmp_path), {}, None, places=Places(root, str(tmp_path)))
+    assert (summary.counts["ok"], summary.counts["failed"]) == (1, len(keys))
+    html = (tmp_path / "_resshift" / "report.html").read_text()
+    assert "../x.png" in html
+    assert "file:" not in html
