@@ -87,10 +87,12 @@ def find_entry(root: str, key: str, options: S3Options = s3.DEFAULT) -> Entry:
     """Return the entry that `list_entries` would yield for a key below a root.
 
     Raises:
-        StorageError: The file or object is missing or cannot be reached.
+        StorageError: The file or object is missing or cannot be reached; invalid, if `join` refuses the key
+            of a file. Any text is a key of a bucket.
     """
-    uri = join(root, key)
-    return s3.find_entry(uri, key, options) if is_s3(uri) else local.find_entry(uri, key)
+    if is_s3(root):
+        return s3.find_entry(s3.uri_of(root, key), key, options)
+    return local.find_entry(join(root, key), key)
 
 
 def name_problem(root: str, key: str) -> str | None:

@@ -206,7 +206,7 @@ def list_entries(
     `root` is.
     """
     bucket, prefix = split(root)
-    folder = prefix if not prefix or prefix.endswith("/") else prefix + "/"
+    folder = _folder(prefix)
     is_empty = not start
     limit: dict[str, object] = {} if page_keys is None else {"MaxKeys": page_keys}
     token: dict[str, object] = {"StartAfter": folder + _before(start)} if start else {}
@@ -232,6 +232,10 @@ def list_entries(
         yield _entry(bucket, prefix, posixpath.basename(prefix), found["Size"], found)
 
 
+def _folder(prefix: str) -> str:
+    return prefix if not prefix or prefix.endswith("/") else prefix + "/"
+
+
 def _before(key: str) -> str:
     """Return a text with few keys between it and `key`, which is not empty: a store lists what comes after a
     text. The keys between the two are dropped here.
@@ -245,6 +249,12 @@ def _before(key: str) -> str:
 
 def _entry(bucket: str, key: str, relative: str, size_bytes: int, item: dict[str, Any]) -> Entry:
     return Entry(relative, f"s3://{bucket}/{key}", size_bytes, item["ETag"].strip('"'), item["LastModified"])
+
+
+def uri_of(root: str, key: str) -> str:
+    """Return the URI that a listing gives a key. Keys are literal: "../x" does not lead out of the root."""
+    bucket, prefix = split(root)
+    return f"s3://{bucket}/{_folder(prefix)}{key}"
 
 
 def find_entry(uri: str, key: str, options: S3Options) -> Entry:

@@ -145,6 +145,30 @@ def test_missing_file_is_missing(root: str) -> None:
     assert reason_of(lambda: read_bytes(join(root, "no.png"))) is StorageReason.MISSING
 
 
+def test_whatever_a_bucket_lists_is_found_by_its_key(bucket: str) -> None:
+    keys = ["a//b.png", "a/b.png", "//two.png", "a/../b.png", "/lead.png", "../up.png", "./dot.png", "b.png"]
+    for i, key in enumerate(keys):
+        write_bytes(f"{bucket}/in/{key}", bytes(i + 1))
+    for root in (f"{bucket}/in", f"{bucket}/in/", bucket, f"{bucket}/in//"):
+        listed = list(list_entries(root))
+        assert len(listed) == (2 if root.endswith("//") else len(keys))
+        assert [storage.find_entry(root, entry.key) for entry in listed] == listed
+    for i, key in enumerate(keys):
+        assert len(read_bytes(storage.find_entry(f"{bucket}/in", key).uri)) == i + 1
+    assert reason_of(lambda: storage.find_entry(f"{bucket}/in", "../in/b.png")) is StorageReason.MISSING
+    for key in ("", "in/"):
+        assert reason_of(lambda key=key: storage.find_entry(bucket, key)) is StorageReason.INVALID
+
+
+def test_a_key_that_leads_out_of_a_folder_is_not_looked_up(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "b.png").write_bytes(b"x")
+    for key in ("../b.png", "/b.png", str(tmp_path / "b.png"), "//b.png", "a/../../b.png", ""):
+        for root in (f"{tmp_path}/in", f"file://{tmp_path}/in"):
+            with pytest.raises(StorageError, match="invalid"):
+                storage.find_entry(root, key)
+
+
 def test_missing_root_is_missing(s3: dict[str, str], tmp_path: Path) -> None:
     assert reason_of(lambda: list(list_entries("s3://no-such-bucket-here/x"))) is StorageReason.MISSING
     assert reason_of(lambda: list(list_entries(str(tmp_path / "no")))) is StorageReason.MISSING
