@@ -26,6 +26,7 @@ _EXTENSIONS = frozenset(
     ]
 )
 _MAX_ENTRIES = 4096
+_MAX_RAW_DIRECTORIES = 30  # that are looked at for a sensor; cameras write a handful
 _FOREIGN = {
     b"\0\0\x01\0": "ICO",
     b"8BPS": "PSD",
@@ -42,8 +43,9 @@ _BMP_HEADER_BYTES = (12, 16, 40, 52, 56, 64, 108, 124)
 _HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 _AVIF_BRANDS = frozenset((b"avif", b"avis"))
 # TIFF 6.0, and DNG 1.7 section 4.
-_NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _PHOTOMETRIC, _SUB_IFDS, _DNG_VERSION = 254, 255, 262, 330, 50706
-_COLOUR_FILTER_ARRAY, _LINEAR_RAW = 32803, 34892
+_NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _WIDTH, _HEIGHT, _PHOTOMETRIC = 254, 255, 256, 257, 262
+_SUB_IFDS, _DNG_VERSION = 330, 50706
+_SENSOR = (32803, 34892)  # photometric interpretations: colour filter array, linear raw
 
 
 def is_named_as_picture(name: str) -> bool:
@@ -113,12 +115,22 @@ def _brands(data: bytes) -> set[bytes]:
 def _is_raw(data: bytes) -> bool:
     if data[8:11] == b"CR\x02":  # Canon's mark behind the header of a TIFF
         return True
-    first = next(tiff_directories(data), {})
+    directories = tiff_directories(data, with_sub=True)
+    first = next(directories, {})
     return (
         _DNG_VERSION in first
-        or first.get(_PHOTOMETRIC) in (_COLOUR_FILTER_ARRAY, _LINEAR_RAW)
+        or first.get(_PHOTOMETRIC) in _SENSOR
         or (_is_reduced(first) and _SUB_IFDS in first)
+        # Not every camera marks its preview as one.
+        or any(
+            tags.get(_PHOTOMETRIC) in _SENSOR and _num_pixels(tags) > _num_pixels(first)
+            for tags in directories
+        )
     )
+
+
+def _num_pixels(tags: dict[int, int]) -> int:
+    return tags.get(_WIDTH, 0) * tags.get(_HEIGHT, 0)
 
 
 def pages(data: bytes) -> range:
@@ -134,29 +146,49 @@ def _is_reduced(tags: dict[int, int]) -> bool:
     return bool(tags.get(_NEW_SUBFILE_TYPE, 0) & 0b101) or tags.get(_SUBFILE_TYPE) == 2
 
 
-def tiff_directories(data: bytes) -> Iterator[dict[int, int]]:
-    """Yield the tags of one directory after the other, at most `MAX_PAGES`, each with its first value where
-    that is an integer beside it. It ends where the bytes end.
+def tiff_directories(data: bytes, *, with_sub: bool = False) -> Iterator[dict[int, int]]:
+    """Yield the tags of one directory after the other, each with its first value where that is an integer
+    beside it. What lies behind the end of the bytes is left out.
+
+    Args:
+        data: Content of the file, or its first bytes.
+        with_sub: Whether directories that are listed in others (SubIFDs) are looked at too, behind them, and
+            a few in all. Without them at most `MAX_PAGES` are.
     """
     order = "<" if data[:2] == b"II" else ">"
     is_big = data[2:4] in (b"+\0", b"\0+")
     count, entry, pointer = (
         order + text for text in (("Q", "HHQ8s", "Q") if is_big else ("H", "HHI4s", "I"))
     )
-    integers = {1: order + "B", 3: order + "H", 4: order + "I", 16: order + "Q"}
+    integers = {kind: order + text for kind, text in zip((1, 3, 4, 13, 16, 18), "BHIIQQ", strict=True)}
+    most = _MAX_RAW_DIRECTORIES if with_sub else MAX_PAGES
     seen: set[int] = set()
-    try:
-        (at,) = struct.unpack_from(pointer, data, 8 if is_big else 4)
-        while at and at not in seen and len(seen) < MAX_PAGES:
-            seen.add(at)
+    found = [*_unpacked(pointer, data, 8 if is_big else 4)]
+    while found and len(seen) < most:
+        if not (at := found.pop()) or at in seen:
+            continue
+        seen.add(at)
+        tags: dict[int, int] = {}
+        sub = order, b"", 0
+        try:
             (num_entries,) = struct.unpack_from(count, data, at)
             at += struct.calcsize(count)
-            tags: dict[int, int] = {}
             for _ in range(min(num_entries, _MAX_ENTRIES)):
-                tag, kind, _, value = struct.unpack_from(entry, data, at)
+                tag, kind, number, value = struct.unpack_from(entry, data, at)
                 tags[tag] = struct.unpack_from(integers[kind], value)[0] if kind in integers else 0
+                if with_sub and tag == _SUB_IFDS and kind in integers:
+                    text = f"{order}{min(number, most)}{integers[kind][1:]}"
+                    sub = (text, value, 0) if struct.calcsize(text) <= len(value) else (text, data, tags[tag])
                 at += struct.calcsize(entry)
-            yield tags
-            (at,) = struct.unpack_from(pointer, data, at)
-    except (struct.error, OverflowError):  # BigTIFF may point beyond 2^63
-        return
+        except (struct.error, OverflowError):  # BigTIFF may point beyond 2^63
+            continue
+        yield tags
+        found += (*_unpacked(pointer, data, at), *_unpacked(*sub))
+
+
+def _unpacked(text: str, data: bytes, at: int) -> tuple[int, ...]:
+    """Return the integers at a position, none where they lie behind the end."""
+    try:
+        return struct.unpack_from(text, data, at)
+    except (struct.error, OverflowError):
+        return ()

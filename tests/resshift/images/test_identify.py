@@ -45,6 +45,52 @@ def test_camera_raw_is_not_taken_for_its_preview(data: bytes) -> None:
     assert caught.value.reason is ImageReason.UNSUPPORTED_FORMAT
 
 
+def with_sub_directories(data: bytes) -> bytes:
+    """Return a TIFF whose directories behind the first one are listed in it instead."""
+    moved, links = bytearray(data), [4]
+    (at,) = struct.unpack_from("<I", data, 4)
+    while at:
+        links.append(at + 2 + 12 * struct.unpack_from("<H", data, at)[0])
+        (at,) = struct.unpack_from("<I", data, links[-1])
+    found = [struct.unpack_from("<I", data, link)[0] for link in links[1:-1]]
+    for link in links[1:]:
+        moved[link : link + 4] = bytes(4)
+    entry = moved.index(struct.pack("<HHI", 330, 4, 1))
+    where = found[0] if len(found) == 1 else len(moved)
+    moved[entry + 4 : entry + 12] = struct.pack("<II", len(found), where)
+    return bytes(moved) + struct.pack(f"<{len(found)}I", *found)
+
+
+SENSOR, LINEAR = (LARGE, {262: 32803}), (LARGE, {262: 34892})
+
+
+@pytest.mark.parametrize("flag", [{}, {254: 0}, {254: 1}])
+@pytest.mark.parametrize("sensor", [SENSOR, LINEAR])
+def test_a_sensor_behind_a_preview_is_camera_raw_whatever_the_preview_says_of_itself(
+    sensor: tuple[np.ndarray, dict[int, int]], flag: dict[int, int]
+) -> None:
+    preview = (SMALL, {330: 0, **flag})
+    chains = [[(SMALL, flag), sensor], [(SMALL, flag), (OTHER, {}), sensor]]
+    below = [with_sub_directories(tiff_of([preview, *rest])) for rest in ([sensor], [(OTHER, {}), sensor])]
+    for data in (*map(tiff_of, chains), *below):
+        with pytest.raises(ImageError, match="the file is camera raw"):
+            identify(data)
+        with pytest.raises(ImageError, match="the file is camera raw"):
+            images.decode(data)
+    if not flag:  # the beginning of the file does not tell
+        assert identify(tiff_of(chains[1])[:-300]) == identify(below[1][:-8]) == "TIFF"
+
+
+def test_a_picture_with_smaller_ones_beside_it_is_no_camera_raw() -> None:
+    pyramid = with_sub_directories(tiff_of([(LARGE, {330: 0}), (SMALL, {254: 1}), (OTHER, {254: 1})]))
+    developed = tiff_of([(LARGE, {}), (SMALL, {262: 32803})])
+    loop = with_sub_directories(tiff_of([(LARGE, {330: 0}), (SMALL, {})]))
+    (first,) = struct.unpack_from("<I", loop, 4)
+    for data in (pyramid, developed, loop.replace(loop[-4:], struct.pack("<I", first))):
+        assert identify(data) == "TIFF"
+        np.testing.assert_array_equal(images.decode(data).pixels, LARGE)
+
+
 @pytest.mark.parametrize(
     "data",
     [
