@@ -8,6 +8,7 @@ runs either.
 
 from __future__ import annotations
 
+import functools
 import os
 import posixpath
 from collections import Counter
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 
 from resshift import storage
 from resshift.images import ImageError, ImageReason
-from resshift.images.identify import HEAD_BYTES, identify, is_named_as_picture
+from resshift.images.identify import identify, is_named_as_picture, read_head
 from resshift.output_names import OutputFormat, output_key
 from resshift.storage import Entry, StorageError
 
@@ -70,7 +71,7 @@ def find_pictures(sources: Sequence[str], target: str, format: OutputFormat, sca
             pictures.append(entry)
         else:
             try:
-                identify(storage.read_first_bytes(entry.uri, HEAD_BYTES))
+                identify(read_head(functools.partial(storage.read_first_bytes, entry.uri)))
                 pictures.append(entry)
             except ImageError as error:
                 if error.reason is ImageReason.UNSUPPORTED_FORMAT:

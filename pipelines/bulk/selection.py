@@ -388,7 +388,7 @@ class Worklist:
         unread = [row for row in no_pictures.values() if row["status"] == "failed"]
         for row in (*self._unread, *unread):
             if (beside := stems.get(_stem(row["key"]))) is not None:
-                message = f"{row['message']}; {beside} beside it is upscaled"
+                message = f"{row['message']}; {beside} beside it"
                 rows.append(ledger.skipped(row, row["reason"], message))
         certain = {row["key"] for row in rows}
         rows += [row for row in self._unread if row["key"] not in certain]

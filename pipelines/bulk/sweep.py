@@ -30,7 +30,7 @@ from pipelines.ledger.cursors import Finished
 from pipelines.ledger.ledger import Interval, Part, Row
 from resshift import storage
 from resshift.config import OptionError
-from resshift.images.identify import HEAD_BYTES
+from resshift.images.identify import read_head
 from resshift.storage import Entry, s3
 from resshift.storage.s3 import S3Options
 
@@ -101,7 +101,9 @@ class Inputs:
 
 def _naming(stages: StageOptions) -> tuple[Any, float, Any]:
     """Return what a `Worklist` must know of names and files."""
-    look = functools.partial(storage.read_first_bytes, num_bytes=HEAD_BYTES, options=stages.source_s3)
+
+    def look(uri: str) -> bytes:
+        return read_head(functools.partial(storage.read_first_bytes, uri, options=stages.source_s3))
 
     def output(key: str) -> str:
         name = stages.outputs.output_key(key)

@@ -11,6 +11,7 @@ them being lost on the way.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -38,7 +39,7 @@ from resshift import images, seeds, storage
 from resshift.config import Sampling
 from resshift.degradation import imresize
 from resshift.images import ImageError, ImageReason, Picture
-from resshift.images.identify import HEAD_BYTES, identify, is_named_as_picture
+from resshift.images.identify import identify, is_named_as_picture, read_head
 from resshift.images.masks import with_mask
 from resshift.models import ModelFiles
 from resshift.storage import Entry, StorageError
@@ -213,7 +214,7 @@ def _by_name_of_scene(stems: Iterable[str], tree: Mapping[str, str]) -> dict[str
 
 def _is_picture(entry: Entry) -> bool:
     try:
-        identify(storage.read_first_bytes(entry.uri, HEAD_BYTES))
+        identify(read_head(functools.partial(storage.read_first_bytes, entry.uri)))
     except ImageError as error:
         return error.reason is ImageReason.UNSUPPORTED_FORMAT
     return True

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from resshift.images.types import ImageError, ImageReason
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "HEIF", "AVIF", "JXL")
 MAX_PAGES = 1000  # directories of a TIFF that are looked at
-HEAD_BYTES = 64 << 10  # enough of a file for `identify`
+_HEAD_BYTES = 64 << 10
+_FAR_HEAD_BYTES = 4 << 20  # where a preview lies in front of the first directory of a TIFF
 _EXTENSIONS = frozenset(
     [
         *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "tif", "tiff", "gif", "bmp"),
@@ -38,6 +39,7 @@ _FOREIGN = {
         (b"FUJIFILMCCD-RAW", b"IIU\0", b"IIRO", b"IIRS", b"MMOR", b"FOVb", b"\0MRM"), "camera raw"
     ),
 }
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNM = re.compile(rb"P[1-6]\s+[#\d]|P7\nWIDTH|P[Ff]\s+\d")
 _BMP_HEADER_BYTES = (12, 16, 40, 52, 56, 64, 108, 124)
 _HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
@@ -55,11 +57,22 @@ def is_named_as_picture(name: str) -> bool:
     return not name.startswith("._") and name.rpartition(".")[2].lower() in _EXTENSIONS
 
 
+def read_head(read: Callable[[int], bytes]) -> bytes:
+    """Return as much of a file as `identify` needs: 64 KB, or 4 MB of a TIFF that has no directory there.
+
+    Args:
+        read: Function from a number to so many first bytes of the file.
+    """
+    data = read(_HEAD_BYTES)
+    is_far = data.startswith(_TIFF) and next(tiff_directories(data), None) is None
+    return read(_FAR_HEAD_BYTES) if is_far else data
+
+
 def identify(data: bytes) -> str:
     """Return the format of encoded bytes, one of `FORMATS`.
 
     Args:
-        data: Content of the file, or its first `HEAD_BYTES` bytes.
+        data: Content of the file, or what `read_head` returns.
 
     Raises:
         ImageError: empty, not_an_image, or unsupported_format; the message says what the file is.
@@ -93,7 +106,7 @@ def _name(data: bytes) -> str | None:
         return "BMP"
     if data.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")):
         return "JXL"
-    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+    if data.startswith(_TIFF):
         return "camera raw" if _is_raw(data) else "TIFF"
     if data[4:8] == b"ftyp":
         brands = _brands(data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from resshift.folder import find_pictures
-from tests.pictures import encoded
+from tests.pictures import encoded, noise, tiff_of
 
 HEADER_OF_RAW = b"FUJIFILMCCD-RAW 0201"
 
@@ -47,3 +47,8 @@ def test_camera_raw_is_left_out_beside_its_picture_and_refused_alone(tmp_path: P
     made, num_others, refused = names(tmp_path, "a.jpg", "a.raf", "b.raf")
     assert list(made) == ["a.jpg"]
     assert (num_others, refused) == (1, ["b.raf"])
+
+
+def test_camera_raw_is_known_by_a_directory_far_behind(tmp_path: Path) -> None:
+    (tmp_path / "a.dng").write_bytes(tiff_of([(noise(0, 200, 300), {262: 32803})]))  # behind 180 kB
+    assert names(tmp_path, "a.jpg")[1:] == (1, [])

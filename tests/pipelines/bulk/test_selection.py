@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import struct
 import tracemalloc
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -17,7 +18,8 @@ import pytest
 
 from pipelines.bulk.request import BulkRequest
 from pipelines.bulk.selection import Selection, WorkItem, Worklist, listed_keys
-from pipelines.bulk.stages import UpscaleOptions
+from pipelines.bulk.stages import StageOptions, UpscaleOptions
+from pipelines.bulk.sweep import Inputs
 from pipelines.ledger.digests import DigestSet, OwnerMap, digests
 from pipelines.ledger.ledger import Known, Row, failed
 from resshift import output_names, storage
@@ -271,6 +273,18 @@ def test_camera_raw_beside_its_picture_is_skipped_and_alone_it_failed(tmp_path: 
     for rest, expected in ((listing[:2], ["skipped"]), (listing[4:5], ["failed"])):
         worklist = Worklist([*many, *rest], known(), OPTIONS.output_key, 4, first_bytes)
         assert [row["status"] for row in work_of(worklist)[1]] == expected
+
+
+@pytest.mark.parametrize("at", [16, (64 << 10) - 20, 80_000, 3 << 20])
+def test_camera_raw_is_known_wherever_its_directory_is(at: int, tmp_path: Path) -> None:
+    (first,) = struct.unpack_from("<I", RAW, 4)
+    far = RAW[:4] + struct.pack("<I", at) + bytes(at - 8) + RAW[first:]
+    listing = folder_of(tmp_path, {"a.DNG": far, "a.JPG": b"photo", "b.dng": far, "c.tif_old": encoded(0)})
+    stages = StageOptions(outputs=OPTIONS, target=str(tmp_path / "out"))
+    items, rows = work_of(Inputs(source=str(tmp_path)).worklist(stages, listing))
+    assert sorted(item.key for item in items) == ["a.JPG", "c.tif_old"]
+    assert {row["key"]: row["status"] for row in rows} == {"a.DNG": "skipped", "b.dng": "failed"}
+    assert rows[0]["message"].endswith("; a.JPG beside it")  # it may fail
 
 
 def test_globs_and_sizes_select() -> None:
