@@ -193,7 +193,8 @@ class Worklist:
     """Divides a listing into work and refusals.
 
     An output name belongs to the input that has written it, else to the first one in listing order of which
-    an output can be made. Others that map to it wait while that is not known; then they are refused with
+    an output can be made. A file that is not named as a picture yields to one that is: D.THM is a preview of
+    D.jpg. Others that map to the name wait while that is not known; then they are refused with
     reason name_collision, without any work on them, or take their turn. `settle` is told what became of an
     input.
 
@@ -223,6 +224,7 @@ class Worklist:
     _num_waiting: int = 0
     _neighbours: dict[str, str] = field(default_factory=dict[str, str])
     _unread: list[Row] = field(default_factory=list[Row])
+    _yielding: list[WorkItem] = field(default_factory=list[WorkItem])
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -295,9 +297,8 @@ class Worklist:
     def _divide_all(self, entries: Iterator[Entry]) -> Iterator[Batch]:
         while batch := list(itertools.islice(entries, _BATCH)):
             yield self._divide(batch)
-        if self._unread:
-            self.counts.refused += len(self._unread)
-            yield [], self._unread
+        if self._unread or self._yielding:
+            yield self._granted(self._yielding, self._unread)
 
     def _divide(self, batch: Sequence[Entry]) -> Batch:
         keys = [storage.printable_key(entry.key) for entry in batch]
@@ -310,24 +311,16 @@ class Worklist:
         ]
         tried = [i for i, why in enumerate(unusable) if why is None and not is_done[i]]
         no_pictures = self._no_pictures([(i, batch[i]) for i in tried])
-        wants = [i for i in tried if i not in no_pictures]
-        items: list[WorkItem] = []
+        wants = [
+            WorkItem(keys[i], batch[i].uri, batch[i].etag, batch[i].size_bytes, outputs[i])
+            for i in tried
+            if i not in no_pictures
+        ]
+        # The picture that a file yields to may be in the next batch, as a listing is sorted.
+        named = [item for item in wants if is_named_as_picture(item.key)]
+        before, self._yielding = self._yielding, [item for item in wants if not is_named_as_picture(item.key)]
         refused = self._unsupported(keys, no_pictures)
         with self._lock:
-            has_name = self._claim([keys[i] for i in wants], [outputs[i] for i in wants])
-            for i, is_granted in zip(wants, has_name, strict=True):
-                entry, output = batch[i], outputs[i]
-                item = WorkItem(keys[i], entry.uri, entry.etag, entry.size_bytes, output)
-                claim = self._claims.get(output)
-                if is_granted:
-                    items.append(item)
-                    self._claims[output] = _Claim(item)
-                    self._remember(output, item.key)
-                elif claim is not None and self._num_waiting < _MAX_WAITING:
-                    claim.waiting.append(item)
-                    self._num_waiting += 1
-                else:
-                    refused.append(self._collision(item.key, item.etag, item.size, output))
             for i, entry in enumerate(batch):
                 self.counts.listed += 1
                 self.counts.listed_bytes += entry.size_bytes
@@ -337,18 +330,30 @@ class Worklist:
                         self._remember(outputs[i], keys[i])
                 elif (why := unusable[i]) is not None:
                     refused.append(self._refused(entry, keys[i], *_reason(why)))
-            self.counts.pending += len(items)
-            self.counts.refused += len(refused)
             self.divided_to = batch[-1].key
             if self.open is not None:
                 self.open.update((keys[i], entry.key) for i, entry in enumerate(batch) if not is_done[i])
-        return items, refused
+        return self._granted([*named, *before], refused)
 
-    def _claim(self, keys: Sequence[str], outputs: Sequence[str]) -> list[bool]:
-        """Claim names; return which inputs have theirs now."""
-        if not keys:
-            return []
-        return self.known.owners.claim(digests(outputs), digests(keys)).tolist()
+    def _granted(self, wants: Sequence[WorkItem], refused: list[Row]) -> Batch:
+        """Claim names; return the inputs that have theirs now, and the refusals with those of the others."""
+        items: list[WorkItem] = []
+        with self._lock:
+            claimed = digests([item.output for item in wants]), digests([item.key for item in wants])
+            for item, is_granted in zip(wants, self.known.owners.claim(*claimed).tolist(), strict=True):
+                claim = self._claims.get(item.output)
+                if is_granted:
+                    items.append(item)
+                    self._claims[item.output] = _Claim(item)
+                    self._remember(item.output, item.key)
+                elif claim is not None and self._num_waiting < _MAX_WAITING:
+                    claim.waiting.append(item)
+                    self._num_waiting += 1
+                else:
+                    refused.append(self._collision(item.key, item.etag, item.size, item.output))
+            self.counts.pending += len(items)
+            self.counts.refused += len(refused)
+        return items, refused
 
     def _no_pictures(self, tried: Sequence[tuple[int, Entry]]) -> dict[int, Row]:
         """Look into files that are not named as pictures; return the rows of those that are none."""

@@ -140,7 +140,7 @@ def test_a_name_that_is_too_long_for_the_target_is_a_row_before_the_work(
     keys = ["e" * (longest - 4), "f" * (longest - 3), "\u00e9" * (longest // 2)]
     listed = iter([Entry(key, f"/in/{key}", 1, "e", EPOCH) for key in keys])
     job = Job(source="in", stages=StageOptions(outputs=replace(OUTPUTS, name="{name}.png"), target=target))
-    (items, refused), *_ = made.inputs().worklist(job.stages, listed).batches()
+    (_, refused), (items, _) = made.inputs().worklist(job.stages, listed).batches()
     assert [item.key for item in items] == keys[:1]
     assert [(row["key"], row["reason"]) for row in refused] == [(key, "invalid") for key in keys[1:]]
     assert f"bytes, at most {255 if longest == 255 else 1024} are allowed" in refused[0]["message"]

@@ -287,6 +287,23 @@ def test_camera_raw_is_known_wherever_its_directory_is(at: int, tmp_path: Path) 
     assert rows[0]["message"].endswith("; a.JPG beside it")  # it may fail
 
 
+def test_a_file_that_is_not_named_as_a_picture_yields_its_name_to_one_that_is(tmp_path: Path) -> None:
+    names = ["D.THM", "D.jpg", "E", "E.png", "._F.jpg", "F.jpg", "alone.THM", "two.LRV", "two.THM"]
+    listing = folder_of(tmp_path, dict.fromkeys(names, encoded(0, format="JPEG")))
+    many = [entry(f"0/{i:03d}.png") for i in range(256)]
+    wanted = {"D.jpg", "E.png", "F.jpg", "._F.jpg", "alone.THM", "two.LRV"}
+    for first in range(len(names) + 1):  # so many are in the batch of those before them
+        pending, refused, worklist = divided([*many[first:], *listing])
+        assert {key for key in pending if not key.startswith("0/")} == wanted
+        assert {key: reason for key, (reason, _) in refused.items()} == dict.fromkeys(
+            ("D.THM", "E", "two.THM"), "name_collision"
+        )
+        assert refused["D.THM"][1].startswith("D.jpg is written to D_x4.png already")
+        counts = worklist.counts
+        assert (counts.listed, counts.pending, counts.refused) == (len(names) + 256 - first, 262 - first, 3)
+    assert set(divided(listing, failing=("D.jpg",))[0]) == wanted | {"D.THM"}  # its turn
+
+
 def test_globs_and_sizes_select() -> None:
     keys = ["a.jpg", "b.png", "deep/er/c.jpg", "private/d.jpg", "_resshift/e.jpg"]
     entries = [entry(key, size=i) for i, key in enumerate(keys)]
