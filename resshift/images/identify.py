@@ -87,7 +87,9 @@ def identify(data: bytes) -> str:
         )
     if name not in FORMATS:
         raise ImageError(
-            ImageReason.UNSUPPORTED_FORMAT, f"the file is {name}, allowed are {', '.join(FORMATS)}"
+            ImageReason.UNSUPPORTED_FORMAT,
+            f"the file is {name}, allowed are {', '.join(FORMATS)}"
+            + ": develop it to one of them first" * (name == "camera raw"),
         )
     return name
 
