@@ -22,7 +22,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, wait
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, cast, overload
 
@@ -365,8 +365,11 @@ class Replica:
                 line.append(self._batcher.submit(work, is_wanted, frames.num_pixels))
             if not line:
                 return
-            while not wait((line[0],), _TELL_S).done:
-                if told := tuple(shares.items()):
+            while not line[0].done():
+                with contextlib.suppress(TimeoutError, CancelledError):
+                    line[0].exception(_TELL_S)
+                told = tuple(shares.items())
+                if told and not line[0].done():
                     yield Underway(told)
             try:
                 answer = _answer(line.popleft())

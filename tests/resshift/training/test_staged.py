@@ -186,7 +186,10 @@ def test_the_chain_and_its_adversary_are_those_of_the_script(
         theirs.train(as_the_script(pictures), stage.learning_rate, stage)
         for a, b in zip(own, theirs.network.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
-    assert_close(adversary.heads, theirs.model.adversary.heads)
+    # Adam's first step has the sign of the gradient, which rounding turns where that is almost zero.
+    for a, b in zip(adversary.heads.parameters(), theirs.model.adversary.heads.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-3)
+        assert (~torch.isclose(a, b, rtol=1e-3, atol=1e-5)).sum() <= 1e-4 * a.numel()
     torch.testing.assert_close(adversary.norms, theirs.model.adversary.norms, rtol=1e-3, atol=0)
     assert adversary.norms.all()
 
