@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NotRequired, cast
 
 from ray.util.metrics import Counter as MetricsCounter
 from ray.util.metrics import Gauge
@@ -33,6 +33,7 @@ class ProgressSnapshot(TypedDict):
         pictures_per_s, megapixels_per_s: Rates of inputs that were upscaled, over the last minute.
         eta_s: Expected seconds to the end if no input fails; None until the listing has come to its end.
         replicas: Number of replicas that are ready.
+        share: Sum of the shares of inputs under way that are done, of those that take long; left out if 0.
     """
 
     time: float
@@ -46,6 +47,7 @@ class ProgressSnapshot(TypedDict):
     megapixels_per_s: float
     eta_s: int | None
     replicas: int
+    share: NotRequired[float]
 
 
 class JobProgress(Progress):

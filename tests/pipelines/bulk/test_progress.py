@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pipelines.bulk.progress import JobProgress
+from pydantic import TypeAdapter
+
+from pipelines.bulk.progress import JobProgress, ProgressSnapshot
 from pipelines.bulk.selection import ListingCounts
 from pipelines.ledger import ledger
 
@@ -23,4 +25,7 @@ def test_rows_are_counted_against_the_listing() -> None:
         *("megapixels_per_s", "replicas"),
     ]
     assert progress.megapixels == 0.5
+    progress.share = 0.25
+    told = TypeAdapter(ProgressSnapshot).validate_python(progress.snapshot())  # as an answer over HTTP
+    assert told.get("share") == 0.25
     assert state["eta_s"] is not None
