@@ -77,8 +77,7 @@ class ModelReplica:
             while (result := await loop.run_in_executor(self._threads, next, results, None)) is not None:
                 yield result
         finally:
-            # The caller went away: a thread that still waits for the model gives up its turn. One that
-            # computes cannot be stopped.
+            # The caller went away: the picture gives up its turn, or ends after the call that is computed.
             is_over.set()
 
     async def picture(

@@ -314,7 +314,7 @@ class Replica:
             inputs: The decoded inputs, in the order of the keys; or parcels that have them, and may have
                 others.
             alone: Whether to begin when nothing else is under way here, and to keep others waiting.
-            is_wanted: Function that is asked before the model begins a picture; the unit ends when it is
+            is_wanted: Function that is asked before each call of the networks; the unit ends when it is
                 false.
         """
         with self._room.entered(alone=alone):

@@ -39,6 +39,13 @@ _FOREIGN = {
         (b"FUJIFILMCCD-RAW", b"IIU\0", b"IIRO", b"IIRS", b"MMOR", b"FOVb", b"\0MRM"), "camera raw"
     ),
 }
+_NO_PICTURE = {  # what people have beside their pictures
+    b"%PDF": "a PDF",
+    b"PK\3\4": "a ZIP archive",
+    b"<?xml": "XML",
+    b"<svg": "an SVG drawing",
+    b"\x1aE\xdf\xa3": "a film",
+}
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNM = re.compile(rb"P[1-6]\s+[#\d]|P7\nWIDTH|P[Ff]\s+\d")
 _BMP_HEADER_BYTES = (12, 16, 40, 52, 56, 64, 108, 124)
@@ -83,7 +90,7 @@ def identify(data: bytes) -> str:
     if name is None:
         raise ImageError(
             ImageReason.NOT_AN_IMAGE,
-            f"the file starts with {data[:16]!r}, which is none of {', '.join(FORMATS)}",
+            f"the file {_told(data)}, which is none of {', '.join(FORMATS)}",
         )
     if name not in FORMATS:
         raise ImageError(
@@ -119,6 +126,14 @@ def _name(data: bytes) -> str | None:
     if _PNM.match(data):
         return "PPM"
     return next((name for magic, name in _FOREIGN.items() if data.startswith(magic)), None)
+
+
+def _told(data: bytes) -> str:
+    """Say what a file is that is no picture."""
+    if data[4:8] in (b"ftyp", b"wide", b"moov", b"mdat"):
+        return "is a film or sound"
+    name = next((name for magic, name in _NO_PICTURE.items() if data.startswith(magic)), None)
+    return f"is {name}" if name else f"starts with {data[:16]!r}"
 
 
 def _brands(data: bytes) -> set[bytes]:

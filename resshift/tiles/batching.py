@@ -132,7 +132,8 @@ class Batcher:
 
         Args:
             work: Work that has not begun.
-            is_wanted: Asked before the work begins; if it returns False, the future is cancelled.
+            is_wanted: Asked before each call; when it returns False, the work ends and the future is
+                cancelled.
             size: Size of the work in any unit, for example pixels; 0: it neither passes nor is passed.
 
         Returns:
@@ -171,7 +172,13 @@ class Batcher:
         return bool(self._open or self._waiting)
 
     def _next_parts(self) -> list[_Part]:
-        """Return the parts of the next call; begins works until there are enough tiles."""
+        """Return the parts of the next call; end works that nobody wants, begin works until there are enough
+        tiles.
+        """
+        for entry in tuple(self._open):
+            if not entry.is_wanted():
+                self._open.remove(entry)
+                _drop(entry)
         while not self._has_enough() and self._begin():
             pass
         while not self._has_enough_small() and self._begin(self._is_small):
@@ -222,8 +229,7 @@ class Batcher:
                 return False
             self._waiting.remove(entry)
         if not entry.is_wanted():
-            entry.work.close()
-            entry.future.cancel()
+            _drop(entry)
             return True
         self._open.append(entry)
         self._go_on(entry, partial(next, entry.work))
@@ -293,6 +299,11 @@ def alone(work: Work[T]) -> T:
     while batcher.turn():
         pass
     return future.result().value
+
+
+def _drop(entry: _Open) -> None:
+    entry.work.close()
+    entry.future.cancel()
 
 
 def _send(work: Work[Any], results: Sequence[Tensor]) -> TileCall:

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from serve.http.keys import digest, new_key
+from serve.http.problems import KINDS, MEDIA_TYPE
 from tests.pictures import decoded, encoded, enlarged
 from tests.servers import serving
 
@@ -78,6 +79,9 @@ def test_nginx_hands_on_what_has_a_key_and_limits_bodies(
             assert (decoded(made.content) == enlarged(data)).all()
             too_large = httpx2.post(f"{address}/v1/upscale", content=bytes(65 << 20), headers=headers)
             assert too_large.status_code == 413
+            assert too_large.headers["Content-Type"] == MEDIA_TYPE
+            shown = {"type": "/problems/too_large", "title": KINDS["too_large"].title, "status": 413}
+            assert too_large.json().items() >= shown.items()
             assert httpx2.get(f"{address}/metrics").status_code == 403
             assert httpx2.get(f"{address}/").status_code == 200
     assert '"caller": "alice"' in log.read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 from dataclasses import replace
 from typing import Any
@@ -104,6 +105,22 @@ def test_what_is_no_picture_is_called_so(data: bytes) -> None:
     with pytest.raises(ImageError) as caught:
         identify(data + bytes(40))
     assert caught.value.reason is ImageReason.NOT_AN_IMAGE
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (media(b"qt  ", b"qt  "), "is a film or sound,"),
+        (b"\0\0\0\x08wide\0\0\x10\0mdat", "is a film or sound,"),
+        (b"%PDF-1.7", "is a PDF,"),
+        (b"PK\3\4", "is a ZIP archive,"),
+        (b"<?xml version", "is XML,"),
+        (b"some text that goes on", "starts with b'some text that g',"),
+    ],
+)
+def test_the_message_says_what_a_file_is_that_is_no_picture(data: bytes, told: str) -> None:
+    with pytest.raises(ImageError, match=re.escape(f"the file {told}")):
+        identify(data)
 
 
 @pytest.mark.parametrize("data", [b"P5\n3 3\n255\n", b"8BPS\0\1", b"\0\0\1\0\1\0", b"\0\0\0\x0cjP  \r\n"])

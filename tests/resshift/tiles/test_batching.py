@@ -170,6 +170,27 @@ def test_what_is_no_longer_wanted_is_not_begun() -> None:
     assert network.sizes == [SIZE]
 
 
+def test_what_is_no_longer_wanted_ends_between_calls_and_gives_up_what_it_holds() -> None:
+    network, batcher, wanted, ended = Halving(), Batcher(), [True], list[str]()
+
+    def large() -> Work[list[float]]:
+        try:
+            return (yield from asking(network, [[2.0]] * 9))
+        finally:
+            ended.append("large")
+
+    left = batcher.submit(large(), lambda: wanted[0])
+    batcher.turn()
+    batcher.turn()
+    wanted[0] = False
+    kept = batcher.submit(asking(network, [[4.0]]))
+    batcher.turn()
+    assert kept.result(0).value == [2]
+    assert left.cancelled()
+    assert ended == ["large"]
+    assert network.sizes == [SIZE] * 3  # two of nine calls
+
+
 def test_a_thread_serves_works_from_other_threads() -> None:
     network, batcher = Halving(), Batcher()
     threading.Thread(target=batcher.serve, daemon=True).start()
