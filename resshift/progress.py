@@ -195,7 +195,8 @@ def line(what: str, state: Mapping[str, Any]) -> str:
     rates = sorted(name for name in others if name.endswith("_per_s"))
     parts += [f"{_rate(state[name])} {name.removesuffix('_per_s')}/s" for name in rates]
     if "replicas" in state:
-        parts.append(f"{state['replicas']} replicas" if state["replicas"] else "starting a replica")
+        number = state["replicas"]
+        parts.append(f"{number} replica{'s' * (number != 1)}" if number else "starting a replica")
     return "  ".join(parts)
 
 

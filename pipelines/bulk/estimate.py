@@ -173,8 +173,8 @@ def describe(
         return
     hours = found.megapixels / mp_per_s / replicas / 3600
     yield (
-        f"time: {hours:.2f} h with {replicas} replicas at {mp_per_s:.3g} MP/s each ({told}), "
-        f"{hours * replicas:.2f} replica hours"
+        f"time: {hours:.2f} h with {replicas} replica{'s' * (replicas != 1)} at {mp_per_s:.3g} MP/s each "
+        f"({told}), {hours * replicas:.2f} replica hours"
     )
     if price_per_hour is not None:
         yield f"cost: {hours * replicas * price_per_hour:.2f} at {price_per_hour:g} per replica and hour"
