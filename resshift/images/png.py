@@ -1,33 +1,27 @@
-"""PNG by OpenCV's encoder (7x faster than Pillow's), with the chunks that OpenCV does not write.
+"""PNG with the Deflate of ISA-L, several times as fast as zlib's, and all metadata.
 
-OpenCV writes no profile, EXIF or XMP, and no grey with alpha. Chunks are a small and fixed format (ISO/IEC
-15948), so they are written here. The bytes depend only on the arguments and on the builds of zlib and OpenCV.
+Chunks are a small and fixed format (ISO/IEC 15948), so they are written here. The bytes depend only on the
+arguments, on the build of ISA-L and on the instructions that the CPU has; the pixels on none of them.
 """
 
 from __future__ import annotations
 
 import struct
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-import cv2
 import numpy as np
+from isal import isal_zlib
 from PIL import Image
 
-from resshift.images.samples import swap_red_blue
-from resshift.images.types import Array, ImageError, ImageReason
+from resshift.images.types import Array
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER_END = len(_SIGNATURE) + 25  # IHDR: length, name, 13 bytes, CRC
 _MAX_TEXT = 1 << 20
-_ZLIB_LEVEL = 1  # photographs: level 6 is 10x slower for about 5 % fewer bytes
-# OpenCV's defaults may change with its version, so all options are set. These are the fastest for
-# photographs.
-_PNG_OPTIONS = (
-    *(cv2.IMWRITE_PNG_COMPRESSION, 1),
-    *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
-    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_SUB),
-)
+_LEVEL = 1  # of 0 to 3; photographs: 3 takes twice as long for a few per cent fewer bytes
+_BLOCK_BYTES = 1 << 20  # of rows that are filtered at a time
+_COLOUR_TYPE = {1: 0, 2: 4, 3: 2, 4: 6}  # by the number of samples of a pixel
+_SUB = 1  # the filter of every row: what is best for photographs among those that cost nothing
 
 
 def encode_png(
@@ -47,11 +41,35 @@ def encode_png(
         exif: Block to embed, as in `Picture.exif`.
         xmp: Packet to embed.
         chunks: Further chunks that may stand behind the header.
-
-    Raises:
-        ImageError: too_large, if OpenCV cannot write a picture of this size.
     """
-    return insert_chunks(_pixel_chunks(pixels, alpha), icc, exif, xmp, chunks)
+    height, width, num_samples = pixels.shape
+    colour_type = _COLOUR_TYPE[num_samples + (alpha is not None)]
+    header = struct.pack(">IIBBBBB", width, height, 8 * pixels.dtype.itemsize, colour_type, 0, 0, 0)
+    data = (_chunk(b"IDAT", part) for part in _deflated(pixels, alpha) if part)
+    png = b"".join((_SIGNATURE, _chunk(b"IHDR", header), *data, _chunk(b"IEND", b"")))
+    return insert_chunks(png, icc, exif, xmp, chunks)
+
+
+def _deflated(pixels: Array, alpha: Array | None) -> Iterator[bytes]:
+    """Yield the parts of the zlib stream, every row with the Sub filter (section 9.2)."""
+    height, width, num_samples = pixels.shape
+    depth = pixels.dtype.itemsize
+    pixel_bytes = depth * (num_samples + (alpha is not None))
+    row_bytes = width * pixel_bytes
+    rows_at_a_time = max(1, _BLOCK_BYTES // row_bytes)
+    stream = isal_zlib.compressobj(_LEVEL)
+    for top in range(0, height, rows_at_a_time):
+        block = pixels[top : top + rows_at_a_time]
+        if alpha is not None:
+            block = np.concatenate([block, alpha[top : top + rows_at_a_time, :, None]], axis=2)
+        block = np.ascontiguousarray(block, f">u{depth}")
+        rows = block.view(np.uint8).reshape(len(block), row_bytes)
+        filtered = np.empty((len(block), 1 + row_bytes), np.uint8)
+        filtered[:, 0] = _SUB
+        filtered[:, 1 : 1 + pixel_bytes] = rows[:, :pixel_bytes]
+        np.subtract(rows[:, pixel_bytes:], rows[:, :-pixel_bytes], out=filtered[:, 1 + pixel_bytes :])
+        yield stream.compress(filtered)
+    yield stream.flush()
 
 
 def resolution_chunks(resolution: tuple[float, float] | None) -> Sequence[bytes]:
@@ -95,21 +113,9 @@ def scale_transparent_level(image: Image.Image, bits: int) -> None:
         image.info["transparency"] = level * 255 // ((1 << bits) - 1)
 
 
-def _pixel_chunks(pixels: Array, alpha: Array | None) -> bytes:
-    if pixels.shape[2] == 1 and alpha is not None:
-        return _grey_alpha(pixels, alpha)
-    if pixels.shape[2] == 3:
-        swapped = swap_red_blue(pixels)
-        pixels = swapped if alpha is None else np.concatenate([swapped, alpha[..., None]], axis=2)
-    encoded, buffer = cv2.imencode(".png", pixels, _PNG_OPTIONS)
-    if not encoded:
-        height, width = pixels.shape[:2]
-        raise ImageError(ImageReason.TOO_LARGE, f"OpenCV could not write a PNG of {width}x{height}")
-    return buffer.tobytes()
-
-
 def _chunk(name: bytes, payload: bytes) -> bytes:
-    return struct.pack(">I", len(payload)) + name + payload + struct.pack(">I", zlib.crc32(name + payload))
+    crc = isal_zlib.crc32(payload, isal_zlib.crc32(name))
+    return b"".join((struct.pack(">I", len(payload)), name, payload, struct.pack(">I", crc)))
 
 
 def essential_png(png: bytes) -> bytes:
@@ -133,29 +139,10 @@ def insert_chunks(
     """Return a PNG with iCCP, eXIf and iTXt (XMP) chunks inserted after IHDR, where all are allowed."""
     extra = b""
     if icc:
-        extra += _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc, 9))
+        extra += _chunk(b"iCCP", b"ICC profile\0\0" + isal_zlib.compress(icc, 3))
     if exif:
         extra += _chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
     if xmp:
         extra += _chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
     extra += b"".join(chunks)
     return png[:_HEADER_END] + extra + png[_HEADER_END:] if extra else png
-
-
-def _grey_alpha(pixels: np.ndarray, alpha: np.ndarray) -> bytes:
-    """Return a PNG of grey with alpha, every row with the Up filter.
-
-    Args:
-        pixels: (H, W, 1) uint8 or uint16.
-        alpha: (H, W) of the same dtype.
-    """
-    height, width = alpha.shape
-    depth = pixels.dtype.itemsize
-    samples = np.concatenate([pixels, alpha[..., None]], axis=2).astype(f">u{depth}")
-    rows = samples.view(np.uint8).reshape(height, width * 2 * depth)
-    filtered = np.full((height, rows.shape[1] + 1), 2, dtype=np.uint8)
-    filtered[0, 1:] = rows[0]
-    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
-    header = struct.pack(">IIBBBBB", width, height, 8 * depth, 4, 0, 0, 0)
-    body = zlib.compress(filtered.tobytes(), _ZLIB_LEVEL)
-    return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")

@@ -195,6 +195,35 @@ def test_opencv_and_tifffile_read_the_same_tiff(
         np.testing.assert_array_equal(swap_red_blue(decoded[..., :3]), picture.pixels)
 
 
+@pytest.mark.parametrize("has_alpha", [False, True])
+@pytest.mark.parametrize("num_colours", [1, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_the_stream_of_a_png_has_every_row_with_the_sub_filter(
+    dtype: type, num_colours: int, has_alpha: bool
+) -> None:
+    """By zlib and the filter's definition (ISO/IEC 15948, section 9.2), over several blocks of rows."""
+    rng, shape = philox("png rows"), (1 + (1 << 20) // 300, 301)
+    highest = np.iinfo(dtype).max
+    pixels = rng.integers(0, highest, (*shape, num_colours), dtype, endpoint=True)
+    alpha = rng.integers(0, highest, shape, dtype, endpoint=True) if has_alpha else None
+    png, body, position = encode(Picture(pixels=pixels, alpha=alpha)), b"", 8
+    while position < len(png):
+        end = position + 12 + int.from_bytes(png[position : position + 4])
+        name, payload = png[position + 4 : position + 8], png[position + 8 : end - 4]
+        assert int.from_bytes(png[end - 4 : end]) == zlib.crc32(name + payload)
+        body += payload if name == b"IDAT" else b""
+        position = end
+    num_samples, depth = num_colours + has_alpha, np.dtype(dtype).itemsize
+    rows = np.frombuffer(zlib.decompress(body), np.uint8).reshape(
+        shape[0], 1 + shape[1] * num_samples * depth
+    )
+    assert (rows[:, 0] == 1).all()
+    differences = rows[:, 1:].reshape(*shape, num_samples * depth)
+    samples = np.add.accumulate(differences, axis=1, dtype=np.uint8).view(f">u{depth}")
+    expected = pixels if alpha is None else np.dstack([pixels, alpha])
+    np.testing.assert_array_equal(samples, expected)
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_encoding_is_deterministic(format: Format) -> None:
     picture = replace(from_pil(with_exif(smooth())), icc=SRGB)
