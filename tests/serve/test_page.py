@@ -194,7 +194,8 @@ def drop(browser: Browser, data: bytes, name: str = "bridge.png", *others: tuple
 def saved(path: Path) -> bytes:
     """Wait for a download and return it."""
     deadline = time.monotonic() + WAIT_S
-    while not path.exists():
+    # Chromium holds the name with an empty file, and renames the whole one to it.
+    while not path.exists() or not path.stat().st_size:
         assert time.monotonic() < deadline, list(path.parent.iterdir())
         time.sleep(0.1)
     data = path.read_bytes()
