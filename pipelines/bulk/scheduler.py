@@ -396,7 +396,8 @@ class BulkRun:
                 break
             unit.append(self._ready.popleft())
         self._ready_pixels -= sum(entry.num_pixels for entry in unit)
-        return unit
+        # A replica answers in order: what is small does not wait for what is large.
+        return sorted(unit, key=lambda entry: entry.num_pixels)
 
     async def _dispatch(self) -> None:
         while True:

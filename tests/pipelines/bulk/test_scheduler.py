@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -364,6 +364,26 @@ def test_how_far_a_picture_was_is_forgotten_with_its_replica(run: Callable[..., 
     stages = Slow(times(1, "upscale", ActorDiedError()))
     run(stages, "a")
     assert stages.shares == [0.25, 0.75]  # of the second attempt
+
+
+class Sized(Stages):
+    """Its pictures have so many pixels by key, or 100."""
+
+    sizes: Mapping[str, int] = {"b": 90_000, "d": 400}
+
+    def prepare(self, items: Sequence[WorkItem], options: StageOptions) -> list[Ref]:
+        answers, names = super().prepare(items, options)
+        sized = [
+            (row, self.sizes.get(item.key, num_pixels), *rest)
+            for item, (row, num_pixels, *rest) in zip(items, answers.value, strict=True)
+        ]
+        return [Ref(sized), names]
+
+
+def test_small_pictures_of_a_unit_do_not_wait_for_large_ones(run: Callable[..., dict[str, Row]]) -> None:
+    stages = Sized(no_fault)
+    run(stages, "abcde")
+    assert stages.units() == ["acedb"]
 
 
 def test_small_pictures_travel_in_hundreds(run: Callable[..., dict[str, Row]]) -> None:
