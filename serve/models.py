@@ -2,8 +2,8 @@
 
 A call goes through Serve's router to the replica with the shortest queue. A replica that dies takes no
 request with it: the same picture and seed give the same pixels, so it is asked again elsewhere. A call that
-is cancelled (the client went away, the deadline passed) is dropped at the replica unless the model
-has started on it.
+is cancelled (the client went away, the deadline passed) is dropped at the replica, at the latest after the
+call of the networks that is under way.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """PNG with the Deflate of ISA-L, several times as fast as zlib's, and all metadata.
 
 Chunks are a small and fixed format (ISO/IEC 15948), so they are written here. The bytes depend only on the
-arguments, on the build of ISA-L and on the instructions that the CPU has; the pixels on none of them.
+arguments, on the build of ISA-L and, as that chooses its code by it, perhaps on the kind of CPU; the pixels
+on none of them.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from resshift.images.types import Array
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER_END = len(_SIGNATURE) + 25  # IHDR: length, name, 13 bytes, CRC
 _MAX_TEXT = 1 << 20
-_LEVEL = 1  # of 0 to 3; photographs: 3 takes twice as long for a few per cent fewer bytes
+_LEVEL = 1  # of 0 to 3; a photograph: 3 takes twice as long for 3 % fewer bytes
 _BLOCK_BYTES = 1 << 20  # of rows that are filtered at a time
 _COLOUR_TYPE = {1: 0, 2: 4, 3: 2, 4: 6}  # by the number of samples of a pixel
-_SUB = 1  # the filter of every row: what is best for photographs among those that cost nothing
+_SUB = 1  # the filter of every row
 
 
 def encode_png(

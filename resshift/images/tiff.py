@@ -1,8 +1,7 @@
 """Write TIFF: Pillow has no 16-bit RGB, and tifffile cannot write EXIF and GPS directories.
 
 One page, Adobe Deflate with the horizontal predictor (TIFF 6.0, section 14), strips of 1 MiB. The bytes
-depend only on the arguments, on the build of ISA-L and on the instructions that the CPU has; the pixels on
-none of them.
+depend on what those of a PNG do.
 """
 
 from __future__ import annotations
