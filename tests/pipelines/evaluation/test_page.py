@@ -284,7 +284,7 @@ def test_a_histogram_needs_finite_values() -> None:
         ({"before": encoded(60, 40)}, "before of 'harbour' is 60 × 40"),
         ({"gt": encoded(60, 40)}, "gt of 'harbour' is 60 × 40"),
         ({"lq": encoded(60, 40, ".tiff")}, "lq of 'harbour' is TIFF"),
-        ({"lq": b"<svg/>"}, "starts with"),
+        ({"lq": b"<svg/>"}, "is an SVG drawing"),
         ({"focus": (0.5, 1.5)}, "focus"),
     ],
 )
