@@ -23,7 +23,7 @@ from ray.exceptions import RayError, RayTaskError
 
 import resshift
 from pipelines.cluster.capacity import reachable
-from pipelines.cluster.ray_internals import serve_host
+from pipelines.cluster.ray_internals import app_status, serve_host
 from resshift.allocator import give_back_freed_pages, knows_own_bytes, map_large_blocks, own_bytes
 from resshift.images import Format
 from serve import routes
@@ -246,12 +246,11 @@ class RemoteJobs:
 
 async def _count_gateways() -> int:
     """Return how many replicas of this deployment run; 0 while Serve does not tell."""
+    context = serve.get_replica_context()
     try:
-        status = await asyncio.to_thread(serve.status)
+        app = await asyncio.to_thread(app_status, context.app_name)
     except RayError:
         return 0
-    context = serve.get_replica_context()
-    app = status.applications.get(context.app_name)
     deployment = None if app is None else app.deployments.get(context.deployment)
     states = {} if deployment is None else deployment.replica_states
     return sum(number for state, number in states.items() if state == "RUNNING")

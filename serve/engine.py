@@ -108,7 +108,7 @@ class ServeEngine:
     def _look(self) -> tuple[int, str]:
         """Return the number of replicas that run, and, when there is none, what Serve says of it."""
         try:
-            running = serve.status().applications.get(self._name)
+            running = ray_internals.app_status(self._name)
         except RayActorError:  # whoever started Serve has ended it
             running = None
         if running is None:
@@ -193,7 +193,7 @@ class ServeEngine:
 
     def _is_gone_within(self, seconds: float) -> bool:
         until = time.monotonic() + seconds
-        while self._name in serve.status().applications:
+        while ray_internals.app_status(self._name) is not None:
             if time.monotonic() > until:
                 return False
             time.sleep(0.2)

@@ -17,6 +17,7 @@ from ray import serve
 from ray.exceptions import RayError, RayTaskError
 
 from pipelines.bulk.worker import ModelFacts, ReplicaOptions, describe_model
+from pipelines.cluster.ray_internals import app_status
 from resshift.config import Sampling
 from resshift.images.animation import Frames
 from serve.encode import PNG, Encoded, Encoding
@@ -111,8 +112,7 @@ class ServedModel:
 
     async def count_replicas(self) -> int:
         """See `EndpointModel`."""
-        status = await asyncio.to_thread(serve.status)
-        app = status.applications.get(self._app)
+        app = await asyncio.to_thread(app_status, self._app)
         return 0 if app is None else num_running(app)
 
 

@@ -186,19 +186,21 @@ def _options_of(request: Request) -> list[str]:
 
 
 def install(api: FastAPI) -> None:
-    """Make every error of an application a problem document."""
+    """Make every error of an application a problem document. Handlers are coroutines for the reason that
+    `serve.services.caller` is one.
+    """
     kind_by_status = {404: "not_found", 405: "method_not_allowed"}
 
-    def on_problem(request: Request, error: Exception) -> JSONResponse:
+    async def on_problem(request: Request, error: Exception) -> JSONResponse:
         del request
         assert isinstance(error, Problem)
         return error.response()
 
-    def on_invalid(request: Request, error: Exception) -> JSONResponse:
+    async def on_invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         return option_problem(error, _options_of(request)).response()
 
-    def on_http(request: Request, error: Exception) -> JSONResponse:
+    async def on_http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         kind = kind_by_status.get(error.status_code)
         if kind is not None:
@@ -218,7 +220,7 @@ def install(api: FastAPI) -> None:
             )
         return answer
 
-    def on_mistake(request: Request, error: Exception) -> JSONResponse:
+    async def on_mistake(request: Request, error: Exception) -> JSONResponse:
         del request, error  # the server logs it with its traceback, which is not for clients
         return Problem("failed", "internal server error; see the server log").response()
 

@@ -23,6 +23,7 @@ import pytest
 
 from pipelines.bulk.engine import EngineOptions
 from pipelines.bulk.worker import Replica, ReplicaOptions, Started
+from pipelines.cluster import ray_internals
 from pipelines.command import UsageError
 from resshift.config import Sampling
 from resshift.images import Picture
@@ -128,6 +129,14 @@ class TestOnServe:
         answer = httpx2.post(f"{address}/v1/upscale", content=data, timeout=120)
         assert answer.status_code == 200, answer.text
         assert np.array_equal(decoded(answer.content), enlarged(data))
+
+    def test_a_look_at_an_application_tells_what_serve_does(self, address: str) -> None:
+        from ray import serve
+
+        wait_for(lambda: is_ready(address))
+        for name, told in serve.status().applications.items():
+            assert ray_internals.app_status(name) == told
+        assert ray_internals.app_status("resshift-unknown") is None
 
     def test_the_curl_examples_of_the_readme(self, address: str, tmp_path: Path) -> None:
         """They are run as they stand there, with another port."""
@@ -366,6 +375,7 @@ class Elsewhere:
         self.deployed: list[str] = []
         monkeypatch.setattr(serve, "start", refuse)
         monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications={}, proxies={}))
+        monkeypatch.setattr(ray_internals, "app_status", lambda _: None)
         monkeypatch.setattr(serve, "run_many", lambda apps, **_: self.deployed.extend(a.name for a in apps))
         monkeypatch.setattr(serve, "get_app_handle", lambda name: SimpleNamespace(options=lambda **_: name))
 
@@ -411,10 +421,10 @@ def test_a_job_whose_application_another_one_deletes_ends_with_a_line(
     app = SimpleNamespace(status="RUNNING", deployments={"model": model}, message="")
     ended: list[bool] = []
 
-    def status() -> Any:
+    def app_status(name: str) -> Any:
         if ended:
             raise RayActorError
-        return SimpleNamespace(applications={"resshift-nearest-x4": app}, proxies={})
+        return app if name == "resshift-nearest-x4" else None
 
     async def refuse(_: Any) -> None:
         ended.append(True)
@@ -422,7 +432,12 @@ def test_a_job_whose_application_another_one_deletes_ends_with_a_line(
 
     handle = SimpleNamespace(upscale=SimpleNamespace(remote=lambda *_, **__: None))
     handle.options = lambda **_: handle
-    monkeypatch.setattr(engine.serve, "status", status)
+    monkeypatch.setattr(
+        engine.serve,
+        "status",
+        lambda: SimpleNamespace(applications={"resshift-nearest-x4": app}, proxies={}),
+    )
+    monkeypatch.setattr(engine.ray_internals, "app_status", app_status)
     asked: list[str] = []
 
     def get_app_handle(name: str) -> Any:

@@ -327,6 +327,20 @@ def test_serve_host_asks_the_controller_for_its_http_config() -> None:
     assert HTTPOptions(host="10.0.0.1").host == "10.0.0.1", told
 
 
+def test_app_status_asks_the_controller_for_its_details(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.serve._private.controller import ServeController
+
+    parameters = list(inspect.signature(ServeController.get_serve_instance_details).parameters.values())
+    required = [one.name for one in parameters if one.default is inspect.Parameter.empty]
+    assert [name for name in required if name != "_ray_trace_ctx"] == ["self"], "app_status cannot look"
+
+    def nobody(*_: object, **__: object) -> None:
+        raise ValueError("there is no such actor")
+
+    monkeypatch.setattr("ray.get_actor", nobody)
+    assert ray_internals.app_status("resshift") is None
+
+
 def test_object_refs_awaits_the_stream_of_a_response() -> None:
     from ray.serve.handle import DeploymentResponseGenerator
 
