@@ -23,7 +23,7 @@ from ray.exceptions import RayError, RayTaskError
 
 import resshift
 from pipelines.cluster.capacity import reachable
-from pipelines.cluster.ray_internals import app_status, serve_host
+from pipelines.cluster.ray_internals import ONE_LOOP, app_status, serve_host
 from resshift.allocator import give_back_freed_pages, knows_own_bytes, map_large_blocks, own_bytes
 from resshift.images import Format
 from serve import routes
@@ -354,7 +354,7 @@ def application(args: dict[str, Any]) -> serve.Application:
         max_ongoing_requests=10_000,
         health_check_period_s=2,
         graceful_shutdown_timeout_s=120,
-        ray_actor_options={"num_cpus": gateways.num_cpus},
+        ray_actor_options={"num_cpus": gateways.num_cpus, "runtime_env": {"env_vars": ONE_LOOP}},
         autoscaling_config={
             "min_replicas": gateways.low,
             "max_replicas": gateways.high or max(gateways.low, int(reachable().get("CPU", 1.0)) // 8),

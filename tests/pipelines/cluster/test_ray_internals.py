@@ -327,6 +327,22 @@ def test_serve_host_asks_the_controller_for_its_http_config() -> None:
     assert HTTPOptions(host="10.0.0.1").host == "10.0.0.1", told
 
 
+def test_one_loop_is_what_a_replica_reads_when_it_starts() -> None:
+    told = "import ray.serve._private.replica as r; print(r.RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD)"
+    for variables, separate in ((ray_internals.ONE_LOOP, "False"), ({}, "True")):
+        environment = {
+            name: value for name, value in os.environ.items() if name not in ray_internals.ONE_LOOP
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", told],
+            env=environment | variables,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == separate
+
+
 def test_app_status_asks_the_controller_for_its_details(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.serve._private.controller import ServeController
 
