@@ -144,7 +144,7 @@ def describe(
     yield (
         f"{counts.listed} inputs, {counts.listed_bytes / 1e6:.1f} MB: {counts.pending} to do "
         f"({found.pending_bytes / 1e6:.1f} MB), "
-        f"{counts.done} done, {counts.refused} refused"
+        f"{counts.done} done before, {counts.refused} left out"
     )
     for item in found.refused:
         yield f"  {item['key']}: {item['reason']}: {item['message']}"

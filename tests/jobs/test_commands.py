@@ -344,7 +344,7 @@ def test_plan_writes_nothing_and_names_collisions(
     assert job("upscale", str(photos), str(tmp_path / "out"), "--model", str(toy_model), "--plan") == 0
     shown = capsys.readouterr().out
     assert "2 inputs" in shown
-    assert "1 to do (0.0 MB), 0 done, 1 refused" in shown
+    assert "1 to do (0.0 MB), 0 done before, 1 left out" in shown
     assert "name_collision" in shown
     assert "at 0.5 MP/s each (measured here)" in shown
     assert not (tmp_path / "out").exists()
