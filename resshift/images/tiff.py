@@ -7,13 +7,12 @@ depend on what those of a PNG do.
 from __future__ import annotations
 
 import numpy as np
-from isal import isal_zlib
 from PIL import Image, TiffImagePlugin
 
 from resshift.images.exif import with_text
+from resshift.images.png import deflater
 from resshift.images.resolution import resolution_tags
 
-_LEVEL = 1  # as of PNG
 _STRIP_BYTES = 1 << 20
 
 
@@ -44,7 +43,8 @@ def encode_tiff(
     for top in range(0, height, rows_per_strip):
         strip = little[top : top + rows_per_strip].copy()
         strip[:, 1:] -= little[top : top + rows_per_strip, :-1]  # modulo 2^bits, as the predictor is defined
-        strips.append(isal_zlib.compress(strip, _LEVEL))
+        stream = deflater()
+        strips.append(stream.compress(strip) + stream.flush())
 
     directory = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0\x08\0\0\0")
     block = Image.Exif()
