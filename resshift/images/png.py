@@ -1,8 +1,8 @@
 """PNG with the Deflate of zlib-ng, several times as fast as zlib's, and all metadata.
 
 Chunks are a small and fixed format (ISO/IEC 15948), so they are written here. The bytes depend only on the
-arguments and on the build of zlib-ng. (ISA-L is as fast, but five in 72,000 of its streams had other bytes
-for the same picture, and a job that is done again must have the same.)
+arguments and on the build of zlib-ng. (ISA-L is faster still, but five in 72,000 of its streams had other
+bytes for the same picture, and a job that is done again must have the same.)
 """
 
 from __future__ import annotations
