@@ -58,7 +58,7 @@ NO_CLUSTER_BY_ITSELF = {"RAY_ENABLE_AUTO_CONNECT": "0"}
 
 # Serve runs a replica's own code in a loop beside that of its actor, so that code which blocks holds up no
 # health check. Code that never blocks only pays: two threads a request, which take the interpreter from each
-# other. The variable is documented; Serve reads it when a replica's process imports it.
+# other. Serve reads the variable when a replica's process imports it.
 ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
 
 # The variable that Ray's state API, which Ray Train asks, reads before it looks for a cluster on the machine.
