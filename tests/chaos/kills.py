@@ -1,7 +1,7 @@
-"""Kill workers, replicas, decoders and drivers at random, and the process of the job once; then run the same
-command again, and count.
+"""Kill drivers, replicas, decoders and workers, each kind in turn, and the process of the job once; then run
+the same command again, and count.
 
-python tests/chaos/kills.py                     600 pictures, kills every 3 s, the driver at a half
+python tests/chaos/kills.py                     600 pictures, kills every 3 s, the job at a half
 python tests/chaos/kills.py --quick             120 pictures
 python tests/chaos/kills.py --drivers 3         with three drivers, which are killed too
 """
@@ -24,7 +24,7 @@ import harness
 def disturb(
     pid: int, every_s: float, ready: Callable[[], bool], stop: threading.Event, kills: Counter[str], seed: int
 ) -> None:
-    """kill -9 a random process of the job from time to time."""
+    """kill -9 a process of the job from time to time, of each kind in turn."""
     rng = random.Random(seed)
     while not ready() and not stop.wait(0.5):  # while everything starts there is nothing to lose
         pass
