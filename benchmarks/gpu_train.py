@@ -102,6 +102,7 @@ class Stage:
         adversary: gradient of the adversary's term at the output picture / that of all other terms, by norms.
         bicubic: share of samples with bicubic degradation.
         mild: share of samples with mild degradation. The others have heavy degradation.
+        noise3: share of all samples with noise that nothing shrinks (`resshift.degradation.recipe`).
     """
 
     steps: int | None = None
@@ -116,6 +117,7 @@ class Stage:
     adversary: float = 0.0
     bicubic: float = 0.5
     mild: float = 0.25
+    noise3: float = 0.2
 
     @property
     def loss(self) -> LossConfig:
@@ -239,7 +241,9 @@ class Pairs(Dataset[Batch]):
         self.file = file
         self.seed = seed
         self.crop = DataConfig(crop="scaled", crop_px=stage.crop_px)
-        self.recipe = replace(realesrgan_x4(), bicubic_share=stage.bicubic, mild_share=stage.mild)
+        self.recipe = replace(
+            realesrgan_x4(), bicubic_share=stage.bicubic, mild_share=stage.mild, noise3_prob=stage.noise3
+        )
         self.epoch, self.order = -1, np.empty(0, dtype=np.int64)
 
     @cached_property

@@ -81,6 +81,8 @@ def _draw_noise(draws: Draws, recipe: NoiseRecipe) -> Noise:
         kind="gaussian" if gaussian else "poisson",
         level=draws.uniform(recipe.gaussian_sigma if gaussian else recipe.poisson_scale),
         gray=draws.chance(recipe.gray_prob),
+        # Not drawn for official recipes, whose samples stay as they were.
+        correlated=recipe.correlated_prob > 0 and draws.chance(recipe.correlated_prob),
         seed=_draw_seed(draws),
     )
 
@@ -143,4 +145,8 @@ def draw(rng: np.random.Generator, recipe: DegradationRecipe) -> DegradationPara
         ops = (draw_mask(draws, recipe.mask),)
     else:
         ops = _draw_realesrgan(draws, _MILD if kind >= 1 - recipe.mild_share else recipe)
+    # Drawn last, so that the share changes nothing else.
+    if recipe.noise3_prob and draws.chance(recipe.noise3_prob):
+        noise3 = _draw_noise(draws, recipe.noise3)
+        ops = (*ops[:-1], noise3, ops[-1]) if isinstance(ops[-1], Jpeg) else (*ops, noise3)
     return DegradationParams(scale=recipe.scale, ops=ops)

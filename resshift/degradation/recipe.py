@@ -8,6 +8,10 @@ with probability 1/2, weaker noise):
     blur 2 (sometimes), resize 2, noise 2               with probability `second_order_prob`
     resize to H / scale, sinc or nothing, JPEG 2        always; JPEG first or last with equal probability
 
+The resize at the end shrinks every noise, so a network that was trained with this chain alone keeps noise of
+the size of a pixel. `noise3` is such a noise: it is added after the last filter, before JPEG 2 if JPEG is
+last, or after bicubic alone. Official training has none.
+
 Faces follow Wang et al., "Towards Real-World Blind Face Restoration with Generative Facial Prior" (GFPGAN),
 CVPR 2021, with the numbers of the official ResShift configuration: blur, shrink, noise, JPEG, enlarge to the
 original size, and rarely convert both pictures of the pair to grey.
@@ -99,16 +103,20 @@ class NoiseRecipe:
         gaussian_sigma: Range of its deviation in 8-bit levels, at least 0.
         poisson_scale: Range of the scale of Poisson noise, at least 0.
         gray_prob: Probability that all channels have the same noise.
+        correlated_prob: Probability that neighbouring pixels share part of their noise; 0 in official
+            recipes.
     """
 
     gaussian_prob: float = 0.5
     gaussian_sigma: Range
     poisson_scale: Range
     gray_prob: float = 0.4
+    correlated_prob: float = 0.0
 
     def __post_init__(self) -> None:
         check_prob("gaussian_prob", self.gaussian_prob)
         check_prob("gray_prob", self.gray_prob)
+        check_prob("correlated_prob", self.correlated_prob)
         check_range("gaussian_sigma", self.gaussian_sigma, 0)
         check_range("poisson_scale", self.poisson_scale, 0)
 
@@ -152,6 +160,8 @@ class DegradationRecipe:
             training); 0 in official recipes.
         mild_share: Probability that the chain has the mild, first-order ranges of `imagenet_test_x4`; 0 in
             official recipes. Both shares apply to the real-world chain only, and are 0 for other kinds.
+        noise3_prob: Probability of `noise3`, which nothing shrinks, for every sample of the kinds
+            "realesrgan" and "bicubic"; 0 in official recipes.
         second_order_prob, blur2_prob: Probabilities of the second order, and of blur in it.
         final_sinc_prob, final_sinc_size, final_sinc_omega: Probability and ranges of the last filter; sizes
             are odd, cut-offs in (0, pi].
@@ -163,6 +173,10 @@ class DegradationRecipe:
     scale: int
     bicubic_share: float = 0.0
     mild_share: float = 0.0
+    noise3_prob: float = 0.0
+    noise3: NoiseRecipe = NoiseRecipe(
+        gaussian_sigma=(1.0, 30.0), poisson_scale=(0.1, 2.0), gray_prob=0.2, correlated_prob=0.25
+    )
     # The official configurations give the maxima 21 and 15, but sizes are drawn from range(3, 21, 2) and
     # range(3, 15, 2), which exclude the end.
     kernel1: KernelRecipe = KernelRecipe(size=(3, 19), sigma=(0.2, 3.0))
@@ -190,6 +204,7 @@ class DegradationRecipe:
         for name in (
             "bicubic_share",
             "mild_share",
+            "noise3_prob",
             "second_order_prob",
             "blur2_prob",
             "final_sinc_prob",
@@ -201,6 +216,8 @@ class DegradationRecipe:
                 f"bicubic_share = {self.bicubic_share} and mild_share = {self.mild_share}: must be 0 for a "
                 f"recipe of kind {self.kind}"
             )
+        if self.kind not in ON_DEVICE and self.noise3_prob:
+            raise ValueError(f"noise3_prob = {self.noise3_prob}: must be 0 for a recipe of kind {self.kind}")
         if self.bicubic_share + self.mild_share > 1:
             raise ValueError(
                 f"bicubic_share = {self.bicubic_share} and mild_share = {self.mild_share}: their sum must be "

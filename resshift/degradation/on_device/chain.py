@@ -3,6 +3,7 @@
     blur 1, resize 1, noise 1, JPEG 1
     blur 2, resize 2, noise 2           where they were drawn; a resize to the same size changes nothing
     resize 3, filter, JPEG 2            JPEG first or last
+    noise 3                             before a JPEG that is last, or after bicubic alone
 
 Every sample goes through every operation, and what was not drawn for it is dropped. The result equals
 `resshift.degradation.degrade` up to the roundings of float32: tests/resshift/degradation/on_device states how
@@ -66,8 +67,14 @@ class DeviceDegradation:
         with torch.autocast(hq_u8.device.type, enabled=False):
             hq = from_levels(hq_u8.permute(0, 3, 1, 2))
             lq = tables.matlab @ hq @ tables.matlab.mT
+            sizes = torch.full_like(plan.chain, lq.shape[3], dtype=torch.int64)
             if self.recipe.kind != "bicubic":
                 lq = chosen(plan.chain > 0, self._chain(hq, plan, tables), lq)
+            if self.recipe.noise3_prob:
+                (random,) = random_levels((plan.noise3,), lq.shape[3])
+                lq = add_noise(lq, sizes, plan.noise3, random, tables.normal, tables.poisson)
+            if self.recipe.kind != "bicubic":
+                lq = chosen(plan.jpeg_last > 0, compress(lq, sizes, plan.quality2, tables.jpeg), lq)
             return to_levels(lq).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
     def _tables_on(self, device: torch.device) -> _Tables:
@@ -87,6 +94,7 @@ class DeviceDegradation:
         ]
 
     def _chain(self, x: Tensor, plan: Plan, tables: _Tables) -> Tensor:
+        """Return the pictures before the third noise and a JPEG that is last."""
         side = self.bounds.side_px
         plans = plan.kernel1, plan.kernel2, plan.kernel3
         of_pulses = [one.type == PULSE for one in plans]
@@ -103,8 +111,6 @@ class DeviceDegradation:
         x = blur(x, size1, kernel2, of_pulses[1])
         x = resize(x, size1, size2, plan.mode2, side)
         x = add_noise(x, size2, plan.noise2, random2, *laws)
-        is_last = plan.jpeg_last > 0
-        x = chosen(is_last, x, compress(x, size2, plan.quality2, tables.jpeg))
+        x = chosen(plan.jpeg_last > 0, x, compress(x, size2, plan.quality2, tables.jpeg))
         x = resize(x, size2, size3, plan.mode3, small)
-        x = blur(x, size3, kernel3, of_pulses[2])
-        return chosen(is_last, compress(x, size3, plan.quality2, tables.jpeg), x)
+        return blur(x, size3, kernel3, of_pulses[2])

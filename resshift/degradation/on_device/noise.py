@@ -4,13 +4,16 @@ equal pictures the noise is that of the CPU, number for number.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from resshift.degradation.noise import LUMA, POISSON_BITS, poisson_table
-from resshift.degradation.on_device.canvas import chosen, inside, steps, to_levels
+from resshift.degradation.on_device.canvas import chosen, inside, steps, taken, to_levels
 from resshift.degradation.on_device.philox import random_u16
 from resshift.degradation.on_device.plan import NOISES, NoisePlan
 
@@ -24,12 +27,11 @@ def poisson_tables() -> NDArray[np.float32]:
     return np.stack([poisson_table(1 << bits) for bits in range(_MOST_BITS + 1)])
 
 
-def random_levels(plans: tuple[NoisePlan, NoisePlan], side: int) -> tuple[Tensor, Tensor]:
-    """Return the random numbers of two noises for pictures of up to this side, (B, 3 side^2) int32 each."""
-    words = torch.stack([torch.stack(plan[-4:]) for plan in plans], dim=1).long()  # (4, 2, B)
+def random_levels(plans: Sequence[NoisePlan], side: int) -> tuple[Tensor, ...]:
+    """Return the random numbers of each noise for pictures of up to this side, (B, 3 side^2) int32 each."""
+    words = torch.stack([torch.stack(plan[-4:]) for plan in plans], dim=1).long()  # (4, num, B)
     keys = (words[0::2] | (words[1::2] << 32)).flatten(1)
-    first, second = random_u16(keys, 3 * side * side).chunk(2)
-    return first, second
+    return random_u16(keys, 3 * side * side).chunk(len(plans))
 
 
 def add_noise(
@@ -56,8 +58,19 @@ def add_noise(
         uniform >> (16 - POISSON_BITS)
     )
     deviation = poisson.view(-1)[index] * plan.level.float()[:, None, None, None]
-    noisy = (canvas + chosen(plan.kind == _GAUSSIAN, gaussian, deviation)).clamp(0, 1)
+    deviation = chosen(plan.kind == _GAUSSIAN, gaussian, deviation)
+    deviation = chosen(plan.correlated > 0, _correlated(deviation, sides), deviation)
+    noisy = (canvas + deviation).clamp(0, 1)
     return chosen(plan.kind == _NONE, canvas, noisy)
+
+
+def _correlated(deviation: Tensor, sides: Tensor) -> Tensor:
+    side = deviation.shape[3]
+    padded = taken(deviation, steps(-1, side + 1, sides).remainder(sides[:, None]))
+    middle = slice(1, side + 1)
+    neighbours = padded[..., :side, middle] + padded[..., 2:, middle]
+    neighbours = neighbours + padded[..., middle, :side] + padded[..., middle, 2:]
+    return (deviation + 0.5 * neighbours) * math.sqrt(0.5)
 
 
 def _of_pixels(random: Tensor, sides: Tensor, is_grey: Tensor, side: int) -> Tensor:

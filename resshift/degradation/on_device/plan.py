@@ -49,6 +49,7 @@ class NoisePlan(NamedTuple):
     kind: Tensor
     level: Tensor
     gray: Tensor
+    correlated: Tensor
     word0: Tensor
     word1: Tensor
     word2: Tensor
@@ -80,11 +81,12 @@ class Plan(NamedTuple):
     kernel3: KernelPlan
     noise1: NoisePlan
     noise2: NoisePlan
+    noise3: NoisePlan
 
 
-_NUM_SCALARS = len(Plan._fields) - 5
+_NUM_SCALARS = len(Plan._fields) - 6
 _NUM_KERNEL, _NUM_NOISE = len(KernelPlan._fields), len(NoisePlan._fields)
-PLAN_BYTES = 8 * (_NUM_SCALARS + 3 * _NUM_KERNEL + 2 * _NUM_NOISE)
+PLAN_BYTES = 8 * (_NUM_SCALARS + 3 * _NUM_KERNEL + 3 * _NUM_NOISE)
 _PULSE = (0.0,) * _NUM_KERNEL
 _SILENCE = (0.0,) * _NUM_NOISE
 
@@ -99,10 +101,11 @@ def encode(params: DegradationParams, side_px: int) -> NDArray[np.uint8]:
     Raises:
         ValueError: The operations are not those of such a recipe.
     """
-    match params.ops:
+    ops, noise3 = _without_noise3(params.ops)
+    match ops:
         case (Resize(mode="matlab_bicubic"),):
             head = (0.0, side_px, 0.0, 75.0, side_px, 0.0, 0.0, 75.0, 0.0)
-            numbers = (*head, *_PULSE * 3, *_SILENCE * 2)
+            numbers = (*head, *_PULSE * 3, *_SILENCE * 2, *_noise(noise3))
         case (Blur() as blur1, Resize() as resize1, Noise() as noise1, Jpeg() as jpeg1, *second, a, b, c):
             resize3, blur3, jpeg2 = _last(params, (a, b, c))
             blur2, resize2, noise2 = _second(params, second)
@@ -122,7 +125,8 @@ def encode(params: DegradationParams, side_px: int) -> NDArray[np.uint8]:
                 *(_PULSE if blur2 is None else _kernel(blur2)),
                 *_kernel(blur3),
                 *_noise(noise1),
-                *(_SILENCE if noise2 is None else _noise(noise2)),
+                *_noise(noise2),
+                *_noise(noise3),
             )
         case _:
             raise _unknown(params)
@@ -134,6 +138,17 @@ def _unknown(params: DegradationParams) -> ValueError:
     return ValueError(
         f"operations ({names}): a device applies those of recipes of kind {' or '.join(ON_DEVICE)}"
     )
+
+
+def _without_noise3(ops: Sequence[Operation]) -> tuple[Sequence[Operation], Noise | None]:
+    """Take the noise out that follows the last filter, or bicubic."""
+    match ops:
+        case (*others, (Blur() | Resize(mode="matlab_bicubic")) as before, Noise() as noise3):
+            return (*others, before), noise3
+        case (*others, Blur() as before, Noise() as noise3, Jpeg() as jpeg):
+            return (*others, before, jpeg), noise3
+        case _:
+            return ops, None
 
 
 def _last(params: DegradationParams, ops: Sequence[Operation]) -> tuple[Resize, Blur, Jpeg]:
@@ -178,10 +193,12 @@ def _kernel(op: Blur) -> tuple[float, ...]:
             return (index, spec.size, spec.sigma_x, spec.sigma_y, spec.theta, spec.beta, 0.0)
 
 
-def _noise(op: Noise) -> tuple[float, ...]:
+def _noise(op: Noise | None) -> tuple[float, ...]:
+    if op is None:
+        return _SILENCE
     key = seeds.derive(*noise_stream(op.seed))
     words = (float(key >> 32 * i & 0xFFFFFFFF) for i in range(4))
-    return (float(NOISES.index(op.kind)), op.level, float(op.gray), *words)
+    return (float(NOISES.index(op.kind)), op.level, float(op.gray), float(op.correlated), *words)
 
 
 def decode(records: Tensor) -> Plan:
@@ -189,7 +206,7 @@ def decode(records: Tensor) -> Plan:
     columns = iter(records.view(torch.float64).unbind(1))
     scalars = list(islice(columns, _NUM_SCALARS))
     kernels = [KernelPlan._make(islice(columns, _NUM_KERNEL)) for _ in range(3)]
-    noises = [NoisePlan._make(islice(columns, _NUM_NOISE)) for _ in range(2)]
+    noises = [NoisePlan._make(islice(columns, _NUM_NOISE)) for _ in range(3)]
     return Plan._make([*scalars, *kernels, *noises])
 
 

@@ -27,6 +27,7 @@ from resshift.degradation import (
     bicubic_x4,
     degrade,
     draw,
+    face,
     imagenet_test_x4,
     imresize,
     inpainting,
@@ -409,6 +410,31 @@ def test_mild_share_mixes_the_chain_of_the_test_set_in() -> None:
     assert draws(replace(realesrgan_x2(), mild_share=1.0), 1)[0].scale == 2
 
 
+def test_noise3_is_added_after_everything_but_the_last_jpeg() -> None:
+    """So it has the law it was drawn with. Nothing else of a sample changes."""
+    weak, white = (
+        NoiseRecipe(gaussian_prob=1, gaussian_sigma=sigma, poisson_scale=(0, 0), gray_prob=0)
+        for sigma in ((1, 10), (20, 20))
+    )
+    recipe = replace(realesrgan_x4(), bicubic_share=0.3, second_order_prob=0.0, noise1=weak)
+    plain = draws(recipe, 800)
+    noisy = draws(replace(recipe, noise3_prob=1.0, noise3=white), 800)
+    grey = np.full((256, 256, 3), 128, dtype=np.uint8)
+    for i, (before, after) in enumerate(zip(plain, noisy, strict=True)):
+        is_last = not isinstance(before.ops[-1], Jpeg)
+        position = len(before.ops) - (not is_last)
+        noise3 = after.ops[position]
+        assert isinstance(noise3, Noise)
+        assert (*after.ops[:position], *after.ops[position + 1 :]) == before.ops
+        if is_last and i < 20:
+            added = degrade(grey, after).astype(float) - degrade(grey, before)
+            assert added.std() == pytest.approx(20, rel=0.05)
+            assert abs((added * np.roll(added, 1, 0)).mean()) < 0.05 * added.var()
+    some = draws(replace(recipe, noise3_prob=0.3, noise3=white), 800)
+    share([params == other for params, other in zip(some, noisy, strict=True)], 0.3)
+    share([params == other for params, other in zip(some, plain, strict=True)], 0.7)
+
+
 @pytest.mark.parametrize("shape", [(64, 66, 3), (62, 64, 3), (64, 64), (64, 64, 4), (64, 64, 1), (0, 64, 3)])
 def test_bad_shapes_raise_and_name_them(shape: tuple[int, ...]) -> None:
     (params,) = draws(realesrgan_x4(), 1)
@@ -447,6 +473,8 @@ def test_impossible_recipes_raise_and_name_the_value() -> None:
         replace(realesrgan_x4(), bicubic_share=1.5)
     with pytest.raises(ValueError, match=r"mild_share = 0\.5: must be 0 for a recipe of kind inpainting"):
         replace(inpainting(), mild_share=0.5)
+    with pytest.raises(ValueError, match=r"noise3_prob = 0\.5: must be 0 for a recipe of kind face"):
+        replace(face(), noise3_prob=0.5)
     with pytest.raises(
         ValueError, match=r"bicubic_share = 0\.6 and mild_share = 0\.5: their sum must be at most 1"
     ):

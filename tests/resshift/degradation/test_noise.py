@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 from scipy.stats import kstest, norm, poisson
@@ -49,6 +51,28 @@ def test_gaussian_noise_is_normal_and_independent_between_pixels(gray: bool) -> 
             0, 1
         ]
         assert abs(neighbours) < 4 / np.sqrt(values.size)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "poisson"])
+def test_correlated_noise_has_its_covariance(kind: Literal["gaussian", "poisson"]) -> None:
+    """The sums of products of the weights 1 and four times 1/2, over sqrt(2), also across edges."""
+    image = np.full((128, 128, 3), 0.5, dtype=np.float32)
+    image[:8, :, :] += np.arange(128)[:, None] / 1000  # many levels, so Poisson noise has many photons
+    plain, correlated = (
+        add_noise(image, Noise(kind=kind, level=0.5, gray=False, correlated=is_correlated, seed=6)) - image
+        for is_correlated in (False, True)
+    )
+    variance = plain.var()
+    for dy, dx, expected in (
+        (0, 0, 1.0),
+        (0, 1, 0.5),
+        (1, 0, 0.5),
+        (1, 1, 0.25),
+        (2, 0, 0.125),
+        (2, 1, 0.0),
+    ):
+        shifted = np.roll(correlated, (dy, dx), (0, 1))
+        assert (correlated * shifted).mean() / variance == pytest.approx(expected, abs=0.02)
 
 
 def test_noise_is_a_function_of_its_seed() -> None:

@@ -18,7 +18,13 @@ from resshift.degradation.on_device.plan import encode
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIDE = 32
-MIXED = replace(degradation.realesrgan_x4(), bicubic_share=0.2, mild_share=0.3)
+MIXED = replace(
+    degradation.realesrgan_x4(),
+    bicubic_share=0.2,
+    mild_share=0.3,
+    noise1=replace(degradation.realesrgan_x4().noise1, correlated_prob=0.5),
+    noise3_prob=0.5,
+)
 Pictures = NDArray[np.uint8]
 
 
@@ -60,9 +66,10 @@ def test_low_quality_pictures_are_those_of_the_cpu(num: int) -> None:
     assert difference.mean() < 0.05
 
 
-def test_bicubic_alone_is_that_of_the_cpu() -> None:
+@pytest.mark.parametrize("noise3_prob", [0.0, 0.5])
+def test_bicubic_is_that_of_the_cpu(noise3_prob: float) -> None:
     """But for a level where a sum that lies between two is rounded."""
-    recipe = degradation.bicubic_x4()
+    recipe = replace(degradation.bicubic_x4(), noise3_prob=noise3_prob)
     hq, records, expected = both(recipe, 8)
     difference = np.abs(on_device(recipe, hq, records).astype(int) - expected)
     assert difference.max() <= 1

@@ -18,7 +18,7 @@ from resshift.degradation.on_device.plan import KERNELS, NOISES, PLAN_BYTES, Bou
 from resshift.degradation.resize import Resize
 
 SIDE = 64
-RECIPE = replace(degradation.realesrgan_x4(), bicubic_share=0.2, mild_share=0.3)
+RECIPE = replace(degradation.realesrgan_x4(), bicubic_share=0.2, mild_share=0.3, noise3_prob=0.5)
 
 
 def drawn(num: int, recipe: degradation.DegradationRecipe = RECIPE) -> list[DegradationParams]:
@@ -35,8 +35,14 @@ def test_records_hold_the_numbers_of_the_operations() -> None:
         resizes = [op for op in one.ops if isinstance(op, Resize)]
         noises = [op for op in one.ops if isinstance(op, Noise)]
         jpegs = [op for op in one.ops if isinstance(op, Jpeg)]
-        assert plan.chain[i] == (len(one.ops) > 1)
-        if len(one.ops) == 1:
+        has_noise3 = isinstance(one.ops[-2 if isinstance(one.ops[-1], Jpeg) else -1], Noise)
+        noise3 = noises.pop() if has_noise3 else None
+        assert NOISES[int(plan.noise3.kind[i])] == (noise3.kind if noise3 else "none")
+        if noise3:
+            assert (plan.noise3.level[i], plan.noise3.correlated[i]) == (noise3.level, noise3.correlated)
+        is_bicubic = isinstance(one.ops[0], Resize)
+        assert plan.chain[i] == (not is_bicubic)
+        if is_bicubic:
             continue
         assert plan.size1[i] == resized_to(resizes[0], SIDE, 4)
         assert plan.size2[i] == resized_to(resizes[-2], SIDE, 4)
