@@ -103,7 +103,7 @@ def locate_model(
         return ModelFiles(text, preset(released.preset).model, unet, stage)
     if text in FOREIGN:
         return replace(_in_file(fetch(FOREIGN[text], accept_licence=False), text, None, None), name=text)
-    if is_repository(text):
+    if is_repository(text) and not is_weight_file(text):
         try:
             return _in_folder(folder_of(HUB + text), preset_name, stage)
         except WeightsError as error:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 BUCKET = "s3://"
 HUB = "hf://"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)  # names on the hub begin so; ./NAME is a path
 _PART = 1 << 24  # bytes of one request to a bucket
 
 

@@ -324,6 +324,15 @@ def test_a_repository_on_a_hub_is_a_model(hub: Hub, toy: Path, tmp_path: Path) -
     assert found[7] == "an address on Hugging Face is hf://OWNER/NAME, got hf://me/toy@"
 
 
+@pytest.mark.parametrize("source", ["./nothing", "../nothing", "nothing/weights.pth"])
+def test_what_can_only_be_a_path_is_not_asked_for_on_the_hub(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(WeightsError, match=r"no model '.*nothing.*': give one of .*, or OWNER/NAME"):
+        locate_model(source)
+
+
 def test_without_the_package_of_the_hub_its_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(WeightsError, match=r"pip install 'resshift\[models\]'"):
