@@ -173,7 +173,7 @@ def choose_tiles(
         limit: Longest side that the cost may choose; `smallest` if that is larger.
         reach: Distance beyond which nothing has an influence on a position. Neighbours share twice as much,
             and each position is taken from tiles that see all of its reach. None: not known; neighbours share
-            an eighth of a tile, and with `step` up to three eighths of small ones.
+            an eighth of a tile, and with `step` up to half of small ones.
         step: See `cut_axis`.
         attention_positions: Area at which global attention costs as much as everything else.
     """
@@ -182,7 +182,7 @@ def choose_tiles(
     def plan_of(side: int) -> TilePlan:
         if reach is not None:
             return plan_tiles(height, width, side, 2 * reach, multiple, reach, step)
-        least = 0 if step == 1 else min(3 * side // _OVERLAP_SHARE, _SHARED_STEPS * step)
+        least = 0 if step == 1 else min(side // 2, _SHARED_STEPS * step)
         return plan_tiles(height, width, side, max(side // _OVERLAP_SHARE, least), multiple, step=step)
 
     def cost_of(plan: TilePlan) -> float:
