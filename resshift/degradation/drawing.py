@@ -14,6 +14,7 @@ from resshift.degradation.masks import draw_mask
 from resshift.degradation.noise import Noise
 from resshift.degradation.ranges import Draws, IntRange
 from resshift.degradation.recipe import (
+    NOISE3,
     DegradationRecipe,
     FaceRecipe,
     KernelRecipe,
@@ -147,6 +148,6 @@ def draw(rng: np.random.Generator, recipe: DegradationRecipe) -> DegradationPara
         ops = _draw_realesrgan(draws, _MILD if kind >= 1 - recipe.mild_share else recipe)
     # Drawn last, so that the share changes nothing else.
     if recipe.noise3_prob and draws.chance(recipe.noise3_prob):
-        noise3 = _draw_noise(draws, recipe.noise3)
+        noise3 = _draw_noise(draws, NOISE3)
         ops = (*ops[:-1], noise3, ops[-1]) if isinstance(ops[-1], Jpeg) else (*ops, noise3)
     return DegradationParams(scale=recipe.scale, ops=ops)

@@ -9,7 +9,7 @@ with probability 1/2, weaker noise):
     resize to H / scale, sinc or nothing, JPEG 2        always; JPEG first or last with equal probability
 
 The resize at the end shrinks every noise, so a network that was trained with this chain alone keeps noise of
-the size of a pixel. `noise3` is such a noise: it is added after the last filter, before JPEG 2 if JPEG is
+the size of a pixel. `NOISE3` is such a noise: it is added after the last filter, before JPEG 2 if JPEG is
 last, or after bicubic alone. Official training has none.
 
 Faces follow Wang et al., "Towards Real-World Blind Face Restoration with Generative Facial Prior" (GFPGAN),
@@ -121,6 +121,12 @@ class NoiseRecipe:
         check_range("poisson_scale", self.poisson_scale, 0)
 
 
+# Of `noise3_prob`.
+NOISE3 = NoiseRecipe(
+    gaussian_sigma=(1.0, 30.0), poisson_scale=(0.1, 2.0), gray_prob=0.2, correlated_prob=0.25
+)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
 class FaceRecipe:
     """Degradation of faces: blur, shrink, Gaussian noise, JPEG, enlarge to the original size.
@@ -160,7 +166,7 @@ class DegradationRecipe:
             training); 0 in official recipes.
         mild_share: Probability that the chain has the mild, first-order ranges of `imagenet_test_x4`; 0 in
             official recipes. Both shares apply to the real-world chain only, and are 0 for other kinds.
-        noise3_prob: Probability of `noise3`, which nothing shrinks, for every sample of the kinds
+        noise3_prob: Probability of noise that nothing shrinks (`NOISE3`), for every sample of the kinds
             "realesrgan" and "bicubic"; 0 in official recipes.
         second_order_prob, blur2_prob: Probabilities of the second order, and of blur in it.
         final_sinc_prob, final_sinc_size, final_sinc_omega: Probability and ranges of the last filter; sizes
@@ -174,9 +180,6 @@ class DegradationRecipe:
     bicubic_share: float = 0.0
     mild_share: float = 0.0
     noise3_prob: float = 0.0
-    noise3: NoiseRecipe = NoiseRecipe(
-        gaussian_sigma=(1.0, 30.0), poisson_scale=(0.1, 2.0), gray_prob=0.2, correlated_prob=0.25
-    )
     # The official configurations give the maxima 21 and 15, but sizes are drawn from range(3, 21, 2) and
     # range(3, 15, 2), which exclude the end.
     kernel1: KernelRecipe = KernelRecipe(size=(3, 19), sigma=(0.2, 3.0))

@@ -24,6 +24,9 @@ def test_every_setting_has_a_meaning(config: Any) -> None:
     # Of stored configurations.
     left_out = {
         "data.taught",
+        "degradation.noise3_prob",
+        "degradation.noise1.correlated_prob",
+        "degradation.noise2.correlated_prob",
         "model.hole",
         "model.schedule.trained_steps",
         "model.unet.lq_ratio",
