@@ -101,7 +101,8 @@ class Stage:
         artifacts: weight of the term against artifacts of the adversary.
         adversary: gradient of the adversary's term at the output picture / that of all other terms, by norms.
         bicubic: share of samples with bicubic degradation.
-        mild: share of samples with mild degradation. The others have heavy degradation.
+        mild: share of samples with mild degradation.
+        camera: share of samples with the blur of a camera. The others have heavy degradation.
         noise3: share of all samples with noise that nothing shrinks (`resshift.degradation.recipe`).
     """
 
@@ -117,6 +118,7 @@ class Stage:
     adversary: float = 0.0
     bicubic: float = 0.5
     mild: float = 0.25
+    camera: float = 0.0
     noise3: float = 0.2
 
     @property
@@ -152,8 +154,9 @@ PLANS: dict[str, tuple[Stage, ...]] = {
             learning_rate=1e-3,
             lpips=0.2,
             features=0.1,
-            bicubic=0.25,
-            mild=0.3,
+            bicubic=0.2,
+            mild=0.2,
+            camera=0.3,
         ),
         Stage(
             batch=8,
@@ -164,8 +167,9 @@ PLANS: dict[str, tuple[Stage, ...]] = {
             lattice=0.06,
             artifacts=8.0,
             adversary=2.0,
-            bicubic=0.25,
-            mild=0.3,
+            bicubic=0.2,
+            mild=0.2,
+            camera=0.3,
         ),
     ),
     "quick-detail": (
@@ -242,7 +246,11 @@ class Pairs(Dataset[Batch]):
         self.seed = seed
         self.crop = DataConfig(crop="scaled", crop_px=stage.crop_px)
         self.recipe = replace(
-            realesrgan_x4(), bicubic_share=stage.bicubic, mild_share=stage.mild, noise3_prob=stage.noise3
+            realesrgan_x4(),
+            bicubic_share=stage.bicubic,
+            mild_share=stage.mild,
+            camera_share=stage.camera,
+            noise3_prob=stage.noise3,
         )
         self.epoch, self.order = -1, np.empty(0, dtype=np.int64)
 

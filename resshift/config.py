@@ -719,6 +719,7 @@ class RunConfig:
 # Fields that were added when identities and fingerprints without them had been stored: left out while they
 # have these values.
 _ABSENT_WHEN: dict[str, Any] = {
+    "DegradationRecipe.camera_share": 0.0,
     "DegradationRecipe.noise3_prob": 0.0,
     "NoiseRecipe.correlated_prob": 0.0,
     "ModelConfig.hole": "black",

@@ -227,7 +227,13 @@ def tiny_x4() -> RunConfig:
             first_stage=FirstStageConfig(kind="pixel_unshuffle", unshuffle_factor=4),
             schedule=ScheduleConfig(steps=1, kappa=0.0, sqrt_eta_end=1.0),
         ),
-        degradation=replace(degradation.realesrgan_x4(), bicubic_share=0.25, mild_share=0.3, noise3_prob=0.2),
+        degradation=replace(
+            degradation.realesrgan_x4(),
+            bicubic_share=0.2,
+            mild_share=0.2,
+            camera_share=0.3,
+            noise3_prob=0.2,
+        ),
         loss=LossConfig(
             mse=0.0,
             charbonnier=1.0,

@@ -20,13 +20,14 @@ from resshift.degradation.recipe import (
     KernelRecipe,
     NoiseRecipe,
     ResizeRecipe,
+    camera_x4,
     imagenet_test_x4,
 )
 from resshift.degradation.resize import InterpolationMode, Resize
 
 _KERNEL_TYPES: tuple[GaussianType, ...] = get_args(GaussianType)
 _MODES: tuple[InterpolationMode, ...] = get_args(InterpolationMode)
-_MILD = imagenet_test_x4()
+_MILD, _CAMERA = imagenet_test_x4(), camera_x4()
 _SEED_BITS = 53  # integers of 53 bits are exact in every JSON reader
 
 
@@ -134,8 +135,9 @@ def draw(rng: np.random.Generator, recipe: DegradationRecipe) -> DegradationPara
         Parameters for `degrade`, which is not random.
     """
     draws = Draws(rng)
-    # Drawn even if both shares are 0. The shares are counted from the two ends of [0, 1), so changing one
-    # share changes only the samples that it adds or removes.
+    # Drawn even if all shares are 0. Bicubic is counted from the lower end of [0, 1), mild and then camera
+    # from the upper, so changing the share of bicubic or of camera changes only the samples that it adds or
+    # removes.
     kind = draws.unit()
     ops: tuple[Operation, ...]
     if recipe.kind == "bicubic" or kind < recipe.bicubic_share:
@@ -145,7 +147,9 @@ def draw(rng: np.random.Generator, recipe: DegradationRecipe) -> DegradationPara
     elif recipe.kind == "inpainting":
         ops = (draw_mask(draws, recipe.mask),)
     else:
-        ops = _draw_realesrgan(draws, _MILD if kind >= 1 - recipe.mild_share else recipe)
+        is_mild = kind >= 1 - recipe.mild_share
+        is_camera = kind >= 1 - recipe.mild_share - recipe.camera_share
+        ops = _draw_realesrgan(draws, _MILD if is_mild else _CAMERA if is_camera else recipe)
     # Drawn last, so that the share changes nothing else.
     if recipe.noise3_prob and draws.chance(recipe.noise3_prob):
         noise3 = _draw_noise(draws, NOISE3)

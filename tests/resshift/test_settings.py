@@ -24,6 +24,7 @@ def test_every_setting_has_a_meaning(config: Any) -> None:
     # Of stored configurations.
     left_out = {
         "data.taught",
+        "degradation.camera_share",
         "degradation.noise3_prob",
         "degradation.noise1.correlated_prob",
         "degradation.noise2.correlated_prob",

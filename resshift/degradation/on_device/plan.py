@@ -20,7 +20,7 @@ from resshift.degradation.apply import DegradationParams, Operation, resized_to
 from resshift.degradation.jpeg import Jpeg
 from resshift.degradation.kernels import Blur, GaussianKernel, GaussianType, PulseKernel, SincKernel
 from resshift.degradation.noise import Noise, noise_stream
-from resshift.degradation.recipe import ON_DEVICE, DegradationRecipe, imagenet_test_x4
+from resshift.degradation.recipe import ON_DEVICE, DegradationRecipe, camera_x4, imagenet_test_x4
 from resshift.degradation.resize import InterpolationMode, Resize
 
 MODES: tuple[InterpolationMode, ...] = get_args(InterpolationMode)
@@ -224,7 +224,8 @@ class Bounds(NamedTuple):
     @classmethod
     def of(cls, recipe: DegradationRecipe, side_px: int) -> Bounds:
         """Return the bounds of a recipe for clean pictures of this side."""
-        recipes = (recipe, imagenet_test_x4()) if recipe.mild_share else (recipe,)
+        others = ((recipe.mild_share, imagenet_test_x4()), (recipe.camera_share, camera_x4()))
+        recipes = [recipe, *(other for share, other in others if share)]
         sides = [side_px, *(int(side_px * one.resize1.factor[1]) for one in recipes)]
         sides += [int(side_px // recipe.scale * one.resize2.factor[1]) for one in recipes]
         return cls(

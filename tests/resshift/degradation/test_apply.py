@@ -25,6 +25,7 @@ from resshift.degradation import (
     DegradationRecipe,
     apply,
     bicubic_x4,
+    camera_x4,
     degrade,
     draw,
     face,
@@ -410,6 +411,26 @@ def test_mild_share_mixes_the_chain_of_the_test_set_in() -> None:
     assert draws(replace(realesrgan_x2(), mild_share=1.0), 1)[0].scale == 2
 
 
+def test_camera_share_mixes_blur_without_noise_in_and_leaves_the_other_samples() -> None:
+    before = replace(realesrgan_x4(), bicubic_share=0.2, mild_share=0.3)
+    plain, camera = draws(before, 800), draws(camera_x4(), 800)
+    mixed = draws(replace(before, camera_share=0.25), 800)
+    share([params == wanted for params, wanted in zip(mixed, camera, strict=True)], 0.25)
+    assert all(b in (a, c) for a, b, c in zip(plain, mixed, camera, strict=True))
+    assert draws(replace(realesrgan_x2(), camera_share=1.0), 1)[0].scale == 2
+    # The blur of a half-plane: its width is that of the kernel, which is wider than a pixel of the lq.
+    edge = np.zeros((256, 256, 3), np.uint8)
+    edge[:, 128:] = 200
+    widths, levels = [], []
+    for params in camera[:100]:
+        lq = degrade(edge, params).astype(float)
+        levels.append(float(lq[:, :8].std()))
+        slopes = np.abs(np.diff(lq[8:56].mean((0, 2))))
+        widths.append(float(slopes.sum() / slopes.max()))
+    assert np.median(levels) < 1.5
+    assert np.quantile(widths, 0.1) < 1.6 < 2.0 < np.quantile(widths, 0.9)
+
+
 def test_noise3_is_added_after_everything_but_the_last_jpeg() -> None:
     """So it has the law it was drawn with. Nothing else of a sample changes."""
     weak = NoiseRecipe(gaussian_prob=1, gaussian_sigma=(1, 10), poisson_scale=(0, 0), gray_prob=0)
@@ -478,9 +499,9 @@ def test_impossible_recipes_raise_and_name_the_value() -> None:
     with pytest.raises(ValueError, match=r"noise3_prob = 0\.5: must be 0 for a recipe of kind face"):
         replace(face(), noise3_prob=0.5)
     with pytest.raises(
-        ValueError, match=r"bicubic_share = 0\.6 and mild_share = 0\.5: their sum must be at most 1"
+        ValueError, match=r"bicubic_share = 0\.6, camera_share = 0\.5: their sum must be at most 1"
     ):
-        replace(realesrgan_x4(), bicubic_share=0.6, mild_share=0.5)
+        replace(realesrgan_x4(), bicubic_share=0.6, camera_share=0.5)
     with pytest.raises(ValueError, match=r"jpeg1_quality = \(95\.?0?, 30"):
         replace(realesrgan_x4(), jpeg1_quality=(95, 30))
     with pytest.raises(ValueError, match="both kernel sizes must be odd"):

@@ -21,7 +21,8 @@ SIDE = 32
 MIXED = replace(
     degradation.realesrgan_x4(),
     bicubic_share=0.2,
-    mild_share=0.3,
+    mild_share=0.2,
+    camera_share=0.2,
     noise1=replace(degradation.realesrgan_x4().noise1, correlated_prob=0.5),
     noise3_prob=0.5,
 )

@@ -18,7 +18,9 @@ from resshift.degradation.on_device.plan import KERNELS, NOISES, PLAN_BYTES, Bou
 from resshift.degradation.resize import Resize
 
 SIDE = 64
-RECIPE = replace(degradation.realesrgan_x4(), bicubic_share=0.2, mild_share=0.3, noise3_prob=0.5)
+RECIPE = replace(
+    degradation.realesrgan_x4(), bicubic_share=0.2, mild_share=0.2, camera_share=0.2, noise3_prob=0.5
+)
 
 
 def drawn(num: int, recipe: degradation.DegradationRecipe = RECIPE) -> list[DegradationParams]:
