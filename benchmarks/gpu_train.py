@@ -336,7 +336,7 @@ class Detail:
     """U-Net that starts from y0 = g(lq) and predicts the residual y0 - x0 in one step."""
 
     def __init__(self, device: torch.device, prior: Path, lpips_trunk: Path, efficientnet: Path) -> None:
-        config = ConvUNetConfig()
+        config = ConvUNetConfig(padding="replicate")
         self.network: nn.Module = on_device(ConvUNet(config), device)
         self.adversary = Adversary().to(device)
         self.adversaries = nn.ModuleList([self.adversary.heads])

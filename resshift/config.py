@@ -726,6 +726,7 @@ _ABSENT_WHEN: dict[str, Any] = {
     "ScheduleConfig.trained_steps": None,
     "ConvUNetConfig.lq_ratio": 1,
     "ConvUNetConfig.cond_mask": False,
+    "ConvUNetConfig.padding": "zeros",
     "OptimConfig.lr_batch": None,
     "OptimConfig.lr_rule": "sqrt",
     "OptimConfig.muon": None,

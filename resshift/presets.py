@@ -223,7 +223,7 @@ def tiny_x4() -> RunConfig:
         preset="tiny-x4",
         model=ModelConfig(
             target=Target.RESIDUAL,
-            unet=ConvUNetConfig(regression=RegressionConfig()),
+            unet=ConvUNetConfig(padding="replicate", regression=RegressionConfig()),
             first_stage=FirstStageConfig(kind="pixel_unshuffle", unshuffle_factor=4),
             schedule=ScheduleConfig(steps=1, kappa=0.0, sqrt_eta_end=1.0),
         ),

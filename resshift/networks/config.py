@@ -9,6 +9,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 MaskRule = Literal["released", "swin"]
+Padding = Literal["zeros", "replicate"]
 HALVING = 2  # side of a feature map at full size / side of one at half size
 # Sides of tiles for networks whose reach is not known, in pixels: the smallest shows hardly more than its
 # edges, and beyond the longest tiles save little work and cost memory.
@@ -304,6 +305,8 @@ class ConvUNetConfig:
         lq_ratio: Side of the low-quality picture divided by the side of the latent: the scale of the latent
             divided by that of the model. The network sees the picture unshuffled to the size of the latent.
         cond_mask: Whether it sees the mask of holes beside the picture.
+        padding: What convolutions see around a picture: zeros, or the nearest of its values ("replicate").
+            The latter look like more of the same picture, so tiles agree.
         regression: Shape of the regression network g whose estimate the chain starts from, y0 =
             encode(g(lq)), instead of bicubic interpolation. Its weights are the tensors `regression.*` of the
             U-Net, and they are frozen. With more than one step the U-Net sees y0 beside x_t.
@@ -317,6 +320,7 @@ class ConvUNetConfig:
     steps: int = 1
     lq_ratio: int = 1
     cond_mask: bool = False
+    padding: Padding = "zeros"
     regression: RegressionConfig | None = None
 
     def __post_init__(self) -> None:

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from resshift.networks.config import HALVING, ConvUNetConfig, UNetConfig
+from resshift.networks.config import HALVING, ConvUNetConfig, Padding, UNetConfig
 from resshift.networks.regression import RegressionNet, ResidualBlock, keep_variance
 from resshift.networks.unet import UNetSwin
 
 
-def _blocks(channels: int, number: int) -> nn.Sequential:
-    return nn.Sequential(*(ResidualBlock(channels) for _ in range(number)))
+def _blocks(channels: int, number: int, padding: Padding) -> nn.Sequential:
+    return nn.Sequential(*(ResidualBlock(channels, padding) for _ in range(number)))
 
 
 class ConvUNet(nn.Module):
@@ -37,10 +37,14 @@ class ConvUNet(nn.Module):
         self.config = config
         # True: the backward pass computes the activations of each level again instead of keeping them.
         self.checkpoint_activations = False
-        widths, outer = config.channels, config.channels[:-1]
-        self.stem = nn.Conv2d(config.in_channels + config.cond_channels, widths[0], 3, padding=1)
+        widths, outer, padding = config.channels, config.channels[:-1], config.padding
+        seen = config.in_channels + config.cond_channels
+        self.stem = nn.Conv2d(seen, widths[0], 3, padding=1, padding_mode=padding)
         self.times = nn.Embedding(config.steps, widths[0]) if config.steps > 1 else None
-        self.before = nn.ModuleList(map(_blocks, widths, config.blocks_before))
+        self.before = nn.ModuleList(
+            _blocks(width, number, padding)
+            for width, number in zip(widths, config.blocks_before, strict=True)
+        )
         self.shrink = nn.ModuleList(
             nn.Conv2d(fine, coarse, HALVING, stride=HALVING)
             for fine, coarse in zip(outer, widths[1:], strict=True)
@@ -48,8 +52,10 @@ class ConvUNet(nn.Module):
         self.enlarge = nn.ModuleList(
             nn.Conv2d(coarse, fine * HALVING**2, 1) for fine, coarse in zip(outer, widths[1:], strict=True)
         )
-        self.after = nn.ModuleList(map(_blocks, outer, config.blocks_after))
-        self.head = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+        self.after = nn.ModuleList(
+            _blocks(width, number, padding) for width, number in zip(outer, config.blocks_after, strict=True)
+        )
+        self.head = nn.Conv2d(widths[0], config.out_channels, 3, padding=1, padding_mode=padding)
         keep_variance(self)
         self.regression = None if config.regression is None else RegressionNet(config.regression)
         if self.regression is not None:

@@ -16,16 +16,21 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resshift.networks.config import HALVING, RegressionConfig
+from resshift.networks.config import HALVING, Padding, RegressionConfig
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(SiLU(conv(x))), 3x3."""
+    """x + conv(SiLU(conv(x))), 3x3.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        channels: Channels of x.
+        padding: What the convolutions see around x: "zeros" or "replicate".
+    """
+
+    def __init__(self, channels: int, padding: Padding = "zeros") -> None:
         super().__init__()
-        self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.first = nn.Conv2d(channels, channels, 3, padding=1, padding_mode=padding)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1, padding_mode=padding)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> the same."""

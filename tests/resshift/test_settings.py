@@ -32,6 +32,7 @@ def test_every_setting_has_a_meaning(config: Any) -> None:
         "model.schedule.trained_steps",
         "model.unet.lq_ratio",
         "model.unet.cond_mask",
+        "model.unet.padding",
         "model.unet.regression",  # none
         "optim.lr_batch",
         "optim.lr_rule",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from resshift.networks.config import ConvUNetConfig
+from resshift.networks.config import ConvUNetConfig, Padding
 from resshift.networks.conv_unet import ConvUNet
 
 SMALL = ConvUNetConfig(channels=(8, 12, 16), blocks_before=(1, 1, 1), blocks_after=(1, 1), steps=2)
@@ -23,10 +23,10 @@ def inputs(side: int, config: ConvUNetConfig = SMALL) -> tuple[Tensor, Tensor, T
     return x, torch.zeros(2, dtype=torch.int64), lq
 
 
-def trained() -> ConvUNet:
+def trained(config: ConvUNetConfig = SMALL) -> ConvUNet:
     """Return a network without layers of zeros."""
     torch.manual_seed(0)
-    network = ConvUNet(SMALL).eval()
+    network = ConvUNet(config).eval()
     torch.nn.init.normal_(network.head.weight, std=0.1)
     assert network.times is not None
     torch.nn.init.normal_(network.times.weight)
@@ -66,6 +66,16 @@ def test_the_rest_of_the_picture_changes_nothing() -> None:
     before, after = network(x, t, lq), network(other, t, lq)
     torch.testing.assert_close(before[..., :24], after[..., :24], rtol=0, atol=0)
     assert not torch.equal(before[..., 68:72], after[..., 68:72])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("padding", "is_even"), [("replicate", True), ("zeros", False)])
+def test_even_areas_stay_even_up_to_the_edge(padding: Padding, is_even: bool) -> None:
+    """Of one level: with more, the pattern of the coarser positions is cut off at the edge."""
+    config = replace(SMALL, channels=(8,), blocks_before=(3,), blocks_after=(), padding=padding)
+    x, t, lq = inputs(1)
+    result = trained(config)(x.expand(-1, -1, 16, 16), t, lq.expand(-1, -1, 16, 16))
+    assert torch.allclose(result, result[..., :1, :1].expand_as(result), rtol=0, atol=1e-5) == is_even
 
 
 @torch.no_grad()
