@@ -262,7 +262,7 @@ def tiny_x4_s4() -> RunConfig:
     and the picture alone, and the last one from an x_1 whose noise of 0.1, as much as what g misses, has to
     become detail. A small kappa, as that of tiny-x4-swin, leaves seeds and steps without effect. The
     objective is that of the last stage of tiny-x4, at every step of the chain; start with `--init tiny-x4`,
-    whose U-Net makes the same picture at every step.
+    whose U-Net makes the same picture at every step, except near edges (it sees no zeros there).
     """
     base = tiny_x4()
     return replace(

@@ -23,7 +23,7 @@ def test_export_prints_the_comparison_and_the_files(
     out = tmp_path / "out"
     assert main(["export", "tiny-x4", "--to", "hf", "--out", str(out)]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].startswith("picture 1x3x8x8: largest difference 0 of ")
+    assert printed[0] == "picture 1x3x8x8: largest difference 0 of 0.97"
     assert printed[1].startswith("step 1x48x8x8: largest difference 0 of ")
     assert printed[2] == "regression 1x3x8x8: largest difference 0 of 1.5"
     assert [line.split(":")[0] for line in printed[3:]] == [
